@@ -1,0 +1,1 @@
+"""fleetc: a hardware-aware model compiler with target plugins."""

@@ -1,0 +1,1 @@
+"""The boards fleetc knows: one YAML file each, and the JSON schema they obey."""
