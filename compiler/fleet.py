@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from compiler.errors import FleetError, ProfileError, combine
 from compiler.profile import find_profile, is_path
 from compiler.validate import validate
-from compiler.yamlfile import Origin, read_yaml
+from compiler.yamlfile import KeyPath, Origin, read_yaml
 
 Precision: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "fp16-weights"]
 
@@ -195,11 +195,16 @@ def refuse_limits(fleet: Fleet) -> None:
     Raises:
         FleetError: Naming every limit, and the evaluation, where they are written.
     """
-    stated = [keys for keys in fleet.origin.lines if keys == ("evaluation",) or keys[-2:-1] == ("limits",)]
-    reason = "gates for accuracy, memory and latency are not part of this release"
-    remedy = "Remove it; parity of every executed build with the reference is always checked."
-    if stated:
-        raise combine([FleetError(reason, where=fleet.origin.place(keys), remedy=remedy) for keys in stated])
+    if stated := [fleet.origin.place(keys) for keys in fleet.origin.lines if _asks_for_gate(keys)]:
+        raise FleetError(
+            "gates for accuracy, memory and latency are not part of this release:\n  - " + "\n  - ".join(stated),
+            remedy="Remove these keys. Parity of every executed build with the reference is always checked.",
+        )
+
+
+def _asks_for_gate(keys: KeyPath) -> bool:
+    at_top = keys == ("evaluation",) or (len(keys) == 2 and keys[0] == "limits")
+    return at_top or (len(keys) == 4 and keys[0] == "devices" and keys[2] == "limits")
 
 
 def _resolve(written: FleetFile, origin: Origin) -> Fleet:

@@ -20,8 +20,8 @@ from pydantic.json_schema import SkipJsonSchema
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
-from compiler.errors import ProfileError, UsageError, combine
-from compiler.validate import nearest, validate
+from compiler.errors import ProfileError, combine
+from compiler.validate import MAX_PROBLEMS, nearest, validate
 from compiler.yamlfile import Document, KeyPath, Origin, dotted, read_yaml
 
 T = TypeVar("T")
@@ -237,27 +237,23 @@ def _known(value: Any) -> Any:
     return [_known(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _provenance_problems(document: Document) -> list[UsageError]:
+def _provenance_problems(document: Document) -> list[ProfileError]:
     """Facts without provenance, and provenance of no fact, read from the raw file to be told with all else."""
     facts = [keys for name in _FACTS for keys in _leaves(document.data.get(name), (name,))]
     stated = document.data.get("provenance")
-    prefixes = {key: tuple(key.split(".")) for key in stated} if isinstance(stated, dict) else {}
-    bare = [dotted(fact) for fact in facts if not any(_covers(prefix, fact) for prefix in prefixes.values())]
-    idle = [key for key, prefix in prefixes.items() if not any(_covers(prefix, fact) for fact in facts)]
+    named = {tuple(key.split(".")) for key in stated} if isinstance(stated, dict) else set()
+    real = {fact[:depth] for fact in facts for depth in range(1, len(fact) + 1)}
+    bare = [dotted(fact) for fact in facts if not any(fact[:depth] in named for depth in range(1, len(fact) + 1))]
+    idle = sorted(".".join(keys) for keys in named - real)
     place = document.origin.place
-    problems: list[UsageError] = []
+    problems = []
     if bare:
-        problems += [
-            ProfileError(f"does not say where these are from: {', '.join(bare)}", where=place(("provenance",)))
-        ]
-    for key in idle:
+        what = f"does not say where these are from: {', '.join(bare[:MAX_PROBLEMS])}"
+        problems.append(ProfileError(what, where=place(("provenance",))))
+    for key in idle[:MAX_PROBLEMS]:
         what = f"is not a fact of this profile{nearest(key, map(dotted, facts))}"
-        problems += [ProfileError(what, where=place(("provenance", key)))]
+        problems.append(ProfileError(what, where=place(("provenance", key))))
     return problems
-
-
-def _covers(prefix: KeyPath, fact: KeyPath) -> bool:
-    return fact[: len(prefix)] == prefix
 
 
 def _leaves(value: object, keys: KeyPath) -> Iterator[KeyPath]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,6 +19,9 @@ from compiler.errors import UsageError
 from compiler.yamlfile import KeyPath, Origin
 
 T = TypeVar("T")
+E = TypeVar("E", bound=UsageError)
+
+MAX_PROBLEMS = 50  # beyond it a file is of another kind, and the list is no help
 
 _UNITS = {
     "mib": "MiB",
@@ -46,27 +49,32 @@ _UNKNOWN_KEY = {"unexpected_keyword_argument", "extra_forbidden"}
 
 
 def validate(
-    cls: type[T], data: Mapping[str, object], *, origin: Origin, error: type[UsageError], under: KeyPath = ()
-) -> tuple[T | None, list[UsageError]]:
+    cls: type[T], data: Mapping[str, object], *, origin: Origin, error: type[E], under: KeyPath = ()
+) -> tuple[T | None, list[E]]:
     """The value a mapping describes, or None with every reason why it describes none.
 
     Args:
         cls: A frozen dataclass; its fields may be annotated with pydantic's `Field`.
         data: JSON-like values only.
         origin: Where `data` was written.
-        error: The class of the returned problems.
+        error: The class of the returned problems, at most `MAX_PROBLEMS` of them.
         under: The key path of `data` inside its file.
     """
+    adapter = TypeAdapter(cls)
     try:
-        return _adapter(cls).validate_json(json.dumps(data), strict=True, extra="forbid"), []
+        return adapter.validate_json(json.dumps(data), strict=True, extra="forbid"), []
     except ValidationError as reason:
-        found = reason.errors(include_url=False)
-        return None, [_problem(cls, item, origin=origin, error=error, under=under) for item in found]
+        schema, found = adapter.json_schema(), reason.errors(include_url=False)
+    problems = []
+    for item in found[:MAX_PROBLEMS]:
+        at = tuple(key for key in item["loc"] if key != "[key]")
+        problems.append(error(_text(item, at, schema), where=origin.place((*under, *at))))
+    return None, problems
 
 
 def json_schema(cls: type[Any]) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a dataclass, as `validate` reads it: unknown keys are refused."""
-    schema = _adapter(cls).json_schema()
+    schema = TypeAdapter(cls).json_schema()
     for node in (schema, *schema.get("$defs", {}).values()):
         if "properties" in node:
             node["additionalProperties"] = False
@@ -75,29 +83,17 @@ def json_schema(cls: type[Any]) -> dict[str, Any]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known word closest to a mistyped one, else the known words themselves."""
-    names = list(known)
+    names = list(islice(known, 100))
     close = difflib.get_close_matches(word[:64], names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(names)}" if names else ""
 
 
-@cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(cls)
-
-
-def _problem(
-    cls: type[Any], item: ErrorDetails, *, origin: Origin, error: type[UsageError], under: KeyPath
-) -> UsageError:
-    at = tuple(key for key in item["loc"] if key != "[key]")
-    return error(_text(cls, item, at), where=origin.place((*under, *at)))
-
-
-def _text(cls: type[Any], item: ErrorDetails, at: KeyPath) -> str:
+def _text(item: ErrorDetails, at: KeyPath, schema: dict[str, Any]) -> str:
     kind, shown = item["type"], _shown(item["input"])
     if kind in _UNKNOWN_KEY:
-        return f"unknown key{nearest(str(at[-1]), _keys_at(json_schema(cls), at[:-1]))}"
+        return f"unknown key{nearest(str(at[-1]), _keys_at(schema, at[:-1]))}"
     if kind == "missing":
         return "is required and missing"
     if kind in _NOUNS:

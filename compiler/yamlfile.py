@@ -11,14 +11,13 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import (
     AliasEvent,
     DocumentStartEvent,
-    Event,
     MappingEndEvent,
     MappingStartEvent,
     ScalarEvent,
@@ -29,7 +28,7 @@ from ruamel.yaml.events import (
 
 from compiler.errors import UsageError
 
-Value: TypeAlias = "None | bool | int | float | str | list[Value] | dict[str, Value]"
+Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
 KeyPath: TypeAlias = tuple[str | int, ...]
 
 MAX_BYTES = 1 << 20  # read in about 2 s; the largest profile of ours is 4 KiB
@@ -50,7 +49,7 @@ class Origin:
     lines: Mapping[KeyPath, int] = field(default_factory=dict, repr=False)
 
     def place(self, keys: KeyPath) -> str:
-        """`file:line key.path` of a key; a key that is not in the file takes the line of the mapping it is missing in."""
+        """`file:line key.path` of a key; a key that is not there takes the line it is missing below."""
         depth = next((n for n in range(len(keys), -1, -1) if keys[:n] in self.lines), None)
         line = "" if depth is None else f":{self.lines[keys[:depth]]}"
         return f"{self.path}{line} {dotted(keys)}".strip()
@@ -122,7 +121,7 @@ class _Reader:
     def __init__(self, path: str, error: type[UsageError]) -> None:
         self.path, self.error = path, error
         self.lines: dict[KeyPath, int] = {(): 1}
-        self.events: Iterator[Event] = iter(())
+        self.events: Iterator[Any] = iter(())
 
     def document(self, text: str) -> Document:
         if not text.strip():
@@ -151,7 +150,7 @@ class _Reader:
             raise self.error("expected a mapping (`key: value` lines) at the top level", where=f"{self.path}:1")
         return data
 
-    def _value(self, event: Event, keys: KeyPath) -> Value:
+    def _value(self, event: Any, keys: KeyPath) -> Value:
         if isinstance(event, AliasEvent) or event.anchor is not None:
             raise self._fault(event, keys, "YAML anchors and aliases are not read; write the value out")
         if event.tag not in (None, "!"):
@@ -185,7 +184,7 @@ class _Reader:
             values.append(self._value(event, here))
         return values
 
-    def _scalar(self, event: Event, keys: KeyPath) -> Value:
+    def _scalar(self, event: Any, keys: KeyPath) -> Value:
         text = str(event.value)
         if not event.implicit[0]:
             if any("\ud800" <= char <= "\udfff" for char in text):
@@ -201,7 +200,7 @@ class _Reader:
             return number
         return text
 
-    def _fault(self, event: Event, keys: KeyPath, what: str) -> UsageError:
+    def _fault(self, event: Any, keys: KeyPath, what: str) -> UsageError:
         line = event.start_mark.line + 1
         return self.error(what, where=f"{self.path}:{line} {dotted(keys)}".strip())
 
