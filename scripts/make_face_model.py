@@ -11,6 +11,7 @@ the smaller one; here these zeros are explicit Pads.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import sys
@@ -210,6 +211,18 @@ def make_face_model(weights: Path) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"cannot write the file: {error.strerror}", where=str(path)) from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the model; the exit code is that of the error, if there is one."""
     parser = argparse.ArgumentParser(description="Convert dlib's face recognition ResNet into ONNX.")
@@ -218,22 +231,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         model = make_face_model(options.weights or find_weights())
-        write(options.output, model)
+        write_file(options.output, model)
     except CompilerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"{options.output}  {len(model)} bytes  sha256:{hashlib.sha256(model).hexdigest()}")
     return 0
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file at once or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write the model: {error.strerror}", where=str(path)) from error
 
 
 if __name__ == "__main__":
