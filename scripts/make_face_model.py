@@ -83,7 +83,7 @@ class Exporter:
 
     def per_channel(self, op: str, x: Feature, name: str, values: Floats) -> Feature:
         """Add an elementwise node with one constant per channel."""
-        require_channels(x, values.size)
+        require(x, channels=values.size, rank=3)
         return self.op(op, [x.value, self.constant(name, values.reshape(1, -1, 1, 1))], x.size)
 
     def normalize(self, x: Feature, mean: Sequence[float]) -> Feature:
@@ -93,7 +93,7 @@ class Exporter:
 
     def conv(self, x: Feature, conv: Conv) -> Feature:
         """A convolution with bias."""
-        require_channels(x, conv.weight.shape[1])
+        require(x, channels=conv.weight.shape[1], rank=3)
         window = conv.weight.shape[2]
         size = (len(conv.weight), *shrink(x.size[1:], window, conv.stride, conv.padding))
         weight, bias = self.constant("weight", conv.weight), self.constant("bias", conv.bias)
@@ -106,6 +106,7 @@ class Exporter:
 
     def pool(self, x: Feature, pool: Pool) -> Feature:
         """A pool over windows, or over the whole picture, which leaves a vector."""
+        require(x, channels=x.size[0], rank=3)
         if pool.window == 0:
             return self.op("Flatten", [self.op("GlobalAveragePool", [x.value], (x.size[0], 1, 1)).value], x.size[:1])
         size = (x.size[0], *shrink(x.size[1:], pool.window, pool.stride, 0))
@@ -113,7 +114,7 @@ class Exporter:
 
     def linear(self, x: Feature, linear: Linear) -> Feature:
         """x @ weight"""
-        require_channels(x, len(linear.weight))
+        require(x, channels=len(linear.weight), rank=1)
         return self.op("MatMul", [x.value, self.constant("weight", linear.weight)], linear.weight.shape[1:])
 
     def join(self, kept: Feature, x: Feature) -> Feature:
@@ -131,16 +132,16 @@ class Exporter:
         return self.op("Pad", [x.value, self.constant("pads", np.array([0] * 5 + lack, np.int64))], size)
 
 
-def require_channels(x: Feature, channels: int) -> None:
-    """Raise InvalidModel unless `x` has that many channels."""
-    if x.size[0] != channels:
-        raise InvalidModel(f"a layer for {channels} channels follows one with {x.size[0]}")
+def require(x: Feature, *, channels: int, rank: int) -> None:
+    """Raise InvalidModel unless `x` has that many channels and, without the batch, dimensions."""
+    if x.size[0] != channels or len(x.size) != rank:
+        raise InvalidModel(f"a layer for {channels} channels in {rank} dimensions follows one of size {x.size}")
 
 
 def shrink(sides: Sequence[int], window: int, stride: int, padding: int) -> tuple[int, ...]:
     """The sides of a picture after a window has moved over it."""
     shrunk = tuple((side + 2 * padding - window) // stride + 1 for side in sides)
-    if len(shrunk) != 2 or min(shrunk) < 1:
+    if min(shrunk) < 1:
         raise InvalidModel(f"a window of {window} x {window} does not fit a picture of {sides}")
     return shrunk
 
