@@ -15,8 +15,8 @@ import onnx_ir as ir
 SMALL_TENSOR_BYTES = 4096
 """Initializers up to this size take part in shape inference and checking; larger ones are only weights."""
 
-EMBED_BYTES = 1 << 30
-"""Weights up to this size are written inside the model file; protobuf itself ends at 2 GiB."""
+EMBED_BYTES = 256 << 20
+"""Weights up to this size are written inside the model file, which takes two copies in memory while it is written."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def skeleton(model: ir.Model, *, keep_bytes: int = SMALL_TENSOR_BYTES) -> onnx.M
 
 
 def write_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
-    """Writes the model as one ONNX file, or with its weights beside it in `<name>.data` if they exceed 1 GiB.
+    """Writes the model as one ONNX file, or with its weights beside it in `<name>.data` if they exceed EMBED_BYTES.
 
     Args:
         model: Left as it is; weights in other files are read from there.
