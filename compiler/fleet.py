@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from compiler.errors import FleetError, ProfileError, combine
 from compiler.profile import find_profile, is_path
@@ -148,7 +148,13 @@ class DeviceEntry:
     limits: Annotated[Limits, Field(description="Limits of this device class, over the fleet's.")] = Limits()
 
 
-_DeviceName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+def _not_json(name: str) -> str:
+    if name.endswith(".json"):
+        raise ValueError("must not end in .json: the name becomes a folder beside build.json")
+    return name
+
+
+_DeviceName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(_not_json)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,10 +75,22 @@ def validate(
 def json_schema(cls: type[Any]) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a dataclass, as `validate` reads it: unknown keys are refused."""
     schema = TypeAdapter(cls).json_schema()
-    for node in (schema, *schema.get("$defs", {}).values()):
-        if "properties" in node:
-            node["additionalProperties"] = False
+    _close(schema)
     return schema
+
+
+def _close(node: Any) -> None:
+    """Refuse unknown keys everywhere, and drop the titles pydantic makes of key names."""
+    if isinstance(node, list):
+        for item in node:
+            _close(item)
+    elif isinstance(node, dict):
+        if isinstance(node.get("title"), str):
+            del node["title"]
+        if "properties" in node or "patternProperties" in node:
+            node["additionalProperties"] = False
+        for item in node.values():
+            _close(item)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -94,25 +94,26 @@ def parse_yaml(text: str, *, name: str, error: type[UsageError]) -> Document:
 
 
 def _read_text(path: Path, error: type[UsageError]) -> str:
-    place = str(path)
+    place = str(path) if str(path).isprintable() else repr(str(path))
     try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             raise error("is a folder or a device, not a file", where=place)
-        if info.st_size > MAX_BYTES:
-            raise error(f"is {info.st_size} bytes; at most {MAX_BYTES} are read", where=place)
-        raw = path.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as reason:
-        line = raw.count(b"\n", 0, reason.start) + 1
-        raise error("is not UTF-8 text", where=f"{place}:{line}") from reason
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as reason:  # ValueError: a NUL in the path itself
-        raise error(f"cannot be read: {getattr(reason, 'strerror', None) or reason}", where=repr(place)) from reason
-    if "\0" in text:
-        raise error(
-            "holds NUL bytes: not a text file", where=f"{place}:{text.count(chr(10), 0, text.index(chr(0))) + 1}"
-        )
-    return text
+        raise error(f"cannot be read: {getattr(reason, 'strerror', None) or reason}", where=place) from reason
+    if len(raw) > MAX_BYTES:
+        raise error(f"is larger than {MAX_BYTES} bytes, the most that is read", where=place)
+    if (at := raw.find(b"\0")) >= 0:
+        raise error("holds NUL bytes: not a text file", where=f"{place}:{_line(raw, at)}")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise error("is not UTF-8 text", where=f"{place}:{_line(raw, reason.start)}") from reason
+
+
+def _line(raw: bytes, at: int) -> int:
+    return raw.count(b"\n", 0, at) + 1
 
 
 class _Reader:
