@@ -28,7 +28,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.min <= self.opt <= self.max:
-            raise ValueError(f"must hold min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
+            raise ValueError("must hold min <= opt <= max")
 
     def __str__(self) -> str:
         return str(self.min) if self.is_fixed else f"{self.min}..{self.max} (fastest at {self.opt})"
@@ -118,7 +118,7 @@ def _widen(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
         return {"min": value, "opt": value, "max": value}
     if not isinstance(value, dict):
-        raise ValueError(f"expected an integer or {{min, opt, max}}, got {value!r:.60}")
+        raise ValueError("expected an integer or {min, opt, max}")
     return value
 
 

@@ -19,6 +19,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from compiler.errors import ProfileError, combine
 from compiler.validate import MAX_PROBLEMS, nearest, validate
@@ -210,19 +211,20 @@ def to_yaml(profile: HardwareProfile) -> str:
     """The profile as a file `load_profile` reads back to an equal value."""
     yaml, out = YAML(), io.StringIO()
     yaml.width = 120
-    yaml.dump({key: _inline(value) for key, value in to_dict(profile).items()}, out)
+    yaml.dump(_styled(to_dict(profile)), out)
     return out.getvalue()
 
 
-def _inline(value: Any) -> Any:
-    """The value with its lists written in one line, as people write instruction sets."""
+def _styled(value: Any) -> Any:
+    """The value with its lists in one line, and what does not print in quotes with escapes."""
     if isinstance(value, dict):
-        return {key: _inline(item) for key, item in value.items()}
-    if not isinstance(value, list):
-        return value
-    row = CommentedSeq(value)
-    row.fa.set_flow_style()
-    return row
+        return {_styled(key): _styled(item) for key, item in value.items()}
+    if isinstance(value, list):
+        row = CommentedSeq(map(_styled, value))
+        row.fa.set_flow_style()
+        return row
+    is_odd = isinstance(value, str) and not value.isprintable()
+    return DoubleQuotedScalarString(value) if is_odd else value
 
 
 def _builtin_folder() -> Path:

@@ -111,7 +111,7 @@ def _text(item: ErrorDetails, at: KeyPath, schema: dict[str, Any]) -> str:
     if kind in _NOUNS:
         return f"expected {_NOUNS[kind]}{_unit(at, kind)}, got {shown}"
     if kind == "value_error":
-        return str(item["ctx"]["error"])
+        return f"{item['ctx']['error']}, got {shown}"
     if kind == "literal_error":
         return f"expected {item['ctx']['expected']}, got {shown}"
     return f"{item['msg'].replace('Input should be', 'must be').replace('String should', 'must')}, got {shown}"
