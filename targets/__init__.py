@@ -1,1 +1,1 @@
-"""The targets fleetc ships. Each is a plugin found through the entry-point group `fleetc.targets`, like any third party's."""
+"""The targets fleetc ships: plugins found through the entry-point group `fleetc.targets`, like any third party's."""

@@ -1,0 +1,56 @@
+"""What a target hands out: files in a folder, the tensors they take and give, and where each figure comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+
+class Evidence(StrEnum):
+    """Where a figure comes from."""
+
+    HOST = "measured-host"
+    EMULATOR = "measured-emulator"
+    DEVICE = "measured-device"
+    ESTIMATED = "estimated"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: name, numpy dtype name (`float32`), and shape, where a str is a symbolic dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The files one build made, under one folder.
+
+    Args:
+        root: The folder. Paths below are relative to it, in POSIX spelling.
+        target: Name of the target that made it and can load it.
+        precision: Precision it computes in.
+        inputs: What it takes, as read back from what was built.
+        outputs: What it gives.
+        files: Every file the device needs: `payload/…`, and for some targets `runtime/…` and `run`.
+        tools: Toolchain package → version that made it.
+        facts: What else the target wants to say or needs to load it again; JSON values only, no paths, no times.
+        unrepeatable: File → why its bytes differ from build to build.
+        deferred: Empty if complete; otherwise what the device must do (`fleetc finish`), and why.
+    """
+
+    root: Path
+    target: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: tuple[str, ...]
+    tools: Mapping[str, str]
+    facts: Mapping[str, object] = field(default_factory=dict)
+    unrepeatable: Mapping[str, str] = field(default_factory=dict)
+    deferred: str = ""

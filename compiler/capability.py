@@ -1,0 +1,143 @@
+"""What a target can do, as data; and what of a model it therefore refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from compiler.errors import UnsupportedModel
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """What a target takes of one operator.
+
+    Args:
+        dtypes: Names of the ONNX element types (`FLOAT`, `INT64`, …) its tensor inputs and outputs may have; empty means any.
+        constant_inputs: Indices of inputs that must be initializers or constants.
+        rank_max: Highest rank of its inputs and outputs; 0 means any.
+        attributes: Attribute name → the values it may take (compared as int, float, str or tuple).
+        opset_min: First version of the operator's opset whose meaning the target implements.
+    """
+
+    dtypes: frozenset[str] = frozenset()
+    constant_inputs: tuple[int, ...] = ()
+    rank_max: int = 0
+    attributes: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    opset_min: int = 1
+
+
+@dataclass(frozen=True)
+class PrecisionRule:
+    """One precision a target can build for this profile.
+
+    Args:
+        name: `fp32`, `fp16`, `bf16`, or `fp16-weights` (weights stored in float16, arithmetic in float32).
+        reason: Why it is there on this profile, in words for the plan.
+        converts_graph: Whether the border model itself must be converted (the target is strongly typed), or the
+            target converts while it builds.
+        tolerance: Name of the tolerance its results are judged by.
+    """
+
+    name: str
+    reason: str
+    converts_graph: bool
+    tolerance: str
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What one target can do on one profile.
+
+    Args:
+        ops: Operator → rule. A key is `Conv` for the default ONNX domain, `domain::Op` for any other.
+        precisions: By name, in order of preference; refusals of the others are in `precision_refusals`.
+        precision_refusals: Precision name → why it is not to be had on this profile.
+        dynamic_dims: Whether a dimension may stay a range in the artifact.
+        opset_max: Newest version of the default domain that the toolchain reads.
+        ahead_of_time: Empty if an artifact can be built on a machine without the device, otherwise why not.
+    """
+
+    ops: Mapping[str, OpRule]
+    precisions: tuple[PrecisionRule, ...]
+    dynamic_dims: bool
+    opset_max: int
+    precision_refusals: Mapping[str, str] = field(default_factory=dict)
+    ahead_of_time: str = ""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One node that a target (or a pass) does not take, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.op} '{self.node}': {self.reason}"
+
+
+def op_key(node: ir.Node) -> str:
+    """The operator as `Capability.ops` spells it."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+def find_unsupported(model: ir.Model, capability: Capability) -> tuple[Refusal, ...]:
+    """Every node that the capability does not cover, in graph order, subgraphs included."""
+    return tuple(
+        Refusal(node.name or "(unnamed)", op_key(node), reason)
+        for node in model.graph.all_nodes()
+        for reason in _reasons(node, capability)
+    )
+
+
+def refuse_unsupported(model: ir.Model, capability: Capability, *, target: str) -> None:
+    """Raises UnsupportedModel that lists every refusal, if there is any."""
+    refusals = find_unsupported(model, capability)
+    if refusals:
+        lines = "\n".join(f"  - {refusal}" for refusal in refusals)
+        raise UnsupportedModel(
+            f"target '{target}' refuses {len(refusals)} of {sum(1 for _ in model.graph.all_nodes())} nodes:\n{lines}",
+            remedy="Choose another target for this device, or replace these operators in the model.",
+        )
+
+
+def _reasons(node: ir.Node, capability: Capability) -> Iterator[str]:
+    key = op_key(node)
+    rule = capability.ops.get(key)
+    if rule is None:
+        yield f"the target has no operator {key}"
+        return
+    yield from _dtype_reasons(node, rule)
+    yield from _input_reasons(node, rule)
+    yield from _attribute_reasons(node, rule)
+
+
+def _dtype_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.dtype is not None]
+    found = {value.dtype.name for value in values if value.dtype is not None}
+    if rule.dtypes and not found <= rule.dtypes:
+        yield f"element type {', '.join(sorted(found - rule.dtypes))} is not among {', '.join(sorted(rule.dtypes))}"
+    ranks = [len(value.shape) for value in values if value.shape is not None]
+    if rule.rank_max and max(ranks, default=0) > rule.rank_max:
+        yield f"rank {max(ranks)} is above {rule.rank_max}"
+
+
+def _input_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
+    for index in rule.constant_inputs:
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is not None and value.const_value is None:
+            yield f"input {index} ('{value.name}') must be a constant"
+
+
+def _attribute_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
+    for name, allowed in rule.attributes.items():
+        attribute = node.attributes.get(name)
+        if attribute is None:
+            continue
+        value = tuple(attribute.value) if isinstance(attribute.value, (list, tuple)) else attribute.value
+        if value not in allowed:
+            yield f"attribute {name}={value!r} is not among {', '.join(map(repr, allowed))}"

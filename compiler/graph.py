@@ -1,0 +1,126 @@
+"""The one graph type is `onnx_ir.Model`; these are the few things everybody asks of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+SMALL_TENSOR_BYTES = 4096
+"""Initializers up to this size take part in shape inference and checking; larger ones are only weights."""
+
+EMBED_BYTES = 1 << 30
+"""Weights up to this size are written inside the model file; protobuf itself ends at 2 GiB."""
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What one pass did to a model, in place.
+
+    Args:
+        modified: Whether anything changed; a second run of the same pass must say False.
+        notes: What was looked at and left alone, each with its reason, or what a guard detected.
+    """
+
+    modified: bool
+    notes: tuple[str, ...] = field(default=())
+
+
+class Pass(Protocol):
+    """A graph pass: called with a model, which it changes in place."""
+
+    @property
+    def name(self) -> str:
+        """Verb and object in kebab case: `fuse-conv-bn`."""
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Rewrites the model in place and says truthfully whether it changed."""
+
+
+@dataclass(frozen=True)
+class FunctionPass:
+    """A pass made of a name and a function."""
+
+    name: str
+    function: Callable[[ir.Model], PassResult]
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Runs the function."""
+        return self.function(model)
+
+
+def to_text(model: ir.Model) -> str:
+    """The model in ONNX text syntax."""
+    return str(ir.to_onnx_text(model))
+
+
+def skeleton(model: ir.Model, *, keep_bytes: int = SMALL_TENSOR_BYTES) -> onnx.ModelProto:
+    """The model without its weights: initializers above `keep_bytes` become graph inputs of the same name and type.
+
+    What only needs the structure (checker, shape inference, simplifier) so never copies the weights.
+    """
+    bare = model.clone()
+    for value in list(bare.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > keep_bytes:
+            value.shape, value.dtype = tensor.shape, tensor.dtype
+            value.const_value = None
+            del bare.graph.initializers[str(value.name)]
+            if value not in bare.graph.inputs:
+                bare.graph.inputs.append(value)
+    return ir.to_proto(bare)
+
+
+def write_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
+    """Writes the model as one ONNX file, or with its weights beside it in `<name>.data` if they exceed 1 GiB.
+
+    Args:
+        model: Left as it is; weights in other files are read from there.
+        path: The `.onnx` file; its folder must exist.
+
+    Returns:
+        The files written, the model's own first. The same model gives the same bytes in every folder.
+    """
+    graphs = (model.graph, *model.graph.subgraphs())
+    weights = (value.const_value for graph in graphs for value in graph.initializers.values())
+    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= EMBED_BYTES:
+        ir.save(ir.external_data.load_to_model(model.clone()), path)
+        return (path,)
+    ir.save(model, path, external_data=f"{path.name}.data")
+    return path, path.with_name(f"{path.name}.data")
+
+
+def graph_digest(model: ir.Model) -> str:
+    """SHA-256 (64 hex digits) of the graph without weights, then of every weight, in bounded memory."""
+    digest = hashlib.sha256(skeleton(model, keep_bytes=0).SerializeToString(deterministic=True))
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for name, value in sorted(graph.initializers.items()):
+            if value.const_value is not None:
+                digest.update(f"{name}\0{value.const_value.dtype}\0{value.const_value.shape}\0".encode())
+                digest.update(_raw(value.const_value))
+    return digest.hexdigest()
+
+
+def check_model(model: ir.Model) -> None:
+    """Checks structure, types and shapes with ONNX's own checker and strict shape inference, weights left out.
+
+    Raises:
+        onnx.checker.ValidationError: The graph is not well formed.
+        onnx.shape_inference.InferenceError: Types or shapes contradict each other.
+    """
+    bare = skeleton(model)
+    onnx.checker.check_model(bare)
+    onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True)
+
+
+def _raw(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    if isinstance(tensor, ir.StringTensor):
+        return b"\0".join(tensor.string_data())
+    array = np.ascontiguousarray(tensor.numpy())
+    return memoryview(array.view(np.uint8).reshape(-1)) if array.size else b""

@@ -1,0 +1,177 @@
+"""The target contract, and the only plugin code: find one target by name among installed entry points, load only that one.
+
+A third party adds a target with one file and one entry point:
+
+    [project.entry-points."fleetc.targets"]
+    acme_npu = "acme_npu:TARGET"
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import onnx_ir as ir
+
+from compiler.artifact import Artifact, Evidence
+from compiler.capability import Capability
+from compiler.errors import TargetNotFound, TargetUnavailable
+from compiler.fleet import Range
+from compiler.graph import Pass
+from compiler.numerics import Array, Arrays
+from compiler.profile import HardwareProfile
+
+API_VERSION = 1
+GROUP = "fleetc.targets"
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """The part of the plan a target may depend on; together with the border model and the profile it keys the build.
+
+    Args:
+        precision: One of the capability's precision names.
+        options: The profile's `target_options` as the target's own `Options`.
+        dims: Symbolic dimension left in the border model → its range. Dimensions with one value are already bound.
+        threads: Threads the artifact shall use on the device.
+        cache_dir: Where toolchain downloads and intermediate caches may be kept; never part of a key.
+    """
+
+    precision: str
+    options: Any
+    dims: Mapping[str, Range] = field(default_factory=dict)
+    threads: int = 1
+    cache_dir: Path = field(default=Path(), compare=False)
+
+
+class Runner(Protocol):
+    """An artifact loaded for execution. A runner may also offer `count_instructions(inputs) -> int` (per inference)."""
+
+    evidence: Evidence
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Executes the artifact once; inputs and outputs by name."""
+
+    def close(self) -> None:
+        """Frees what the runner holds."""
+
+
+@runtime_checkable
+class Target(Protocol):
+    """One toolchain and the devices it builds for."""
+
+    name: str
+    api_version: int
+    Options: type[Any]
+
+    def toolchain(self) -> Mapping[str, str]:
+        """Package → installed version of everything that can change the build's bytes; imports nothing heavy."""
+
+    def check(self, profile: HardwareProfile) -> None:
+        """Raises TargetUnavailable naming the pip extra or driver that building for this profile needs."""
+
+    def capability(self, profile: HardwareProfile) -> Capability:
+        """What the target can do on this profile, as data; imports no toolchain."""
+
+    def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
+        """Graph passes of the target's own, run last on the border model."""
+
+    def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
+        """Builds under `workdir`. Raises UnsupportedModel, TargetUnavailable or ToolchainFailed."""
+
+    def load(self, artifact: Artifact) -> Runner:
+        """Loads a built artifact where it can run. Raises TargetUnavailable saying why it cannot run here."""
+
+
+def list_targets() -> dict[str, EntryPoint]:
+    """Installed targets by name, none of them loaded. Raises TargetUnavailable if two packages claim one name."""
+    found: dict[str, EntryPoint] = {}
+    for point in sorted(set(entry_points(group=GROUP)), key=lambda point: (point.name, point.value)):
+        if point.name in found:
+            raise TargetUnavailable(
+                f"two plugins claim the target '{point.name}': {_origin(found[point.name])} and {_origin(point)}",
+                remedy="Uninstall one of the two packages.",
+            )
+        found[point.name] = point
+    return found
+
+
+def find_target(name: str, *, where: str = "") -> Target:
+    """Loads the one target of that name.
+
+    Args:
+        name: The entry point's name.
+        where: What asked for it (file and key), for the message.
+
+    Raises:
+        TargetNotFound: No installed package has it.
+        TargetUnavailable: The plugin fails to import, speaks another API version, or is no target.
+    """
+    installed = list_targets()
+    if name not in installed:
+        near = difflib.get_close_matches(name, installed, n=1)
+        hint = f"Did you mean '{near[0]}'? " if near else ""
+        raise TargetNotFound(
+            f"no target '{name}' is installed",
+            where=where,
+            remedy=f"{hint}Installed: {', '.join(installed) or 'none'}. `fleetc targets` lists them.",
+        )
+    return _checked(name, _loaded(installed[name], where), where)
+
+
+def installed_version(package: str) -> str:
+    """Version of an installed distribution, or `absent`."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _loaded(point: EntryPoint, where: str) -> object:
+    try:
+        return point.load()
+    except Exception as error:  # a plugin is foreign code: whatever it raises on import becomes one message
+        raise TargetUnavailable(
+            f"the plugin for target '{point.name}' ({_origin(point)}) failed to import: {type(error).__name__}: {error}",
+            where=where,
+            remedy="Repair or uninstall that package.",
+        ) from error
+
+
+def _checked(name: str, target: object, where: str) -> Target:
+    if not isinstance(target, Target):
+        missing = [
+            member
+            for member in (
+                "name",
+                "api_version",
+                "Options",
+                "toolchain",
+                "check",
+                "capability",
+                "passes",
+                "build",
+                "load",
+            )
+            if not hasattr(target, member)
+        ]
+        raise TargetUnavailable(
+            f"the plugin for target '{name}' lacks {', '.join(missing)}",
+            where=where,
+            remedy="See docs/writing-a-target.md for the contract.",
+        )
+    if target.api_version != API_VERSION:
+        raise TargetUnavailable(
+            f"target '{name}' speaks plugin API {target.api_version}, this fleetc speaks {API_VERSION}",
+            where=where,
+            remedy="Install a version of the plugin that matches this fleetc.",
+        )
+    return target
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
