@@ -32,6 +32,7 @@ Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | 
 KeyPath: TypeAlias = tuple[str | int, ...]
 
 MAX_BYTES = 1 << 20  # read in about 2 s; the largest profile of ours is 4 KiB
+MAX_VALUES = 50_000  # a fleet of a thousand device classes has 10,000
 MAX_DEPTH = 16  # a fleet file needs 4
 
 _NULL = {"", "~", "null", "Null", "NULL"}
@@ -123,6 +124,7 @@ class _Reader:
         self.path, self.error = path, error
         self.lines: dict[KeyPath, int] = {(): 1}
         self.events: Iterator[Any] = iter(())
+        self.values = 0
 
     def document(self, text: str) -> Document:
         if not text.strip():
@@ -158,6 +160,9 @@ class _Reader:
             raise self._fault(event, keys, f"YAML tags are not read: {str(event.tag)[:64]!r}")
         if len(keys) > MAX_DEPTH:
             raise self._fault(event, (), f"nested more than {MAX_DEPTH} deep")
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise self._fault(event, (), f"holds more than {MAX_VALUES} keys and values")
         if isinstance(event, MappingStartEvent):
             return self._mapping(keys)
         if isinstance(event, SequenceStartEvent):

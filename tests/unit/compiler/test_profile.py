@@ -179,7 +179,7 @@ def test_a_written_profile_reads_back_equal(name: str) -> None:
     assert again == profile and profile_digest(again) == profile_digest(profile)
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_survives_writing_and_reading(text: str) -> None:
     profile = dataclasses.replace(parse(BOARD), description=text, target_options={f"k{text}": text, "list": [text]})

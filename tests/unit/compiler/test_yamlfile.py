@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.errors import ProfileError
-from compiler.yamlfile import MAX_BYTES, MAX_DEPTH, Origin, dotted, parse_yaml, read_yaml
+from compiler.yamlfile import MAX_BYTES, MAX_DEPTH, MAX_VALUES, Origin, dotted, parse_yaml, read_yaml
 
 
 def parse(text: str) -> dict[str, object]:
@@ -99,6 +99,7 @@ def test_keys_that_would_garble_a_message_are_quoted() -> None:
         ("a: " + "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"nested more than {MAX_DEPTH} deep"),
         ("[" * 100_000, f"nested more than {MAX_DEPTH} deep"),
         ("a: {" * 100_000, f"nested more than {MAX_DEPTH} deep"),
+        ("a: [" + "1," * MAX_VALUES + "]", f"holds more than {MAX_VALUES} keys and values"),
     ],
 )
 def test_what_is_not_plain_data_is_refused_with_its_place(text: str, said: str) -> None:
