@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -201,9 +201,7 @@ def profile_digest(profile: HardwareProfile) -> str:
 
 def to_dict(profile: HardwareProfile) -> dict[str, Any]:
     """The profile as JSON-ready values in the order of its fields, without what is not known."""
-    values = asdict(profile)
-    del values["origin"]
-    found: dict[str, Any] = _known(values)
+    found: dict[str, Any] = _plain(profile)
     return found
 
 
@@ -233,10 +231,12 @@ def _builtin_folder() -> Path:
     return Path(str(files("profiles")))
 
 
-def _known(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _known(item) for key, item in value.items() if item not in (None, (), {})}
-    return [_known(item) for item in value] if isinstance(value, (list, tuple)) else value
+def _plain(value: Any) -> Any:
+    """Dataclasses as mappings of their known fields; what the file holds under free keys stays whole."""
+    if is_dataclass(value):
+        items = ((field.name, getattr(value, field.name)) for field in fields(value) if field.name != "origin")
+        return {name: _plain(item) for name, item in items if item is not None and item != ()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _provenance_problems(document: Document) -> list[ProfileError]:

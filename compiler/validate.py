@@ -37,6 +37,7 @@ _NOUNS = {
     "int_from_float": "an integer",
     "float_type": "a number",
     "string_type": "text",
+    "path_type": "text",
     "bool_type": "true or false",
     "tuple_type": "a list",
     "list_type": "a list",
@@ -110,6 +111,8 @@ def _text(item: ErrorDetails, at: KeyPath, schema: dict[str, Any]) -> str:
         return "is required and missing"
     if kind in _NOUNS:
         return f"expected {_NOUNS[kind]}{_unit(at, kind)}, got {shown}"
+    if kind == "too_short":
+        return "is empty"
     if kind == "value_error":
         return f"{item['ctx']['error']}, got {shown}"
     if kind == "literal_error":

@@ -100,7 +100,7 @@ def test_a_range_reads_as_a_statement() -> None:
         ("face.onnx", "boards", ":2 model: there is no file"),
         ("face.onnx", '"a\\0b"', ":2 model: there is no file"),
         ("face.onnx", "x" * 5000, ":2 model: there is no file"),
-        ("face.onnx", "3", ":2 model: "),
+        ("face.onnx", "3", ":2 model: expected text, got 3"),
         ("schema: 1", "schema: 1\ncalibration: {path: none.npz}", ":2 calibration.path: expected a .npz or .npy file"),
         ("schema: 1", "schema: 1\ncalibration: {path: face.onnx}", ":2 calibration.path: expected a .npz or .npy file"),
         ("schema: 1", "schema: 1\ncalibration: {path: boards, samples: 0}", "calibration.samples: must be greater"),
@@ -116,7 +116,7 @@ def test_a_mistake_is_told_with_file_line_and_key(folder: Path, old: str, new: s
 
 
 def test_a_fleet_without_devices_is_refused(folder: Path) -> None:
-    assert "devices: " in refusal(folder, "schema: 1\nmodel: face.onnx\ndevices: {}\n")
+    assert "devices: is empty" in refusal(folder, "schema: 1\nmodel: face.onnx\ndevices: {}\n")
     assert "devices: is required" in refusal(folder, "schema: 1\nmodel: face.onnx\n")
 
 

@@ -179,6 +179,12 @@ def test_a_written_profile_reads_back_equal(name: str) -> None:
     assert again == profile and profile_digest(again) == profile_digest(profile)
 
 
+def test_options_that_are_null_or_empty_survive_writing() -> None:
+    options = {"a": None, "b": [], "c": {}, "d": {"e": None}, "f": [None, 1.5]}
+    profile = dataclasses.replace(parse(BOARD), target_options=options)
+    assert parse(to_yaml(profile)) == profile
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_survives_writing_and_reading(text: str) -> None:
