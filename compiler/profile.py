@@ -234,7 +234,7 @@ def _builtin_folder() -> Path:
 def _plain(value: Any) -> Any:
     """Dataclasses as mappings of their known fields; what the file holds under free keys stays whole."""
     if is_dataclass(value):
-        items = ((field.name, getattr(value, field.name)) for field in fields(value) if field.name != "origin")
+        items = ((one.name, getattr(value, one.name)) for one in fields(value) if one.name != "origin")
         return {name: _plain(item) for name, item in items if item is not None and item != ()}
     return list(value) if isinstance(value, tuple) else value
 
