@@ -5,8 +5,8 @@
    even where the other dimensions are symbolic.
 3. Any other operator of ONNX whose inputs are all constants, evaluated by ONNX Runtime alone and unoptimized.
 A result may make the model at most `budget_bytes` larger than the constants it replaces, so that a few bytes that mean
-a large tensor (ConstantOfShape, Expand, Tile) stay a few bytes. Never folded: random numbers, control flow, quantization.
-Subgraphs and functions are left alone.
+a large tensor (ConstantOfShape, Expand, Tile) stay a few bytes. Never folded: random numbers, control flow,
+quantization. Subgraphs and functions are left alone.
 """
 
 from __future__ import annotations

@@ -74,10 +74,14 @@ def _keeps_every_size(node: ir.Node) -> bool:
     """Reshape to [0, …, 0] with at most one −1, of a value of that rank."""
     source = node.inputs[0]
     shape = constant_of(node.inputs[1]) if node.op_type == "Reshape" else None
-    if shape is None or source is None or source.shape is None or node.attributes.get_int("allowzero", 0):
+    if shape is None or source is None or source.shape is None or _takes_zeros(node):
         return False
     sizes = shape.tolist()
     return len(sizes) == len(source.shape) and sizes.count(-1) <= 1 and all(size in (0, -1) for size in sizes)
+
+
+def _takes_zeros(node: ir.Node) -> bool:
+    return "allowzero" in node.attributes and node.attributes["allowzero"].as_int() != 0
 
 
 def _skip_inner(graph: ir.Graph, node: ir.Node, names: Names, notes: list[str]) -> bool:
@@ -88,7 +92,7 @@ def _skip_inner(graph: ir.Graph, node: ir.Node, names: Names, notes: list[str]) 
     shape = constant_of(node.inputs[1])
     if shape is None:
         return False
-    if not node.attributes.get_int("allowzero", 0) and not shape.all():
+    if not _takes_zeros(node) and not shape.all():
         spelled = _spelled_out(shape.tolist(), middle)
         if spelled is None:
             notes.append(f"{display_name(node)}: takes over a size of '{middle.name}' that is not known")
