@@ -19,11 +19,6 @@ from compiler.passes.values import constant_tensor
 OPERATORS = ("Mul", "Div", "Add", "Sub")
 
 
-def fold_input_normalization() -> RulePass:
-    """The pass `fold-input-normalization`."""
-    return RulePass("fold-input-normalization", [rule_of(AbsorbAffineBefore(op_type)) for op_type in OPERATORS])
-
-
 class AbsorbAffineBefore(RewriteRuleClassBase):
     """One arithmetic operator with a constant operand → Conv."""
 
@@ -56,3 +51,8 @@ class AbsorbAffineBefore(RewriteRuleClassBase):
 def _require_same_shape(x: ir.Value, channels: int, rank: int | None) -> None:
     if x.shape is None or rank_of(x) != rank or not same_dims(x.shape[1], channels):
         raise Refused(f"'{x.name}' is not known to have {channels} channels before the constant is broadcast")
+
+
+FOLD_INPUT_NORMALIZATION = RulePass(
+    "fold-input-normalization", [rule_of(AbsorbAffineBefore(op_type)) for op_type in OPERATORS]
+)

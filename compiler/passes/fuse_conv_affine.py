@@ -28,18 +28,11 @@ from compiler.passes.absorb import (
     per_channel,
     rebuild,
 )
-from compiler.passes.matching import producer, rule_of
+from compiler.passes.matching import OperandMatcher, producer, rule_of
 from compiler.passes.rules import RulePass
 
 CASES = (("Mul", False), ("Mul", True), ("Div", False), ("Add", False), ("Add", True), ("Sub", False), ("Sub", True))
 """Operator, and whether the constant is its first operand."""
-
-
-def fuse_conv_affine() -> RulePass:
-    """The pass `fuse-conv-affine`."""
-    return RulePass(
-        "fuse-conv-affine", [rule_of(AbsorbAffineAfter(layer, *case)) for layer in LAYERS for case in CASES]
-    )
 
 
 class AbsorbAffineAfter(RewriteRuleClassBase):
@@ -66,3 +59,9 @@ class AbsorbAffineAfter(RewriteRuleClassBase):
         rank, axis = output_layout(layer)
         numbers = per_channel(operand, channels=output_channels(layer), rank=rank, axis=axis)
         return fold_after(layer, affine_of(self._op_type, numbers, is_constant_first=self._is_constant_first))
+
+
+FUSE_CONV_AFFINE = RulePass(
+    "fuse-conv-affine",
+    [rule_of(AbsorbAffineAfter(layer, *case), matcher=OperandMatcher) for layer in LAYERS for case in CASES],
+)

@@ -33,12 +33,6 @@ from compiler.passes.rules import RulePass
 DEFAULT_EPSILON = 1e-5
 
 
-def fuse_conv_bn() -> RulePass:
-    """The pass `fuse-conv-bn`."""
-    after = [rule_of(AbsorbBatchNormAfter(layer)) for layer in LAYERS]
-    return RulePass("fuse-conv-bn", [*after, rule_of(AbsorbBatchNormBefore())])
-
-
 class AbsorbBatchNormAfter(RewriteRuleClassBase):
     """Case 1: layer → BatchNormalization."""
 
@@ -93,3 +87,8 @@ def _normalization(bn: ir.Node, channels: int) -> Affine:
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = gamma / np.sqrt(var + bn.attributes.get_float("epsilon", DEFAULT_EPSILON))
         return Affine(scale, beta - mean * scale)
+
+
+FUSE_CONV_BN = RulePass(
+    "fuse-conv-bn", [*(rule_of(AbsorbBatchNormAfter(layer)) for layer in LAYERS), rule_of(AbsorbBatchNormBefore())]
+)

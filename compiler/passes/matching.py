@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import onnx_ir as ir
-from onnxscript.rewriter import MatchContext, RewriteRule, RewriteRuleClassBase
+from onnxscript.rewriter import MatchContext, MatchResult, RewriteRule, RewriteRuleClassBase
 from onnxscript.rewriter._basics import MatchFailureError as Refused
+from onnxscript.rewriter.pattern import PatternMatcher, SimplePatternMatcher
 
-from compiler.passes.values import constant_of, scalar_of
+from compiler.passes.values import constant_of, constant_tensor, scalar_of
 
 __all__ = [
     "FLOATS",
+    "OperandMatcher",
     "Refused",
     "broadcasts_into",
     "is_known",
@@ -43,9 +46,34 @@ def rank_of(value: ir.Value | None) -> int | None:
     return None if value is None or value.shape is None else value.shape.rank()
 
 
-def rule_of(rule: RewriteRuleClassBase) -> RewriteRule:
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether a value is a constant nobody can override."""
+    return constant_tensor(value) is not None
+
+
+class OperandMatcher(SimplePatternMatcher):
+    """Matches only where the pattern's variable `operand` is accepted: the sum of two activations is no near miss.
+
+    Args:
+        pattern: What onnxscript makes of the rule's pattern.
+        accepts: Judges the operand.
+    """
+
+    def __init__(self, pattern: Any, accepts: Callable[[ir.Value | None], bool] = is_constant) -> None:
+        super().__init__(pattern)
+        self._accepts = accepts
+
+    def match(self, *args: Any, **kwargs: Any) -> MatchResult:
+        """The match, failed if the operand is not accepted."""
+        result: MatchResult = super().match(*args, **kwargs)
+        if result and not self._accepts(result.bindings.get("operand")):
+            return result.fail("the operand is of another kind")
+        return result
+
+
+def rule_of(rule: RewriteRuleClassBase, *, matcher: Callable[..., PatternMatcher] | None = None) -> RewriteRule:
     """The rule a class describes, with its type kept."""
-    return RewriteRule(rule.pattern, rule.rewrite, rule.check, name=rule.name)
+    return RewriteRule(rule.pattern, rule.rewrite, rule.check, matcher, name=rule.name)
 
 
 def require_opset(context: MatchContext, version: int, operator: str) -> None:
