@@ -199,3 +199,6 @@ def _keep_value_metadata(graph: ir.Graph, source: ir.Graph) -> None:
         if value.name in known:
             value.metadata_props.update(known[value.name].metadata_props)
     graph.metadata_props.update(source.metadata_props)
+
+
+SIMPLIFY_ONNXSIM = SimplifyOnnxsim()
