@@ -69,7 +69,7 @@ def skeleton(model: ir.Model, *, keep_bytes: int = SMALL_TENSOR_BYTES) -> onnx.M
     for value in list(bare.graph.initializers.values()):
         tensor = value.const_value
         if tensor is not None and tensor.nbytes > keep_bytes:
-            value.shape, value.dtype = tensor.shape, tensor.dtype
+            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
             value.const_value = None
             del bare.graph.initializers[str(value.name)]
             if value not in bare.graph.inputs:
@@ -124,4 +124,4 @@ def _raw(tensor: ir.TensorProtocol) -> bytes | memoryview:
     if isinstance(tensor, ir.StringTensor):
         return b"\0".join(tensor.string_data())
     array = np.ascontiguousarray(tensor.numpy())
-    return memoryview(array.view(np.uint8).reshape(-1)) if array.size else b""
+    return array.reshape(-1).view(np.uint8).data if array.size else b""
