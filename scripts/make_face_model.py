@@ -11,6 +11,7 @@ the smaller one; here these zeros are explicit Pads.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import sys
@@ -82,7 +83,7 @@ class Exporter:
 
     def per_channel(self, op: str, x: Feature, name: str, values: Floats) -> Feature:
         """Add an elementwise node with one constant per channel."""
-        require_channels(x, values.size)
+        require(x, channels=values.size, rank=3)
         return self.op(op, [x.value, self.constant(name, values.reshape(1, -1, 1, 1))], x.size)
 
     def normalize(self, x: Feature, mean: Sequence[float]) -> Feature:
@@ -92,7 +93,7 @@ class Exporter:
 
     def conv(self, x: Feature, conv: Conv) -> Feature:
         """A convolution with bias."""
-        require_channels(x, conv.weight.shape[1])
+        require(x, channels=conv.weight.shape[1], rank=3)
         window = conv.weight.shape[2]
         size = (len(conv.weight), *shrink(x.size[1:], window, conv.stride, conv.padding))
         weight, bias = self.constant("weight", conv.weight), self.constant("bias", conv.bias)
@@ -105,6 +106,7 @@ class Exporter:
 
     def pool(self, x: Feature, pool: Pool) -> Feature:
         """A pool over windows, or over the whole picture, which leaves a vector."""
+        require(x, channels=x.size[0], rank=3)
         if pool.window == 0:
             return self.op("Flatten", [self.op("GlobalAveragePool", [x.value], (x.size[0], 1, 1)).value], x.size[:1])
         size = (x.size[0], *shrink(x.size[1:], pool.window, pool.stride, 0))
@@ -112,7 +114,7 @@ class Exporter:
 
     def linear(self, x: Feature, linear: Linear) -> Feature:
         """x @ weight"""
-        require_channels(x, len(linear.weight))
+        require(x, channels=len(linear.weight), rank=1)
         return self.op("MatMul", [x.value, self.constant("weight", linear.weight)], linear.weight.shape[1:])
 
     def join(self, kept: Feature, x: Feature) -> Feature:
@@ -130,16 +132,16 @@ class Exporter:
         return self.op("Pad", [x.value, self.constant("pads", np.array([0] * 5 + lack, np.int64))], size)
 
 
-def require_channels(x: Feature, channels: int) -> None:
-    """Raise InvalidModel unless `x` has that many channels."""
-    if x.size[0] != channels:
-        raise InvalidModel(f"a layer for {channels} channels follows one with {x.size[0]}")
+def require(x: Feature, *, channels: int, rank: int) -> None:
+    """Raise InvalidModel unless `x` has that many channels and, without the batch, dimensions."""
+    if x.size[0] != channels or len(x.size) != rank:
+        raise InvalidModel(f"a layer for {channels} channels in {rank} dimensions follows one of size {x.size}")
 
 
 def shrink(sides: Sequence[int], window: int, stride: int, padding: int) -> tuple[int, ...]:
     """The sides of a picture after a window has moved over it."""
     shrunk = tuple((side + 2 * padding - window) // stride + 1 for side in sides)
-    if len(shrunk) != 2 or min(shrunk) < 1:
+    if min(shrunk) < 1:
         raise InvalidModel(f"a window of {window} x {window} does not fit a picture of {sides}")
     return shrunk
 
@@ -210,6 +212,18 @@ def make_face_model(weights: Path) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"cannot write the file: {error.strerror}", where=str(path)) from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the model; the exit code is that of the error, if there is one."""
     parser = argparse.ArgumentParser(description="Convert dlib's face recognition ResNet into ONNX.")
@@ -218,22 +232,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         model = make_face_model(options.weights or find_weights())
-        write(options.output, model)
+        write_file(options.output, model)
     except CompilerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"{options.output}  {len(model)} bytes  sha256:{hashlib.sha256(model).hexdigest()}")
     return 0
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file at once or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write the model: {error.strerror}", where=str(path)) from error
 
 
 if __name__ == "__main__":
