@@ -20,7 +20,7 @@ import onnx_ir as ir
 from compiler.artifact import Artifact, Evidence
 from compiler.capability import Capability
 from compiler.errors import TargetNotFound, TargetUnavailable
-from compiler.fleet import DimRange
+from compiler.fleet import Range
 from compiler.graph import Pass
 from compiler.numerics import Array, Arrays
 from compiler.profile import HardwareProfile
@@ -43,7 +43,7 @@ class TargetPlan:
 
     precision: str
     options: Any
-    dims: Mapping[str, DimRange] = field(default_factory=dict)
+    dims: Mapping[str, Range] = field(default_factory=dict)
     threads: int = 1
     cache_dir: Path = field(default=Path(), compare=False)
 
