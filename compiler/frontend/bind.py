@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
@@ -200,13 +201,25 @@ def _all_values(model: ir.Model) -> Iterator[ir.Value]:
 def _infer(model: ir.Model, ranges: Mapping[str, SizeRange], where: str) -> None:
     try:
         infer_shapes(model)
-    except onnx.shape_inference.InferenceError as error:
+        _check_reshapes(model)
+    except (onnx.shape_inference.InferenceError, ValueError, MemoryError) as error:
         asked = ", ".join(f"{name}: {size.min}..{size.max}" for name, size in ranges.items())
         raise FleetError(
             f"with {asked} the model's shapes contradict each other: {' '.join(str(error).split())[:400]}",
             where=where,
             remedy="A size may be fixed inside the model (a Reshape to a constant): ask for that, or export again.",
         ) from error
+
+
+def _check_reshapes(model: ir.Model) -> None:
+    """Raises ValueError for a Reshape that would change how many elements there are; ONNX's inference lets it pass."""
+    for node in model.graph.all_nodes():
+        if node.op_type == "Reshape" and node.domain == "" and node.inputs[0] is not None:
+            before, after = node.inputs[0].shape, node.outputs[0].shape
+            if before is None or after is None or not before.is_static() or not after.is_static():
+                continue
+            if math.prod(before.numpy()) != math.prod(after.numpy()):
+                raise ValueError(f"Reshape '{node.name}' makes {after} of {before}")
 
 
 def _notes(inputs: Sequence[ir.Value], batch_names: frozenset[str], model: ir.Model) -> Iterator[str]:

@@ -106,8 +106,8 @@ def is_sorted(nodes: Sequence[onnx.NodeProto]) -> bool:
 
 
 def place_of(node: onnx.NodeProto) -> str:
-    """Operator and name of a node, for messages."""
-    return f"{node.op_type} '{node.name}'"
+    """Operator and name of a node, for messages; one without a name goes by what it makes."""
+    return f"{node.op_type} '{node.name}'" if node.name else f"{node.op_type} (makes '{', '.join(node.output)}')"
 
 
 def _walk_back(stuck: set[int], needs: Sequence[Sequence[int]]) -> list[int]:
@@ -247,15 +247,17 @@ def _schema_problems(node: onnx.NodeProto, domain: str, version: int) -> Iterato
         yield InvalidModel(
             f"'{node.op_type}' is no operator of the domain '{domain or 'ai.onnx'}'",
             where=place_of(node),
-            remedy=f"Did you mean '{near[0]}'? " * bool(near)
+            remedy=(f"Did you mean '{near[0]}'? " if near else "")
             + "A custom operator needs a domain of its own or a function.",
         )
-    elif version < since[0]:
-        what = f"'{node.op_type}' came with opset {since[0]}, the model uses opset {version}"
-        yield InvalidModel(what, where=place_of(node), remedy=f"Export the model with opset {since[0]} or newer.")
-    elif since[1] is not None and version >= since[1]:
-        what = f"'{node.op_type}' was removed in opset {since[1]}, the model uses opset {version}"
-        yield InvalidModel(what, where=place_of(node), remedy=f"Export the model with an opset below {since[1]}.")
+    elif version < since:
+        what = f"'{node.op_type}' came with opset {since}, the model uses opset {version}"
+        yield InvalidModel(what, where=place_of(node), remedy=f"Export the model with opset {since} or newer.")
+    else:
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
+        if schema.deprecated:
+            what = f"'{node.op_type}' is not in opset {version}: opset {schema.since_version} took it out"
+            yield InvalidModel(what, where=place_of(node), remedy="Export the model with another opset.")
 
 
 @cache
@@ -267,13 +269,12 @@ def _newest_versions() -> Mapping[str, int]:
 
 
 @cache
-def _history() -> Mapping[tuple[str, str], tuple[int, int | None]]:
-    """(domain, operator) → the version it came with, and the one that removed it."""
-    found: dict[tuple[str, str], tuple[int, int | None]] = {}
+def _history() -> Mapping[tuple[str, str], int]:
+    """(domain, operator) → the version it came with."""
+    found: dict[tuple[str, str], int] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
-        first, removed = found.get((schema.domain, schema.name), (schema.since_version, None))
-        removed = schema.since_version if schema.deprecated else removed
-        found[schema.domain, schema.name] = min(first, schema.since_version), removed
+        key = schema.domain, schema.name
+        found[key] = min(found.get(key, schema.since_version), schema.since_version)
     return found
 
 

@@ -30,7 +30,10 @@ def extract_prefix(model: ir.Model, value_names: Sequence[str]) -> ir.Model:
     needed = _needed(outputs)
     graph.outputs.clear()
     graph.outputs.extend(outputs)
-    graph.remove([node for node in reversed(list(graph)) if node not in needed], safe=True)
+    dropped = [node for node in reversed(list(graph)) if node not in needed]
+    for node in dropped:
+        _let_go(node)
+    graph.remove(dropped, safe=True)
     for name in [name for name, value in graph.initializers.items() if not value.uses() and value not in set(outputs)]:
         del graph.initializers[name]
     return cut
@@ -73,6 +76,15 @@ def _read_by(node: ir.Node) -> list[ir.Value]:
             read += [value for inner in graph.all_nodes() for value in inner.inputs if value is not None]
             read += list(graph.outputs)
     return read
+
+
+def _let_go(node: ir.Node) -> None:
+    """Ends the uses that the node's subgraphs make of values outside."""
+    for attribute in node.attributes.values():
+        for graph in _graphs(attribute):
+            for inner in graph.all_nodes():
+                for index in range(len(inner.inputs)):
+                    inner.replace_input_with(index, None)
 
 
 def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -10,10 +11,13 @@ import onnx
 from onnx import numpy_helper
 
 from compiler.frontend.check import DEFAULT_DOMAINS
-from compiler.frontend.tensors import each_graph, subgraphs
+from compiler.frontend.tensors import byte_size, each_graph, subgraphs
 
 IR_VERSION_FREE_INITIALIZERS = 4
 """The first IR version in which an initializer need not also be a graph input."""
+
+MAX_DENSE_BYTES = 2**29
+"""512 MiB: the most a sparse tensor may become, since a few bytes of file can claim any shape."""
 
 
 def normalize(proto: onnx.ModelProto) -> list[str]:
@@ -29,6 +33,7 @@ def normalize(proto: onnx.ModelProto) -> list[str]:
         *_drop_initializer_inputs(proto),
         *_make_dense(proto.graph),
         *_drop_training(proto),
+        *_name_graphs(proto),
         *_name_nodes(proto),
     ]
     _spell_default_domain(proto)
@@ -41,6 +46,9 @@ def dense_array(sparse: onnx.SparseTensorProto) -> np.ndarray:
     Raises:
         ValueError: Values and indices do not fit each other or the shape.
     """
+    size = byte_size(sparse.values.data_type, math.prod(sparse.dims))
+    if any(dim < 0 for dim in sparse.dims) or size > MAX_DENSE_BYTES:
+        raise ValueError(f"its shape {list(sparse.dims)} would be {size} bytes written out dense")
     values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     if values.ndim != 1 or indices.shape not in ((values.size,), (values.size, len(sparse.dims))):
         raise ValueError(f"values of shape {values.shape} and indices of shape {indices.shape} do not belong together")
@@ -78,6 +86,13 @@ def _make_dense(graph: onnx.GraphProto) -> Iterator[str]:
                     attribute.ClearField("sparse_tensor")
                     attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
                     yield f"sparse value of Constant '{node.name}' was written out dense"
+
+
+def _name_graphs(proto: onnx.ModelProto) -> Iterator[str]:
+    for index, graph in enumerate(each_graph(proto.graph)):
+        if not graph.name:
+            graph.name = f"graph_{index}"
+            yield f"a graph had no name; it is '{graph.name}' now"
 
 
 def _drop_training(proto: onnx.ModelProto) -> Iterator[str]:

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto
 
-from compiler.errors import InvalidModel, ModelError, combine
+from compiler.errors import InvalidModel, ModelError, UnsupportedModel, combine
 from compiler.frontend.check import is_sorted, model_problems, version_problems
 from compiler.frontend.files import map_file, parse
 from compiler.frontend.infer import infer_shapes
@@ -74,7 +74,9 @@ def _to_ir(proto: onnx.ModelProto, place: Path) -> ir.Model:
                 graph.initializers[name].const_value = tensor
         return model
     except (ir.serde.SerdeError, ValueError, TypeError, NotImplementedError, RecursionError, OSError) as error:
-        raise InvalidModel(f"the graph cannot be interpreted: {_root(error)}", where=str(place)) from error
+        cause = _root(error)
+        kind = UnsupportedModel if isinstance(cause, NotImplementedError) else InvalidModel
+        raise kind(f"the graph cannot be interpreted: {_first_lines(str(cause))}", where=str(place)) from error
 
 
 def _take_external(graph: onnx.GraphProto, files: DataFiles) -> dict[str, ir.TensorProtocol]:
@@ -92,10 +94,10 @@ def _check_types(model: ir.Model, place: Path) -> list[str]:
             infer_shapes(model)
             check_model(model)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
-            raise InvalidModel(_first_lines(stated), where=str(place)) from stated
+            raise InvalidModel(_first_lines(str(stated)), where=str(place)) from stated
         return ["shapes stated inside the graph contradicted its inputs; they were inferred anew"]
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise InvalidModel(_first_lines(error), where=str(place)) from error
+        raise InvalidModel(_first_lines(str(_root(error))), where=str(place)) from error
 
 
 def _all_tensor_problems(proto: onnx.ModelProto, folder: Path) -> Iterator[ModelError]:
@@ -119,12 +121,12 @@ def _raise_all(problems: Iterable[ModelError], place: Path) -> None:
         raise type(found[0])(combine(found).what, where=str(place))
 
 
-def _root(error: BaseException) -> str:
-    """What the innermost cause says."""
+def _root(error: BaseException) -> BaseException:
+    """The innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{error}" or type(error).__name__
+    return error
 
 
-def _first_lines(error: Exception, *, lines: int = 3) -> str:
-    return " ".join(line.strip() for line in str(error).strip().splitlines()[:lines])
+def _first_lines(text: str, *, lines: int = 3) -> str:
+    return " ".join(line.strip() for line in text.strip().splitlines()[:lines])

@@ -164,7 +164,9 @@ def node_tensors(node: onnx.NodeProto, *, initializers: bool = True) -> Iterator
 
 def subgraphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
     """The graphs one attribute holds."""
-    return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+    if attribute.type == onnx.AttributeProto.GRAPH:
+        return [attribute.g]
+    return list(attribute.graphs) if attribute.type == onnx.AttributeProto.GRAPHS else []
 
 
 def each_graph(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
