@@ -15,8 +15,8 @@ import onnx_ir as ir
 SMALL_TENSOR_BYTES = 4096
 """Initializers up to this size take part in shape inference and checking; larger ones are only weights."""
 
-EMBED_BYTES = 1 << 30
-"""Weights up to this size are written inside the model file; protobuf itself ends at 2 GiB."""
+EMBED_BYTES = 256 << 20
+"""Weights up to this size are written inside the model file, which takes two copies in memory while it is written."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""Runs a target's work in a child process, so that a native crash, a hang or a memory blow-up stays with one device.
+
+The parent writes `request.json` into a folder, starts `python -m compiler.worker FOLDER`, watches time and memory, and
+reads `response.json`. What the toolchain prints goes to `log.txt`; its end is part of the message when it fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from compiler.errors import InternalError, ToolchainFailed, from_dict
+
+POLL_S = 0.05
+LOG_TAIL_LINES = 12
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ChildLimits:
+    """What one child process may use.
+
+    Args:
+        timeout_s: Wall time in seconds.
+        memory_mib: Resident memory of the child and its own children, in MiB.
+    """
+
+    timeout_s: float = 1800.0
+    memory_mib: int = 0
+
+    def memory_bytes(self) -> int:
+        """The memory limit in bytes; nine tenths of this machine's memory where none was set."""
+        return self.memory_mib * MIB or int(psutil.virtual_memory().total * 0.9)
+
+
+def run_child(work: str, request: dict[str, Any], *, folder: Path, limits: ChildLimits, where: str) -> Any:
+    """Does one piece of work of `compiler.worker` in a child process.
+
+    Args:
+        work: Name of the work: `build`, `execute`.
+        request: JSON-ready arguments.
+        folder: Scratch folder of this child; must exist.
+        limits: When to kill it.
+        where: Device and step, for messages.
+
+    Returns:
+        The JSON value the work gave back.
+
+    Raises:
+        ToolchainFailed: The child crashed, hung, or used too much memory.
+        CompilerError: Whatever the work raised, as the same class.
+    """
+    (folder / "request.json").write_text(json.dumps({"work": work, **request}), encoding="utf-8")
+    with (folder / "log.txt").open("wb") as output:
+        child = subprocess.Popen(  # a session of its own, so that killing it takes the tools it started along
+            [sys.executable, "-m", "compiler.worker", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            verdict = _watch(child, limits)
+        finally:
+            _kill(child)
+    return _response(folder, child.returncode, verdict, where)
+
+
+def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> str:
+    """Waits for the child; says which limit it broke, or nothing."""
+    deadline, ceiling = time.monotonic() + limits.timeout_s, limits.memory_bytes()
+    while child.poll() is None:
+        if time.monotonic() > deadline:
+            return f"did not finish within {limits.timeout_s:g} s"
+        used = _resident_bytes(child.pid)
+        if used > ceiling:
+            return f"used {used // MIB} MiB of memory, more than its limit of {ceiling // MIB} MiB"
+        time.sleep(POLL_S)
+    return ""
+
+
+def _resident_bytes(pid: int) -> int:
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            total += process.memory_info().rss
+    except psutil.Error:  # it ended between two looks
+        pass
+    return total
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    child.wait()
+
+
+def _response(folder: Path, code: int, verdict: str, where: str) -> Any:
+    path = folder / "response.json"
+    if verdict or not path.exists():
+        raise ToolchainFailed(
+            f"the toolchain {verdict or _death(code)}{_log_tail(folder)}",
+            where=where,
+            remedy="Raise --build-timeout or --build-memory if the limit was too low; otherwise report this to the vendor "
+            "with the border model (`fleetc build --keep-border DIR`)."
+            if verdict
+            else "Run it again; if it happens again, report it to the vendor with the border model.",
+        )
+    response = json.loads(path.read_text(encoding="utf-8"))
+    if "error" in response:
+        error = from_dict(response["error"])
+        if isinstance(error, InternalError):
+            error.what += _log_tail(folder)
+        error.where = f"{where}: {error.where}" if error.where else where
+        raise error
+    return response["value"]
+
+
+def _death(code: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+        return f"crashed with signal {name}"
+    return f"ended with exit code {code} and no result"
+
+
+def _log_tail(folder: Path) -> str:
+    text = (folder / "log.txt").read_bytes()[-16384:].decode("utf-8", "replace").strip()
+    lines = text.splitlines()[-LOG_TAIL_LINES:]
+    return "; its last words:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""

@@ -1,0 +1,148 @@
+"""The probe: does the model still say the same? Run through ONNX Runtime as it stands, without copying the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.errors import UnsupportedModel
+from compiler.graph import skeleton
+from compiler.numerics import Array, Arrays, ErrorStats, compare_all
+from compiler.passes.values import graphs_of
+
+SEED = 20261123
+RANDOM_OPERATORS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+"""Operators of ONNX that draw; never folded, never merged, and no output behind them can be compared."""
+
+_BATCH = 2
+"""Size given to a symbolic first dimension: more than one, or a frozen batch would not be seen."""
+_OTHER_SIZES = (2, 8, 32, 64, 224)
+"""Sizes tried, in this order, for other symbolic dimensions, until the model runs."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs, and what the model gave for them before the first pass.
+
+    Args:
+        inputs: One array per graph input.
+        expected: Output name → array; None where the model could not be run.
+        why: Why `expected` is None, empty otherwise.
+    """
+
+    inputs: Arrays
+    expected: Arrays | None
+    why: str = ""
+
+    def worst(self, model: ir.Model) -> ErrorStats:
+        """The worst of the outputs' differences from the expected ones.
+
+        Raises:
+            UnsupportedModel: ONNX Runtime refuses the model, or there is nothing to compare with.
+        """
+        if self.expected is None:
+            raise UnsupportedModel(self.why)
+        stats = compare_all(self.expected, run_unoptimized(model, self.inputs))
+        return min(stats.values(), key=lambda one: (one.sqnr_db, -one.worst_abs))
+
+
+def make_probe(model: ir.Model, inputs: Arrays | None = None) -> Probe:
+    """Runs the model once on `inputs`, or on random ones of its own making (seeded, symbolic batch 2)."""
+    if any(node.op_type in RANDOM_OPERATORS for graph in graphs_of(model) for node in graph):
+        return Probe(inputs or {}, None, "the model draws random numbers")
+    candidates = iter([inputs]) if inputs is not None else _candidates(model)
+    why = "the model has no output"
+    for candidate in candidates if model.graph.outputs else ():
+        try:
+            return Probe(candidate, run_unoptimized(model, candidate))
+        except UnsupportedModel as error:
+            why = error.what
+    return Probe(inputs or {}, None, why)
+
+
+def run_unoptimized(model: ir.Model, inputs: Arrays) -> dict[str, Array]:
+    """Outputs by name from ONNX Runtime with optimizations off, on one thread; the weights are lent, not copied.
+
+    Raises:
+        UnsupportedModel: ONNX Runtime refuses the model or these inputs.
+    """
+    import onnxruntime as ort
+
+    bare = skeleton(model)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(bare.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        feeds = {name: _lend(array) for name, array in inputs.items()}
+        feeds |= {name: _lend(array) for name, array in _removed_weights(model, session)}
+        names = [output.name for output in session.get_outputs()]
+        return {
+            name: _take(value) for name, value in zip(names, session.run_with_ort_values(names, feeds), strict=True)
+        }
+    except Exception as error:  # ORT raises a dozen unrelated classes; each means that it does not run this model
+        raise UnsupportedModel(f"ONNX Runtime does not run it: {type(error).__name__}: {str(error)[:300]}") from error
+
+
+def _removed_weights(model: ir.Model, session: Any) -> Iterator[tuple[str, Array]]:
+    wanted = {value.name for value in session.get_inputs()}
+    for name, value in model.graph.initializers.items():
+        if name in wanted and value.const_value is not None:
+            yield name, value.const_value.numpy()
+
+
+def _lend(array: Array) -> Any:
+    import onnxruntime as ort
+
+    whole = np.ascontiguousarray(array).reshape(array.shape)
+    if whole.dtype.kind == "V" or whole.dtype.name.startswith(("bfloat16", "float8")):
+        kind = ir.DataType.from_numpy(whole.dtype)
+        bits = whole.view(np.uint16 if kind.itemsize == 2 else np.uint8)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(kind))
+    return ort.OrtValue.ortvalue_from_numpy(whole)
+
+
+def _take(value: Any) -> Array:
+    if value.data_type() == "tensor(bfloat16)":
+        import ml_dtypes
+
+        narrow: Array = _array(value).view(ml_dtypes.bfloat16).astype(np.float32)
+        return narrow
+    return _array(value)
+
+
+def _array(value: Any) -> Array:
+    array: Array = np.asarray(value.numpy())
+    return array
+
+
+def _candidates(model: ir.Model) -> Iterator[Mapping[str, Array]]:
+    taken = [value for value in model.graph.inputs if value.const_value is None]
+    if any(not isinstance(value.type, ir.TensorType) or value.shape is None for value in taken):
+        return
+    symbolic = any(not isinstance(size, int) for value in taken for size in (value.shape or ()))
+    for other in _OTHER_SIZES if symbolic else _OTHER_SIZES[:1]:
+        random = np.random.default_rng(SEED)
+        yield {str(value.name): _random(value, other, random) for value in taken}
+
+
+def _random(value: ir.Value, other: int, random: np.random.Generator) -> Array:
+    shape = [
+        size if isinstance(size, int) else (_BATCH if axis == 0 else other)
+        for axis, size in enumerate(value.shape or ())
+    ]
+    dtype = value.dtype or ir.DataType.FLOAT
+    if dtype == ir.DataType.STRING:
+        return np.full(shape, "a", dtype=object)
+    if dtype == ir.DataType.BOOL:
+        return random.integers(0, 2, shape).astype(bool)
+    if dtype.is_floating_point():
+        return random.standard_normal(shape).astype(dtype.numpy())
+    return random.integers(0, 2, shape).astype(dtype.numpy())

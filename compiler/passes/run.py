@@ -1,0 +1,82 @@
+"""Runs passes one after another: numbered, measured, checked, dumped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from compiler.errors import InternalError, OutputError
+from compiler.graph import Pass, check_model, skeleton, write_model
+from compiler.passes.instrument import PassRecord, measure, run_measured
+from compiler.passes.probe import Probe
+
+
+def run_passes(
+    model: ir.Model,
+    passes: Sequence[Pass],
+    *,
+    probe: Probe | None = None,
+    first: int = 1,
+    stop_after: int | None = None,
+    dump_dir: Path | None = None,
+    check_each: bool = False,
+) -> tuple[PassRecord, ...]:
+    """Runs the passes in order on the model, in place.
+
+    Args:
+        model: Changed in place.
+        passes: The stage's passes.
+        probe: What the model's outputs are compared with after each pass that changed it; None measures nothing.
+        first: Number of the first pass, so that a build of several stages counts through.
+        stop_after: Number of the last pass to run; those behind it are left out.
+        dump_dir: Folder that gets the model as `NN-name.onnx`, and as text without weights, before the first pass
+            and after each one that changed it.
+        check_each: Whether the model is checked after each pass instead of at the end of the stage only.
+
+    Raises:
+        InternalError: A pass raised, or left an invalid model.
+        OutputError: The dump cannot be written.
+    """
+    kept = passes if stop_after is None else passes[: max(0, stop_after - first + 1)]
+    _dump(model, dump_dir, first - 1, "input")
+    records: list[PassRecord] = []
+    stats = measure(model)
+    for number, step in enumerate(kept, start=first):
+        record = run_measured(number, step, model, before=stats, probe=probe)
+        stats = record.after
+        records.append(record)
+        if record.modified:
+            _dump(model, dump_dir, number, step.name)
+        if check_each or number == first + len(kept) - 1:
+            _check(model, records)
+    return tuple(records)
+
+
+def _check(model: ir.Model, records: Sequence[PassRecord]) -> None:
+    try:
+        check_model(model)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        last = next((record for record in reversed(records) if record.modified), records[-1])
+        raise InternalError(
+            f"the model is not valid any more after pass {last.number} ({last.name}): {error}",
+            where=f"pass {last.number} {last.name}",
+            remedy=f"Find the pass with `--stop-after N`, N from 1 to {last.number}; please report it with the model.",
+        ) from error
+
+
+def _dump(model: ir.Model, folder: Path | None, number: int, name: str) -> None:
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_model(model, folder / f"{number:02d}-{name}.onnx")
+        (folder / f"{number:02d}-{name}.txt").write_text(onnx.printer.to_text(skeleton(model)), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"the passes cannot be dumped: {error.strerror or error}",
+            where=str(folder),
+            remedy="Give `--dump-passes` a folder that can be written and has room for the model after every pass.",
+        ) from error

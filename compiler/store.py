@@ -1,0 +1,359 @@
+"""The content-addressed store: one entry per finished stage, written once, atomically, and verified whenever it is read.
+
+<root>/entries/ab/<digest>/entry.json    the stage's named key parts, and the digest of every file
+<root>/entries/ab/<digest>/files/…       what the stage made
+<root>/locks/<digest>.lock               held while one process makes the entry; the others wait
+<root>/tmp/…                             entries being made; a killed build leaves its folder here, gc removes it
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tarfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock
+
+from compiler.errors import DataError, OutputError, StorageError
+
+SCHEMA = 1
+CHUNK_BYTES = 1 << 20
+STALE_TMP_S = 24 * 3600
+"""A temporary folder this old belongs to a build that was killed."""
+
+log = logging.getLogger("fleetc.store")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a build, named by everything that can change its result.
+
+    Args:
+        name: What the step does: `import`, `rewrite`, `build`, …
+        parts: Named key parts in a fixed order: full digests, options, tool versions.
+    """
+
+    name: str
+    parts: tuple[tuple[str, str], ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (64 hex digits) of the name and the parts."""
+        return hashlib.sha256(canonical_json([SCHEMA, self.name, self.parts]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished stage in the store.
+
+    Args:
+        stage: Name of the stage.
+        digest: Key of the entry.
+        files: Folder with what the stage made.
+        hit: Whether it was there before it was asked for.
+        seconds: Wall time that making it took in this process; 0 for a hit.
+    """
+
+    stage: str
+    digest: str
+    files: Path
+    hit: bool
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """Size of a store: entries and bytes by stage name."""
+
+    root: Path
+    entries: int
+    bytes: int
+    stages: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (64 hex digits) of a file, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digests(folder: Path) -> dict[str, str]:
+    """Relative POSIX path → SHA-256 of every file under a folder, in path order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+class Store:
+    """The store under one root folder; safe for several processes at once.
+
+    Args:
+        root: The folder; made when first written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    def obtain(self, stage: Stage, make: Callable[[Path], None]) -> Entry:
+        """The finished stage: from the store if it is there and whole, otherwise made now, by one process at a time.
+
+        Args:
+            stage: What is wanted.
+            make: Fills an empty folder with the result. If it raises, nothing is kept.
+
+        Raises:
+            StorageError: The store cannot be written, or the disk is full.
+        """
+        found = self.find(stage)
+        if found:
+            return found
+        with storage_errors(self.root), self._lock(stage.digest):
+            return self.find(stage) or self._make(stage, make)
+
+    def find(self, stage: Stage) -> Entry | None:
+        """The entry if it is there and every byte matches; a damaged entry is set aside and None returned."""
+        folder = self._folder(stage.digest)
+        if not folder.is_dir():
+            return None
+        problem = _damage(folder, stage)
+        if problem:
+            log.warning("cache entry %s (%s) is damaged: %s; it is made anew", stage.digest[:12], stage.name, problem)
+            self._discard(folder)
+            return None
+        _touch(folder / "entry.json")
+        return Entry(stage.name, stage.digest, folder / "files", hit=True)
+
+    def info(self) -> StoreInfo:
+        """Entries and bytes, in all and by stage."""
+        stages: dict[str, tuple[int, int]] = {}
+        for folder in self._entries():
+            name = _stage_name(folder)
+            count, size = stages.get(name, (0, 0))
+            stages[name] = (count + 1, size + _size(folder))
+        counts = stages.values()
+        return StoreInfo(self.root, sum(c for c, _ in counts), sum(s for _, s in counts), dict(sorted(stages.items())))
+
+    def gc(self, *, max_bytes: int | None = None, max_age_s: float | None = None) -> int:
+        """Removes what killed builds left, then entries too old, then the least recently used above `max_bytes`.
+
+        Returns:
+            Bytes freed.
+        """
+        with storage_errors(self.root):
+            freed = self._sweep_tmp()
+            now, kept = time.time(), 0
+            for folder in sorted(self._entries(), key=_used, reverse=True):
+                size = _size(folder)
+                too_old = max_age_s is not None and now - _used(folder) > max_age_s
+                if too_old or (max_bytes is not None and kept + size > max_bytes):
+                    freed += size
+                    self._discard(folder)
+                else:
+                    kept += size
+            return freed
+
+    def export(self, path: Path) -> int:
+        """Writes every whole entry into one tar file. Returns the number of entries."""
+        entries = [folder for folder in self._entries() if not _damage(folder, None)]
+        with output_errors(path):
+            partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            try:
+                with tarfile.open(partial, "w") as tar:
+                    for folder in sorted(entries):
+                        tar.add(folder, arcname=folder.name)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        return len(entries)
+
+    def import_(self, path: Path) -> int:
+        """Takes the entries of an exported tar file that are whole and not here yet. Returns their number.
+
+        Raises:
+            DataError: The file is no such tar file, or holds an entry that does not match its digests.
+        """
+        with storage_errors(self.root), self._scratch() as scratch:
+            _unpack(path, scratch)
+            folders = sorted(folder for folder in scratch.iterdir())
+            damaged = [f"{folder.name[:12]}: {_damage(folder, None)}" for folder in folders if _damage(folder, None)]
+            if damaged:
+                raise DataError(f"damaged entries: {'; '.join(damaged)}", where=str(path), remedy="Export it again.")
+            fresh = [folder for folder in folders if not self._folder(folder.name).exists()]
+            for folder in fresh:
+                self._adopt(folder, folder.name)
+            return len(fresh)
+
+    def _make(self, stage: Stage, make: Callable[[Path], None]) -> Entry:
+        started = time.perf_counter()
+        with self._scratch() as scratch:
+            (scratch / "files").mkdir()
+            make(scratch / "files")
+            record = {
+                "schema": SCHEMA,
+                "stage": stage.name,
+                "parts": stage.parts,
+                "files": folder_digests(scratch / "files"),
+            }
+            (scratch / "entry.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+            self._adopt(scratch, stage.digest)
+        return Entry(
+            stage.name,
+            stage.digest,
+            self._folder(stage.digest) / "files",
+            hit=False,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _adopt(self, folder: Path, digest: str) -> None:
+        final = self._folder(digest)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+    def _discard(self, folder: Path) -> None:
+        with storage_errors(self.root), self._scratch() as scratch:
+            if folder.exists():
+                folder.rename(scratch / folder.name)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        folder = self.root / "tmp" / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _sweep_tmp(self) -> int:
+        old = [path for path in self._tmp() if time.time() - path.stat().st_mtime > STALE_TMP_S]
+        freed = sum(_size(path) for path in old)
+        for path in old:
+            shutil.rmtree(path, ignore_errors=True)
+        return freed
+
+    def _tmp(self) -> list[Path]:
+        folder = self.root / "tmp"
+        return list(folder.iterdir()) if folder.is_dir() else []
+
+    def _lock(self, digest: str) -> FileLock:
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        return FileLock(self.root / "locks" / f"{digest}.lock")
+
+    def _folder(self, digest: str) -> Path:
+        return self.root / "entries" / digest[:2] / digest
+
+    def _entries(self) -> list[Path]:
+        return sorted((self.root / "entries").glob("??/*"))
+
+
+@contextmanager
+def storage_errors(root: Path) -> Iterator[None]:
+    """Turns what the operating system says about the cache's disk into StorageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                "the disk is full",
+                where=str(root),
+                remedy="Free space (`fleetc cache gc`), or point FLEETC_CACHE to another disk.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise StorageError(
+                f"the cache cannot be written: {error.strerror}",
+                where=str(error.filename or root),
+                remedy="Point FLEETC_CACHE to a folder you may write to.",
+            ) from error
+        raise
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turns what the operating system says about an output place into OutputError, a full disk into StorageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                "the disk is full", where=str(path), remedy="Free space, or write to another disk."
+            ) from error
+        raise OutputError(
+            f"cannot write here: {error.strerror or error}",
+            where=str(error.filename or path),
+            remedy="Choose a folder you may write to.",
+        ) from error
+
+
+def _damage(folder: Path, stage: Stage | None) -> str:
+    """What is wrong with an entry's folder; empty if it is whole."""
+    try:
+        record = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
+        named = Stage(str(record["stage"]), tuple((str(name), str(value)) for name, value in record["parts"]))
+        expected = dict(record["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"entry.json cannot be read ({type(error).__name__})"
+    if named.digest != folder.name or (stage is not None and named != stage):
+        return "its key is not the one asked for"
+    try:
+        actual = folder_digests(folder / "files")
+    except OSError as error:
+        return f"its files cannot be read ({error.strerror})"
+    wrong = sorted(name for name in {*expected, *actual} if expected.get(name) != actual.get(name))
+    return f"{', '.join(wrong)}: not the bytes that were stored" if wrong else ""
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    try:
+        with tarfile.open(path) as tar:
+            tar.extractall(folder, filter="data")
+    except FileNotFoundError as error:
+        raise DataError("no such file", where=str(path)) from error
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(
+            f"not an exported cache: {error}", where=str(path), remedy="`fleetc cache export` writes one."
+        ) from error
+
+
+def _stage_name(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "entry.json").read_text(encoding="utf-8"))["stage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "(damaged)"
+
+
+def _used(folder: Path) -> float:
+    try:
+        return (folder / "entry.json").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _touch(path: Path) -> None:
+    try:
+        os.utime(path)
+    except OSError:  # a read-only shared cache still serves its entries
+        log.debug("%s: time of use not recorded", path)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,130 @@
+"""The child's side of `compiler.isolate`: loads one target, does one piece of work, writes one response."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.artifact import Artifact, TensorSpec
+from compiler.errors import CompilerError, InternalError
+from compiler.fleet import Range
+from compiler.profile import load_profile, validate_options
+from compiler.target import TargetPlan, find_target
+
+PR_SET_PDEATHSIG = 1
+
+
+def build(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Builds a border model; gives the artifact's description."""
+    profile = load_profile(Path(request["profile"]))
+    target = find_target(profile.target)
+    target.check(profile)
+    plan = TargetPlan(
+        precision=request["precision"],
+        options=validate_options(target.Options, profile),
+        dims={name: Range(**sizes) for name, sizes in request["dims"].items()},
+        threads=request["threads"],
+        cache_dir=Path(request["cache_dir"]),
+    )
+    model = ir.load(request["border"])
+    return artifact_to_dict(target.build(model, plan, profile, workdir=Path(request["workdir"])))
+
+
+def execute(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs an artifact on every input file; writes the outputs beside, gives evidence, latencies and notes.
+
+    With `repeat`, every input is run that many times more and each run is timed. With `instructions`, a runner that can
+    count guest instructions does so on the first input.
+    """
+    artifact = artifact_from_dict(request["artifact"])
+    runner = find_target(artifact.target).load(artifact)
+    try:
+        times = [
+            _run_once(runner, Path(item["inputs"]), Path(item["outputs"]), request["repeat"])
+            for item in request["items"]
+        ]
+        count = getattr(runner, "count_instructions", None) if request["instructions"] else None
+        return {
+            "evidence": str(runner.evidence),
+            "note": getattr(runner, "note", ""),
+            "latencies_ms": times,
+            "instructions": count(_arrays(Path(request["items"][0]["inputs"]))) if count else None,
+        }
+    finally:
+        runner.close()
+
+
+WORK: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"build": build, "execute": execute}
+
+
+def artifact_to_dict(artifact: Artifact) -> dict[str, Any]:
+    """The artifact's description as a JSON-ready value, without its folder."""
+    value = asdict(replace(artifact, root=Path()))
+    del value["root"]
+    return value
+
+
+def artifact_from_dict(value: Mapping[str, Any]) -> Artifact:
+    """The artifact that `artifact_to_dict` described; `root` must have been added."""
+    specs = {
+        key: tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in value[key])
+        for key in ("inputs", "outputs")
+    }
+    return Artifact(**{**value, **specs, "root": Path(value["root"]), "files": tuple(value["files"])})
+
+
+def main(folder: Path) -> None:
+    """Reads the request, does the work, writes the response."""
+    _die_with_parent()
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    try:
+        response: dict[str, Any] = {"value": WORK[request["work"]](request)}
+    except CompilerError as error:
+        response = {"error": error.to_dict()}
+    except Exception as error:  # whatever a toolchain raises must reach the parent as one message
+        traceback.print_exc()
+        response = {"error": InternalError(f"{type(error).__name__}: {error}").to_dict()}
+    partial = folder / "response.partial"
+    partial.write_text(json.dumps(response), encoding="utf-8")
+    partial.replace(folder / "response.json")
+    sys.stdout.flush()
+    os._exit(0)  # some toolchains crash while they unload; the work is done and written
+
+
+def _run_once(runner: Any, source: Path, destination: Path, repeat: int) -> list[float]:
+    inputs = _arrays(source)
+    outputs = runner.run(inputs)
+    np.savez(destination, **outputs)
+    times = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        runner.run(inputs)
+        times.append((time.perf_counter() - started) * 1e3)
+    return times
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _die_with_parent() -> None:
+    """A killed parent must not leave compilers running (Linux; elsewhere the time limit ends them)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
