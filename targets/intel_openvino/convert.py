@@ -26,6 +26,8 @@ def write_ir(model: ir.Model, plan: TargetPlan, path: Path) -> None:
         try:
             network = ov.Core().read_model(border)
             network.reshape({name: ov.PartialShape(dims) for name, dims in _shapes(network, model, plan)})
+            for port in network.inputs:  # an input handed straight to an output has lost its name
+                port.get_tensor().add_names({port.get_node().get_friendly_name()})
             _rename(network, {str(model.graph.name), *_names(model)})
             ov.save_model(network, path, compress_to_fp16=plan.precision == "fp16-weights")
         except RuntimeError as error:
@@ -84,7 +86,17 @@ def read_back(path: Path, model: ir.Model) -> tuple[tuple[TensorSpec, ...], tupl
 
 def _spec(value: ir.Value, port: Any) -> TensorSpec:
     symbols = [str(size) for size in value.shape] if value.shape is not None else []
+    if port.get_partial_shape().rank.is_dynamic:
+        raise UnsupportedModel(f"OpenVINO cannot tell the rank of '{value.name}', and its CPU plugin needs it")
     sizes = list(port.get_partial_shape())
+    wanted = list(value.shape) if value.shape is not None else sizes
+    if len(wanted) != len(sizes) or any(
+        isinstance(want, int) and size.is_static and size.get_length() != want
+        for want, size in zip(wanted, sizes, strict=True)
+    ):
+        raise UnsupportedModel(
+            f"OpenVINO makes '{value.name}' {port.get_partial_shape()}; in the model it is {value.shape}"
+        )
     shape = tuple(
         size.get_length() if size.is_static else (symbols[axis] if len(symbols) == len(sizes) else "?")
         for axis, size in enumerate(sizes)

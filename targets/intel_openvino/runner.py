@@ -21,17 +21,17 @@ class CompiledRunner:
     def __init__(self, artifact: Artifact, host: frozenset[str]) -> None:
         self.note = _note(artifact, host)
         self._outputs = [spec.name for spec in artifact.outputs]
-        self._inputs = {spec.name for spec in artifact.inputs}
+        self._inputs = {spec.name: spec.dtype for spec in artifact.inputs}
         self._unused = set(_strings(artifact.facts.get("unused_inputs")))
         self._request = _compile(artifact).create_infer_request()
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Raises DataError if the inputs do not fit the model."""
-        names = set(inputs) - self._unused
-        if names != self._inputs:
-            raise DataError(f"the model takes {', '.join(sorted(self._inputs))}; given: {', '.join(sorted(names))}")
+        given = {name: array.dtype.name for name, array in inputs.items() if name not in self._unused}
+        if given != self._inputs:
+            raise DataError(f"the model takes {_listed(self._inputs)}; given: {_listed(given)}")
         try:
-            found = self._request.infer({name: inputs[name] for name in names}, share_inputs=True)
+            found = self._request.infer({name: inputs[name] for name in given}, share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"OpenVINO does not run these inputs: {first_lines(error)}") from error
         return {name: found[index].copy() for index, name in enumerate(self._outputs)}
@@ -39,6 +39,10 @@ class CompiledRunner:
     def close(self) -> None:
         """Frees the compiled model."""
         del self._request
+
+
+def _listed(dtypes: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({dtype})" for name, dtype in sorted(dtypes.items()))
 
 
 def _compile(artifact: Artifact) -> Any:
