@@ -1,0 +1,130 @@
+"""From a path to a checked `onnx_ir.Model` whose weights are still on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto
+
+from compiler.errors import InvalidModel, ModelError, combine
+from compiler.frontend.check import is_sorted, model_problems, version_problems
+from compiler.frontend.files import map_file, parse
+from compiler.frontend.infer import infer_shapes
+from compiler.frontend.normal import normalize
+from compiler.frontend.tensors import each_graph, each_tensor, node_tensors, tensor_problems
+from compiler.frontend.text import text_problems
+from compiler.frontend.weights import DataFiles, inline_attribute_data, mapped_tensor, weight_notes
+from compiler.graph import check_model
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model, and what the reader of its report should know about how it was read."""
+
+    model: ir.Model
+    notes: tuple[str, ...] = ()
+
+
+def read_model(path: str | Path) -> Imported:
+    """Reads and checks an ONNX file; dimensions are as the file has them.
+
+    Args:
+        path: An .onnx file of opset 11 or newer; external data lies in its folder or below.
+
+    Returns:
+        The model, its weights mapped from the files, every node with a name of its own; and notes.
+
+    Raises:
+        InvalidModel: The file cannot be read or is no well-formed model; every problem found is listed.
+        UnsupportedModel: It is well-formed and outside what this version reads.
+    """
+    place = Path(path)
+    proto = parse(memoryview(map_file(place)), path=place)
+    _raise_all(text_problems(proto), place)
+    _raise_all(version_problems(proto), place)
+    _raise_all([*model_problems(proto), *_all_tensor_problems(proto, place.parent)], place)
+    return _interpreted(proto, place)
+
+
+def _interpreted(proto: onnx.ModelProto, place: Path) -> Imported:
+    try:
+        notes = normalize(proto)
+    except (ValueError, TypeError, MemoryError) as error:
+        raise InvalidModel(f"a sparse tensor is not well formed: {error}", where=str(place)) from error
+    notes += [] if _all_sorted(proto) else ["the nodes were out of order; they were sorted"]
+    model = _to_ir(proto, place)
+    if notes and notes[-1].endswith("sorted"):
+        model.graph.sort()
+    notes += _check_types(model, place)
+    return Imported(model, (*notes, *weight_notes(model)))
+
+
+def _to_ir(proto: onnx.ModelProto, place: Path) -> ir.Model:
+    files = DataFiles(place.parent)
+    try:
+        inline_attribute_data(proto, files)
+        external = [_take_external(graph, files) for graph in each_graph(proto.graph)]
+        model = ir.from_proto(proto)
+        for graph, tensors in zip((model.graph, *model.graph.subgraphs()), external, strict=True):
+            for name, tensor in tensors.items():
+                graph.initializers[name].const_value = tensor
+        return model
+    except (ir.serde.SerdeError, ValueError, TypeError, NotImplementedError, RecursionError, OSError) as error:
+        raise InvalidModel(f"the graph cannot be interpreted: {_root(error)}", where=str(place)) from error
+
+
+def _take_external(graph: onnx.GraphProto, files: DataFiles) -> dict[str, ir.TensorProtocol]:
+    external = (tensor for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL)
+    return {tensor.name: mapped_tensor(tensor, files.part(tensor)) for tensor in external}
+
+
+def _check_types(model: ir.Model, place: Path) -> list[str]:
+    """Types and shapes by ONNX's own checker; shapes the file states wrongly inside the graph are inferred anew."""
+    try:
+        check_model(model)
+        return []
+    except onnx.shape_inference.InferenceError as stated:
+        try:
+            infer_shapes(model)
+            check_model(model)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+            raise InvalidModel(_first_lines(stated), where=str(place)) from stated
+        return ["shapes stated inside the graph contradicted its inputs; they were inferred anew"]
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise InvalidModel(_first_lines(error), where=str(place)) from error
+
+
+def _all_tensor_problems(proto: onnx.ModelProto, folder: Path) -> Iterator[ModelError]:
+    tensors = [*each_tensor(proto.graph)]
+    tensors += [item for function in proto.functions for node in function.node for item in node_tensors(node)]
+    for words, tensor in tensors:
+        for problem in tensor_problems(tensor, folder=folder):
+            yield InvalidModel(problem, where=words)
+
+
+def _all_sorted(proto: onnx.ModelProto) -> bool:
+    return all(is_sorted(graph.node) for graph in each_graph(proto.graph))
+
+
+def _raise_all(problems: Iterable[ModelError], place: Path) -> None:
+    found = list(problems)
+    if len(found) == 1:
+        (one,) = found
+        raise type(one)(one.what, where=": ".join(filter(None, (str(place), one.where))), remedy=one.remedy)
+    if found:
+        raise type(found[0])(combine(found).what, where=str(place))
+
+
+def _root(error: BaseException) -> str:
+    """What the innermost cause says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{error}" or type(error).__name__
+
+
+def _first_lines(error: Exception, *, lines: int = 3) -> str:
+    return " ".join(line.strip() for line in str(error).strip().splitlines()[:lines])
