@@ -33,9 +33,7 @@ def test_the_spelled_out_form_becomes_one_node(opset, square, quotient):
 def test_scale_and_shift_are_optional_and_may_come_in_any_order():
     after = "(float[N,5,6] x, float[6] c_g) => (float[N,5,6] y) { y = LayerNormalization<axis=-1, epsilon=0.00001>(x, c_g) }"
     assert_fuses(FUSE_LAYER_NORMALIZATION, HEAD + spelled(tail="y = Mul(c_g, n)"), after, values=VALUES)
-    assert_fuses(
-        FUSE_LAYER_NORMALIZATION, HEAD + spelled(quotient="", tail="y = Div(d, r)"), after, values=VALUES
-    )
+    assert_fuses(FUSE_LAYER_NORMALIZATION, HEAD + spelled(quotient="", tail="y = Div(d, r)"), after, values=VALUES)
 
 
 def test_several_last_dimensions_are_normalized_together():
@@ -50,7 +48,11 @@ def test_several_last_dimensions_are_normalized_together():
     [
         (HEAD + spelled(), {"c_a": np.array([1], np.int64)}, "not over the last ones"),
         (HEAD.replace("float[", "double[").replace("float ", "double ") + spelled(), {}, "computes in float32"),
-        (HEAD.replace("float c_e", "float[6] c_e") + spelled(), {"c_e": np.ones(6, np.float32)}, "not a constant number"),
+        (
+            HEAD.replace("float c_e", "float[6] c_e") + spelled(),
+            {"c_e": np.ones(6, np.float32)},
+            "not a constant number",
+        ),
         (HEAD + spelled(square=SQUARES[1]), {"c_2": np.array(3, np.float32)}, "the exponent is 3"),
         (HEAD.replace("[N,5,6] x", "[N,5,K] x") + spelled(), {}, "no known size"),
         (

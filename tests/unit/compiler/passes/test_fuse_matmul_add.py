@@ -9,7 +9,9 @@ from compiler.passes.fuse_matmul_add import FUSE_MATMUL_ADD
 @pytest.mark.parametrize("bias", ["5", "1,5", "3,5"])
 @pytest.mark.parametrize("total", ["Add(m, c_k)", "Add(c_k, m)"])
 def test_a_product_with_a_bias_becomes_a_gemm(total, bias):
-    before = f"(float[3,4] x, float[4,5] c_w, float[{bias}] c_k) => (float[3,5] y) {{ m = MatMul(x, c_w)  y = {total} }}"
+    before = (
+        f"(float[3,4] x, float[4,5] c_w, float[{bias}] c_k) => (float[3,5] y) {{ m = MatMul(x, c_w)  y = {total} }}"
+    )
     after = f"(float[3,4] x, float[4,5] c_w, float[{bias}] c_k) => (float[3,5] y) {{ y = Gemm(x, c_w, c_k) }}"
     assert_fuses(FUSE_MATMUL_ADD, before, after)
 

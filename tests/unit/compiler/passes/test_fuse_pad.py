@@ -18,7 +18,9 @@ def pads(*numbers: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("opset", [11, 13, 18, 21])
-@pytest.mark.parametrize("attribute, sums", [("", "1,0,2,1"), ("<pads=[1,1,0,0]>", "2,1,2,1"), ('<auto_pad="VALID">', "1,0,2,1")])
+@pytest.mark.parametrize(
+    "attribute, sums", [("", "1,0,2,1"), ("<pads=[1,1,0,0]>", "2,1,2,1"), ('<auto_pad="VALID">', "1,0,2,1")]
+)
 def test_zeros_around_the_picture_become_pads_of_the_convolution(attribute, sums, opset):
     text = CONV.replace("9,7", "H,W")
     after = f"(float[N,3,8,8] x, float[4,3,3,3] c_w) => (float[N,4,H,W] y) {{ y = Conv<pads=[{sums}]>(x, c_w) }}"
