@@ -64,7 +64,7 @@ def run(model: ir.Model, seed: int = 0, *, low: float = -3.0, high: float = 3.0)
 
 
 def structure(model: ir.Model) -> list[object]:
-    """What is compared: operators, attributes, wiring, shapes of constants, and the outputs' names, types and shapes."""
+    """What is compared: operators, attributes, wiring, shapes of constants; names, types and shapes of the outputs."""
     known: dict[ir.Value, object] = {value: value.name for value in model.graph.inputs}
     lines: list[object] = []
     for node in model.graph:

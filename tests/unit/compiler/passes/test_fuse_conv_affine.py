@@ -18,7 +18,7 @@ FUSED = "(float[N,3,8,8] x, float[4,3,3,3] c_w, float[4] c_b) => (float[N,4,6,6]
     ["Mul(h, c_k)", "Mul(c_k, h)", "Div(h, c_k)", "Add(h, c_k)", "Add(c_k, h)", "Sub(h, c_k)", "Sub(c_k, h)"],
 )
 def test_arithmetic_per_channel_vanishes_in_the_convolution(arithmetic, shape):
-    assert_fuses(FUSE_CONV_AFFINE, CONV % shape + " { h = Conv(x, c_w, c_b)  y = %s }" % arithmetic, FUSED)
+    assert_fuses(FUSE_CONV_AFFINE, CONV % shape + " { h = Conv(x, c_w, c_b)  y = " + arithmetic + " }", FUSED)
 
 
 @pytest.mark.parametrize("constant_nodes", [False, True])
@@ -29,7 +29,10 @@ def test_scale_and_shift_vanish_where_the_weights_are_initializers_or_constant_n
 
 
 def test_scale_alone_adds_no_bias():
-    before = "(float[N,3,8,8] x, float[4,3,3,3] c_w, float[4,1,1] c_k) => (float[N,4,6,6] y) { h = Conv(x, c_w)  y = Mul(h, c_k) }"
+    before = (
+        "(float[N,3,8,8] x, float[4,3,3,3] c_w, float[4,1,1] c_k)"
+        " => (float[N,4,6,6] y) { h = Conv(x, c_w)  y = Mul(h, c_k) }"
+    )
     after = "(float[N,3,8,8] x, float[4,3,3,3] c_w) => (float[N,4,6,6] y) { y = Conv(x, c_w) }"
     assert_fuses(FUSE_CONV_AFFINE, before, after)
 
@@ -98,35 +101,43 @@ def test_a_shared_weight_stays_as_it_is_for_the_other_reader():
         (CONV % "6" + " { h = Conv(x, c_w, c_b)  y = Mul(h, c_k) }", "not one number per channel"),
         (CONV % "1,4,6,6" + " { h = Conv(x, c_w, c_b)  y = Mul(h, c_k) }", "not one number per channel"),
         (
-            "(float[N,3,8,8] x, float[1,3,3,3] c_w, float[4,1,1] c_k) => (float[N,4,6,6] y) { h = Conv(x, c_w)  y = Mul(h, c_k) }",
+            "(float[N,3,8,8] x, float[1,3,3,3] c_w, float[4,1,1] c_k)"
+            " => (float[N,4,6,6] y) { h = Conv(x, c_w)  y = Mul(h, c_k) }",
             "not one number per channel",
         ),
         (
-            "(float[1,3,8,8] x, float[4,3,3,3] c_w, float[1,1,4,1,1] c_k) => (float[1,1,4,6,6] y) { h = Conv(x, c_w)  y = Mul(h, c_k) }",
+            "(float[1,3,8,8] x, float[4,3,3,3] c_w, float[1,1,4,1,1] c_k)"
+            " => (float[1,1,4,6,6] y) { h = Conv(x, c_w)  y = Mul(h, c_k) }",
             "may add dimensions",
         ),
         (
-            "(float[1,3,8,8] x, float[4,3,3,3] w, float[4,1,1] c_k) => (float[1,4,6,6] y) { h = Conv(x, w)  y = Mul(h, c_k) }",
+            "(float[1,3,8,8] x, float[4,3,3,3] w, float[4,1,1] c_k)"
+            " => (float[1,4,6,6] y) { h = Conv(x, w)  y = Mul(h, c_k) }",
             "the weight 'w' is not constant",
         ),
         (
-            "(float[1,3,8,8] x, float[4,3,3,3] c_w, float[4] b, float[4,1,1] c_k) => (float[1,4,6,6] y) { h = Conv(x, c_w, b)  y = Mul(h, c_k) }",
+            "(float[1,3,8,8] x, float[4,3,3,3] c_w, float[4] b, float[4,1,1] c_k)"
+            " => (float[1,4,6,6] y) { h = Conv(x, c_w, b)  y = Mul(h, c_k) }",
             "the bias 'b' is not constant",
         ),
         (
-            "(float[1,3,8,8] x, float[4,3,3,3] c_w, float[4,1,1] c_k) => (float[1,4,6,6] y, float[1,4,6,6] h) { h = Conv(x, c_w)  y = Mul(h, c_k) }",
+            "(float[1,3,8,8] x, float[4,3,3,3] c_w, float[4,1,1] c_k)"
+            " => (float[1,4,6,6] y, float[1,4,6,6] h) { h = Conv(x, c_w)  y = Mul(h, c_k) }",
             "also a graph output",
         ),
         (
-            "(float[1,3,8,8] x, float[4,3,3,3] c_w, float[4,1,1] c_k) => (float[1,4,6,6] y) { h = Conv(x, c_w)  m = Mul(h, c_k)  y = Add(m, h) }",
+            "(float[1,3,8,8] x, float[4,3,3,3] c_w, float[4,1,1] c_k)"
+            " => (float[1,4,6,6] y) { h = Conv(x, c_w)  m = Mul(h, c_k)  y = Add(m, h) }",
             "is also read by",
         ),
         (
-            "(float[1,3,8,8] x, float[4,3,3,3] c_w, float[4,1,1] k) => (float[1,4,6,6] y) { h = Conv(x, c_w)  y = Mul(h, k) }",
+            "(float[1,3,8,8] x, float[4,3,3,3] c_w, float[4,1,1] k)"
+            " => (float[1,4,6,6] y) { h = Conv(x, c_w)  y = Mul(h, k) }",
             "",
         ),
         (
-            "(float[1,4] x, float[2,4,5] c_w, float[5] c_k) => (float[2,1,5] y) { h = MatMul(x, c_w)  y = Mul(h, c_k) }",
+            "(float[1,4] x, float[2,4,5] c_w, float[5] c_k)"
+            " => (float[2,1,5] y) { h = MatMul(x, c_w)  y = Mul(h, c_k) }",
             "rank 3",
         ),
     ],
@@ -140,24 +151,36 @@ def test_a_near_miss_is_left_alone_with_its_reason(body, reason):
     [("float", 0.0, "not finite"), ("float16", 1e7, "not finite"), ("float16", 0.0, "not finite")],
 )
 def test_weights_that_would_not_be_finite_are_left_alone(dtype, number, reason):
-    body = f"({dtype}[1,3,8,8] x, {dtype}[4,3,3,3] c_w, {dtype}[4,1,1] c_k) => ({dtype}[1,4,6,6] y) {{ h = Conv(x, c_w)  y = Div(h, c_k) }}"
+    body = (
+        f"({dtype}[1,3,8,8] x, {dtype}[4,3,3,3] c_w, {dtype}[4,1,1] c_k)"
+        f" => ({dtype}[1,4,6,6] y) {{ h = Conv(x, c_w)  y = Div(h, c_k) }}"
+    )
     kind = np.float32 if dtype == "float" else np.float16
     divisor = np.full((4, 1, 1), 0.0 if number == 0.0 else 1.0 / number, kind)
     assert_leaves(FUSE_CONV_AFFINE, body, reason, values={"c_k": divisor})
 
 
 def test_weights_too_small_for_half_precision_are_left_alone():
-    body = "(float16[1,3,8,8] x, float16[4,3,3,3] c_w, float16[4,1,1] c_k) => (float16[1,4,6,6] y) { h = Conv(x, c_w)  y = Mul(h, c_k) }"
+    body = (
+        "(float16[1,3,8,8] x, float16[4,3,3,3] c_w, float16[4,1,1] c_k)"
+        " => (float16[1,4,6,6] y) { h = Conv(x, c_w)  y = Mul(h, c_k) }"
+    )
     assert_leaves(FUSE_CONV_AFFINE, body, "too small", values={"c_k": np.full((4, 1, 1), 1e-6, np.float16)})
 
 
 def test_a_large_shared_weight_is_not_copied():
-    body = "(float[N,600] x, float[600,600] c_w, float[600] c_k) => (float[N,600] y, float[N,600] z) { h = MatMul(x, c_w)  y = Mul(h, c_k)  z = MatMul(x, c_w) }"
+    body = (
+        "(float[N,600] x, float[600,600] c_w, float[600] c_k)"
+        " => (float[N,600] y, float[N,600] z) { h = MatMul(x, c_w)  y = Mul(h, c_k)  z = MatMul(x, c_w) }"
+    )
     assert_leaves(FUSE_CONV_AFFINE, body, "a copy would be large")
 
 
 def test_a_constant_divided_by_the_convolution_is_left_alone():
-    body = "(float[1,3,8,8] x, float[4,3,3,3] c_w, float[4,1,1] c_k) => (float[1,4,6,6] y) { h = Conv(x, c_w)  y = Div(c_k, h) }"
+    body = (
+        "(float[1,3,8,8] x, float[4,3,3,3] c_w, float[4,1,1] c_k)"
+        " => (float[1,4,6,6] y) { h = Conv(x, c_w)  y = Div(c_k, h) }"
+    )
     assert_leaves(FUSE_CONV_AFFINE, body, "")
 
 

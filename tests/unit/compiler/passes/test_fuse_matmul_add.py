@@ -56,7 +56,8 @@ def test_transposes_go_into_the_gemm(is_a, is_b, perm):
             "floating-point",
         ),
         (
-            "(float[N,4] x, float[4,5] z, float[5] c_k) => (float[N,5] y, float[N,5] m) { m = MatMul(x, z)  y = Add(m, c_k) }",
+            "(float[N,4] x, float[4,5] z, float[5] c_k) => (float[N,5] y, float[N,5] m)"
+            "{ m = MatMul(x, z)  y = Add(m, c_k) }",
             "also a graph output",
         ),
     ],
