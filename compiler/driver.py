@@ -26,7 +26,7 @@ from compiler.numerics import arrays_digest
 from compiler.passes.instrument import measure
 from compiler.plan import BuildOptions, Plan, make_plan
 from compiler.portable import Border, dump_passes, make_border
-from compiler.profile import HardwareProfile, load_profile
+from compiler.profile import HardwareProfile, load_profile, to_dict
 from compiler.store import Store, file_digest, output_errors
 from compiler.target import Target, find_target
 from compiler.verify import Point, Verdict, reference_points, verdict_to_dict, verify_artifact
@@ -86,7 +86,7 @@ class FleetReport:
         raise FleetFailed(f"{len(failed)} of {len(self.devices)} devices failed:\n{lines}", where=str(self.out))
 
 
-def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...], dict[str, CompilerError]]:
+def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...], dict[str, MissingError]]:
     """Reads the fleet file and decides for every device, without touching model or toolchain.
 
     Returns:
@@ -97,7 +97,9 @@ def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...
     """
     fleet = load_fleet(path)
     refuse_limits(fleet)
-    jobs, missing, problems = [], {}, []
+    jobs: list[Job] = []
+    missing: dict[str, MissingError] = {}
+    problems: list[CompilerError] = []
     for device in _selected(fleet, options):
         try:
             jobs.append(_plan_device(device, options))
@@ -231,7 +233,7 @@ def _facts(
                 "sha256": arrays_digest(inputs.probe),
                 "warnings": list(inputs.warnings),
             },
-            "profile": {"name": job.profile.name, "sha256": job.plan.profile_digest},
+            "profile": {"name": job.profile.name, "sha256": job.plan.profile_digest, "facts": to_dict(job.profile)},
         },
         "source": vars(measure(model)),
         "border": vars(measure(border.load())) | {"sha256": border.digest},

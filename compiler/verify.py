@@ -133,14 +133,40 @@ def verify_artifact(
     if artifact.deferred:
         return Verdict("not executed", tolerance, Evidence.NONE, artifact.deferred)
     stage = Stage("verify", _key(digest, points, tolerance, repeat))
+
+    def make(folder: Path) -> None:
+        verdict = judge(artifact, points, tolerance=tolerance, repeat=repeat, where=where, limits=limits)
+        (folder / "verdict.json").write_text(json.dumps(verdict_to_dict(verdict), indent=1), encoding="utf-8")
+
     try:
-        entry = store.obtain(
-            stage, lambda folder: _verify_into(folder, artifact, points, tolerance, repeat, where, limits)
-        )
+        entry = store.obtain(stage, make)
     except TargetUnavailable as error:
         log.info("%s: not executed: %s", where, error.what)
         return Verdict("not executed", tolerance, Evidence.NONE, error.what)
     return verdict_from_dict(json.loads((entry.files / "verdict.json").read_text(encoding="utf-8")))
+
+
+def judge(
+    artifact: Artifact, points: Sequence[Point], *, tolerance: str, repeat: int, where: str, limits: ChildLimits
+) -> Verdict:
+    """Runs the artifact on every point and judges it; nothing is kept.
+
+    Raises:
+        GateFailed: An output is outside the tolerance.
+        TargetUnavailable: It cannot run on this machine.
+    """
+    inputs = [point.inputs for point in points]
+    run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, limits=limits)
+    _raise_failures(points, run, tolerance, where)
+    return Verdict(
+        "passed",
+        tolerance,
+        run.evidence,
+        run.note,
+        points=tuple(_point_figures(point, outputs) for point, outputs in zip(points, run.outputs, strict=True)),
+        latency=_latencies(points, run) if run.evidence != Evidence.EMULATOR else (),
+        instructions=run.instructions,
+    )
 
 
 def execute(
@@ -223,31 +249,6 @@ def stats_to_dict(stats: ErrorStats) -> dict[str, Any]:
     figures = {"sqnr_db": stats.sqnr_db, "cosine": stats.cosine, "worst_abs": stats.worst_abs}
     finite = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
     return {**finite, "worst_index": list(stats.worst_index), "elements": stats.elements}
-
-
-def _verify_into(
-    folder: Path,
-    artifact: Artifact,
-    points: Sequence[Point],
-    tolerance: str,
-    repeat: int,
-    where: str,
-    limits: ChildLimits,
-) -> None:
-    run = execute(
-        artifact, [point.inputs for point in points], repeat=repeat, instructions=True, where=where, limits=limits
-    )
-    _raise_failures(points, run, tolerance, where)
-    verdict = Verdict(
-        "passed",
-        tolerance,
-        run.evidence,
-        run.note,
-        points=tuple(_point_figures(point, outputs) for point, outputs in zip(points, run.outputs, strict=True)),
-        latency=_latencies(points, run) if run.evidence != Evidence.EMULATOR else (),
-        instructions=run.instructions,
-    )
-    (folder / "verdict.json").write_text(json.dumps(verdict_to_dict(verdict), indent=1), encoding="utf-8")
 
 
 def _raise_failures(points: Sequence[Point], run: Execution, tolerance: str, where: str) -> None:
