@@ -119,8 +119,10 @@ def _indexed(rule: RewriteRule) -> _Indexed:
 
 def _identifier(node: NodePattern) -> ir.OperatorIdentifier | None:
     """The pattern's own `op_identifier` is lost when its inputs are swapped."""
-    named = isinstance(node.domain, StringConstantPattern) and isinstance(node.op, StringConstantPattern)
-    return (node.domain.value(), node.op.value(), "") if named else None
+    domain, op = node.domain, node.op
+    if not isinstance(domain, StringConstantPattern) or not isinstance(op, StringConstantPattern):
+        return None
+    return domain.value(), op.value(), ""
 
 
 def _sweep(model: ir.Model, graph: ir.Graph, rules: Sequence[_Indexed], names: Names, misses: _Misses) -> int:
