@@ -1,4 +1,4 @@
-"""Where does an artifact go wrong? The border model is cut after one operator, built and run; halving finds the first."""
+"""Where does an artifact go wrong? The border model is cut after an operator, built and run; halving finds the first."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ class Cutter:
         with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
             folder = Path(name)
             save_model(prefix, folder / "border.onnx")
-            artifact = build_loose(folder / "border.onnx", self.plan, self.profile, folder=folder, limits=self.limits)
+            (folder / "artifact").mkdir()
+            artifact = build_loose(
+                folder / "border.onnx", self.plan, self.profile, folder=folder / "artifact", limits=self.limits
+            )
             (outputs,) = execute(
                 artifact, [inputs], repeat=0, instructions=False, where=self.plan.device, limits=self.limits
             ).outputs
