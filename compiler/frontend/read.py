@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx import TensorProto
 
 from compiler.errors import InvalidModel, ModelError, UnsupportedModel, combine
+from compiler.frontend.apart import check_apart
 from compiler.frontend.check import is_sorted, model_problems, version_problems
 from compiler.frontend.files import map_file, parse
 from compiler.frontend.infer import infer_shapes
@@ -18,7 +19,9 @@ from compiler.frontend.normal import normalize
 from compiler.frontend.tensors import each_graph, each_tensor, node_tensors, tensor_problems
 from compiler.frontend.text import text_problems
 from compiler.frontend.weights import DataFiles, inline_attribute_data, mapped_tensor, weight_notes
-from compiler.graph import check_model
+from compiler.graph import may_be_strict, skeleton
+
+STALE_SHAPES = "shapes stated inside the graph contradicted its inputs; they were inferred anew"
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,15 @@ def _take_external(graph: onnx.GraphProto, files: DataFiles) -> dict[str, ir.Ten
 def _check_types(model: ir.Model, place: Path) -> list[str]:
     """Types and shapes by ONNX's own checker; shapes the file states wrongly inside the graph are inferred anew."""
     try:
-        check_model(model)
-        return []
-    except onnx.shape_inference.InferenceError as stated:
-        try:
-            infer_shapes(model)
-            check_model(model)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
-            raise InvalidModel(_first_lines(str(stated)), where=str(place)) from stated
-        return ["shapes stated inside the graph contradicted its inputs; they were inferred anew"]
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        bare = skeleton(model)
+    except (ir.serde.SerdeError, ValueError, TypeError, OverflowError) as error:
         raise InvalidModel(_first_lines(str(_root(error))), where=str(place)) from error
+    verdict = check_apart(bare, strict=may_be_strict(bare))
+    if verdict.failed in ("", "stale"):
+        if verdict.failed:
+            infer_shapes(model)
+        return [STALE_SHAPES] if verdict.failed else []
+    raise InvalidModel(_first_lines(verdict.said), where=str(place))
 
 
 def _all_tensor_problems(proto: onnx.ModelProto, folder: Path) -> Iterator[ModelError]:
