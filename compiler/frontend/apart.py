@@ -1,6 +1,6 @@
 """ONNX's own checks in a child process: on damaged models its C++ code loops for ever or takes all memory.
 
-Seen with onnx 1.23: an Einsum equation of blanks never returns.
+Seen with onnx 1.23: an Einsum equation of zero bytes never returns.
 """
 
 from __future__ import annotations
