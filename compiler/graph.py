@@ -83,19 +83,20 @@ def skeleton(model: ir.Model, *, keep_bytes: int = SMALL_TENSOR_BYTES) -> onnx.M
     return ir.to_proto(bare)
 
 
-def write_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
-    """Writes the model as one ONNX file, or with its weights beside it in `<name>.data` if they exceed 1 GiB.
+def write_model(model: ir.Model, path: Path, *, embed_bytes: int = EMBED_BYTES) -> tuple[Path, ...]:
+    """Writes the model as one ONNX file, or with its weights beside it in `<name>.data` if they exceed `embed_bytes`.
 
     Args:
         model: Left as it is; weights in other files are read from there.
         path: The `.onnx` file; its folder must exist.
+        embed_bytes: Weights that are written inside are held in memory twice meanwhile, weights beside it are not.
 
     Returns:
         The files written, the model's own first. The same model gives the same bytes in every folder.
     """
     graphs = (model.graph, *model.graph.subgraphs())
     weights = (value.const_value for graph in graphs for value in graph.initializers.values())
-    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= EMBED_BYTES:
+    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= embed_bytes:
         ir.save(ir.external_data.load_to_model(model.clone()), path)
         return (path,)
     ir.save(model, path, external_data=f"{path.name}.data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,6 +99,15 @@ def compare_all(expected: Arrays, actual: Arrays) -> dict[str, ErrorStats]:
         name: compare(want, actual[name]) if name in actual else ErrorStats(-math.inf, 0.0, math.inf, (), empty.size)
         for name, want in expected.items()
     }
+
+
+def arrays_digest(arrays: Arrays) -> str:
+    """SHA-256 (64 hex digits) of named arrays: names, dtypes, shapes and bytes, in name order."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _equal(elements: int) -> ErrorStats:

@@ -113,7 +113,8 @@ def _take(value: Any) -> Array:
     if value.data_type() == "tensor(bfloat16)":
         import ml_dtypes
 
-        return _array(value).view(ml_dtypes.bfloat16).astype(np.float32)
+        narrow: Array = _array(value).view(ml_dtypes.bfloat16).astype(np.float32)
+        return narrow
     return _array(value)
 
 

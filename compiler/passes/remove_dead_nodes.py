@@ -16,9 +16,10 @@ from compiler.passes.values import graphs_of
 
 def remove_dead_nodes(model: ir.Model) -> PassResult:
     """Removes from the main graph, subgraphs and function bodies."""
-    removed = [_sweep(body) for body in (model.graph, *model.functions.values())]
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    removed = [_sweep(body) for body in bodies]
     removed += [_remove_initializers(graph) for graph in graphs_of(model)]
-    functions = common.RemoveUnusedFunctionsPass()(model).modified
+    functions = common.RemoveUnusedFunctionsPass()(model).modified  # type: ignore[no-untyped-call]
     opsets = _remove_opsets(model)
     return PassResult(any(removed) or functions or opsets)
 

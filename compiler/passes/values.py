@@ -75,6 +75,17 @@ def display_name(node: ir.Node) -> str:
     return (node.name or f"{node.op_type}:{output}").replace("\n", " ")
 
 
+def replace_input(node: ir.Node, index: int, new: ir.Value) -> None:
+    """Lets the node read `new`, and removes the node that made what it read before if nobody else reads that."""
+    old = node.inputs[index]
+    node.replace_input_with(index, new)
+    producer = None if old is None else old.producer()
+    if producer is None or producer.graph is None:
+        return
+    if not any(value.uses() or value.is_graph_output() for value in producer.outputs):
+        producer.graph.remove(producer, safe=True)
+
+
 class Names:
     """Names taken in a model (values and nodes, subgraphs included), to make new ones that clash with none.
 

@@ -1,0 +1,151 @@
+"""The target half up to the artifact: refuse what the target does not take, then build in a child process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from compiler.artifact import Artifact, TensorSpec
+from compiler.capability import refuse_unsupported
+from compiler.digests import code_digest
+from compiler.errors import ToolchainFailed
+from compiler.frontend import describe_inputs, describe_outputs
+from compiler.isolate import ChildLimits, run_child
+from compiler.plan import Plan, options_to_dict
+from compiler.portable import Border
+from compiler.profile import HardwareProfile, to_yaml
+from compiler.store import Entry, Stage, Store, canonical_json
+from compiler.target import Target
+from compiler.worker import artifact_from_dict
+
+DESCRIPTION = "artifact.json"
+
+
+@dataclass(frozen=True)
+class Built:
+    """An artifact in the store, and the entry it came from."""
+
+    artifact: Artifact
+    entry: Entry
+
+
+def build_artifact(
+    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, store: Store, limits: ChildLimits
+) -> Built:
+    """Builds one device's artifact, or takes it from the store.
+
+    Raises:
+        UnsupportedModel: The target refuses nodes; all of them are named.
+        TargetUnavailable: The toolchain is not installed.
+        ToolchainFailed: It crashed, hung, or made something else than was asked for.
+    """
+    refuse_unsupported(border.load(), target.capability(profile), target=target.name)
+    stage = Stage("build", _key(border, plan, profile, target))
+
+    def make(folder: Path) -> None:
+        request = _request(border.path, plan, profile, folder)
+        value = run_child("build", request, folder=folder, limits=limits, where=f"{plan.device}: build")
+        artifact = artifact_from_dict({**value, "root": str(folder)})
+        check_artifact(artifact, border)
+        _keep_only(folder, {*artifact.files})
+        (folder / DESCRIPTION).write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+    entry = store.obtain(stage, make)
+    value = json.loads((entry.files / DESCRIPTION).read_text(encoding="utf-8"))
+    return Built(artifact_from_dict({**value, "root": str(entry.files)}), entry)
+
+
+def build_loose(border: Path, plan: Plan, profile: HardwareProfile, *, folder: Path, limits: ChildLimits) -> Artifact:
+    """Builds any border model into a folder outside the store, unchecked; used to find where a build goes wrong."""
+    request = _request(border, plan, profile, folder)
+    value = run_child("build", request, folder=folder, limits=limits, where=f"{plan.device}: build")
+    return artifact_from_dict({**value, "root": str(folder)})
+
+
+def check_artifact(artifact: Artifact, border: Border) -> None:
+    """Compares what was built with the border model: names, element types, ranks and fixed sizes of what it takes and gives.
+
+    Raises:
+        ToolchainFailed: They differ, or a file is missing or outside the artifact's folder.
+    """
+    model = border.load()
+    problems = [*_file_problems(artifact)]
+    if not artifact.deferred:
+        problems += _spec_problems("input", describe_inputs(model), artifact.inputs)
+        problems += _spec_problems("output", describe_outputs(model), artifact.outputs)
+    if problems:
+        raise ToolchainFailed(
+            f"target '{artifact.target}' built something else than was asked for: {'; '.join(problems)}",
+            remedy="This is a fault of the target or its toolchain; report it with the border model.",
+        )
+
+
+def _key(border: Border, plan: Plan, profile: HardwareProfile, target: Target) -> tuple[tuple[str, str], ...]:
+    return (
+        ("border", border.digest),
+        ("target", target.name),
+        ("plugin", _plugin_code(target)),
+        ("compiler", code_digest("compiler.worker")),
+        ("precision", plan.precision),
+        ("options", canonical_json(options_to_dict(plan.target_plan.options))),
+        ("dims", canonical_json({name: asdict(sizes) for name, sizes in plan.target_plan.dims.items()})),
+        ("threads", str(plan.target_plan.threads)),
+        ("profile", plan.profile_digest),
+        *sorted(plan.toolchain.items()),
+    )
+
+
+def _plugin_code(target: Target) -> str:
+    """Sources of the plugin: of one target among several in our package, of a whole third-party package."""
+    names = type(target).__module__.split(".")
+    return code_digest(".".join(names[:2] if names[0] == "targets" else names[:1]))
+
+
+def _request(border: Path, plan: Plan, profile: HardwareProfile, folder: Path) -> dict[str, object]:
+    (folder / "profile.yaml").write_text(to_yaml(profile), encoding="utf-8")
+    return {
+        "border": str(border),
+        "profile": str(folder / "profile.yaml"),
+        "precision": plan.precision,
+        "dims": {name: asdict(sizes) for name, sizes in plan.target_plan.dims.items()},
+        "threads": plan.target_plan.threads,
+        "cache_dir": str(plan.target_plan.cache_dir),
+        "workdir": str(folder),
+    }
+
+
+def _keep_only(folder: Path, files: set[str]) -> None:
+    """Deletes what the toolchain left beside the artifact's own files."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in files:
+            path.unlink()
+
+
+def _file_problems(artifact: Artifact) -> Iterator[str]:
+    for name in artifact.files:
+        path = artifact.root / name
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or path.is_symlink():
+            yield f"file '{name}' is outside the artifact's folder"
+        elif not path.is_file():
+            yield f"file '{name}' was not written"
+
+
+def _spec_problems(kind: str, wanted: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> Iterator[str]:
+    given = {spec.name: spec for spec in found}
+    for spec in wanted:
+        other = given.pop(spec.name, None)
+        if other is None:
+            yield f"{kind} '{spec.name}' is missing"
+        elif other.dtype != spec.dtype or not _same_shape(spec.shape, other.shape):
+            yield f"{kind} '{spec.name}' is {other.dtype}{list(other.shape)}, the border model's is {spec.dtype}{list(spec.shape)}"
+    yield from (f"{kind} '{name}' is not the border model's" for name in given)
+
+
+def _same_shape(wanted: Sequence[int | str], found: Sequence[int | str]) -> bool:
+    """Fixed sizes must be equal; a toolchain may give a symbolic one its own name, or work it out."""
+    return len(wanted) == len(found) and all(a == b for a, b in zip(wanted, found, strict=True) if isinstance(a, int))

@@ -1,0 +1,204 @@
+"""simplify-onnxsim: what onnxsim makes of the model, adopted only if it can be shown to be the same model.
+
+onnxsim is native code that can crash, hang or eat the memory, and it has frozen dynamic dimensions before. So it runs
+in a child process with a time and a memory limit, on the model without its weights, and its result is adopted only if
+1. it parses and passes the checker,
+2. inputs, outputs and functions are what they were: names, types, shapes, symbolic dimensions,
+3. the outputs on a probe with a batch of two are what they were.
+Otherwise the model stays as it was and a note names what happened.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from compiler.errors import UnsupportedModel
+from compiler.graph import SMALL_TENSOR_BYTES, PassResult, check_model, skeleton
+from compiler.numerics import TOLERANCES
+from compiler.passes.probe import make_probe
+from compiler.passes.values import record_origin
+
+COMMAND = (sys.executable, "-m", "compiler.passes.onnxsim_child")
+MEMORY_BYTES = 16 << 30
+"""Address space of the child; ONNX Runtime and onnxsim reserve some gigabytes before they do anything."""
+
+
+@dataclass(frozen=True)
+class SimplifyOnnxsim:
+    """The pass.
+
+    Args:
+        command: Program that is called with input path, output path and memory limit in bytes.
+        timeout_s: After so many seconds it is killed.
+    """
+
+    command: Sequence[str] = COMMAND
+    timeout_s: float = 120.0
+    name: str = "simplify-onnxsim"
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Adopts onnxsim's result, or says why not."""
+        try:
+            bare = skeleton(model)
+            proto = _run(bare, self.command, timeout_s=self.timeout_s)
+            if _same_nodes(proto, bare):
+                return PassResult(False)
+            candidate = _with_weights(proto, model)
+            _must_be_the_same(candidate, model)
+        except _Refused as reason:
+            return PassResult(False, (f"onnxsim's result is left out: {reason}",))
+        _keep_metadata(candidate, model)
+        model.graph = candidate.graph
+        return PassResult(True)
+
+
+class _Refused(Exception):
+    """Why the result is not adopted."""
+
+
+def _run(bare: onnx.ModelProto, command: Sequence[str], *, timeout_s: float) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory(prefix="fleetc-onnxsim-") as folder:
+        source, target = Path(folder, "in.onnx"), Path(folder, "out.onnx")
+        source.write_bytes(bare.SerializeToString())
+        try:
+            done = subprocess.run(
+                [*command, str(source), str(target), str(MEMORY_BYTES)],
+                capture_output=True,
+                timeout=timeout_s,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise _Refused(f"it did not finish within {timeout_s:g} s") from error
+        except OSError as error:
+            raise _Refused(f"it could not be started: {error}") from error
+        if done.returncode != 0:
+            raise _Refused(_ending(done.returncode, done.stderr.decode(errors="replace")))
+        return _parse(target)
+
+
+def _ending(code: int, stderr: str) -> str:
+    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "no message")
+    return f"it crashed with signal {-code}: {last[:200]}" if code < 0 else f"it failed ({code}): {last[:200]}"
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    try:
+        proto = onnx.ModelProto()
+        proto.ParseFromString(path.read_bytes())
+        onnx.checker.check_model(proto)
+    except Exception as error:  # DecodeError's class depends on the protobuf build; a child's output may be anything
+        raise _Refused(f"what it wrote is no valid model: {type(error).__name__}: {str(error)[:200]}") from error
+    return proto
+
+
+def _same_nodes(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:
+    return _computation(one) == _computation(other)
+
+
+def _computation(proto: onnx.ModelProto) -> list[bytes]:
+    """The nodes and small constants, without names of nodes and other decoration."""
+    nodes = []
+    for node in proto.graph.node:
+        bare = onnx.NodeProto()
+        bare.CopyFrom(node)
+        for decoration in ("name", "doc_string", "metadata_props"):
+            bare.ClearField(decoration)
+        nodes.append(bare.SerializeToString(deterministic=True))
+    return nodes
+
+
+def _with_weights(proto: onnx.ModelProto, model: ir.Model) -> ir.Model:
+    """onnxsim's graph with the weights, which it saw as inputs, put back; those it no longer reads are gone."""
+    candidate = ir.from_proto(proto)
+    weights = _removed(model)
+    kept = [value for value in candidate.graph.inputs if value.name not in weights]
+    for value in [value for value in candidate.graph.inputs if value.name in weights]:
+        candidate.graph.inputs.remove(value)
+        if value.uses() or value.is_graph_output():
+            value.const_value = weights[str(value.name)]
+            candidate.graph.register_initializer(value)
+    if [value.name for value in kept] != [value.name for value in model.graph.inputs]:
+        raise _Refused("it changed the inputs")
+    return candidate
+
+
+def _removed(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The weights `skeleton` turns into inputs."""
+    held = model.graph.initializers.items()
+    pairs = ((name, value.const_value) for name, value in held if not value.is_graph_input())
+    return {name: tensor for name, tensor in pairs if tensor is not None and tensor.nbytes > SMALL_TENSOR_BYTES}
+
+
+def _must_be_the_same(candidate: ir.Model, model: ir.Model) -> None:
+    for what, ours, theirs in (
+        ("input", model.graph.inputs, candidate.graph.inputs),
+        ("output", model.graph.outputs, candidate.graph.outputs),
+    ):
+        if len(ours) != len(theirs):
+            raise _Refused(f"it changed the number of {what}s from {len(ours)} to {len(theirs)}")
+        for old, new in zip(ours, theirs, strict=True):
+            if _interface(old) != _interface(new):
+                raise _Refused(f"it changed the {what} {_interface(old)} into {_interface(new)}")
+    if set(candidate.functions) != set(model.functions):
+        raise _Refused("it changed the model's functions")
+    if candidate.graph.opset_imports.get("") != model.graph.opset_imports.get(""):
+        raise _Refused("it changed the opset")
+    try:
+        check_model(candidate)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        raise _Refused(f"what it made is not valid: {str(error)[:200]}") from error
+    _must_compute_the_same(candidate, model)
+
+
+def _interface(value: ir.Value) -> str:
+    return f"{value.name}: {value.type}{value.shape if value.shape is not None else ''}"
+
+
+def _must_compute_the_same(candidate: ir.Model, model: ir.Model) -> None:
+    probe = make_probe(model)
+    if probe.expected is None:
+        raise _Refused(f"its result cannot be compared: {probe.why}")
+    try:
+        worst = probe.worst(candidate)
+    except UnsupportedModel as error:
+        raise _Refused(f"its result does not run: {error.what}") from error
+    if not TOLERANCES["fp32"].accepts(worst):
+        raise _Refused(f"it changed an output by up to {worst.worst_abs:.3g} ({worst.sqnr_db:.1f} dB)")
+
+
+def _keep_metadata(candidate: ir.Model, model: ir.Model) -> None:
+    """onnxsim drops and renames: nodes are found again by what they compute, then by name."""
+    by_output = {value.name: node for node in model.graph for value in node.outputs if value.name}
+    by_name = {node.name: node for node in model.graph if node.name}
+    for node in candidate.graph:
+        source = next((by_output[value.name] for value in node.outputs if value.name in by_output), None)
+        source = source or by_name.get(node.name or "")
+        if source is not None:
+            node.name = source.name if source.op_type == node.op_type else node.name
+            for key, text in source.metadata_props.items():
+                node.metadata_props.setdefault(key, text)
+            if node.name != source.name:
+                record_origin(node, [source])
+    _keep_value_metadata(candidate.graph, model.graph)
+
+
+def _keep_value_metadata(graph: ir.Graph, source: ir.Graph) -> None:
+    known = {value.name: value for node in source for value in node.outputs if value.name}
+    known |= {value.name: value for value in (*source.inputs, *source.initializers.values()) if value.name}
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for value in values:
+        if value.name in known:
+            value.metadata_props.update(known[value.name].metadata_props)
+    graph.metadata_props.update(source.metadata_props)
+
+
+SIMPLIFY_ONNXSIM = SimplifyOnnxsim()
