@@ -39,7 +39,7 @@ WHOLE = tuple(onnx.parser.parse_model(text).SerializeToString() for text in SEED
 INTEGERS = (0, 1, -1, 2, 7, 127, 2**31 - 1, -(2**31), 2**40, 2**63 - 1, -(2**63))
 
 FUZZ = settings(
-    max_examples=120,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
