@@ -16,11 +16,10 @@ from compiler.frontend import extract_prefix, save_model
 from compiler.isolate import ChildLimits
 from compiler.numerics import Arrays
 from compiler.passes.probe import run_unoptimized
+from compiler.passes.values import origins_of
 from compiler.plan import Plan
 from compiler.profile import HardwareProfile
 from compiler.verify import Point, execute, failures
-
-ORIGIN = "fleetc.origin"
 
 
 @dataclass(frozen=True)
@@ -91,5 +90,5 @@ def _first(cutter: Cutter) -> tuple[ir.Node, str] | None:
 
 
 def _origin(node: ir.Node) -> str:
-    origin = node.metadata_props.get(ORIGIN, "")
-    return f" (made of {', '.join(origin.splitlines())})" if origin else ""
+    origins = origins_of(node)
+    return f" (made of {', '.join(origins)})" if origins != (node.name,) else ""

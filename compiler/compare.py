@@ -44,7 +44,9 @@ def compare_builds(first: Path, second: Path) -> tuple[Change, ...]:
         if len(left) != 1 or len(right) != 1:
             raise ArtifactError("one is a device's folder, the other a whole build", where=f"{first}, {second}")
         left, right = ({"": next(iter(side.values()))} for side in (left, right))
-    return tuple(change for name in sorted({*left, *right}) for change in _device(name, left.get(name), right.get(name)))
+    return tuple(
+        change for name in sorted({*left, *right}) for change in _device(name, left.get(name), right.get(name))
+    )
 
 
 def compare_files(first: Path, second: Path) -> tuple[str, ...]:
@@ -67,9 +69,15 @@ def _free(dist: Path) -> Iterator[str]:
 
 
 def _manifests(folder: Path) -> dict[str, Mapping[str, Any]]:
-    paths = {"": folder / MANIFEST} if (folder / MANIFEST).is_file() else {p.parent.name: p for p in folder.glob(f"*/{MANIFEST}")}
+    paths = (
+        {"": folder / MANIFEST}
+        if (folder / MANIFEST).is_file()
+        else {p.parent.name: p for p in folder.glob(f"*/{MANIFEST}")}
+    )
     if not paths:
-        raise ArtifactError("no artifact is here", where=str(folder), remedy="Name a dist folder, or one device's folder in it.")
+        raise ArtifactError(
+            "no artifact is here", where=str(folder), remedy="Name a dist folder, or one device's folder in it."
+        )
     return {name: _read(path) for name, path in paths.items()}
 
 
@@ -77,7 +85,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"the manifest cannot be read: {error}", where=str(path), remedy="Build the device again.") from error
+        raise ArtifactError(
+            f"the manifest cannot be read: {error}", where=str(path), remedy="Build the device again."
+        ) from error
     if not isinstance(value, dict):
         raise ArtifactError("the manifest holds no mapping", where=str(path), remedy="Build the device again.")
     return value

@@ -10,8 +10,7 @@ import onnx_ir as ir
 from compiler.capability import op_key
 from compiler.errors import UsageError
 from compiler.manifest import border_of
-
-ORIGIN = "fleetc.origin"
+from compiler.passes.values import origins_of
 
 
 def find_node(folder: Path, name: str) -> list[dict[str, str]]:
@@ -21,16 +20,13 @@ def find_node(folder: Path, name: str) -> list[dict[str, str]]:
         UsageError: No node has that name or origin; the nearest names are told.
     """
     nodes = list(ir.load(border_of(folder)).graph.all_nodes())
-    found = [node for node in nodes if name == node.name or name in _origins(node)]
+    found = [node for node in nodes if name == node.name or name in origins_of(node)]
     if not found:
-        known = {*(str(node.name) for node in nodes), *(origin for node in nodes for origin in _origins(node))}
+        known = {*(str(node.name) for node in nodes), *(origin for node in nodes for origin in origins_of(node))}
         near = difflib.get_close_matches(name, known, n=3)
         raise UsageError(
-            f"no operator is named '{name}' or was made of it; a pass may have removed it", where=str(folder),
+            f"no operator is named '{name}' or was made of it; a pass may have removed it",
+            where=str(folder),
             remedy=f"Near names: {', '.join(near)}." if near else "`fleetc inspect` lists what each pass did.",
         )
-    return [{"node": str(node.name), "op": op_key(node), "origin": ", ".join(_origins(node))} for node in found]
-
-
-def _origins(node: ir.Node) -> list[str]:
-    return (node.metadata_props.get(ORIGIN) or str(node.name)).splitlines()
+    return [{"node": str(node.name), "op": op_key(node), "origin": ", ".join(origins_of(node))} for node in found]
