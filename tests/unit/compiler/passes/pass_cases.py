@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import Pass, PassResult, check_model, to_text
@@ -66,3 +67,12 @@ def shape_of(model: ir.Model) -> list[object]:
         (value.name, str(value.type), str(value.shape)) for value in (*model.graph.inputs, *model.graph.outputs)
     ]
     return [interface, nodes, sorted(held.items())]
+
+
+def with_weight(model: ir.Model, name: str, array: np.ndarray) -> ir.Model:
+    """Turns a graph input into an initializer; text cannot say large ones."""
+    value = next(value for value in model.graph.inputs if value.name == name)
+    model.graph.inputs.remove(value)
+    value.const_value = ir.tensor(array)
+    model.graph.register_initializer(value)
+    return model

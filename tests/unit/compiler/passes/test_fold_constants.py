@@ -11,7 +11,8 @@ from compiler.passes.remove_dead_nodes import REMOVE_DEAD_NODES
 def test_chain_of_constants_becomes_one_initializer() -> None:
     model, result = apply(
         FOLD_CONSTANTS,
-        "g (float[N,2] x) => (float[N,2] y) <float[2] a = {1,2}, float[2] b = {3,4}> { c = Add(a, b) d = Neg(c) y = Mul(x, d) }",
+        """g (float[N,2] x) => (float[N,2] y) <float[2] a = {1,2}, float[2] b = {3,4}>
+        { c = Add(a, b) d = Neg(c) y = Mul(x, d) }""",
     )
     assert result.modified
     assert_same(model, "g (float[N,2] x) => (float[N,2] y) <float[2] d = {-4,-6}> { y = Mul(x, d) }")
@@ -69,7 +70,8 @@ def test_shared_weight_is_not_touched() -> None:
 def test_random_numbers_and_quantization_are_never_folded() -> None:
     model = parse(
         """g (float[2] x) => (float[2] y) <float[2] w = {1,2}, float s = {0.5}, int8 z = {0}>
-        { r = RandomNormalLike(w) q = QuantizeLinear(w, s, z) d = DequantizeLinear(q, s, z) a = Add(x, r) y = Add(a, d) }"""
+        { r = RandomNormalLike(w) q = QuantizeLinear(w, s, z) d = DequantizeLinear(q, s, z)
+        a = Add(x, r) y = Add(a, d) }"""
     )
     infer_shapes(model)
     assert not FOLD_CONSTANTS(model).modified

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from pass_cases import apply, parse
+from pass_cases import apply, parse, with_weight
 
 from compiler.passes.infer_shapes import INFER_SHAPES
 
@@ -39,11 +39,7 @@ def test_what_cannot_be_known_is_noted() -> None:
 
 def test_weights_are_not_copied() -> None:
     model = parse("g (float[N,2000] x, float[2000,2000] w) => (float[N,2000] y) { a = MatMul(x, w) y = Relu(a) }")
-    weight = model.graph.inputs[1]
-    tensor = ir.tensor(np.zeros((2000, 2000), np.float32))
-    weight.const_value = tensor
-    del model.graph.inputs[1]
-    model.graph.register_initializer(weight)
+    tensor = with_weight(model, "w", np.zeros((2000, 2000), np.float32)).graph.initializers["w"].const_value
     INFER_SHAPES(model)
     assert model.graph.initializers["w"].const_value is tensor
     assert str(model.graph[0].outputs[0].shape) == "[N,2000]"

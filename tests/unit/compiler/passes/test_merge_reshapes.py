@@ -21,7 +21,8 @@ def test_zero_that_means_a_static_size_is_spelled_out_in_a_shape_of_its_own() ->
         MERGE_RESHAPES,
         """g (float[4,6] x, float[6,N] z) => (float[3,8] y, float[6,N] w)
         <int64[2] s = {3,8}, int64[2] t = {0,-1}>
-        { r = Reshape(x, s) [c] c = Relu(r) f = Flatten<axis=1>(x) y0 = Reshape(f, s) y = Add(y0, c) w = Reshape(z, t) }""",
+        { r = Reshape(x, s) [c] c = Relu(r) f = Flatten<axis=1>(x) y0 = Reshape(f, s) y = Add(y0, c)
+        w = Reshape(z, t) }""",
     )
     assert "Flatten" not in [node.op_type for node in model.graph]
     assert model.graph.initializers["t"].const_value.numpy().tolist() == [0, -1]
@@ -31,7 +32,8 @@ def test_chain_that_ends_in_the_form_before_it_is_gone() -> None:
     constant = "<int64[1] one = {1}>"
     model, _ = apply(
         MERGE_RESHAPES,
-        f"g (float[N,4,6] x) => (float[N,4,6] y) {constant} {{ u = Unsqueeze(x, one) q = Squeeze(u, one) y = Relu(q) }}",
+        f"""g (float[N,4,6] x) => (float[N,4,6] y) {constant}
+        {{ u = Unsqueeze(x, one) q = Squeeze(u, one) y = Relu(q) }}""",
     )
     REMOVE_DEAD_NODES(model)
     assert_same(model, "g (float[N,4,6] x) => (float[N,4,6] y) { y = Relu(x) }")
