@@ -131,6 +131,13 @@ def test_unsupported_form_of_a_node_is_refused_by_name(tmp_path, cache_dir, pi5)
         build(model, HOST, tmp_path / "out", cache_dir, pi5)
 
 
+def test_normalization_with_a_broadcast_scale_is_refused(tmp_path, cache_dir, pi5):
+    nodes = [helper.make_node("LayerNormalization", ["x", "s"], ["y"], name="norm", axis=1)]
+    model = make(nodes, {"x": (1, 3, 4)}, {"y": (1, 3, 4)}, {"s": np.ones(4)})
+    with pytest.raises(UnsupportedModel, match="LayerNormalization 'norm': its scale"):
+        build(model, HOST, tmp_path / "out", cache_dir, pi5)
+
+
 def test_node_that_the_importer_rejects_is_named(tmp_path, cache_dir, pi5):
     nodes = [helper.make_node("Pow", ["x", "two"], ["y"], name="square")]
     model = make(nodes, {"x": (2,)}, {"y": (2,)}, {"two": np.array([2])})
@@ -179,6 +186,8 @@ def test_repeat_prints_ordered_latency_percentiles(folder):
     latency = report["latency_us"]
     assert report["repeat"] == 20
     assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+    assert latency["sorted"] == sorted(latency["sorted"])
+    assert [latency["sorted"][rank - 1] for rank in (10, 18, 20)] == [latency["p50"], latency["p90"], latency["p99"]]
 
 
 BAD_FILES = {
@@ -248,6 +257,7 @@ def test_runner_checks_inputs_and_reports_failures(tmp_path, cache_dir, pi5):
         runner.run({"picture": IMAGE})
     with pytest.raises(DataError, match="takes float32"):
         runner.run({"image": IMAGE.astype(np.float64)})
+    assert len(runner.latencies_ms({"image": IMAGE}, 3)) == 3
     os.truncate(artifact.root / "payload" / "model.so", 100)
     with pytest.raises(ToolchainFailed, match="bundle failed"):
         runner.run({"image": IMAGE})
