@@ -79,6 +79,21 @@ def test_integers_booleans_and_scalars_pass_through(options, tmp_path, cache_dir
         np.testing.assert_array_equal(found[name], expected)
 
 
+def test_any_number_of_threads_gives_the_same_bits(tmp_path, cache_dir, pi5):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Sigmoid", ["p"], ["y"])]
+    rng = np.random.default_rng(1)
+    model = make(nodes, {"x": (96, 64)}, {"y": (96, 80)}, {"w": rng.standard_normal((64, 80))})
+    runner = TARGET.load(build(model, HOST, tmp_path / "out", cache_dir, pi5))
+    x = {"x": rng.standard_normal((96, 64)).astype(np.float32)}
+    results = []
+    for threads in (1, 2, 3):
+        runner.threads = threads
+        results.append(runner.run(x)["y"].tobytes())
+    assert len(set(results)) == 1
+    (stats,) = compare_all(reference(model, x), runner.run(x)).values()
+    assert TOLERANCES["fp32"].accepts(stats)
+
+
 def test_model_without_arithmetic_is_built(tmp_path, cache_dir, pi5):
     model = make([helper.make_node("Identity", ["x"], ["y"])], {"x": (2, 2)}, {"y": (2, 2)})
     x = np.arange(4, dtype=np.float32).reshape(2, 2)
