@@ -1,4 +1,4 @@
-"""TVM for edge CPUs: a folder with the compiled model, its runtime libraries and a program `run` that needs nothing else.
+"""TVM for edge CPUs: a folder with the compiled model, its runtime libraries and a program `run` that starts it.
 
 The device needs a 64-bit Linux with glibc 2.28 or newer and libstdc++. Weights are in the data section of
 `payload/model.so`; `payload/io.txt` says what the model takes and gives; `./run --help` explains itself.
@@ -40,7 +40,7 @@ class Tvm:
         return {package: installed_version(package) for package in (*_REQUIRED, "ziglang")}
 
     def check(self, profile: HardwareProfile) -> None:
-        """Raises TargetUnavailable that names every package that is absent or of another version than the pinned one."""
+        """Raises TargetUnavailable naming every package that is absent or not of the pinned version."""
         problems = [
             TargetUnavailable(f"{package} is {found}; this fleetc needs {wanted}", remedy=REMEDY)
             for package, wanted in _REQUIRED.items()

@@ -17,6 +17,7 @@ from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed, UnsupportedModel
 from targets.arm_tvm.operators import find_details
 from targets.arm_tvm.options import Options
+from targets.arm_tvm.schedule import parallelize
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,11 @@ def _model_inputs(model: ir.Model) -> Iterator[ir.Value]:
 
 def _compile(module: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
     import tvm
-    from tvm.relax.backend.cpu_generic import get_default_pipeline
 
     target = tvm.target.Target(
         {"kind": "llvm", "mtriple": options.mtriple, "mcpu": options.mcpu, "mattr": list(options.mattr)}
     )
-    executable = tvm.compile(module, target=target, relax_pipeline=get_default_pipeline(target))
+    executable = tvm.compile(module, target=target, relax_pipeline=_pipeline(target))
     objects: list[Path] = []
 
     def collect(_: str, files: list[str], **__: Any) -> None:
@@ -132,6 +132,16 @@ def _compile(module: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
     collect.get_target_triple = lambda: options.mtriple  # type: ignore[attr-defined]  # asked of a model without kernels
     executable.export_library("model.so", fcompile=collect, workspace_dir=str(workdir))
     return tuple(objects)
+
+
+def _pipeline(target: Any) -> Any:
+    """TVM's own CPU pipeline, with the kernels spread over the threads once they are fused."""
+    import tvm
+    from tvm.relax.backend.cpu_generic import pipeline as cpu
+
+    spread = tvm.transform.module_pass(lambda module, _: parallelize(module), opt_level=0)
+    fused = [*cpu.library_dispatch_passes(target), *cpu.legalize_passes(target)]
+    return tvm.transform.Sequential([*fused, spread, *cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
 
 
 def _signature(

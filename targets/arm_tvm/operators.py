@@ -105,6 +105,16 @@ def find_details(model: ir.Model) -> Iterator[Refusal]:
             yield Refusal(name, node.op_type, "only its first output is computed")
         if node.op_type == "Resize" and (reason := _resize_reason(node)):
             yield Refusal(name, "Resize", reason)
+        if node.op_type in ("LayerNormalization", "RMSNormalization") and not _scale_covers(node):
+            yield Refusal(name, node.op_type, "its scale must have the shape of the normalized axes")
+
+
+def _scale_covers(node: ir.Node) -> bool:
+    data, scale = (node.inputs[index] for index in (0, 1))
+    if data is None or scale is None or data.shape is None or scale.shape is None:
+        return False
+    axis = node.attributes.get_int("axis", -1)
+    return tuple(scale.shape) == tuple(data.shape)[axis:]
 
 
 def _resize_reason(node: ir.Node) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import tempfile
@@ -53,13 +54,23 @@ class BundleRunner:
         """
         with tempfile.TemporaryDirectory() as place:
             program = self._program(inputs, Path(place))
-            command = (*(emulator(self.cpu) if self.cpu else ()), *program)
-            _execute(command, self._environment(self.threads))
+            self._execute(program)
             outputs = program[-len(self.artifact.outputs) :]
             return {
                 spec.name: np.load(path, allow_pickle=False)
                 for spec, path in zip(self.artifact.outputs, outputs, strict=True)
             }
+
+    def latencies_ms(self, inputs: Arrays, repeat: int) -> list[float]:
+        """Wall times of `repeat` inferences inside one start of the program, after one to warm up, sorted.
+
+        Raises:
+            DataError, ToolchainFailed: As `run` does.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            program, *files = self._program(inputs, Path(place))
+            report = json.loads(self._execute((program, "--repeat", str(repeat), *files)))
+        return [time_us / 1e3 for time_us in report["latency_us"]["sorted"]]
 
     def count_instructions(self, inputs: Arrays) -> int:
         """Guest instructions of one inference on one thread, start-up not included.
@@ -81,6 +92,10 @@ class BundleRunner:
 
     def close(self) -> None:
         """Nothing is held between runs."""
+
+    def _execute(self, program: Sequence[str]) -> str:
+        command = (*(emulator(self.cpu) if self.cpu else ()), *program)
+        return _execute(command, self._environment(self.threads))
 
     def _count(self, inputs: Arrays, repeat: int) -> int:
         with tempfile.TemporaryDirectory() as place:
@@ -120,7 +135,7 @@ def load_bundle(artifact: Artifact) -> BundleRunner:
     )
 
 
-def _execute(command: Sequence[str], environment: dict[str, str]) -> None:
+def _execute(command: Sequence[str], environment: dict[str, str]) -> str:
     try:
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
@@ -129,6 +144,7 @@ def _execute(command: Sequence[str], environment: dict[str, str]) -> None:
         crash = f"killed by {signal.Signals(-ended.returncode).name}; " if ended.returncode < 0 else ""
         reason = ended.stderr.strip().removeprefix("run: ") or f"exit status {ended.returncode}"
         raise ToolchainFailed(f"the bundle failed: {crash}{reason[-1000:]}")
+    return ended.stdout
 
 
 def _check_inputs(artifact: Artifact, inputs: Arrays) -> None:

@@ -10,7 +10,7 @@
 #include "model.h"
 #include "tensor.h"
 
-enum { MAX_REPEAT = 1000000 };
+enum { MAX_REPEAT = 100000 };
 
 typedef struct {
   char model[PATH_MAX], signature[PATH_MAX], extra[PATH_MAX];
@@ -76,8 +76,10 @@ static void measure(long repeat) {
     latency_us[i] = now_us() - start_us;
   }
   qsort(latency_us, (size_t)repeat, sizeof *latency_us, by_value);
-  printf("{\"repeat\": %ld, \"latency_us\": {\"p50\": %.1f, \"p90\": %.1f, \"p99\": %.1f}}\n", repeat,
+  printf("{\"repeat\": %ld, \"latency_us\": {\"p50\": %.1f, \"p90\": %.1f, \"p99\": %.1f, \"sorted\": [", repeat,
          percentile(latency_us, repeat, 50), percentile(latency_us, repeat, 90), percentile(latency_us, repeat, 99));
+  for (long i = 0; i < repeat; ++i) printf("%s%.1f", i ? ", " : "", latency_us[i]);
+  puts("]}}");
   free(latency_us);
 }
 
