@@ -274,3 +274,11 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except (OSError, ValueError):
         return ""
+
+
+def host_fingerprint() -> str:
+    """What a time measured on this machine depends on: processor, number of processors, memory and system."""
+    blocks = _cpuinfo(Path("/"))
+    model = blocks[0].get("model name") or _arm_core(blocks[0]) if blocks else platform.processor()
+    memory_mib = _memory_mib(Path("/"))
+    return f"{platform.system()} {platform.machine()} {model} x{os.cpu_count()} {memory_mib} MiB {sorted(host_isa())}"

@@ -13,18 +13,22 @@ from typing import Any
 import onnx_ir as ir
 
 from compiler.digests import code_digest, portable_tools
-from compiler.graph import Pass, graph_digest, write_model
+from compiler.frontend import save_model
+from compiler.graph import Pass, graph_digest
 from compiler.numerics import Arrays, arrays_digest
-from compiler.passes.convert_to_half import convert_precision
 from compiler.passes.instrument import measure
-from compiler.passes.pipelines import PORTABLE
+from compiler.passes.pipelines import PORTABLE, precision_passes
 from compiler.passes.probe import Probe, make_probe
 from compiler.passes.run import run_passes
 from compiler.plan import Plan
 from compiler.store import Entry, Stage, Store, canonical_json, file_digest
 
 BORDER = "border.onnx"
+BORDER_DATA = "border.data"
 RECORDS = "passes.json"
+
+EMBED_BYTES = 256 << 20
+"""Weights of more than this lie in `border.data`, from where they can be mapped instead of read."""
 
 log = logging.getLogger("fleetc.build")
 
@@ -108,7 +112,7 @@ def _specialize(rewritten: Entry, plan: Plan, target_passes: Sequence[Pass], inp
 def _run(model: ir.Model, steps: Sequence[Pass], probe: Probe, folder: Path, *, first: int) -> None:
     copy = model.clone()
     records = [record.to_dict() for record in run_passes(copy, steps, probe=probe, first=first)]
-    write_model(copy, folder / BORDER)
+    save_model(copy, folder / BORDER, external_above_bytes=EMBED_BYTES)
     (folder / RECORDS).write_text(json.dumps(records), encoding="utf-8")
     log.info("%d passes: %d nodes become %d", len(steps), measure(model).nodes, measure(copy).nodes)
 
@@ -119,8 +123,7 @@ def _portable_steps(plan: Plan) -> list[Pass]:
 
 
 def _own_steps(plan: Plan, target_passes: Sequence[Pass]) -> list[Pass]:
-    conversion = [convert_precision(plan.converts_graph)] if plan.converts_graph not in ("", "fp32") else []
-    return [*conversion, *target_passes]
+    return [*precision_passes(plan.converts_graph or "fp32"), *target_passes]
 
 
 def _pass_parts(steps: Sequence[Pass], inputs: Arrays) -> tuple[tuple[str, str], ...]:
@@ -142,5 +145,6 @@ def _records(entries: Sequence[Entry], plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def _border_digest(entry: Entry) -> str:
-    files = sorted(path for path in entry.files.iterdir() if path.name.startswith(BORDER))
-    return file_digest(files[0]) if len(files) == 1 else canonical_json([file_digest(path) for path in files])
+    data = entry.files / BORDER_DATA
+    digest = file_digest(entry.files / BORDER)
+    return f"{digest}+{file_digest(data)}" if data.exists() else digest

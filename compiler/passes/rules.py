@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, MatchStatus, RewriteRule
+from onnxscript.rewriter._pattern_ir import NodeOutputPattern, NodePattern, StringConstantPattern
 
 from compiler.errors import InternalError
 from compiler.graph import PassResult
@@ -44,12 +46,13 @@ class RulePass:
 
     def __call__(self, model: ir.Model) -> PassResult:
         """Rewrites to the fixed point."""
+        rules = [_indexed(rule) for rule in self.rules]
         limit = REWRITES_PER_NODE * (1 + sum(len(graph) for graph in graphs_of(model)))
         _mark_constants(model)
         names, total = Names(model), 0
         while True:
             misses = _Misses()
-            count = sum(_sweep(model, graph, self.rules, names, misses) for graph in list(graphs_of(model)))
+            count = sum(_sweep(model, graph, rules, names, misses) for graph in list(graphs_of(model)))
             total += count
             if count == 0:
                 return PassResult(total > 0, misses.notes())
@@ -84,13 +87,54 @@ class _Misses:
         return tuple(dict.fromkeys(self._by_root.values()))
 
 
-def _sweep(model: ir.Model, graph: ir.Graph, rules: Sequence[RewriteRule], names: Names, misses: _Misses) -> int:
-    _visit(rule.graph_pre_visitor for rule in rules)
+@dataclass(frozen=True)
+class _Indexed:
+    """A rule and where it can match at all; of a pass's commuted patterns, few can in a given graph.
+
+    Args:
+        rule: The rule.
+        root: The operator it starts from; None if that is one of several.
+        needs: Operators without which it cannot match.
+    """
+
+    rule: RewriteRule
+    root: ir.OperatorIdentifier | None
+    needs: frozenset[ir.OperatorIdentifier]
+
+
+def _indexed(rule: RewriteRule) -> _Indexed:
+    outputs: list[Any] = list(rule._target_pattern.outputs)
+    first = outputs[0].producer() if isinstance(outputs[0], NodeOutputPattern) else None
+    needed: set[ir.OperatorIdentifier] = set()
+    while outputs:
+        value = outputs.pop()
+        node = value.producer() if isinstance(value, NodeOutputPattern) else None
+        if node is None:  # a variable, a constant, or alternatives of which none is needed
+            continue
+        identifier = _identifier(node)
+        needed.update([identifier] if identifier is not None else [])
+        outputs.extend(node.inputs)
+    return _Indexed(rule, None if first is None else _identifier(first), frozenset(needed))
+
+
+def _identifier(node: NodePattern) -> ir.OperatorIdentifier | None:
+    """The pattern's own `op_identifier` is lost when its inputs are swapped."""
+    domain, op = node.domain, node.op
+    if not isinstance(domain, StringConstantPattern) or not isinstance(op, StringConstantPattern):
+        return None
+    return domain.value(), op.value(), ""
+
+
+def _sweep(model: ir.Model, graph: ir.Graph, rules: Sequence[_Indexed], names: Names, misses: _Misses) -> int:
+    present = {node.op_identifier() for node in graph}
+    able = [rule for rule in rules if rule.needs <= present]
+    _visit(able_rule.rule.graph_pre_visitor for able_rule in able)
     count = 0
     for node in graph:
         if node.graph is graph:
-            count += any(_try(rule, model, graph, node, names=names, misses=misses) for rule in rules)
-    _visit(rule.graph_post_visitor for rule in rules)
+            fitting = (candidate.rule for candidate in able if candidate.root in (None, node.op_identifier()))
+            count += any(_try(rule, model, graph, node, names=names, misses=misses) for rule in fitting)
+    _visit(able_rule.rule.graph_post_visitor for able_rule in able)
     return count
 
 
