@@ -15,11 +15,13 @@ class OpRule:
     """What a target takes of one operator.
 
     Args:
-        dtypes: Names of the ONNX element types (`FLOAT`, `INT64`, …) its tensor inputs and outputs may have; empty means any.
+        dtypes: Names of the ONNX element types (`FLOAT`, `INT64`, …) its inputs and outputs may have; empty: any.
         constant_inputs: Indices of inputs that must be initializers or constants.
         rank_max: Highest rank of its inputs and outputs; 0 means any.
         attributes: Attribute name → the values it may take (compared as int, float, str or tuple).
         opset_min: First version of the operator's opset whose meaning the target implements.
+        inputs_max: Most inputs it may be given; 0 means any number.
+        outputs_max: Most outputs that may be used; 0 means any number.
     """
 
     dtypes: frozenset[str] = frozenset()
@@ -27,6 +29,8 @@ class OpRule:
     rank_max: int = 0
     attributes: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     opset_min: int = 1
+    inputs_max: int = 0
+    outputs_max: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,12 @@ def _dtype_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
 
 
 def _input_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
+    given = max((index + 1 for index, value in enumerate(node.inputs) if value is not None), default=0)
+    if rule.inputs_max and given > rule.inputs_max:
+        yield f"it has {given} inputs; the target takes {rule.inputs_max}"
+    made = max((index + 1 for index, value in enumerate(node.outputs) if value.name), default=0)
+    if rule.outputs_max and made > rule.outputs_max:
+        yield f"it has {made} outputs; the target gives {rule.outputs_max}"
     for index in rule.constant_inputs:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is not None and value.const_value is None:

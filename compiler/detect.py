@@ -47,6 +47,16 @@ _QUERY = ["name", "compute_cap", "memory.total", "power.max_limit", "clocks.max.
 # The same instructions under another encoding: a flag on the left is served by all flags on the right.
 _SERVED_BY = {"avx_vnni": {"avx512_vnni", "avx512vl"}}
 
+_CPU_SOURCES = {
+    "cpu": "detected: /proc/cpuinfo",
+    "cpu.clock_mhz": "detected: /sys/devices/system/cpu/cpu*/cpufreq",
+    "cpu.l1_kib": "detected: /sys/devices/system/cpu/cpu*/cache",
+    "cpu.l2_kib": "detected: /sys/devices/system/cpu/cpu*/cache",
+    "cpu.l3_kib": "detected: /sys/devices/system/cpu/cpu*/cache",
+    "memory_mib": "detected: /proc/meminfo (MemTotal, which leaves out what the firmware keeps)",
+    "precisions": "derived from cpu.isa",
+}
+
 _Facts = dict[str, Any]
 _Block = dict[str, str]  # one processor of /proc/cpuinfo
 
@@ -63,11 +73,8 @@ def detect_profile(root: Path = Path("/")) -> HardwareProfile:
     blocks = _cpuinfo(root)
     isa = _common_flags(blocks)
     fast, slow = _kinds(blocks, root)
-    cpu = (
-        _cpu(fast, root)
-        | {"isa": sorted(isa if "asimd" in isa else filter(_NUMERIC_X86.match, isa))}
-        | _caches(fast, root)
-    )
+    flags = isa if "asimd" in isa else filter(_NUMERIC_X86.match, isa)
+    cpu = _cpu(fast, root) | {"isa": sorted(flags)} | _caches(fast, root)
     if slow:
         cpu["efficiency_cores"] = {key: _cpu(slow, root).get(key) for key in ("model", "cores", "clock_mhz")}
     return _profile(
@@ -76,16 +83,7 @@ def detect_profile(root: Path = Path("/")) -> HardwareProfile:
         cpu=cpu,
         memory_mib=_memory_mib(root),
         precisions=_cpu_precisions(isa),
-        provenance={
-            "cpu": "detected: /proc/cpuinfo" if blocks else "detected: Python's platform and os modules",
-            "cpu.clock_mhz": "detected: /sys/devices/system/cpu/cpu*/cpufreq",
-            **{
-                f"cpu.{level}": "detected: /sys/devices/system/cpu/cpu*/cache"
-                for level in ("l1_kib", "l2_kib", "l3_kib")
-            },
-            "memory_mib": "detected: /proc/meminfo (MemTotal, which leaves out what the firmware keeps)",
-            "precisions": "derived from cpu.isa",
-        },
+        provenance=_CPU_SOURCES | ({} if blocks else {"cpu": "detected: Python's platform and os modules"}),
         **_target(isa, fast),
     )
 
@@ -276,3 +274,11 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except (OSError, ValueError):
         return ""
+
+
+def host_fingerprint() -> str:
+    """What a time measured on this machine depends on: processor, number of processors, memory and system."""
+    blocks = _cpuinfo(Path("/"))
+    model = blocks[0].get("model name") or _arm_core(blocks[0]) if blocks else platform.processor()
+    memory_mib = _memory_mib(Path("/"))
+    return f"{platform.system()} {platform.machine()} {model} x{os.cpu_count()} {memory_mib} MiB {sorted(host_isa())}"

@@ -5,6 +5,7 @@
     │   ├── ProfileError
     │   ├── FleetError
     │   ├── DataError             calibration or input arrays that do not fit the model
+    │   ├── ArtifactError         an artifact's folder that is not whole, or not ours
     │   └── OutputError           an output place that cannot be written
     ├── ModelError            3   the model
     │   ├── InvalidModel          not a well-formed ONNX model
@@ -74,6 +75,10 @@ class FleetError(UsageError):
 
 class DataError(UsageError):
     """Calibration or input arrays do not fit the model."""
+
+
+class ArtifactError(UsageError):
+    """A folder is no artifact of fleetc, or not the one that was delivered."""
 
 
 class OutputError(UsageError):

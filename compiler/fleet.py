@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from compiler.errors import FleetError, ProfileError, combine
 from compiler.profile import find_profile, is_path
@@ -28,7 +28,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.min <= self.opt <= self.max:
-            raise ValueError(f"must hold min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
+            raise ValueError("must hold min <= opt <= max")
 
     def __str__(self) -> str:
         return str(self.min) if self.is_fixed else f"{self.min}..{self.max} (fastest at {self.opt})"
@@ -118,7 +118,7 @@ def _widen(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
         return {"min": value, "opt": value, "max": value}
     if not isinstance(value, dict):
-        raise ValueError(f"expected an integer or {{min, opt, max}}, got {value!r:.60}")
+        raise ValueError("expected an integer or {min, opt, max}")
     return value
 
 
@@ -148,7 +148,13 @@ class DeviceEntry:
     limits: Annotated[Limits, Field(description="Limits of this device class, over the fleet's.")] = Limits()
 
 
-_DeviceName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+def _not_json(name: str) -> str:
+    if name.endswith(".json"):
+        raise ValueError("must not end in .json: the name becomes a folder beside build.json")
+    return name
+
+
+_DeviceName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(_not_json)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,12 @@ SMALL_TENSOR_BYTES = 4096
 EMBED_BYTES = 1 << 30
 """Weights up to this size are written inside the model file; protobuf itself ends at 2 GiB."""
 
+_MISINFERRED = frozenset({"MeanVarianceNormalization"})
+"""Valid operators that ONNX's strict inference refuses: their own function body has an empty Constant."""
+
+MAX_SHAPE_VECTOR = 1 << 20
+"""Elements of a vector that may still be followed as a shape: far more than any shape has, and cheap to lay out."""
+
 
 @dataclass(frozen=True)
 class PassResult:
@@ -69,7 +75,7 @@ def skeleton(model: ir.Model, *, keep_bytes: int = SMALL_TENSOR_BYTES) -> onnx.M
     for value in list(bare.graph.initializers.values()):
         tensor = value.const_value
         if tensor is not None and tensor.nbytes > keep_bytes:
-            value.shape, value.dtype = tensor.shape, tensor.dtype
+            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
             value.const_value = None
             del bare.graph.initializers[str(value.name)]
             if value not in bare.graph.inputs:
@@ -77,19 +83,20 @@ def skeleton(model: ir.Model, *, keep_bytes: int = SMALL_TENSOR_BYTES) -> onnx.M
     return ir.to_proto(bare)
 
 
-def write_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
-    """Writes the model as one ONNX file, or with its weights beside it in `<name>.data` if they exceed 1 GiB.
+def write_model(model: ir.Model, path: Path, *, embed_bytes: int = EMBED_BYTES) -> tuple[Path, ...]:
+    """Writes the model as one ONNX file, or with its weights beside it in `<name>.data` if they exceed `embed_bytes`.
 
     Args:
         model: Left as it is; weights in other files are read from there.
         path: The `.onnx` file; its folder must exist.
+        embed_bytes: Weights that are written inside are held in memory twice meanwhile, weights beside it are not.
 
     Returns:
         The files written, the model's own first. The same model gives the same bytes in every folder.
     """
     graphs = (model.graph, *model.graph.subgraphs())
     weights = (value.const_value for graph in graphs for value in graph.initializers.values())
-    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= EMBED_BYTES:
+    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= embed_bytes:
         ir.save(ir.external_data.load_to_model(model.clone()), path)
         return (path,)
     ir.save(model, path, external_data=f"{path.name}.data")
@@ -98,7 +105,7 @@ def write_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
 
 def graph_digest(model: ir.Model) -> str:
     """SHA-256 (64 hex digits) of the graph without weights, then of every weight, in bounded memory."""
-    digest = hashlib.sha256(skeleton(model, keep_bytes=0).SerializeToString(deterministic=True))
+    digest = hashlib.sha256(skeleton(model, keep_bytes=-1).SerializeToString(deterministic=True))
     for graph in (model.graph, *model.graph.subgraphs()):
         for name, value in sorted(graph.initializers.items()):
             if value.const_value is not None:
@@ -116,11 +123,42 @@ def check_model(model: ir.Model) -> None:
     """
     bare = skeleton(model)
     onnx.checker.check_model(bare)
-    onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True)
+    infer_strictly(bare)
+
+
+def infer_strictly(proto: onnx.ModelProto, *, propagate: bool = False) -> onnx.ModelProto:
+    """The model with types and shapes inferred.
+
+    Args:
+        proto: A model without large weights.
+        propagate: Also follow shapes through the nodes that compute them. Not done where a vector is longer than any
+            shape: ONNX lays such a vector out in memory, and a damaged file can claim any length.
+
+    Raises:
+        onnx.shape_inference.InferenceError: They contradict each other.
+    """
+    strict = may_be_strict(proto)
+    inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=strict)
+    if propagate and _longest_vector(inferred.graph) <= MAX_SHAPE_VECTOR:
+        return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=strict, data_prop=True)
+    return inferred
+
+
+def may_be_strict(proto: onnx.ModelProto) -> bool:
+    """Whether strict inference judges every operator of the model rightly."""
+    return not any(node.op_type in _MISINFERRED for node in proto.graph.node)
+
+
+def _longest_vector(graph: onnx.GraphProto) -> int:
+    """Elements of the longest one-dimensional value."""
+    shapes = (item.type.tensor_type.shape.dim for item in (*graph.input, *graph.value_info, *graph.output))
+    inner = (attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g"))
+    lengths = (dims[0].dim_value for dims in shapes if len(dims) == 1)
+    return max((*lengths, *map(_longest_vector, inner)), default=0)
 
 
 def _raw(tensor: ir.TensorProtocol) -> bytes | memoryview:
     if isinstance(tensor, ir.StringTensor):
         return b"\0".join(tensor.string_data())
     array = np.ascontiguousarray(tensor.numpy())
-    return memoryview(array.view(np.uint8).reshape(-1)) if array.size else b""
+    return array.reshape(-1).view(np.uint8).data if array.size else b""

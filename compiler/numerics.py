@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ class ErrorStats:
     """How far an actual tensor is from the expected one.
 
     Args:
-        sqnr_db: Signal-to-quantization-noise ratio, 10·log10(Σ expected² / Σ (expected − actual)²), in dB; inf if equal.
+        sqnr_db: Signal-to-quantization-noise ratio, 10·log10(Σ expected² / Σ (expected − actual)²), in dB; inf: equal.
         cosine: Cosine similarity of the flattened tensors, −1 to 1.
         worst_abs: Largest absolute difference of one element.
         worst_index: Where that element stands.
@@ -98,6 +99,15 @@ def compare_all(expected: Arrays, actual: Arrays) -> dict[str, ErrorStats]:
         name: compare(want, actual[name]) if name in actual else ErrorStats(-math.inf, 0.0, math.inf, (), empty.size)
         for name, want in expected.items()
     }
+
+
+def arrays_digest(arrays: Arrays) -> str:
+    """SHA-256 (64 hex digits) of named arrays: names, dtypes, shapes and bytes, in name order."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _equal(elements: int) -> ErrorStats:

@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -19,6 +19,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from compiler.errors import ProfileError, combine
 from compiler.validate import MAX_PROBLEMS, nearest, validate
@@ -200,9 +201,7 @@ def profile_digest(profile: HardwareProfile) -> str:
 
 def to_dict(profile: HardwareProfile) -> dict[str, Any]:
     """The profile as JSON-ready values in the order of its fields, without what is not known."""
-    values = asdict(profile)
-    del values["origin"]
-    found: dict[str, Any] = _known(values)
+    found: dict[str, Any] = _plain(profile)
     return found
 
 
@@ -210,19 +209,20 @@ def to_yaml(profile: HardwareProfile) -> str:
     """The profile as a file `load_profile` reads back to an equal value."""
     yaml, out = YAML(), io.StringIO()
     yaml.width = 120
-    yaml.dump({key: _inline(value) for key, value in to_dict(profile).items()}, out)
+    yaml.dump(_styled(to_dict(profile)), out)
     return out.getvalue()
 
 
-def _inline(value: Any) -> Any:
-    """The value with its lists written in one line, as people write instruction sets."""
+def _styled(value: Any) -> Any:
+    """The value with its lists in one line, and what does not print in quotes with escapes."""
     if isinstance(value, dict):
-        return {key: _inline(item) for key, item in value.items()}
-    if not isinstance(value, list):
-        return value
-    row = CommentedSeq(value)
-    row.fa.set_flow_style()
-    return row
+        return {_styled(key): _styled(item) for key, item in value.items()}
+    if isinstance(value, list):
+        row = CommentedSeq(map(_styled, value))
+        row.fa.set_flow_style()
+        return row
+    is_odd = isinstance(value, str) and not value.isprintable()
+    return DoubleQuotedScalarString(value) if is_odd else value
 
 
 def _builtin_folder() -> Path:
@@ -231,10 +231,12 @@ def _builtin_folder() -> Path:
     return Path(str(files("profiles")))
 
 
-def _known(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _known(item) for key, item in value.items() if item not in (None, (), {})}
-    return [_known(item) for item in value] if isinstance(value, (list, tuple)) else value
+def _plain(value: Any) -> Any:
+    """Dataclasses as mappings of their known fields; what the file holds under free keys stays whole."""
+    if is_dataclass(value):
+        items = ((one.name, getattr(value, one.name)) for one in fields(value) if one.name != "origin")
+        return {name: _plain(item) for name, item in items if item is not None and item != ()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _provenance_problems(document: Document) -> list[ProfileError]:

@@ -37,6 +37,7 @@ _NOUNS = {
     "int_from_float": "an integer",
     "float_type": "a number",
     "string_type": "text",
+    "path_type": "text",
     "bool_type": "true or false",
     "tuple_type": "a list",
     "list_type": "a list",
@@ -75,10 +76,22 @@ def validate(
 def json_schema(cls: type[Any]) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a dataclass, as `validate` reads it: unknown keys are refused."""
     schema = TypeAdapter(cls).json_schema()
-    for node in (schema, *schema.get("$defs", {}).values()):
-        if "properties" in node:
-            node["additionalProperties"] = False
+    _close(schema)
     return schema
+
+
+def _close(node: Any) -> None:
+    """Refuse unknown keys everywhere, and drop the titles pydantic makes of key names."""
+    if isinstance(node, list):
+        for item in node:
+            _close(item)
+    elif isinstance(node, dict):
+        if isinstance(node.get("title"), str):
+            del node["title"]
+        if "properties" in node or "patternProperties" in node:
+            node["additionalProperties"] = False
+        for item in node.values():
+            _close(item)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -98,8 +111,10 @@ def _text(item: ErrorDetails, at: KeyPath, schema: dict[str, Any]) -> str:
         return "is required and missing"
     if kind in _NOUNS:
         return f"expected {_NOUNS[kind]}{_unit(at, kind)}, got {shown}"
+    if kind == "too_short":
+        return "is empty"
     if kind == "value_error":
-        return str(item["ctx"]["error"])
+        return f"{item['ctx']['error']}, got {shown}"
     if kind == "literal_error":
         return f"expected {item['ctx']['expected']}, got {shown}"
     return f"{item['msg'].replace('Input should be', 'must be').replace('String should', 'must')}, got {shown}"

@@ -32,6 +32,7 @@ Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | 
 KeyPath: TypeAlias = tuple[str | int, ...]
 
 MAX_BYTES = 1 << 20  # read in about 2 s; the largest profile of ours is 4 KiB
+MAX_VALUES = 50_000  # a fleet of a thousand device classes has 10,000
 MAX_DEPTH = 16  # a fleet file needs 4
 
 _NULL = {"", "~", "null", "Null", "NULL"}
@@ -94,25 +95,26 @@ def parse_yaml(text: str, *, name: str, error: type[UsageError]) -> Document:
 
 
 def _read_text(path: Path, error: type[UsageError]) -> str:
-    place = str(path)
+    place = str(path) if str(path).isprintable() else repr(str(path))
     try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             raise error("is a folder or a device, not a file", where=place)
-        if info.st_size > MAX_BYTES:
-            raise error(f"is {info.st_size} bytes; at most {MAX_BYTES} are read", where=place)
-        raw = path.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as reason:
-        line = raw.count(b"\n", 0, reason.start) + 1
-        raise error("is not UTF-8 text", where=f"{place}:{line}") from reason
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as reason:  # ValueError: a NUL in the path itself
-        raise error(f"cannot be read: {getattr(reason, 'strerror', None) or reason}", where=repr(place)) from reason
-    if "\0" in text:
-        raise error(
-            "holds NUL bytes: not a text file", where=f"{place}:{text.count(chr(10), 0, text.index(chr(0))) + 1}"
-        )
-    return text
+        raise error(f"cannot be read: {getattr(reason, 'strerror', None) or reason}", where=place) from reason
+    if len(raw) > MAX_BYTES:
+        raise error(f"is larger than {MAX_BYTES} bytes, the most that is read", where=place)
+    if (at := raw.find(b"\0")) >= 0:
+        raise error("holds NUL bytes: not a text file", where=f"{place}:{_line(raw, at)}")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise error("is not UTF-8 text", where=f"{place}:{_line(raw, reason.start)}") from reason
+
+
+def _line(raw: bytes, at: int) -> int:
+    return raw.count(b"\n", 0, at) + 1
 
 
 class _Reader:
@@ -122,6 +124,7 @@ class _Reader:
         self.path, self.error = path, error
         self.lines: dict[KeyPath, int] = {(): 1}
         self.events: Iterator[Any] = iter(())
+        self.values = 0
 
     def document(self, text: str) -> Document:
         if not text.strip():
@@ -157,6 +160,9 @@ class _Reader:
             raise self._fault(event, keys, f"YAML tags are not read: {str(event.tag)[:64]!r}")
         if len(keys) > MAX_DEPTH:
             raise self._fault(event, (), f"nested more than {MAX_DEPTH} deep")
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise self._fault(event, (), f"holds more than {MAX_VALUES} keys and values")
         if isinstance(event, MappingStartEvent):
             return self._mapping(keys)
         if isinstance(event, SequenceStartEvent):

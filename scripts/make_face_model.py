@@ -119,8 +119,8 @@ class Exporter:
 
     def join(self, kept: Feature, x: Feature) -> Feature:
         """kept + x, each padded to the larger of both sizes."""
-        if len(kept.size) != len(x.size):
-            raise InvalidModel(f"a picture {kept.size} and a vector {x.size} cannot be added")
+        for side in (kept, x):
+            require(side, channels=side.size[0], rank=3)
         size = tuple(max(pair) for pair in zip(kept.size, x.size, strict=True))
         return self.op("Add", [self.grow(kept, size).value, self.grow(x, size).value], size)
 

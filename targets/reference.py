@@ -26,6 +26,7 @@ from compiler.target import API_VERSION, Runner, TargetPlan, installed_version
 _NO_KERNEL = frozenset({"BitCast", "Bernoulli", "ImageDecoder", "RoiAlign"})
 """Operators of ONNX that ONNX Runtime's CPU provider neither has nor can expand into others (at `_OPSET_MAX`)."""
 
+_RULES = {name: OpRule(attributes={"layout": (0,)}) for name in ("GRU", "LSTM", "RNN")}
 _OPSET_MAX = 27
 _FP32 = PrecisionRule("fp32", "the oracle computes as the model is written", converts_graph=False, tolerance="fp32")
 
@@ -54,7 +55,7 @@ class Reference:
     def capability(self, profile: HardwareProfile) -> Capability:
         """Every operator of ONNX itself, few left out; no other domain."""
         names = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain and not schema.deprecated}
-        ops = {name: OpRule() for name in sorted(names - _NO_KERNEL)}
+        ops = {name: _RULES.get(name, OpRule()) for name in sorted(names - _NO_KERNEL)}
         return Capability(ops=ops, precisions=(_FP32,), dynamic_dims=True, opset_max=_OPSET_MAX)
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:

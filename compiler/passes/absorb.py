@@ -150,7 +150,7 @@ def fold_after(layer: ir.Node, affine: Affine) -> Folded:
         _require_small_if_shared(layer)
         scaled = rounded(_scaled_outputs(layer, weight.astype(np.float64), affine.scale), weight.dtype)
     has_bias = bias is not None or bool(affine.shift.any())
-    return Folded(scaled, rounded(bias64, weight.dtype) if has_bias else None)
+    return Folded(scaled, finite(bias64, weight.dtype) if has_bias else None)
 
 
 def fold_before(conv: ir.Node, affine: Affine) -> Folded:
@@ -171,7 +171,7 @@ def fold_before(conv: ir.Node, affine: Affine) -> Folded:
         _require_small_if_shared(conv)
         scaled = rounded((grouped * affine.scale.reshape(group, 1, -1, 1)).reshape(weight.shape), weight.dtype)
     has_bias = bias is not None or bool(affine.shift.any())
-    return Folded(scaled, rounded(sums + (0.0 if bias is None else bias), weight.dtype) if has_bias else None)
+    return Folded(scaled, finite(sums + (0.0 if bias is None else bias), weight.dtype) if has_bias else None)
 
 
 def is_padded(layer: ir.Node) -> bool:
@@ -197,19 +197,29 @@ def rebuild(op: Any, layer: ir.Node, x: ir.Value, folded: Folded) -> ir.Value:
 
 
 def rounded(array: Float64s, dtype: np.dtype[Any]) -> ir.TensorProtocol:
-    """The array in the type of the weights.
+    """The weights in their own type.
 
     Raises:
         Refused: A number is not finite there, or the type's small numbers lose what it can otherwise hold.
     """
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        cast = array.astype(dtype)
-        back = cast.astype(np.float64)
-        if not np.isfinite(back).all():
-            raise Refused(f"folded weights are not finite in {dtype}")
-        lost = float(np.linalg.norm(back - array)) / (float(np.linalg.norm(array)) or 1.0)
+    tensor = finite(array, dtype)
+    difference = tensor.numpy().astype(np.float64) - array
+    lost = float(np.linalg.norm(difference)) / (float(np.linalg.norm(array)) or 1.0)
     if lost > float(np.ldexp(1.0, -_mantissa_bits(dtype))):
         raise Refused(f"folded weights are too small for {dtype}")
+    return tensor
+
+
+def finite(array: Float64s, dtype: np.dtype[Any]) -> ir.TensorProtocol:
+    """The array in the type of the weights.
+
+    Raises:
+        Refused: A number is not finite there.
+    """
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        cast = array.astype(dtype)
+    if not np.isfinite(cast.astype(np.float64)).all():
+        raise Refused(f"folded weights are not finite in {dtype}")
     return ir.tensor(cast)
 
 

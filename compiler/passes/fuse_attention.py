@@ -3,6 +3,7 @@
     Softmax(s·Q·Kᵀ [+ mask])·V  →  Attention(Q, K, V, mask, scale=s)
 
 with Q, K, V of rank 4 (batch, heads, length, size) and the same batch and heads; s is a factor, a divisor or absent;
+a mask has the lengths of Q and K in full, as ONNX Runtime wants them;
 K is transposed in its last two dimensions, alone or together with others, which then stay a Transpose.
 Below opset 23 nothing is done and the reason noted: runtimes recognize the spelled-out form themselves.
 """
@@ -122,8 +123,8 @@ def _require_mask(mask: ir.Value, q: ir.Value, v: ir.Value) -> None:
     if mask.shape is None or q.shape is None or v.shape is None or mask.shape.rank() not in (2, 3, 4):
         raise Refused("the mask is not known to have rank 2 to 4")
     wanted = [*q.shape[:3], v.shape[2]]
-    for mine, other in zip(reversed(list(mask.shape)), reversed(wanted), strict=False):
-        if not same_dims(mine, other) and (mine != 1 or other is wanted[-1]):
+    for place, (mine, other) in enumerate(zip(reversed(list(mask.shape)), reversed(wanted), strict=False)):
+        if not same_dims(mine, other) and (mine != 1 or place < 2):
             raise Refused(f"the mask {mask.shape} is not known to fit the scores {wanted}")
     if mask.dtype != q.dtype:
         raise Refused("the mask is not of the type of Q")

@@ -38,8 +38,6 @@ class DropDropout(RewriteRuleClassBase):
 
     def check(self, context: MatchContext, x: ir.Value, dropped: ir.Value) -> MatchResult:
         node = producer(dropped)
-        if any(mask.uses() or mask.is_graph_output() for mask in node.outputs[1:]):
-            raise Refused("the mask of Dropout is read")
         mode = node.inputs[2] if len(node.inputs) > 2 else None
         is_training = constant_of(mode)
         if mode is not None and (is_training is None or bool(is_training.any())):

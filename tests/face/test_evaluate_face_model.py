@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import pytest
 from evaluate_face_model import balanced_accuracy, find_faces, main, score, true_accept_rate
-from PIL import Image
 
 from compiler.errors import DataError
+
+Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install 'fleetc[face]'")
 
 
 def add_photographs(folder, person, count):

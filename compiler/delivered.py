@@ -1,0 +1,271 @@
+"""What is done with an artifact after delivery: run it, time it, judge it again, finish it on its device."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.artifact import Artifact, Evidence, TensorSpec
+from compiler.build import BuildRequest, build_in_child, check_artifact
+from compiler.errors import ArtifactError, DataError
+from compiler.fleet import Range
+from compiler.frontend import bind_shapes, describe_inputs, read_model
+from compiler.isolate import ChildLimits
+from compiler.manifest import Delivered, border_of, read_artifact, write_artifact
+from compiler.numerics import Arrays
+from compiler.passes.probe import run_unoptimized
+from compiler.portable import Border
+from compiler.profile import profile_of
+from compiler.samples import batch_of, load_samples, make_samples
+from compiler.store import output_errors
+from compiler.target import find_target
+from compiler.verify import Point, Verdict, batch_size, execute, judge, latency_summary, verdict_to_dict
+from compiler.yamlfile import Document, Origin
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs for a delivered artifact at one size of its dimensions, and where they are from."""
+
+    label: str
+    arrays: Arrays
+    origin: str
+
+
+def run_delivered(folder: Path, source: Path, destination: Path, *, limits: ChildLimits) -> tuple[TensorSpec, ...]:
+    """Runs an artifact once on a file of inputs and writes its outputs.
+
+    Args:
+        folder: The artifact's folder.
+        source: A `.npz` with one array per input, or a `.npy` for an artifact with one input.
+        destination: The `.npz` to write, one array per output; or a `.npy` where there is one output.
+        limits: What the child process may use.
+
+    Raises:
+        ArtifactError: The folder is not whole, or the artifact is deferred.
+        DataError: The inputs do not fit.
+        TargetUnavailable: It cannot run here.
+    """
+    artifact = _complete(read_artifact(folder))
+    inputs = _read_inputs(source, artifact.inputs)
+    (outputs,) = execute(artifact, [inputs], repeat=0, instructions=False, where=str(folder), limits=limits).outputs
+    _write_outputs(destination, outputs)
+    return artifact.outputs
+
+
+def bench_delivered(
+    folder: Path, *, samples: Path | None, sizes: Mapping[str, int], repeat: int, limits: ChildLimits
+) -> dict[str, Any]:
+    """Times an artifact on this machine, or counts its instructions under the emulator; each figure says which.
+
+    Args:
+        folder: The artifact's folder.
+        samples: Input data; random inputs where None.
+        sizes: Size of each symbolic dimension; `opt` of the plan where it is not given.
+        repeat: Timed runs, after one that is not counted.
+        limits: What the child process may use.
+    """
+    delivered = read_artifact(folder)
+    artifact = _complete(delivered)
+    inputs = _inputs_at(delivered, artifact, samples, {**_sizes(delivered, "opt"), **sizes})
+    run = execute(artifact, [inputs.arrays], repeat=repeat, instructions=True, where=str(folder), limits=limits)
+    is_emulated = run.evidence == Evidence.EMULATOR
+    times = run.latencies_ms[0]
+    return {
+        "device": delivered.manifest.get("device"),
+        "precision": artifact.precision,
+        "evidence": str(run.evidence),
+        "note": run.note,
+        "inputs": inputs.origin,
+        "latency": None
+        if is_emulated or not times
+        else latency_summary(inputs.label, batch_size(inputs.arrays), times),
+        "instructions_per_inference": run.instructions,
+    }
+
+
+def verify_delivered(
+    folder: Path, *, model: Path | None, samples: Path | None, limits: ChildLimits
+) -> tuple[Delivered, Verdict]:
+    """Judges an artifact again, at the smallest, optimal and largest sizes of its plan.
+
+    Args:
+        folder: The artifact's folder.
+        model: The original model to compare with; the folder's border model where None.
+        samples: Input data; random inputs where None.
+        limits: What the child process may use.
+
+    Raises:
+        ArtifactError: The folder is not whole, or the artifact is deferred.
+        GateFailed: It differs from the reference.
+        TargetUnavailable: It cannot run here.
+    """
+    delivered = read_artifact(folder)
+    artifact = _complete(delivered)
+    reference = _reference(delivered, folder, model)
+    steps = {step: _sizes(delivered, step) for step in ("min", "opt", "max")}
+    inputs = {_label(sizes): _inputs_at(delivered, artifact, samples, sizes) for sizes in steps.values()}
+    points = [Point(label, one.arrays, run_unoptimized(reference, one.arrays)) for label, one in inputs.items()]
+    return delivered, judge(
+        artifact, points, tolerance=_tolerance(delivered), repeat=0, where=str(folder), limits=limits
+    )
+
+
+def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdict:
+    """Completes a deferred artifact on its device: builds the border model, verifies, and replaces the folder.
+
+    Raises:
+        ArtifactError: The folder is not whole, or the artifact is complete already.
+        TargetUnavailable: What the artifact waits for is not here either.
+        GateFailed: What was built differs from the border model; the deferred artifact stays as it was.
+    """
+    delivered = read_artifact(folder)
+    if not delivered.artifact.deferred:
+        raise ArtifactError(
+            "the artifact is complete already", where=str(folder), remedy="`fleetc verify` judges it again."
+        )
+    border = Border(border_of(folder), str(delivered.manifest["border"]["sha256"]), (), ())
+    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
+        artifact = _build_again(delivered, border, Path(name), cache, limits)
+        model = border.load()
+        inputs = _inputs_at(delivered, artifact, None, _sizes(delivered, "min"))
+        points = [Point(inputs.label, inputs.arrays, run_unoptimized(model, inputs.arrays))]
+        verdict = judge(artifact, points, tolerance=_tolerance(delivered), repeat=20, where=str(folder), limits=limits)
+        facts = {
+            key: value
+            for key, value in delivered.manifest.items()
+            if key not in ("schema", "fleetc", "artifact", "files")
+        }
+        judged = {
+            key: value for key, value in verdict_to_dict(verdict).items() if key not in ("latency", "instructions")
+        }
+        facts["verdict"] = {"parity": judged}
+        measured = {
+            "evidence": str(verdict.evidence),
+            "latency": list(verdict.latency),
+            "instructions": verdict.instructions,
+        }
+        write_artifact(artifact, border, facts=facts, measurements=measured, folder=folder)
+    return verdict
+
+
+def _build_again(delivered: Delivered, border: Border, folder: Path, cache: Path, limits: ChildLimits) -> Artifact:
+    plan, facts = delivered.manifest["plan"], delivered.manifest["inputs"]["profile"]["facts"]
+    profile = profile_of(Document(facts, Origin(str(delivered.folder))))
+    target = find_target(profile.target, where=str(delivered.folder))
+    target.check(profile)
+    request = BuildRequest(
+        precision=plan["choices"]["precision"]["value"],
+        dims={name: sizes for name, sizes in plan["dims"].items() if sizes["min"] != sizes["max"]},
+        threads=int(plan["choices"]["threads"]["value"]),
+        cache_dir=cache / "toolchains",
+    )
+    where = f"{delivered.manifest['device']}: finish"
+    artifact = build_in_child(border.path, request, profile, workdir=folder, limits=limits, where=where)
+    if artifact.deferred:
+        raise ArtifactError(
+            f"it still cannot be built here: {artifact.deferred}",
+            where=str(delivered.folder),
+            remedy="Run `fleetc finish` on the device itself.",
+        )
+    check_artifact(artifact, border)
+    return artifact
+
+
+def _complete(delivered: Delivered) -> Artifact:
+    if delivered.artifact.deferred:
+        raise ArtifactError(
+            f"the artifact is deferred: {delivered.artifact.deferred}",
+            where=str(delivered.folder),
+            remedy="Run `fleetc finish` on the device first.",
+        )
+    return delivered.artifact
+
+
+def _reference(delivered: Delivered, folder: Path, model: Path | None) -> ir.Model:
+    if model is None:
+        return ir.load(border_of(folder))
+    dims = {name: Range(**sizes) for name, sizes in delivered.manifest["plan"]["dims"].items()}
+    return bind_shapes(read_model(model).model, dims, where=str(folder)).model
+
+
+def _sizes(delivered: Delivered, step: str) -> dict[str, int]:
+    dims = delivered.manifest["plan"]["dims"]
+    return {name: int(sizes[step]) for name, sizes in dims.items() if sizes["min"] != sizes["max"]}
+
+
+def _tolerance(delivered: Delivered) -> str:
+    return str(delivered.manifest["plan"]["choices"]["tolerance"]["value"])
+
+
+def _inputs_at(delivered: Delivered, artifact: Artifact, samples: Path | None, sizes: Mapping[str, int]) -> Inputs:
+    specs = describe_inputs(ir.load(border_of(delivered.folder)))
+    unknown = sorted(set(sizes) - {str(size) for spec in specs for size in spec.shape})
+    if unknown:
+        raise DataError(
+            f"the artifact has no free dimension {', '.join(unknown)}",
+            where=str(delivered.folder),
+            remedy="`fleetc inspect` shows its inputs.",
+        )
+    others = {name: size for name, size in sizes.items() if name != "batch"}
+    drawn = load_samples(samples, specs) if samples else make_samples(specs, count=8, sizes=others)
+    return Inputs(_label(sizes), batch_of(drawn, specs, sizes.get("batch", 1)), drawn.origin)
+
+
+def _label(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "fixed"
+
+
+def _read_inputs(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+    """Arrays as they are, checked against names, types and fixed sizes."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {specs[0].name: loaded}
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"the inputs cannot be read: {error}", where=str(path), remedy="Write them with numpy.savez."
+        ) from error
+    problems = [*_input_problems(arrays, specs)]
+    if problems:
+        raise DataError("; ".join(problems), where=str(path))
+    return arrays
+
+
+def _input_problems(arrays: Mapping[str, Any], specs: tuple[TensorSpec, ...]) -> list[str]:
+    names = {spec.name for spec in specs}
+    problems = [f"there is no input '{name}'" for name in arrays if name not in names]
+    for spec in specs:
+        array = arrays.get(spec.name)
+        if array is None:
+            problems.append(f"input '{spec.name}' is missing")
+        elif array.dtype.name != spec.dtype or not _fits(array.shape, spec.shape):
+            problems.append(
+                f"input '{spec.name}' is {array.dtype}{list(array.shape)}, wanted {spec.dtype}{list(spec.shape)}"
+            )
+    return problems
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
+    return len(shape) == len(wanted) and all(a == b for a, b in zip(shape, wanted, strict=True) if isinstance(b, int))
+
+
+def _write_outputs(path: Path, outputs: Arrays) -> None:
+    with output_errors(path):
+        partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+        if path.suffix == ".npy" and len(outputs) == 1:
+            np.save(partial, next(iter(outputs.values())), allow_pickle=False)
+        elif path.suffix == ".npz":
+            np.savez(partial, allow_pickle=False, **dict(outputs))
+        else:
+            raise DataError(
+                f"{len(outputs)} outputs cannot be written to this kind of file",
+                where=str(path),
+                remedy="Name a .npz file, or a .npy file where there is one output.",
+            )
+        partial.replace(path)

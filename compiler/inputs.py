@@ -1,0 +1,77 @@
+"""What a device's artifact is verified on: sample inputs at the smallest, the optimal and the largest sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from compiler.artifact import TensorSpec
+from compiler.fleet import DeviceClass, Fleet, Range
+from compiler.frontend import bind_shapes, describe_inputs, free_dims
+from compiler.numerics import Arrays
+from compiler.samples import Samples, batch_of, load_samples, make_samples
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class VerificationInputs:
+    """Inputs for one device.
+
+    Args:
+        points: Label → inputs, at min, opt and max of what is a range.
+        probe: The inputs that passes are probed with.
+        origin: Where they are from, as every figure's label says.
+        warnings: What is odd about them.
+    """
+
+    points: Mapping[str, Arrays]
+    probe: Arrays
+    origin: str
+    warnings: tuple[str, ...]
+
+
+def bind_device(model: ir.Model, device: DeviceClass) -> ir.Model:
+    """The model with the device's sizes; a batch nobody stated is left to a model that has a fixed one.
+
+    Raises:
+        FleetError: The sizes do not fit the model.
+    """
+    ranges: dict[str, Range] = {"batch": device.batch, **device.dims}
+    stated = any(
+        keys[-1:] == ("batch",) for keys in device.origin.lines if keys[:2] in (("batch",), ("devices", device.name))
+    )
+    if not stated and not free_dims(model):
+        del ranges["batch"]
+    return bind_shapes(model, ranges, where=device.place).model
+
+
+def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> VerificationInputs:
+    """Inputs from the fleet's calibration data, or random ones where it names none.
+
+    Raises:
+        DataError: The calibration data do not fit the model; every problem is named.
+    """
+    specs = describe_inputs(model)
+    free = {name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed}
+    steps = {step: {name: getattr(sizes, step) for name, sizes in free.items()} for step in ("min", "opt", "max")}
+    labelled = {_label(sizes): sizes for sizes in steps.values()}
+    drawn = {label: _samples(fleet, specs, sizes) for label, sizes in labelled.items()}
+    points = {
+        label: batch_of(drawn[label], specs, sizes.get("batch", device.batch.opt)) for label, sizes in labelled.items()
+    }
+    first = next(iter(drawn.values()))
+    return VerificationInputs(points, points[_label(steps["min"])], first.origin, first.warnings)
+
+
+def _samples(fleet: Fleet, specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Samples:
+    if fleet.calibration is not None:
+        return load_samples(fleet.calibration.path, specs, count=fleet.calibration.samples)
+    others = {name: size for name, size in sizes.items() if name != "batch"}
+    return make_samples(specs, seed=SEED, count=8, sizes=others)
+
+
+def _label(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "fixed"

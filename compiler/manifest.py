@@ -1,0 +1,180 @@
+"""An artifact's folder: written whole or not at all, and read back only if every byte is the one that was delivered.
+
+manifest.json        what was decided and made; the same inputs give the same bytes
+measurements.json    what was observed this time: wall times, latencies, digests of files a vendor makes unrepeatable
+border.onnx          the border model (and border.data)
+payload/ runtime/    what the device loads
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from compiler.artifact import Artifact
+from compiler.errors import ArtifactError, combine
+from compiler.portable import BORDER, BORDER_DATA, Border
+from compiler.store import file_digest, output_errors
+from compiler.worker import artifact_from_dict, artifact_to_dict
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+MEASUREMENTS = "measurements.json"
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """An artifact's folder, read back.
+
+    Args:
+        folder: The folder.
+        artifact: What the device loads.
+        manifest: `manifest.json`.
+        measurements: `measurements.json`; empty if it is missing.
+    """
+
+    folder: Path
+    artifact: Artifact
+    manifest: Mapping[str, Any]
+    measurements: Mapping[str, Any]
+
+
+def write_artifact(
+    artifact: Artifact, border: Border, *, facts: Mapping[str, Any], measurements: Mapping[str, Any], folder: Path
+) -> None:
+    """Writes an artifact's folder beside its place, then puts it there in one step, replacing what was there.
+
+    Args:
+        artifact: What was built, with its files.
+        border: The border model it was built from.
+        facts: Sections of the manifest: `device`, `inputs`, `plan`, `passes`, `verdict`, `stages`.
+        measurements: Sections of `measurements.json`.
+        folder: `dist/<device>`.
+
+    Raises:
+        OutputError: The place cannot be written.
+        StorageError: The disk is full.
+    """
+    with output_errors(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+        try:
+            _copy_files(artifact, border, partial)
+            files = _file_table(partial, artifact)
+            loose = {name: files[name] for name in artifact.unrepeatable}
+            manifest = _manifest(artifact, facts, {name: row for name, row in files.items() if name not in loose})
+            write_json(partial / MEASUREMENTS, {"schema": SCHEMA, **measurements, "unrepeatable_files": loose})
+            write_json(partial / MANIFEST, manifest)
+            _swap(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_artifact(folder: Path) -> Delivered:
+    """Reads an artifact's folder and compares every file with its digest.
+
+    Raises:
+        ArtifactError: No artifact, of a newer schema, or with files that are missing, changed, or outside the folder.
+    """
+    manifest = _read_json(folder / MANIFEST)
+    if manifest.get("schema") != SCHEMA:
+        raise ArtifactError(
+            f"the manifest has schema {manifest.get('schema')!r}, this fleetc reads {SCHEMA}",
+            where=str(folder / MANIFEST),
+            remedy="Use the version of fleetc that wrote it (its `fleetc` key).",
+        )
+    has_measurements = (folder / MEASUREMENTS).is_file()
+    measurements = _read_json(folder / MEASUREMENTS) if has_measurements else {}
+    try:
+        artifact = artifact_from_dict({**manifest["artifact"], "root": str(folder)})
+        expected = {**manifest["files"], **measurements.get("unrepeatable_files", {})}
+        problems = [
+            problem for name, row in sorted(expected.items()) if (problem := _file_problem(folder, name, row["sha256"]))
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"the manifest lacks or misspells {error}", where=str(folder / MANIFEST), remedy="Build the device again."
+        ) from error
+    problems += [f"{name}: not listed" for name in (*artifact.files, BORDER) if name not in expected]
+    if problems:
+        raise combine(
+            [ArtifactError(problem, where=str(folder), remedy="Build the device again.") for problem in problems]
+        )
+    return Delivered(folder, artifact, manifest, measurements)
+
+
+def border_of(folder: Path) -> Path:
+    """The border model in an artifact's folder."""
+    return folder / BORDER
+
+
+def write_json(path: Path, value: object) -> None:
+    """Readable JSON, atomically: the same value gives the same bytes."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    partial.write_text(
+        json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    partial.replace(path)
+
+
+def _copy_files(artifact: Artifact, border: Border, partial: Path) -> None:
+    for name in artifact.files:
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(artifact.root / name, partial / name)
+    partial.mkdir(exist_ok=True)
+    shutil.copyfile(border.path, partial / BORDER)
+    if border.path.with_name(BORDER_DATA).exists():
+        shutil.copyfile(border.path.with_name(BORDER_DATA), partial / BORDER_DATA)
+
+
+def _file_table(folder: Path, artifact: Artifact) -> dict[str, dict[str, Any]]:
+    names = [*artifact.files, BORDER, *([BORDER_DATA] if (folder / BORDER_DATA).exists() else [])]
+    return {
+        name: {"sha256": file_digest(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(names)
+    }
+
+
+def _manifest(artifact: Artifact, facts: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
+    head = {"schema": SCHEMA, "fleetc": version("fleetc")}
+    return {**head, **facts, "artifact": artifact_to_dict(artifact), "files": dict(files)}
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    old = partial.with_name(partial.name + ".old")
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"there is no readable {path.name}: {error.strerror}",
+            where=str(path.parent),
+            remedy="Name the folder of one device, for example dist/kiosk.",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path.name} is not JSON: {error}", where=str(path), remedy="Build the device again."
+        ) from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path.name} holds no mapping", where=str(path), remedy="Build the device again.")
+    return value
+
+
+def _file_problem(folder: Path, name: str, digest: str) -> str:
+    path = folder / name
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or path.is_symlink():
+        return f"{name}: outside the artifact's folder"
+    if not path.is_file():
+        return f"{name}: missing"
+    return "" if file_digest(path) == digest else f"{name}: not the bytes that were delivered"

@@ -1,0 +1,87 @@
+"""TVM for edge CPUs: a folder with the compiled model, its runtime libraries and a program `run` that starts it.
+
+The device needs a 64-bit Linux with glibc 2.28 or newer and libstdc++. Weights are in the data section of
+`payload/model.so`; `payload/io.txt` says what the model takes and gives; `./run --help` explains itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx_ir as ir
+
+from compiler.artifact import Artifact
+from compiler.capability import Capability
+from compiler.errors import TargetUnavailable, combine
+from compiler.graph import Pass
+from compiler.profile import HardwareProfile
+from compiler.target import API_VERSION, Runner, TargetPlan, installed_version
+from targets.arm_tvm.bundle import write_bundle
+from targets.arm_tvm.operators import capability_of
+from targets.arm_tvm.options import Options
+from targets.arm_tvm.runner import load_bundle
+from targets.arm_tvm.runtime import FFI_VERSION, TVM_VERSION
+from targets.arm_tvm.zig import REMEDY
+
+_REQUIRED = {"apache-tvm": TVM_VERSION, "apache-tvm-ffi": FFI_VERSION}
+
+
+class Tvm:
+    """Compiles ahead of time for an ARM (or x86) CPU, and runs the bundle here directly or under QEMU."""
+
+    name = "tvm"
+    api_version = API_VERSION
+    Options = Options
+
+    def toolchain(self) -> Mapping[str, str]:
+        """TVM, its foreign-function library, and zig."""
+        return {package: installed_version(package) for package in (*_REQUIRED, "ziglang")}
+
+    def check(self, profile: HardwareProfile) -> None:
+        """Raises TargetUnavailable naming every package that is absent or not of the pinned version."""
+        problems = [
+            TargetUnavailable(f"{package} is {found}; this fleetc needs {wanted}", remedy=REMEDY)
+            for package, wanted in _REQUIRED.items()
+            if (found := installed_version(package)) != wanted
+        ]
+        if find_spec("ziglang") is None:
+            problems.append(TargetUnavailable("ziglang, which links for the device, is absent", remedy=REMEDY))
+        if problems:
+            raise combine(problems)
+
+    def capability(self, profile: HardwareProfile) -> Capability:
+        """What the importer converts and the CPU code generator compiles correctly; the same on every profile."""
+        return capability_of()
+
+    def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
+        """None: the importer takes the border model as it is."""
+        return ()
+
+    def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
+        """Compiles the model, links it, and writes the bundle."""
+        options: Options = plan.options
+        lowered, files = write_bundle(model, options, workdir=workdir, cache_dir=plan.cache_dir)
+        return Artifact(
+            root=workdir,
+            target=self.name,
+            precision=plan.precision,
+            inputs=lowered.inputs,
+            outputs=lowered.outputs,
+            files=files,
+            tools=self.toolchain(),
+            facts={
+                "mtriple": options.mtriple,
+                "mcpu": options.mcpu,
+                "mattr": list(options.mattr),
+                "threads": plan.threads,
+            },
+        )
+
+    def load(self, artifact: Artifact) -> Runner:
+        """Loads the bundle. Raises TargetUnavailable where neither this machine nor QEMU can run it."""
+        return load_bundle(artifact)
+
+
+TARGET = Tvm()

@@ -1,0 +1,60 @@
+"""The folder that goes to the device: the model, its runtime, the program `run`, and what it takes and gives."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx_ir as ir
+
+from compiler.artifact import TensorSpec
+from targets.arm_tvm.link import link_model, link_runner
+from targets.arm_tvm.lower import Lowered, lower
+from targets.arm_tvm.options import Options
+from targets.arm_tvm.runtime import EXTRA, runtime_files
+
+
+def write_bundle(
+    model: ir.Model, options: Options, *, workdir: Path, cache_dir: Path
+) -> tuple[Lowered, tuple[str, ...]]:
+    """Compiles a model of static shapes and writes the folder that runs it.
+
+    Args:
+        model: The border model.
+        options: What to compile for.
+        workdir: The folder to fill.
+        cache_dir: Where the device's libraries and zig's own cache are kept.
+
+    Returns:
+        What was compiled, and the files written, relative to `workdir`.
+    """
+    payload, runtime = workdir / "payload", workdir / "runtime"
+    payload.mkdir(parents=True)
+    runtime.mkdir()
+    with tempfile.TemporaryDirectory(dir=workdir) as objects:
+        lowered = lower(model, options, workdir=Path(objects))
+        link_model(lowered.objects, payload / "model.so", cache_dir=cache_dir)
+    (payload / "io.txt").write_text(_signature(lowered), encoding="utf-8")
+    available = runtime_files(options.arch, cache_dir=cache_dir)
+    for name in available:
+        if name != EXTRA or _needs_extra(payload / "model.so"):
+            shutil.copyfile(available[name], runtime / name)
+    link_runner(options.arch, workdir / "run", runtime=runtime, cache_dir=cache_dir)
+    files = sorted(path.relative_to(workdir).as_posix() for path in workdir.rglob("*") if path.is_file())
+    return lowered, tuple(files)
+
+
+def _signature(lowered: Lowered) -> str:
+    return "".join((*_lines("input", lowered.inputs), *_lines("output", lowered.outputs)))
+
+
+def _lines(kind: str, specs: Iterable[TensorSpec]) -> Iterable[str]:
+    for spec in specs:
+        name = "".join(char if char.isprintable() else "?" for char in spec.name)
+        yield f"{kind} {spec.dtype} {','.join(map(str, spec.shape)) or '-'} {name}\n"
+
+
+def _needs_extra(library: Path) -> bool:
+    return b"tvm.contrib." in library.read_bytes()

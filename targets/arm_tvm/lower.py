@@ -1,0 +1,195 @@
+"""ONNX → Relax → object files for the profile's triple, CPU and features."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+from compiler.artifact import TensorSpec
+from compiler.errors import ToolchainFailed, UnsupportedModel
+from targets.arm_tvm.operators import find_details
+from targets.arm_tvm.options import Options
+from targets.arm_tvm.schedule import parallelize
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Compiled code, not linked yet.
+
+    Args:
+        objects: Object files, in link order; the weights are in their data sections.
+        inputs: What the function takes, in order, as TVM sees it.
+        outputs: What it gives.
+    """
+
+    objects: tuple[Path, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def lower(model: ir.Model, options: Options, *, workdir: Path) -> Lowered:
+    """Compiles a model of static shapes.
+
+    Args:
+        model: The border model; left as it is.
+        options: What to compile for.
+        workdir: An existing folder for the object files.
+
+    Raises:
+        UnsupportedModel: TVM's importer refuses a node, which is named.
+        ToolchainFailed: TVM fails later, in a pass or in code generation.
+    """
+    _refuse_details(model)
+    module = import_relax(model)
+    names = [str(value.name) for value in _model_inputs(model)], [str(value.name) for value in model.graph.outputs]
+    inputs, outputs = _signature(module, *names)
+    _check_outputs(model, outputs)
+    try:
+        objects = _compile(module, options, workdir)
+    except Exception as error:  # TVM raises whatever its passes raise
+        raise ToolchainFailed(
+            f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {_last_line(error)}",
+            remedy="Build with --dump-passes and bisect with --stop-after, or report the border model to TVM.",
+        ) from error
+    return Lowered(objects, inputs, outputs)
+
+
+def import_relax(model: ir.Model) -> Any:
+    """The model as a Relax module whose function `main` holds the weights as constants.
+
+    Raises:
+        UnsupportedModel: The importer refuses a node, which is named.
+    """
+    proto = ir.to_proto(_prepared(model))
+    importer = _importer()(shape_dict={}, dtype_dict="float32")
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the importer prints failures and warns of names it changes
+        try:
+            return importer.from_onnx(proto.graph, model.opset_imports.get("", 1))
+        except UnsupportedModel:
+            raise
+        except Exception as error:  # from outside of any one node
+            raise UnsupportedModel(f"TVM cannot import the model: {_last_line(error)}") from error
+
+
+def _importer() -> Any:
+    from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
+
+    class Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
+        """TVM's importer, naming the node that it cannot convert."""
+
+        def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
+            try:
+                return super()._convert_operator(op_name, inputs, attrs, opset)
+            except Exception as error:
+                name = attrs["tvm_custom"]["name"] or "(unnamed)"
+                raise UnsupportedModel(
+                    f"TVM cannot import the node: {_last_line(error)}",
+                    where=f"{op_name} '{name}'",
+                    remedy="Choose another target for this device, or replace this operator in the model.",
+                ) from error
+
+    return Importer
+
+
+def _prepared(model: ir.Model) -> ir.Model:
+    """A copy as TVM takes it: constants as initializers, and inputs named in0, in1, …."""
+    copy = model.clone()
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    taken = {value.name for node in copy.graph.all_nodes() for value in node.outputs} | set(copy.graph.initializers)
+    for index, value in enumerate(_model_inputs(copy)):
+        name = f"in{index}"
+        while name in taken:
+            name += "_"
+        value.name = name
+    return copy
+
+
+def _model_inputs(model: ir.Model) -> Iterator[ir.Value]:
+    return (value for value in model.graph.inputs if value.name not in model.graph.initializers)
+
+
+def _compile(module: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
+    import tvm
+
+    target = tvm.target.Target(
+        {"kind": "llvm", "mtriple": options.mtriple, "mcpu": options.mcpu, "mattr": list(options.mattr)}
+    )
+    executable = tvm.compile(module, target=target, relax_pipeline=_pipeline(target))
+    objects: list[Path] = []
+
+    def collect(_: str, files: list[str], **__: Any) -> None:
+        objects.extend(map(Path, files))
+
+    collect.get_target_triple = lambda: options.mtriple  # type: ignore[attr-defined]  # asked of a model without kernels
+    executable.export_library("model.so", fcompile=collect, workspace_dir=str(workdir))
+    return tuple(objects)
+
+
+def _pipeline(target: Any) -> Any:
+    """TVM's own CPU pipeline, with the kernels spread over the threads once they are fused."""
+    import tvm
+    from tvm.relax.backend.cpu_generic import pipeline as cpu
+
+    spread = tvm.transform.module_pass(lambda module, _: parallelize(module), opt_level=0)
+    fused = [*cpu.library_dispatch_passes(target), *cpu.legalize_passes(target)]
+    return tvm.transform.Sequential([*fused, spread, *cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
+
+
+def _signature(
+    module: Any, inputs: list[str], outputs: list[str]
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    from tvm import relax
+
+    function = module["main"]
+    returned = function.ret_ty
+    fields = list(returned.fields) if isinstance(returned, relax.TupleType) else [returned]
+    return (
+        tuple(_spec(name, param.ty) for name, param in zip(inputs, function.params, strict=True)),
+        tuple(_spec(name, field) for name, field in zip(outputs, fields, strict=True)),
+    )
+
+
+def _spec(name: str, type_: Any) -> TensorSpec:
+    shape = getattr(getattr(type_, "shape", None), "values", None)
+    if shape is None or not all(hasattr(size, "value") for size in shape):
+        raise UnsupportedModel(
+            f"'{name}' has no fixed shape; TVM sees {str(type_)[:200]}",
+            remedy="Bind every dimension in the fleet file: this target builds for one shape.",
+        )
+    return TensorSpec(name, str(type_.dtype), tuple(int(size) for size in shape))
+
+
+def _refuse_details(model: ir.Model) -> None:
+    refusals = tuple(find_details(model))
+    if refusals:
+        lines = "\n".join(f"  - {refusal}" for refusal in refusals)
+        raise UnsupportedModel(f"target 'tvm' refuses {len(refusals)} nodes:\n{lines}")
+
+
+def _check_outputs(model: ir.Model, outputs: tuple[TensorSpec, ...]) -> None:
+    """What TVM inferred must be what the model declares, where it declares it."""
+    for value, spec in zip(model.graph.outputs, outputs, strict=True):
+        dtype = value.dtype.numpy().name if value.dtype is not None else spec.dtype
+        shape = tuple(value.shape) if value.shape is not None else spec.shape
+        if dtype != spec.dtype or len(shape) != len(spec.shape) or not all(map(_agree, shape, spec.shape)):
+            raise UnsupportedModel(
+                f"TVM gives output '{spec.name}' as {spec.dtype} {spec.shape}, the model says {dtype} {shape}"
+            )
+
+
+def _agree(declared: object, found: object) -> bool:
+    return not isinstance(declared, int) or declared == found
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:500]

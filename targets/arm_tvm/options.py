@@ -1,0 +1,36 @@
+"""What a profile says to address an edge CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ARCHITECTURES = ("aarch64", "x86_64")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The profile's `target_options`, in TVM's spelling.
+
+    Args:
+        mtriple: LLVM triple: `aarch64-linux-gnu`, or `x86_64-linux-gnu` to build for a workstation.
+        mcpu: LLVM name of the core, as `cortex-a76`.
+        mattr: LLVM features to switch on or off, as `+dotprod`.
+    """
+
+    mtriple: str
+    mcpu: str = "generic"
+    mattr: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a triple we have no runtime libraries for, or a feature without a sign."""
+        if self.arch not in ARCHITECTURES or not self.mtriple.endswith("linux-gnu"):
+            known = ", ".join(f"{arch}-linux-gnu" for arch in ARCHITECTURES)
+            raise ValueError(f"mtriple '{self.mtriple}' is not among {known}")
+        unsigned = [feature for feature in self.mattr if feature[:1] not in ("+", "-")]
+        if unsigned:
+            raise ValueError(f"mattr {', '.join(unsigned)} must start with + or -")
+
+    @property
+    def arch(self) -> str:
+        """First part of the triple."""
+        return self.mtriple.split("-")[0]

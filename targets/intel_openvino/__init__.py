@@ -1,0 +1,126 @@
+"""OpenVINO on a CPU: the IR (`model.xml`, `model.bin`) and the settings the device compiles it with.
+
+The IR holds no machine code: OpenVINO generates it for the processor at hand when the model is loaded. An instruction
+set the device has and this machine lacks therefore changes speed and nothing else, except where it is the one that
+the precision is computed in: then this machine cannot say what the device would answer, and `load` refuses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import onnx_ir as ir
+from pydantic import Field
+
+from compiler.artifact import Artifact
+from compiler.capability import Capability
+from compiler.detect import host_isa
+from compiler.errors import TargetUnavailable
+from compiler.graph import Pass
+from compiler.profile import HardwareProfile
+from compiler.target import API_VERSION, Runner, TargetPlan, installed_version
+from targets.intel_openvino.convert import read_back, write_ir
+from targets.intel_openvino.rules import PRECISION_ISA, capability_of, computes
+from targets.intel_openvino.runner import CompiledRunner
+
+_THREADS_PER_STREAM = 2
+_HINT = {"fp32": "f32", "fp16-weights": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How OpenVINO shall run the model on the device."""
+
+    performance_hint: Annotated[
+        Literal["latency", "throughput"], Field(description="Answer one request soonest, or most requests per second.")
+    ] = "latency"
+    num_streams: Annotated[
+        int | None, Field(ge=1, description="Requests computed side by side; chosen from the threads when absent.")
+    ] = None
+    threads: Annotated[int | None, Field(ge=1, description="Threads in all; the plan's when absent.")] = None
+
+
+class OpenVino:
+    """Converts the border model to OpenVINO's IR."""
+
+    name = "openvino"
+    api_version = API_VERSION
+    Options = Options
+
+    def toolchain(self) -> Mapping[str, str]:
+        """OpenVINO's version."""
+        return {"openvino": installed_version("openvino")}
+
+    def check(self, profile: HardwareProfile) -> None:
+        """Raises TargetUnavailable if OpenVINO is not installed."""
+        if find_spec("openvino") is None:
+            raise TargetUnavailable("OpenVINO is not installed", remedy="pip install 'fleetc[openvino]'")
+
+    def capability(self, profile: HardwareProfile) -> Capability:
+        """What OpenVINO's ONNX frontend reads and its CPU plugin computes; precisions by the profile's ISA."""
+        return capability_of(profile)
+
+    def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
+        """None: OpenVINO does its own fusions when it loads the IR."""
+        return ()
+
+    def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
+        """Converts the model, with ranges where a dimension is one, and reads the result back."""
+        payload = workdir / "payload"
+        payload.mkdir(parents=True, exist_ok=True)
+        config = _config(plan)
+        write_ir(model, plan, payload / "model.xml")
+        (payload / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        inputs, outputs = read_back(payload / "model.xml", model)
+        return Artifact(
+            root=workdir,
+            target=self.name,
+            precision=plan.precision,
+            inputs=inputs,
+            outputs=outputs,
+            files=("payload/model.xml", "payload/model.bin", "payload/config.json"),
+            tools=self.toolchain(),
+            facts={
+                "config": config,
+                "isa": list(profile.cpu.isa if profile.cpu else ()),
+                "unused_inputs": sorted({str(value.name) for value in model.graph.inputs} - {i.name for i in inputs}),
+            },
+        )
+
+    def load(self, artifact: Artifact) -> Runner:
+        """Compiles the IR for this machine's processor with the artifact's settings.
+
+        Raises:
+            TargetUnavailable: This processor cannot compute in the artifact's precision.
+            ToolchainFailed: OpenVINO does not compile the IR.
+        """
+        host = host_isa()
+        if not computes(artifact.precision, host):
+            flags = " nor ".join(PRECISION_ISA[artifact.precision])
+            raise TargetUnavailable(
+                f"this machine's processor has neither {flags}: it cannot compute in "
+                f"{artifact.precision} as the device does",
+                remedy="Verify this artifact on a machine that has one of them.",
+            )
+        return CompiledRunner(artifact, host)
+
+
+def _config(plan: TargetPlan) -> dict[str, str]:
+    """What the device passes to `compile_model`, by OpenVINO's property names."""
+    options: Options = plan.options
+    threads = options.threads or plan.threads
+    parallel = 1 if options.performance_hint == "latency" else max(1, threads // _THREADS_PER_STREAM)
+    return {
+        "INFERENCE_NUM_THREADS": str(threads),
+        "INFERENCE_PRECISION_HINT": _HINT[plan.precision],
+        "NUM_STREAMS": str(options.num_streams or parallel),
+        "PERFORMANCE_HINT": options.performance_hint.upper(),
+    }
+
+
+TARGET = OpenVino()

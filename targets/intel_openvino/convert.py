@@ -1,0 +1,113 @@
+"""The border model as OpenVINO's IR: the same bytes in every folder and process, whatever was converted before."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from compiler.artifact import TensorSpec
+from compiler.errors import ToolchainFailed, UnsupportedModel
+from compiler.graph import write_model
+from compiler.target import TargetPlan
+from targets.intel_openvino.toolchain import first_lines, input_name, openvino
+
+_EMBED_BYTES = 1 << 20  # above it OpenVINO maps the weights from their file instead of copying them out of protobuf
+
+
+def write_ir(model: ir.Model, plan: TargetPlan, path: Path) -> None:
+    """Writes `path` and the `.bin` beside it. Raises UnsupportedModel if OpenVINO does not convert the model."""
+    ov = openvino()
+    with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
+        border, *_ = write_model(model, Path(folder) / "border.onnx", embed_bytes=_EMBED_BYTES)
+        try:
+            network = ov.Core().read_model(border)
+            _name_inputs(network, [str(value.name) for value in model.graph.inputs])
+            network.reshape({port: ov.PartialShape(dims) for port, dims in _shapes(network, model, plan)})
+            _rename(network, {str(model.graph.name), *_names(model)})
+            ov.save_model(network, path, compress_to_fp16=plan.precision == "fp16-weights")
+        except RuntimeError as error:
+            raise UnsupportedModel(f"OpenVINO does not convert the model: {first_lines(error)}") from error
+
+
+def _name_inputs(network: Any, names: list[str]) -> None:
+    """Names every parameter as the model does: one handed straight to an output has only the output's name left."""
+    found = {name for port in network.inputs for name in port.get_names()}
+    missing = iter([name for name in names if name not in found])
+    for port in network.inputs:
+        known = sorted(port.get_names() & set(names))
+        port.get_node().set_friendly_name(known[0] if known else next(missing))
+
+
+def _shapes(network: Any, model: ir.Model, plan: TargetPlan) -> Iterator[tuple[Any, list[Any]]]:
+    ov = openvino()
+    values = {value.name: value for value in model.graph.inputs}
+    for port in network.inputs:
+        shape = values[input_name(port)].shape
+        if shape is not None:
+            ranges = [size if isinstance(size, int) else plan.dims.get(str(size)) for size in shape]
+            yield port, [_dimension(ov, size) for size in ranges]
+
+
+def _dimension(ov: Any, size: Any) -> Any:
+    if size is None:
+        return ov.Dimension()
+    return ov.Dimension(size) if isinstance(size, int) else ov.Dimension(size.min, size.max)
+
+
+def _rename(network: Any, known: set[str]) -> None:
+    """Gives every operation that the model has no name for one by its place: OpenVINO's own count up per process."""
+    for index, node in enumerate(network.get_ordered_ops()):
+        if node.get_friendly_name() not in known:
+            node.set_friendly_name(f"{node.get_type_name()}:{index}")
+        for body in _bodies(node):
+            _rename(body, known)
+
+
+def _bodies(node: Any) -> list[Any]:
+    if node.get_type_name() == "If":
+        return [node.get_then_body(), node.get_else_body()]
+    return [node.get_function()] if node.get_type_name() in ("Loop", "TensorIterator") else []
+
+
+def _names(model: ir.Model) -> Iterator[str]:
+    for node in model.graph.all_nodes():
+        yield str(node.name)
+        yield from (str(value.name) for value in node.outputs)
+    for graph in (model.graph, *model.graph.subgraphs()):
+        yield from (str(value.name) for value in (*graph.inputs, *graph.initializers.values()))
+
+
+def read_back(path: Path, model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs as the written IR has them, in the model's order and with its names for ranges."""
+    network = openvino().Core().read_model(path)
+    ports = {input_name(port): port for port in network.inputs}
+    inputs = [(value, ports[value.name]) for value in model.graph.inputs if value.name in ports]
+    outputs = list(zip(model.graph.outputs, network.outputs, strict=True))
+    for value, port in outputs:
+        if value.name not in port.get_names():
+            raise ToolchainFailed(f"OpenVINO's IR has no output '{value.name}': it has {sorted(port.get_names())}")
+    return tuple(_spec(*pair) for pair in inputs), tuple(_spec(*pair) for pair in outputs)
+
+
+def _spec(value: ir.Value, port: Any) -> TensorSpec:
+    symbols = [str(size) for size in value.shape] if value.shape is not None else []
+    if port.get_partial_shape().rank.is_dynamic:
+        raise UnsupportedModel(f"OpenVINO cannot tell the rank of '{value.name}', and its CPU plugin needs it")
+    sizes = list(port.get_partial_shape())
+    wanted = list(value.shape) if value.shape is not None else sizes
+    if len(wanted) != len(sizes) or any(
+        isinstance(want, int) and size.is_static and size.get_length() != want
+        for want, size in zip(wanted, sizes, strict=True)
+    ):
+        raise UnsupportedModel(
+            f"OpenVINO makes '{value.name}' {port.get_partial_shape()}; in the model it is {value.shape}"
+        )
+    shape = tuple(
+        size.get_length() if size.is_static else (symbols[axis] if len(symbols) == len(sizes) else "?")
+        for axis, size in enumerate(sizes)
+    )
+    return TensorSpec(str(value.name), port.get_element_type().to_dtype().name, shape)

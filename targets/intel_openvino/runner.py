@@ -1,0 +1,70 @@
+"""An IR compiled and executed on this machine."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from compiler.artifact import Artifact, Evidence
+from compiler.detect import missing_isa
+from compiler.errors import DataError, ToolchainFailed
+from compiler.numerics import Array, Arrays
+from compiler.profile import Cpu, HardwareProfile
+from targets.intel_openvino.toolchain import first_lines, input_name, openvino
+
+
+class CompiledRunner:
+    """An IR compiled for this machine; `note` says what its figures are not."""
+
+    evidence = Evidence.HOST
+
+    def __init__(self, artifact: Artifact, host: frozenset[str]) -> None:
+        self.note = _note(artifact, host)
+        self._outputs = [spec.name for spec in artifact.outputs]
+        self._inputs = {spec.name: spec.dtype for spec in artifact.inputs}
+        self._unused = set(_strings(artifact.facts.get("unused_inputs")))
+        compiled, self._order = _compile(artifact)
+        self._request = compiled.create_infer_request()
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Raises DataError if the inputs do not fit the model."""
+        given = {name: array.dtype.name for name, array in inputs.items() if name not in self._unused}
+        if given != self._inputs:
+            raise DataError(f"the model takes {_listed(self._inputs)}; given: {_listed(given)}")
+        try:
+            found = self._request.infer([inputs[name] for name in self._order], share_inputs=True)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise DataError(f"OpenVINO does not run these inputs: {first_lines(error)}") from error
+        return {name: found[index].copy() for index, name in enumerate(self._outputs)}
+
+    def close(self) -> None:
+        """Frees the compiled model."""
+        del self._request
+
+
+def _listed(dtypes: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({dtype})" for name, dtype in sorted(dtypes.items()))
+
+
+def _compile(artifact: Artifact) -> tuple[Any, list[str]]:
+    """The IR compiled with the artifact's settings, on no more threads than this machine has; and its inputs' order."""
+    config = dict(artifact.facts["config"])  # type: ignore[call-overload]  # JSON that `build` wrote
+    config["INFERENCE_NUM_THREADS"] = str(min(int(config["INFERENCE_NUM_THREADS"]), os.cpu_count() or 1))
+    try:
+        core = openvino().Core()
+        network = core.read_model(artifact.root / artifact.files[0])
+        return core.compile_model(network, "CPU", config), [input_name(port) for port in network.inputs]
+    except RuntimeError as error:
+        raise ToolchainFailed(f"OpenVINO does not compile the IR: {first_lines(error)}") from error
+
+
+def _note(artifact: Artifact, host: frozenset[str]) -> str:
+    cpu = Cpu(model="the device's", cores=1, isa=tuple(_strings(artifact.facts.get("isa"))))
+    missing = missing_isa(HardwareProfile(schema=1, name="device", target="openvino", cpu=cpu), host)
+    if not missing:
+        return ""
+    return f"this machine lacks {', '.join(missing)} of the device: results hold for both, speed is this machine's"
+
+
+def _strings(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []

@@ -1,0 +1,26 @@
+"""OpenVINO itself, imported where it is used and kept quiet."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def openvino() -> Any:
+    """The module, with the telemetry that it would send on import replaced by OpenVINO's own stub."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes its import fail
+    import openvino
+
+    return openvino
+
+
+def input_name(port: Any) -> str:
+    """The model's name of an input of a network; tensor names may be an output's."""
+    return str(port.get_node().get_friendly_name())
+
+
+def first_lines(error: Exception) -> str:
+    """The message without the C++ source lines that OpenVINO puts around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "src/" not in line]
+    return " ".join(lines)[:600] or str(error)[:600]

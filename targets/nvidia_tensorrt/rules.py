@@ -1,0 +1,114 @@
+"""What TensorRT's ONNX parser takes and what its builder compiles, as data, by library and compute capability."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compiler.capability import Capability, OpRule, PrecisionRule
+
+AHEAD_OF_TIME = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities TensorRT-RTX builds for without the GPU."""
+
+TURING = "7.5"
+
+_OPSET_MAX = 27  # the newest that onnx 1.23 defines; the parser knows operators that came with it
+
+_FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
+_TYPES = _FLOATS | {"INT32", "INT64", "INT8", "BOOL"}
+_QUANTIZED = _FLOATS | {"INT8", "INT4", "FLOAT8E4M3FN"}
+
+_OPERATORS = """
+Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh BatchNormalization BlackmanWindow CastLike Ceil Clip Concat
+Constant ConstantOfShape Cos Cosh CumSum DepthToSpace Div Dropout Elu Equal Erf Exp Expand EyeLike Flatten Floor Gather
+GatherElements GatherND Gelu GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample
+GroupNormalization HammingWindow HannWindow HardSigmoid HardSwish Hardmax Identity If InstanceNormalization IsInf IsNaN
+LRN LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax Loop LpNormalization LpPool Max Mean
+MeanVarianceNormalization Min Mish Mod Mul Neg Not OneHot Or PRelu Pad Pow RMSNormalization Range Reciprocal ReduceL1
+ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape
+ReverseSequence Round ScatterElements ScatterND Scan Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice
+Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK Transpose
+Trilu Unsqueeze Where Xor
+"""
+
+_RECURRENT = ("GRU", "LSTM", "RNN")
+_PRODUCTS = ("Attention", "Einsum", "Gemm", "MatMul")
+"""Operators that are computed as matrix products."""
+
+_NO_DILATION = {"dilations": ((1,), (1, 1), (1, 1, 1))}
+_RESIZE = {
+    "antialias": (0,),
+    "coordinate_transformation_mode": (
+        "align_corners",
+        "asymmetric",
+        "half_pixel",
+        "pytorch_half_pixel",
+        "tf_half_pixel_for_nn",
+    ),
+    "exclude_outside": (0,),
+    "keep_aspect_ratio_policy": ("stretch",),
+}
+
+_SPECIAL: Mapping[str, OpRule] = {
+    "AveragePool": OpRule(dtypes=_TYPES, attributes=_NO_DILATION),
+    "Cast": OpRule(dtypes=_TYPES | {"UINT8"}),
+    "Celu": OpRule(dtypes=frozenset({"FLOAT"})),
+    "Conv": OpRule(dtypes=_FLOATS),
+    "ConvTranspose": OpRule(dtypes=_FLOATS),
+    "DequantizeLinear": OpRule(dtypes=_QUANTIZED),
+    "MaxPool": OpRule(dtypes=_TYPES, attributes={**_NO_DILATION, "storage_order": (0,)}),
+    "QuantizeLinear": OpRule(dtypes=_QUANTIZED),
+    "Resize": OpRule(dtypes=_FLOATS | {"INT64"}, attributes=_RESIZE),
+}
+
+
+def capability_of(library: str, compute_capability: str, *, tf32: bool) -> Capability:
+    """What one library does on one compute capability.
+
+    Args:
+        library: `tensorrt-rtx` or `tensorrt`.
+        compute_capability: Such as `8.9`.
+        tf32: Whether float32 products may round their factors to TF32.
+    """
+    no_fp32_products = library == "tensorrt-rtx" and compute_capability == TURING
+    return Capability(
+        ops=_operators(no_fp32_products),
+        precisions=_precisions(compute_capability, tf32, no_fp32_products),
+        dynamic_dims=True,
+        opset_max=_OPSET_MAX,
+        precision_refusals=_refusals(compute_capability),
+        ahead_of_time="" if library == "tensorrt-rtx" else "TensorRT builds an engine only on the GPU it is for",
+    )
+
+
+def _operators(no_fp32_products: bool) -> dict[str, OpRule]:
+    left_out = frozenset({"FLOAT"}) if no_fp32_products else frozenset[str]()
+    return {
+        **{name: OpRule(dtypes=_TYPES) for name in _OPERATORS.split()},
+        **{name: OpRule(dtypes=_FLOATS - left_out) for name in _PRODUCTS},
+        **{name: OpRule(dtypes=(_FLOATS | {"INT32"}) - left_out) for name in _RECURRENT},
+        **_SPECIAL,
+    }
+
+
+def _precisions(compute_capability: str, tf32: bool, no_fp32_products: bool) -> tuple[PrecisionRule, ...]:
+    """In order of preference: float32 first, because an engine for another GPU is delivered without having been run."""
+    reason = "factors of products are rounded to TF32, as target_options asks" if tf32 else "the model's own precision"
+    fp32 = PrecisionRule("fp32", reason, converts_graph=False, tolerance="fp16" if tf32 else "fp32")
+    fp16 = PrecisionRule("fp16", "half the memory; tensor cores multiply it", converts_graph=True, tolerance="fp16")
+    bf16 = PrecisionRule("bf16", "half the memory at float32's range", converts_graph=True, tolerance="bf16")
+    if no_fp32_products:
+        turing = f"TensorRT-RTX has no float32 matrix product on compute capability {TURING}, and tensor cores for this"
+        return PrecisionRule("fp16", turing, converts_graph=True, tolerance="fp16"), fp32
+    return (fp32, fp16, bf16) if _at_least(compute_capability, 8) else (fp32, fp16)
+
+
+def _refusals(compute_capability: str) -> dict[str, str]:
+    typed = "TensorRT networks are strongly typed: weights in float16 are computed in float16; ask for fp16"
+    refusals = {"fp16-weights": typed}
+    if not _at_least(compute_capability, 8):
+        refusals["bf16"] = f"compute capability {compute_capability} does not compute in bfloat16 (8.0 and newer do)"
+    return refusals
+
+
+def _at_least(compute_capability: str, major: int) -> bool:
+    return int(compute_capability.split(".")[0]) >= major

@@ -1,0 +1,176 @@
+"""Fleet files are read strictly, defaults flow down to devices, and what cannot be judged yet is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compiler.errors import FleetError
+from compiler.fleet import Fleet, Limits, Range, load_fleet, refuse_limits
+
+FLEET = """\
+schema: 1
+model: face.onnx
+batch: {min: 1, opt: 2, max: 4}
+dims: {sequence: 64}
+precision: fp32
+devices:
+  door-camera: {profile: raspberry-pi-5}
+  gate-server: {profile: nvidia-l4, batch: 8, precision: fp16, dims: {width: {min: 1, opt: 1, max: 9}}}
+  own: {profile: boards/own.yaml}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "face.onnx").touch()
+    (tmp_path / "boards").mkdir()
+    (tmp_path / "boards/own.yaml").touch()
+    return tmp_path
+
+
+def load(folder: Path, text: str = FLEET) -> Fleet:
+    file = folder / "fleet.yaml"
+    file.write_text(text)
+    return load_fleet(file)
+
+
+def refusal(folder: Path, text: str) -> str:
+    with pytest.raises(FleetError) as caught:
+        load(folder, text)
+    return str(caught.value)
+
+
+def test_devices_keep_their_order_and_paths_become_absolute(folder: Path) -> None:
+    fleet = load(folder)
+    assert list(fleet.devices) == ["door-camera", "gate-server", "own"]
+    assert fleet.model == folder / "face.onnx" and fleet.path == folder / "fleet.yaml"
+    assert fleet.devices["own"].profile == str(folder / "boards/own.yaml")
+    assert fleet.devices["door-camera"].profile == "raspberry-pi-5"
+
+
+def test_a_relative_fleet_path_gives_absolute_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(folder)
+    monkeypatch.chdir(folder)
+    assert load_fleet("fleet.yaml").model == folder / "face.onnx"
+
+
+def test_a_device_overrides_the_defaults_of_the_fleet(folder: Path) -> None:
+    devices = load(folder).devices
+    camera, server = devices["door-camera"], devices["gate-server"]
+    assert (camera.batch, camera.precision, camera.dims) == (Range(1, 2, 4), "fp32", {"sequence": Range(64, 64, 64)})
+    assert (server.batch, server.precision) == (Range(8, 8, 8), "fp16")
+    assert server.dims == {"sequence": Range(64, 64, 64), "width": Range(1, 1, 9)}
+
+
+def test_without_defaults_the_batch_is_one_and_the_precision_is_left_to_the_plan(folder: Path) -> None:
+    device = load(folder, "schema: 1\nmodel: face.onnx\ndevices: {a: {profile: nvidia-t4}}\n").devices["a"]
+    assert (device.batch, device.precision, device.dims) == (Range(1, 1, 1), "auto", {})
+    assert device.place == f"{folder}/fleet.yaml:3 devices.a"
+
+
+def test_a_range_reads_as_a_statement() -> None:
+    assert (str(Range(1, 8, 32)), str(Range(4, 4, 4))) == ("1..32 (fastest at 8)", "4")
+    assert Range(4, 4, 4).is_fixed and not Range(1, 1, 4).is_fixed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("{min: 1, opt: 2, max: 4}", "{min: 1, opt: 5, max: 4}", ":3 batch: must hold min <= opt <= max, got "),
+        ("{min: 1, opt: 2, max: 4}", "{min: 1, max: 4}", ":3 batch.opt: is required and missing"),
+        ("{min: 1, opt: 2, max: 4}", "0", ":3 batch.min: must be greater than or equal to 1, got 0"),
+        ("{min: 1, opt: 2, max: 4}", "many", ":3 batch: expected an integer or {min, opt, max}, got 'many'"),
+        ("{min: 1, opt: 2, max: 4}", "true", "batch: expected an integer or {min, opt, max}, got true"),
+        ("{min: 1, opt: 2, max: 4}", "[1, 2, 4]", "batch: expected an integer or {min, opt, max}"),
+        ("batch: 8", "bach: 8", ":8 devices.gate-server.bach: unknown key; did you mean 'batch'?"),
+        ("precision: fp16", "precision: half", ":8 devices.gate-server.precision: expected 'auto', 'fp32', 'fp16'"),
+        ("door-camera:", "../camera:", "must match pattern"),
+        ("door-camera:", "Camera:", "must match pattern"),
+        ("door-camera:", f"{'x' * 65}:", "must match pattern"),
+        ("door-camera:", "build.json:", "must not end in .json"),
+        ("door-camera:", "gate-server:", ":8 devices.gate-server: repeated key"),
+        ("raspberry-pi-5", "raspberry-pie-5", ":7 devices.door-camera.profile: no built-in profile is named"),
+        ("boards/own.yaml", "boards/none.yaml", ":9 devices.own.profile: there is no file"),
+        ("boards/own.yaml", "boards/", ":9 devices.own.profile: there is no file"),
+        ("face.onnx", "none.onnx", ":2 model: there is no file"),
+        ("face.onnx", "boards", ":2 model: there is no file"),
+        ("face.onnx", '"a\\0b"', ":2 model: there is no file"),
+        ("face.onnx", "x" * 5000, ":2 model: there is no file"),
+        ("face.onnx", "3", ":2 model: expected text, got 3"),
+        ("schema: 1", "schema: 1\ncalibration: {path: none.npz}", ":2 calibration.path: expected a .npz or .npy file"),
+        ("schema: 1", "schema: 1\ncalibration: {path: face.onnx}", ":2 calibration.path: expected a .npz or .npy file"),
+        ("schema: 1", "schema: 1\ncalibration: {path: boards, samples: 0}", "calibration.samples: must be greater"),
+        ("schema: 1", "schema: 1\nlimits: {latency_ms: 40ms}", "limits.latency_ms: expected a number of milliseconds"),
+        ("schema: 1", "schema: 1\nlimits: {accuracy_drop_pct: 120}", "must be less than or equal to 100"),
+        ("schema: 1\n", "", "schema: is required and missing"),
+    ],
+)
+def test_a_mistake_is_told_with_file_line_and_key(folder: Path, old: str, new: str, said: str) -> None:
+    assert old in FLEET
+    message = refusal(folder, FLEET.replace(old, new, 1))
+    assert said in message and str(folder / "fleet.yaml") in message
+
+
+def test_a_fleet_without_devices_is_refused(folder: Path) -> None:
+    assert "devices: is empty" in refusal(folder, "schema: 1\nmodel: face.onnx\ndevices: {}\n")
+    assert "devices: is required" in refusal(folder, "schema: 1\nmodel: face.onnx\n")
+
+
+def test_everything_that_is_missing_is_told_at_once(folder: Path) -> None:
+    text = FLEET.replace("face.onnx", "none.onnx").replace("raspberry-pi-5", "x").replace("own.yaml", "x.yaml")
+    assert refusal(folder, text).startswith("3 problems:")
+
+
+@pytest.mark.parametrize("name", ["boards", "faces.npz", "faces.npy"])
+def test_calibration_data_is_found_beside_the_fleet_file(folder: Path, name: str) -> None:
+    if name != "boards":
+        (folder / name).touch()
+    fleet = load(folder, FLEET + f"calibration: {{path: {name}, samples: 16}}\n")
+    assert fleet.calibration is not None
+    assert (fleet.calibration.path, fleet.calibration.samples) == (folder / name, 16)
+
+
+LIMITS = "evaluation: {task: verification, path: pairs}\nlimits: {accuracy_drop_pct: 2.0, memory_reduction_pct: 40}\n"
+
+
+def test_limits_are_read_and_a_device_overrides_those_of_the_fleet(folder: Path) -> None:
+    fleet = load(folder, FLEET.replace("raspberry-pi-5", "raspberry-pi-5, limits: {latency_ms: 40}") + LIMITS)
+    assert fleet.limits == Limits(accuracy_drop_pct=2, memory_reduction_pct=40)
+    assert fleet.devices["door-camera"].limits == Limits(accuracy_drop_pct=2, memory_reduction_pct=40, latency_ms=40)
+    assert fleet.evaluation is not None and fleet.evaluation.path == folder / "pairs"
+
+
+def test_stated_limits_and_evaluation_are_refused_by_name_and_line(folder: Path) -> None:
+    fleet = load(folder, FLEET.replace("raspberry-pi-5", "raspberry-pi-5, limits: {latency_ms: 40}") + LIMITS)
+    with pytest.raises(FleetError, match="not part of this release") as caught:
+        refuse_limits(fleet)
+    for place in (
+        "fleet.yaml:7 devices.door-camera.limits.latency_ms",
+        "fleet.yaml:10 evaluation",
+        "fleet.yaml:11 limits.accuracy_drop_pct",
+        "fleet.yaml:11 limits.memory_reduction_pct",
+    ):
+        assert place in str(caught.value)
+
+
+def test_a_dimension_called_limits_is_no_limit(folder: Path) -> None:
+    refuse_limits(load(folder, FLEET.replace("dims: {sequence: 64}", "dims: {limits: {min: 1, opt: 1, max: 2}}")))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, len(FLEET)),
+    st.integers(0, 9),
+    st.sampled_from(["", "\n", ":", "[", "{", "*a", "-", "\t", "0", "~", "é"]),
+)
+def test_a_damaged_fleet_is_read_or_refused_and_never_more(folder: Path, at: int, length: int, piece: str) -> None:
+    try:
+        fleet = load(folder, FLEET[:at] + piece + FLEET[at + length :])
+    except FleetError as refused:
+        assert str(refused)
+    else:
+        assert fleet.devices

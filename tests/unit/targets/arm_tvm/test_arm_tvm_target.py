@@ -1,0 +1,87 @@
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from arm_tvm_models import conv_model
+
+from compiler.capability import find_unsupported
+from compiler.errors import ProfileError, TargetUnavailable
+from compiler.profile import HardwareProfile, validate_options
+from compiler.target import Target, find_target
+from targets.arm_tvm import TARGET, runtime
+from targets.arm_tvm.operators import capability_of
+
+
+def test_target_is_found_by_name_and_satisfies_the_contract():
+    assert find_target("tvm") is TARGET
+    assert isinstance(TARGET, Target)
+
+
+def test_capability_imports_no_toolchain():
+    code = (
+        "import sys; from targets.arm_tvm import TARGET; "
+        "TARGET.capability(None); TARGET.toolchain(); TARGET.check(None); "
+        "sys.exit(any(name.split('.')[0] in ('tvm', 'tvm_ffi', 'ziglang') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.needs_tvm
+def test_every_claimed_operator_is_one_that_the_importer_converts():
+    from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
+
+    assert set(capability_of().ops) <= set(_get_convert_map())
+
+
+def test_convolutional_model_is_accepted_whole():
+    assert find_unsupported(conv_model(), capability_of()) == ()
+
+
+def profile_with(**options: object) -> HardwareProfile:
+    return HardwareProfile(schema=1, name="board", target="tvm", target_options=options)
+
+
+def test_options_come_from_the_profile():
+    options = validate_options(TARGET.Options, profile_with(mtriple="aarch64-linux-gnu", mattr=["+neon"]))
+    assert (options.arch, options.mcpu, options.mattr) == ("aarch64", "generic", ("+neon",))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mtriple": "riscv64-linux-gnu"},
+        {"mtriple": "aarch64-apple-darwin"},
+        {"mtriple": "aarch64-linux-gnu", "mattr": ["neon"]},
+        {"mtriple": "aarch64-linux-gnu", "mcpus": "x"},
+        {},
+    ],
+)
+def test_wrong_options_are_refused(options):
+    with pytest.raises(ProfileError):
+        validate_options(TARGET.Options, profile_with(**options))
+
+
+def test_wheel_of_another_digest_is_not_used_and_the_remedy_names_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # pip cannot be started
+    wheel = runtime.AARCH64_WHEELS[0]
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / wheel.filename, "w") as archive:
+        archive.writestr("tvm/lib/libtvm_runtime.so", b"something else")
+    with pytest.raises(TargetUnavailable, match=wheel.sha256):
+        runtime.runtime_files("aarch64", cache_dir=tmp_path)
+
+
+@pytest.mark.needs_tvm
+def test_libraries_are_taken_from_the_cache_without_pip_and_damage_is_noticed(cache_dir, monkeypatch, tmp_path):
+    files = runtime.runtime_files("aarch64", cache_dir=cache_dir)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert runtime.runtime_files("aarch64", cache_dir=cache_dir) == files
+    damaged = files["NOTICE"]
+    whole = damaged.read_bytes()
+    try:
+        damaged.write_bytes(b"other")
+        with pytest.raises(TargetUnavailable):
+            runtime.runtime_files("aarch64", cache_dir=cache_dir)
+    finally:
+        damaged.write_bytes(whole)
