@@ -1,4 +1,4 @@
-"""Where does an artifact go wrong? The border model is cut after one operator, built and run; halving finds the first."""
+"""Where does an artifact go wrong? The border model is cut after one operator, built and run; halving finds which."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from compiler.frontend import extract_prefix, save_model
 from compiler.isolate import ChildLimits
 from compiler.numerics import Arrays
 from compiler.passes.probe import run_unoptimized
+from compiler.passes.values import origins_of
 from compiler.plan import Plan
 from compiler.profile import HardwareProfile
 from compiler.verify import Point, execute, failures
-
-ORIGIN = "fleetc.origin"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,10 @@ class Cutter:
         with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
             folder = Path(name)
             save_model(prefix, folder / "border.onnx")
-            artifact = build_loose(folder / "border.onnx", self.plan, self.profile, folder=folder, limits=self.limits)
+            (folder / "artifact").mkdir()
+            artifact = build_loose(
+                folder / "border.onnx", self.plan, self.profile, folder=folder / "artifact", limits=self.limits
+            )
             (outputs,) = execute(
                 artifact, [inputs], repeat=0, instructions=False, where=self.plan.device, limits=self.limits
             ).outputs
@@ -88,5 +90,5 @@ def _first(cutter: Cutter) -> tuple[ir.Node, str] | None:
 
 
 def _origin(node: ir.Node) -> str:
-    origin = node.metadata_props.get(ORIGIN, "")
-    return f" (made of {', '.join(origin.splitlines())})" if origin else ""
+    origins = origins_of(node)
+    return f" (made of {', '.join(origins)})" if origins != (node.name,) else ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +19,7 @@ from compiler.portable import Border
 from compiler.profile import HardwareProfile, to_yaml
 from compiler.store import Entry, Stage, Store, canonical_json
 from compiler.target import Target
-from compiler.worker import artifact_from_dict
+from compiler.worker import artifact_from_dict, artifact_to_dict
 
 DESCRIPTION = "artifact.json"
 
@@ -45,12 +46,11 @@ def build_artifact(
     stage = Stage("build", _key(border, plan, profile, target))
 
     def make(folder: Path) -> None:
-        request = _request(border.path, plan, profile, folder)
-        value = run_child("build", request, folder=folder, limits=limits, where=f"{plan.device}: build")
-        artifact = artifact_from_dict({**value, "root": str(folder)})
+        artifact = build_loose(border.path, plan, profile, folder=folder, limits=limits)
         check_artifact(artifact, border)
         _keep_only(folder, {*artifact.files})
-        (folder / DESCRIPTION).write_text(json.dumps(value, indent=1), encoding="utf-8")
+        description = json.dumps(artifact_to_dict(artifact), indent=1)
+        (folder / DESCRIPTION).write_text(description, encoding="utf-8")
 
     entry = store.obtain(stage, make)
     value = json.loads((entry.files / DESCRIPTION).read_text(encoding="utf-8"))
@@ -58,14 +58,50 @@ def build_artifact(
 
 
 def build_loose(border: Path, plan: Plan, profile: HardwareProfile, *, folder: Path, limits: ChildLimits) -> Artifact:
-    """Builds any border model into a folder outside the store, unchecked; used to find where a build goes wrong."""
-    request = _request(border, plan, profile, folder)
-    value = run_child("build", request, folder=folder, limits=limits, where=f"{plan.device}: build")
-    return artifact_from_dict({**value, "root": str(folder)})
+    """Builds any border model into a folder outside the store, unchecked.
+
+    Raises:
+        CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
+    """
+    request = BuildRequest(
+        precision=plan.precision,
+        dims={name: asdict(sizes) for name, sizes in plan.target_plan.dims.items()},
+        threads=plan.target_plan.threads,
+        cache_dir=plan.target_plan.cache_dir,
+    )
+    return build_in_child(border, request, profile, workdir=folder, limits=limits, where=f"{plan.device}: build")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a child process is told of the plan: JSON values, as the manifest keeps them too."""
+
+    precision: str
+    dims: Mapping[str, Mapping[str, int]]
+    threads: int
+    cache_dir: Path
+
+
+def build_in_child(
+    border: Path, request: BuildRequest, profile: HardwareProfile, *, workdir: Path, limits: ChildLimits, where: str
+) -> Artifact:
+    """Builds in a child process, whose own files stay outside `workdir`.
+
+    Raises:
+        CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
+    """
+    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
+        folder = Path(name)
+        (folder / "profile.yaml").write_text(to_yaml(profile), encoding="utf-8")
+        paths = {"border": border.absolute(), "workdir": workdir.absolute(), "profile": folder / "profile.yaml"}
+        values = {**asdict(request), "cache_dir": request.cache_dir.absolute(), **paths}
+        texts = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+        value = run_child("build", texts, folder=folder, limits=limits, where=where)
+    return artifact_from_dict({**value, "root": str(workdir)})
 
 
 def check_artifact(artifact: Artifact, border: Border) -> None:
-    """Compares what was built with the border model: names, element types, ranks and fixed sizes of what it takes and gives.
+    """Compares what was built with the border model: names, types and sizes of inputs and outputs.
 
     Raises:
         ToolchainFailed: They differ, or a file is missing or outside the artifact's folder.
@@ -103,19 +139,6 @@ def _plugin_code(target: Target) -> str:
     return code_digest(".".join(names[:2] if names[0] == "targets" else names[:1]))
 
 
-def _request(border: Path, plan: Plan, profile: HardwareProfile, folder: Path) -> dict[str, object]:
-    (folder / "profile.yaml").write_text(to_yaml(profile), encoding="utf-8")
-    return {
-        "border": str(border),
-        "profile": str(folder / "profile.yaml"),
-        "precision": plan.precision,
-        "dims": {name: asdict(sizes) for name, sizes in plan.target_plan.dims.items()},
-        "threads": plan.target_plan.threads,
-        "cache_dir": str(plan.target_plan.cache_dir),
-        "workdir": str(folder),
-    }
-
-
 def _keep_only(folder: Path, files: set[str]) -> None:
     """Deletes what the toolchain left beside the artifact's own files."""
     for path in sorted(folder.rglob("*"), reverse=True):
@@ -142,8 +165,12 @@ def _spec_problems(kind: str, wanted: Sequence[TensorSpec], found: Sequence[Tens
         if other is None:
             yield f"{kind} '{spec.name}' is missing"
         elif other.dtype != spec.dtype or not _same_shape(spec.shape, other.shape):
-            yield f"{kind} '{spec.name}' is {other.dtype}{list(other.shape)}, the border model's is {spec.dtype}{list(spec.shape)}"
+            yield f"{kind} '{spec.name}' is {_words(other)}, the border model's is {_words(spec)}"
     yield from (f"{kind} '{name}' is not the border model's" for name in given)
+
+
+def _words(spec: TensorSpec) -> str:
+    return f"{spec.dtype}{list(spec.shape)}"
 
 
 def _same_shape(wanted: Sequence[int | str], found: Sequence[int | str]) -> bool:

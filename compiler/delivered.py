@@ -1,4 +1,4 @@
-"""What is done with an artifact's folder after it was delivered: run it, time it, judge it again, finish it on its device."""
+"""What is done with an artifact after delivery: run it, time it, judge it again, finish it on its device."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.artifact import Artifact, Evidence, TensorSpec
-from compiler.build import check_artifact
+from compiler.build import BuildRequest, build_in_child, check_artifact
 from compiler.errors import ArtifactError, DataError
 from compiler.fleet import Range
 from compiler.frontend import bind_shapes, describe_inputs, read_model
-from compiler.isolate import ChildLimits, run_child
+from compiler.isolate import ChildLimits
 from compiler.manifest import Delivered, border_of, read_artifact, write_artifact
 from compiler.numerics import Arrays
 from compiler.passes.probe import run_unoptimized
 from compiler.portable import Border
-from compiler.profile import profile_of, to_yaml
+from compiler.profile import profile_of
 from compiler.samples import batch_of, load_samples, make_samples
 from compiler.store import output_errors
 from compiler.target import find_target
 from compiler.verify import Point, Verdict, batch_size, execute, judge, latency_summary, verdict_to_dict
-from compiler.worker import artifact_from_dict
 from compiler.yamlfile import Document, Origin
 
 
@@ -119,7 +118,7 @@ def verify_delivered(
 
 
 def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdict:
-    """Completes a deferred artifact on the device it is for: builds its border model, verifies, and replaces the folder.
+    """Completes a deferred artifact on its device: builds the border model, verifies, and replaces the folder.
 
     Raises:
         ArtifactError: The folder is not whole, or the artifact is complete already.
@@ -161,18 +160,14 @@ def _build_again(delivered: Delivered, border: Border, folder: Path, cache: Path
     profile = profile_of(Document(facts, Origin(str(delivered.folder))))
     target = find_target(profile.target, where=str(delivered.folder))
     target.check(profile)
-    (folder / "profile.yaml").write_text(to_yaml(profile), encoding="utf-8")
-    request = {
-        "border": str(border.path.absolute()),
-        "profile": str(folder / "profile.yaml"),
-        "precision": plan["choices"]["precision"]["value"],
-        "threads": int(plan["choices"]["threads"]["value"]),
-        "dims": {name: sizes for name, sizes in plan["dims"].items() if sizes["min"] != sizes["max"]},
-        "cache_dir": str(cache / "toolchains"),
-        "workdir": str(folder),
-    }
-    value = run_child("build", request, folder=folder, limits=limits, where=f"{delivered.manifest['device']}: finish")
-    artifact = artifact_from_dict({**value, "root": str(folder)})
+    request = BuildRequest(
+        precision=plan["choices"]["precision"]["value"],
+        dims={name: sizes for name, sizes in plan["dims"].items() if sizes["min"] != sizes["max"]},
+        threads=int(plan["choices"]["threads"]["value"]),
+        cache_dir=cache / "toolchains",
+    )
+    where = f"{delivered.manifest['device']}: finish"
+    artifact = build_in_child(border.path, request, profile, workdir=folder, limits=limits, where=where)
     if artifact.deferred:
         raise ArtifactError(
             f"it still cannot be built here: {artifact.deferred}",

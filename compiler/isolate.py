@@ -6,6 +6,7 @@ reads `response.json`. What the toolchain prints goes to `log.txt`; its end is p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -100,24 +101,19 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     child.wait()
 
 
 def _response(folder: Path, code: int, verdict: str, where: str) -> Any:
     path = folder / "response.json"
-    if verdict or not path.exists():
-        raise ToolchainFailed(
-            f"the toolchain {verdict or _death(code)}{_log_tail(folder)}",
-            where=where,
-            remedy="Raise --build-timeout or --build-memory if the limit was too low; otherwise report this to the vendor "
-            "with the border model (`fleetc build --keep-border DIR`)."
-            if verdict
-            else "Run it again; if it happens again, report it to the vendor with the border model.",
-        )
+    if verdict:
+        remedy = "Raise --build-timeout or --build-memory if that limit was too low for this model."
+        raise ToolchainFailed(f"the toolchain {verdict}{_log_tail(folder)}", where=where, remedy=remedy)
+    if not path.exists():
+        remedy = "Run it again; if it happens again, report it to the toolchain's makers with the border model."
+        raise ToolchainFailed(f"the toolchain {_death(code)}{_log_tail(folder)}", where=where, remedy=remedy)
     response = json.loads(path.read_text(encoding="utf-8"))
     if "error" in response:
         error = from_dict(response["error"])

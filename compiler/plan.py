@@ -1,4 +1,4 @@
-"""The decision as a value: `make_plan` says everything that will be done for one device class, and why, before anything runs."""
+"""The decision as a value: `make_plan` says all that will be done for a device class, and why, before it runs."""
 
 from __future__ import annotations
 
@@ -174,11 +174,11 @@ def _choose_precision(
 ) -> tuple[PrecisionRule, Choice]:
     rules = {rule.name: rule for rule in capability.precisions}
     if asked == "auto":
-        rule = rules.get("fp32", capability.precisions[0])
+        rule = capability.precisions[0]
         return rule, Choice(
             rule.name,
-            "auto keeps the model's own float32: a lower precision is built only where it is asked for, "
-            "as long as no accuracy gate judges it",
+            f"auto takes what the target puts first: {rule.reason}; nothing lower is chosen "
+            "unasked as long as no accuracy gate judges it",
         )
     if asked not in rules:
         known = ", ".join(f"{rule.name} ({rule.reason})" for rule in capability.precisions)

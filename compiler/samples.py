@@ -163,10 +163,8 @@ def _arrays(file: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     """Input name → array of one file."""
     try:
         if file.suffix == ".npy":
-            return _named({"": np.load(file, mmap_mode="r", allow_pickle=False)}, file, inputs)
-        with np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError("the file is no .npz archive", where=str(file), remedy="Write it with numpy.savez.")
+            return _named({"": np.lib.format.open_memmap(file, mode="r")}, file, inputs)
+        with file.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as archive:
             _refuse_huge(archive, file)
             wanted = {spec.name for spec in inputs}
             arrays = {key: archive[key] if key in wanted or len(archive.files) == 1 else _NOTHING for key in archive}

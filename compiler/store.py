@@ -1,4 +1,4 @@
-"""The content-addressed store: one entry per finished stage, written once, atomically, and verified whenever it is read.
+"""The content-addressed store: one entry per finished stage, written once, atomically, verified whenever it is read.
 
 <root>/entries/ab/<digest>/entry.json    the stage's named key parts, and the digest of every file
 <root>/entries/ab/<digest>/files/…       what the stage made

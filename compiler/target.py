@@ -1,4 +1,4 @@
-"""The target contract, and the only plugin code: find one target by name among installed entry points, load only that one.
+"""The target contract, and the only plugin code: find one target by name among entry points, load only that one.
 
 A third party adds a target with one file and one entry point:
 
@@ -136,7 +136,8 @@ def _loaded(point: EntryPoint, where: str) -> object:
         return point.load()
     except Exception as error:  # a plugin is foreign code: whatever it raises on import becomes one message
         raise TargetUnavailable(
-            f"the plugin for target '{point.name}' ({_origin(point)}) failed to import: {type(error).__name__}: {error}",
+            f"the plugin for target '{point.name}' ({_origin(point)}) failed to import: "
+            f"{type(error).__name__}: {error}",
             where=where,
             remedy="Repair or uninstall that package.",
         ) from error

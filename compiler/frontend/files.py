@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from compiler.errors import InvalidModel
+from compiler.frontend.wire import split
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
 """Protobuf's own bound on one message; a larger model keeps its weights in external data."""
@@ -59,7 +62,20 @@ def map_file(path: Path) -> mmap.mmap:
         ) from error
 
 
-def parse(buffer: memoryview, *, path: Path) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class Parsed:
+    """A model message without its large weights.
+
+    Args:
+        proto: Everything else.
+        parts: Index among the graph's initializers → the raw data left in the file.
+    """
+
+    proto: onnx.ModelProto
+    parts: Mapping[int, memoryview]
+
+
+def parse(buffer: memoryview, *, path: Path) -> Parsed:
     """The protobuf message in the buffer.
 
     Raises:
@@ -67,8 +83,8 @@ def parse(buffer: memoryview, *, path: Path) -> onnx.ModelProto:
     """
     _refuse_foreign(bytes(buffer[:32]), path)
     try:
-        proto: onnx.ModelProto = onnx.ModelProto.FromString(buffer)
-        return proto
+        found = split(buffer)
+        return Parsed(onnx.ModelProto.FromString(found.message), found.parts)
     except DecodeError as error:
         raise InvalidModel(
             "the file is not ONNX, is cut off, or is nested too deeply to be read",

@@ -11,14 +11,17 @@ import onnx_ir as ir
 from onnx import TensorProto
 
 from compiler.errors import InvalidModel, ModelError, UnsupportedModel, combine
+from compiler.frontend.apart import check_apart
 from compiler.frontend.check import is_sorted, model_problems, version_problems
-from compiler.frontend.files import map_file, parse
+from compiler.frontend.files import Parsed, map_file, parse
 from compiler.frontend.infer import infer_shapes
 from compiler.frontend.normal import normalize
 from compiler.frontend.tensors import each_graph, each_tensor, node_tensors, tensor_problems
 from compiler.frontend.text import text_problems
 from compiler.frontend.weights import DataFiles, inline_attribute_data, mapped_tensor, weight_notes
-from compiler.graph import check_model
+from compiler.graph import may_be_strict, skeleton
+
+STALE_SHAPES = "shapes stated inside the graph contradicted its inputs; they were inferred anew"
 
 
 @dataclass(frozen=True)
@@ -43,31 +46,35 @@ def read_model(path: str | Path) -> Imported:
         UnsupportedModel: It is well-formed and outside what this version reads.
     """
     place = Path(path)
-    proto = parse(memoryview(map_file(place)), path=place)
+    parsed = parse(memoryview(map_file(place)), path=place)
+    proto = parsed.proto
     _raise_all(text_problems(proto), place)
     _raise_all(version_problems(proto), place)
-    _raise_all([*model_problems(proto), *_all_tensor_problems(proto, place.parent)], place)
-    return _interpreted(proto, place)
+    _raise_all([*model_problems(proto), *_all_tensor_problems(parsed, place.parent)], place)
+    return _interpreted(parsed, place)
 
 
-def _interpreted(proto: onnx.ModelProto, place: Path) -> Imported:
+def _interpreted(parsed: Parsed, place: Path) -> Imported:
+    proto = parsed.proto
     try:
         notes = normalize(proto)
     except (ValueError, TypeError, MemoryError) as error:
         raise InvalidModel(f"a sparse tensor is not well formed: {error}", where=str(place)) from error
     notes += [] if _all_sorted(proto) else ["the nodes were out of order; they were sorted"]
-    model = _to_ir(proto, place)
+    model = _to_ir(parsed, place)
     if notes and notes[-1].endswith("sorted"):
         model.graph.sort()
     notes += _check_types(model, place)
     return Imported(model, (*notes, *weight_notes(model)))
 
 
-def _to_ir(proto: onnx.ModelProto, place: Path) -> ir.Model:
-    files = DataFiles(place.parent)
+def _to_ir(parsed: Parsed, place: Path) -> ir.Model:
+    proto, files = parsed.proto, DataFiles(place.parent)
     try:
         inline_attribute_data(proto, files)
         external = [_take_external(graph, files) for graph in each_graph(proto.graph)]
+        stored = [(proto.graph.initializer[index], part) for index, part in parsed.parts.items()]
+        external[0] |= {tensor.name: mapped_tensor(tensor, part) for tensor, part in stored}
         model = ir.from_proto(proto)
         for graph, tensors in zip((model.graph, *model.graph.subgraphs()), external, strict=True):
             for name, tensor in tensors.items():
@@ -87,24 +94,24 @@ def _take_external(graph: onnx.GraphProto, files: DataFiles) -> dict[str, ir.Ten
 def _check_types(model: ir.Model, place: Path) -> list[str]:
     """Types and shapes by ONNX's own checker; shapes the file states wrongly inside the graph are inferred anew."""
     try:
-        check_model(model)
-        return []
-    except onnx.shape_inference.InferenceError as stated:
-        try:
-            infer_shapes(model)
-            check_model(model)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
-            raise InvalidModel(_first_lines(str(stated)), where=str(place)) from stated
-        return ["shapes stated inside the graph contradicted its inputs; they were inferred anew"]
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        bare = skeleton(model)
+    except (ir.serde.SerdeError, ValueError, TypeError, OverflowError) as error:
         raise InvalidModel(_first_lines(str(_root(error))), where=str(place)) from error
+    verdict = check_apart(bare, strict=may_be_strict(bare))
+    if verdict.failed in ("", "stale"):
+        if verdict.failed:
+            infer_shapes(model)
+        return [STALE_SHAPES] if verdict.failed else []
+    raise InvalidModel(_first_lines(verdict.said), where=str(place))
 
 
-def _all_tensor_problems(proto: onnx.ModelProto, folder: Path) -> Iterator[ModelError]:
+def _all_tensor_problems(parsed: Parsed, folder: Path) -> Iterator[ModelError]:
+    proto = parsed.proto
     tensors = [*each_tensor(proto.graph)]
     tensors += [item for function in proto.functions for node in function.node for item in node_tensors(node)]
-    for words, tensor in tensors:
-        for problem in tensor_problems(tensor, folder=folder):
+    for index, (words, tensor) in enumerate(tensors):  # the graph's own initializers come first
+        part = parsed.parts.get(index)
+        for problem in tensor_problems(tensor, folder=folder, mapped_bytes=None if part is None else len(part)):
             yield InvalidModel(problem, where=words)
 
 

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnx import TensorProto
 
 from compiler.errors import OutputError, StorageError
+from compiler.frontend.wire import varint
 
 EXTERNAL_ABOVE_BYTES = 3 << 29
 """1.5 GiB: weights beyond it go to `<stem>.data`, because one protobuf message ends at 2 GiB."""
@@ -75,7 +76,7 @@ class _Field:
     @property
     def framed_size(self) -> int:
         """Bytes of the message with its tag and length."""
-        return len(_INITIALIZER_TAG) + len(_varint(self.size)) + self.size
+        return len(_INITIALIZER_TAG) + len(varint(self.size)) + self.size
 
 
 def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
@@ -104,7 +105,7 @@ def _header(name: str, tensor: ir.TensorProtocol) -> TensorProto:
 
 def _inline(name: str, tensor: ir.TensorProtocol) -> _Field:
     head = _header(name, tensor).SerializeToString(deterministic=True)
-    return _Field(head + _RAW_TAG + _varint(tensor.nbytes), tensor)
+    return _Field(head + _RAW_TAG + varint(tensor.nbytes), tensor)
 
 
 def _external(name: str, tensor: ir.TensorProtocol, offset: int, place: Path) -> _Field:
@@ -132,10 +133,10 @@ def _write_onnx(place: Path, proto: onnx.ModelProto, fields: Sequence[_Field]) -
     proto.ClearField("graph")
     with _replacing(place) as file:
         file.write(proto.SerializeToString(deterministic=True))
-        file.write(_GRAPH_TAG + _varint(len(graph) + sum(field.framed_size for field in fields)))
+        file.write(_GRAPH_TAG + varint(len(graph) + sum(field.framed_size for field in fields)))
         file.write(graph)
         for field in fields:
-            file.write(_INITIALIZER_TAG + _varint(field.size) + field.head)
+            file.write(_INITIALIZER_TAG + varint(field.size) + field.head)
             if field.raw is not None:
                 file.write(_raw(field.raw))
 
@@ -160,15 +161,6 @@ def _raw(tensor: ir.TensorProtocol) -> bytes | memoryview:
         return tensor.tobytes()
     array = np.ascontiguousarray(tensor.numpy())
     return array.reshape(-1).view(np.uint8).data if array.size else b""
-
-
-def _varint(number: int) -> bytes:
-    """Protobuf's spelling of a number: seven bits a byte, lowest first."""
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*digits, number])
 
 
 def _storage_error(error: OSError, place: Path) -> OutputError | StorageError:

@@ -99,7 +99,9 @@ def _decide(node: ir.Node, opset: int, precision: str) -> tuple[_Ports | None, s
         return None, "the type of an input or output is not known"
     ports = _ports(node, opset, precision)
     if ports is None:
-        return None, f"the operator is not defined for {precision}"
+        return None, f"opset {opset} does not define it for {precision}"
+    if not ports.inputs:
+        return None, ""
     lost = next((reason for index in ports.inputs for reason in [_lost(node.inputs[index], precision)] if reason), "")
     return (None, lost) if lost else (ports, "")
 
@@ -109,7 +111,7 @@ def _is_float(value: ir.Value | None) -> bool:
 
 
 def _ports(node: ir.Node, opset: int, precision: str) -> _Ports | None:
-    """The schema's type variables that can be half decide; a variable bound by no convertible input is none of ours."""
+    """Inputs and outputs of the type variables that can be half; None if a float32 input is of one that cannot."""
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     except onnx.defs.SchemaError:
@@ -130,7 +132,9 @@ def _ports(node: ir.Node, opset: int, precision: str) -> _Ports | None:
         for index, (value, kind) in enumerate(zip(node.outputs, _kinds(schema.outputs), strict=False))
         if _is_float(value) and kind in bound
     ]
-    if not inputs:
+    variables = {constraint.type_param_str for constraint in schema.type_constraints}
+    kinds = zip(node.inputs, _kinds(schema.inputs), strict=False)
+    if any(_is_float(value) and kind in variables - allowed for value, kind in kinds):
         return None
     return _Ports(tuple(index for index, _ in inputs), tuple(index for index, _ in outputs))
 

@@ -128,12 +128,15 @@ def _identifier(node: NodePattern) -> ir.OperatorIdentifier | None:
 def _sweep(model: ir.Model, graph: ir.Graph, rules: Sequence[_Indexed], names: Names, misses: _Misses) -> int:
     present = {node.op_identifier() for node in graph}
     able = [rule for rule in rules if rule.needs <= present]
+    limit = REWRITES_PER_NODE * (1 + len(graph))
     _visit(able_rule.rule.graph_pre_visitor for able_rule in able)
     count = 0
     for node in graph:
         if node.graph is graph:
             fitting = (candidate.rule for candidate in able if candidate.root in (None, node.op_identifier()))
             count += any(_try(rule, model, graph, node, names=names, misses=misses) for rule in fitting)
+        if count > limit:
+            raise InternalError(f"rules rewrote {count} times in one graph and do not come to an end")
     _visit(able_rule.rule.graph_post_visitor for able_rule in able)
     return count
 

@@ -49,10 +49,12 @@ class SimplifyOnnxsim:
         try:
             bare = skeleton(model)
             proto = _run(bare, self.command, timeout_s=self.timeout_s)
-            if _same_nodes(proto, bare):
-                return PassResult(False)
             candidate = _with_weights(proto, model)
-            _must_be_the_same(candidate, model)
+            _must_keep_interface(candidate, model)
+            if _computation(proto) == _computation(bare):
+                return PassResult(False)
+            _must_be_valid(candidate)
+            _must_compute_the_same(candidate, model)
         except _Refused as reason:
             return PassResult(False, (f"onnxsim's result is left out: {reason}",))
         _keep_metadata(candidate, model)
@@ -100,10 +102,6 @@ def _parse(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _same_nodes(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:
-    return _computation(one) == _computation(other)
-
-
 def _computation(proto: onnx.ModelProto) -> list[bytes]:
     """The nodes and small constants, without names of nodes and other decoration."""
     nodes = []
@@ -138,7 +136,7 @@ def _removed(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     return {name: tensor for name, tensor in pairs if tensor is not None and tensor.nbytes > SMALL_TENSOR_BYTES}
 
 
-def _must_be_the_same(candidate: ir.Model, model: ir.Model) -> None:
+def _must_keep_interface(candidate: ir.Model, model: ir.Model) -> None:
     for what, ours, theirs in (
         ("input", model.graph.inputs, candidate.graph.inputs),
         ("output", model.graph.outputs, candidate.graph.outputs),
@@ -152,11 +150,13 @@ def _must_be_the_same(candidate: ir.Model, model: ir.Model) -> None:
         raise _Refused("it changed the model's functions")
     if candidate.graph.opset_imports.get("") != model.graph.opset_imports.get(""):
         raise _Refused("it changed the opset")
+
+
+def _must_be_valid(candidate: ir.Model) -> None:
     try:
         check_model(candidate)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         raise _Refused(f"what it made is not valid: {str(error)[:200]}") from error
-    _must_compute_the_same(candidate, model)
 
 
 def _interface(value: ir.Value) -> str:

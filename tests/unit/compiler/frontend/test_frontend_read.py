@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from compiler.errors import CompilerError, InvalidModel, UnsupportedModel
 from compiler.fleet import Range
 from compiler.frontend import bind_shapes, read_model
+from compiler.frontend.apart import check_apart
 from compiler.frontend.read import Imported
-from compiler.frontend.save import _varint
+from compiler.frontend.wire import varint
 
 GOOD = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -114,8 +115,8 @@ def test_a_nesting_bomb_is_refused(tmp_path: Path) -> None:
     data = b""
     for _ in range(200):  # graph { node { attribute { type: GRAPH, g: ... } } }
         for tag in (0x32, 0x2A, 0x0A):
-            data = bytes([tag]) + _varint(len(data)) + data
-    (tmp_path / "m.onnx").write_bytes(b"\x08\x08\x3a" + _varint(len(data)) + data)
+            data = bytes([tag]) + varint(len(data)) + data
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x08\x3a" + varint(len(data)) + data)
     with pytest.raises(InvalidModel, match="nested too deeply"):
         read_model(tmp_path / "m.onnx")
 
@@ -371,3 +372,41 @@ def test_a_vector_of_any_claimed_length_costs_no_memory(tmp_path: Path) -> None:
     """
     found = read(model(text), tmp_path)
     assert bind_shapes(found.model, {"batch": Range(20, 20, 20)}).model.graph.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_an_equation_that_onnx_never_finishes_is_stopped() -> None:
+    text = '<ir_version: 13, opset_import: ["" : 28]> g (double x) => (double y) { y = Einsum <equation = "ab"> (x) }'
+    proto = model(text)
+    proto.graph.node[0].attribute[0].s = b"\0\0"
+    verdict = check_apart(proto, strict=True, timeout_s=2)
+    assert verdict.failed == "crash" and "does not come to an end on this model within 2 s" in verdict.said
+
+
+@pytest.mark.parametrize("as_raw", [True, False])
+def test_large_weights_stay_in_the_file(tmp_path: Path, as_raw: bool) -> None:
+    proto = model()
+    weight = np.random.default_rng(0).standard_normal((20000, 2), dtype=np.float32)
+    stored = numpy_helper.from_array(weight, "w")
+    if not as_raw:
+        stored = helper.make_tensor("w", TensorProto.FLOAT, weight.shape, weight.ravel())
+    proto.graph.initializer[0].CopyFrom(stored)
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(3, np.float32), "small"))
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 20000
+    tensor = read(proto, tmp_path).model.graph.initializers["w"].const_value
+    assert tensor is not None and np.array_equal(tensor.numpy(), weight)
+    assert isinstance(tensor, ir.Tensor) == as_raw
+
+
+def test_a_large_weight_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
+    proto = model()
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.zeros((20000, 2), np.float32), "w"))
+    proto.graph.initializer[0].dims[0] = 19999
+    assert "holds 160000 bytes, its shape [19999, 2] needs 159992" in message(proto, tmp_path)
+
+
+def test_a_graph_written_in_two_fields_is_read_whole(tmp_path: Path) -> None:
+    whole, rest = model(), onnx.ModelProto()
+    rest.graph.initializer.append(whole.graph.initializer[0])
+    whole.graph.ClearField("initializer")
+    (tmp_path / "m.onnx").write_bytes(whole.SerializeToString() + rest.SerializePartialToString())
+    assert list(read_model(tmp_path / "m.onnx").model.graph.initializers) == ["w"]

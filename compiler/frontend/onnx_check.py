@@ -1,0 +1,58 @@
+"""A program of its own: ONNX's checker and strict inference on the message at stdin, the verdict as JSON at stdout.
+
+It imports nothing but onnx, so that it starts fast, and bounds its own memory. See `apart.py` for why it exists.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import onnx
+
+MEMORY_BYTES = 4 << 30
+"""What checking a model without weights may take; a damaged file can ask for any amount."""
+
+
+def verdict(proto: onnx.ModelProto, *, strict: bool) -> dict[str, str]:
+    """Which check failed (`checker`, `inference`, `stale` for stated shapes only, or nothing) and what it said."""
+    try:
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, RuntimeError, ValueError, MemoryError) as error:
+        return {"failed": "checker", "said": f"{error}" or type(error).__name__}
+    said = _inference(proto, strict=strict)
+    if not said:
+        return {"failed": "", "said": ""}
+    _forget_shapes(proto.graph)
+    return {"failed": "inference" if _inference(proto, strict=strict) else "stale", "said": said}
+
+
+def _inference(proto: onnx.ModelProto, *, strict: bool) -> str:
+    try:
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=strict)
+        return ""
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, MemoryError) as error:
+        return f"{error}" or type(error).__name__
+
+
+def _forget_shapes(graph: onnx.GraphProto) -> None:
+    del graph.value_info[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _forget_shapes(attribute.g)
+
+
+def _bound_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # no such bound on this system; the time limit still holds
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    _bound_memory()
+    found = verdict(onnx.ModelProto.FromString(sys.stdin.buffer.read()), strict="--strict" in sys.argv)
+    sys.stdout.write(json.dumps(found))

@@ -1,0 +1,40 @@
+"""Is a build reproducible? It is done twice more from nothing, in different folders, and every file is compared."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from compiler.compare import compare_files
+from compiler.driver import build_fleet
+from compiler.errors import GateFailed
+from compiler.plan import BuildOptions
+
+
+def check_reproducible(fleet: Path, options: BuildOptions) -> None:
+    """Builds a fleet once more with an empty store and compares the result with what was delivered.
+
+    Toolchain downloads are shared with the first build. `measurements.json`, and the files whose bytes a vendor makes
+    unrepeatable, are left out of the comparison; the manifest names the latter.
+
+    Args:
+        fleet: The fleet file.
+        options: The options of the build in `options.out`.
+
+    Raises:
+        GateFailed: A file differs; all of them are named.
+    """
+    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
+        cache, out = Path(name) / "cache", Path(name) / "dist"
+        if (options.cache / "toolchains").is_dir():
+            shutil.copytree(options.cache / "toolchains", cache / "toolchains", symlinks=True)
+        build_fleet(fleet, replace(options, cache=cache, out=out, dump_passes=None)).raise_failures()
+        different = compare_files(options.out, out)
+    if different:
+        raise GateFailed(
+            f"a second build gave other bytes in: {', '.join(different)}",
+            where=str(options.out),
+            remedy="Compare the two with `fleetc diff`; report it if the inputs were the same.",
+        )

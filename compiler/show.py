@@ -1,0 +1,199 @@
+"""Values as text for a terminal: no logic, no colour, at most 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from compiler.compare import Change
+from compiler.driver import DeviceReport, FleetReport
+from compiler.plan import Plan
+
+MIB = 1 << 20
+NOTE_COLUMNS = 96
+
+
+def table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    """Left-aligned columns, two spaces apart."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    )
+    return "\n".join(lines)
+
+
+def fleet_text(report: FleetReport) -> str:
+    """One line per device, then why figures are missing, then what went wrong."""
+    head = ("device", "target", "precision", "MiB", "nodes", "parity", "latency or work", "evidence")
+    lines = [table([_device_row(device) for device in report.devices], head)]
+    lines += [
+        f"{device.device}: not executed: {device.row['reason']}" for device in report.devices if _unexecuted(device)
+    ]
+    lines += [f"{device.device}: {device.row['reason']}" for device in report.devices if _noted(device)]
+    lines += [f"note: {note}" for note in report.notes]
+    return "\n".join(lines)
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan with its reasons."""
+    lines = [f"{plan.device}: {plan.profile} through target '{plan.target}'"]
+    lines += [f"  {name:<17} {sizes}" for name, sizes in plan.dims.items()]
+    lines += [f"  {name:<17} {choice.value}: {choice.reason}" for name, choice in plan.choices.items()]
+    lines += [f"  {'toolchain':<17} " + ", ".join(f"{name} {version}" for name, version in plan.toolchain.items())]
+    lines += ["  passes"]
+    lines += [
+        f"    {step.number:>3} {step.name}" + ("" if step.runs else f" (left out: {step.reason})")
+        for step in plan.passes
+    ]
+    lines += [f"        {name} (the target's own)" for name in plan.target_passes]
+    return "\n".join(lines)
+
+
+def manifest_text(manifest: Mapping[str, Any], measurements: Mapping[str, Any]) -> str:
+    """An artifact's manifest for a person."""
+    artifact, plan, parity = manifest["artifact"], manifest["plan"], manifest["verdict"]["parity"]
+    lines = [f"{manifest['device']}: {plan['profile']} through target '{artifact['target']}', {artifact['precision']}"]
+    if artifact["deferred"]:
+        lines += [f"  deferred: {artifact['deferred']}"]
+    lines += [
+        f"  {kind}: {spec['name']} {spec['dtype']}{spec['shape']}"
+        for kind in ("inputs", "outputs")
+        for spec in artifact[kind]
+    ]
+    lines += [f"  {name}: {choice['value']}: {choice['reason']}" for name, choice in plan["choices"].items()]
+    lines += [f"  source {_size(manifest['source'])}", f"  border {_size(manifest['border'])}"]
+    judged = f"{parity['status']} ({parity['evidence']}, tolerance {parity['tolerance']})"
+    lines += [f"  parity: {judged} {parity['reason']}".rstrip()]
+    lines += [
+        f"    {point['sizes']}: {name}: {_stats(stats)}"
+        for point in parity["points"]
+        for name, stats in point["outputs"].items()
+    ]
+    lines += [
+        f"  latency {row['sizes']}: {latency_text(row)} ({measurements['evidence']})"
+        for row in measurements.get("latency", [])
+    ]
+    if measurements.get("instructions"):
+        lines += [f"  {instructions_text(measurements['instructions'])} ({measurements['evidence']})"]
+    lines += ["  files"] + [
+        f"    {name}  {row['bytes']} bytes  {row['sha256'][:12]}" for name, row in sorted(manifest["files"].items())
+    ]
+    lines += [
+        f"    {name}  {row['bytes']} bytes  not repeatable"
+        for name, row in measurements.get("unrepeatable_files", {}).items()
+    ]
+    return "\n".join([*lines, "", passes_text(manifest["passes"])])
+
+
+def passes_text(records: Iterable[Mapping[str, Any]]) -> str:
+    """The pass table: what each pass did to the graph, and how far the outputs moved on the probe."""
+    head = ("pass", "", "nodes", "parameters", "MACs", "largest difference")
+    rows = [
+        (
+            str(one["number"]),
+            one["name"],
+            _arrow(one, "nodes"),
+            _arrow(one, "parameters"),
+            _arrow(one, "macs"),
+            _difference(one),
+        )
+        for one in records
+    ]
+    notes = [f"  {one['number']} {one['name']}: {note}"[:NOTE_COLUMNS] for one in records for note in one["notes"]]
+    return "\n".join([table(rows, head), *(["notes", *notes] if notes else [])])
+
+
+def node_text(manifest: Mapping[str, Any], matches: Sequence[Mapping[str, str]]) -> str:
+    """What became of a source node: the operators of the border model that were made of it."""
+    precision = manifest["artifact"]["precision"]
+    return "\n".join(f"{one['op']} '{one['node']}' in {precision}, made of {one['origin']}" for one in matches)
+
+
+def changes_text(changes: Sequence[Change]) -> str:
+    """Differences, grouped by device and section."""
+    if not changes:
+        return "no difference"
+    return "\n".join(
+        f"{c.device or 'artifact'}  {c.section}.{c.key}: {_short(c.before)} -> {_short(c.after)}" for c in changes
+    )
+
+
+def targets_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Installed targets, the package each is from, and its toolchain's versions or what is wrong with it."""
+    tools = [", ".join(f"{name} {found}" for name, found in row["toolchain"].items()) for row in rows]
+    cells = [(row["target"], row["package"], row["problem"] or text) for row, text in zip(rows, tools, strict=True)]
+    return table(cells, ("target", "package", "toolchain"))
+
+
+def latency_text(row: Mapping[str, Any]) -> str:
+    """p50, p90, p99 and throughput."""
+    return (
+        f"p50 {row['p50_ms']:.2f} ms, p90 {row['p90_ms']:.2f} ms, p99 {row['p99_ms']:.2f} ms, "
+        f"{row['items_per_s']:.0f} items/s ({row['runs']} runs)"
+    )
+
+
+def instructions_text(count: int) -> str:
+    """Guest instructions; they are no time."""
+    return f"{count / 1e6:.1f} M instructions per inference"
+
+
+def _device_row(device: DeviceReport) -> tuple[str, ...]:
+    row = device.row
+    if device.error:
+        target = device.plan.target if device.plan else ""
+        return (device.device, target, "", "", "", "failed", f"exit code {device.error.exit_code}", "")
+    parity = (
+        f"{row['sqnr_db']:.0f} dB"
+        if row["sqnr_db"] is not None
+        else "exact"
+        if row["parity"] == "passed"
+        else "not run"
+    )
+    work = (
+        f"{row['p50_ms']:.2f} ms"
+        if row["p50_ms"]
+        else f"{row['instructions'] / 1e6:.1f} M instr."
+        if row["instructions"]
+        else "-"
+    )
+    size = "deferred" if device.status == "deferred" else f"{row['bytes'] / MIB:.1f}"
+    nodes = f"{row['nodes_before']} -> {row['nodes_after']}"
+    return (device.device, row["target"], row["precision"], size, nodes, parity, work, row["evidence"])
+
+
+def _unexecuted(device: DeviceReport) -> bool:
+    return not device.error and device.row["parity"] == "not executed"
+
+
+def _noted(device: DeviceReport) -> bool:
+    return not device.error and device.row["parity"] != "not executed" and bool(device.row["reason"])
+
+
+def _size(stats: Mapping[str, Any]) -> str:
+    macs = "unknown" if stats["macs"] is None else f"{stats['macs'] / 1e6:.1f} M"
+    return f"{stats['nodes']} nodes, {stats['parameters']} parameters, {stats['bytes'] / MIB:.1f} MiB, {macs} MACs"
+
+
+def _stats(stats: Mapping[str, Any]) -> str:
+    if stats.get("exact"):
+        return "equal to the bit"
+    return (
+        f"SQNR {stats['sqnr_db']:.1f} dB, cosine {stats['cosine']:.6f}, worst element off by {stats['worst_abs']:.3g}"
+    )
+
+
+def _arrow(record: Mapping[str, Any], key: str) -> str:
+    before, after = record["before"][key], record["after"][key]
+    return f"{before} -> {after}" if before != after else str(after)
+
+
+def _difference(record: Mapping[str, Any]) -> str:
+    if record["largest_difference"] is None:
+        return record["not_measured"] if record["modified"] else "unchanged"
+    return f"{float(record['largest_difference']):.3g}"
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
