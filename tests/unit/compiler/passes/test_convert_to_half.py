@@ -149,6 +149,6 @@ def test_a_convolution_of_an_opset_without_bf16_is_refused_with_the_way_out() ->
         """<ir_version: 10, opset_import: ["": 18]>
         g (float[1,1,4,4] x) => (float[1,1,4,4] y) <float[1,1,1,1] w = {2}> { y = Conv(x, w) }"""
     )
-    with pytest.raises(UnsupportedModel, match="opset 18.*does not define Conv for bf16.*\n.*opset 22"):
+    with pytest.raises(UnsupportedModel, match=r"opset 18.*does not define Conv for bf16.*\n.*opset 22"):
         refuse_undefined(model, "bf16")
     refuse_undefined(model, "fp16")
