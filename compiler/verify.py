@@ -24,7 +24,7 @@ from compiler.digests import code_digest
 from compiler.errors import GateFailed, TargetUnavailable
 from compiler.graph import graph_digest
 from compiler.isolate import ChildLimits, run_child
-from compiler.numerics import TOLERANCES, Array, Arrays, ErrorStats, arrays_digest, compare_all
+from compiler.numerics import TOLERANCES, Array, Arrays, ErrorStats, arrays_digest, compare_all, write_arrays
 from compiler.passes.probe import run_unoptimized
 from compiler.store import Stage, Store, canonical_json
 from compiler.target import installed_version
@@ -181,7 +181,7 @@ def execute(
     with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
         folder = Path(name)
         for index, arrays in enumerate(inputs):
-            np.savez(folder / f"in{index}.npz", allow_pickle=False, **dict(arrays))
+            write_arrays(folder / f"in{index}.npz", arrays)
         items = [
             {"inputs": str(folder / f"in{i}.npz"), "outputs": str(folder / f"out{i}.npz")} for i in range(len(inputs))
         ]
@@ -295,7 +295,7 @@ def _expected(model: ir.Model, inputs: Arrays, store: Store) -> dict[str, Array]
     )
     entry = store.obtain(
         Stage("reference", parts),
-        lambda folder: np.savez(folder / "outputs.npz", allow_pickle=False, **run_unoptimized(model, inputs)),
+        lambda folder: write_arrays(folder / "outputs.npz", run_unoptimized(model, inputs)),
     )
     return _load(entry.files / "outputs.npz")
 

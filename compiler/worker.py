@@ -21,6 +21,7 @@ import onnx_ir as ir
 from compiler.artifact import Artifact, Evidence, TensorSpec
 from compiler.errors import CompilerError, InternalError
 from compiler.fleet import Range
+from compiler.numerics import write_arrays
 from compiler.profile import load_profile, validate_options
 from compiler.target import TargetPlan, find_target
 
@@ -106,7 +107,7 @@ def main(folder: Path) -> None:
 def _run_once(runner: Any, source: Path, destination: Path, repeat: int) -> list[float]:
     inputs = _arrays(source)
     outputs = runner.run(inputs)
-    np.savez(destination, **outputs)
+    write_arrays(destination, outputs)
     times = []
     for _ in range(repeat):
         started = time.perf_counter()
