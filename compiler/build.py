@@ -157,7 +157,8 @@ def _file_problems(artifact: Artifact) -> Iterator[str]:
             yield f"file '{name}' is neither `run` nor under payload/ or runtime/"
         elif not (artifact.root / name).is_file():
             yield f"file '{name}' was not written"
-    yield from (f"'{name}' is called unrepeatable and is no file" for name in {*artifact.unrepeatable} - {*artifact.files})
+    for name in sorted({*artifact.unrepeatable} - {*artifact.files}):
+        yield f"'{name}' is called unrepeatable and is no file"
 
 
 def _spec_problems(kind: str, wanted: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> Iterator[str]:

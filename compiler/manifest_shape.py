@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -175,17 +175,17 @@ class _Measurements:
 
 def manifest_problems(manifest: Mapping[str, Any]) -> list[str]:
     """What a manifest lacks or misspells, by dotted key; empty if everything that is read again is there."""
-    return _problems(_Manifest, manifest)
+    return _problems(_manifest(), manifest)
 
 
 def measurements_problems(measurements: Mapping[str, Any]) -> list[str]:
     """The same of `measurements.json`."""
-    return _problems(_Measurements, measurements)
+    return _problems(_measurements(), measurements)
 
 
-def _problems(cls: type[Any], value: Mapping[str, Any]) -> list[str]:
+def _problems(adapter: TypeAdapter[Any], value: Mapping[str, Any]) -> list[str]:
     try:
-        _adapter(cls).validate_python(value)
+        adapter.validate_python(value)
     except ValidationError as error:
         found = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
         return found[:MAX_PROBLEMS] + ([f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else [])
@@ -193,5 +193,10 @@ def _problems(cls: type[Any], value: Mapping[str, Any]) -> list[str]:
 
 
 @cache
-def _adapter(cls: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+def _manifest() -> TypeAdapter[_Manifest]:
+    return TypeAdapter(_Manifest)
+
+
+@cache
+def _measurements() -> TypeAdapter[_Measurements]:
+    return TypeAdapter(_Measurements)

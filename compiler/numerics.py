@@ -113,7 +113,7 @@ def arrays_digest(arrays: Arrays) -> str:
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Writes a `.npz` file whose names may be any text; `numpy.savez` takes them as keyword arguments, of its own too."""
+    """Writes a `.npz` file; names may be any text, also those that `numpy.savez` keeps for its own arguments."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

@@ -22,7 +22,6 @@ from compiler.artifact import Artifact, Evidence
 from compiler.detect import host_fingerprint
 from compiler.digests import code_digest
 from compiler.errors import GateFailed, TargetUnavailable
-from compiler.graph import graph_digest
 from compiler.isolate import ChildLimits, run_child
 from compiler.numerics import TOLERANCES, Array, Arrays, ErrorStats, arrays_digest, compare_all, write_arrays
 from compiler.passes.probe import run_unoptimized
@@ -90,18 +89,19 @@ class Verdict:
     instructions: int | None = None
 
 
-def reference_points(model: ir.Model, inputs: Mapping[str, Arrays], store: Store) -> tuple[Point, ...]:
+def reference_points(model: ir.Model, digest: str, inputs: Mapping[str, Arrays], store: Store) -> tuple[Point, ...]:
     """The reference's outputs for every set of inputs, computed once and kept in the store.
 
     Args:
         model: The imported model, dimensions bound.
+        digest: Its graph digest.
         inputs: Label → arrays.
         store: Where finished stages are.
 
     Raises:
         UnsupportedModel: ONNX Runtime does not run the model.
     """
-    return tuple(Point(label, arrays, _expected(model, arrays, store)) for label, arrays in inputs.items())
+    return tuple(Point(label, arrays, _expected(model, digest, arrays, store)) for label, arrays in inputs.items())
 
 
 def verify_artifact(
@@ -286,9 +286,9 @@ def batch_size(inputs: Arrays) -> int:
     return int(first.shape[0]) if first is not None and first.ndim else 1
 
 
-def _expected(model: ir.Model, inputs: Arrays, store: Store) -> dict[str, Array]:
+def _expected(model: ir.Model, digest: str, inputs: Arrays, store: Store) -> dict[str, Array]:
     parts = (
-        ("model", graph_digest(model)),
+        ("model", digest),
         ("inputs", arrays_digest(inputs)),
         ("onnxruntime", installed_version("onnxruntime")),
         ("compiler", code_digest("compiler.passes.probe")),
