@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compiler.compare import Change
-from compiler.driver import DeviceReport, FleetReport
-from compiler.plan import Plan
+if TYPE_CHECKING:  # what is shown is made by modules that load the toolchains' readers; showing it needs none of them
+    from compiler.compare import Change
+    from compiler.driver import DeviceReport, FleetReport
+    from compiler.plan import Plan
 
 MIB = 1 << 20
 NOTE_COLUMNS = 96
