@@ -15,7 +15,7 @@ import onnx_ir as ir
 from compiler.capability import Refusal
 from compiler.errors import FleetError, ToolchainFailed, UnsupportedModel
 from compiler.fleet import Range
-from compiler.graph import write_model
+from compiler.save import save_model
 from targets.nvidia_tensorrt.signature import Signature, agree, model_signature, network_signature
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -103,7 +103,7 @@ def build_engine(model: ir.Model, settings: BuildSettings, *, path: Path) -> Bui
     with tempfile.TemporaryDirectory(
         dir=path.parent
     ) as folder:  # the parser may read weights until the engine is built
-        parser = _parse(trt, network, log, write_model(model, Path(folder) / "border.onnx")[0])
+        parser = _parse(trt, network, log, save_model(model, Path(folder) / "border.onnx")[0])
         _refuse_shape_inputs(network)
         signature = agree(model_signature(model), network_signature(network), source="network")
         _let_attention_decompose(trt, network)
