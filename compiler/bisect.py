@@ -1,4 +1,4 @@
-"""Where does an artifact go wrong? The border model is cut after an operator, built and run; halving finds the first."""
+"""Where does an artifact go wrong? The border model is cut after one operator, built and run; halving finds which."""
 
 from __future__ import annotations
 

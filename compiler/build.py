@@ -101,7 +101,7 @@ def build_in_child(
 
 
 def check_artifact(artifact: Artifact, border: Border) -> None:
-    """Compares what was built with the border model: names, element types, ranks and fixed sizes of what it takes and gives.
+    """Compares what was built with the border model: names, types and sizes of inputs and outputs.
 
     Raises:
         ToolchainFailed: They differ, or a file is missing or outside the artifact's folder.
@@ -165,8 +165,12 @@ def _spec_problems(kind: str, wanted: Sequence[TensorSpec], found: Sequence[Tens
         if other is None:
             yield f"{kind} '{spec.name}' is missing"
         elif other.dtype != spec.dtype or not _same_shape(spec.shape, other.shape):
-            yield f"{kind} '{spec.name}' is {other.dtype}{list(other.shape)}, the border model's is {spec.dtype}{list(spec.shape)}"
+            yield f"{kind} '{spec.name}' is {_words(other)}, the border model's is {_words(spec)}"
     yield from (f"{kind} '{name}' is not the border model's" for name in given)
+
+
+def _words(spec: TensorSpec) -> str:
+    return f"{spec.dtype}{list(spec.shape)}"
 
 
 def _same_shape(wanted: Sequence[int | str], found: Sequence[int | str]) -> bool:

@@ -15,7 +15,7 @@ class OpRule:
     """What a target takes of one operator.
 
     Args:
-        dtypes: Names of the ONNX element types (`FLOAT`, `INT64`, …) its tensor inputs and outputs may have; empty means any.
+        dtypes: Names of the ONNX element types (`FLOAT`, `INT64`, …) its inputs and outputs may have; empty: any.
         constant_inputs: Indices of inputs that must be initializers or constants.
         rank_max: Highest rank of its inputs and outputs; 0 means any.
         attributes: Attribute name → the values it may take (compared as int, float, str or tuple).

@@ -1,4 +1,4 @@
-"""What is done with an artifact's folder after it was delivered: run it, time it, judge it again, finish it on its device."""
+"""What is done with an artifact after delivery: run it, time it, judge it again, finish it on its device."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def verify_delivered(
 
 
 def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdict:
-    """Completes a deferred artifact on the device it is for: builds its border model, verifies, and replaces the folder.
+    """Completes a deferred artifact on its device: builds the border model, verifies, and replaces the folder.
 
     Raises:
         ArtifactError: The folder is not whole, or the artifact is complete already.

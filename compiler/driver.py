@@ -1,4 +1,4 @@
-"""The straight line: a fleet file in, one verified artifact per device class out. Stages return values; nothing loops back."""
+"""The straight line: a fleet file in, one verified artifact per device class out; nothing loops back."""
 
 from __future__ import annotations
 

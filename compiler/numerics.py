@@ -19,7 +19,7 @@ class ErrorStats:
     """How far an actual tensor is from the expected one.
 
     Args:
-        sqnr_db: Signal-to-quantization-noise ratio, 10·log10(Σ expected² / Σ (expected − actual)²), in dB; inf if equal.
+        sqnr_db: Signal-to-quantization-noise ratio, 10·log10(Σ expected² / Σ (expected − actual)²), in dB; inf: equal.
         cosine: Cosine similarity of the flattened tensors, −1 to 1.
         worst_abs: Largest absolute difference of one element.
         worst_index: Where that element stands.

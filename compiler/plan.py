@@ -1,4 +1,4 @@
-"""The decision as a value: `make_plan` says all that will be done for one device class, and why, before anything runs."""
+"""The decision as a value: `make_plan` says all that will be done for a device class, and why, before it runs."""
 
 from __future__ import annotations
 

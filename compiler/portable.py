@@ -15,6 +15,7 @@ import onnx_ir as ir
 from compiler.digests import code_digest, portable_tools
 from compiler.graph import Pass, graph_digest
 from compiler.numerics import Arrays, arrays_digest
+from compiler.passes.convert_to_half import refuse_undefined
 from compiler.passes.instrument import measure
 from compiler.passes.pipelines import PORTABLE, precision_passes
 from compiler.passes.probe import Probe, make_probe
@@ -104,6 +105,8 @@ def _specialize(rewritten: Entry, plan: Plan, target_passes: Sequence[Pass], inp
 
     def make(folder: Path) -> None:
         model = ir.load(rewritten.files / BORDER)
+        if plan.converts_graph:
+            refuse_undefined(model, plan.converts_graph)
         _run(model, steps, make_probe(model, inputs), folder, first=len(plan.passes) + 1)
 
     return store.obtain(Stage("specialize", parts), make)

@@ -62,9 +62,8 @@ def manifest_text(manifest: Mapping[str, Any], measurements: Mapping[str, Any]) 
     ]
     lines += [f"  {name}: {choice['value']}: {choice['reason']}" for name, choice in plan["choices"].items()]
     lines += [f"  source {_size(manifest['source'])}", f"  border {_size(manifest['border'])}"]
-    lines += [
-        f"  parity: {parity['status']} ({parity['evidence']}, tolerance {parity['tolerance']}) {parity['reason']}".rstrip()
-    ]
+    judged = f"{parity['status']} ({parity['evidence']}, tolerance {parity['tolerance']})"
+    lines += [f"  parity: {judged} {parity['reason']}".rstrip()]
     lines += [
         f"    {point['sizes']}: {name}: {_stats(stats)}"
         for point in parity["points"]

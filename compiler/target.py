@@ -49,7 +49,12 @@ class TargetPlan:
 
 
 class Runner(Protocol):
-    """An artifact loaded for execution. A runner may also offer `count_instructions(inputs) -> int` (per inference)."""
+    """An artifact loaded for execution.
+
+    A runner may also offer `latencies_ms(inputs, repeat) -> list[float]`, where `run` does more than infer;
+    `count_instructions(inputs) -> int`, guest instructions of one inference; and `note: str`, what the reader of its
+    figures should know.
+    """
 
     evidence: Evidence
 

@@ -1,4 +1,4 @@
-"""From an operator of an artifact back to the source model, and forth: passes keep the origin of every node they make."""
+"""From an operator of an artifact back to the source model: passes keep the origin of every node they make."""
 
 from __future__ import annotations
 

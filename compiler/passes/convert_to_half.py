@@ -17,12 +17,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from compiler.errors import InternalError
+from compiler.errors import InternalError, UnsupportedModel
 from compiler.graph import PassResult
 from compiler.passes.half_table import STAYS_FLOAT32
 from compiler.passes.values import Names, constant_tensor, display_name, record_origin
 
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _EITHER = frozenset({"Shape", "Size"})
 """They look at no element, so they read what is there."""
 _TYPE_NAMES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
@@ -61,6 +62,25 @@ def convert_precision(precision: str) -> ConvertPrecision:
     if precision not in _TYPES:
         raise InternalError(f"there is no pass for the precision '{precision}'")
     return ConvertPrecision(precision)
+
+
+def refuse_undefined(model: ir.Model, precision: str) -> None:
+    """Refuses a model whose products would all stay float32 because its opset does not define them in that type.
+
+    Raises:
+        UnsupportedModel: Naming the operators; converting what is between them would only add Casts.
+    """
+    opset = model.graph.opset_imports.get("", 1)
+    kinds = {
+        node.op_type
+        for node in model.graph
+        if node.op_type in _PRODUCTS and _is_float(node.outputs[0]) and _ports(node, opset, precision) is None
+    }
+    if kinds:
+        raise UnsupportedModel(
+            f"opset {opset}, which the model is written in, does not define {', '.join(sorted(kinds))} for {precision}",
+            remedy=f"Export the model with opset 22 or newer, or choose another precision than {precision}.",
+        )
 
 
 @dataclass(frozen=True)

@@ -118,12 +118,18 @@ def _scale_covers(node: ir.Node) -> bool:
 
 
 def _resize_reason(node: ir.Node) -> str:
-    scales = node.inputs[2] if len(node.inputs) > 2 else None
-    data = node.inputs[0]
-    if scales is None or scales.const_value is None or scales.const_value.size == 0 or data is None:
-        return ""
-    if data.shape is None or not data.shape.is_static():
-        return "the shape of its input is not known"
-    sizes = scales.const_value.numpy().astype(np.float64) * np.array(data.shape.numpy(), dtype=np.float64)
-    rounded = bool((np.abs(sizes - np.round(sizes)) > 1e-4).any())
-    return "the output size is rounded, and TVM computes the scale from the sizes" if rounded else ""
+    data, result = node.inputs[0], node.outputs[0]
+    if data is None or data.shape is None or result.shape is None:
+        return "the shapes of its input and output are not known"
+    if not (data.shape.is_static() and result.shape.is_static()):
+        return "its input or output has no fixed shape"
+    before, after = (np.array(shape.numpy(), dtype=np.float64) for shape in (data.shape, result.shape))
+    scales = node.inputs[2].const_value if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    if scales is not None and scales.size and not np.allclose(scales.numpy() * before, after, rtol=0, atol=1e-4):
+        return "the output size is rounded, and TVM computes the scale from the sizes"
+    powers = np.log2(after / before)
+    corners = node.attributes.get_string("coordinate_transformation_mode", "") == "align_corners"
+    exact = not corners and bool((powers == np.round(powers)).all())
+    if node.attributes.get_string("mode", "nearest") == "nearest" and not exact:
+        return "the nearest element is a matter of rounding where a size does not change by a power of two"
+    return ""

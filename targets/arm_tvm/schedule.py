@@ -28,8 +28,9 @@ def _parallel_kernel(function: Any) -> Any:
     if blocks is None:  # not made of plain loops: sorting, scatter
         return function
     for block in blocks:
-        loops = _outer_loops(block.iters)
-        if loops and _iterations(block.iters) >= MIN_ITERATIONS:
+        outer = _outer_loops(block.iters)
+        if _iterations(outer) > 1 and _iterations(block.iters) >= MIN_ITERATIONS:
+            loops = [iteration.loop_rv for iteration in outer]
             schedule.parallel(schedule.fuse(*loops) if len(loops) > 1 else loops[0])
     return schedule.mod["main"].with_attrs(dict(function.attrs.items()))
 
@@ -40,7 +41,7 @@ def _outer_loops(iters: Any) -> list[Any]:
     for iteration in iters:
         if iteration.kind != "S":
             break
-        spatial.append(iteration.loop_rv)
+        spatial.append(iteration)
     return spatial[:-1] or spatial
 
 

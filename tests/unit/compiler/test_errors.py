@@ -21,6 +21,7 @@ _CODES = {
     "ProfileError": 2,
     "FleetError": 2,
     "DataError": 2,
+    "ArtifactError": 2,
     "OutputError": 2,
     "ModelError": 3,
     "InvalidModel": 3,

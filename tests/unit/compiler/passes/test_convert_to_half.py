@@ -5,9 +5,9 @@ import onnx_ir as ir
 import pytest
 from pass_cases import apply, assert_same, parse
 
-from compiler.errors import InternalError
+from compiler.errors import InternalError, UnsupportedModel
 from compiler.graph import check_model
-from compiler.passes.convert_to_half import convert_precision
+from compiler.passes.convert_to_half import convert_precision, refuse_undefined
 from compiler.passes.infer_shapes import INFER_SHAPES, infer_shapes
 from compiler.passes.pipelines import precision_passes
 from compiler.passes.run import run_passes
@@ -142,3 +142,13 @@ def test_cast_of_the_models_own_does_not_stand_beside_ours() -> None:
     model = parse("g (float16[N,2] x) => (float[N,2] y) { f = Cast<to=1>(x) a = Relu(f) y = Neg(a) }")
     run_passes(model, (INFER_SHAPES, *precision_passes("fp16")), check_each=True)
     assert_same(model, "g (float16[N,2] x) => (float[N,2] y) { a = Relu(x) y_half = Neg(a) y = Cast<to=1>(y_half) }")
+
+
+def test_a_convolution_of_an_opset_without_bf16_is_refused_with_the_way_out() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (float[1,1,4,4] x) => (float[1,1,4,4] y) <float[1,1,1,1] w = {2}> { y = Conv(x, w) }"""
+    )
+    with pytest.raises(UnsupportedModel, match=r"opset 18.*does not define Conv for bf16.*\n.*opset 22"):
+        refuse_undefined(model, "bf16")
+    refuse_undefined(model, "fp16")

@@ -19,6 +19,7 @@ from compiler.profile import HardwareProfile
 from compiler.target import TargetPlan
 from targets.arm_tvm import TARGET, Options
 from targets.arm_tvm.emulate import emulator, host_arch
+from targets.arm_tvm.operators import find_details
 
 pytestmark = pytest.mark.needs_tvm
 PI5 = Options("aarch64-linux-gnu", "cortex-a76", ("+neon", "+fullfp16", "+dotprod"))
@@ -151,6 +152,20 @@ def test_normalization_with_a_broadcast_scale_is_refused(tmp_path, cache_dir, pi
     model = make(nodes, {"x": (1, 3, 4)}, {"y": (1, 3, 4)}, {"s": np.ones(4)})
     with pytest.raises(UnsupportedModel, match="LayerNormalization 'norm': its scale"):
         build(model, HOST, tmp_path / "out", cache_dir, pi5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "mode", "reason"),
+    [(1.7, "linear", "size is rounded"), (3.0, "nearest", "power of two"), (2.0, "nearest", ""), (1.5, "linear", "")],
+)
+def test_resize_is_taken_where_it_is_exact(scale, mode, reason):
+    nodes = [helper.make_node("Resize", ["x", "", "scales"], ["y"], mode=mode)]
+    size = int(4 * scale)
+    scales = {"scales": np.array([1, 1, scale, scale], np.float32)}
+    model = make(nodes, {"x": (1, 1, 4, 4)}, {"y": (1, 1, size, size)}, scales)
+    refusals = [refusal.reason for refusal in find_details(model)]
+    assert all(reason in found for found in refusals)
+    assert bool(refusals) == bool(reason)
 
 
 def test_node_that_the_importer_rejects_is_named(tmp_path, cache_dir, pi5):
