@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compiler.compare import Change
-from compiler.driver import DeviceReport, FleetReport
-from compiler.plan import Plan
+if TYPE_CHECKING:  # the command line imports this file for every command, and these import all of the compiler
+    from compiler.compare import Change
+    from compiler.driver import DeviceReport, FleetReport
+    from compiler.plan import Plan
 
 MIB = 1 << 20
 NOTE_COLUMNS = 96
