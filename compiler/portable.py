@@ -13,7 +13,6 @@ from typing import Any
 import onnx_ir as ir
 
 from compiler.digests import code_digest, portable_tools
-from compiler.frontend import save_model
 from compiler.graph import Pass
 from compiler.numerics import Arrays, arrays_digest
 from compiler.passes.convert_to_half import refuse_undefined
@@ -22,6 +21,7 @@ from compiler.passes.pipelines import PORTABLE, precision_passes
 from compiler.passes.probe import Probe, make_probe
 from compiler.passes.run import run_passes
 from compiler.plan import Plan
+from compiler.save import save_model
 from compiler.store import Entry, Stage, Store, canonical_json, file_digest
 
 BORDER = "border.onnx"

@@ -15,12 +15,13 @@ import onnx_ir as ir
 from compiler.capability import Refusal
 from compiler.errors import FleetError, ToolchainFailed, UnsupportedModel
 from compiler.fleet import Range
-from compiler.graph import write_model
+from compiler.save import save_model
 from targets.nvidia_tensorrt.signature import Signature, agree, model_signature, network_signature
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 PACKAGES = {"tensorrt-rtx": "tensorrt-rtx-cu12", "tensorrt": "tensorrt"}
 
+EXTERNAL_ABOVE_BYTES = 1 << 30  # of weights; with less the parser gets one file
 _LOG_LINES = 8  # of the log's end in a message: the cause and what it led to
 _REASON_CHARS = 300
 
@@ -103,7 +104,8 @@ def build_engine(model: ir.Model, settings: BuildSettings, *, path: Path) -> Bui
     with tempfile.TemporaryDirectory(
         dir=path.parent
     ) as folder:  # the parser may read weights until the engine is built
-        parser = _parse(trt, network, log, write_model(model, Path(folder) / "border.onnx")[0])
+        border, *_ = save_model(model, Path(folder) / "border.onnx", external_above_bytes=EXTERNAL_ABOVE_BYTES)
+        parser = _parse(trt, network, log, border)
         _refuse_shape_inputs(network)
         signature = agree(model_signature(model), network_signature(network), source="network")
         _let_attention_decompose(trt, network)
