@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compiler.frontend import save_model
+from compiler.save import save_model
 
 pytestmark = [pytest.mark.needs_openvino, pytest.mark.xdist_group("guide")]
 
