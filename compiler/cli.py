@@ -427,6 +427,7 @@ def main() -> NoReturn:
 
 
 def _exit_code() -> int:
+    _RESULT.clear()
     try:
         cli.main(standalone_mode=False)
         return 0
