@@ -140,8 +140,7 @@ def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) 
     if check_reproducible:
         check(fleet, chosen)
         value["reproducible"] = True
-        if not as_json:
-            click.echo("reproducible: a second build from nothing gave the same bytes")
+        click.echo("reproducible: a second build from nothing gave the same bytes", err=as_json)
     if as_json:
         _print_json(value)
 
@@ -428,6 +427,7 @@ def main() -> NoReturn:
 
 
 def _exit_code() -> int:
+    _RESULT.clear()
     try:
         cli.main(standalone_mode=False)
         return 0

@@ -124,8 +124,8 @@ def _run(model: ir.Model, steps: Sequence[Pass], probe: Probe, folder: Path, *, 
 
 
 def _portable_steps(plan: Plan) -> list[Pass]:
-    runs = {step.name for step in plan.passes if step.runs}
-    return [step for step in PORTABLE if step.name in runs]
+    """By number, not by name: a pass may stand in the pipeline more than once."""
+    return [step for step, planned in zip(PORTABLE, plan.passes, strict=True) if planned.runs]
 
 
 def _own_steps(plan: Plan, target_passes: Sequence[Pass]) -> list[Pass]:
