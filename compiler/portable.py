@@ -17,7 +17,7 @@ from compiler.graph import Pass, graph_digest
 from compiler.numerics import Arrays, arrays_digest
 from compiler.passes.convert_to_half import refuse_undefined
 from compiler.passes.instrument import measure
-from compiler.passes.pipelines import PORTABLE, precision_passes
+from compiler.passes.pipelines import PORTABLE, load_passes, precision_passes
 from compiler.passes.probe import Probe, make_probe
 from compiler.passes.run import run_passes
 from compiler.plan import Plan
@@ -122,7 +122,7 @@ def _run(model: ir.Model, steps: Sequence[Pass], probe: Probe, folder: Path, *, 
 
 def _portable_steps(plan: Plan) -> list[Pass]:
     runs = {step.name for step in plan.passes if step.runs}
-    return [step for step in PORTABLE if step.name in runs]
+    return [*load_passes(name for name in PORTABLE if name in runs)]
 
 
 def _own_steps(plan: Plan, target_passes: Sequence[Pass]) -> list[Pass]:
