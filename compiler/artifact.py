@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 class Evidence(StrEnum):
@@ -54,3 +54,11 @@ class Artifact:
     facts: Mapping[str, object] = field(default_factory=dict)
     unrepeatable: Mapping[str, str] = field(default_factory=dict)
     deferred: str = ""
+
+
+def leaves_folder(folder: Path, name: str) -> bool:
+    """Whether a relative path leads out of a folder: absolute, through `..`, or through a symbolic link."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        return True
+    return any((folder / step).is_symlink() for step in (path, *path.parents) if step.parts)

@@ -25,18 +25,29 @@ from compiler.verify import Point, execute, failures
 
 @dataclass(frozen=True)
 class Cutter:
-    """Builds and runs beginnings of one border model on one point's inputs."""
+    """Builds and runs beginnings of one border model on the inputs it was judged on.
+
+    Args:
+        model: The border model.
+        nodes: Its operators in order, constants left out.
+        inputs: What it was judged on.
+        plan: The device's plan.
+        profile: The device's profile.
+        limits: What each child process may use.
+    """
 
     model: ir.Model
-    inputs: Arrays
+    nodes: Sequence[ir.Node]
+    inputs: Sequence[Arrays]
     plan: Plan
     profile: HardwareProfile
     limits: ChildLimits
 
-    def diverges(self, node: ir.Node) -> str:
-        """How the built beginning up to this node differs from the reference run of the same; empty if it does not."""
-        prefix = extract_prefix(self.model, [str(value.name) for value in node.outputs if value.name])
-        inputs = {str(value.name): self.inputs[str(value.name)] for value in prefix.graph.inputs}
+    def diverges(self, count: int) -> str:
+        """How the built first `count` operators differ from the reference run of the same; empty if they do not."""
+        prefix = extract_prefix(self.model, self.frontier(count))
+        names = [str(value.name) for value in prefix.graph.inputs]
+        inputs = [{name: arrays[name] for name in names} for arrays in self.inputs]
         with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
             folder = Path(name)
             save_model(prefix, folder / "border.onnx")
@@ -44,32 +55,48 @@ class Cutter:
             artifact = build_loose(
                 folder / "border.onnx", self.plan, self.profile, folder=folder / "artifact", limits=self.limits
             )
-            (outputs,) = execute(
-                artifact, [inputs], repeat=0, instructions=False, where=self.plan.device, limits=self.limits
+            outputs = execute(
+                artifact, inputs, repeat=0, instructions=False, where=self.plan.device, limits=self.limits
             ).outputs
-        bad = failures(run_unoptimized(prefix, inputs), outputs, self.plan.tolerance)
-        return "; ".join(f"'{name}' has an SQNR of {stats.sqnr_db:.1f} dB" for name, stats in bad.items())
+        bad = {
+            name: f"'{name}' has an SQNR of {stats.sqnr_db:.1f} dB"
+            for arrays, found in zip(inputs, outputs, strict=True)
+            for name, stats in failures(run_unoptimized(prefix, arrays), found, self.plan.tolerance).items()
+        }
+        return "; ".join(bad.values())
+
+    def frontier(self, count: int) -> list[str]:
+        """What the first `count` operators leave to the others, or give out; all branches of the graph are in it."""
+        inside = set(self.nodes[:count])
+        return [
+            str(value.name)
+            for node in self.nodes[:count]
+            for value in node.outputs
+            if value.name and (value.is_graph_output() or any(user not in inside for user, _ in value.uses()))
+        ]
 
 
 def explain_divergence(
-    model: ir.Model, point: Point, plan: Plan, profile: HardwareProfile, *, limits: ChildLimits
+    model: ir.Model, points: Sequence[Point], plan: Plan, profile: HardwareProfile, *, limits: ChildLimits
 ) -> str:
     """Names the first operator at which the built border model leaves the reference, as a sentence for the error.
 
     Args:
         model: The border model.
-        point: Inputs for which the artifact failed, and what the imported model gives for them.
+        points: What the artifact was judged on, and what the imported model gives for it.
         plan: The device's plan.
         profile: Its profile.
         limits: What each child process may use.
     """
-    if failures(point.expected, run_unoptimized(model, point.inputs), plan.tolerance):
-        return (
-            "The border model itself already differs from the imported one: a pass is at fault, not the target. "
-            "The pass records in the report tell which; `--stop-after N` builds without it."
-        )
+    nodes = [node for node in model.graph if node.op_type != "Constant"]
+    inputs = [point.inputs for point in points]
     try:
-        found = _first(Cutter(model, point.inputs, plan, profile, limits))
+        if any(failures(one.expected, run_unoptimized(model, one.inputs), plan.tolerance) for one in points):
+            return (
+                "The border model itself already differs from the imported one: a pass is at fault, not the target. "
+                "`--stop-after N` builds with the first N passes only, and tells which."
+            )
+        found = _first(Cutter(model, nodes, inputs, plan, profile, limits))
     except CompilerError as error:
         return f"The first diverging operator could not be found: {error.what}"
     if found is None:
@@ -79,15 +106,14 @@ def explain_divergence(
 
 
 def _first(cutter: Cutter) -> tuple[ir.Node, str] | None:
-    nodes: Sequence[ir.Node] = [node for node in cutter.model.graph if node.op_type != "Constant"]
-    low, high, found = 0, len(nodes) - 1, ""
-    if high < 0 or not (found := cutter.diverges(nodes[high])):
+    low, high = 0, len(cutter.nodes)
+    if not high or not (found := cutter.diverges(high)):
         return None
-    while low < high:  # nodes[high] diverges, everything before nodes[low] does not
+    while high - low > 1:  # the first `high` operators diverge, the first `low` do not
         middle = (low + high) // 2
-        how = cutter.diverges(nodes[middle])
-        low, high, found = (low, middle, how) if how else (middle + 1, high, found)
-    return nodes[high], found
+        how = cutter.diverges(middle)
+        low, high, found = (low, middle, how) if how else (middle, high, found)
+    return cutter.nodes[high - 1], found
 
 
 def _origin(node: ir.Node) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from compiler.artifact import Artifact, TensorSpec
+from compiler.artifact import Artifact, TensorSpec, leaves_folder
 from compiler.capability import refuse_unsupported
 from compiler.digests import code_digest
 from compiler.errors import ToolchainFailed
@@ -151,11 +151,14 @@ def _keep_only(folder: Path, files: set[str]) -> None:
 
 def _file_problems(artifact: Artifact) -> Iterator[str]:
     for name in artifact.files:
-        path = artifact.root / name
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or path.is_symlink():
+        if leaves_folder(artifact.root, name):
             yield f"file '{name}' is outside the artifact's folder"
-        elif not path.is_file():
+        elif name != "run" and PurePosixPath(name).parts[:1] not in (("payload",), ("runtime",)):
+            yield f"file '{name}' is neither `run` nor under payload/ or runtime/"
+        elif not (artifact.root / name).is_file():
             yield f"file '{name}' was not written"
+    for name in sorted({*artifact.unrepeatable} - {*artifact.files}):
+        yield f"'{name}' is called unrepeatable and is no file"
 
 
 def _spec_problems(kind: str, wanted: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> Iterator[str]:

@@ -133,16 +133,16 @@ def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) 
 
     chosen = _options(options)
     report = build_fleet(fleet, chosen)
-    if as_json:
-        _print_json(
-            {"out": str(report.out), "notes": report.notes, "devices": [_device_json(one) for one in report.devices]}
-        )
-    else:
-        click.echo(show.fleet_text(report))
+    devices = [_device_json(one) for one in report.devices]
+    value = {"out": str(report.out), "notes": report.notes, "devices": devices}
+    _RESULT.update(value) if as_json else click.echo(show.fleet_text(report))
     report.raise_failures()
     if check_reproducible:
         check(fleet, chosen)
-        click.echo("reproducible: a second build from nothing gave the same bytes", err=as_json)
+        value["reproducible"] = True
+        as_json or click.echo("reproducible: a second build from nothing gave the same bytes")
+    if as_json:
+        _print_json(value)
 
 
 @cli.command()
@@ -151,18 +151,19 @@ def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) 
 @json_option
 def plan(fleet: Path, as_json: bool, **options: Any) -> None:
     """Print what would be done for each device of a FLEET file, and why, without touching a toolchain."""
-    from compiler.driver import plan_fleet
     from compiler.errors import combine
+    from compiler.jobs import plan_fleet
 
     _, jobs, missing = plan_fleet(fleet, BuildOptions(**options))
+    value = {"plans": [job.plan.to_dict() for job in jobs], "missing": {k: e.to_dict() for k, e in missing.items()}}
     if as_json:
-        _print_json(
-            {"plans": [job.plan.to_dict() for job in jobs], "missing": {k: e.to_dict() for k, e in missing.items()}}
-        )
-    else:
+        _RESULT.update(value)
+    elif jobs:
         click.echo("\n\n".join(show.plan_text(job.plan) for job in jobs))
     if missing:
         raise combine(list(missing.values()))
+    if as_json:
+        _print_json(value)
 
 
 @cli.command()
@@ -432,8 +433,7 @@ def _exit_code() -> int:
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
     except click.ClickException as error:
-        error.show()
-        return UsageError.exit_code
+        return _failed(_usage(error))
     except CompilerError as error:
         return _failed(error)
     except (KeyboardInterrupt, click.Abort):
@@ -447,10 +447,17 @@ def _exit_code() -> int:
 
 
 def _failed(error: CompilerError) -> int:
+    """Says what went wrong on stderr and, where JSON was asked for, in the one document on stdout."""
     click.echo(f"error: {error}", err=True)
-    if "--json" in sys.argv[1:] and not _JSON_PRINTED:
-        _print_json(error.to_dict())
+    if "--json" in sys.argv[1:]:
+        _print_json({**_RESULT, **error.to_dict()})
     return error.exit_code
+
+
+def _usage(error: click.ClickException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "fleetc"
+    return UsageError(error.format_message(), where=command, remedy=f"`{command} --help` tells how it is called.")
 
 
 def _bug(error: Exception) -> InternalError:
@@ -462,12 +469,13 @@ def _bug(error: Exception) -> InternalError:
     return InternalError(f"{type(error).__name__}: {error}", remedy=remedy)
 
 
-_JSON_PRINTED: list[bool] = []
+_RESULT: dict[str, Any] = {}
+"""What a command found before it failed: it goes into the same document as the failure."""
+
 _STARTED = time.monotonic()
 
 
 def _print_json(value: Any) -> None:
-    _JSON_PRINTED.append(True)
     click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=_plain))
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compiler.errors import ArtifactError
-from compiler.manifest import MANIFEST, MEASUREMENTS
+from compiler.manifest import MANIFEST, MEASUREMENTS, read_manifest
+from compiler.store import folder_digests
 
 SECTIONS = ("inputs", "plan", "border", "passes", "artifact", "files", "verdict")
 
@@ -50,47 +50,30 @@ def compare_builds(first: Path, second: Path) -> tuple[Change, ...]:
 
 
 def compare_files(first: Path, second: Path) -> tuple[str, ...]:
-    """Files whose bytes differ though nothing says they may: all but `measurements.json` and what a manifest names.
+    """Files of two device folders whose bytes differ though nothing says they may.
 
-    Used to tell whether a build is reproducible.
+    What may differ is `measurements.json`, and what one of the two manifests names as unrepeatable.
     """
-    from compiler.store import folder_digests
-
     left, right = folder_digests(first), folder_digests(second)
-    free = {*_free(first), *_free(second)}
+    free = {MEASUREMENTS, *_unrepeatable(first), *_unrepeatable(second)}
     return tuple(sorted(name for name in {*left, *right} if name not in free and left.get(name) != right.get(name)))
 
 
-def _free(dist: Path) -> Iterator[str]:
-    for path in dist.glob(f"*/{MANIFEST}"):
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        yield f"{path.parent.name}/{MEASUREMENTS}"
-        yield from (f"{path.parent.name}/{name}" for name in manifest["artifact"]["unrepeatable"])
+def _unrepeatable(folder: Path) -> list[str]:
+    return list(read_manifest(folder)["artifact"]["unrepeatable"])
 
 
 def _manifests(folder: Path) -> dict[str, Mapping[str, Any]]:
     paths = (
         {"": folder / MANIFEST}
         if (folder / MANIFEST).is_file()
-        else {p.parent.name: p for p in folder.glob(f"*/{MANIFEST}")}
+        else {p.parent.name: p for p in folder.glob(f"[!.]*/{MANIFEST}")}
     )
     if not paths:
         raise ArtifactError(
             "no artifact is here", where=str(folder), remedy="Name a dist folder, or one device's folder in it."
         )
-    return {name: _read(path) for name, path in paths.items()}
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(
-            f"the manifest cannot be read: {error}", where=str(path), remedy="Build the device again."
-        ) from error
-    if not isinstance(value, dict):
-        raise ArtifactError("the manifest holds no mapping", where=str(path), remedy="Build the device again.")
-    return value
+    return {name: read_manifest(path.parent) for name, path in paths.items()}
 
 
 def _device(name: str, left: Mapping[str, Any] | None, right: Mapping[str, Any] | None) -> Iterator[Change]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,16 @@ import onnx_ir as ir
 
 from compiler.artifact import Artifact, Evidence, TensorSpec
 from compiler.build import BuildRequest, build_in_child, check_artifact
-from compiler.errors import ArtifactError, DataError
+from compiler.errors import ArtifactError, DataError, OutputError
 from compiler.fleet import Range
-from compiler.frontend import bind_shapes, describe_inputs, read_model
+from compiler.frontend import bind_shapes, describe_inputs, describe_outputs, free_dims, read_model
 from compiler.isolate import ChildLimits
 from compiler.manifest import Delivered, border_of, read_artifact, write_artifact
-from compiler.numerics import Arrays
+from compiler.numerics import Arrays, write_arrays
 from compiler.passes.probe import run_unoptimized
 from compiler.portable import Border
 from compiler.profile import profile_of
-from compiler.samples import batch_of, load_samples, make_samples
+from compiler.samples import batch_of, load_samples, make_samples, read_arrays
 from compiler.store import output_errors
 from compiler.target import find_target
 from compiler.verify import Point, Verdict, batch_size, execute, judge, latency_summary, verdict_to_dict
@@ -54,6 +55,7 @@ def run_delivered(folder: Path, source: Path, destination: Path, *, limits: Chil
     """
     artifact = _complete(read_artifact(folder))
     inputs = _read_inputs(source, artifact.inputs)
+    _refuse_destination(destination, artifact.outputs)
     (outputs,) = execute(artifact, [inputs], repeat=0, instructions=False, where=str(folder), limits=limits).outputs
     _write_outputs(destination, outputs)
     return artifact.outputs
@@ -73,7 +75,7 @@ def bench_delivered(
     """
     delivered = read_artifact(folder)
     artifact = _complete(delivered)
-    inputs = _inputs_at(delivered, artifact, samples, {**_sizes(delivered, "opt"), **sizes})
+    inputs = _inputs_at(delivered, samples, {**_sizes(delivered, "opt"), **sizes})
     run = execute(artifact, [inputs.arrays], repeat=repeat, instructions=True, where=str(folder), limits=limits)
     is_emulated = run.evidence == Evidence.EMULATOR
     times = run.latencies_ms[0]
@@ -108,10 +110,7 @@ def verify_delivered(
     """
     delivered = read_artifact(folder)
     artifact = _complete(delivered)
-    reference = _reference(delivered, folder, model)
-    steps = {step: _sizes(delivered, step) for step in ("min", "opt", "max")}
-    inputs = {_label(sizes): _inputs_at(delivered, artifact, samples, sizes) for sizes in steps.values()}
-    points = [Point(label, one.arrays, run_unoptimized(reference, one.arrays)) for label, one in inputs.items()]
+    points = _points(delivered, _reference(delivered, folder, model), samples)
     return delivered, judge(
         artifact, points, tolerance=_tolerance(delivered), repeat=0, where=str(folder), limits=limits
     )
@@ -133,9 +132,7 @@ def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdi
     border = Border(border_of(folder), str(delivered.manifest["border"]["sha256"]), (), ())
     with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
         artifact = _build_again(delivered, border, Path(name), cache, limits)
-        model = border.load()
-        inputs = _inputs_at(delivered, artifact, None, _sizes(delivered, "min"))
-        points = [Point(inputs.label, inputs.arrays, run_unoptimized(model, inputs.arrays))]
+        points = _points(delivered, border.load(), None)
         verdict = judge(artifact, points, tolerance=_tolerance(delivered), repeat=20, where=str(folder), limits=limits)
         facts = {
             key: value
@@ -146,7 +143,7 @@ def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdi
             key: value for key, value in verdict_to_dict(verdict).items() if key not in ("latency", "instructions")
         }
         facts["verdict"] = {"parity": judged}
-        measured = {
+        measured = {key: value for key, value in delivered.measurements.items() if key in ("passes_ms", "seconds")} | {
             "evidence": str(verdict.evidence),
             "latency": list(verdict.latency),
             "instructions": verdict.instructions,
@@ -192,7 +189,24 @@ def _reference(delivered: Delivered, folder: Path, model: Path | None) -> ir.Mod
     if model is None:
         return ir.load(border_of(folder))
     dims = {name: Range(**sizes) for name, sizes in delivered.manifest["plan"]["dims"].items()}
-    return bind_shapes(read_model(model).model, dims, where=str(folder)).model
+    free = {name: sizes for name, sizes in dims.items() if name != "batch" or not sizes.is_fixed}
+    read = read_model(model).model
+    bound = bind_shapes(read, dims if free_dims(read) else free, where=str(folder)).model
+    _refuse_other_model(bound, delivered, model)
+    return bound
+
+
+def _refuse_other_model(model: ir.Model, delivered: Delivered, path: Path) -> None:
+    wanted, found = (
+        {spec.name: (spec.dtype, len(spec.shape)) for spec in (*describe_inputs(one), *describe_outputs(one))}
+        for one in (ir.load(border_of(delivered.folder)), model)
+    )
+    if wanted != found:
+        raise DataError(
+            f"the model's inputs and outputs ({', '.join(found)}) are not the artifact's ({', '.join(wanted)})",
+            where=str(path),
+            remedy="Name the model the artifact was built from.",
+        )
 
 
 def _sizes(delivered: Delivered, step: str) -> dict[str, int]:
@@ -204,7 +218,14 @@ def _tolerance(delivered: Delivered) -> str:
     return str(delivered.manifest["plan"]["choices"]["tolerance"]["value"])
 
 
-def _inputs_at(delivered: Delivered, artifact: Artifact, samples: Path | None, sizes: Mapping[str, int]) -> Inputs:
+def _points(delivered: Delivered, reference: ir.Model, samples: Path | None) -> list[Point]:
+    """Inputs and the reference's outputs at the smallest, optimal and largest sizes of the plan."""
+    steps = [_sizes(delivered, step) for step in ("min", "opt", "max")]
+    inputs = {_label(sizes): _inputs_at(delivered, samples, sizes) for sizes in steps}
+    return [Point(label, one.arrays, run_unoptimized(reference, one.arrays)) for label, one in inputs.items()]
+
+
+def _inputs_at(delivered: Delivered, samples: Path | None, sizes: Mapping[str, int]) -> Inputs:
     specs = describe_inputs(ir.load(border_of(delivered.folder)))
     unknown = sorted(set(sizes) - {str(size) for spec in specs for size in spec.shape})
     if unknown:
@@ -224,13 +245,9 @@ def _label(sizes: Mapping[str, int]) -> str:
 
 def _read_inputs(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
     """Arrays as they are, checked against names, types and fixed sizes."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {specs[0].name: loaded}
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"the inputs cannot be read: {error}", where=str(path), remedy="Write them with numpy.savez."
-        ) from error
+    arrays = read_arrays(path)
+    if set(arrays) == {""} and len(specs) == 1:
+        arrays = {specs[0].name: arrays[""]}
     problems = [*_input_problems(arrays, specs)]
     if problems:
         raise DataError("; ".join(problems), where=str(path))
@@ -255,17 +272,26 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
     return len(shape) == len(wanted) and all(a == b for a, b in zip(shape, wanted, strict=True) if isinstance(b, int))
 
 
+def _refuse_destination(path: Path, outputs: tuple[TensorSpec, ...]) -> None:
+    if path.suffix != ".npz" and not (path.suffix == ".npy" and len(outputs) == 1):
+        raise OutputError(
+            f"{len(outputs)} outputs cannot be written to this kind of file",
+            where=str(path),
+            remedy="Name a .npz file, or a .npy file where there is one output.",
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        what = "it is a folder" if path.is_dir() else "its folder does not exist"
+        raise OutputError(f"the outputs cannot be written here: {what}", where=str(path), remedy="Name a file.")
+
+
 def _write_outputs(path: Path, outputs: Arrays) -> None:
     with output_errors(path):
-        partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-        if path.suffix == ".npy" and len(outputs) == 1:
-            np.save(partial, next(iter(outputs.values())), allow_pickle=False)
-        elif path.suffix == ".npz":
-            np.savez(partial, allow_pickle=False, **dict(outputs))
-        else:
-            raise DataError(
-                f"{len(outputs)} outputs cannot be written to this kind of file",
-                where=str(path),
-                remedy="Name a .npz file, or a .npy file where there is one output.",
-            )
-        partial.replace(path)
+        partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+        try:
+            if path.suffix == ".npy":
+                np.save(partial, next(iter(outputs.values())), allow_pickle=False)
+            else:
+                write_arrays(partial, outputs)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,36 +14,35 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from compiler.artifact import Artifact
 from compiler.bisect import explain_divergence
 from compiler.build import Built, build_artifact
-from compiler.errors import CompilerError, FleetError, FleetFailed, GateFailed, MissingError, UsageError, combine
-from compiler.fleet import DeviceClass, Fleet, load_fleet, refuse_limits
+from compiler.errors import CompilerError, FleetFailed, GateFailed, OutputError
+from compiler.fleet import DeviceClass, Fleet
 from compiler.frontend import Imported, read_model
-from compiler.inputs import VerificationInputs, bind_device, verification_inputs
+from compiler.inputs import Prepared, VerificationInputs, prepare
+from compiler.jobs import Job, plan_fleet, selected_devices
 from compiler.manifest import MANIFEST, write_artifact, write_json
 from compiler.numerics import arrays_digest
 from compiler.passes.instrument import measure
-from compiler.plan import BuildOptions, Plan, make_plan
+from compiler.plan import BuildOptions, Plan
 from compiler.portable import Border, dump_passes, make_border
-from compiler.profile import HardwareProfile, load_profile, to_dict
+from compiler.profile import to_dict
 from compiler.store import Store, file_digest, output_errors
-from compiler.target import Target, find_target
 from compiler.verify import Point, Verdict, reference_points, verdict_to_dict, verify_artifact
+
+BUILD = "build.json"
 
 log = logging.getLogger("fleetc.build")
 
 
 @dataclass(frozen=True)
-class Job:
-    """One device class, with everything that was decided for it."""
+class Source:
+    """The model as it was read, the digest of its file, and what each device's build starts from."""
 
-    device: DeviceClass
-    profile: HardwareProfile
-    target: Target
-    plan: Plan
+    imported: Imported
+    digest: str
+    prepared: Mapping[str, Prepared]
 
 
 @dataclass(frozen=True)
@@ -76,64 +77,41 @@ class FleetReport:
     notes: tuple[str, ...] = ()
 
     def raise_failures(self) -> None:
-        """Raises the one device's error, or FleetFailed naming all, if any failed."""
-        failed = [device for device in self.devices if device.error]
+        """Raises one error naming every device that failed: FleetFailed, or the first one's class if none was left."""
+        failed = {device.device: device.error for device in self.devices if device.error}
         if not failed:
             return
-        if len(self.devices) == len(failed) and len({device.error.exit_code for device in failed if device.error}) == 1:
-            raise combine([device.error for device in failed if device.error])
-        lines = "\n".join(f"  - {device.device}: {device.error}".replace("\n", "\n    ") for device in failed)
-        raise FleetFailed(f"{len(failed)} of {len(self.devices)} devices failed:\n{lines}", where=str(self.out))
-
-
-def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...], dict[str, MissingError]]:
-    """Reads the fleet file and decides for every device, without touching model or toolchain.
-
-    Returns:
-        The fleet, the jobs in its order, and the devices no plan could be made for because something is not installed.
-
-    Raises:
-        UsageError: The fleet file, a profile or an option cannot be obeyed; every such problem is named.
-    """
-    fleet = load_fleet(path)
-    refuse_limits(fleet)
-    jobs: list[Job] = []
-    missing: dict[str, MissingError] = {}
-    problems: list[CompilerError] = []
-    for device in _selected(fleet, options):
-        try:
-            jobs.append(_plan_device(device, options))
-        except UsageError as error:
-            problems.append(error)
-        except MissingError as error:
-            missing[device.name] = error
-    if problems:
-        raise combine(problems)
-    return fleet, tuple(jobs), missing
+        if len(self.devices) == 1:
+            raise next(iter(failed.values()))
+        lines = "\n".join(f"  - {name}: {error}".replace("\n", "\n    ") for name, error in failed.items())
+        all_failed = len(failed) == len(self.devices)
+        cls = type(next(iter(failed.values()))) if all_failed else FleetFailed
+        raise cls(f"{len(failed)} of {len(self.devices)} devices failed:\n{lines}", where=str(self.out))
 
 
 def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
     """Builds, verifies and delivers every device class of a fleet file.
 
     Raises:
-        UsageError: The fleet file cannot be obeyed, or the output folder cannot be written; nothing was built.
+        UsageError: The fleet file cannot be obeyed, data do not fit the model, or the output folder cannot be written;
+            nothing was built.
         ModelError: The model is not valid; nothing was built.
     """
     fleet, jobs, missing = plan_fleet(path, options)
-    _claim(options.out)
-    source = read_model(fleet.model)
+    _claim(options.out, selected_devices(fleet, options))
+    source = _read_source(fleet, [job.device for job in jobs])
     store = Store(options.cache)
     reports = {name: DeviceReport(name, "failed", options.out / name, error) for name, error in missing.items()}
     started = time.monotonic()
     for index, job in enumerate(jobs):
         log.info("%s (%d of %d)%s", job.device.name, index + 1, len(jobs), _eta(started, index, len(jobs)))
         reports[job.device.name] = _attempt(job, fleet, source, options, store)
-    ordered = tuple(reports[device.name] for device in _selected(fleet, options))
-    _settle(ordered, fleet, options.out)
-    return FleetReport(options.out, ordered, source.notes)
+    ordered = tuple(reports[device.name] for device in selected_devices(fleet, options))
+    _settle(ordered, fleet, source.digest, options.out)
+    return FleetReport(options.out, ordered, source.imported.notes)
 
 
-def compile_device(job: Job, fleet: Fleet, source: Imported, options: BuildOptions, store: Store) -> DeviceReport:
+def compile_device(job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store) -> DeviceReport:
     """The whole line for one device class.
 
     Raises:
@@ -141,52 +119,36 @@ def compile_device(job: Job, fleet: Fleet, source: Imported, options: BuildOptio
     """
     seconds: dict[str, float] = {}
     passes = job.target.passes(job.profile)
-    with _timed(seconds, "import"):
-        model = bind_device(source.model, job.device)
-        inputs = verification_inputs(fleet, model, job.device)
+    ready = source.prepared[job.device.name]
     if options.dump_passes:
-        dump_passes(model, job.plan, passes, options.dump_passes / job.device.name)
+        with output_errors(options.dump_passes):
+            dump_passes(ready.model, job.plan, passes, options.dump_passes / job.device.name)
     with _timed(seconds, "passes"):
-        border = make_border(model, job.plan, passes, inputs=inputs.probe, store=store)
+        border = make_border(ready.model, ready.digest, job.plan, passes, inputs=ready.inputs.probe, store=store)
     with _timed(seconds, "build"):
         built = build_artifact(border, job.plan, job.profile, job.target, store=store, limits=options.child)
     with _timed(seconds, "reference"):
-        points = reference_points(model, inputs.points, store)
+        points = reference_points(ready.model, ready.digest, ready.inputs.points, store)
     with _timed(seconds, "verify"):
         verdict = _verify(job, border, built, points, options, store)
     folder = options.out / job.device.name
     with _timed(seconds, "deliver"):
-        facts = _facts(job, fleet, model, source, inputs, border, built, verdict)
+        facts = _facts(job, fleet, source, border, built, verdict)
         measured = _measurements(border, built, verdict, seconds)
         write_artifact(built.artifact, border, facts=facts, measurements=measured, folder=folder)
     status = "deferred" if built.artifact.deferred else "delivered"
-    return DeviceReport(
-        job.device.name, status, folder, None, job.plan, _row(model, border, built.artifact, verdict), seconds
-    )
+    return DeviceReport(job.device.name, status, folder, None, job.plan, _row(facts, built.artifact, verdict), seconds)
 
 
-def _selected(fleet: Fleet, options: BuildOptions) -> Sequence[DeviceClass]:
-    unknown = sorted(set(options.devices) - set(fleet.devices))
-    if unknown:
-        raise UsageError(
-            f"the fleet has no device {', '.join(unknown)}",
-            where="--device",
-            remedy=f"Its devices: {', '.join(fleet.devices)}.",
-        )
-    return [device for name, device in fleet.devices.items() if not options.devices or name in options.devices]
+def _read_source(fleet: Fleet, devices: Sequence[DeviceClass]) -> Source:
+    imported = read_model(fleet.model)
+    prepared = prepare(fleet, imported.model, devices)
+    return Source(imported, file_digest(fleet.model), prepared)
 
 
-def _plan_device(device: DeviceClass, options: BuildOptions) -> Job:
-    profile = load_profile(device.profile)
-    target = find_target(profile.target, where=f"{profile.origin.place(('target',))}")
-    return Job(device, profile, target, make_plan(options, device, profile, target))
-
-
-def _attempt(job: Job, fleet: Fleet, source: Imported, options: BuildOptions, store: Store) -> DeviceReport:
+def _attempt(job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store) -> DeviceReport:
     try:
         return compile_device(job, fleet, source, options, store)
-    except FleetError:
-        raise
     except CompilerError as error:
         log.error("%s failed: %s", job.device.name, error.what.splitlines()[0])
         return DeviceReport(job.device.name, "failed", options.out / job.device.name, error, job.plan)
@@ -208,34 +170,26 @@ def _verify(
         )
     except GateFailed as error:
         log.info("%s: looking for the first operator that diverges", job.device.name)
-        error.what += "\n" + explain_divergence(border.load(), points[0], job.plan, job.profile, limits=options.child)
+        error.what += "\n" + explain_divergence(border.load(), points, job.plan, job.profile, limits=options.child)
         raise
 
 
-def _facts(
-    job: Job,
-    fleet: Fleet,
-    model: ir.Model,
-    source: Imported,
-    inputs: VerificationInputs,
-    border: Border,
-    built: Built,
-    verdict: Verdict,
-) -> dict[str, Any]:
+def _facts(job: Job, fleet: Fleet, source: Source, border: Border, built: Built, verdict: Verdict) -> dict[str, Any]:
     """The manifest's sections: nothing in them depends on the folder, the clock or the load of the machine."""
     stages = [*border.entries, built.entry]
+    ready = source.prepared[job.device.name]
     return {
         "device": job.device.name,
         "inputs": {
-            "model": {"file": fleet.model.name, "sha256": file_digest(fleet.model), "notes": list(source.notes)},
+            "model": {"file": fleet.model.name, "sha256": source.digest, "notes": list(source.imported.notes)},
             "samples": {
-                "origin": inputs.origin,
-                "sha256": arrays_digest(inputs.probe),
-                "warnings": list(inputs.warnings),
+                "origin": _origin(fleet, ready.inputs),
+                "sha256": arrays_digest(ready.inputs.probe),
+                "warnings": list(ready.inputs.warnings),
             },
             "profile": {"name": job.profile.name, "sha256": job.plan.profile_digest, "facts": to_dict(job.profile)},
         },
-        "source": vars(measure(model)),
+        "source": vars(measure(ready.model)),
         "border": vars(measure(border.load())) | {"sha256": border.digest},
         "plan": job.plan.to_dict(),
         "passes": [{key: value for key, value in record.items() if key != "milliseconds"} for record in border.records],
@@ -255,14 +209,19 @@ def _measurements(border: Border, built: Built, verdict: Verdict, seconds: Mappi
     }
 
 
-def _row(model: ir.Model, border: Border, artifact: Artifact, verdict: Verdict) -> dict[str, Any]:
+def _origin(fleet: Fleet, inputs: VerificationInputs) -> str:
+    """Where the samples are from, in words that are the same in every folder."""
+    return fleet.calibration.path.name if fleet.calibration else inputs.origin
+
+
+def _row(facts: Mapping[str, Any], artifact: Artifact, verdict: Verdict) -> dict[str, Any]:
     sqnr = [one.get("sqnr_db") for point in verdict.points for one in point["outputs"].values() if "sqnr_db" in one]
     return {
         "target": artifact.target,
         "precision": artifact.precision,
         "bytes": sum((artifact.root / name).stat().st_size for name in artifact.files if name.startswith("payload/")),
-        "nodes_before": measure(model).nodes,
-        "nodes_after": measure(border.load()).nodes,
+        "nodes_before": facts["source"]["nodes"],
+        "nodes_after": facts["border"]["nodes"],
         "parity": verdict.status,
         "sqnr_db": min(sqnr, default=None),
         "p50_ms": verdict.latency[0]["p50_ms"] if verdict.latency else None,
@@ -272,29 +231,56 @@ def _row(model: ir.Model, border: Border, artifact: Artifact, verdict: Verdict) 
     }
 
 
-def _claim(out: Path) -> None:
-    """The output folder must be writable before an hour of building, not after."""
+def _claim(out: Path, devices: Sequence[DeviceClass]) -> None:
+    """The output folder must be writable before an hour of building, not after, and what is replaced must be ours."""
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=out) as probe:
+            probe.write(b"?")
+        foreign = [out / one.name for one in devices if _is_foreign(out / one.name)]
+    if foreign:
+        raise OutputError(
+            f"no artifact of fleetc is in {', '.join(map(str, foreign))}, and a build would replace it",
+            where=str(out),
+            remedy="Choose another --out, or move it away.",
+        )
 
 
-def _settle(reports: Sequence[DeviceReport], fleet: Fleet, out: Path) -> None:
+def _is_foreign(folder: Path) -> bool:
+    if not folder.is_dir():
+        return folder.exists() or folder.is_symlink()
+    return not (folder / MANIFEST).is_file() and any(folder.iterdir())
+
+
+def _settle(reports: Sequence[DeviceReport], fleet: Fleet, model_digest: str, out: Path) -> None:
     """A failed device leaves no artifact of an earlier build behind; `build.json` says what is there."""
     with output_errors(out):
         for report in reports:
             if report.error:
                 shutil.rmtree(report.folder, ignore_errors=True)
-        devices = {report.device: _summary(report) for report in reports}
+        devices = _others(fleet, out) | {report.device: _summary(report) for report in reports}
+        ordered = {name: devices[name] for name in fleet.devices if name in devices}
         summary = {
             "schema": 1,
             "fleetc": version("fleetc"),
             "fleet": fleet.path.name,
-            "model": file_digest(fleet.model),
+            "model": model_digest,
         }
-        write_json(out / "build.json", {**summary, "devices": devices})
+        write_json(out / BUILD, {**summary, "devices": ordered})
+
+
+def _others(fleet: Fleet, out: Path) -> dict[str, Any]:
+    """What an earlier build said of devices that this one was not asked for and that are still what it said."""
+    try:
+        devices = json.loads((out / BUILD).read_bytes())["devices"]
+        return {name: row for name, row in devices.items() if name in fleet.devices and _still(out / name, row)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or none of ours: nothing to keep
+        return {}
+
+
+def _still(folder: Path, row: Mapping[str, Any]) -> bool:
+    manifest = folder / MANIFEST
+    return file_digest(manifest) == row.get("manifest") if manifest.is_file() else row["status"] == "failed"
 
 
 def _summary(report: DeviceReport) -> dict[str, Any]:

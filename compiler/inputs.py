@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from compiler.artifact import TensorSpec
+from compiler.errors import CompilerError, ModelError, UsageError, combine
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.frontend import bind_shapes, describe_inputs, free_dims
+from compiler.graph import graph_digest
 from compiler.numerics import Arrays
 from compiler.samples import Samples, batch_of, load_samples, make_samples
 
 SEED = 0
+
+_Ranges = tuple[tuple[str, Range], ...]
 
 
 @dataclass(frozen=True)
@@ -33,19 +37,55 @@ class VerificationInputs:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a device's build starts from; devices with the same sizes share one.
+
+    Args:
+        model: The imported model with the device's sizes; nobody changes it.
+        digest: Its graph digest.
+        inputs: What it is judged on.
+    """
+
+    model: ir.Model
+    digest: str
+    inputs: VerificationInputs
+
+
+def prepare(fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass]) -> dict[str, Prepared]:
+    """Binds the model and draws the inputs of every device, before anything is built.
+
+    Args:
+        fleet: Where the calibration data are.
+        model: The model as it was read.
+        devices: The device classes to build for.
+
+    Returns:
+        Device name → what its build starts from.
+
+    Raises:
+        UsageError: Sizes or calibration data do not fit the model; every such problem is named once.
+    """
+    ready: dict[_Ranges, Prepared] = {}
+    problems: dict[str, CompilerError] = {}
+    for device in devices:
+        try:
+            ranges = _ranges(model, device)
+            ready[ranges] = ready.get(ranges) or _prepare(fleet, model, device)
+        except (UsageError, ModelError) as error:
+            problems.setdefault(str(error), error)
+    if problems:
+        raise combine(list(problems.values()))
+    return {device.name: ready[_ranges(model, device)] for device in devices}
+
+
 def bind_device(model: ir.Model, device: DeviceClass) -> ir.Model:
     """The model with the device's sizes; a batch nobody stated is left to a model that has a fixed one.
 
     Raises:
         FleetError: The sizes do not fit the model.
     """
-    ranges: dict[str, Range] = {"batch": device.batch, **device.dims}
-    stated = any(
-        keys[-1:] == ("batch",) for keys in device.origin.lines if keys[:2] in (("batch",), ("devices", device.name))
-    )
-    if not stated and not free_dims(model):
-        del ranges["batch"]
-    return bind_shapes(model, ranges, where=device.place).model
+    return bind_shapes(model, dict(_ranges(model, device)), where=device.place).model
 
 
 def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> VerificationInputs:
@@ -58,7 +98,10 @@ def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> V
     free = {name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed}
     steps = {step: {name: getattr(sizes, step) for name, sizes in free.items()} for step in ("min", "opt", "max")}
     labelled = {_label(sizes): sizes for sizes in steps.values()}
-    drawn = {label: _samples(fleet, specs, sizes) for label, sizes in labelled.items()}
+    if fleet.calibration is not None:
+        drawn = dict.fromkeys(labelled, load_samples(fleet.calibration.path, specs, count=fleet.calibration.samples))
+    else:
+        drawn = {label: _random(specs, sizes) for label, sizes in labelled.items()}
     points = {
         label: batch_of(drawn[label], specs, sizes.get("batch", device.batch.opt)) for label, sizes in labelled.items()
     }
@@ -66,9 +109,22 @@ def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> V
     return VerificationInputs(points, points[_label(steps["min"])], first.origin, first.warnings)
 
 
-def _samples(fleet: Fleet, specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Samples:
-    if fleet.calibration is not None:
-        return load_samples(fleet.calibration.path, specs, count=fleet.calibration.samples)
+def _prepare(fleet: Fleet, model: ir.Model, device: DeviceClass) -> Prepared:
+    bound = bind_device(model, device)
+    return Prepared(bound, graph_digest(bound), verification_inputs(fleet, bound, device))
+
+
+def _ranges(model: ir.Model, device: DeviceClass) -> _Ranges:
+    ranges: dict[str, Range] = {"batch": device.batch, **device.dims}
+    stated = any(
+        keys[-1:] == ("batch",) for keys in device.origin.lines if keys[:2] in (("batch",), ("devices", device.name))
+    )
+    if not stated and not free_dims(model):
+        del ranges["batch"]
+    return tuple(ranges.items())
+
+
+def _random(specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Samples:
     others = {name: size for name, size in sizes.items() if name != "batch"}
     return make_samples(specs, seed=SEED, count=8, sizes=others)
 

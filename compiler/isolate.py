@@ -2,6 +2,8 @@
 
 The parent writes `request.json` into a folder, starts `python -m compiler.worker FOLDER`, watches time and memory, and
 reads `response.json`. What the toolchain prints goes to `log.txt`; its end is part of the message when it fails.
+The child's standard input is a pipe that nobody writes to: when the parent is gone, however it ended, the pipe closes,
+and the child's guardian kills the child and every tool it started.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +26,10 @@ from compiler.errors import InternalError, ToolchainFailed, from_dict
 
 POLL_S = 0.05
 LOG_TAIL_LINES = 12
+LOG_TAIL_BYTES = 16384
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
+"""Colours and other control characters, which a vendor's log may hold and a message must not."""
+
 MIB = 1 << 20
 
 
@@ -63,8 +70,8 @@ def run_child(work: str, request: dict[str, Any], *, folder: Path, limits: Child
     (folder / "request.json").write_text(json.dumps({"work": work, **request}), encoding="utf-8")
     with (folder / "log.txt").open("wb") as output:
         child = subprocess.Popen(  # a session of its own, so that killing it takes the tools it started along
-            [sys.executable, "-m", "compiler.worker", str(folder)],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-P", "-m", "compiler.worker", str(folder)],  # -P: the current folder is no place for code
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -79,14 +86,15 @@ def run_child(work: str, request: dict[str, Any], *, folder: Path, limits: Child
 def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> str:
     """Waits for the child; says which limit it broke, or nothing."""
     deadline, ceiling = time.monotonic() + limits.timeout_s, limits.memory_bytes()
-    while child.poll() is None:
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(POLL_S)
+            return ""
         if time.monotonic() > deadline:
             return f"did not finish within {limits.timeout_s:g} s"
         used = _resident_bytes(child.pid)
         if used > ceiling:
             return f"used {used // MIB} MiB of memory, more than its limit of {ceiling // MIB} MiB"
-        time.sleep(POLL_S)
-    return ""
 
 
 def _resident_bytes(pid: int) -> int:
@@ -103,6 +111,8 @@ def _resident_bytes(pid: int) -> int:
 def _kill(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
+    if child.stdin:
+        child.stdin.close()
     child.wait()
 
 
@@ -132,6 +142,8 @@ def _death(code: int) -> str:
 
 
 def _log_tail(folder: Path) -> str:
-    text = (folder / "log.txt").read_bytes()[-16384:].decode("utf-8", "replace").strip()
-    lines = text.splitlines()[-LOG_TAIL_LINES:]
+    with (folder / "log.txt").open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+        text = file.read().decode("utf-8", "replace")
+    lines = CONTROL.sub("", text).strip().splitlines()[-LOG_TAIL_LINES:]
     return "; its last words:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""

@@ -8,17 +8,22 @@ payload/ runtime/    what the device loads
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
+import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from compiler.artifact import Artifact
+from compiler.artifact import Artifact, leaves_folder
 from compiler.errors import ArtifactError, combine
+from compiler.manifest_shape import manifest_problems, measurements_problems
 from compiler.portable import BORDER, BORDER_DATA, Border
 from compiler.store import file_digest, output_errors
 from compiler.worker import artifact_from_dict, artifact_to_dict
@@ -26,6 +31,8 @@ from compiler.worker import artifact_from_dict, artifact_to_dict
 SCHEMA = 1
 MANIFEST = "manifest.json"
 MEASUREMENTS = "measurements.json"
+MAX_JSON_BYTES = 64 << 20
+"""Size of the largest manifest that is read: thousands of passes and files fit into less."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,7 @@ def write_artifact(
         OutputError: The place cannot be written.
         StorageError: The disk is full.
     """
-    with output_errors(folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    with output_errors(folder.parent), _writing(folder):
         partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
         try:
             _copy_files(artifact, border, partial)
@@ -82,6 +88,30 @@ def read_artifact(folder: Path) -> Delivered:
     Raises:
         ArtifactError: No artifact, of a newer schema, or with files that are missing, changed, or outside the folder.
     """
+    manifest = read_manifest(folder)
+    has_measurements = (folder / MEASUREMENTS).is_file()
+    measurements = _read_json(folder / MEASUREMENTS) if has_measurements else {}
+    _refuse(folder / MEASUREMENTS, measurements_problems(measurements) if has_measurements else [])
+    artifact = _described(folder, manifest["artifact"])
+    loose = {name: measurements.get("unrepeatable_files", {}).get(name) for name in artifact.unrepeatable}
+    expected = {name: row for name, row in {**loose, **manifest["files"]}.items() if row}
+    problems = [
+        problem for name, row in sorted(expected.items()) if (problem := _file_problem(folder, name, row["sha256"]))
+    ]
+    problems += [f"{name}: not listed" for name in (*artifact.files, BORDER) if name not in expected]
+    if problems:
+        raise combine(
+            [ArtifactError(problem, where=str(folder), remedy="Build the device again.") for problem in problems]
+        )
+    return Delivered(folder, artifact, manifest, measurements)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads a manifest and checks its shape; the files it lists are not looked at.
+
+    Raises:
+        ArtifactError: There is none, it is of another schema, or it lacks what is read again.
+    """
     manifest = _read_json(folder / MANIFEST)
     if manifest.get("schema") != SCHEMA:
         raise ArtifactError(
@@ -89,24 +119,8 @@ def read_artifact(folder: Path) -> Delivered:
             where=str(folder / MANIFEST),
             remedy="Use the version of fleetc that wrote it (its `fleetc` key).",
         )
-    has_measurements = (folder / MEASUREMENTS).is_file()
-    measurements = _read_json(folder / MEASUREMENTS) if has_measurements else {}
-    try:
-        artifact = artifact_from_dict({**manifest["artifact"], "root": str(folder)})
-        expected = {**manifest["files"], **measurements.get("unrepeatable_files", {})}
-        problems = [
-            problem for name, row in sorted(expected.items()) if (problem := _file_problem(folder, name, row["sha256"]))
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"the manifest lacks or misspells {error}", where=str(folder / MANIFEST), remedy="Build the device again."
-        ) from error
-    problems += [f"{name}: not listed" for name in (*artifact.files, BORDER) if name not in expected]
-    if problems:
-        raise combine(
-            [ArtifactError(problem, where=str(folder), remedy="Build the device again.") for problem in problems]
-        )
-    return Delivered(folder, artifact, manifest, measurements)
+    _refuse(folder / MANIFEST, manifest_problems(manifest))
+    return manifest
 
 
 def border_of(folder: Path) -> Path:
@@ -116,11 +130,13 @@ def border_of(folder: Path) -> Path:
 
 def write_json(path: Path, value: object) -> None:
     """Readable JSON, atomically: the same value gives the same bytes."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    partial.write_text(
-        json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _copy_files(artifact: Artifact, border: Border, partial: Path) -> None:
@@ -145,6 +161,20 @@ def _manifest(artifact: Artifact, facts: Mapping[str, Any], files: Mapping[str, 
     return {**head, **facts, "artifact": artifact_to_dict(artifact), "files": dict(files)}
 
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Holds the parent folder against other builds, and removes what a killed one left of this device."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(parent, fcntl.LOCK_EX)
+        for stale in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        yield
+    finally:
+        os.close(parent)
+
+
 def _swap(partial: Path, folder: Path) -> None:
     old = partial.with_name(partial.name + ".old")
     if folder.exists():
@@ -153,9 +183,31 @@ def _swap(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _refuse(path: Path, problems: Sequence[str]) -> None:
+    if problems:
+        raise ArtifactError(
+            f"{path.name} lacks or misspells {'; '.join(problems)}", where=str(path), remedy="Build the device again."
+        )
+
+
+def _described(folder: Path, value: Mapping[str, Any]) -> Artifact:
+    try:
+        return artifact_from_dict({**value, "root": str(folder)})
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{MANIFEST} does not describe an artifact: {error}",
+            where=str(folder / MANIFEST),
+            remedy="Build the device again.",
+        ) from error
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(MAX_JSON_BYTES + 1)
+        if len(raw) > MAX_JSON_BYTES:
+            raise ValueError(f"it has more than {MAX_JSON_BYTES} bytes")
+        value = json.loads(raw)
     except OSError as error:
         raise ArtifactError(
             f"there is no readable {path.name}: {error.strerror}",
@@ -164,7 +216,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(
-            f"{path.name} is not JSON: {error}", where=str(path), remedy="Build the device again."
+            f"{path.name} is no JSON that can be read: {error}", where=str(path), remedy="Build the device again."
         ) from error
     if not isinstance(value, dict):
         raise ArtifactError(f"{path.name} holds no mapping", where=str(path), remedy="Build the device again.")
@@ -173,7 +225,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _file_problem(folder: Path, name: str, digest: str) -> str:
     path = folder / name
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or path.is_symlink():
+    if leaves_folder(folder, name):
         return f"{name}: outside the artifact's folder"
     if not path.is_file():
         return f"{name}: missing"

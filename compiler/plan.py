@@ -131,7 +131,8 @@ def make_plan(options: BuildOptions, device: DeviceClass, profile: HardwareProfi
     """
     capability = target.capability(profile)
     asked = options.precision or device.precision
-    rule, precision = _choose_precision(asked, capability, profile, target, device)
+    where = "--precision" if options.precision else device.place
+    rule, precision = _choose_precision(asked, capability, profile, target, where)
     _refuse_ranges(device, capability, target)
     threads = _choose_threads(profile)
     return Plan(
@@ -140,7 +141,7 @@ def make_plan(options: BuildOptions, device: DeviceClass, profile: HardwareProfi
         profile_digest=profile_digest(profile),
         target=target.name,
         toolchain=dict(target.toolchain()),
-        passes=_plan_passes(options),
+        passes=plan_passes(options),
         target_passes=tuple(step.name for step in target.passes(profile)),
         dims={"batch": device.batch, **device.dims},
         choices={
@@ -170,7 +171,7 @@ def options_to_dict(options: object) -> dict[str, Any]:
 
 
 def _choose_precision(
-    asked: str, capability: Capability, profile: HardwareProfile, target: Target, device: DeviceClass
+    asked: str, capability: Capability, profile: HardwareProfile, target: Target, where: str
 ) -> tuple[PrecisionRule, Choice]:
     rules = {rule.name: rule for rule in capability.precisions}
     if asked == "auto":
@@ -187,7 +188,7 @@ def _choose_precision(
         )
         raise FleetError(
             f"precision {asked} cannot be had: {why}",
-            where=device.place,
+            where=where,
             remedy=f"{profile.name} can be built in: {known}.",
         )
     return rules[asked], Choice(asked, f"asked for; {rules[asked].reason}")
@@ -220,7 +221,12 @@ def _choose_threads(profile: HardwareProfile) -> Choice:
     )
 
 
-def _plan_passes(options: BuildOptions) -> tuple[PlannedPass, ...]:
+def plan_passes(options: BuildOptions) -> tuple[PlannedPass, ...]:
+    """The passes of the portable half; which of them run is the same for every device.
+
+    Raises:
+        UsageError: A name or a number is none of theirs.
+    """
     names = list(PORTABLE)
     unknown = sorted(set(options.skip_passes) - set(names))
     if unknown:

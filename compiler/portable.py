@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from compiler.digests import code_digest, portable_tools
-from compiler.graph import Pass, graph_digest
+from compiler.graph import Pass
 from compiler.numerics import Arrays, arrays_digest
 from compiler.passes.convert_to_half import refuse_undefined
 from compiler.passes.instrument import measure
@@ -55,11 +55,14 @@ class Border:
         return ir.load(self.path)
 
 
-def make_border(model: ir.Model, plan: Plan, target_passes: Sequence[Pass], *, inputs: Arrays, store: Store) -> Border:
+def make_border(
+    model: ir.Model, digest: str, plan: Plan, target_passes: Sequence[Pass], *, inputs: Arrays, store: Store
+) -> Border:
     """Runs the portable half of a plan, or takes it from the store.
 
     Args:
         model: The imported model, dimensions bound; left as it is.
+        digest: Its graph digest.
         plan: Which passes run, and the precision of the graph.
         target_passes: The target's own passes.
         inputs: What the probe is run on, one array per graph input.
@@ -68,7 +71,7 @@ def make_border(model: ir.Model, plan: Plan, target_passes: Sequence[Pass], *, i
     Raises:
         InternalError: A pass failed, or left an invalid model.
     """
-    rewritten = _rewrite(model, plan, inputs, store)
+    rewritten = _rewrite(model, digest, plan, inputs, store)
     last = _specialize(rewritten, plan, target_passes, inputs, store)
     entries = (rewritten,) if last is rewritten else (rewritten, last)
     return Border(last.files / BORDER, _border_digest(last), tuple(_records(entries, plan)), entries)
@@ -85,9 +88,9 @@ def dump_passes(model: ir.Model, plan: Plan, target_passes: Sequence[Pass], fold
     run_passes(copy, steps, dump_dir=folder)
 
 
-def _rewrite(model: ir.Model, plan: Plan, inputs: Arrays, store: Store) -> Entry:
+def _rewrite(model: ir.Model, digest: str, plan: Plan, inputs: Arrays, store: Store) -> Entry:
     steps = _portable_steps(plan)
-    parts = (("model", graph_digest(model)), *_pass_parts(steps, inputs))
+    parts = (("model", digest), *_pass_parts(steps, inputs))
 
     def make(folder: Path) -> None:
         _run(model, steps, make_probe(model, inputs), folder, first=1)

@@ -6,6 +6,7 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,20 @@ def load_samples(path: str | Path, inputs: Sequence[TensorSpec], *, count: int |
         raise combine(problems)
     chosen = tuple(items[:count])
     return Samples(chosen, str(place), tuple(_oddities(chosen)))
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """Every array of a .npz file by name, or the one of a .npy file under the empty name.
+
+    Raises:
+        DataError: The file cannot be read, or unpacks to more than is allowed.
+    """
+    with _reading(path), path.open("rb") as opened:
+        if path.suffix == ".npy":
+            return {"": np.lib.format.read_array(opened, allow_pickle=False)}
+        with np.lib.npyio.NpzFile(opened, allow_pickle=False) as archive:
+            _refuse_huge(archive, path)
+            return {key: archive[key] for key in archive.files}
 
 
 def make_samples(
@@ -161,7 +176,7 @@ def _file_items(
 
 def _arrays(file: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     """Input name → array of one file."""
-    try:
+    with _reading(file):
         if file.suffix == ".npy":
             return _named({"": np.lib.format.open_memmap(file, mode="r")}, file, inputs)
         with file.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as archive:
@@ -169,6 +184,13 @@ def _arrays(file: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
             wanted = {spec.name for spec in inputs}
             arrays = {key: archive[key] if key in wanted or len(archive.files) == 1 else _NOTHING for key in archive}
             return _named(arrays, file, inputs)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turns whatever NumPy and the archive say about a file into DataError."""
+    try:
+        yield
     except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         remedy = "Write it with numpy.save or numpy.savez; pickled objects are never read."
         raise DataError(f"the file cannot be read: {error}", where=str(file), remedy=remedy) from error

@@ -8,10 +8,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tarfile
@@ -27,9 +29,17 @@ from filelock import FileLock
 from compiler.errors import DataError, OutputError, StorageError
 
 SCHEMA = 1
-CHUNK_BYTES = 1 << 20
 STALE_TMP_S = 24 * 3600
 """A temporary folder this old belongs to a build that was killed."""
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the operating system says when nothing more fits."""
+
+UNUSABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EIO}
+    | {errno.ENAMETOOLONG, errno.ESTALE}
+)
+"""What it says when a folder is no place to write to."""
 
 log = logging.getLogger("fleetc.store")
 
@@ -93,8 +103,8 @@ def file_digest(path: Path) -> str:
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
-    """Relative POSIX path → SHA-256 of every file under a folder, in path order."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Relative POSIX path → SHA-256 of every file under a folder, symbolic links included, in path order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
@@ -121,23 +131,24 @@ class Store:
         Raises:
             StorageError: The store cannot be written, or the disk is full.
         """
-        found = self.find(stage)
-        if found:
-            return found
-        with storage_errors(self.root), self._lock(stage.digest):
-            return self.find(stage) or self._make(stage, make)
+        with storage_errors(self.root):
+            found = self.find(stage)
+            if found:
+                return found
+            with self._lock(stage.digest):
+                return self.find(stage) or self._make(stage, make)
 
     def find(self, stage: Stage) -> Entry | None:
-        """The entry if it is there and every byte matches; a damaged entry is set aside and None returned."""
+        """The entry if it is there and every byte matches; None if it is missing or damaged."""
         folder = self._folder(stage.digest)
         if not folder.is_dir():
             return None
         problem = _damage(folder, stage)
         if problem:
-            log.warning("cache entry %s (%s) is damaged: %s; it is made anew", stage.digest[:12], stage.name, problem)
-            self._discard(folder)
+            log.debug("cache entry %s (%s) is damaged: %s", stage.digest[:12], stage.name, problem)
             return None
         _touch(folder / "entry.json")
+        log.debug("cache entry %s (%s): found", stage.digest[:12], stage.name)
         return Entry(stage.name, stage.digest, folder / "files", hit=True)
 
     def info(self) -> StoreInfo:
@@ -173,6 +184,7 @@ class Store:
         """Writes every whole entry into one tar file. Returns the number of entries."""
         entries = [folder for folder in self._entries() if not _damage(folder, None)]
         with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
             try:
                 with tarfile.open(partial, "w") as tar:
@@ -201,7 +213,10 @@ class Store:
             return len(fresh)
 
     def _make(self, stage: Stage, make: Callable[[Path], None]) -> Entry:
+        """Makes the entry; the caller holds its lock, so nobody else removes or adds it meanwhile."""
         started = time.perf_counter()
+        self._remove_damaged(stage)
+        log.debug("cache entry %s (%s) is made: %s", stage.digest[:12], stage.name, canonical_json(stage.parts))
         with self._scratch() as scratch:
             (scratch / "files").mkdir()
             make(scratch / "files")
@@ -221,6 +236,13 @@ class Store:
             seconds=time.perf_counter() - started,
         )
 
+    def _remove_damaged(self, stage: Stage) -> None:
+        folder = self._folder(stage.digest)
+        if folder.exists():
+            problem = _damage(folder, stage)
+            log.warning("cache entry %s (%s) is damaged: %s; it is made anew", stage.digest[:12], stage.name, problem)
+            self._discard(folder)
+
     def _adopt(self, folder: Path, digest: str) -> None:
         final = self._folder(digest)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -231,9 +253,8 @@ class Store:
                 raise
 
     def _discard(self, folder: Path) -> None:
-        with storage_errors(self.root), self._scratch() as scratch:
-            if folder.exists():
-                folder.rename(scratch / folder.name)
+        with storage_errors(self.root), self._scratch() as scratch, contextlib.suppress(FileNotFoundError):
+            folder.rename(scratch / folder.name)  # another process may have removed it first
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
@@ -245,7 +266,7 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _sweep_tmp(self) -> int:
-        old = [path for path in self._tmp() if time.time() - path.stat().st_mtime > STALE_TMP_S]
+        old = [path for path in self._tmp() if time.time() - _modified(path) > STALE_TMP_S]
         freed = sum(_size(path) for path in old)
         for path in old:
             shutil.rmtree(path, ignore_errors=True)
@@ -272,17 +293,17 @@ def storage_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise StorageError(
                 "the disk is full",
                 where=str(root),
                 remedy="Free space (`fleetc cache gc`), or point FLEETC_CACHE to another disk.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in UNUSABLE:
             raise StorageError(
-                f"the cache cannot be written: {error.strerror}",
+                f"the cache cannot be used: {error.strerror}",
                 where=str(error.filename or root),
-                remedy="Point FLEETC_CACHE to a folder you may write to.",
+                remedy="Point FLEETC_CACHE or --cache to a folder you may write to.",
             ) from error
         raise
 
@@ -293,7 +314,7 @@ def output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise StorageError(
                 "the disk is full", where=str(path), remedy="Free space, or write to another disk."
             ) from error
@@ -323,11 +344,14 @@ def _damage(folder: Path, stage: Stage | None) -> str:
 
 
 def _unpack(path: Path, folder: Path) -> None:
+    """Unpacks a tar file; a compressed one is refused, since it may hold more than its size says."""
     try:
-        with tarfile.open(path) as tar:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(f"it cannot be read: {error.strerror}", where=str(path), remedy="Check the path.") from error
+    try:
+        with file, tarfile.open(fileobj=file, mode="r:") as tar:
             tar.extractall(folder, filter="data")
-    except FileNotFoundError as error:
-        raise DataError("no such file", where=str(path)) from error
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"not an exported cache: {error}", where=str(path), remedy="`fleetc cache export` writes one."
@@ -342,10 +366,14 @@ def _stage_name(folder: Path) -> str:
 
 
 def _used(folder: Path) -> float:
+    return _modified(folder / "entry.json", missing=0.0)
+
+
+def _modified(path: Path, *, missing: float = math.inf) -> float:
     try:
-        return (folder / "entry.json").stat().st_mtime
+        return path.stat().st_mtime
     except OSError:
-        return 0.0
+        return missing
 
 
 def _touch(path: Path) -> None:
@@ -356,4 +384,8 @@ def _touch(path: Path) -> None:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it meanwhile
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -22,9 +22,8 @@ from compiler.artifact import Artifact, Evidence
 from compiler.detect import host_fingerprint
 from compiler.digests import code_digest
 from compiler.errors import GateFailed, TargetUnavailable
-from compiler.graph import graph_digest
 from compiler.isolate import ChildLimits, run_child
-from compiler.numerics import TOLERANCES, Array, Arrays, ErrorStats, arrays_digest, compare_all
+from compiler.numerics import TOLERANCES, Array, Arrays, ErrorStats, arrays_digest, compare_all, write_arrays
 from compiler.passes.probe import run_unoptimized
 from compiler.store import Stage, Store, canonical_json
 from compiler.target import installed_version
@@ -90,18 +89,19 @@ class Verdict:
     instructions: int | None = None
 
 
-def reference_points(model: ir.Model, inputs: Mapping[str, Arrays], store: Store) -> tuple[Point, ...]:
+def reference_points(model: ir.Model, digest: str, inputs: Mapping[str, Arrays], store: Store) -> tuple[Point, ...]:
     """The reference's outputs for every set of inputs, computed once and kept in the store.
 
     Args:
         model: The imported model, dimensions bound.
+        digest: Its graph digest.
         inputs: Label → arrays.
         store: Where finished stages are.
 
     Raises:
         UnsupportedModel: ONNX Runtime does not run the model.
     """
-    return tuple(Point(label, arrays, _expected(model, arrays, store)) for label, arrays in inputs.items())
+    return tuple(Point(label, arrays, _expected(model, digest, arrays, store)) for label, arrays in inputs.items())
 
 
 def verify_artifact(
@@ -181,7 +181,7 @@ def execute(
     with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
         folder = Path(name)
         for index, arrays in enumerate(inputs):
-            np.savez(folder / f"in{index}.npz", allow_pickle=False, **dict(arrays))
+            write_arrays(folder / f"in{index}.npz", arrays)
         items = [
             {"inputs": str(folder / f"in{i}.npz"), "outputs": str(folder / f"out{i}.npz")} for i in range(len(inputs))
         ]
@@ -286,16 +286,16 @@ def batch_size(inputs: Arrays) -> int:
     return int(first.shape[0]) if first is not None and first.ndim else 1
 
 
-def _expected(model: ir.Model, inputs: Arrays, store: Store) -> dict[str, Array]:
+def _expected(model: ir.Model, digest: str, inputs: Arrays, store: Store) -> dict[str, Array]:
     parts = (
-        ("model", graph_digest(model)),
+        ("model", digest),
         ("inputs", arrays_digest(inputs)),
         ("onnxruntime", installed_version("onnxruntime")),
         ("compiler", code_digest("compiler.passes.probe")),
     )
     entry = store.obtain(
         Stage("reference", parts),
-        lambda folder: np.savez(folder / "outputs.npz", allow_pickle=False, **run_unoptimized(model, inputs)),
+        lambda folder: write_arrays(folder / "outputs.npz", run_unoptimized(model, inputs)),
     )
     return _load(entry.files / "outputs.npz")
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from compiler.artifact import Artifact, Evidence, TensorSpec
 from compiler.errors import CompilerError, InternalError
 from compiler.fleet import Range
+from compiler.numerics import write_arrays
 from compiler.profile import load_profile, validate_options
 from compiler.target import TargetPlan, find_target
 
@@ -87,6 +89,7 @@ def artifact_from_dict(value: Mapping[str, Any]) -> Artifact:
 def main(folder: Path) -> None:
     """Reads the request, does the work, writes the response."""
     _die_with_parent()
+    _start_guardian()
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     try:
         response: dict[str, Any] = {"value": WORK[request["work"]](request)}
@@ -105,7 +108,7 @@ def main(folder: Path) -> None:
 def _run_once(runner: Any, source: Path, destination: Path, repeat: int) -> list[float]:
     inputs = _arrays(source)
     outputs = runner.run(inputs)
-    np.savez(destination, **outputs)
+    write_arrays(destination, outputs)
     timed = getattr(runner, "latencies_ms", None)  # a runner that starts a program times inside of it
     return timed(inputs, repeat) if timed and repeat else [_milliseconds(runner, inputs) for _ in range(repeat)]
 
@@ -125,6 +128,22 @@ def _die_with_parent() -> None:
     """A killed parent must not leave compilers running (Linux; elsewhere the time limit ends them)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _start_guardian() -> None:
+    """Forks a process that waits for the parent's end of our standard input to close and then kills our whole group.
+
+    A killed parent takes this process along by `_die_with_parent`; the tools that a toolchain started need the guardian.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads: the fork only reads and kills
+        guardian = os.fork()
+    if guardian == 0:
+        while os.read(0, 1):
+            pass
+        os.killpg(0, signal.SIGKILL)
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), 0)
 
 
 if __name__ == "__main__":
