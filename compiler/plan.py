@@ -11,6 +11,7 @@ from compiler.capability import Capability, PrecisionRule
 from compiler.errors import FleetError, UsageError
 from compiler.fleet import DeviceClass, Range
 from compiler.isolate import ChildLimits
+from compiler.passes.pipelines import PORTABLE
 from compiler.profile import HardwareProfile, profile_digest, validate_options
 from compiler.target import Target, TargetPlan
 
@@ -226,9 +227,7 @@ def plan_passes(options: BuildOptions) -> tuple[PlannedPass, ...]:
     Raises:
         UsageError: A name or a number is none of theirs.
     """
-    from compiler.passes.pipelines import PORTABLE  # takes half a second, which other commands need not wait for
-
-    names = [step.name for step in PORTABLE]
+    names = list(PORTABLE)
     unknown = sorted(set(options.skip_passes) - set(names))
     if unknown:
         raise UsageError(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from compiler.artifact import Artifact, Evidence, TensorSpec
 from compiler.errors import CompilerError, InternalError
@@ -30,6 +29,8 @@ PR_SET_PDEATHSIG = 1
 
 def build(request: Mapping[str, Any]) -> dict[str, Any]:
     """Builds a border model; gives the artifact's description."""
+    import onnx_ir as ir
+
     profile = load_profile(Path(request["profile"]))
     target = find_target(profile.target)
     target.check(profile)

@@ -2,7 +2,7 @@
 """What a build costs, measured, into benchmarks/build.json: fleet builds cold, warm and changed, and the portable half.
 
     scripts/bench_build.py                             everything but the demo
-    scripts/bench_build.py --section warm --runs 9     one section, the others stay as they are in the file
+    scripts/bench_build.py --section fleet --runs 9    one section, the others stay as they are in the file
     scripts/bench_build.py --section demo              a clone of this commit, installed and built from nothing
 
 Each section says when and at which commit it ran and what load the machine had; `benchmarks/README.md` explains it.

@@ -16,9 +16,9 @@ from pathlib import Path
 def main(fleet_file: Path) -> None:
     """Reads, binds, rewrites, and writes the border model into a store that is removed again."""
     clock = [time.perf_counter()]
-    from compiler.driver import plan_fleet
     from compiler.frontend import read_model
-    from compiler.inputs import bind_device, verification_inputs
+    from compiler.inputs import prepare
+    from compiler.jobs import plan_fleet
     from compiler.plan import BuildOptions
     from compiler.portable import make_border
     from compiler.store import Store
@@ -29,11 +29,12 @@ def main(fleet_file: Path) -> None:
         clock.append(time.perf_counter())
         source = read_model(fleet.model)
         clock.append(time.perf_counter())
-        model = bind_device(source.model, job.device)
-        inputs = verification_inputs(fleet, model, job.device)
+        ready = prepare(fleet, source.model, [job.device])[job.device.name]
         clock.append(time.perf_counter())
         passes = job.target.passes(job.profile)
-        border = make_border(model, job.plan, passes, inputs=inputs.probe, store=Store(options.cache))
+        border = make_border(
+            ready.model, ready.digest, job.plan, passes, inputs=ready.inputs.probe, store=Store(options.cache)
+        )
         clock.append(time.perf_counter())
     names = ("imports_and_plan_s", "read_s", "bind_s", "border_s")
     seconds = {name: round(end - start, 3) for name, start, end in zip(names, clock[:-1], clock[1:], strict=True)}

@@ -6,19 +6,17 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-SAMPLE_S = 0.01
+SAMPLE_S = 0.02
 """How often memory is looked at; a peak shorter than this may be missed."""
 
 MEASURED = {
     "wall_s": "start of the process to its end, as its parent sees it",
     "cpu_s": "user and system time of the process and of every child it waited for (getrusage)",
-    "peak_rss_bytes": "largest sum, over the process and its descendants, of resident memory, looked at every 10 ms; "
+    "peak_rss_bytes": "largest sum, over the process and its descendants, of resident memory, looked at every 20 ms; "
     "pages of mapped files count, in each process that holds them",
     "peak_private_bytes": "the same for anonymous and shared memory alone (RssAnon + RssShmem): what no file backs, so "
     "that the kernel cannot drop it",
@@ -84,29 +82,36 @@ class _Peaks(threading.Thread):
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self._root = psutil.Process(pid)
+        self._root = pid
         self.resident = self.private = 0
 
     def run(self) -> None:
-        while True:
-            try:
-                tree = [self._root, *self._root.children(recursive=True)]
-                status = [_memory(process.pid) for process in tree]
-                if self._root.status() == psutil.STATUS_ZOMBIE:
-                    return
-            except psutil.Error:
-                return
-            self.resident = max(self.resident, sum(resident for resident, _ in status))
-            self.private = max(self.private, sum(private for _, private in status))
+        while (root := _memory(self._root)) is not None:
+            found = [root, *(memory for pid in _descendants(self._root) if (memory := _memory(pid)) is not None)]
+            self.resident = max(self.resident, sum(resident for resident, _ in found))
+            self.private = max(self.private, sum(private for _, private in found))
             time.sleep(SAMPLE_S)
 
 
-def _memory(pid: int) -> tuple[int, int]:
-    """Resident bytes, and those of them that no file backs; zero for a process that has just ended."""
+def _descendants(pid: int) -> Iterator[int]:
+    for place in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(word) for word in place.read_text(encoding="ascii").split()]
+        except OSError:  # it ended between two looks
+            continue
+        for child in children:
+            yield child
+            yield from _descendants(child)
+
+
+def _memory(pid: int) -> tuple[int, int] | None:
+    """Resident bytes, and those of them that no file backs; None for a process that has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return 0, 0
+        return None
     fields = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS", "RssAnon", "RssShmem")))
+    if "VmRSS" not in fields:
+        return None
     kib = {name: int(value.split()[0]) for name, value in fields.items()}
-    return kib.get("VmRSS", 0) * 1024, (kib.get("RssAnon", 0) + kib.get("RssShmem", 0)) * 1024
+    return kib["VmRSS"] * 1024, (kib["RssAnon"] + kib["RssShmem"]) * 1024

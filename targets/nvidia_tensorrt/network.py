@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any
 
 from compiler.capability import Refusal
 from compiler.errors import FleetError, ToolchainFailed, UnsupportedModel
 from compiler.fleet import Range
-from compiler.save import save_model
 from targets.nvidia_tensorrt.signature import Signature, agree, model_signature, network_signature
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 PACKAGES = {"tensorrt-rtx": "tensorrt-rtx-cu12", "tensorrt": "tensorrt"}
@@ -96,6 +96,8 @@ def build_engine(model: ir.Model, settings: BuildSettings, *, path: Path) -> Bui
         ToolchainFailed: The builder gives no engine, or the network differs from the model.
         FleetError: A symbolic dimension has no range.
     """
+    from compiler.save import save_model
+
     ranges = input_ranges(model, settings.dims)
     trt = import_module(MODULES[settings.library])
     log = _recorder(trt)
