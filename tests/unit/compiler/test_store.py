@@ -229,7 +229,7 @@ def test_full_device_is_told_as_a_full_disk(tmp_path: Path) -> None:
         pytest.raises(StorageError, match="the disk is full"),
         output_errors(tmp_path),
         open("/dev/full", "wb") as file,
-    ):  # noqa: PTH123
+    ):
         file.write(b"x" * 100000)
 
 
