@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compiler.driver import build_fleet, plan_fleet
+    from compiler.driver import build_fleet
     from compiler.errors import CompilerError
     from compiler.fleet import load_fleet
     from compiler.frontend import import_model
+    from compiler.jobs import plan_fleet
     from compiler.manifest import read_artifact
     from compiler.plan import BuildOptions, make_plan
     from compiler.profile import load_profile
@@ -28,7 +29,7 @@ _PLACES = {
     "load_fleet": "compiler.fleet",
     "load_profile": "compiler.profile",
     "make_plan": "compiler.plan",
-    "plan_fleet": "compiler.driver",
+    "plan_fleet": "compiler.jobs",
     "read_artifact": "compiler.manifest",
 }
 

@@ -12,13 +12,14 @@ import onnx_ir as ir
 from compiler.build import build_loose
 from compiler.capability import op_key
 from compiler.errors import CompilerError
-from compiler.frontend import extract_prefix, save_model
+from compiler.frontend import extract_prefix
 from compiler.isolate import ChildLimits
 from compiler.numerics import Arrays
 from compiler.passes.probe import run_unoptimized
 from compiler.passes.values import origins_of
 from compiler.plan import Plan
 from compiler.profile import HardwareProfile
+from compiler.save import save_model
 from compiler.verify import Point, execute, failures
 
 

@@ -151,8 +151,8 @@ def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) 
 @json_option
 def plan(fleet: Path, as_json: bool, **options: Any) -> None:
     """Print what would be done for each device of a FLEET file, and why, without touching a toolchain."""
-    from compiler.driver import plan_fleet
     from compiler.errors import combine
+    from compiler.jobs import plan_fleet
 
     _, jobs, missing = plan_fleet(fleet, BuildOptions(**options))
     value = {"plans": [job.plan.to_dict() for job in jobs], "missing": {k: e.to_dict() for k, e in missing.items()}}

@@ -17,33 +17,23 @@ from typing import Any
 from compiler.artifact import Artifact
 from compiler.bisect import explain_divergence
 from compiler.build import Built, build_artifact
-from compiler.errors import CompilerError, FleetFailed, GateFailed, MissingError, OutputError, UsageError, combine
-from compiler.fleet import DeviceClass, Fleet, load_fleet, refuse_limits
+from compiler.errors import CompilerError, FleetFailed, GateFailed, OutputError
+from compiler.fleet import DeviceClass, Fleet
 from compiler.frontend import Imported, read_model
 from compiler.inputs import Prepared, VerificationInputs, prepare
+from compiler.jobs import Job, plan_fleet, selected_devices
 from compiler.manifest import MANIFEST, write_artifact, write_json
 from compiler.numerics import arrays_digest
 from compiler.passes.instrument import measure
-from compiler.plan import BuildOptions, Plan, make_plan, plan_passes
+from compiler.plan import BuildOptions, Plan
 from compiler.portable import Border, dump_passes, make_border
-from compiler.profile import HardwareProfile, load_profile, to_dict
+from compiler.profile import to_dict
 from compiler.store import Store, file_digest, output_errors
-from compiler.target import Target, find_target
 from compiler.verify import Point, Verdict, reference_points, verdict_to_dict, verify_artifact
 
 BUILD = "build.json"
 
 log = logging.getLogger("fleetc.build")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One device class, with everything that was decided for it."""
-
-    device: DeviceClass
-    profile: HardwareProfile
-    target: Target
-    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -99,33 +89,6 @@ class FleetReport:
         raise cls(f"{len(failed)} of {len(self.devices)} devices failed:\n{lines}", where=str(self.out))
 
 
-def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...], dict[str, MissingError]]:
-    """Reads the fleet file and decides for every device, without touching model or toolchain.
-
-    Returns:
-        The fleet, the jobs in its order, and the devices no plan could be made for because something is not installed.
-
-    Raises:
-        UsageError: The fleet file, a profile or an option cannot be obeyed; every such problem is named.
-    """
-    fleet = load_fleet(path)
-    refuse_limits(fleet)
-    plan_passes(options)
-    jobs: list[Job] = []
-    missing: dict[str, MissingError] = {}
-    problems: list[CompilerError] = []
-    for device in _selected(fleet, options):
-        try:
-            jobs.append(_plan_device(device, options))
-        except UsageError as error:
-            problems.append(error)
-        except MissingError as error:
-            missing[device.name] = error
-    if problems:
-        raise combine(problems)
-    return fleet, tuple(jobs), missing
-
-
 def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
     """Builds, verifies and delivers every device class of a fleet file.
 
@@ -135,7 +98,7 @@ def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
         ModelError: The model is not valid; nothing was built.
     """
     fleet, jobs, missing = plan_fleet(path, options)
-    _claim(options.out, _selected(fleet, options))
+    _claim(options.out, selected_devices(fleet, options))
     source = _read_source(fleet, [job.device for job in jobs])
     store = Store(options.cache)
     reports = {name: DeviceReport(name, "failed", options.out / name, error) for name, error in missing.items()}
@@ -143,7 +106,7 @@ def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
     for index, job in enumerate(jobs):
         log.info("%s (%d of %d)%s", job.device.name, index + 1, len(jobs), _eta(started, index, len(jobs)))
         reports[job.device.name] = _attempt(job, fleet, source, options, store)
-    ordered = tuple(reports[device.name] for device in _selected(fleet, options))
+    ordered = tuple(reports[device.name] for device in selected_devices(fleet, options))
     _settle(ordered, fleet, source.digest, options.out)
     return FleetReport(options.out, ordered, source.imported.notes)
 
@@ -174,23 +137,6 @@ def compile_device(job: Job, fleet: Fleet, source: Source, options: BuildOptions
         write_artifact(built.artifact, border, facts=facts, measurements=measured, folder=folder)
     status = "deferred" if built.artifact.deferred else "delivered"
     return DeviceReport(job.device.name, status, folder, None, job.plan, _row(facts, built.artifact, verdict), seconds)
-
-
-def _selected(fleet: Fleet, options: BuildOptions) -> Sequence[DeviceClass]:
-    unknown = sorted(set(options.devices) - set(fleet.devices))
-    if unknown:
-        raise UsageError(
-            f"the fleet has no device {', '.join(unknown)}",
-            where="--device",
-            remedy=f"Its devices: {', '.join(fleet.devices)}.",
-        )
-    return [device for name, device in fleet.devices.items() if not options.devices or name in options.devices]
-
-
-def _plan_device(device: DeviceClass, options: BuildOptions) -> Job:
-    profile = load_profile(device.profile)
-    target = find_target(profile.target, where=f"{profile.origin.place(('target',))}")
-    return Job(device, profile, target, make_plan(options, device, profile, target))
 
 
 def _read_source(fleet: Fleet, devices: Sequence[DeviceClass]) -> Source:

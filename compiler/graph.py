@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,9 +13,6 @@ import onnx_ir as ir
 
 SMALL_TENSOR_BYTES = 4096
 """Initializers up to this size take part in shape inference and checking; larger ones are only weights."""
-
-EMBED_BYTES = 1 << 30
-"""Weights up to this size are written inside the model file; protobuf itself ends at 2 GiB."""
 
 _MISINFERRED = frozenset({"MeanVarianceNormalization"})
 """Valid operators that ONNX's strict inference refuses: their own function body has an empty Constant."""
@@ -83,26 +79,6 @@ def skeleton(model: ir.Model, *, keep_bytes: int = SMALL_TENSOR_BYTES) -> onnx.M
         elif isinstance(tensor, ir.ExternalTensor):  # its path means nothing to whoever reads the skeleton
             value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
     return ir.to_proto(bare)
-
-
-def write_model(model: ir.Model, path: Path, *, embed_bytes: int = EMBED_BYTES) -> tuple[Path, ...]:
-    """Writes the model as one ONNX file, or with its weights beside it in `<name>.data` if they exceed `embed_bytes`.
-
-    Args:
-        model: Left as it is; weights in other files are read from there.
-        path: The `.onnx` file; its folder must exist.
-        embed_bytes: Weights that are written inside are held in memory twice meanwhile, weights beside it are not.
-
-    Returns:
-        The files written, the model's own first. The same model gives the same bytes in every folder.
-    """
-    graphs = (model.graph, *model.graph.subgraphs())
-    weights = (value.const_value for graph in graphs for value in graph.initializers.values())
-    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= embed_bytes:
-        ir.save(ir.external_data.load_to_model(model.clone()), path)
-        return (path,)
-    ir.save(model, path, external_data=f"{path.name}.data")
-    return path, path.with_name(f"{path.name}.data")
 
 
 def graph_digest(model: ir.Model) -> str:

@@ -227,7 +227,7 @@ def plan_passes(options: BuildOptions) -> tuple[PlannedPass, ...]:
     Raises:
         UsageError: A name or a number is none of theirs.
     """
-    names = [step.name for step in PORTABLE]
+    names = list(PORTABLE)
     unknown = sorted(set(options.skip_passes) - set(names))
     if unknown:
         raise UsageError(

@@ -13,15 +13,15 @@ from typing import Any
 import onnx_ir as ir
 
 from compiler.digests import code_digest, portable_tools
-from compiler.frontend import save_model
 from compiler.graph import Pass
 from compiler.numerics import Arrays, arrays_digest
 from compiler.passes.convert_to_half import refuse_undefined
 from compiler.passes.instrument import measure
-from compiler.passes.pipelines import PORTABLE, precision_passes
+from compiler.passes.pipelines import PORTABLE, load_passes, precision_passes
 from compiler.passes.probe import Probe, make_probe
 from compiler.passes.run import run_passes
 from compiler.plan import Plan
+from compiler.save import save_model
 from compiler.store import Entry, Stage, Store, canonical_json, file_digest
 
 BORDER = "border.onnx"
@@ -125,7 +125,7 @@ def _run(model: ir.Model, steps: Sequence[Pass], probe: Probe, folder: Path, *, 
 
 def _portable_steps(plan: Plan) -> list[Pass]:
     """By number, not by name: a pass may stand in the pipeline more than once."""
-    return [step for step, planned in zip(PORTABLE, plan.passes, strict=True) if planned.runs]
+    return [*load_passes(name for name, planned in zip(PORTABLE, plan.passes, strict=True) if planned.runs)]
 
 
 def _own_steps(plan: Plan, target_passes: Sequence[Pass]) -> list[Pass]:

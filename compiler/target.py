@@ -13,17 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from compiler.artifact import Artifact, Evidence
 from compiler.capability import Capability
 from compiler.errors import TargetNotFound, TargetUnavailable
 from compiler.fleet import Range
-from compiler.graph import Pass
-from compiler.numerics import Array, Arrays
 from compiler.profile import HardwareProfile
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from compiler.graph import Pass
+    from compiler.numerics import Array, Arrays
 
 API_VERSION = 1
 GROUP = "fleetc.targets"

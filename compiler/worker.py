@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from compiler.artifact import Artifact, Evidence, TensorSpec
 from compiler.errors import CompilerError, InternalError
@@ -30,6 +29,8 @@ PR_SET_PDEATHSIG = 1
 
 def build(request: Mapping[str, Any]) -> dict[str, Any]:
     """Builds a border model; gives the artifact's description."""
+    import onnx_ir as ir
+
     profile = load_profile(Path(request["profile"]))
     target = find_target(profile.target)
     target.check(profile)
@@ -130,7 +131,7 @@ def _die_with_parent() -> None:
 
 
 def _start_guardian() -> None:
-    """Forks a process that waits for the parent's end of our standard input to close and then kills our whole group.
+    """Forks a process that waits for the parent's end of our standard input to close and then kills our group.
 
     A killed parent takes this process along by `_die_with_parent`; the tools a toolchain started need the guardian.
     """

@@ -96,7 +96,7 @@ def main() -> int:
         path.write_text(text.format(**words), encoding="utf-8")
         print(path.relative_to(args.root))
     print(
-        f"Now put {words['constant']} into compiler/passes/pipelines.py, where the order needs it, with a comment why."
+        f'Now put "{words["kebab"]}" into compiler/passes/pipelines.py, where the order needs it, with a comment why.'
     )
     return 0
 

@@ -18,9 +18,10 @@ import onnx_ir as ir
 from compiler.artifact import Artifact, Evidence, TensorSpec
 from compiler.capability import Capability, OpRule, PrecisionRule
 from compiler.errors import DataError, TargetUnavailable, UnsupportedModel
-from compiler.graph import Pass, write_model
+from compiler.graph import Pass
 from compiler.numerics import Array, Arrays
 from compiler.profile import HardwareProfile
+from compiler.save import save_model
 from compiler.target import API_VERSION, Runner, TargetPlan, installed_version
 
 _NO_KERNEL = frozenset({"BitCast", "Bernoulli", "ImageDecoder", "RoiAlign"})
@@ -66,7 +67,7 @@ class Reference:
         """Writes the model, and opens it once to read back what it takes and gives."""
         path = workdir / "payload" / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
-        files = write_model(model, path)
+        files = save_model(model, path)
         session = _open(path)
         return Artifact(
             root=workdir,

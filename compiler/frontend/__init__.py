@@ -1,4 +1,4 @@
-"""ONNX files in and out: read, check, bind shapes, cut, save."""
+"""ONNX files in: read, check, bind shapes, cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from compiler.frontend.bind import SizeRange, bind_shapes, free_dims
 from compiler.frontend.extract import extract_prefix
 from compiler.frontend.inputs import describe_inputs, describe_outputs
 from compiler.frontend.read import Imported, read_model
-from compiler.frontend.save import save_model
 
 __all__ = [
     "Imported",
@@ -23,7 +22,6 @@ __all__ = [
     "free_dims",
     "import_model",
     "read_model",
-    "save_model",
 ]
 
 

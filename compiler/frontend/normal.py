@@ -23,8 +23,8 @@ MAX_DENSE_BYTES = 2**29
 def normalize(proto: onnx.ModelProto) -> list[str]:
     """Rewrites the message in place to one spelling of the same model.
 
-    Initializers leave the inputs, sparse tensors become dense, training information goes, and every node gets a
-    name of its own.
+    Initializers leave the inputs, sparse tensors become dense, training information goes, every node gets a name of
+    its own, and placeholders of unknown dimensions go.
 
     Returns:
         What was done, for the report.
@@ -35,6 +35,7 @@ def normalize(proto: onnx.ModelProto) -> list[str]:
         *_drop_training(proto),
         *_name_graphs(proto),
         *_name_nodes(proto),
+        *_forget_placeholders(proto.graph),
     ]
     _spell_default_domain(proto)
     return notes
@@ -58,6 +59,26 @@ def dense_array(sparse: onnx.SparseTensorProto) -> np.ndarray:
         raise ValueError("an index lies outside the shape")
     dense.reshape(-1)[flat] = values
     return dense
+
+
+def _forget_placeholders(graph: onnx.GraphProto) -> Iterator[str]:
+    """Some exporters write an unknown dimension as a negative size, or as a name without a letter such as `?`."""
+    shapes = [
+        value.type.tensor_type.shape
+        for inner in each_graph(graph)
+        for value in (*inner.input, *inner.output, *inner.value_info)
+    ]
+    unknown = [dim for shape in shapes for dim in shape.dim if _is_placeholder(dim)]
+    for dim in unknown:
+        dim.Clear()
+    if unknown:
+        yield f"{len(unknown)} dimensions were written as -1 or `?`; they are unnamed now"
+
+
+def _is_placeholder(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    if dim.HasField("dim_value"):
+        return dim.dim_value < 0
+    return dim.HasField("dim_param") and not any(letter.isalnum() for letter in dim.dim_param)
 
 
 def _drop_initializer_inputs(proto: onnx.ModelProto) -> Iterator[str]:

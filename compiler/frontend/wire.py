@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import TensorProto
 
+from compiler.save import varint
+
 MAPPED_ABOVE_BYTES = 1 << 16
 """Raw data from this size on stays in the file."""
 
@@ -112,12 +114,3 @@ def _varint(buffer: memoryview, place: int) -> tuple[int, int]:
 
 def _framed(number: int, message: bytes) -> bytes:
     return bytes([number << 3 | _DELIMITED]) + varint(len(message)) + message
-
-
-def varint(number: int) -> bytes:
-    """Protobuf's spelling of a number: seven bits a byte, lowest first."""
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*digits, number])

@@ -203,6 +203,9 @@ def rounded(array: Float64s, dtype: np.dtype[Any]) -> ir.TensorProtocol:
         Refused: A number is not finite there, or the type's small numbers lose what it can otherwise hold.
     """
     tensor = finite(array, dtype)
+    magnitudes = np.abs(array)
+    if not ((magnitudes < _smallest_normal(dtype)) & (magnitudes > 0.0)).any():
+        return tensor  # a normal number loses at most half of its last bit
     difference = tensor.numpy().astype(np.float64) - array
     lost = float(np.linalg.norm(difference)) / (float(np.linalg.norm(array)) or 1.0)
     if lost > float(np.ldexp(1.0, -_mantissa_bits(dtype))):
@@ -218,13 +221,17 @@ def finite(array: Float64s, dtype: np.dtype[Any]) -> ir.TensorProtocol:
     """
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         cast = array.astype(dtype)
-    if not np.isfinite(cast.astype(np.float64)).all():
+    if not np.isfinite(cast).all():
         raise Refused(f"folded weights are not finite in {dtype}")
     return ir.tensor(cast)
 
 
 def _mantissa_bits(dtype: np.dtype[Any]) -> int:
     return {"float64": 52, "float32": 23, "float16": 10}.get(dtype.name, 7)
+
+
+def _smallest_normal(dtype: np.dtype[Any]) -> float:
+    return float(np.ldexp(1.0, {"float64": -1022, "float16": -14}.get(dtype.name, -126)))
 
 
 def _require_gemm_shape(layer: ir.Node, affine: Affine) -> None:

@@ -20,7 +20,7 @@ from onnxscript.rewriter import MatchResult, RewriteRuleClassBase
 
 from compiler.passes.absorb import (
     LAYERS,
-    Folded,
+    Affine,
     affine_of,
     fold_after,
     output_channels,
@@ -48,17 +48,17 @@ class AbsorbAffineAfter(RewriteRuleClassBase):
         return getattr(op, self._op_type)(*operands)
 
     def check(self, context: Any, x: ir.Value, operand: ir.Value, layer_out: ir.Value) -> MatchResult:
-        self._folded(operand, layer_out)
+        self._affine(operand, producer(layer_out))
         return MatchResult()
 
     def rewrite(self, op: Any, x: ir.Value, operand: ir.Value, layer_out: ir.Value) -> ir.Value:
-        return rebuild(op, producer(layer_out), x, self._folded(operand, layer_out))
-
-    def _folded(self, operand: ir.Value, layer_out: ir.Value) -> Folded:
         layer = producer(layer_out)
+        return rebuild(op, layer, x, fold_after(layer, self._affine(operand, layer)))
+
+    def _affine(self, operand: ir.Value, layer: ir.Node) -> Affine:
         rank, axis = output_layout(layer)
         numbers = per_channel(operand, channels=output_channels(layer), rank=rank, axis=axis)
-        return fold_after(layer, affine_of(self._op_type, numbers, is_constant_first=self._is_constant_first))
+        return affine_of(self._op_type, numbers, is_constant_first=self._is_constant_first)
 
 
 FUSE_CONV_AFFINE = RulePass(

@@ -19,7 +19,6 @@ from onnxscript.rewriter import MatchResult, RewriteRuleClassBase
 from compiler.passes.absorb import (
     LAYERS,
     Affine,
-    Folded,
     constant_array,
     fold_after,
     fold_before,
@@ -45,11 +44,13 @@ class AbsorbBatchNormAfter(RewriteRuleClassBase):
         return op.BatchNormalization(layer, _allow_other_inputs=True, _outputs=["bn_out"])
 
     def check(self, context: Any, x: ir.Value, layer_out: ir.Value, bn_out: ir.Value) -> MatchResult:
-        _folded_after(layer_out, bn_out)
+        _normalization(producer(bn_out), output_channels(producer(layer_out)))
         return MatchResult()
 
     def rewrite(self, op: Any, x: ir.Value, layer_out: ir.Value, bn_out: ir.Value) -> ir.Value:
-        return rebuild(op, producer(layer_out), x, _folded_after(layer_out, bn_out))
+        layer = producer(layer_out)
+        normalization = _normalization(producer(bn_out), output_channels(layer))
+        return rebuild(op, layer, x, fold_after(layer, normalization))
 
 
 class AbsorbBatchNormBefore(RewriteRuleClassBase):
@@ -60,21 +61,13 @@ class AbsorbBatchNormBefore(RewriteRuleClassBase):
         return op.Conv(normalized, _allow_other_inputs=True, _outputs=["conv_out"])
 
     def check(self, context: Any, x: ir.Value, bn_out: ir.Value, conv_out: ir.Value) -> MatchResult:
-        _folded_before(bn_out, conv_out)
+        _normalization(producer(bn_out), input_channels(producer(conv_out)))
         return MatchResult()
 
     def rewrite(self, op: Any, x: ir.Value, bn_out: ir.Value, conv_out: ir.Value) -> ir.Value:
-        return rebuild(op, producer(conv_out), x, _folded_before(bn_out, conv_out))
-
-
-def _folded_after(layer_out: ir.Value, bn_out: ir.Value) -> Folded:
-    layer = producer(layer_out)
-    return fold_after(layer, _normalization(producer(bn_out), output_channels(layer)))
-
-
-def _folded_before(bn_out: ir.Value, conv_out: ir.Value) -> Folded:
-    conv = producer(conv_out)
-    return fold_before(conv, _normalization(producer(bn_out), input_channels(conv)))
+        conv = producer(conv_out)
+        normalization = _normalization(producer(bn_out), input_channels(conv))
+        return rebuild(op, conv, x, fold_before(conv, normalization))
 
 
 def _normalization(bn: ir.Node, channels: int) -> Affine:

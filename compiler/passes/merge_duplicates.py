@@ -1,4 +1,4 @@
-"""merge-duplicate-subexpressions: what is computed or stored twice is computed and stored once.
+"""merge-duplicates: what is computed or stored twice is computed and stored once.
 
 1. initializers of equal type, shape and bytes
 2. nodes of equal operator, attributes and inputs, the first of them stays
@@ -117,4 +117,4 @@ def _merge(graph: ir.Graph, node: ir.Node, first: ir.Node) -> bool:
     return True
 
 
-MERGE_DUPLICATES = FunctionPass("merge-duplicate-subexpressions", merge_duplicates)
+MERGE_DUPLICATES = FunctionPass("merge-duplicates", merge_duplicates)

@@ -9,9 +9,10 @@ import onnx
 import onnx_ir as ir
 
 from compiler.errors import InternalError, OutputError
-from compiler.graph import Pass, check_model, skeleton, write_model
+from compiler.graph import Pass, check_model, skeleton
 from compiler.passes.instrument import PassRecord, measure, run_measured
 from compiler.passes.probe import Probe
+from compiler.save import save_model
 
 
 def run_passes(
@@ -72,7 +73,7 @@ def _dump(model: ir.Model, folder: Path | None, number: int, name: str) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_model(model, folder / f"{number:02d}-{name}.onnx")
+        save_model(model, folder / f"{number:02d}-{name}.onnx")
         (folder / f"{number:02d}-{name}.txt").write_text(onnx.printer.to_text(skeleton(model)), encoding="utf-8")
     except OSError as error:
         raise OutputError(

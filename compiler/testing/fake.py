@@ -18,9 +18,10 @@ from pydantic import Field
 from compiler.artifact import Artifact, Evidence, TensorSpec
 from compiler.capability import Capability, OpRule, PrecisionRule
 from compiler.errors import TargetUnavailable, ToolchainFailed, UnsupportedModel
-from compiler.graph import Pass, write_model
+from compiler.graph import Pass
 from compiler.numerics import Array, Arrays
 from compiler.profile import HardwareProfile, validate_options
+from compiler.save import save_model
 from compiler.target import API_VERSION, Runner, TargetPlan
 from compiler.testing.case import evaluate
 
@@ -96,7 +97,7 @@ class FakeTarget:
         _misbehave(options.build)
         path = workdir / "payload" / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
-        files = write_model(model, path)
+        files = save_model(model, path)
         return Artifact(
             root=workdir,
             target=self.name,

@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from compiler.artifact import Artifact, Evidence, TensorSpec
 from compiler.capability import Capability, OpRule, PrecisionRule
-from compiler.graph import write_model
 from compiler.numerics import Array, Arrays
 from compiler.profile import HardwareProfile
+from compiler.save import save_model
 from compiler.target import API_VERSION, TargetPlan, installed_version
 
 OPS = "Add AveragePool BatchNormalization Clip Conv Gemm GlobalAveragePool MatMul MaxPool Mul Relu Reshape Sigmoid"
@@ -53,7 +53,7 @@ class AcmeNpu:
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Writes what the device loads below workdir/payload."""
         (workdir / "payload").mkdir(parents=True, exist_ok=True)
-        files = write_model(model, workdir / "payload" / "program.onnx")
+        files = save_model(model, workdir / "payload" / "program.onnx")
         return Artifact(
             root=workdir,
             target=self.name,

@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from compiler.artifact import Artifact
 from compiler.capability import Capability
 from compiler.errors import TargetUnavailable, combine
-from compiler.graph import Pass
 from compiler.profile import HardwareProfile
 from compiler.target import API_VERSION, Runner, TargetPlan, installed_version
-from targets.arm_tvm.bundle import write_bundle
 from targets.arm_tvm.operators import capability_of
 from targets.arm_tvm.options import Options
-from targets.arm_tvm.runner import load_bundle
 from targets.arm_tvm.runtime import FFI_VERSION, TVM_VERSION
 from targets.arm_tvm.zig import REMEDY
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from compiler.graph import Pass
 
 _REQUIRED = {"apache-tvm": TVM_VERSION, "apache-tvm-ffi": FFI_VERSION}
 
@@ -61,6 +62,8 @@ class Tvm:
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Compiles the model, links it, and writes the bundle."""
+        from targets.arm_tvm.bundle import write_bundle
+
         options: Options = plan.options
         lowered, files = write_bundle(model, options, workdir=workdir, cache_dir=plan.cache_dir)
         return Artifact(
@@ -81,6 +84,8 @@ class Tvm:
 
     def load(self, artifact: Artifact) -> Runner:
         """Loads the bundle. Raises TargetUnavailable where neither this machine nor QEMU can run it."""
+        from targets.arm_tvm.runner import load_bundle
+
         return load_bundle(artifact)
 
 

@@ -7,11 +7,12 @@ the operators between them in float32. So no integer precision is offered.
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import numpy as np
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from compiler.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 OPSET_MAX = 28
 _NUMBERS = frozenset({"FLOAT", "INT64", "INT32"})
@@ -123,6 +124,8 @@ def _resize_reason(node: ir.Node) -> str:
         return "the shapes of its input and output are not known"
     if not (data.shape.is_static() and result.shape.is_static()):
         return "its input or output has no fixed shape"
+    import numpy as np
+
     before, after = (np.array(shape.numpy(), dtype=np.float64) for shape in (data.shape, result.shape))
     scales = node.inputs[2].const_value if len(node.inputs) > 2 and node.inputs[2] is not None else None
     if scales is not None and scales.size and not np.allclose(scales.numpy() * before, after, rtol=0, atol=1e-4):

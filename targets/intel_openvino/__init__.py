@@ -12,21 +12,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import onnx_ir as ir
 from pydantic import Field
 
 from compiler.artifact import Artifact
 from compiler.capability import Capability
 from compiler.detect import host_isa
 from compiler.errors import TargetUnavailable
-from compiler.graph import Pass
 from compiler.profile import HardwareProfile
 from compiler.target import API_VERSION, Runner, TargetPlan, installed_version
-from targets.intel_openvino.convert import read_back, write_ir
 from targets.intel_openvino.rules import PRECISION_ISA, capability_of, computes
-from targets.intel_openvino.runner import CompiledRunner
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from compiler.graph import Pass
 
 _THREADS_PER_STREAM = 2
 _HINT = {"fp32": "f32", "fp16-weights": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -71,6 +72,8 @@ class OpenVino:
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Converts the model, with ranges where a dimension is one, and reads the result back."""
+        from targets.intel_openvino.convert import read_back, write_ir
+
         payload = workdir / "payload"
         payload.mkdir(parents=True, exist_ok=True)
         config = _config(plan)
@@ -99,6 +102,8 @@ class OpenVino:
             TargetUnavailable: This processor cannot compute in the artifact's precision.
             ToolchainFailed: OpenVINO does not compile the IR.
         """
+        from targets.intel_openvino.runner import CompiledRunner
+
         host = host_isa()
         if not computes(artifact.precision, host):
             flags = " nor ".join(PRECISION_ISA[artifact.precision])

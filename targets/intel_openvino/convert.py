@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed, UnsupportedModel
-from compiler.graph import write_model
+from compiler.save import save_model
 from compiler.target import TargetPlan
 from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 
@@ -22,7 +22,7 @@ def write_ir(model: ir.Model, plan: TargetPlan, path: Path) -> None:
     """Writes `path` and the `.bin` beside it. Raises UnsupportedModel if OpenVINO does not convert the model."""
     ov = openvino()
     with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
-        border, *_ = write_model(model, Path(folder) / "border.onnx", embed_bytes=_EMBED_BYTES)
+        border, *_ = save_model(model, Path(folder) / "border.onnx", external_above_bytes=_EMBED_BYTES)
         try:
             network = ov.Core().read_model(border)
             _name_inputs(network, [str(value.name) for value in model.graph.inputs])

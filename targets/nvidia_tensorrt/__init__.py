@@ -10,22 +10,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import onnx_ir as ir
 from pydantic import Field
 
 from compiler.artifact import Artifact
 from compiler.capability import Capability
 from compiler.errors import TargetUnavailable
-from compiler.graph import Pass
 from compiler.profile import HardwareProfile, validate_options
 from compiler.target import API_VERSION, Runner, TargetPlan, installed_version
-from targets.nvidia_tensorrt.cuda import find_device
 from targets.nvidia_tensorrt.network import MODULES, PACKAGES, BuildSettings, build_engine, input_ranges
 from targets.nvidia_tensorrt.rules import AHEAD_OF_TIME, capability_of
-from targets.nvidia_tensorrt.runner import EngineRunner, read_engine
 from targets.nvidia_tensorrt.signature import agree, model_signature
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from compiler.graph import Pass
 
 _ENGINE = "payload/model.engine"
 _UNREPEATABLE = (
@@ -113,6 +114,9 @@ class TensorRT:
         library = str(artifact.facts["library"])
         if find_spec(MODULES[library]) is None:
             raise TargetUnavailable(f"{PACKAGES[library]} is not installed", remedy=_REMEDIES[library])
+        from targets.nvidia_tensorrt.cuda import find_device
+        from targets.nvidia_tensorrt.runner import EngineRunner
+
         return EngineRunner(artifact, library, find_device(str(artifact.facts["compute_capability"])))
 
 
@@ -122,6 +126,8 @@ def _lacking(options: Options) -> str:
         return ""
     if find_spec(MODULES[options.library]) is None:
         return "the Python package `tensorrt` is not installed here"
+    from targets.nvidia_tensorrt.cuda import find_device
+
     try:
         find_device(options.compute_capability)
     except TargetUnavailable as error:
@@ -171,6 +177,9 @@ def _built(model: ir.Model, plan: TargetPlan, settings: BuildSettings, workdir: 
 
 def _read_back(artifact: Artifact, model: ir.Model, settings: BuildSettings) -> Artifact:
     """The artifact with what the engine itself says it takes and gives, where a GPU is there to open it."""
+    from targets.nvidia_tensorrt.cuda import find_device
+    from targets.nvidia_tensorrt.runner import read_engine
+
     try:
         device = find_device(settings.compute_capability)
     except TargetUnavailable:

@@ -8,19 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any
 
 from compiler.capability import Refusal
 from compiler.errors import FleetError, ToolchainFailed, UnsupportedModel
 from compiler.fleet import Range
-from compiler.graph import write_model
 from targets.nvidia_tensorrt.signature import Signature, agree, model_signature, network_signature
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 PACKAGES = {"tensorrt-rtx": "tensorrt-rtx-cu12", "tensorrt": "tensorrt"}
 
+EXTERNAL_ABOVE_BYTES = 1 << 30  # of weights; with less the parser gets one file
 _LOG_LINES = 8  # of the log's end in a message: the cause and what it led to
 _REASON_CHARS = 300
 
@@ -95,6 +96,8 @@ def build_engine(model: ir.Model, settings: BuildSettings, *, path: Path) -> Bui
         ToolchainFailed: The builder gives no engine, or the network differs from the model.
         FleetError: A symbolic dimension has no range.
     """
+    from compiler.save import save_model
+
     ranges = input_ranges(model, settings.dims)
     trt = import_module(MODULES[settings.library])
     log = _recorder(trt)
@@ -103,7 +106,8 @@ def build_engine(model: ir.Model, settings: BuildSettings, *, path: Path) -> Bui
     with tempfile.TemporaryDirectory(
         dir=path.parent
     ) as folder:  # the parser may read weights until the engine is built
-        parser = _parse(trt, network, log, write_model(model, Path(folder) / "border.onnx")[0])
+        border, *_ = save_model(model, Path(folder) / "border.onnx", external_above_bytes=EXTERNAL_ABOVE_BYTES)
+        parser = _parse(trt, network, log, border)
         _refuse_shape_inputs(network)
         signature = agree(model_signature(model), network_signature(network), source="network")
         _let_attention_decompose(trt, network)

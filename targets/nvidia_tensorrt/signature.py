@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any
 
 from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _UNKNOWN = "?"
 _NUMPY = {

@@ -39,8 +39,8 @@ class Suite:
 SUITES = {
     "reference": [Suite("all", 0)],
     "openvino": [Suite("all", 0, "intel-n100")],
-    "tvm": [Suite("essential", -1, "raspberry-pi-4"), Suite("none", 1, options=_HOST_ARM)],
-    "tensorrt": [Suite("essential", 1, "nvidia-l4")],
+    "tvm": [Suite("all", -1, "raspberry-pi-4"), Suite("none", 1, options=_HOST_ARM)],
+    "tensorrt": [Suite("all", 1, "nvidia-l4")],
 }
 _ANY_OTHER = [Suite("all", 1)]
 

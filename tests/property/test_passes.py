@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from compiler.graph import Pass, check_model, graph_digest
 from compiler.numerics import TOLERANCES
-from compiler.passes.pipelines import BF16, FP16, PORTABLE
+from compiler.passes.pipelines import PORTABLE, load_passes, precision_passes
 from compiler.passes.probe import make_probe
 from compiler.passes.run import run_passes
 
-CHEAP = tuple(step for step in PORTABLE if step.name != "simplify-onnxsim")
+CHEAP = load_passes(name for name in PORTABLE if name != "simplify-onnxsim")
 EACH = tuple({step.name: step for step in CHEAP}.values())
 
 bounded = settings(
@@ -56,12 +56,12 @@ def test_whole_pipeline_with_onnxsim_keeps_outputs(text: str) -> None:
     model = ir.from_onnx_text(text)
     probe = make_probe(model)
     assume(probe.expected is not None)
-    run_passes(model, PORTABLE, probe=probe, check_each=True)
+    run_passes(model, load_passes(PORTABLE), probe=probe, check_each=True)
     assert TOLERANCES["fp32"].accepts(probe.worst(model))
     assert interface(model) == interface(ir.from_onnx_text(text))
 
 
-@pytest.mark.parametrize("passes", [FP16, BF16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("passes", [precision_passes("fp16"), precision_passes("bf16")], ids=["fp16", "bf16"])
 @bounded
 @given(text=models())
 def test_half_precision_is_valid_and_keeps_the_interface(passes: tuple[Pass, ...], text: str) -> None:

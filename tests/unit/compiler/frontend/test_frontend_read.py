@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compiler.errors import CompilerError, InvalidModel, UnsupportedModel
 from compiler.fleet import Range
-from compiler.frontend import bind_shapes, read_model
+from compiler.frontend import bind_shapes, free_dims, read_model
 from compiler.frontend.apart import check_apart
 from compiler.frontend.read import Imported
 from compiler.frontend.wire import varint
@@ -410,3 +410,14 @@ def test_a_graph_written_in_two_fields_is_read_whole(tmp_path: Path) -> None:
     whole.graph.ClearField("initializer")
     (tmp_path / "m.onnx").write_bytes(whole.SerializeToString() + rest.SerializePartialToString())
     assert list(read_model(tmp_path / "m.onnx").model.graph.initializers) == ["w"]
+
+
+def test_placeholders_of_unknown_dimensions_become_unnamed(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,C,3] x) => (float[N,C,3] y) { y = Relu (x) }"""
+    proto = model(text)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+        value.type.tensor_type.shape.dim[1].dim_param = "?"
+    found = read(proto, tmp_path)
+    assert "4 dimensions were written as -1 or `?`; they are unnamed now" in found.notes
+    assert free_dims(found.model) == ("x.0", "x.1")

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from pass_cases import parse, with_weight
 
-from compiler.passes.pipelines import PORTABLE
+from compiler.passes.pipelines import PORTABLE, load_passes
 from compiler.passes.probe import make_probe
 from compiler.passes.run import run_passes
 
@@ -23,6 +23,6 @@ def test_weights_in_another_file_are_found_from_any_folder(tmp_path: Path, monke
     loaded = ir.load(tmp_path / "m.onnx")
     probe = make_probe(loaded)
     assert probe.why == ""
-    records = run_passes(loaded, PORTABLE, probe=probe, check_each=True)
+    records = run_passes(loaded, load_passes(PORTABLE), probe=probe, check_each=True)
     assert not any("left out" in note for note in records[0].notes)
     assert "Identity" not in [node.op_type for node in loaded.graph]

@@ -30,9 +30,10 @@ def text_model(
     return ir.from_proto(proto)
 
 
-def conv_net(dtype: type = np.float32) -> ir.Model:
-    """Convolution, ReLU and global pooling: `x` (batch, 3, 8, 8) to `y` (batch, 4, 1, 1)."""
-    weights = np.random.default_rng(7).standard_normal((4, 3, 3, 3)).astype(dtype)
+def conv_net(dtype: type = np.float32, *, channels: int = 4) -> ir.Model:
+    """Convolution, ReLU and global pooling: `x` (batch, 3, 8, 8) to `y` (batch, channels, 1, 1)."""
+    weights = np.random.default_rng(7).standard_normal((channels, 3, 3, 3)).astype(dtype)
     kind = "float" if dtype is np.float32 else "float16"
     body = "[conv] c = Conv<pads = [1, 1, 1, 1]>(x, w) r = Relu(c) y = GlobalAveragePool(r)"
-    return text_model(f"g ({kind}[batch, 3, 8, 8] x) => ({kind}[batch, 4, 1, 1] y) {{ {body} }}", {"w": weights})
+    signature = f"g ({kind}[batch, 3, 8, 8] x) => ({kind}[batch, {channels}, 1, 1] y)"
+    return text_model(f"{signature} {{ {body} }}", {"w": weights})

@@ -135,9 +135,9 @@ def test_facts_are_json_values_and_hold_no_path(build: Build, tmp_path: Path) ->
 
 
 def test_weights_in_a_file_beside_the_model_are_read_from_there(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compiler.graph.EMBED_BYTES", 64)
-    artifact = build(conv_net(), batch=BATCH)
-    assert artifact.facts["weights_bytes"] > 64
+    monkeypatch.setattr("targets.nvidia_tensorrt.network.EXTERNAL_ABOVE_BYTES", 64)
+    artifact = build(conv_net(channels=64), batch=BATCH)
+    assert artifact.facts["weights_bytes"] == 64 * 3 * 3 * 3 * 4
     assert artifact.facts["engine_bytes"] > 1000
 
 

@@ -15,8 +15,9 @@ import onnxruntime
 import pytest
 
 from compiler.errors import OutputError, StorageError
-from compiler.frontend import read_model, save_model
+from compiler.frontend import read_model
 from compiler.graph import graph_digest
+from compiler.save import save_model
 
 
 @pytest.fixture
@@ -26,9 +27,9 @@ def whole() -> ir.Model:
     g (float[2,3] x) => (float[2,2] y, int64[0] e) <float[3,2] w = {1,2,3,4,5,6}, int64[0] none = {}>
     { [mul] y = MatMul (x, w) [same] e = Identity (none) }"""
     found = ir.from_onnx_text(text)
-    for name, dtype in (("i4", ir.DataType.INT4), ("b16", ir.DataType.BFLOAT16)):
-        tensor = ir.tensor(np.array([1, -2, 3]).astype(dtype.numpy()), dtype=dtype, name=name)
-        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=ir.Shape([3]))
+    for name, dtype, size in (("i4", ir.DataType.INT4, 9001), ("b16", ir.DataType.BFLOAT16, 3000)):
+        tensor = ir.tensor(np.resize([1, -2, 3], size).astype(dtype.numpy()), dtype=dtype, name=name)
+        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=ir.Shape([size]))
         found.graph.register_initializer(value)
     return found
 
@@ -52,6 +53,14 @@ def test_the_same_model_is_the_same_bytes(whole: ir.Model, tmp_path: Path, exter
         save_model(whole, tmp_path / name / "m.onnx", external_above_bytes=external_above_bytes)
     files = [[file.read_bytes() for file in sorted((tmp_path / name).iterdir())] for name in ("a", "b")]
     assert files[0] == files[1]
+
+
+def test_what_shapes_are_inferred_from_stays_inside_the_model_file(whole: ir.Model, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    assert save_model(whole, path, external_above_bytes=0) == (path, tmp_path / "m.data")
+    proto = onnx.load(path, load_external_data=False)
+    outside = {one.name for one in proto.graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL}
+    assert outside == {"i4", "b16"}
 
 
 def test_saving_leaves_the_model_as_it_was(whole: ir.Model, tmp_path: Path) -> None:

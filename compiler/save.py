@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx import TensorProto
 
 from compiler.errors import OutputError, StorageError
-from compiler.frontend.wire import varint
+from compiler.graph import SMALL_TENSOR_BYTES
 
 EXTERNAL_ABOVE_BYTES = 3 << 29
 """1.5 GiB: weights beyond it go to `<stem>.data`, because one protobuf message ends at 2 GiB."""
@@ -36,29 +36,48 @@ _RAW_TAG = bytes([TensorProto.RAW_DATA_FIELD_NUMBER << 3 | _DELIMITED])
 _NO_PLACE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 
 
-def save_model(model: ir.Model, path: str | Path, *, external_above_bytes: int = EXTERNAL_ABOVE_BYTES) -> None:
-    """Writes the model, replacing what is there only once it is complete.
+def save_model(
+    model: ir.Model, path: str | Path, *, external_above_bytes: int = EXTERNAL_ABOVE_BYTES
+) -> tuple[Path, ...]:
+    """Writes the model, replacing what is there only once it is complete: the same bytes in every folder.
 
     Args:
         model: Its weights are read one at a time.
         path: The .onnx file; its folder must be there.
-        external_above_bytes: Weights of more than this in all go to `<stem>.data` beside it.
+        external_above_bytes: With weights of more than this in all, the large ones go to `<stem>.data` beside it; what
+            shape inference reads stays inside.
+
+    Returns:
+        The files written, the model's own first.
 
     Raises:
         OutputError: The place cannot be written.
         StorageError: The disk is full or failed.
     """
-    place = Path(path)
+    place, data = Path(path), Path(path).with_suffix(".data")
     weights = _weights(model)
+    is_outside = sum(tensor.nbytes for tensor in weights.values()) > external_above_bytes
+    outside = {name: one for name, one in weights.items() if is_outside and one.nbytes > SMALL_TENSOR_BYTES}
     proto = _without(model, weights)
     try:
-        if sum(tensor.nbytes for tensor in weights.values()) > external_above_bytes:
-            offsets = _write_data(place.with_suffix(".data"), weights)
-            _write_onnx(place, proto, [_external(name, weights[name], offsets[name], place) for name in weights])
-        else:
-            _write_onnx(place, proto, [_inline(name, tensor) for name, tensor in weights.items()])
+        offsets = _write_data(data, outside) if outside else {}
+        fields = [
+            _external(name, tensor, offsets[name], place) if name in outside else _inline(name, tensor)
+            for name, tensor in weights.items()
+        ]
+        _write_onnx(place, proto, fields)
     except OSError as error:
         raise _storage_error(error, place) from error
+    return (place, data) if outside else (place,)
+
+
+def varint(number: int) -> bytes:
+    """Protobuf's spelling of a number: seven bits a byte, lowest first."""
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*digits, number])
 
 
 @dataclass(frozen=True)
