@@ -95,16 +95,8 @@ class Target(Protocol):
 
 
 def list_targets() -> dict[str, EntryPoint]:
-    """Installed targets by name, none of them loaded. Raises TargetUnavailable if two packages claim one name."""
-    found: dict[str, EntryPoint] = {}
-    for point in sorted(set(entry_points(group=GROUP)), key=lambda point: (point.name, point.value)):
-        if point.name in found:
-            raise TargetUnavailable(
-                f"two plugins claim the target '{point.name}': {_origin(found[point.name])} and {_origin(point)}",
-                remedy="Uninstall one of the two packages.",
-            )
-        found[point.name] = point
-    return found
+    """Installed targets by name, none of them loaded; of a name that two packages claim, the first."""
+    return {name: points[0] for name, points in _claims().items()}
 
 
 def find_target(name: str, *, where: str = "") -> Target:
@@ -116,9 +108,10 @@ def find_target(name: str, *, where: str = "") -> Target:
 
     Raises:
         TargetNotFound: No installed package has it.
-        TargetUnavailable: The plugin fails to import, speaks another API version, or is no target.
+        TargetUnavailable: Two packages claim the name, or the plugin fails to import, speaks another API version, or
+            is no target.
     """
-    installed = list_targets()
+    installed = _claims()
     if name not in installed:
         near = difflib.get_close_matches(name, installed, n=1)
         hint = f"Did you mean '{near[0]}'? " if near else ""
@@ -127,7 +120,14 @@ def find_target(name: str, *, where: str = "") -> Target:
             where=where,
             remedy=f"{hint}Installed: {', '.join(installed) or 'none'}. `fleetc targets` lists them.",
         )
-    return _checked(name, _loaded(installed[name], where), where)
+    point, *others = installed[name]
+    if others:
+        raise TargetUnavailable(
+            f"two plugins claim the target '{name}': {_origin(point)} and {_origin(others[0])}",
+            where=where,
+            remedy="Uninstall one of the two packages.",
+        )
+    return _checked(name, _loaded(point, where), where)
 
 
 def installed_version(package: str) -> str:
@@ -136,6 +136,14 @@ def installed_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "absent"
+
+
+def _claims() -> dict[str, list[EntryPoint]]:
+    """Target name → every entry point that claims it."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in sorted(set(entry_points(group=GROUP)), key=lambda point: (point.name, point.value)):
+        found.setdefault(point.name, []).append(point)
+    return found
 
 
 def _loaded(point: EntryPoint, where: str) -> object:
