@@ -134,13 +134,13 @@ def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) 
     chosen = _options(options)
     report = build_fleet(fleet, chosen)
     devices = [_device_json(one) for one in report.devices]
-    value = {"out": str(report.out), "notes": report.notes, "devices": devices}
+    value: dict[str, Any] = {"out": str(report.out), "notes": report.notes, "devices": devices}
     _RESULT.update(value) if as_json else click.echo(show.fleet_text(report))
     report.raise_failures()
     if check_reproducible:
         check(fleet, chosen)
         value["reproducible"] = True
-        as_json or click.echo("reproducible: a second build from nothing gave the same bytes")
+        click.echo("reproducible: a second build from nothing gave the same bytes", err=as_json)
     if as_json:
         _print_json(value)
 
@@ -427,6 +427,7 @@ def main() -> NoReturn:
 
 
 def _exit_code() -> int:
+    _RESULT.clear()
     try:
         cli.main(standalone_mode=False)
         return 0

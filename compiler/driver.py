@@ -121,8 +121,7 @@ def compile_device(job: Job, fleet: Fleet, source: Source, options: BuildOptions
     passes = job.target.passes(job.profile)
     ready = source.prepared[job.device.name]
     if options.dump_passes:
-        with output_errors(options.dump_passes):
-            dump_passes(ready.model, job.plan, passes, options.dump_passes / job.device.name)
+        dump_passes(ready.model, job.plan, passes, options.dump_passes / job.device.name)
     with _timed(seconds, "passes"):
         border = make_border(ready.model, ready.digest, job.plan, passes, inputs=ready.inputs.probe, store=store)
     with _timed(seconds, "build"):

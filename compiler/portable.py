@@ -124,6 +124,7 @@ def _run(model: ir.Model, steps: Sequence[Pass], probe: Probe, folder: Path, *, 
 
 
 def _portable_names(plan: Plan) -> list[str]:
+    """By number, not by name: a pass may stand in the pipeline more than once."""
     return [step.name for step in plan.passes if step.runs]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what is shown is made by modules that load the toolchains' readers; showing it needs none of them
+if TYPE_CHECKING:  # the command line imports this file for every command, and these import all of the compiler
     from compiler.compare import Change
     from compiler.driver import DeviceReport, FleetReport
     from compiler.plan import Plan

@@ -131,9 +131,9 @@ def _die_with_parent() -> None:
 
 
 def _start_guardian() -> None:
-    """Forks a process that waits for the parent's end of our standard input to close and then kills our whole group.
+    """Forks a process that waits for the parent's end of our standard input to close and then kills our group.
 
-    A killed parent takes this process along by `_die_with_parent`; the tools that a toolchain started need the guardian.
+    A killed parent takes this process along by `_die_with_parent`; the tools a toolchain started need the guardian.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads: the fork only reads and kills

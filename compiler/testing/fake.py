@@ -72,12 +72,12 @@ class FakeTarget:
 
     def check(self, profile: HardwareProfile) -> None:
         """Raises TargetUnavailable on request."""
-        if _options(profile).toolchain == "missing":
+        if validate_options(self.Options, profile).toolchain == "missing":
             raise TargetUnavailable("the fake toolchain is not installed", remedy="Set toolchain: ok.")
 
     def capability(self, profile: HardwareProfile) -> Capability:
         """Every operator of ONNX but the refused ones."""
-        options = _options(profile)
+        options = validate_options(self.Options, profile)
         names = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
         return Capability(
             ops={name: OpRule() for name in sorted(names - set(options.refuses))},
@@ -152,10 +152,6 @@ def install_plugin(folder: Path, name: str, source: str, *, attribute: str = "TA
     entry = f"[fleetc.targets]\n{name} = fleetc_{name}:{attribute}\n"
     (info / "entry_points.txt").write_text(entry, encoding="utf-8")
     return module
-
-
-def _options(profile: HardwareProfile) -> Options:
-    return validate_options(Options, profile)
 
 
 def _misbehave(behaviour: str) -> None:

@@ -13,8 +13,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compiler.frontend import save_model
-
 pytestmark = [pytest.mark.needs_openvino, pytest.mark.xdist_group("guide")]
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
@@ -99,7 +97,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
         assert value.name is not None and value.shape is not None
         value.const_value = ir.tensor(random.normal(size=value.shape.numpy()).astype(np.float32), name=value.name)
         model.graph.register_initializer(value)
-    save_model(model, folder / "model.onnx")
+    ir.save(model, folder / "model.onnx")
     return Walk(folder)
 
 

@@ -413,7 +413,8 @@ def test_a_graph_written_in_two_fields_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_placeholders_of_unknown_dimensions_become_unnamed(tmp_path: Path) -> None:
-    proto = model("""<ir_version: 8, opset_import: ["" : 17]> g (float[N,C,3] x) => (float[N,C,3] y) { y = Relu (x) }""")
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,C,3] x) => (float[N,C,3] y) { y = Relu (x) }"""
+    proto = model(text)
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = -1
         value.type.tensor_type.shape.dim[1].dim_param = "?"
