@@ -146,7 +146,7 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
         ("/dev/zero", "is a folder or a device"),
         ("no/such/file", "No such file"),
         ("x" * 5000, "File name too long"),
-        ("nul\0byte", "null byte"),
+        ("nul\0byte", "null"),
     ],
 )
 def test_what_is_no_readable_file_is_refused(path: str, said: str) -> None:
