@@ -21,7 +21,7 @@ class OpRule:
         constant_inputs: Indices of inputs that must be initializers or constants.
         rank_max: Highest rank of its inputs and outputs; 0 means any.
         attributes: Attribute name → the values it may take (compared as int, float, str or tuple).
-        opset_min: First version of the operator's opset whose meaning the target implements.
+        opset_min: Oldest opset of the model in which the operator means what the target implements.
         inputs_max: Most inputs it may be given; 0 means any number.
         outputs_max: Most outputs that may be used; 0 means any number.
     """
@@ -96,12 +96,18 @@ def find_unsupported(model: ir.Model, capability: Capability) -> tuple[Refusal, 
     return tuple(
         Refusal(node.name or "(unnamed)", op_key(node), reason)
         for node in model.graph.all_nodes()
-        for reason in _reasons(node, capability)
+        for reason in _reasons(node, capability, model.graph.opset_imports.get(node.domain, 1))
     )
 
 
 def refuse_unsupported(model: ir.Model, capability: Capability, *, target: str) -> None:
-    """Raises UnsupportedModel that lists every refusal, if there is any."""
+    """Raises UnsupportedModel that lists every refusal, or says that the model's opset is too new for the toolchain."""
+    opset = model.graph.opset_imports.get("", 1)
+    if opset > capability.opset_max:
+        raise UnsupportedModel(
+            f"the model is written in opset {opset}; target '{target}' reads up to {capability.opset_max}",
+            remedy=f"Export the model with opset {capability.opset_max} or older.",
+        )
     refusals = find_unsupported(model, capability)
     if refusals:
         lines = "\n".join(f"  - {refusal}" for refusal in refusals)
@@ -111,12 +117,14 @@ def refuse_unsupported(model: ir.Model, capability: Capability, *, target: str) 
         )
 
 
-def _reasons(node: ir.Node, capability: Capability) -> Iterator[str]:
+def _reasons(node: ir.Node, capability: Capability, opset: int) -> Iterator[str]:
     key = op_key(node)
     rule = capability.ops.get(key)
     if rule is None:
         yield f"the target has no operator {key}"
         return
+    if opset < rule.opset_min:
+        yield f"opset {opset} gives it another meaning than the one the target implements, that of {rule.opset_min}"
     yield from _dtype_reasons(node, rule)
     yield from _input_reasons(node, rule)
     yield from _attribute_reasons(node, rule)

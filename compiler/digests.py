@@ -12,6 +12,7 @@ PORTABLE_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "o
 SOURCE_SUFFIXES = frozenset({".py", ".c", ".cc", ".h", ".json"})
 
 
+@cache
 def portable_tools() -> tuple[tuple[str, str], ...]:
     """Name and version of every package the portable half computes with."""
     return tuple((name, version(name)) for name in PORTABLE_PACKAGES)

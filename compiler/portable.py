@@ -17,7 +17,7 @@ from compiler.graph import Pass
 from compiler.numerics import Arrays, arrays_digest
 from compiler.passes.convert_to_half import refuse_undefined
 from compiler.passes.instrument import measure
-from compiler.passes.pipelines import PORTABLE, load_passes, precision_passes
+from compiler.passes.pipelines import load_passes, precision_passes
 from compiler.passes.probe import Probe, make_probe
 from compiler.passes.run import run_passes
 from compiler.plan import Plan
@@ -84,16 +84,16 @@ def dump_passes(model: ir.Model, plan: Plan, target_passes: Sequence[Pass], fold
         OutputError: The folder cannot be written.
     """
     copy = model.clone()
-    steps = [*_portable_steps(plan), *_own_steps(plan, target_passes)]
+    steps = [*load_passes(_portable_names(plan)), *_own_steps(plan, target_passes)]
     run_passes(copy, steps, dump_dir=folder)
 
 
 def _rewrite(model: ir.Model, digest: str, plan: Plan, inputs: Arrays, store: Store) -> Entry:
-    steps = _portable_steps(plan)
-    parts = (("model", digest), *_pass_parts(steps, inputs))
+    names = _portable_names(plan)
+    parts = (("model", digest), *_pass_parts(names, inputs))
 
     def make(folder: Path) -> None:
-        _run(model, steps, make_probe(model, inputs), folder, first=1)
+        _run(model, load_passes(names), make_probe(model, inputs), folder, first=1)
 
     return store.obtain(Stage("rewrite", parts), make)
 
@@ -104,7 +104,7 @@ def _specialize(rewritten: Entry, plan: Plan, target_passes: Sequence[Pass], inp
     if not steps:
         return rewritten
     sources = tuple((step.name, code_digest(type(step).__module__)) for step in target_passes)
-    parts = (("rewrite", rewritten.digest), *_pass_parts(steps, inputs), *sources)
+    parts = (("rewrite", rewritten.digest), *_pass_parts([step.name for step in steps], inputs), *sources)
 
     def make(folder: Path) -> None:
         model = ir.load(rewritten.files / BORDER)
@@ -123,18 +123,18 @@ def _run(model: ir.Model, steps: Sequence[Pass], probe: Probe, folder: Path, *, 
     log.info("%d passes: %d nodes become %d", len(steps), measure(model).nodes, measure(copy).nodes)
 
 
-def _portable_steps(plan: Plan) -> list[Pass]:
+def _portable_names(plan: Plan) -> list[str]:
     """By number, not by name: a pass may stand in the pipeline more than once."""
-    return [*load_passes(name for name, planned in zip(PORTABLE, plan.passes, strict=True) if planned.runs)]
+    return [step.name for step in plan.passes if step.runs]
 
 
 def _own_steps(plan: Plan, target_passes: Sequence[Pass]) -> list[Pass]:
     return [*precision_passes(plan.converts_graph or "fp32"), *target_passes]
 
 
-def _pass_parts(steps: Sequence[Pass], inputs: Arrays) -> tuple[tuple[str, str], ...]:
+def _pass_parts(names: Sequence[str], inputs: Arrays) -> tuple[tuple[str, str], ...]:
     return (
-        ("passes", canonical_json([step.name for step in steps])),
+        ("passes", canonical_json(names)),
         ("probe", arrays_digest(inputs)),
         ("compiler", code_digest("compiler")),
         *portable_tools(),

@@ -37,7 +37,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 UNUSABLE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EIO}
-    | {errno.ENAMETOOLONG, errno.ESTALE}
+    | {errno.ENAMETOOLONG, errno.ESTALE, errno.ENOENT}
 )
 """What it says when a folder is no place to write to."""
 

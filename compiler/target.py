@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -130,6 +131,7 @@ def find_target(name: str, *, where: str = "") -> Target:
     return _checked(name, _loaded(point, where), where)
 
 
+@cache
 def installed_version(package: str) -> str:
     """Version of an installed distribution, or `absent`."""
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -61,7 +62,7 @@ def validate(
         error: The class of the returned problems, at most `MAX_PROBLEMS` of them.
         under: The key path of `data` inside its file.
     """
-    adapter = TypeAdapter(cls)
+    adapter = _adapter(cls)  # type: ignore[arg-type]  # mypy: not every metaclass hashes
     try:
         return adapter.validate_json(json.dumps(data), strict=True, extra="forbid"), []
     except ValidationError as reason:
@@ -73,9 +74,14 @@ def validate(
     return None, problems
 
 
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
 def json_schema(cls: type[Any]) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a dataclass, as `validate` reads it: unknown keys are refused."""
-    schema = TypeAdapter(cls).json_schema()
+    schema = _adapter(cls).json_schema()  # type: ignore[arg-type]
     _close(schema)
     return schema
 

@@ -87,6 +87,9 @@ def test_absent_distribution_has_the_version_absent() -> None:
     assert installed_version("no-such-distribution-anywhere") == "absent"
 
 
+RELU = "(float[2] x) => (float[2] y) { y = Relu(x) }"
+
+
 def _refusals(text: str, rules: dict[str, OpRule]) -> list[str]:
     model = ir.from_proto(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21, "acme": 1]> g {text}'))
     capability = Capability(ops=rules, precisions=(), dynamic_dims=True, opset_max=21)
@@ -149,3 +152,15 @@ def test_all_refusals_are_reported_at_once() -> None:
         refuse_unsupported(model, capability, target="acme")
     assert "Relu" in str(raised.value)
     assert "Abs" in str(raised.value)
+
+
+def test_a_model_of_a_newer_opset_than_the_toolchain_reads_is_refused() -> None:
+    model = ir.from_proto(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> g {RELU}'))
+    capability = Capability(ops={"Relu": OpRule()}, precisions=(), dynamic_dims=True, opset_max=20)
+    with pytest.raises(UnsupportedModel, match=r"opset 21; target 'acme' reads up to 20"):
+        refuse_unsupported(model, capability, target="acme")
+
+
+def test_an_operator_of_an_older_meaning_is_refused() -> None:
+    (refusal,) = _refusals(RELU, {"Relu": OpRule(opset_min=22)})
+    assert "opset 21 gives it another meaning" in refusal
