@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -105,7 +106,18 @@ def file_digest(path: Path) -> str:
 def folder_digests(folder: Path) -> dict[str, str]:
     """Relative POSIX path → SHA-256 of every file under a folder, symbolic links included, in path order."""
     files = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+    return {path.relative_to(folder).as_posix(): _known_digest(path) for path in files}
+
+
+def _known_digest(path: Path) -> str:
+    """The digest of a file, computed once in this process as long as the system says that nobody touched it."""
+    at = path.stat()
+    return _digest_of_state(path, (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns))
+
+
+@lru_cache(maxsize=4096)
+def _digest_of_state(path: Path, state: tuple[int, ...]) -> str:
+    return file_digest(path)
 
 
 class Store:

@@ -70,7 +70,11 @@ class Runner(Protocol):
 
 @runtime_checkable
 class Target(Protocol):
-    """One toolchain and the devices it builds for."""
+    """One toolchain and the devices it builds for.
+
+    A target may also offer `unavailable_here(artifact) -> str`: why an artifact cannot run on this machine, found out
+    cheaply and without the toolchain, or nothing. It saves the process in which `load` would find it out.
+    """
 
     name: str
     api_version: int

@@ -26,7 +26,7 @@ from compiler.isolate import ChildLimits, run_child
 from compiler.numerics import TOLERANCES, Array, Arrays, ErrorStats, arrays_digest, compare_all, write_arrays
 from compiler.passes.probe import run_unoptimized
 from compiler.store import Stage, Store, canonical_json
-from compiler.target import installed_version
+from compiler.target import find_target, installed_version
 from compiler.worker import artifact_to_dict
 
 log = logging.getLogger("fleetc.build")
@@ -130,8 +130,9 @@ def verify_artifact(
     Raises:
         GateFailed: An output is outside the tolerance; the message gives every such output's figures.
     """
-    if artifact.deferred:
-        return Verdict("not executed", tolerance, Evidence.NONE, artifact.deferred)
+    if reason := artifact.deferred or _unavailable_here(artifact):
+        log.info("%s: not executed: %s", where, reason)
+        return Verdict("not executed", tolerance, Evidence.NONE, reason)
     stage = Stage("verify", _key(digest, points, tolerance, repeat))
 
     def make(folder: Path) -> None:
@@ -298,6 +299,11 @@ def _expected(model: ir.Model, digest: str, inputs: Arrays, store: Store) -> dic
         lambda folder: write_arrays(folder / "outputs.npz", run_unoptimized(model, inputs)),
     )
     return _load(entry.files / "outputs.npz")
+
+
+def _unavailable_here(artifact: Artifact) -> str:
+    ask = getattr(find_target(artifact.target), "unavailable_here", None)
+    return str(ask(artifact)) if ask else ""
 
 
 def _key(digest: str, points: Sequence[Point], tolerance: str, repeat: int) -> tuple[tuple[str, str], ...]:

@@ -102,6 +102,16 @@ class TensorRT:
             return _deferred(model, plan, settings, workdir, lacking)
         return _built(model, plan, settings, workdir)
 
+    def unavailable_here(self, artifact: Artifact) -> str:
+        """Why no engine can run on this machine, as far as a look at the driver tells; empty where one may."""
+        from targets.nvidia_tensorrt.cuda import driver_library
+
+        try:
+            driver_library()
+        except TargetUnavailable as error:
+            return error.what
+        return ""
+
     def load(self, artifact: Artifact) -> Runner:
         """Opens the engine on this machine's GPU.
 

@@ -93,14 +93,19 @@ class Memory:
         _check(self._driver, getattr(self._driver, name)(*arguments), name)
 
 
-def _driver() -> ctypes.CDLL:
+def driver_library() -> ctypes.CDLL:
+    """The NVIDIA driver's library, not initialised. Raises TargetUnavailable where there is none."""
     try:
-        driver = ctypes.CDLL(_LIBRARY)
+        return ctypes.CDLL(_LIBRARY)
     except OSError as error:
         raise TargetUnavailable(
             f"no NVIDIA GPU or driver on this machine: {_LIBRARY} not found",
             remedy="Run it on a machine with an NVIDIA GPU and its driver.",
         ) from error
+
+
+def _driver() -> ctypes.CDLL:
+    driver = driver_library()
     code = driver.cuInit(0)
     if code:
         raise TargetUnavailable(

@@ -175,7 +175,7 @@ def test_two_plugins_of_one_name_fail_their_devices_only(place: Place, tmp_path:
         outcome = place.build()
         listed = place.run("targets")
     assert outcome.code == 6, outcome.err
-    assert "fleetc-twin-a 1.0 and fleetc-twin-b 1.0" in outcome.err
+    assert "fleetc-twin_a 1.0 and fleetc-twin_b 1.0" in outcome.err
     assert (place.dist / "one").is_dir()
     assert "twin" in listed.out + listed.err
 

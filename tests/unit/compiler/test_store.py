@@ -225,12 +225,8 @@ def test_full_disk_is_a_storage_error_for_cache_and_output(tmp_path: Path, numbe
 
 
 def test_full_device_is_told_as_a_full_disk(tmp_path: Path) -> None:
-    with (
-        pytest.raises(StorageError, match="the disk is full"),
-        output_errors(tmp_path),
-        open("/dev/full", "wb") as file,
-    ):
-        file.write(b"x" * 100000)
+    with pytest.raises(StorageError, match="the disk is full"), output_errors(tmp_path):
+        Path("/dev/full").write_bytes(b"x" * 100000)
 
 
 def test_unwritable_output_is_a_usage_error_and_cache_is_not(tmp_path: Path) -> None:
