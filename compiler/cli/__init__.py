@@ -1,0 +1,101 @@
+"""The command line: parses, calls, prints. Results go to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from typing import NoReturn
+
+import click
+
+from compiler.cli.artifact import bench, finish, inspect, run, verify
+from compiler.cli.fleet import build, diff, plan
+from compiler.cli.machine import cache, profiles, targets
+from compiler.cli.output import PARTIAL, print_json
+from compiler.errors import CompilerError, InternalError, UsageError
+
+EXIT_CODES = """\b
+Exit codes: 0 done · 1 a bug of fleetc · 2 usage, profile, fleet or data file · 3 model invalid or not
+supported · 4 toolchain, device or disk space missing · 5 a gate failed · 6 some devices failed, the
+others were delivered · 130 interrupted, run again to resume"""
+
+_STARTED = time.monotonic()
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="fleetc")
+@click.option("--quiet", "-q", is_flag=True, help="Only warnings and errors on stderr.")
+@click.option("--verbose", "-v", is_flag=True, help="Cache keys part by part, and what the store does.")
+def cli(quiet: bool, verbose: bool) -> None:
+    """One ONNX model in; for every device class of a fleet, one build, verified, with its reasons."""
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(relativeSeconds)8.1f s  %(message)s"))
+    handler.addFilter(_stamp)
+    logger = logging.getLogger("fleetc")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(level)
+
+
+for command in (build, plan, verify, run, bench, inspect, diff, finish, targets, profiles, cache):
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """The console script: runs the command and turns every outcome into an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
+    PARTIAL.clear()
+    try:
+        cli.main(standalone_mode=False)
+        return 0
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
+    except click.ClickException as error:
+        return _failed(_usage(error))
+    except CompilerError as error:
+        return _failed(error)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: what was finished is in the cache; run the same command again to resume", err=True)
+        return 130
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  the reader left; nothing more can be said
+        return 0
+    except Exception as error:
+        return _failed(_bug(error))
+
+
+def _failed(error: CompilerError) -> int:
+    """Says what went wrong on stderr and, where JSON was asked for, in the one document on stdout."""
+    click.echo(f"error: {error}", err=True)
+    if "--json" in sys.argv[1:]:
+        print_json({**PARTIAL, **error.to_dict()})
+    return error.exit_code
+
+
+def _usage(error: click.ClickException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "fleetc"
+    return UsageError(error.format_message(), where=command, remedy=f"`{command} --help` tells how it is called.")
+
+
+def _bug(error: Exception) -> InternalError:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="fleetc-bug-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as report:
+        report.write("".join(traceback.format_exception(error)))
+    remedy = f"This is a bug of fleetc. Please report it with {report.name}."
+    return InternalError(f"{type(error).__name__}: {error}", remedy=remedy)
+
+
+def _stamp(record: logging.LogRecord) -> bool:
+    record.relativeSeconds = time.monotonic() - _STARTED
+    return True

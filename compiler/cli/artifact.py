@@ -1,0 +1,117 @@
+"""Commands on one delivered artifact: verify, run, bench, inspect, finish."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compiler import show
+from compiler.cli.options import FILE, FOLDER, cache_option, child_options, json_option, limits_of, sizes_of
+from compiler.cli.output import print_json
+
+
+@click.command()
+@click.argument("artifact", type=FOLDER)
+@click.option("--model", type=FILE, help="The original model to compare with; the artifact's border model by default.")
+@click.option("--samples", type=FILE, help="Inputs: .npz, .npy or a folder of them; random ones by default.")
+@child_options
+@json_option
+def verify(artifact: Path, as_json: bool, model: Path | None, samples: Path | None, **limits: Any) -> None:
+    """Check an ARTIFACT's files against their digests, run it, and compare it with the reference again."""
+    from compiler.delivered import verify_delivered
+    from compiler.verify import verdict_to_dict
+
+    delivered, verdict = verify_delivered(artifact, model=model, samples=samples, limits=limits_of(limits))
+    if as_json:
+        print_json({"device": delivered.manifest["device"], **verdict_to_dict(verdict)})
+    else:
+        click.echo(
+            f"{delivered.manifest['device']}: {verdict.status}, {verdict.evidence}, tolerance {verdict.tolerance}"
+        )
+
+
+@click.command()
+@click.argument("artifact", type=FOLDER)
+@click.argument("inputs", type=FILE)
+@click.argument("outputs", type=FILE)
+@child_options
+@json_option
+def run(artifact: Path, inputs: Path, outputs: Path, as_json: bool, **limits: Any) -> None:
+    """Run an ARTIFACT once on INPUTS (.npz, or .npy for one input) and write OUTPUTS."""
+    from compiler.delivered import run_delivered
+
+    specs = run_delivered(artifact, inputs, outputs, limits=limits_of(limits))
+    if as_json:
+        print_json({"outputs": [asdict(spec) for spec in specs], "file": str(outputs)})
+    else:
+        click.echo(f"{outputs}: {', '.join(spec.name for spec in specs)}")
+
+
+@click.command()
+@click.argument("artifact", type=FOLDER)
+@click.option("--samples", type=FILE, help="Inputs: .npz, .npy or a folder of them; random ones by default.")
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="NAME=N",
+    help="Size of a free dimension, e.g. batch=8; the plan's opt by default.",
+)
+@click.option("--repeat", type=click.IntRange(min=1), default=100, show_default=True, help="Timed runs.")
+@child_options
+@json_option
+def bench(
+    artifact: Path, as_json: bool, samples: Path | None, sizes: tuple[str, ...], repeat: int, **limits: Any
+) -> None:
+    """Time an ARTIFACT on this machine, or count its instructions under the emulator."""
+    from compiler.delivered import bench_delivered
+
+    result = bench_delivered(artifact, samples=samples, sizes=sizes_of(sizes), repeat=repeat, limits=limits_of(limits))
+    if as_json:
+        print_json(result)
+        return
+    figures = [show.latency_text(result["latency"])] if result["latency"] else []
+    figures += (
+        [show.instructions_text(result["instructions_per_inference"])] if result["instructions_per_inference"] else []
+    )
+    click.echo(
+        f"{result['device']} {result['precision']}: {'; '.join(figures) or 'nothing measured'} ({result['evidence']})"
+    )
+
+
+@click.command()
+@click.argument("artifact", type=FOLDER)
+@click.option("--node", metavar="NAME", help="What became of this node of the source model.")
+@json_option
+def inspect(artifact: Path, as_json: bool, node: str | None) -> None:
+    """Show what an ARTIFACT is: its plan, passes, files and verdict; or what became of one node."""
+    from compiler.manifest import read_artifact
+    from compiler.trace import find_node
+
+    found = read_artifact(artifact)
+    if node is not None:
+        matches = find_node(artifact, node)
+        print_json(matches) if as_json else click.echo(show.node_text(found.manifest, matches))
+    elif as_json:
+        print_json({"manifest": found.manifest, "measurements": found.measurements})
+    else:
+        click.echo(show.manifest_text(found.manifest, found.measurements))
+
+
+@click.command()
+@click.argument("artifact", type=FOLDER)
+@child_options
+@cache_option
+@json_option
+def finish(artifact: Path, as_json: bool, cache: Path, **limits: Any) -> None:
+    """Complete a deferred ARTIFACT on the device it is for."""
+    from compiler.delivered import finish_delivered
+    from compiler.verify import verdict_to_dict
+
+    verdict = finish_delivered(artifact, cache=cache, limits=limits_of(limits))
+    print_json(verdict_to_dict(verdict)) if as_json else click.echo(
+        f"{artifact}: finished, parity {verdict.status} ({verdict.evidence})"
+    )

@@ -1,0 +1,95 @@
+"""Commands on a fleet file and on whole builds: build, plan, diff."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compiler import show
+from compiler.cli.options import FILE, FOLDER, build_options, cache_option, child_options, json_option, options_of
+from compiler.cli.output import PARTIAL, print_json
+from compiler.plan import BuildOptions
+
+
+@click.command()
+@click.argument("fleet", type=FILE)
+@click.option(
+    "--out", "-o", type=FOLDER, default=Path("dist"), show_default=True, help="Folder that gets one folder per device."
+)
+@click.option("--dump-passes", type=FOLDER, metavar="DIR", help="Write the model after every pass that changed it.")
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Timed runs per batch size where it runs here.",
+)
+@click.option("--check-reproducible", is_flag=True, help="Build a second time from nothing and compare every file.")
+@build_options
+@child_options
+@cache_option
+@json_option
+def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) -> None:
+    """Build, verify and deliver every device class of a FLEET file."""
+    from compiler.driver import build_fleet
+    from compiler.reproduce import check_reproducible as check
+
+    chosen = options_of(options)
+    report = build_fleet(fleet, chosen)
+    devices = [_device_json(one) for one in report.devices]
+    value: dict[str, Any] = {"out": str(report.out), "notes": report.notes, "devices": devices}
+    PARTIAL.update(value) if as_json else click.echo(show.fleet_text(report))
+    report.raise_failures()
+    if check_reproducible:
+        check(fleet, chosen)
+        value["reproducible"] = True
+        click.echo("reproducible: a second build from nothing gave the same bytes", err=as_json)
+    if as_json:
+        print_json(value)
+
+
+@click.command()
+@click.argument("fleet", type=FILE)
+@build_options
+@json_option
+def plan(fleet: Path, as_json: bool, **options: Any) -> None:
+    """Print what would be done for each device of a FLEET file, and why, without touching a toolchain."""
+    from compiler.errors import combine
+    from compiler.jobs import plan_fleet
+
+    _, jobs, missing = plan_fleet(fleet, BuildOptions(**options))
+    value = {"plans": [job.plan.to_dict() for job in jobs], "missing": {k: e.to_dict() for k, e in missing.items()}}
+    if as_json:
+        PARTIAL.update(value)
+    elif jobs:
+        click.echo("\n\n".join(show.plan_text(job.plan) for job in jobs))
+    if missing:
+        raise combine(list(missing.values()))
+    if as_json:
+        print_json(value)
+
+
+@click.command()
+@click.argument("first", type=FOLDER)
+@click.argument("second", type=FOLDER)
+@json_option
+def diff(first: Path, second: Path, as_json: bool) -> None:
+    """Compare two dist folders, or two devices' folders: inputs, plan, passes, files, verdicts."""
+    from compiler.compare import compare_builds
+
+    changes = compare_builds(first, second)
+    print_json([asdict(change) for change in changes]) if as_json else click.echo(show.changes_text(changes))
+
+
+def _device_json(device: Any) -> dict[str, Any]:
+    return {
+        "device": device.device,
+        "status": device.status,
+        "folder": str(device.folder),
+        **device.row,
+        "error": device.error.to_dict() if device.error else None,
+        "seconds": device.seconds,
+    }

@@ -1,0 +1,103 @@
+"""Options that several commands share, and the values they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from platformdirs import user_cache_path
+
+from compiler.errors import UsageError
+from compiler.isolate import ChildLimits
+from compiler.plan import BuildOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path)
+
+
+def cache_option(function: F) -> F:
+    """`--cache`, the store's root."""
+    option = click.option(
+        "--cache",
+        type=FOLDER,
+        envvar="FLEETC_CACHE",
+        default=lambda: user_cache_path("fleetc"),
+        help="Folder of finished stages and downloads (FLEETC_CACHE; default: the user's cache folder).",
+    )
+    return option(function)
+
+
+def child_options(function: F) -> F:
+    """Limits of a target's child process."""
+    timeout = click.option(
+        "--build-timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=1800.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Wall time one device's toolchain may take per step.",
+    )
+    memory = click.option(
+        "--build-memory",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="MIB",
+        help="Memory it may use; nine tenths of this machine's by default.",
+    )
+    return timeout(memory(function))
+
+
+def build_options(function: F) -> F:
+    """What `build` and `plan` share."""
+    for option in (
+        click.option(
+            "--device", "-d", "devices", multiple=True, metavar="NAME", help="Only this device; may be repeated."
+        ),
+        click.option(
+            "--precision",
+            default="",
+            metavar="NAME",
+            help="Precision of every device, over the fleet file's: auto, fp32, fp16, bf16, fp16-weights.",
+        ),
+        click.option(
+            "--skip-pass", "skip_passes", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated."
+        ),
+        click.option("--stop-after", type=int, metavar="N", help="Run passes 1 to N only, to find the one at fault."),
+    ):
+        function = option(function)
+    return function
+
+
+def json_option(function: F) -> F:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(function)
+
+
+def options_of(options: dict[str, Any]) -> BuildOptions:
+    """The options of `build`, child limits among them, as one value."""
+    limits = {key: options.pop(key) for key in ("build_timeout", "build_memory")}
+    return BuildOptions(**options, child=limits_of(limits))
+
+
+def limits_of(limits: dict[str, Any]) -> ChildLimits:
+    """What `child_options` gave, as one value."""
+    return ChildLimits(timeout_s=limits["build_timeout"], memory_mib=limits["build_memory"])
+
+
+def sizes_of(texts: tuple[str, ...]) -> dict[str, int]:
+    """`NAME=N` texts as a mapping.
+
+    Raises:
+        UsageError: A text is no name with a positive number.
+    """
+    sizes = {}
+    for text in texts:
+        name, _, size = text.partition("=")
+        if not name or not size.isdigit() or int(size) < 1:
+            raise UsageError(f"'{text}' is no NAME=N with N ≥ 1", where="--size", remedy="For example --size batch=8.")
+        sizes[name] = int(size)
+    return sizes
