@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from compiler.artifact import Artifact, Evidence, TensorSpec
 from compiler.build import BuildRequest, build_in_child, check_artifact
+from compiler.disk import output_errors
 from compiler.errors import ArtifactError, DataError, OutputError
 from compiler.fleet import Range
 from compiler.frontend import bind_shapes, describe_inputs, describe_outputs, free_dims, read_model
@@ -24,7 +25,6 @@ from compiler.passes.probe import run_unoptimized
 from compiler.portable import Border
 from compiler.profile import profile_of
 from compiler.samples import batch_of, load_samples, make_samples, read_arrays
-from compiler.store import output_errors
 from compiler.target import find_target
 from compiler.verify import Point, Verdict, batch_size, execute, judge, latency_summary, verdict_to_dict
 from compiler.yamlfile import Document, Origin

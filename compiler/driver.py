@@ -17,6 +17,7 @@ from typing import Any
 from compiler.artifact import Artifact
 from compiler.bisect import explain_divergence
 from compiler.build import Built, build_artifact
+from compiler.disk import output_errors
 from compiler.errors import CompilerError, FleetFailed, GateFailed, OutputError
 from compiler.fleet import DeviceClass, Fleet
 from compiler.frontend import Imported, read_model
@@ -28,7 +29,7 @@ from compiler.passes.instrument import measure
 from compiler.plan import BuildOptions, Plan
 from compiler.portable import Border, dump_passes, make_border
 from compiler.profile import to_dict
-from compiler.store import Store, file_digest, output_errors
+from compiler.store import Store, file_digest
 from compiler.verify import Point, Verdict, reference_points, verdict_to_dict, verify_artifact
 
 BUILD = "build.json"

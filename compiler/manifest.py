@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from compiler.artifact import Artifact, leaves_folder
+from compiler.disk import output_errors
 from compiler.errors import ArtifactError, combine
 from compiler.manifest_shape import manifest_problems, measurements_problems
 from compiler.portable import BORDER, BORDER_DATA, Border
-from compiler.store import file_digest, output_errors
+from compiler.store import file_digest
 from compiler.worker import artifact_from_dict, artifact_to_dict
 
 SCHEMA = 1

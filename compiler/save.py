@@ -6,7 +6,6 @@ more `initializer` field of the graph, straight from where it lies.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto
 
-from compiler.errors import OutputError, StorageError
+from compiler.disk import output_errors
 from compiler.graph import SMALL_TENSOR_BYTES
 
 EXTERNAL_ABOVE_BYTES = 3 << 29
@@ -33,7 +32,6 @@ _DELIMITED = 2
 _GRAPH_TAG = bytes([onnx.ModelProto.GRAPH_FIELD_NUMBER << 3 | _DELIMITED])
 _INITIALIZER_TAG = bytes([onnx.GraphProto.INITIALIZER_FIELD_NUMBER << 3 | _DELIMITED])
 _RAW_TAG = bytes([TensorProto.RAW_DATA_FIELD_NUMBER << 3 | _DELIMITED])
-_NO_PLACE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 
 
 def save_model(
@@ -59,15 +57,13 @@ def save_model(
     is_outside = sum(tensor.nbytes for tensor in weights.values()) > external_above_bytes
     outside = {name: one for name, one in weights.items() if is_outside and one.nbytes > SMALL_TENSOR_BYTES}
     proto = _without(model, weights)
-    try:
+    with output_errors(place):
         offsets = _write_data(data, outside) if outside else {}
         fields = [
             _external(name, tensor, offsets[name], place) if name in outside else _inline(name, tensor)
             for name, tensor in weights.items()
         ]
         _write_onnx(place, proto, fields)
-    except OSError as error:
-        raise _storage_error(error, place) from error
     return (place, data) if outside else (place,)
 
 
@@ -180,10 +176,3 @@ def _raw(tensor: ir.TensorProtocol) -> bytes | memoryview:
         return tensor.tobytes()
     array = np.ascontiguousarray(tensor.numpy())
     return array.reshape(-1).view(np.uint8).data if array.size else b""
-
-
-def _storage_error(error: OSError, place: Path) -> OutputError | StorageError:
-    reason = error.strerror or str(error)
-    if error.errno in _NO_PLACE:
-        return OutputError(f"cannot write here: {reason}", where=str(place), remedy="Choose a folder you may write to.")
-    return StorageError(f"writing failed: {reason}", where=str(place), remedy="Free some space, or write elsewhere.")

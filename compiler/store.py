@@ -27,20 +27,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from compiler.errors import DataError, OutputError, StorageError
+from compiler.disk import output_errors, storage_errors
+from compiler.errors import DataError
 
 SCHEMA = 1
 STALE_TMP_S = 24 * 3600
 """A temporary folder this old belongs to a build that was killed."""
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What the operating system says when nothing more fits."""
-
-UNUSABLE = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EIO}
-    | {errno.ENAMETOOLONG, errno.ESTALE, errno.ENOENT}
-)
-"""What it says when a folder is no place to write to."""
 
 log = logging.getLogger("fleetc.store")
 
@@ -297,44 +290,6 @@ class Store:
 
     def _entries(self) -> list[Path]:
         return sorted((self.root / "entries").glob("??/*"))
-
-
-@contextmanager
-def storage_errors(root: Path) -> Iterator[None]:
-    """Turns what the operating system says about the cache's disk into StorageError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise StorageError(
-                "the disk is full",
-                where=str(root),
-                remedy="Free space (`fleetc cache gc`), or point FLEETC_CACHE to another disk.",
-            ) from error
-        if error.errno in UNUSABLE:
-            raise StorageError(
-                f"the cache cannot be used: {error.strerror}",
-                where=str(error.filename or root),
-                remedy="Point FLEETC_CACHE or --cache to a folder you may write to.",
-            ) from error
-        raise
-
-
-@contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turns what the operating system says about an output place into OutputError, a full disk into StorageError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise StorageError(
-                "the disk is full", where=str(path), remedy="Free space, or write to another disk."
-            ) from error
-        raise OutputError(
-            f"cannot write here: {error.strerror or error}",
-            where=str(error.filename or path),
-            remedy="Choose a folder you may write to.",
-        ) from error
 
 
 def _damage(folder: Path, stage: Stage | None) -> str:

@@ -10,8 +10,9 @@ import click
 from compiler import show
 from compiler.cli.options import FILE, cache_option, json_option
 from compiler.cli.output import print_json
+from compiler.disk import output_errors
 from compiler.errors import CompilerError
-from compiler.store import Store, output_errors
+from compiler.store import Store
 from compiler.target import find_target, list_targets
 
 
@@ -86,7 +87,7 @@ def profiles_detect(as_json: bool, out: Path | None, gpu: bool) -> None:
 def profiles_check(files: tuple[str, ...], as_json: bool) -> None:
     """Check profile FILES (or names): every key, unit, provenance and target option."""
     from compiler.errors import combine
-    from compiler.profile import load_profile
+    from compiler.profile import load_profile, validate_options
 
     problems: list[CompilerError] = []
     for file in files:

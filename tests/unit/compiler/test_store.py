@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from compiler.disk import output_errors, storage_errors
 from compiler.errors import CompilerError, DataError, OutputError, StorageError
-from compiler.store import STALE_TMP_S, Stage, Store, output_errors, storage_errors
+from compiler.store import STALE_TMP_S, Stage, Store
 
 STAGE = Stage("build", (("border", "abc"), ("tool", "1.0")))
 OTHER = Stage("build", (("border", "abc"), ("tool", "1.1")))
