@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this file for every command, and these import all of the compiler
     from compiler.compare import Change
-    from compiler.driver import DeviceReport, FleetReport
     from compiler.plan import Plan
+    from compiler.record import DeviceReport, FleetReport
 
 MIB = 1 << 20
 NOTE_COLUMNS = 96

@@ -1,0 +1,140 @@
+"""What a build says of itself: the values it returns, and the sections of an artifact's manifest and measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compiler.artifact import Artifact
+from compiler.build import Built
+from compiler.errors import CompilerError, FleetFailed
+from compiler.fleet import Fleet
+from compiler.frontend import Imported
+from compiler.inputs import Prepared, VerificationInputs
+from compiler.jobs import Job
+from compiler.numerics import arrays_digest
+from compiler.passes.instrument import measure
+from compiler.plan import Plan
+from compiler.portable import Border
+from compiler.profile import to_dict
+from compiler.verify import Verdict, verdict_to_dict
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model as it was read, the digest of its file, and what each device's build starts from."""
+
+    imported: Imported
+    digest: str
+    prepared: Mapping[str, Prepared]
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """What became of one device class.
+
+    Args:
+        device: Its name.
+        status: `delivered`, `deferred` or `failed`.
+        folder: Where its artifact is.
+        error: Why it failed; None otherwise.
+        plan: Its plan; None if none could be made.
+        row: Figures for a table: precision, bytes, nodes before and after, worst SQNR, latency, instructions, evidence.
+        seconds: Stage → wall seconds spent on it now; 0 where it came from the store.
+    """
+
+    device: str
+    status: str
+    folder: Path
+    error: CompilerError | None = None
+    plan: Plan | None = None
+    row: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FleetReport:
+    """What became of the fleet, device by device, and the notes on how its model was read."""
+
+    out: Path
+    devices: tuple[DeviceReport, ...]
+    notes: tuple[str, ...] = ()
+
+    def raise_failures(self) -> None:
+        """Raises one error naming every device that failed: FleetFailed, or the first one's class if none was left."""
+        failed = {device.device: device.error for device in self.devices if device.error}
+        if not failed:
+            return
+        if len(self.devices) == 1:
+            raise next(iter(failed.values()))
+        lines = "\n".join(f"  - {name}: {error}".replace("\n", "\n    ") for name, error in failed.items())
+        all_failed = len(failed) == len(self.devices)
+        cls = type(next(iter(failed.values()))) if all_failed else FleetFailed
+        raise cls(f"{len(failed)} of {len(self.devices)} devices failed:\n{lines}", where=str(self.out))
+
+
+def manifest_facts(
+    job: Job, fleet: Fleet, source: Source, border: Border, built: Built, verdict: Verdict
+) -> dict[str, Any]:
+    """The manifest's sections: nothing in them depends on the folder, the clock or the load of the machine."""
+    stages = [*border.entries, built.entry]
+    ready = source.prepared[job.device.name]
+    return {
+        "device": job.device.name,
+        "inputs": {
+            "model": {"file": fleet.model.name, "sha256": source.digest, "notes": list(source.imported.notes)},
+            "samples": {
+                "origin": _origin(fleet, ready.inputs),
+                "sha256": arrays_digest(ready.inputs.probe),
+                "warnings": list(ready.inputs.warnings),
+            },
+            "profile": {"name": job.profile.name, "sha256": job.plan.profile_digest, "facts": to_dict(job.profile)},
+        },
+        "source": vars(measure(ready.model)),
+        "border": vars(measure(border.load())) | {"sha256": border.digest},
+        "plan": job.plan.to_dict(),
+        "passes": [{key: value for key, value in record.items() if key != "milliseconds"} for record in border.records],
+        "stages": [{"stage": entry.stage, "sha256": entry.digest} for entry in stages],
+        "verdict": {"parity": _without(verdict_to_dict(verdict), "latency", "instructions")},
+    }
+
+
+def measured_facts(border: Border, built: Built, verdict: Verdict, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Sections of `measurements.json`: what the clock, the load and the store of this time have a part in."""
+    return {
+        "evidence": str(verdict.evidence),
+        "latency": list(verdict.latency),
+        "instructions": verdict.instructions,
+        "passes_ms": [[record["name"], record["milliseconds"]] for record in border.records],
+        "stages": [{"stage": entry.stage, "from_store": entry.hit} for entry in (*border.entries, built.entry)],
+        "seconds": dict(seconds),
+    }
+
+
+def _origin(fleet: Fleet, inputs: VerificationInputs) -> str:
+    """Where the samples are from, in words that are the same in every folder."""
+    return fleet.calibration.path.name if fleet.calibration else inputs.origin
+
+
+def table_row(facts: Mapping[str, Any], artifact: Artifact, verdict: Verdict) -> dict[str, Any]:
+    """The figures of one device in the fleet's table."""
+    sqnr = [one.get("sqnr_db") for point in verdict.points for one in point["outputs"].values() if "sqnr_db" in one]
+    return {
+        "target": artifact.target,
+        "precision": artifact.precision,
+        "bytes": sum((artifact.root / name).stat().st_size for name in artifact.files if name.startswith("payload/")),
+        "nodes_before": facts["source"]["nodes"],
+        "nodes_after": facts["border"]["nodes"],
+        "parity": verdict.status,
+        "sqnr_db": min(sqnr, default=None),
+        "p50_ms": verdict.latency[0]["p50_ms"] if verdict.latency else None,
+        "instructions": verdict.instructions,
+        "evidence": str(verdict.evidence),
+        "reason": verdict.reason,
+    }
+
+
+def _without(value: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key not in keys}
