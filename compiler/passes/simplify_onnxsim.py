@@ -26,7 +26,7 @@ from compiler.numerics import TOLERANCES
 from compiler.passes.probe import make_probe
 from compiler.passes.values import record_origin
 
-COMMAND = (sys.executable, "-m", "compiler.passes.onnxsim_child")
+COMMAND = (sys.executable, "-P", "-m", "compiler.passes.onnxsim_child")
 MEMORY_BYTES = 16 << 30
 """Address space of the child; ONNX Runtime and onnxsim reserve some gigabytes before they do anything."""
 
