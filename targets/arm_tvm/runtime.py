@@ -97,7 +97,8 @@ def _download(wheel: Wheel, folder: Path, by_hand: Path) -> None:
     with tempfile.TemporaryDirectory(dir=_made(by_hand.parent)) as place:
         platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
         options = ("--no-deps", "--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--quiet")
-        command = [sys.executable, "-P", "-m", "pip", "download", *options, *platforms, "--dest", place, wheel.requirement]
+        pip = (sys.executable, "-P", "-m", "pip", "download")
+        command = [*pip, *options, *platforms, "--dest", place, wheel.requirement]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
