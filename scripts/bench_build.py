@@ -31,8 +31,10 @@ from process_cost import MEASURED, Cost, run_measured
 ROOT = Path(__file__).resolve().parent.parent
 FACE = ROOT / "examples" / "face"
 FLEETC = str(Path(sys.executable).with_name("fleetc"))
-TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime", "numpy", "openvino", "apache-tvm", "apache-tvm-ffi")
-TOOLS += ("ziglang", "tensorrt-rtx-cu12")
+TOOLS = (
+    *("onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime", "numpy"),
+    *("openvino", "apache-tvm", "apache-tvm-ffi", "ziglang", "tensorrt-rtx-cu12"),
+)
 CHANGED_DEVICE, CHANGED_PROFILE = "door-camera", "raspberry-pi-5"
 OWN_STAGES = ("passes", "deliver")
 TRANSFORMER_FLEET = """schema: 1

@@ -88,7 +88,7 @@ def _one_type(node: dict[str, Any], schema: dict[str, Any]) -> str:
         return f"list of {_type(node['items'], schema)}"
     if set(node.get("properties", ())) == {"min", "opt", "max"}:
         return "{min, opt, max}"
-    return {"string": "text", "object": "mapping"}.get(node["type"], node["type"])
+    return {"string": "text", "object": "mapping"}.get(node["type"], str(node["type"]))
 
 
 if __name__ == "__main__":
