@@ -18,6 +18,7 @@ from compiler.disk import output_errors
 from compiler.errors import ArtifactError, DataError, OutputError
 from compiler.fleet import Range
 from compiler.frontend import bind_shapes, describe_inputs, describe_outputs, free_dims, read_model
+from compiler.inputs import sizes_label
 from compiler.isolate import ChildLimits
 from compiler.manifest import Delivered, border_of, read_artifact, write_artifact
 from compiler.numerics import Arrays, write_arrays
@@ -26,7 +27,16 @@ from compiler.portable import Border
 from compiler.profile import profile_of
 from compiler.samples import batch_of, load_samples, make_samples, read_arrays
 from compiler.target import find_target
-from compiler.verify import Point, Verdict, batch_size, execute, judge, latency_summary, verdict_to_dict
+from compiler.verify import (
+    Point,
+    Verdict,
+    batch_size,
+    execute,
+    judge,
+    latency_summary,
+    verdict_facts,
+    verdict_measurements,
+)
 from compiler.yamlfile import Document, Origin
 
 
@@ -75,7 +85,7 @@ def bench_delivered(
     """
     delivered = read_artifact(folder)
     artifact = _complete(delivered)
-    inputs = _inputs_at(delivered, samples, {**_sizes(delivered, "opt"), **sizes})
+    inputs = _inputs_at(delivered, _specs(delivered), samples, {**_sizes(delivered, "opt"), **sizes})
     run = execute(artifact, [inputs.arrays], repeat=repeat, instructions=True, where=str(folder), limits=limits)
     is_emulated = run.evidence == Evidence.EMULATOR
     times = run.latencies_ms[0]
@@ -139,15 +149,9 @@ def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdi
             for key, value in delivered.manifest.items()
             if key not in ("schema", "fleetc", "artifact", "files")
         }
-        judged = {
-            key: value for key, value in verdict_to_dict(verdict).items() if key not in ("latency", "instructions")
-        }
-        facts["verdict"] = {"parity": judged}
-        measured = {key: value for key, value in delivered.measurements.items() if key in ("passes_ms", "seconds")} | {
-            "evidence": str(verdict.evidence),
-            "latency": list(verdict.latency),
-            "instructions": verdict.instructions,
-        }
+        facts["verdict"] = {"parity": verdict_facts(verdict)}
+        measured = {key: value for key, value in delivered.measurements.items() if key in ("passes_ms", "seconds")}
+        measured |= verdict_measurements(verdict)
         write_artifact(artifact, border, facts=facts, measurements=measured, folder=folder)
     return verdict
 
@@ -221,12 +225,19 @@ def _tolerance(delivered: Delivered) -> str:
 def _points(delivered: Delivered, reference: ir.Model, samples: Path | None) -> list[Point]:
     """Inputs and the reference's outputs at the smallest, optimal and largest sizes of the plan."""
     steps = [_sizes(delivered, step) for step in ("min", "opt", "max")]
-    inputs = {_label(sizes): _inputs_at(delivered, samples, sizes) for sizes in steps}
+    specs = _specs(delivered)
+    inputs = {sizes_label(sizes): _inputs_at(delivered, specs, samples, sizes) for sizes in steps}
     return [Point(label, one.arrays, run_unoptimized(reference, one.arrays)) for label, one in inputs.items()]
 
 
-def _inputs_at(delivered: Delivered, samples: Path | None, sizes: Mapping[str, int]) -> Inputs:
-    specs = describe_inputs(ir.load(border_of(delivered.folder)))
+def _specs(delivered: Delivered) -> tuple[TensorSpec, ...]:
+    """What the border model takes, free dimensions by the names the plan has for them."""
+    return describe_inputs(ir.load(border_of(delivered.folder)))
+
+
+def _inputs_at(
+    delivered: Delivered, specs: tuple[TensorSpec, ...], samples: Path | None, sizes: Mapping[str, int]
+) -> Inputs:
     unknown = sorted(set(sizes) - {str(size) for spec in specs for size in spec.shape})
     if unknown:
         raise DataError(
@@ -236,11 +247,7 @@ def _inputs_at(delivered: Delivered, samples: Path | None, sizes: Mapping[str, i
         )
     others = {name: size for name, size in sizes.items() if name != "batch"}
     drawn = load_samples(samples, specs) if samples else make_samples(specs, count=8, sizes=others)
-    return Inputs(_label(sizes), batch_of(drawn, specs, sizes.get("batch", 1)), drawn.origin)
-
-
-def _label(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "fixed"
+    return Inputs(sizes_label(sizes), batch_of(drawn, specs, sizes.get("batch", 1)), drawn.origin)
 
 
 def _read_inputs(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> V
     specs = describe_inputs(model)
     free = {name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed}
     steps = {step: {name: getattr(sizes, step) for name, sizes in free.items()} for step in ("min", "opt", "max")}
-    labelled = {_label(sizes): sizes for sizes in steps.values()}
+    labelled = {sizes_label(sizes): sizes for sizes in steps.values()}
     if fleet.calibration is not None:
         drawn = dict.fromkeys(labelled, load_samples(fleet.calibration.path, specs, count=fleet.calibration.samples))
     else:
@@ -106,7 +106,7 @@ def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> V
         label: batch_of(drawn[label], specs, sizes.get("batch", device.batch.opt)) for label, sizes in labelled.items()
     }
     first = next(iter(drawn.values()))
-    return VerificationInputs(points, points[_label(steps["min"])], first.origin, first.warnings)
+    return VerificationInputs(points, points[sizes_label(steps["min"])], first.origin, first.warnings)
 
 
 def _prepare(fleet: Fleet, model: ir.Model, device: DeviceClass) -> Prepared:
@@ -129,5 +129,6 @@ def _random(specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Samples:
     return make_samples(specs, seed=SEED, count=8, sizes=others)
 
 
-def _label(sizes: Mapping[str, int]) -> str:
+def sizes_label(sizes: Mapping[str, int]) -> str:
+    """Sizes of free dimensions as figures are labelled with them: `batch=8`, or `fixed` where none is free."""
     return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "fixed"

@@ -19,7 +19,7 @@ from compiler.passes.instrument import measure
 from compiler.plan import Plan
 from compiler.portable import Border
 from compiler.profile import to_dict
-from compiler.verify import Verdict, verdict_to_dict
+from compiler.verify import Verdict, verdict_facts, verdict_measurements
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,14 @@ def manifest_facts(
         "plan": job.plan.to_dict(),
         "passes": [{key: value for key, value in record.items() if key != "milliseconds"} for record in border.records],
         "stages": [{"stage": entry.stage, "sha256": entry.digest} for entry in stages],
-        "verdict": {"parity": _without(verdict_to_dict(verdict), "latency", "instructions")},
+        "verdict": {"parity": verdict_facts(verdict)},
     }
 
 
 def measured_facts(border: Border, built: Built, verdict: Verdict, seconds: Mapping[str, float]) -> dict[str, Any]:
     """Sections of `measurements.json`: what the clock, the load and the store of this time have a part in."""
     return {
-        "evidence": str(verdict.evidence),
-        "latency": list(verdict.latency),
-        "instructions": verdict.instructions,
+        **verdict_measurements(verdict),
         "passes_ms": [[record["name"], record["milliseconds"]] for record in border.records],
         "stages": [{"stage": entry.stage, "from_store": entry.hit} for entry in (*border.entries, built.entry)],
         "seconds": dict(seconds),
@@ -134,7 +132,3 @@ def table_row(facts: Mapping[str, Any], artifact: Artifact, verdict: Verdict) ->
         "evidence": str(verdict.evidence),
         "reason": verdict.reason,
     }
-
-
-def _without(value: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: item for key, item in value.items() if key not in keys}

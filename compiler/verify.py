@@ -237,6 +237,20 @@ def verdict_to_dict(verdict: Verdict) -> dict[str, Any]:
     }
 
 
+def verdict_facts(verdict: Verdict) -> dict[str, Any]:
+    """The part of the verdict that is the same for the same build, for the manifest."""
+    return {key: value for key, value in verdict_to_dict(verdict).items() if key not in ("latency", "instructions")}
+
+
+def verdict_measurements(verdict: Verdict) -> dict[str, Any]:
+    """The part that was timed or counted this time, with its evidence, for the measurements."""
+    return {
+        "evidence": str(verdict.evidence),
+        "latency": list(verdict.latency),
+        "instructions": verdict.instructions,
+    }
+
+
 def verdict_from_dict(value: Mapping[str, Any]) -> Verdict:
     """The verdict that `verdict_to_dict` wrote."""
     sequences = {"points": tuple(value["points"]), "latency": tuple(value["latency"])}

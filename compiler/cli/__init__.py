@@ -17,7 +17,7 @@ from compiler.cli.artifact import bench, finish, inspect, run, verify
 from compiler.cli.fleet import build, diff, plan
 from compiler.cli.machine import cache, profiles, targets
 from compiler.cli.output import PARTIAL, print_json
-from compiler.errors import CompilerError, InternalError, UsageError
+from compiler.errors import CompilerError, InternalError, Interrupted, UsageError
 
 EXIT_CODES = """\b
 Exit codes: 0 done · 1 a bug of fleetc · 2 usage, profile, fleet or data file · 3 model invalid or not
@@ -65,7 +65,7 @@ def _exit_code() -> int:
         return _failed(error)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: what was finished is in the cache; run the same command again to resume", err=True)
-        return 130
+        return Interrupted.exit_code
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  the reader left; nothing more can be said
         return 0
