@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from compiler.errors import UnsupportedModel
+from compiler.scheme import QuantScheme
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,17 +41,23 @@ class PrecisionRule:
     """One precision a target can build for this profile.
 
     Args:
-        name: `fp32`, `fp16`, `bf16`, or `fp16-weights` (weights stored in float16, arithmetic in float32).
+        name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4-weights`, or `fp16-weights` (weights stored in float16,
+            arithmetic in float32).
         reason: Why it is there on this profile, in words for the plan.
         converts_graph: Whether the border model itself must be converted (the target is strongly typed), or the
             target converts while it builds.
-        tolerance: Name of the tolerance its results are judged by.
+        tolerance: Name of the tolerance its results are judged by; those of a scheme against the border model.
+        gain: Inferences per second against float32, as the target's makers expect them on this profile: the order in
+            which candidates are tried, never a figure of a report.
+        scheme: How operators are quantized; None for a precision of floating point.
     """
 
     name: str
     reason: str
     converts_graph: bool
     tolerance: str
+    gain: float = 1.0
+    scheme: QuantScheme | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from compiler.profile import find_profile, is_path
 from compiler.validate import validate
 from compiler.yamlfile import KeyPath, Origin, read_yaml
 
-Precision: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "fp16-weights"]
+Precision: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int4-weights"]
 
 
 @dataclass(frozen=True)

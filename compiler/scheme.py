@@ -1,0 +1,65 @@
+"""How a target runs operators in few bits, as data: what the quantizer must put into the graph for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Granularity: TypeAlias = Literal["tensor", "channel", "block"]
+
+
+@dataclass(frozen=True)
+class TensorFormat:
+    """One tensor's number format.
+
+    Args:
+        dtype: ONNX element type in lower case: `int8`, `uint8`, `int4`, `uint4`, `float8e4m3fn`.
+        symmetric: Whether the zero point is 0 (128 for `uint8`).
+        granularity: One scale per tensor, per output channel, or per block of `block_size` inputs.
+        narrow: Whether the lowest value is left out, so that the range is as wide below zero as above.
+        block_size: Elements that share a scale; 0 where the granularity is another.
+    """
+
+    dtype: str
+    symmetric: bool = True
+    granularity: Granularity = "tensor"
+    narrow: bool = False
+    block_size: int = 0
+
+
+@dataclass(frozen=True)
+class OpScheme:
+    """How one operator runs in few bits.
+
+    Args:
+        inputs: Input index → format, for inputs that are computed at run time.
+        weights: Input index → format, for inputs that are constants.
+        float_bias: Whether its bias stays float32; otherwise it becomes int32 of scale input × weight.
+        fuses: Operators that may follow it before its result is quantized, in one kernel (`Relu`, `Add`, `Clip`).
+        quantizes_output: Whether its result is quantized where a quantized operator reads it; otherwise it hands on
+            what it was given (`MaxPool`, `Reshape`: same scale in and out).
+    """
+
+    inputs: Mapping[int, TensorFormat] = field(default_factory=dict)
+    weights: Mapping[int, TensorFormat] = field(default_factory=dict)
+    float_bias: bool = True
+    fuses: tuple[str, ...] = ()
+    quantizes_output: bool = True
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """Everything the quantizer needs to know of a target and a precision.
+
+    Args:
+        name: For keys and messages: two device classes with schemes that are equal share the quantized model.
+        ops: Operator → how it runs quantized; an operator that is missing stays in floating point.
+        compute: Precision of what is not quantized: `fp32`, `fp16`, `bf16`.
+        needs_calibration: Whether ranges of activations must be observed on data.
+    """
+
+    name: str
+    ops: Mapping[str, OpScheme]
+    compute: str = "fp32"
+    needs_calibration: bool = True
