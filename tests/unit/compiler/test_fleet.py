@@ -28,6 +28,7 @@ devices:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "face.onnx").touch()
     (tmp_path / "boards").mkdir()
+    (tmp_path / "pairs").mkdir()
     (tmp_path / "boards/own.yaml").touch()
     return tmp_path
 
