@@ -10,10 +10,11 @@ from pathlib import Path
 from compiler.clock import Clock
 from compiler.dist import claim_folder, settle_folder
 from compiler.errors import CompilerError, InternalError
-from compiler.fleet import DeviceClass, Fleet
+from compiler.fleet import Fleet
 from compiler.frontend import read_model
 from compiler.inputs import prepare
 from compiler.jobs import Job, plan_fleet, selected_devices
+from compiler.judge import open_data
 from compiler.manifest import write_artifact
 from compiler.plan import BuildOptions
 from compiler.portable import dump_passes
@@ -42,7 +43,7 @@ def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
     """
     fleet, jobs, missing = plan_fleet(path, options)
     claim_folder(options.out, selected_devices(fleet, options))
-    source = _read_source(fleet, [job.device for job in jobs])
+    source = _read_source(fleet, jobs)
     store = Store(options.cache)
     reports = {name: DeviceReport(name, "failed", options.out / name, error) for name, error in missing.items()}
     started = time.monotonic()
@@ -65,7 +66,7 @@ def compile_device(job: Job, fleet: Fleet, source: Source, options: BuildOptions
     if options.dump_passes:
         passes = job.target.passes(job.profile)
         dump_passes(ready.model, job.plan, passes, options.dump_passes / job.device.name)
-    found = search_precision(Bench(job, ready, options, store, clock))
+    found = search_precision(Bench(job, ready, source.data[job.device.name], options, store, clock))
     folder = options.out / job.device.name
     if found.made is None:
         return failed_report(job, folder, found)
@@ -76,10 +77,10 @@ def compile_device(job: Job, fleet: Fleet, source: Source, options: BuildOptions
     return delivered_report(job, folder, found.made, facts, clock.seconds)
 
 
-def _read_source(fleet: Fleet, devices: Sequence[DeviceClass]) -> Source:
+def _read_source(fleet: Fleet, jobs: Sequence[Job]) -> Source:
     imported = read_model(fleet.model)
-    prepared = prepare(fleet, imported.model, devices)
-    return Source(imported, file_digest(fleet.model), prepared)
+    prepared = prepare(fleet, imported.model, [job.device for job in jobs])
+    return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, jobs, prepared))
 
 
 def _attempt(job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store) -> DeviceReport:

@@ -14,7 +14,7 @@ from compiler.errors import FleetError, ProfileError, combine
 from compiler.fleet_data import Calibration, Evaluation, Preprocess, is_function
 from compiler.profile import find_profile, is_path
 from compiler.validate import validate
-from compiler.yamlfile import Origin, read_yaml
+from compiler.yamlfile import KeyPath, Origin, read_yaml
 
 Precision: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int4-weights"]
 

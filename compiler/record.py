@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from compiler.fleet import Fleet
 from compiler.frontend import Imported
 from compiler.inputs import Prepared, VerificationInputs
 from compiler.jobs import Job
+from compiler.judge import Data
 from compiler.numerics import arrays_digest
 from compiler.passes.instrument import measure
 from compiler.plan import Plan
@@ -23,11 +24,12 @@ from compiler.verify import Verdict, verdict_facts, verdict_measurements
 
 @dataclass(frozen=True)
 class Source:
-    """The model as it was read, the digest of its file, and what each device's build starts from."""
+    """The model as it was read, the digest of its file, and what each device's build starts from and is judged on."""
 
     imported: Imported
     digest: str
     prepared: Mapping[str, Prepared]
+    data: Mapping[str, Data]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, found: Fo
                 "sha256": arrays_digest(ready.inputs.probe),
                 "warnings": list(ready.inputs.warnings),
             },
+            "evaluation": _evaluation(source.data[job.device.name], fleet),
             "profile": {"name": job.profile.name, "sha256": job.plan.profile_digest, "facts": to_dict(job.profile)},
         },
         "source": vars(measure(ready.model)),
@@ -115,6 +118,19 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, found: Fo
         "stages": [{"stage": entry.stage, "sha256": entry.digest} for entry in made.entries],
         "verdict": {"parity": verdict_facts(made.verdict)},
         **search_facts(found),
+    }
+
+
+def _evaluation(data: Data, fleet: Fleet) -> dict[str, Any] | None:
+    """What accuracy was judged on, and all that is needed to judge it again on other data."""
+    if data.judge is None:
+        return None
+    options = asdict(fleet.evaluation) if fleet.evaluation else {}
+    kept = {key: options[key] for key in ("output", "far", "rule") if key in options}
+    return {
+        **data.judge.to_dict(),
+        "options": kept,
+        "preprocess": asdict(fleet.preprocess) if fleet.preprocess else None,
     }
 
 

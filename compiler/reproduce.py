@@ -18,8 +18,8 @@ def check_reproducible(fleet: Path, options: BuildOptions) -> None:
     """Builds a fleet once more with an empty store and compares the result with what was delivered.
 
     Toolchain downloads are shared with the first build, and so is what the search observed (times, memory): the same
-    observations must lead to the same decision and the same bytes. `measurements.json`, and the files whose bytes a vendor makes
-    unrepeatable, are left out of the comparison; the manifest names the latter.
+    observations must lead to the same decision and the same bytes. `measurements.json`, and the files whose bytes a
+    vendor makes unrepeatable, are left out of the comparison; the manifest names the latter.
 
     Args:
         fleet: The fleet file.

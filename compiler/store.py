@@ -219,9 +219,7 @@ class Store:
 
     def lend(self, stages: frozenset[str], other: Store) -> int:
         """Copies every whole entry of some stages into another store. Returns how many."""
-        folders = [
-            folder for folder in self._entries() if _stage_name(folder) in stages and not _damage(folder, None)
-        ]
+        folders = [folder for folder in self._entries() if _stage_name(folder) in stages and not _damage(folder, None)]
         with storage_errors(other.root):
             for folder in folders:
                 shutil.copytree(folder, other._folder(folder.name), dirs_exist_ok=True)

@@ -11,6 +11,7 @@ from compiler.clock import Clock
 from compiler.errors import GateFailed
 from compiler.inputs import Prepared, sizes_label
 from compiler.jobs import Job
+from compiler.judge import Data
 from compiler.plan import BuildOptions, Plan
 from compiler.portable import Border, make_border
 from compiler.store import Entry, Store
@@ -26,6 +27,7 @@ class Bench:
     Args:
         job: The device with everything that was decided for it.
         ready: The imported model with the device's sizes, and the inputs it is verified on.
+        data: What its accuracy is judged on, and its ranges are observed on.
         options: The command line.
         store: Where finished stages are.
         clock: What the stages took.
@@ -33,6 +35,7 @@ class Bench:
 
     job: Job
     ready: Prepared
+    data: Data
     options: BuildOptions
     store: Store
     clock: Clock = field(compare=False)

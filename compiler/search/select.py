@@ -56,8 +56,8 @@ def describe(trial: Trial) -> str:
         parts.append(f"{trial.speed.speedup:.2f} × float32 ({trial.speed.evidence})")
     if trial.footprint:
         parts.append(f"{trial.footprint.weights_bytes / (1 << 20):.1f} MiB of weights")
-    if trial.accuracy:
-        parts.append(f"{trial.accuracy['drop_pct']:.2f} points of {trial.accuracy['metric']} lost")
+    if trial.accuracy and trial.accuracy.drop:
+        parts.append(f"{trial.accuracy.drop.drop_pct:.2f} points of {trial.accuracy.drop.metric} lost")
     return ", ".join(parts) or "nothing measured"
 
 

@@ -73,26 +73,27 @@ def measure_speed(bench: Bench, made: Made, original: Made) -> Speed:
 def latency_figure(bench: Bench, made: Made, speed: Speed) -> Figure:
     """Milliseconds of one inference on the device at the optimal sizes, for the latency gate."""
     profile = bench.job.profile
-    if speed.unit == "ms" and speed.value is not None:
-        return _from_host(profile, speed.value, made.plan.precision)
+    if speed.unit == "ms" and speed.value is not None and (found := _from_host(profile, speed.value, made)):
+        return found
     if speed.unit == "instructions" and speed.value is not None and profile.cpu and profile.cpu.clock_mhz:
         value = speed.value / (profile.cpu.clock_mhz * 1e3 * INSTRUCTIONS_PER_CYCLE)
         why = f"{speed.value / 1e6:.1f} M instructions on one core, {INSTRUCTIONS_PER_CYCLE:g} a cycle assumed"
         return Figure(value, Evidence.ESTIMATED, "instructions", why)
-    if speed.value is None:
-        return Figure(None, Evidence.NONE, why=speed.note)
-    return Figure(speed.value, Evidence.ESTIMATED, "roofline", speed.note)
+    bound = _roofline(bench, made, made)
+    if bound.value is None:
+        return Figure(None, Evidence.NONE, why=bound.note)
+    return Figure(bound.value, Evidence.ESTIMATED, "roofline", f"a lower bound: {bound.note}")
 
 
-def _from_host(profile: HardwareProfile, value_ms: float, precision: str) -> Figure:
+def _from_host(profile: HardwareProfile, value_ms: float, made: Made) -> Figure | None:
+    """This machine's time, scaled to the device where it is another; None where a profile says too little for that."""
     host = detect_profile()
     if profile.cpu is None or (host.cpu is not None and profile.cpu.model == host.cpu.model):
         return Figure(value_ms, Evidence.HOST, "median")
     here, there = describe_machine(host), describe_machine(profile)
     if here is None or there is None:
-        why = "the profile does not say enough to tell the device's time from this machine's"
-        return Figure(None, Evidence.NONE, why=f"{value_ms:.2f} ms on this machine; {why}")
-    rates = [machine.macs_per_s.get(precision, machine.macs_per_s["fp32"]) for machine in (here, there)]
+        return None
+    rates = [machine.macs_per_s.get(made.plan.precision, machine.macs_per_s["fp32"]) for machine in (here, there)]
     scale = rates[0] / rates[1]
     why = f"{value_ms:.2f} ms on this machine × {scale:.2f}, the ratio of peak rates ({there.source})"
     return Figure(value_ms * scale, Evidence.ESTIMATED, "scaled by peak rates", why)

@@ -12,6 +12,7 @@ from compiler.capability import PrecisionRule
 from compiler.errors import CompilerError, MissingError, StorageError
 from compiler.gates import Figure, Gate, hold, judge_gates
 from compiler.plan import settle
+from compiler.search.accuracy import Accuracy, measure_accuracy
 from compiler.search.footprint import Footprint, compare_footprints, measure_footprint
 from compiler.search.made import Bench, Made, make
 from compiler.search.speed import Speed, latency_figure, measure_speed
@@ -34,7 +35,7 @@ class Trial:
         gates: The verdicts; empty for a trial that was not judged.
         footprint: Its memory.
         speed: Its speed against the float original.
-        accuracy: Its accuracy, JSON-ready: the task's metric before and after, the drop, and where it was measured.
+        accuracy: Its accuracy; None where no gate asks.
         kept_float: Layer → why it stays float.
     """
 
@@ -46,7 +47,7 @@ class Trial:
     gates: tuple[Gate, ...] = ()
     footprint: Footprint | None = None
     speed: Speed | None = None
-    accuracy: Mapping[str, Any] | None = None
+    accuracy: Accuracy | None = None
     kept_float: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -77,7 +78,7 @@ class Trial:
             "status": self.status,
             "why": self.why,
             "kept_float": dict(self.kept_float),
-            "accuracy": dict(self.accuracy) if self.accuracy else None,
+            "accuracy": self.accuracy.to_dict() if self.accuracy else None,
             "footprint": asdict(self.footprint) if self.footprint else None,
             "speed": self.speed.to_dict() if self.speed else None,
             "gates": [gate.to_dict() for gate in self.gates],
@@ -116,11 +117,16 @@ def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int,
     demands = bench.job.plan.demands
     if not demands.any:
         return Trial(number, purpose, made.plan.precision, made)
+    judge = bench.data.judge
+    with bench.clock.timed("accuracy"):
+        accuracy = measure_accuracy(bench, judge, made) if judge else None
     with bench.clock.timed("measure"):
         base = original.made if original and original.made else made
         speed = measure_speed(bench, made, base)
         footprint = measure_footprint(bench, made)
         figures = _memory(footprint, made, original) | {"latency": latency_figure(bench, made, speed)}
+    if accuracy:
+        figures["accuracy"] = accuracy.figure
     return Trial(
         number,
         purpose,
@@ -129,6 +135,7 @@ def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int,
         gates=judge_gates(demands.limits, figures) if purpose != "yardstick" else (),
         footprint=footprint,
         speed=speed,
+        accuracy=accuracy,
     )
 
 
