@@ -143,6 +143,7 @@ class _Parity:
 @dataclass(frozen=True)
 class _Verdict:
     parity: _Parity
+    reference: Literal["imported model", "border model"]
 
 
 @dataclass(frozen=True)
