@@ -184,24 +184,6 @@ def load_fleet(path: str | Path) -> Fleet:
     return fleet
 
 
-def refuse_limits(fleet: Fleet) -> None:
-    """Refuse a fleet that asks for gates this release does not have, rather than deliver builds nobody judged.
-
-    Raises:
-        FleetError: Naming every limit, and the evaluation, where they are written.
-    """
-    if stated := [fleet.origin.place(keys) for keys in fleet.origin.lines if _asks_for_gate(keys)]:
-        raise FleetError(
-            "gates for accuracy, memory and latency are not part of this release:\n  - " + "\n  - ".join(stated),
-            remedy="Remove these keys. Parity of every executed build with the reference is always checked.",
-        )
-
-
-def _asks_for_gate(keys: KeyPath) -> bool:
-    at_top = keys == ("evaluation",) or (len(keys) == 2 and keys[0] == "limits")
-    return at_top or (len(keys) == 4 and keys[0] == "devices" and keys[2] == "limits")
-
-
 def _resolve(written: FleetFile, origin: Origin) -> Fleet:
     path = Path(origin.path).absolute()
     calibration, evaluation = written.calibration, written.evaluation

@@ -1,0 +1,225 @@
+"""The search for a precision, by the real command: gates, what is delivered, what is said, and a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import Place, write_model
+from tests.cli.test_interrupts import end, wait_for
+
+WIDE = "(float[batch, 96] x) => (float[batch, 96] y) { a = MatMul(x, w1) r = Relu(a) y = MatMul(r, w2) }"
+
+
+@pytest.fixture
+def wide(place: Place) -> Place:
+    """A model that is nearly all weights, so that half the bits are half the payload."""
+    write_model(place.root / "model.onnx", WIDE, w1=(96, 96), w2=(96, 96))
+    return place
+
+
+def limited(place: Place, limits: dict[str, float], **devices: dict[str, object]) -> None:
+    log = str(place.root / "built.log")
+    entries = {
+        name: {"profile": place.profile(name, log=log, **more)} for name, more in (devices or {"one": {}}).items()
+    }
+    place.write_fleet(entries, limits=limits)
+
+
+def report(place: Place, device: str = "one") -> Any:
+    return json.loads((place.dist / "build.json").read_text(encoding="utf-8"))["devices"][device]
+
+
+def test_auto_takes_the_candidate_that_holds_the_memory_limit_and_says_why(wide: Place) -> None:
+    limited(wide, {"memory_reduction_pct": 40})
+    outcome = wide.build("--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["devices"][0]["precision"] == "fp16"
+    manifest = wide.manifest("one")
+    assert manifest["decision"]["precision"] == manifest["plan"]["choices"]["precision"]["value"] == "fp16"
+    assert "fp32: memory: weights failed: 0 % less, limit at least 40" in manifest["decision"]["reason"]
+    trials = {trial["precision"]: trial for trial in manifest["trials"]}
+    assert {name: trial["status"] for name, trial in trials.items()} == {"fp32": "refused", "fp16": "passed"}
+    gates = {gate["name"]: gate for gate in manifest["gates"]}
+    assert gates["memory: weights"]["passed"] and 40 <= gates["memory: weights"]["value"] <= 50
+    assert gates["memory: run"]["passed"] is None and "MiB" in gates["memory: run"]["why"]
+    assert trials["fp16"]["speed"]["evidence"] == "measured-host"
+
+
+def test_without_limits_auto_is_the_targets_first_and_nothing_is_searched(wide: Place) -> None:
+    wide.moody({"one": {"log": str(wide.root / "built.log")}})
+    assert wide.build().code == 0
+    assert (wide.root / "built.log").read_text().split() == ["one"]
+    manifest = wide.manifest("one")
+    assert [trial["precision"] for trial in manifest["trials"]] == ["fp32"] and manifest["gates"] == []
+
+
+def test_limits_that_nothing_holds_are_code_5_without_an_artifact_but_with_every_figure(wide: Place) -> None:
+    limited(wide, {"memory_reduction_pct": 90})
+    outcome = wide.build("--json")
+    assert outcome.code == outcome.json["exit_code"] == 5, outcome.err
+    assert not (wide.dist / "one").exists()
+    row = report(wide)
+    assert row["status"] == "failed" and row["error"]["exit_code"] == 5
+    assert [trial["status"] for trial in row["report"]["trials"]] == ["refused", "refused"]
+    saved = row["report"]["trials"][1]["gates"][0]["value"]
+    nearest = f"limits: {{memory_reduction_pct: {int(saved * 10) / 10:g}}}"
+    assert f"Nearest: fp16 would pass with `{nearest}`" in outcome.err
+    limited(wide, {"memory_reduction_pct": int(saved * 10) / 10})
+    assert wide.build().code == 0
+
+
+def test_a_device_whose_gate_fails_does_not_sink_the_others(wide: Place) -> None:
+    limited(wide, {}, one={}, two={})
+    text = json.loads(wide.fleet.read_text())
+    text["devices"]["two"]["limits"] = {"latency_ms": 1e-6}
+    wide.fleet.write_text(json.dumps(text))
+    outcome = wide.build()
+    assert outcome.code == 6, outcome.err
+    assert (wide.dist / "one").is_dir() and not (wide.dist / "two").exists()
+    assert "latency failed" in outcome.err and "ms, limit at most 1e-06 (median; measured-host)" in outcome.err
+
+
+def test_a_forced_precision_that_a_gate_refuses_fails_with_both_numbers(wide: Place) -> None:
+    limited(wide, {"memory_reduction_pct": 40})
+    outcome = wide.build("--precision", "fp32")
+    assert outcome.code == 5, outcome.err
+    assert "memory: weights failed: 0 % less, limit at least 40" in outcome.err
+    assert wide.build("--precision", "fp16").code == 0
+    assert wide.manifest("one")["decision"]["precision"] == "fp16"
+
+
+def test_a_candidate_that_cannot_be_built_is_recorded_and_the_others_are_tried(wide: Place) -> None:
+    write_model(wide.root / "model.onnx", WIDE.replace("Relu", "Sin"), w1=(96, 96), w2=(96, 96))
+    limited(wide, {"latency_ms": 1e6}, one={"refuses": ["Cast"]})
+    assert wide.build().code == 0, wide.build().err
+    trials = wide.manifest("one")["trials"]
+    failed = [trial for trial in trials if trial["status"] == "failed"]
+    assert [(trial["precision"], "Cast" in trial["why"] or "refuses" in trial["why"]) for trial in failed] == [
+        ("fp16", True)
+    ]
+
+
+def test_a_search_killed_in_the_middle_goes_on_without_repeating_finished_trials(wide: Place) -> None:
+    log = wide.root / "built.log"
+    limited(wide, {"memory_reduction_pct": 40}, one={"seconds": 1.5})
+    others = finished_builds(wide)
+    process = wide.start(*wide.build_command())
+    wait_for(lambda: log.exists() and len(log.read_text().split()) >= 2, "the build of the second trial")
+    end(process, signal.SIGKILL)
+    started, finished = len(log.read_text().split()), finished_builds(wide) - others
+    outcome = wide.build()
+    assert outcome.code == 0, outcome.err
+    assert 1 <= len(finished) < 3
+    assert len(log.read_text().split()) - started == 3 - len(finished), "fp32, fp16 and one node: each is finished once"
+    assert wide.build().code == 0
+    assert len(finished_builds(wide) - others) == 3
+
+
+def finished_builds(place: Place) -> set[Path]:
+    entries = (place.cache / "entries").glob("*/*/entry.json")
+    return {path for path in entries if '"stage": "build"' in path.read_text(encoding="utf-8")}
+
+
+def test_the_search_repeats_to_the_same_bytes_from_the_store(wide: Place) -> None:
+    limited(wide, {"memory_reduction_pct": 40})
+    assert wide.build().code == 0
+    before = wide.digests()
+    assert wide.build().code == 0
+    assert wide.digests() == before
+
+
+def test_plan_names_gates_and_candidates_without_a_toolchain(wide: Place) -> None:
+    limited(wide, {"memory_reduction_pct": 40})
+    outcome = wide.run("plan", wide.fleet)
+    assert outcome.code == 0
+    assert "auto: search among fp32, fp16" in outcome.out
+    assert "memory_reduction_pct 40: stated in the fleet file" in outcome.out
+    plan = wide.run("plan", wide.fleet, "--json").json["plans"][0]
+    assert [one["precision"] for one in plan["candidates"]] == ["fp32", "fp16"]
+    assert plan["gates"]["limits"] == {"memory_reduction_pct": 40}
+    assert not Path(wide.dist).exists()
+
+
+def labelled(place: Place, classes: int = 4, count: int = 48) -> dict[str, object]:
+    """Samples whose labels are what the float model says of them, so that it is right about all."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(place.root / "model.onnx", providers=["CPUExecutionProvider"])
+    samples = np.random.default_rng(3).standard_normal((count, 96)).astype(np.float32)
+    labels = session.run(None, {"x": samples})[0].argmax(axis=1)
+    np.savez(place.root / "labelled.npz", x=samples, labels=labels.astype(np.int64))
+    return {"task": "classification", "path": "labelled.npz"}
+
+
+def test_an_evaluation_alone_brings_default_gates_and_accuracy_is_judged_on_the_artifact(wide: Place) -> None:
+    wide.write_fleet({"one": wide.profile("one")}, evaluation=labelled(wide))
+    outcome = wide.build()
+    assert outcome.code == 0, outcome.err
+    manifest = wide.manifest("one")
+    assert manifest["decision"]["precision"] == "fp16"
+    accuracy = manifest["trials"][1]["accuracy"]
+    assert accuracy["measured_on"] == "artifact" and accuracy["metric"] == "top-1"
+    assert accuracy["reference"]["value_pct"] == 100.0 and accuracy["drop_pct"] <= 2.0
+    gate = next(gate for gate in manifest["gates"] if gate["name"] == "accuracy")
+    assert gate["limit"] == 2.0 and gate["rule"] == "bound", "48 decisions are few: one weighs more than a point"
+    assert manifest["inputs"]["evaluation"]["samples"] == 48
+
+
+def test_an_artifact_that_cannot_run_here_is_judged_by_its_border_model_and_says_so(wide: Place) -> None:
+    profile = wide.profile("one", load="unavailable")
+    wide.write_fleet({"one": {"profile": profile, "precision": "fp16"}}, evaluation=labelled(wide))
+    outcome = wide.build()
+    assert outcome.code == 0, outcome.err
+    trial = wide.manifest("one")["trials"][-1]
+    assert trial["accuracy"]["measured_on"] == "border model"
+    assert "not executed" in trial["accuracy"]["note"]
+    gates = {gate["name"]: gate for gate in wide.manifest("one")["gates"]}
+    assert gates["accuracy"]["passed"] and gates["memory: run"]["passed"] is None
+
+
+def test_accuracy_is_judged_again_on_other_data_and_the_limit_still_holds(wide: Place) -> None:
+    wide.write_fleet({"one": wide.profile("one")}, evaluation=labelled(wide))
+    assert wide.build().code == 0
+    args = (
+        "verify",
+        wide.dist / "one",
+        "--model",
+        wide.root / "model.onnx",
+        "--evaluation",
+        wide.root / "labelled.npz",
+    )
+    again = wide.run(*args, "--json")
+    assert again.code == 0, again.err
+    assert again.json["gate"]["passed"] and again.json["accuracy"]["evidence"] == "measured-host"
+    assert wide.run(*args[:2], "--evaluation", wide.root / "labelled.npz").code == 2
+    shape = {"w1": (96, 96), "w2": (96, 96)}
+    write_model(wide.root / "other.onnx", WIDE.replace("Relu", "Tanh"), **shape)
+    other = wide.run(*args[:2], "--model", wide.root / "other.onnx", *args[4:])
+    assert other.code == 5, "the artifact is not that model's"
+
+
+def test_a_metric_of_ones_own_that_raises_is_named_and_nothing_is_delivered(wide: Place) -> None:
+    (wide.root / "mymetric.py").write_text("def score(outputs, labels):\n    raise KeyError('scores')\n")
+    labelled(wide)
+    wide.write_fleet({"one": wide.profile("one")}, evaluation={"task": "mymetric:score", "path": "labelled.npz"})
+    outcome = wide.build()
+    assert outcome.code == 2, outcome.err
+    assert "mymetric:score" in outcome.err and "KeyError" in outcome.err
+    assert not (wide.dist / "one").exists()
+
+
+def test_inspect_prints_trials_gates_and_layers(wide: Place) -> None:
+    limited(wide, {"memory_reduction_pct": 40})
+    assert wide.build().code == 0
+    text = wide.run("inspect", wide.dist / "one").out
+    assert "memory: weights passed" in text and "memory: run: not judged" in text
+    assert "shares: estimated" in text
+    layers = wide.run("inspect", wide.dist / "one", "--json").json["manifest"]["layers"]
+    assert {layer["precision"] for layer in layers if layer["op"] != "Cast"} == {"fp16"}
+    assert abs(sum(layer["share"] for layer in layers) - 1.0) < 1e-3
