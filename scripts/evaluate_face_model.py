@@ -3,9 +3,9 @@
 
     scripts/evaluate_face_model.py face.onnx --faces FOLDER [--json]
 
-FOLDER holds one folder per person with aligned photographs of the face, or is a file of them as scripts/make_face_samples.py
-writes. Every photograph gets a margin, is resized to the model's input and embedded; every pair of them is compared by
-cosine similarity, as the task `verification` of fleet files does.
+FOLDER holds one folder per person with aligned photographs of the face, or is a file of them as
+scripts/make_face_samples.py writes. Every photograph gets a margin, is resized to the model's input and embedded; every
+pair of them is compared by cosine similarity, as the task `verification` of fleet files does.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 
     scripts/make_face_samples.py faces.npz --pairs pairs.npz [--faces FOLDER]
 
-Without FOLDER everything is made of the 100 real faces of 25 x 25 that scikit-image ships: every third is for calibration,
-and of each of the others two copies are made that are shifted, blurred, lit and noisy, so that a face and its copies are
-genuine pairs. These are synthetic pairs, and the file says so: they tell how much a build loses against the float model,
-not how well the model knows people.
+Without FOLDER everything is made of the 100 real faces of 25 x 25 that scikit-image ships: every third is for
+calibration, and of each of the others two copies are made that are shifted, blurred, lit and noisy, so that a face and
+its copies are genuine pairs. These are synthetic pairs, and the file says so: they tell how much a build loses against
+the float model, not how well the model knows people.
 
-FOLDER holds real photographs, one folder per person (aligned, cropped to the face). Then accuracy is judged by all of them,
-and all of scikit-image's faces are for calibration: no photograph serves both.
+FOLDER holds real photographs, one folder per person (aligned, cropped to the face). Then accuracy is judged by all of
+them, and all of scikit-image's faces are for calibration: no photograph serves both.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ class Faces:
     def to_npz(self) -> bytes:
         """A .npz file with the inputs under the name of the model's."""
         buffer = io.BytesIO()
-        labels = {} if self.labels is None else {"labels": self.labels}
-        np.savez_compressed(buffer, **{INPUT.name: self.images, **labels}, origin=np.array(self.origin))
+        if self.labels is None:
+            np.savez_compressed(buffer, image=self.images, origin=np.array(self.origin))
+        else:
+            np.savez_compressed(buffer, image=self.images, labels=self.labels, origin=np.array(self.origin))
         return buffer.getvalue()
 
 

@@ -181,7 +181,7 @@ def test_pictures_without_labels_or_preprocessing_or_with_a_wrong_shape_are_refu
     with pytest.raises(DataError, match="feed one input"):
         open_dataset(folder, (PICTURE, ROWS), preprocess=PLAIN)
     Image.new("L", (4, 4)).save(folder / "loose.png")
-    with pytest.raises(DataError, match="1 of 7 pictures have no label: loose.png"):
+    with pytest.raises(DataError, match=r"1 of 7 pictures have no label: loose.png"):
         open_dataset(folder, (PICTURE,), preprocess=PLAIN, labelled=True)
 
 

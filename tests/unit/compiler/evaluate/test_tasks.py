@@ -20,7 +20,7 @@ SPEC = TensorSpec("x", "float32", ("batch", 2))
 
 
 def task(name: str, **options: object) -> Task:
-    return find_task(Evaluation(task=name, path=Path("."), **options))  # type: ignore[arg-type]
+    return find_task(Evaluation(task=name, path=Path(), **options))  # type: ignore[arg-type]
 
 
 def dataset(labels: Array | None) -> Dataset:
