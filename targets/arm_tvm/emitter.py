@@ -67,7 +67,7 @@ class Emitter:
         """The kernel of the parameters so far, in their order; no pass is to look into it."""
         from tvm import tirx
 
-        attributes = {"tirx.noalias": True, "op_pattern": int32(8), "fleetc.kernel": True, "s_tir": True}
+        attributes = {"tirx.noalias": True, "op_pattern": 8, "fleetc.kernel": True, "s_tir": True}
         return tirx.PrimFunc(self._parameters, _sequence(self._open.pop())).with_attrs(attributes)
 
 
