@@ -92,6 +92,8 @@ def _importer() -> Any:
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
             try:
+                if op_name == "Pad" and (padded := _padded(inputs, attrs)) is not None:
+                    return padded
                 return super()._convert_operator(op_name, inputs, attrs, opset)
             except Exception as error:
                 name = attrs["tvm_custom"]["name"] or "(unnamed)"
@@ -102,6 +104,21 @@ def _importer() -> Any:
                 ) from error
 
     return Importer
+
+
+def _padded(inputs: Any, attrs: dict[str, Any]) -> Any:
+    """A padding of the last axes with a constant as an operator of Relax; TVM's importer makes an opaque kernel of it."""
+    from tvm import relax
+
+    given = [value for value in inputs if value is not None]
+    if attrs.get("mode", b"constant") not in (b"constant", "constant") or len(given) not in (2, 3):
+        return None
+    pads, fill = (value.value.numpy() if hasattr(value, "value") else None for value in (given[1], given[-1]))
+    if pads is None or fill is None or (pads < 0).any() or not str(given[0].ty.dtype).startswith("float"):
+        return None
+    half = len(pads) // 2
+    width = [int(size) for axis in range(half) for size in (pads[axis], pads[axis + half])]
+    return relax.op.nn.pad(given[0], width, "constant", float(fill.item()) if len(given) == 3 else 0.0)
 
 
 def _prepared(model: ir.Model) -> ir.Model:
