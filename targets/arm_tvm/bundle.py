@@ -50,7 +50,7 @@ def write_bundle(
     payload.mkdir(parents=True)
     runtime.mkdir()
     with tempfile.TemporaryDirectory(dir=workdir) as objects:
-        lowered = lower(model, options, workdir=Path(objects))
+        lowered = lower(model, options, workdir=Path(objects), schedule={})
         link_model(lowered.objects, payload / "model.so", cache_dir=cache_dir)
     weights = write_weights(payload / "weights.bin", lowered.weights)
     (payload / "io.txt").write_text(_signature(lowered, weights), encoding="utf-8")
