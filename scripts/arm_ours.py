@@ -65,10 +65,7 @@ def build(wanted: Build) -> Figures:
 
     The artifact's instructions are those `fleetc build` counted: one thread, half the difference of runs with 1 and 3.
     """
-    fleet = wanted.folder.parent.with_suffix(".yaml")
-    fleet.parent.mkdir(parents=True, exist_ok=True)
-    paths = {"model": wanted.model.source.resolve(), "samples": (wanted.model.folder / "samples.npz").resolve()}
-    fleet.write_text(FLEET.format(**paths, profile=wanted.profile, precision=wanted.precision), "utf-8")
+    fleet = _write_fleet(wanted)
     command = [FLEETC, "build", str(fleet), "--out", str(wanted.folder.parent), "--cache", str(wanted.cache), "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
@@ -85,6 +82,14 @@ def build(wanted: Build) -> Figures:
     }
 
 
+def _write_fleet(wanted: Build) -> Path:
+    fleet = wanted.folder.parent.with_suffix(".yaml")
+    fleet.parent.mkdir(parents=True, exist_ok=True)
+    paths = {"model": wanted.model.source.resolve(), "samples": (wanted.model.folder / "samples.npz").resolve()}
+    fleet.write_text(FLEET.format(**paths, profile=wanted.profile, precision=wanted.precision), "utf-8")
+    return fleet
+
+
 def _reason(ended: subprocess.CompletedProcess[str]) -> str:
     try:
         devices = json.loads(ended.stdout)["devices"]
@@ -93,12 +98,37 @@ def _reason(ended: subprocess.CompletedProcess[str]) -> str:
         return (ended.stdout + ended.stderr).strip()[-500:]
 
 
-def tune(model: BenchModel, profile: str, cache: Path, options: Sequence[str] = ()) -> Figures:
-    """Runs `fleetc tune`; seconds it took and what it said at the end, or why it could not."""
-    command = [FLEETC, "tune", str(model.source), "--profile", profile, "--cache", str(cache), "--json", *options]
+def tune(wanted: Build, *, backend: str, options: Sequence[str] = ()) -> Figures:
+    """Runs `fleetc tune` for a build, into the log of its cache.
+
+    Args:
+        wanted: What would be built.
+        backend: `emulator` (trials are instruction counts) or `host` (times).
+        options: Further arguments.
+
+    Returns:
+        `wall_s`; `untuned` and `best`, what the analytic and the best choices took in all, in `unit`; how many trials
+        were made; what stopped the kernels. Or why there is nothing.
+    """
+    asked = ["--profile", "board", "--precision", wanted.precision, "--backend", backend]
+    command = [FLEETC, "tune", str(_write_fleet(wanted)), *asked, "--cache", str(wanted.cache), "--json", *options]
     started = time.perf_counter()
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     wall_s = round(time.perf_counter() - started, 1)
     if ended.returncode:
         return {"unavailable": (ended.stdout + ended.stderr).strip()[-500:], "wall_s": wall_s}
-    return {"wall_s": wall_s, "told": json.loads(ended.stdout)}
+    return {"wall_s": wall_s, **sum_kernels(json.loads(ended.stdout))}
+
+
+def sum_kernels(told: Figures) -> Figures:
+    """What all kernels of a tuned model take together, each as often as the model has it."""
+    kernels = [one for one in told["kernels"] if one["best"] and one["untuned"]]
+    return {
+        "unit": told["unit"],
+        "evidence": told["evidence"],
+        "kernels": len(told["kernels"]),
+        "trials": sum(one["tried"] for one in told["kernels"]),
+        "untuned": round(sum(one["count"] * one["untuned"] for one in kernels), 1),
+        "best": round(sum(one["count"] * one["best"]["median"] for one in kernels), 1),
+        "stopped": sorted({one["stopped"] for one in told["kernels"]}),
+    }

@@ -74,7 +74,7 @@ def operator_name(value: Any) -> str:
 
 def constant(expression: Any) -> Array | None:
     """The array of a tensor constant."""
-    value = getattr(expression, "value", None)
+    value: Any = getattr(expression, "value", None)
     return value.numpy() if hasattr(value, "numpy") else None
 
 
@@ -186,7 +186,7 @@ def _sum(found: Composite, left: Any, right: Any) -> Composite | None:
     if array is not None:
         bias = _per_filter(array, found)
         unchanged = not found.workload.epilogue
-        return replace(found, bias=found.bias + bias) if bias is not None and unchanged else None
+        return replace(found, bias=np.add(found.bias, bias)) if bias is not None and unchanged else None
     same = shape_of(other) == shape_of(found.last) and "add" not in found.workload.epilogue
     if not same or not isinstance(other, relax.Var) or other.same_as(found.last):
         return None

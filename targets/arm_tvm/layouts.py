@@ -14,12 +14,11 @@ from targets.arm_tvm.schedules.workload import blocks
 if TYPE_CHECKING:
     from targets.arm_tvm.packing import _Packing
 
-_KEEP_ZERO = frozenset(
-    "relax.nn.relu relax.nn.leakyrelu relax.nn.silu relax.nn.gelu relax.tanh relax.abs relax.negative relax.sqrt".split()
-)
-_UNARY = _KEEP_ZERO | frozenset("relax.sigmoid relax.clip relax.exp relax.erf relax.nn.gelu_tanh".split())
-_BINARY = frozenset("relax.add relax.subtract relax.multiply relax.maximum relax.minimum".split())
-_POOLS = frozenset("relax.nn.max_pool2d relax.nn.avg_pool2d".split())
+_KEEP_ZERO_NAMES = "nn.relu nn.leakyrelu nn.silu nn.gelu tanh abs negative sqrt"
+_KEEP_ZERO = frozenset(f"relax.{name}" for name in _KEEP_ZERO_NAMES.split())
+_UNARY = _KEEP_ZERO | {f"relax.{name}" for name in ("sigmoid", "clip", "exp", "erf", "nn.gelu_tanh")}
+_BINARY = frozenset(f"relax.{name}" for name in ("add", "subtract", "multiply", "maximum", "minimum"))
+_POOLS = frozenset(["relax.nn.max_pool2d", "relax.nn.avg_pool2d"])
 
 
 def pack_value(builder: Any, value: Any, shape: Sequence[int], lanes: int) -> Any:

@@ -1,9 +1,9 @@
 """Relax → Relax with our kernels: values stay in blocks of channels from kernel to kernel.
 
-One pass over the bindings of `main`. A convolution or matrix product with constant weights becomes, with the bias, residual
-and activation that follow it, one call of a kernel family's PrimFunc. Element-wise operators, pooling, padding and means over
-the image are done on packed values with TVM's own kernels. A value is unpacked where something else needs it; everything not
-recognised is left to TVM's default path.
+One pass over the bindings of `main`. A convolution or matrix product with constant weights becomes, with the bias,
+residual and activation that follow it, one call of a kernel family's PrimFunc. Element-wise operators, pooling, padding
+and means over the image are done on packed values with TVM's own kernels. A value is unpacked where something else
+needs it; everything not recognised is left to TVM's default path.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules.families import FAMILIES, choose
 from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
 
+Schedule = Mapping[str, Mapping[str, object]]
+"""Digest of a workload → the choice to take, as `Choice.to_dict` gives it."""
 
-def pack_graph(module: Any, machine: Machine, *, schedule: Mapping[str, Mapping[str, object]] = {}) -> Any:
+
+def pack_graph(module: Any, machine: Machine, *, schedule: Schedule) -> Any:
     """The module with our kernels where they apply.
 
     Args:
@@ -35,7 +38,9 @@ def pack_graph(module: Any, machine: Machine, *, schedule: Mapping[str, Mapping[
     if not isinstance(main.body.blocks[0], relax.DataflowBlock):
         return module
     composites = find_composites(main, machine)
-    chosen = {at: (found, choice) for at, found in composites.items() if (choice := choose(found.workload, machine, schedule))}
+    chosen = {
+        at: (found, choice) for at, found in composites.items() if (choice := choose(found.workload, machine, schedule))
+    }
     return _Packing(folded, machine, chosen).rewrite() if chosen else module
 
 
@@ -66,7 +71,8 @@ class _Packing:
         """The module with a new `main`."""
         params = [self._parameter(param) for param in self.main.params]
         block = self.main.body.blocks[0]
-        with self.builder.function("main_packed", params, attrs=dict(self.main.attrs.items() if self.main.attrs else ())):
+        attributes = dict(self.main.attrs.items()) if self.main.attrs else {}
+        with self.builder.function("main_packed", params, attrs=attributes):
             with self.builder.dataflow():
                 for binding in block.bindings:
                     if binding.var not in self.inner:

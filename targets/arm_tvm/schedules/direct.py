@@ -1,8 +1,8 @@
 """Packed direct convolution, pointwise convolution and matrix product.
 
-Tiling: Q blocks of output channels × P pixels (rows × columns) of sums stay in registers over the whole reduction. A pixel's
-vector holds L input channels (blocked, rows) or L neighbouring columns of one channel (planar); each of its lanes multiplies
-Q weight vectors, which are packed in the order they are read.
+Tiling: Q blocks of output channels × P pixels (rows × columns) of sums stay in registers over the whole reduction. A
+pixel's vector holds L input channels (blocked, rows) or L neighbouring columns of one channel (planar); each of its
+lanes multiplies Q weight vectors, which are packed in the order they are read.
 
 Registers: Q·P sums, the P pixels (or 2), and 2 for weights. Instructions per L products of one tap:
 L·P·Q multiply-adds, P loads of pixels (half as many where pairs of neighbours are loaded) and L·Q/2 of weights.
@@ -12,7 +12,7 @@ A padded source is copied into a workspace with its border of zeros first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ def _tile_cost(flat: ConvWorkload, machine: Machine, q: int, rows: int, columns:
         steps = blocks(flat.channels, lanes) * taps
         adjacent = pair if flat.layout == "blocked" and flat.strides[1] == 1 else 1
         loads = rows * -(-columns // adjacent) if machine.by_element else pixels * lanes
-        inner = lanes * pixels * q + loads + lanes * q / pair + LOOP_OVERHEAD / flat.kernel[1]
+        inner = lanes * pixels * q + loads + lanes * q // pair + -(-LOOP_OVERHEAD // flat.kernel[1])
     finish_cost = pixels * q * (1 + len(flat.epilogue)) + q
     return steps * inner + finish_cost + TILE_OVERHEAD
 
@@ -110,8 +110,6 @@ def split(size: int, tile: int) -> list[tuple[int, int, int]]:
 
 def _flat(workload: ConvWorkload) -> ConvWorkload:
     """A pointwise convolution over all pixels as over one row of them."""
-    from dataclasses import replace
-
     plain = workload.kernel == workload.strides == (1, 1) and not any(workload.padding)
     if workload.layout != "blocked" or not plain:
         return workload
@@ -197,11 +195,10 @@ class _Direct:
             base = plane * image.block
             self._zeros(buffer, base, top * image.row + left * depth)
             with self.emitter.loop(work.height) as row:
-                start = base + (row + top) * image.row + left * depth
-                self._copy(buffer, start, source, (plane * work.height + row) * (work.width * depth), work.width * depth)
+                start, size = base + (row + top) * image.row + left * depth, work.width * depth
+                self._copy(buffer, start, source, (plane * work.height + row) * size, size)
                 if left + right:
-                    with_next = work.width * depth
-                    self._zeros(buffer, start + with_next, (left + right) * depth)
+                    self._zeros(buffer, start + size, (left + right) * depth)
             tail = (top + work.height) * image.row + left * depth
             if image.block - tail > 0:
                 self._zeros(buffer, base + tail, image.block - tail)
@@ -330,13 +327,9 @@ class _Direct:
                 else:
                     plane = batch * self.out_blocks + block + index
                     at = ((plane * height + top + row) * width + left + column) * self.lanes
-                value = finish(
-                    load(sums, pixel * q + index, 1),
-                    self.work.epilogue,
-                    None if self.residual is None else lambda at=at: load(self.residual, at, self.lanes),
-                    lanes=self.lanes,
-                    dtype=self.dtype,
-                )
+                residual = None if self.residual is None else load(self.residual, at, self.lanes)
+                total = load(sums, pixel * q + index, 1)
+                value = finish(total, self.work.epilogue, residual, lanes=self.lanes, dtype=self.dtype)
                 self.emitter.add(store(self.result, at, value, self.lanes))
 
 

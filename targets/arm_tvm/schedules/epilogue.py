@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from targets.arm_tvm.emitter import broadcast
 
 
-def finish(value: Any, steps: Sequence[str], residual: Callable[[], Any] | None, *, lanes: int, dtype: str) -> Any:
+def finish(value: Any, steps: Sequence[str], residual: Any, *, lanes: int, dtype: str) -> Any:
     """The vector after all steps.
 
     Args:
         value: The sum with its bias.
         steps: As in `ConvWorkload.epilogue`.
-        residual: Loads the vector that `add` takes.
+        residual: The vector that `add` takes; None where there is none.
         lanes: Elements of the vector.
         dtype: Of one element.
 
@@ -26,7 +26,7 @@ def finish(value: Any, steps: Sequence[str], residual: Callable[[], Any] | None,
     for step in steps:
         name, *numbers = step.split()
         if name == "add" and residual is not None:
-            value = value + residual()
+            value = value + residual
         elif name == "relu":
             value = tirx.max(value, broadcast(0.0, lanes, dtype))
         elif name == "clip":

@@ -18,9 +18,7 @@ def all_choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     return tuple(sorted(found, key=lambda choice: choice.cost))
 
 
-def choose(
-    workload: ConvWorkload, machine: Machine, schedule: Mapping[str, Mapping[str, object]]
-) -> Choice | None:
+def choose(workload: ConvWorkload, machine: Machine, schedule: Mapping[str, Mapping[str, object]]) -> Choice | None:
     """The plan's choice for the workload where it has one that still exists, else the analytic default.
 
     Args:

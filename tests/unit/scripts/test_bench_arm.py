@@ -3,6 +3,7 @@
 import pytest
 from arm_host import summarize
 from arm_models import sqnr_db
+from arm_ours import sum_kernels
 from bench_arm import judge
 
 
@@ -38,6 +39,15 @@ def test_share_of_peak_must_be_reached(share, is_met, missed):
     sections = {"loop": {"face": {"cores": {"cortex-a76": {"fp16": {"share_of_peak": share}}}}}}
     bar = bars(sections)["face, cortex-a76, fp16: hottest loop's share of peak"]
     assert (bar["is_met"], bar["missed_by"]) == (is_met, missed)
+
+
+def test_kernels_count_as_often_as_the_model_has_them():
+    def kernel(count: int, untuned: float, best: float) -> dict:
+        return {"count": count, "tried": 2, "untuned": untuned, "best": {"median": best}, "stopped": "plateau"}
+
+    failed = kernel(9, 1, 1) | {"best": None}
+    found = sum_kernels({"unit": "us", "evidence": "e", "kernels": [kernel(2, 10, 7), kernel(1, 5, 5), failed]})
+    assert (found["untuned"], found["best"], found["trials"], found["stopped"]) == (25, 19, 6, ["plateau"])
 
 
 def test_ratio_is_that_of_the_pairs():
