@@ -5,15 +5,15 @@ Tiling. The result is cut into tiles of m × m; a band is `rows` rows of tiles. 
     M[ξ][oc][tile][L]      = Σ_ic U · V    n² products of matrices, for `blocks` blocks of output channels at a time
     y                      = A^T M A       followed by the epilogue, before the next blocks overwrite M
 The matrices of V and M are one vector more apart than they are long: no powers of two, which would share cache sets.
-V and M of a band stay in the caches; U (n²/9 of the weights, transformed at compile time) is read once per band.
-Tiles over the border are code of their own, in which what lies outside is known to be zero: nothing is padded.
+V and M of a band stay in the caches; U (n²/9 of the weights, transformed at compile time) is read once per band. Tiles
+over the border are code of their own, in which what lies outside is known to be zero: nothing is padded.
 
-Registers of the product: blocks × tiles sums, `tiles` data vectors whose lanes are multiplied one after the other, and 2 for
-weights: 18 + 9 + 2 of 32 where there are 9 tiles. Per block of input channels: tiles/2 + L · blocks/2 paired loads for
-L · blocks · tiles multiply-adds.
+Registers of the product: blocks × tiles sums, `tiles` data vectors whose lanes are multiplied one after the other, and
+2 for weights: 18 + 9 + 2 of 32 where there are 9 tiles. Per block of input channels: tiles/2 + L · blocks/2 paired
+loads for L · blocks · tiles multiply-adds.
 
-Roofline: n² / (9 m²) of the direct convolution's multiply-adds (1/4 at m = 4, 16/81 at m = 6), bound by the multipliers as
-long as 4 tiles share each weight, and by the loads of U below that.
+Roofline: n² / (9 m²) of the direct convolution's multiply-adds (1/4 at m = 4, 16/81 at m = 6), bound by the multipliers
+as long as 4 tiles share each weight, and by the loads of U below that.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def pack(workload: ConvWorkload, choice: Choice, weights: Array, machine: Machin
     """U as the kernel reads it: [group of output blocks][ξ][ic][output block][L], flat."""
     lanes, q, m = machine.lanes(workload.dtype), choice.parameters["blocks"], choice.parameters["m"]
     matrix = weight_matrix(m)
-    transformed = np.einsum("ip,ocpq,jq->ijoc", matrix, weights.astype(np.float64), matrix)
+    transformed = (matrix @ weights.astype(np.float64) @ matrix.T).transpose(2, 3, 0, 1)
     size, sources = (m + 2) ** 2, blocks(workload.channels, lanes) * lanes
     padded = np.zeros((size, blocks(workload.filters, lanes) * lanes, sources))
     padded[:, : workload.filters, : workload.channels] = transformed.reshape(size, *weights.shape[:2])
@@ -188,7 +188,9 @@ class _Winograd:
                 else:
                     self._transform_looped((v, target), half, source, (rows.inside, column))
 
-    def _transform_source(self, v: tuple[Any, Any], source: Any, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+    def _transform_source(
+        self, v: tuple[Any, Any], source: Any, rows: tuple[int, int], columns: tuple[int, int]
+    ) -> None:
         """V of one tile, written out: B^T applied to its columns, then to the rows of what that gives."""
         half = [
             self._transformed(self._column(source, j * self.lanes, rows) if columns[0] <= j < columns[1] else None)
@@ -199,7 +201,9 @@ class _Winograd:
             for j, value in enumerate(self._transformed([column[i] for column in half])):
                 self._store(buffer, place + (i * self.n + j) * self.v_step, value)
 
-    def _transform_looped(self, v: tuple[Any, Any], half: Any, source: Any, inside: tuple[tuple[int, int], Any]) -> None:
+    def _transform_looped(
+        self, v: tuple[Any, Any], half: Any, source: Any, inside: tuple[tuple[int, int], Any]
+    ) -> None:
         """The same with loops over columns and rows; what is between them is in memory."""
         from tvm import tirx
 
@@ -245,10 +249,12 @@ class _Winograd:
                         self._result_looped(source, half, (ty, columns.kept), bias)
 
     def _transform_result(self, m: tuple[Any, Any], kept: tuple[int, int], bias: Any) -> None:
-        """The results of one tile, written out: A^T applied to the columns of M, then to the rows of what that gives."""
+        """The results of one tile, written out: A^T applied to M's columns, then to the rows of what that gives."""
         half = [self._collected(self._products(m, j)) for j in range(self.n)]
         for k in range(kept[0]):
-            self._finish_line([column[k] for column in half], kept[1], bias, self.at + k * self.work.result[1] * self.lanes)
+            self._finish_line(
+                [column[k] for column in half], kept[1], bias, self.at + k * self.work.result[1] * self.lanes
+            )
 
     def _result_looped(self, m: tuple[Any, Any], half: Any, place: tuple[Any, int], bias: Any) -> None:
         """The same with loops over columns and rows; what is between them is in memory."""
@@ -273,13 +279,11 @@ class _Winograd:
 
     def _finish_line(self, values: list[Any], kept: int, bias: Any, at: Any) -> None:
         """Stores one row of results of a tile. The point 1, whose column of A^T is all ones, takes the bias."""
-        from functools import partial
-
         biased = [values[0], self.emitter.let(values[1] + bias), *values[2:]]
         result = self.emitter.view(self.result, at)
         residual = None if self.residual is None else self.emitter.view(self.residual, at)
         for j, value in enumerate(self._collected(biased)[:kept]):
-            added = None if residual is None else partial(load, residual, j * self.lanes, self.lanes)
+            added = None if residual is None else load(residual, j * self.lanes, self.lanes)
             final = finish(value, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
             self._store(result, j * self.lanes, final)
 

@@ -2,11 +2,12 @@
 
 With n = m + 2 and n - 1 points a_i, and infinity as the last (Cook and Toom):
 
-    A^T[k, i] = a_i^k              G[i, k] = a_i^k / Π_{j≠i} (a_i - a_j)         B^T[i] = coefficients of Π_{j≠i} (x - a_j)
-    A^T[m-1, ∞] = 1                G[∞, 2] = 1                                  B^T[∞] = coefficients of Π_j (x - a_j)
+    A^T[k, i] = a_i^k     G[i, k] = a_i^k / Π_{j≠i} (a_i - a_j)    B^T[i] = coefficients of Π_{j≠i} (x - a_j)
+    A^T[m-1, ∞] = 1       G[∞, 2] = 1                              B^T[∞] = coefficients of Π_j (x - a_j)
 
-and y = A^T [(G g G^T) ⊙ (B^T d B)] A for a tile d of n × n and a filter g of 3 × 3. Points come in pairs ±a, so two rows of
-B^T differ in the signs of their odd coefficients, and two columns of A^T likewise: the even and the odd part are computed once.
+and y = A^T [(G g G^T) ⊙ (B^T d B)] A for a tile d of n × n and a filter g of 3 × 3. Points come in pairs ±a, so two
+rows of B^T differ in the signs of odd coefficients, and two columns of A^T likewise: the even and the odd part are
+computed once.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def input_matrix(m: int) -> Array:
     return matrix
 
 
-def transform_input(emitter: Emitter, values: Sequence[Any | None], *, m: int, dtype: str, lanes: int) -> list[Any | None]:
+def transform_input(
+    emitter: Emitter, values: Sequence[Any | None], *, m: int, dtype: str, lanes: int
+) -> list[Any | None]:
     """B^T times a column of m + 2 vectors; None stands for zero."""
     arithmetic = _Arithmetic(emitter, dtype, lanes)
     matrix, result = input_matrix(m), []
