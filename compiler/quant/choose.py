@@ -87,9 +87,7 @@ def _observed(placed: Placement, observations: Observations | None) -> dict[ir.V
     return {value: tensors[str(value.name)] for value in placed.formats}
 
 
-def _tensors(
-    placed: Placement, seen: Mapping[ir.Value, Histogram], options: QuantOptions
-) -> dict[str, TensorQuant]:
+def _tensors(placed: Placement, seen: Mapping[ir.Value, Histogram], options: QuantOptions) -> dict[str, TensorQuant]:
     joined: dict[ir.Value, Histogram] = {}
     members: dict[ir.Value, list[ir.Value]] = {}
     for value, histogram in seen.items():
