@@ -85,9 +85,8 @@ def _recount(model: ir.Model, node: ir.Node, count: Count, kept: int, names: Nam
         return
     array[count.element] = kept
     name = names.fresh(f"{old.name if old else ''}_kept")
-    value = ir.Value(
-        name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape), type=old and old.type
-    )
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape))
+    value.dtype = ir.DataType.INT64
     model.graph.register_initializer(value)
     node.replace_input_with(count.place, value)
     if old is not None and not old.uses() and str(old.name) in model.graph.initializers:
