@@ -19,12 +19,17 @@ def count_macs(model: ir.Model) -> int | None:
     total = 0
     for graph in graphs_of(model):
         for node in graph:
-            count = _COUNTERS.get(node.op_type)
-            macs = 0 if count is None else count(node)
+            macs = node_macs(node)
             if macs is None:
                 return None
             total += macs
     return total
+
+
+def node_macs(node: ir.Node) -> int | None:
+    """Multiply-accumulates of one node, 0 for an operator that has none; None if a shape it needs is not known."""
+    count = _COUNTERS.get(node.op_type)
+    return 0 if count is None else count(node)
 
 
 def _filter_reuse(weight: int) -> Callable[[ir.Node], int | None]:

@@ -23,7 +23,8 @@ def cut_channels(model: ir.Model, ties: Ties, removed: Collection[int]) -> ir.Mo
     Raises:
         ValueError: A class cannot be cut, or a group would lose all of its channels.
     """
-    _refuse(ties, removed)
+    if problem := why_not(ties, removed):
+        raise ValueError(problem)
     copy = model.clone()
     for cut in _per_axis(ties):
         _slice(copy.graph.initializers[cut.initializer], cut.axis, positions(cut.ids, removed))
@@ -50,13 +51,15 @@ def mask_channels(model: ir.Model, ties: Ties, removed: Collection[int]) -> ir.M
     return copy
 
 
-def _refuse(ties: Ties, removed: Collection[int]) -> None:
+def why_not(ties: Ties, removed: Collection[int]) -> str:
+    """Why these classes cannot be cut together; empty if they can."""
     free = {channel for group in ties.groups for channel in group.channels}
     if unknown := sorted({*removed} - free):
-        raise ValueError(f"these channels cannot be cut: {unknown[:10]}")
+        return f"these channels cannot be cut: {unknown[:10]}"
     for cut in ties.cuts:
         if cut.role == "makes" and not positions(cut.ids, removed).any():
-            raise ValueError(f"'{cut.node}' would lose all of its {len(cut.ids)} channels")
+            return f"'{cut.node}' would lose all of its {len(cut.ids)} channels"
+    return ""
 
 
 def _per_axis(ties: Ties) -> list[Cut]:

@@ -83,9 +83,9 @@ def conv_transpose(walk: Walk, node: ir.Node) -> bool:
 def gemm(walk: Walk, node: ir.Node) -> bool:
     """A (M, K) times constant B (K, N), plus C."""
     weights = weight(node, 1)
-    if weights is None or node.attributes.get_int("transA", 0):
+    if weights is None or node.attributes.get_int("transA", 0) != 0:
         return False
-    flipped = node.attributes.get_int("transB", 0) == 1
+    flipped = node.attributes.get_int("transB", 0) != 0
     made = _product(walk, node, weights.shape[0 if flipped else 1], (1, 0) if flipped else (0, 1), rank=2)
     bias = weight(node, 2)
     if bias is not None and bias.ndim and bias.shape[-1] == len(made) and bias.size == len(made):
