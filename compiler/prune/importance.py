@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from compiler.passes.values import constant_of
 from compiler.prune.groups import Group, Ties
-from compiler.prune.repair import RIDGE, Batches
+from compiler.prune.repair import Batches
 from compiler.prune.rows import Layer, Matrix, layer_of, sample_rows
 from compiler.prune.tap import watch
 
@@ -19,6 +19,9 @@ Measure: TypeAlias = Literal["weights", "activations", "redundancy"]
 
 PER_ITEM = 48
 """Places of one image that a layer is looked at."""
+
+STEP = 4
+"""Channels between two numbers of channels whose error is computed; between them it is interpolated."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,21 @@ class Removal:
 
 @dataclass
 class _Reader:
-    """One layer that reads the group: its weights (K, N), the inverse of its inputs' moments (K, K), its energy."""
+    """One layer that reads the group.
+
+    Args:
+        weights: Its weights (K, N); those of channels that are gone are zero, the others make up for them.
+        inverse: Inverse of its inputs' moments (K, K), shrunk towards their diagonal.
+        halves: The moments of each half of the data: what one half says is judged by the other.
+        rows: Rows the moments are of.
+        blocks: Channel → its rows of the weights.
+        energy: Of its outputs.
+    """
 
     weights: Matrix
     inverse: Matrix
-    moments: Matrix
+    halves: tuple[Matrix, Matrix]
+    rows: int
     blocks: dict[int, list[int]]
     energy: float
 
@@ -92,23 +105,36 @@ def _readers(model: ir.Model, ties: Ties, group: Group, batches: Batches) -> lis
 
 def _reader(model: ir.Model, layer: Layer, ids: Sequence[int], channels: set[int], batches: Batches) -> _Reader:
     weights = layer.matrix(np.asarray(constant_of(model.graph.initializers[layer.weights])))
-    moments, total, rows = np.zeros((len(weights), len(weights))), np.zeros(len(weights)), 0
-    random = np.random.default_rng(0)
-    for read, given in watch(model, [layer.source, layer.node], batches()):
-        x, _ = sample_rows(layer, read, given, per_item=PER_ITEM, random=random)
-        moments += x.T @ x
-        total += x.sum(axis=0)
-        rows += len(x)
-    if layer.bias:
-        moments -= np.outer(total, total) / max(1, rows)
-    ridge = RIDGE * float(np.trace(moments)) / len(moments) + 1e-12
+    halves, rows = _moments(model, layer, len(weights), batches)
+    moments = halves[0] + halves[1]
     blocks: dict[int, list[int]] = {}
     size = len(weights) // len(ids)
     for place, channel in enumerate(ids):
         if channel in channels:
             blocks.setdefault(channel, []).extend(range(place * size, (place + 1) * size))
-    inverse = np.linalg.inv(moments + ridge * np.eye(len(moments)))
-    return _Reader(weights, inverse, moments, blocks, max(float((weights * (moments @ weights)).sum()), 1e-30))
+    energy = max(float((weights * (moments @ weights)).sum()), 1e-30)
+    return _Reader(weights, np.linalg.inv(shrunk(moments, rows)), halves, rows, blocks, energy)
+
+
+def shrunk(moments: Matrix, rows: int) -> Matrix:
+    """Moments that can be inverted: the fewer rows they are from, the more of them is put on the diagonal."""
+    share = 1e-3 + len(moments) / max(1, rows)
+    floor = 1e-6 * float(np.trace(moments)) / len(moments) + 1e-12
+    return moments + np.diag(share * np.diag(moments) + floor)
+
+
+def _moments(model: ir.Model, layer: Layer, size: int, batches: Batches) -> tuple[tuple[Matrix, Matrix], int]:
+    sums = [np.zeros((size, size)), np.zeros((size, size))]
+    totals, rows = [np.zeros(size), np.zeros(size)], [0, 0]
+    random = np.random.default_rng(0)
+    for index, (read, given) in enumerate(watch(model, [layer.source, layer.node], batches())):
+        x, _ = sample_rows(layer, read, given, per_item=PER_ITEM, random=random)
+        sums[index % 2] += x.T @ x
+        totals[index % 2] += x.sum(axis=0)
+        rows[index % 2] += len(x)
+    if layer.bias:
+        sums = [one - np.outer(mean, mean) / max(1, n) for one, mean, n in zip(sums, totals, rows, strict=True)]
+    return (sums[0], sums[1]), sum(rows)
 
 
 def _by_energy(group: Group, readers: Sequence[_Reader]) -> Removal:
@@ -116,22 +142,44 @@ def _by_energy(group: Group, readers: Sequence[_Reader]) -> Removal:
     for reader in readers:
         for channel, block in reader.blocks.items():
             part = reader.weights[block]
-            scores[channel] += float((part * (reader.moments[np.ix_(block, block)] @ part)).sum()) / reader.energy
+            scores[channel] += (
+                float((part * ((reader.halves[0] + reader.halves[1])[np.ix_(block, block)] @ part)).sum())
+                / reader.energy
+            )
     order = sorted(group.channels, key=lambda channel: (scores[channel], channel))
     return Removal(group, tuple(order), tuple(np.cumsum([scores[channel] for channel in order]).tolist()))
 
 
 def _by_redundancy(group: Group, readers: Sequence[_Reader]) -> Removal:
-    left, order, errors, error = list(group.channels), [], [], 0.0
+    whole = [reader.weights.copy() for reader in readers]
+    left, order = list(group.channels), list[int]()
+    counts, errors = [0], [0.0]
     while left:
         costs = sum((_costs(reader, left) for reader in readers), np.zeros(len(left)))
-        best = int(np.argmin(costs))
-        error += float(costs[best])
-        order.append(left.pop(best))
-        errors.append(error)
+        order.append(left.pop(int(np.argmin(costs))))
         for reader in readers:
             _remove(reader, reader.blocks.get(order[-1], []))
-    return Removal(group, tuple(order), tuple(errors))
+        if len(order) % STEP == 0 or not left:
+            counts.append(len(order))
+            errors.append(sum(_held_out(reader, w, order) for reader, w in zip(readers, whole, strict=True)))
+    every = np.interp(np.arange(1, len(order) + 1), counts, np.maximum.accumulate(errors))
+    return Removal(group, tuple(order), tuple(every.tolist()))
+
+
+def _held_out(reader: _Reader, weights: Matrix, gone: Sequence[int]) -> float:
+    """Error without these channels, where each half of the data is judged with what the other half made up."""
+    rows = [row for channel in gone for row in reader.blocks.get(channel, [])]
+    kept = np.setdiff1d(np.arange(len(weights)), rows)
+    total = 0.0
+    for fit, judge in (reader.halves, reader.halves[::-1]):
+        made_up = weights[kept]
+        if rows and len(kept):
+            inner = shrunk(fit, reader.rows // 2)[np.ix_(kept, kept)]
+            made_up = made_up + np.linalg.solve(inner, fit[np.ix_(kept, rows)] @ weights[rows])
+        rest = np.zeros_like(weights)
+        rest[kept], rest[rows] = made_up - weights[kept], -weights[rows]
+        total += float((rest * (judge @ rest)).sum())
+    return total / reader.energy
 
 
 def _costs(reader: _Reader, channels: Sequence[int]) -> Matrix:

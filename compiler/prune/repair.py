@@ -3,14 +3,14 @@
 Channel-pruning reconstruction (He et al., Channel Pruning for Accelerating Very Deep Neural Networks, 2017): for every
 layer that reads fewer channels, in graph order, the weights that map what the pruned model feeds it to what the layer
 gave in the original, by least squares over calibration activations. The solution is drawn towards the weights it had
-(ridge), and only the sums XᵀX and Xᵀ(Y − XW) are kept, so memory does not grow with the data.
+(ridge); how much, one half of the data decides about the solution of the other. Only sums are kept, so memory does
+not grow with the data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import onnx_ir as ir
@@ -19,16 +19,14 @@ from compiler.numerics import Array, Arrays
 from compiler.passes.values import constant_of
 from compiler.prune.groups import Ties, positions
 from compiler.prune.rows import Layer, Matrix, layer_of, sample_rows
+from compiler.prune.sums import Sums, solve, sums_of
 from compiler.prune.tap import watch
 
 PER_ITEM = 48
 """Places of one image that a convolution is matched at: neighbours say nearly the same."""
 
-RIDGE = 1e-3
-"""Weight of staying near the old weights, as a share of the mean energy of one input."""
-
 Batches = Callable[[], Iterable[Arrays]]
-"""Gives the calibration data from the start, as often as it is called."""
+"""Gives the calibration data from the start, as often as it is called; at least two batches."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ class Repaired:
     Args:
         layer: Name of its output.
         before: Squared error of its output against the original's, as a share of its energy, before the repair.
-        after: The same after it.
+        after: The same after it, on data that were not solved with.
+        ridge: How strongly the old weights were kept; infinite if only the bias was corrected.
         rows: Equations that were solved.
         unknowns: Weights per output that were solved for.
     """
@@ -46,21 +45,14 @@ class Repaired:
     layer: str
     before: float
     after: float
+    ridge: float
     rows: int
     unknowns: int
 
-
-@dataclass
-class _Sums:
-    """Moments of one layer's equations, centred when asked for."""
-
-    xx: Matrix
-    xr: Matrix
-    x: Matrix
-    r: Matrix
-    rr: float = 0.0
-    yy: float = 0.0
-    rows: int = 0
+    @property
+    def is_thin(self) -> bool:
+        """Whether there were fewer equations than unknowns: the ridge decides then."""
+        return self.rows < self.unknowns
 
 
 def repair(
@@ -78,82 +70,52 @@ def repair(
     gone = [*removed]
     hit = {cut.initializer for cut in ties.cuts if cut.role == "reads" and not positions(cut.ids, gone).all()}
     outputs = {cut.initializer: positions(cut.ids, gone) for cut in ties.cuts if cut.role == "makes"}
-    done = []
-    for node in list(pruned.graph):
-        layer = layer_of(node)
-        if layer is not None and layer.weights in hit:
-            done.append(_solve(original, pruned, layer, outputs.get(layer.weights), batches))
-    return tuple(done)
+    layers = [layer for node in pruned.graph if (layer := layer_of(node)) is not None and layer.weights in hit]
+    return tuple(_repair(original, pruned, layer, outputs.get(layer.weights), batches) for layer in layers)
 
 
-def _solve(original: ir.Model, pruned: ir.Model, layer: Layer, kept: Array | None, batches: Batches) -> Repaired:
-    value = pruned.graph.initializers[layer.weights]
-    old = np.asarray(constant_of(value))
+def _repair(original: ir.Model, pruned: ir.Model, layer: Layer, kept: Array | None, batches: Batches) -> Repaired:
+    weights, bias = pruned.graph.initializers[layer.weights], pruned.graph.initializers.get(layer.bias)
+    old = np.asarray(constant_of(weights))
     matrix = layer.matrix(old)
-    bias = pruned.graph.initializers.get(layer.bias)
-    offset = np.asarray(constant_of(bias), np.float64).reshape(-1) if bias is not None else np.zeros(matrix.shape[1])
-    sums = _gather(original, pruned, layer, matrix, offset, kept, batches)
-    centred = bias is not None and sums.rows > 0
-    change = _ridge(sums, centred)
-    value.const_value = ir.tensor(layer.weights_of(matrix + change, old), name=value.name)
-    if bias is not None and centred:
-        moved = (sums.r - sums.x @ change) / sums.rows
-        flat = (offset + moved).reshape(np.asarray(constant_of(bias)).shape)
-        bias.const_value = ir.tensor(flat.astype(np.asarray(constant_of(bias)).dtype), name=bias.name)
-    after = _error(sums, change, centred)
-    return Repaired(layer.node, sums.rr / max(sums.yy, 1e-30), after, sums.rows, len(matrix))
+    halves = _gather(original, pruned, layer, matrix, kept, batches)
+    change, ridge, after = solve([half.centred() if bias is not None else half for half in halves])
+    whole = halves[0] + halves[1]
+    _write(weights, layer.weights_of(matrix + change, old))
+    if bias is not None:
+        shape = np.asarray(constant_of(bias))
+        moved = (whole.r - whole.x @ change) / max(1, whole.rows)
+        _write(bias, (shape + moved.reshape(shape.shape)).astype(shape.dtype))
+    return Repaired(layer.node, whole.rr / max(whole.yy, 1e-30), after, ridge, whole.rows, len(matrix))
 
 
 def _gather(
-    original: ir.Model,
-    pruned: ir.Model,
-    layer: Layer,
-    matrix: Matrix,
-    offset: Matrix,
-    kept: Array | None,
-    batches: Batches,
-) -> _Sums:
-    inputs, outputs = matrix.shape
-    sums = _Sums(np.zeros((inputs, inputs)), np.zeros((inputs, outputs)), np.zeros(inputs), np.zeros(outputs))
+    original: ir.Model, pruned: ir.Model, layer: Layer, matrix: Matrix, kept: Array | None, batches: Batches
+) -> list[Sums]:
+    """Moments of every other batch, and of the rest."""
+    halves: list[Sums | None] = [None, None]
     random = np.random.default_rng(0)
-    for (read,), (given,) in zip(
-        watch(pruned, [layer.source], batches()), watch(original, [layer.node], batches()), strict=True
-    ):
-        wanted = given if kept is None else np.compress(kept, given, axis=1 if layer.kernel else -1)
-        x, y = sample_rows(layer, read, wanted, per_item=PER_ITEM, random=random)
-        rest = y - (x @ matrix + offset)
-        sums.xx += x.T @ x
-        sums.xr += x.T @ rest
-        sums.x += x.sum(axis=0)
-        sums.r += rest.sum(axis=0)
-        sums.rr += float((rest**2).sum())
-        sums.yy += float((y**2).sum())
-        sums.rows += len(x)
-    return sums
+    pairs = zip(
+        watch(pruned, [layer.source, layer.node], batches()), watch(original, [layer.node], batches()), strict=True
+    )
+    for index, ((read, now), (given,)) in enumerate(pairs):
+        wanted = given if kept is None else np.compress(kept.astype(bool), given, axis=1 if layer.kernel else -1)
+        places = random.integers(1 << 62)
+        x, y = sample_rows(layer, read, wanted, per_item=PER_ITEM, random=np.random.default_rng(places))
+        _, z = sample_rows(layer, read, now, per_item=PER_ITEM, random=np.random.default_rng(places))
+        half, one = halves[index % 2], sums_of(x, y - z, y)
+        halves[index % 2] = one if half is None else half + one
+    return [
+        half if half is not None else sums_of(np.zeros((0, len(matrix))), *[np.zeros((0, matrix.shape[1]))] * 2)
+        for half in halves
+    ]
 
 
-def _ridge(sums: _Sums, centred: bool) -> Matrix:
-    xx, xr = _moments(sums, centred)
-    weight = RIDGE * float(np.trace(xx)) / max(1, len(xx)) + 1e-12
-    change: Matrix = np.linalg.solve(xx + weight * np.eye(len(xx)), xr)
-    return change
-
-
-def _moments(sums: _Sums, centred: bool) -> tuple[Matrix, Matrix]:
-    if not centred:
-        return sums.xx, sums.xr
-    return sums.xx - np.outer(sums.x, sums.x) / sums.rows, sums.xr - np.outer(sums.x, sums.r) / sums.rows
-
-
-def _error(sums: _Sums, change: Matrix, centred: bool) -> float:
-    xx, xr = _moments(sums, centred)
-    base = sums.rr - (float((sums.r**2).sum()) / sums.rows if centred else 0.0)
-    left = base - 2 * float((change * xr).sum()) + float((change * (xx @ change)).sum())
-    return max(left, 0.0) / max(sums.yy, 1e-30)
+def _write(value: ir.Value, array: Array) -> None:
+    value.const_value = ir.tensor(array, name=value.name)
 
 
 def in_batches(arrays: Arrays, size: int) -> Iterator[Arrays]:
     """Whole arrays of samples, (N, …) each, in batches."""
-    count = len(next(iter(arrays.values())))
-    for start in islice(range(0, count, size), None):
+    for start in range(0, len(next(iter(arrays.values()))), size):
         yield {name: array[start : start + size] for name, array in arrays.items()}
