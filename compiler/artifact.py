@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 
 class Evidence(StrEnum):
@@ -54,6 +55,22 @@ class Artifact:
     facts: Mapping[str, object] = field(default_factory=dict)
     unrepeatable: Mapping[str, str] = field(default_factory=dict)
     deferred: str = ""
+
+
+def artifact_to_dict(artifact: Artifact) -> dict[str, Any]:
+    """The artifact's description as a JSON-ready value, without its folder."""
+    value = asdict(replace(artifact, root=Path()))
+    del value["root"]
+    return value
+
+
+def artifact_from_dict(value: Mapping[str, Any]) -> Artifact:
+    """The artifact that `artifact_to_dict` described; `root` must have been added."""
+    specs = {
+        key: tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in value[key])
+        for key in ("inputs", "outputs")
+    }
+    return Artifact(**{**value, **specs, "root": Path(value["root"]), "files": tuple(value["files"])})
 
 
 def leaves_folder(folder: Path, name: str) -> bool:

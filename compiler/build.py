@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from compiler.artifact import Artifact, TensorSpec, leaves_folder
+from compiler.artifact import Artifact, TensorSpec, artifact_from_dict, artifact_to_dict, leaves_folder
 from compiler.capability import refuse_unsupported
 from compiler.digests import code_digest
 from compiler.errors import ToolchainFailed
@@ -19,7 +19,6 @@ from compiler.portable import Border
 from compiler.profile import HardwareProfile, to_yaml
 from compiler.store import Entry, Stage, Store, canonical_json
 from compiler.target import Target
-from compiler.worker import artifact_from_dict, artifact_to_dict
 
 DESCRIPTION = "artifact.json"
 

@@ -79,5 +79,9 @@ def _still(folder: Path, row: Mapping[str, Any]) -> bool:
 
 def _summary(report: DeviceReport) -> dict[str, Any]:
     if report.error:
-        return {"status": report.status, "error": report.error.to_dict()}
+        return {
+            "status": report.status,
+            "error": report.error.to_dict(),
+            **({"report": dict(report.facts)} if report.facts else {}),
+        }
     return {"status": report.status, "manifest": file_digest(report.folder / MANIFEST)}

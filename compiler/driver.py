@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from compiler.bisect import explain_divergence
-from compiler.build import Built, build_artifact
+from compiler.clock import Clock
 from compiler.dist import claim_folder, settle_folder
-from compiler.errors import CompilerError, GateFailed, InternalError
-from compiler.fleet import DeviceClass, Fleet
+from compiler.errors import CompilerError, InternalError
+from compiler.fleet import Fleet
 from compiler.frontend import read_model
 from compiler.inputs import prepare
 from compiler.jobs import Job, plan_fleet, selected_devices
+from compiler.judge import open_data
 from compiler.manifest import write_artifact
 from compiler.plan import BuildOptions
-from compiler.portable import Border, dump_passes, make_border
-from compiler.record import DeviceReport, FleetReport, Source, manifest_facts, measured_facts, table_row
+from compiler.portable import dump_passes
+from compiler.record import (
+    DeviceReport,
+    FleetReport,
+    Source,
+    delivered_report,
+    failed_report,
+    manifest_facts,
+    measured_facts,
+)
+from compiler.search import Bench, search_precision
 from compiler.store import Store, file_digest
-from compiler.verify import Point, Verdict, reference_points, verify_artifact
 
 log = logging.getLogger("fleetc.build")
 
@@ -36,7 +43,7 @@ def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
     """
     fleet, jobs, missing = plan_fleet(path, options)
     claim_folder(options.out, selected_devices(fleet, options))
-    source = _read_source(fleet, [job.device for job in jobs])
+    source = _read_source(fleet, jobs)
     store = Store(options.cache)
     reports = {name: DeviceReport(name, "failed", options.out / name, error) for name, error in missing.items()}
     started = time.monotonic()
@@ -52,36 +59,28 @@ def compile_device(job: Job, fleet: Fleet, source: Source, options: BuildOptions
     """The whole line for one device class.
 
     Raises:
-        CompilerError: Whatever stopped it; nothing was delivered.
+        CompilerError: Whatever stopped it before there was anything to judge; nothing was delivered.
     """
-    seconds: dict[str, float] = {}
-    passes = job.target.passes(job.profile)
+    clock = Clock()
     ready = source.prepared[job.device.name]
     if options.dump_passes:
+        passes = job.target.passes(job.profile)
         dump_passes(ready.model, job.plan, passes, options.dump_passes / job.device.name)
-    with _timed(seconds, "passes"):
-        border = make_border(ready.model, ready.digest, job.plan, passes, inputs=ready.inputs.probe, store=store)
-    with _timed(seconds, "build"):
-        built = build_artifact(border, job.plan, job.profile, job.target, store=store, limits=options.child)
-    with _timed(seconds, "reference"):
-        points = reference_points(ready.model, ready.digest, ready.inputs.points, store)
-    with _timed(seconds, "verify"):
-        verdict = _verify(job, border, built, points, options, store)
+    found = search_precision(Bench(job, ready, source.data[job.device.name], options, store, clock))
     folder = options.out / job.device.name
-    with _timed(seconds, "deliver"):
-        facts = manifest_facts(job, fleet, source, border, built, verdict)
-        measured = measured_facts(border, built, verdict, seconds)
-        write_artifact(built.artifact, border, facts=facts, measurements=measured, folder=folder)
-    status = "deferred" if built.artifact.deferred else "delivered"
-    return DeviceReport(
-        job.device.name, status, folder, None, job.plan, table_row(facts, built.artifact, verdict), seconds
-    )
+    if found.made is None:
+        return failed_report(job, folder, found)
+    with clock.timed("deliver"):
+        facts = manifest_facts(job, fleet, source, found.made, found)
+        measured = measured_facts(found.made, clock.seconds)
+        write_artifact(found.made.built.artifact, found.made.border, facts=facts, measurements=measured, folder=folder)
+    return delivered_report(job, folder, found.made, facts, clock.seconds)
 
 
-def _read_source(fleet: Fleet, devices: Sequence[DeviceClass]) -> Source:
+def _read_source(fleet: Fleet, jobs: Sequence[Job]) -> Source:
     imported = read_model(fleet.model)
-    prepared = prepare(fleet, imported.model, devices)
-    return Source(imported, file_digest(fleet.model), prepared)
+    prepared = prepare(fleet, imported.model, [job.device for job in jobs])
+    return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, jobs, prepared))
 
 
 def _attempt(job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store) -> DeviceReport:
@@ -97,33 +96,6 @@ def _attempt(job: Job, fleet: Fleet, source: Source, options: BuildOptions, stor
         return DeviceReport(job.device.name, "failed", options.out / job.device.name, bug, job.plan)
 
 
-def _verify(
-    job: Job, border: Border, built: Built, points: Sequence[Point], options: BuildOptions, store: Store
-) -> Verdict:
-    try:
-        return verify_artifact(
-            built.artifact,
-            built.entry.digest,
-            points,
-            tolerance=job.plan.tolerance,
-            repeat=options.repeat,
-            where=f"{job.device.name}: verify",
-            store=store,
-            limits=options.child,
-        )
-    except GateFailed as error:
-        log.info("%s: looking for the first operator that diverges", job.device.name)
-        error.what += "\n" + explain_divergence(border.load(), points, job.plan, job.profile, limits=options.child)
-        raise
-
-
 def _eta(started: float, done: int, total: int) -> str:
     left = (time.monotonic() - started) / done * (total - done) if done else 0.0
     return f", about {left:.0f} s left" if left > 5 else ""
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - started, 3)

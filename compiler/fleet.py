@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from compiler.errors import FleetError, ProfileError, combine
+from compiler.fleet_data import Calibration, Evaluation, Preprocess, is_function
 from compiler.profile import find_profile, is_path
 from compiler.validate import validate
 from compiler.yamlfile import KeyPath, Origin, read_yaml
@@ -57,22 +58,6 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """Sample inputs: a .npz or .npy file, or a folder of .npy files."""
-
-    path: Annotated[Path, Field(description="File or folder, relative to the fleet file.")]
-    samples: Annotated[int | None, Field(ge=1, description="Number of samples to use; all when absent.")] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The task a build's accuracy is judged by."""
-
-    task: Annotated[str, Field(min_length=1, description="Name of the task, e.g. verification.")]
-    path: Annotated[Path, Field(description="Its data, relative to the fleet file.")]
-
-
-@dataclass(frozen=True, kw_only=True)
 class DeviceClass:
     """Devices that are built for alike.
 
@@ -109,6 +94,7 @@ class Fleet:
     devices: Mapping[str, DeviceClass]
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
+    preprocess: Preprocess | None = None
     limits: Limits = Limits()
     origin: Origin = field(default=Origin(), compare=False, repr=False)
 
@@ -167,6 +153,9 @@ class FleetFile:
         Calibration | None, Field(description="Sample inputs for probing and verifying; random ones when absent.")
     ] = None
     evaluation: Annotated[Evaluation | None, Field(description="The task accuracy is judged by.")] = None
+    preprocess: Annotated[
+        Preprocess | None, Field(description="How pictures of calibration and evaluation become inputs.")
+    ] = None
     limits: Annotated[Limits, Field(description="Limits of every device class.")] = Limits()
     batch: _Batch = None
     dims: _Dims = field(default_factory=dict)
@@ -195,24 +184,6 @@ def load_fleet(path: str | Path) -> Fleet:
     return fleet
 
 
-def refuse_limits(fleet: Fleet) -> None:
-    """Refuse a fleet that asks for gates this release does not have, rather than deliver builds nobody judged.
-
-    Raises:
-        FleetError: Naming every limit, and the evaluation, where they are written.
-    """
-    if stated := [fleet.origin.place(keys) for keys in fleet.origin.lines if _asks_for_gate(keys)]:
-        raise FleetError(
-            "gates for accuracy, memory and latency are not part of this release:\n  - " + "\n  - ".join(stated),
-            remedy="Remove these keys. Parity of every executed build with the reference is always checked.",
-        )
-
-
-def _asks_for_gate(keys: KeyPath) -> bool:
-    at_top = keys == ("evaluation",) or (len(keys) == 2 and keys[0] == "limits")
-    return at_top or (len(keys) == 4 and keys[0] == "devices" and keys[2] == "limits")
-
-
 def _resolve(written: FleetFile, origin: Origin) -> Fleet:
     path = Path(origin.path).absolute()
     calibration, evaluation = written.calibration, written.evaluation
@@ -221,9 +192,21 @@ def _resolve(written: FleetFile, origin: Origin) -> Fleet:
         model=path.parent / written.model,
         devices={name: _device(name, entry, written, origin) for name, entry in written.devices.items()},
         calibration=calibration and replace(calibration, path=path.parent / calibration.path),
-        evaluation=evaluation and replace(evaluation, path=path.parent / evaluation.path),
+        evaluation=evaluation and _beside(path.parent, evaluation),
+        preprocess=written.preprocess,
         limits=written.limits,
         origin=origin,
+    )
+
+
+def _beside(folder: Path, evaluation: Evaluation) -> Evaluation:
+    """The evaluation with absolute paths; `module:function` becomes a path too, whose folder is searched first."""
+    images, classes = evaluation.images, evaluation.classes
+    return replace(
+        evaluation,
+        path=folder / evaluation.path,
+        images=images and folder / images,
+        classes=classes and folder / classes,
     )
 
 
@@ -248,9 +231,11 @@ def _missing(fleet: Fleet) -> Iterator[FleetError]:
     place = fleet.origin.place
     if not _is(fleet.model, stat.S_ISREG):
         yield FleetError(f"there is no file {str(fleet.model)!r}", where=place(("model",)))
-    if (calibration := fleet.calibration) and not _holds_arrays(calibration.path):
-        what = f"expected a .npz or .npy file or a folder, found none at {str(calibration.path)!r}"
+    if (calibration := fleet.calibration) and not _holds_samples(calibration.path):
+        what = f"expected a .npz or .npy file, a folder or module:function, found none at {str(calibration.path)!r}"
         yield FleetError(what, where=place(("calibration", "path")))
+    if evaluation := fleet.evaluation:
+        yield from _missing_evaluation(evaluation, place)
     for name, device in fleet.devices.items():
         where = place(("devices", name, "profile"))
         try:
@@ -262,8 +247,20 @@ def _missing(fleet: Fleet) -> Iterator[FleetError]:
                 yield FleetError(f"there is no file {str(file)!r}", where=where)
 
 
-def _holds_arrays(path: Path) -> bool:
-    return _is(path, stat.S_ISDIR) or (path.suffix in (".npz", ".npy") and _is(path, stat.S_ISREG))
+def _missing_evaluation(evaluation: Evaluation, place: Callable[[KeyPath], str]) -> Iterator[FleetError]:
+    path = evaluation.path
+    if not (_is(path, stat.S_ISDIR) or _is(path, stat.S_ISREG) or is_function(path.name)):
+        what = f"expected a file, a folder or module:function, found none at {str(path)!r}"
+        yield FleetError(what, where=place(("evaluation", "path")))
+    if evaluation.images and not _is(evaluation.images, stat.S_ISDIR):
+        yield FleetError(f"there is no folder {str(evaluation.images)!r}", where=place(("evaluation", "images")))
+    if evaluation.classes and not _is(evaluation.classes, stat.S_ISREG):
+        yield FleetError(f"there is no file {str(evaluation.classes)!r}", where=place(("evaluation", "classes")))
+
+
+def _holds_samples(path: Path) -> bool:
+    is_arrays = path.suffix in (".npz", ".npy") and _is(path, stat.S_ISREG)
+    return is_arrays or _is(path, stat.S_ISDIR) or is_function(path.name)
 
 
 def _is(path: Path, kind: Callable[[int], bool]) -> bool:

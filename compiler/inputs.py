@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import onnx_ir as ir
 
 from compiler.artifact import TensorSpec
 from compiler.errors import CompilerError, ModelError, UsageError, combine
+from compiler.evaluate import open_calibration
 from compiler.fleet import DeviceClass, Fleet, Range
+from compiler.fleet_data import Calibration
 from compiler.frontend import bind_shapes, describe_inputs, free_dims
 from compiler.graph import graph_digest
 from compiler.numerics import Arrays
-from compiler.samples import Samples, batch_of, load_samples, make_samples
+from compiler.samples import SUFFIXES, Samples, batch_of, load_samples, make_samples
 
 SEED = 0
+
+FEW = 32
+"""Samples that are enough to compare builds on."""
 
 _Ranges = tuple[tuple[str, Range], ...]
 
@@ -99,7 +105,7 @@ def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> V
     steps = {step: {name: getattr(sizes, step) for name, sizes in free.items()} for step in ("min", "opt", "max")}
     labelled = {sizes_label(sizes): sizes for sizes in steps.values()}
     if fleet.calibration is not None:
-        drawn = dict.fromkeys(labelled, load_samples(fleet.calibration.path, specs, count=fleet.calibration.samples))
+        drawn = dict.fromkeys(labelled, _calibration(fleet, fleet.calibration, specs))
     else:
         drawn = {label: _random(specs, sizes) for label, sizes in labelled.items()}
     points = {
@@ -122,6 +128,16 @@ def _ranges(model: ir.Model, device: DeviceClass) -> _Ranges:
     if not stated and not free_dims(model):
         del ranges["batch"]
     return tuple(ranges.items())
+
+
+def _calibration(fleet: Fleet, calibration: Calibration, specs: tuple[TensorSpec, ...]) -> Samples:
+    """All samples where they are arrays, which stay on disk; the first few where they are pictures or computed."""
+    path = calibration.path
+    if path.suffix in SUFFIXES or (path.is_dir() and any(one.suffix in SUFFIXES for one in path.iterdir())):
+        return load_samples(path, specs, count=calibration.samples)
+    dataset = open_calibration(calibration, specs, fleet.preprocess)
+    items = tuple(islice(dataset.batches(1), FEW))
+    return Samples(items, dataset.origin, dataset.warnings)
 
 
 def _random(specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Samples:

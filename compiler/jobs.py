@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.errors import CompilerError, MissingError, UsageError, combine
-from compiler.fleet import DeviceClass, Fleet, load_fleet, refuse_limits
+from compiler.fleet import DeviceClass, Fleet, load_fleet
 from compiler.plan import BuildOptions, Plan, make_plan, plan_passes
 from compiler.profile import HardwareProfile, load_profile
 from compiler.target import Target, find_target
@@ -33,14 +33,13 @@ def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...
         UsageError: The fleet file, a profile or an option cannot be obeyed; every such problem is named.
     """
     fleet = load_fleet(path)
-    refuse_limits(fleet)
     plan_passes(options)
     jobs: list[Job] = []
     missing: dict[str, MissingError] = {}
     problems: list[CompilerError] = []
     for device in selected_devices(fleet, options):
         try:
-            jobs.append(_plan_device(device, options))
+            jobs.append(_plan_device(device, fleet, options))
         except UsageError as error:
             problems.append(error)
         except MissingError as error:
@@ -66,7 +65,7 @@ def selected_devices(fleet: Fleet, options: BuildOptions) -> Sequence[DeviceClas
     return [device for name, device in fleet.devices.items() if not options.devices or name in options.devices]
 
 
-def _plan_device(device: DeviceClass, options: BuildOptions) -> Job:
+def _plan_device(device: DeviceClass, fleet: Fleet, options: BuildOptions) -> Job:
     profile = load_profile(device.profile)
     target = find_target(profile.target, where=f"{profile.origin.place(('target',))}")
-    return Job(device, profile, target, make_plan(options, device, profile, target))
+    return Job(device, profile, target, make_plan(options, device, profile, target, fleet=fleet))

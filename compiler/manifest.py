@@ -21,13 +21,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compiler.artifact import Artifact, leaves_folder
+from compiler.artifact import Artifact, artifact_from_dict, artifact_to_dict, leaves_folder
 from compiler.disk import output_errors
 from compiler.errors import ArtifactError, combine
 from compiler.manifest_shape import manifest_problems, measurements_problems
 from compiler.portable import BORDER, BORDER_DATA, Border
 from compiler.store import file_digest
-from compiler.worker import artifact_from_dict, artifact_to_dict
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

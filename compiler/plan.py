@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compiler.candidates import YARDSTICK, Candidates, choose_candidates
 from compiler.capability import Capability, PrecisionRule
 from compiler.errors import FleetError, UsageError
-from compiler.fleet import DeviceClass, Range
+from compiler.fleet import DeviceClass, Fleet, Range
+from compiler.gates import Demands, make_demands
 from compiler.isolate import ChildLimits
 from compiler.passes.pipelines import PORTABLE
 from compiler.profile import HardwareProfile, profile_digest, validate_options
@@ -29,6 +31,7 @@ class BuildOptions:
         stop_after: Number of the last pass of the portable half to run.
         dump_passes: Folder that gets the model before the first and after every pass that changed it.
         repeat: Timed runs per batch size when an artifact is verified on a device it can run on; 0 times nothing.
+        search_budget: Most trials that the search for a precision may make for one device.
         child: What one target's child process may use.
     """
 
@@ -40,6 +43,7 @@ class BuildOptions:
     stop_after: int | None = None
     dump_passes: Path | None = None
     repeat: int = 20
+    search_budget: int = 24
     child: ChildLimits = field(default=ChildLimits())
 
 
@@ -76,6 +80,9 @@ class Plan:
         dims: `batch` and other named dimensions → their range.
         choices: precision, tolerance, layout, pruning, tuning, threads, evidence, …: each with its reason.
         target_plan: The part the target sees.
+        demands: The gates that must hold.
+        candidates: The precisions to try, most promising first; one where there is nothing to search.
+        yardstick: The float32 build that the candidates are measured against; None if the target has none.
     """
 
     device: str
@@ -88,21 +95,35 @@ class Plan:
     dims: Mapping[str, Range]
     choices: Mapping[str, Choice]
     target_plan: TargetPlan
+    demands: Demands
+    candidates: tuple[PrecisionRule, ...]
+    yardstick: PrecisionRule | None
 
     @property
     def precision(self) -> str:
-        """The precision to build in."""
-        return self.choices["precision"].value
+        """The precision to build in; that of the first candidate until a search has settled it."""
+        return self.target_plan.precision
+
+    @property
+    def rule(self) -> PrecisionRule:
+        """What the target says of that precision."""
+        known = (*self.candidates, *([self.yardstick] if self.yardstick else []))
+        return next(rule for rule in known if rule.name == self.precision)
+
+    @property
+    def reason(self) -> str:
+        """Why that precision, or why these candidates."""
+        return self.choices["precision"].reason
 
     @property
     def tolerance(self) -> str:
         """Name of the tolerance that results are judged by."""
-        return self.choices["tolerance"].value
+        return self.rule.tolerance
 
     @property
     def converts_graph(self) -> str:
-        """Precision the border model itself is converted to; empty where it stays as it is."""
-        return self.choices["border precision"].value if self.choices["border precision"].value != "as imported" else ""
+        """Floating-point precision the border model itself is converted to; empty where it stays as it is."""
+        return self.rule.name if self.rule.converts_graph and not self.rule.scheme else ""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as a JSON-ready value; the same plan gives the same text in every folder."""
@@ -114,10 +135,19 @@ class Plan:
             "dims": {name: asdict(sizes) for name, sizes in self.dims.items()},
             "choices": {name: asdict(choice) for name, choice in self.choices.items()},
             "target_options": options_to_dict(self.target_plan.options),
+            "gates": {
+                "limits": {name: value for name, value in asdict(self.demands.limits).items() if value is not None},
+                "task": self.demands.task,
+                "data": self.demands.data,
+                "reasons": dict(self.demands.reasons),
+            },
+            "candidates": [{"precision": rule.name, "reason": rule.reason} for rule in self.candidates],
         }
 
 
-def make_plan(options: BuildOptions, device: DeviceClass, profile: HardwareProfile, target: Target) -> Plan:
+def make_plan(
+    options: BuildOptions, device: DeviceClass, profile: HardwareProfile, target: Target, *, fleet: Fleet
+) -> Plan:
     """Decides everything for one device class; imports no toolchain and reads no model.
 
     Args:
@@ -125,14 +155,22 @@ def make_plan(options: BuildOptions, device: DeviceClass, profile: HardwareProfi
         device: The device class of the fleet file.
         profile: Its hardware profile.
         target: The profile's target.
+        fleet: The fleet it belongs to: which data there are to calibrate with and to judge by.
 
     Raises:
         UsageError: Something is asked for that cannot be had together; every such thing is named.
     """
     capability = target.capability(profile)
-    asked = options.precision or device.precision
-    where = "--precision" if options.precision else device.place
-    rule, precision = _choose_precision(asked, capability, profile, target, where)
+    demands = make_demands(fleet, device)
+    found = choose_candidates(
+        options.precision or device.precision,
+        capability,
+        fleet,
+        device,
+        demands=demands,
+        where="--precision" if options.precision else device.place,
+    )
+    rule = found.rules[0]
     _refuse_ranges(device, capability, target)
     threads = _choose_threads(profile)
     return Plan(
@@ -145,9 +183,8 @@ def make_plan(options: BuildOptions, device: DeviceClass, profile: HardwareProfi
         target_passes=tuple(step.name for step in target.passes(profile)),
         dims={"batch": device.batch, **device.dims},
         choices={
-            "precision": precision,
-            "border precision": _border_precision(rule),
-            "tolerance": Choice(rule.tolerance, f"the level for {rule.name} results against the float32 reference"),
+            **_precision_choices(found),
+            **_gate_choices(demands),
             "layout": Choice(
                 "as imported", "the portable half keeps ONNX's channels-first layout; the target chooses its own"
             ),
@@ -162,7 +199,22 @@ def make_plan(options: BuildOptions, device: DeviceClass, profile: HardwareProfi
             threads=int(threads.value),
             cache_dir=options.cache / "toolchains",
         ),
+        demands=demands,
+        candidates=found.rules,
+        yardstick=next((rule for rule in capability.precisions if rule.name == YARDSTICK), None),
     )
+
+
+def settle(plan: Plan, rule: PrecisionRule, reason: str) -> Plan:
+    """The plan with its precision decided: what a trial builds, and what the chosen artifact was built by.
+
+    Args:
+        plan: The device's plan.
+        rule: One of its candidates.
+        reason: Why this one.
+    """
+    choices = {**plan.choices, "precision": Choice(rule.name, reason), **_rule_choices(rule)}
+    return replace(plan, choices=choices, target_plan=replace(plan.target_plan, precision=rule.name))
 
 
 def options_to_dict(options: object) -> dict[str, Any]:
@@ -170,31 +222,37 @@ def options_to_dict(options: object) -> dict[str, Any]:
     return asdict(options) if is_dataclass(options) and not isinstance(options, type) else dict(vars(options))
 
 
-def _choose_precision(
-    asked: str, capability: Capability, profile: HardwareProfile, target: Target, where: str
-) -> tuple[PrecisionRule, Choice]:
-    rules = {rule.name: rule for rule in capability.precisions}
-    if asked == "auto":
-        rule = capability.precisions[0]
-        return rule, Choice(
-            rule.name,
-            f"auto takes what the target puts first: {rule.reason}; nothing lower is chosen "
-            "unasked as long as no accuracy gate judges it",
-        )
-    if asked not in rules:
-        known = ", ".join(f"{rule.name} ({rule.reason})" for rule in capability.precisions)
-        why = capability.precision_refusals.get(
-            asked, f"target '{target.name}' has no such precision on {profile.name}"
-        )
-        raise FleetError(
-            f"precision {asked} cannot be had: {why}",
-            where=where,
-            remedy=f"{profile.name} can be built in: {known}.",
-        )
-    return rules[asked], Choice(asked, f"asked for; {rules[asked].reason}")
+def _precision_choices(found: Candidates) -> dict[str, Choice]:
+    if len(found.rules) == 1:
+        return {"precision": Choice(found.value, found.reason), **_rule_choices(found.rules[0])}
+    each = {rule.name: _rule_choices(rule) for rule in found.rules}
+    return {"precision": Choice(found.value, found.reason)} | {
+        name: Choice("as searched", "; ".join(f"{rule}: {choices[name].value}" for rule, choices in each.items()))
+        for name in ("border precision", "tolerance")
+    }
+
+
+def _rule_choices(rule: PrecisionRule) -> dict[str, Choice]:
+    against = "the quantized border model" if rule.scheme else "the float32 reference"
+    return {
+        "border precision": _border_precision(rule),
+        "tolerance": Choice(rule.tolerance, f"the level for {rule.name} results against {against}"),
+    }
+
+
+def _gate_choices(demands: Demands) -> dict[str, Choice]:
+    """What the gates are, as the plan prints it."""
+    found = {
+        name: Choice(f"{value:g}", demands.reasons.get(name, ""))
+        for name, value in asdict(demands.limits).items()
+        if value is not None
+    }
+    return found or {"gates": Choice("parity", "the fleet file states no limits and no evaluation")}
 
 
 def _border_precision(rule: PrecisionRule) -> Choice:
+    if rule.scheme:
+        return Choice(f"quantized for {rule.scheme.name}", "QuantizeLinear and DequantizeLinear are in the graph")
     if rule.converts_graph:
         return Choice(rule.name, "the target is strongly typed: it computes in the precision the graph is written in")
     return Choice("as imported", "the target converts while it builds, or nothing is to be converted")

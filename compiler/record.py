@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compiler.artifact import Artifact
-from compiler.build import Built
 from compiler.errors import CompilerError, FleetFailed
 from compiler.fleet import Fleet
 from compiler.frontend import Imported
 from compiler.inputs import Prepared, VerificationInputs
 from compiler.jobs import Job
+from compiler.judge import Data
 from compiler.numerics import arrays_digest
 from compiler.passes.instrument import measure
 from compiler.plan import Plan
-from compiler.portable import Border
 from compiler.profile import to_dict
+from compiler.search import Found, Made
 from compiler.verify import Verdict, verdict_facts, verdict_measurements
 
 
 @dataclass(frozen=True)
 class Source:
-    """The model as it was read, the digest of its file, and what each device's build starts from."""
+    """The model as it was read, the digest of its file, and what each device's build starts from and is judged on."""
 
     imported: Imported
     digest: str
     prepared: Mapping[str, Prepared]
+    data: Mapping[str, Data]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class DeviceReport:
         plan: Its plan; None if none could be made.
         row: Figures for a table: precision, bytes, nodes before and after, worst SQNR, latency, instructions, evidence.
         seconds: Stage → wall seconds spent on it now; 0 where it came from the store.
+        facts: Of a device that failed a gate: its plan, every trial and every gate's figures.
     """
 
     device: str
@@ -52,6 +54,7 @@ class DeviceReport:
     plan: Plan | None = None
     row: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,27 @@ class FleetReport:
         raise cls(f"{len(failed)} of {len(self.devices)} devices failed:\n{lines}", where=str(self.out))
 
 
-def manifest_facts(
-    job: Job, fleet: Fleet, source: Source, border: Border, built: Built, verdict: Verdict
-) -> dict[str, Any]:
-    """The manifest's sections: nothing in them depends on the folder, the clock or the load of the machine."""
-    stages = [*border.entries, built.entry]
+def delivered_report(
+    job: Job, folder: Path, made: Made, facts: Mapping[str, Any], seconds: Mapping[str, float]
+) -> DeviceReport:
+    """What a delivered device's report says."""
+    artifact = made.built.artifact
+    status = "deferred" if artifact.deferred else "delivered"
+    row = table_row(facts, artifact, made.verdict)
+    return DeviceReport(job.device.name, status, folder, None, made.plan, row, dict(seconds))
+
+
+def failed_report(job: Job, folder: Path, found: Found) -> DeviceReport:
+    """The report of a device that no candidate passes the gates of: nothing is delivered, every figure is kept."""
+    facts = {"plan": job.plan.to_dict(), **search_facts(found)}
+    return DeviceReport(job.device.name, "failed", folder, found.error, job.plan, facts=facts)
+
+
+def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, found: Found) -> dict[str, Any]:
+    """The manifest's sections: nothing in them depends on the folder, the clock or the load of the machine, but what
+    the search measured and kept in the store."""
     ready = source.prepared[job.device.name]
+    border = made.border
     return {
         "device": job.device.name,
         "inputs": {
@@ -90,23 +108,52 @@ def manifest_facts(
                 "sha256": arrays_digest(ready.inputs.probe),
                 "warnings": list(ready.inputs.warnings),
             },
+            "evaluation": _evaluation(source.data[job.device.name], fleet),
             "profile": {"name": job.profile.name, "sha256": job.plan.profile_digest, "facts": to_dict(job.profile)},
         },
         "source": vars(measure(ready.model)),
         "border": vars(measure(border.load())) | {"sha256": border.digest},
-        "plan": job.plan.to_dict(),
+        "plan": made.plan.to_dict(),
         "passes": [{key: value for key, value in record.items() if key != "milliseconds"} for record in border.records],
-        "stages": [{"stage": entry.stage, "sha256": entry.digest} for entry in stages],
-        "verdict": {"parity": verdict_facts(verdict)},
+        "stages": [{"stage": entry.stage, "sha256": entry.digest} for entry in made.entries],
+        "verdict": {"parity": verdict_facts(made.verdict)},
+        **search_facts(found),
     }
 
 
-def measured_facts(border: Border, built: Built, verdict: Verdict, seconds: Mapping[str, float]) -> dict[str, Any]:
+def _evaluation(data: Data, fleet: Fleet) -> dict[str, Any] | None:
+    """What accuracy was judged on, and all that is needed to judge it again on other data."""
+    if data.judge is None:
+        return None
+    options = asdict(fleet.evaluation) if fleet.evaluation else {}
+    kept = {key: options[key] for key in ("output", "far", "rule") if key in options}
+    return {
+        **data.judge.to_dict(),
+        "options": kept,
+        "preprocess": asdict(fleet.preprocess) if fleet.preprocess else None,
+    }
+
+
+def search_facts(found: Found) -> dict[str, Any]:
+    """What was tried, what was found, and what was decided."""
+    chosen = found.chosen
+    return {
+        "decision": {
+            "precision": chosen.precision if chosen else "",
+            "trial": chosen.number if chosen else None,
+            "reason": found.made.plan.reason if found.made else str(found.error),
+        },
+        "gates": [gate.to_dict() for gate in chosen.gates] if chosen else [],
+        "trials": [trial.to_dict() for trial in found.trials],
+    }
+
+
+def measured_facts(made: Made, seconds: Mapping[str, float]) -> dict[str, Any]:
     """Sections of `measurements.json`: what the clock, the load and the store of this time have a part in."""
     return {
-        **verdict_measurements(verdict),
-        "passes_ms": [[record["name"], record["milliseconds"]] for record in border.records],
-        "stages": [{"stage": entry.stage, "from_store": entry.hit} for entry in (*border.entries, built.entry)],
+        **verdict_measurements(made.verdict),
+        "passes_ms": [[record["name"], record["milliseconds"]] for record in made.border.records],
+        "stages": [{"stage": entry.stage, "from_store": entry.hit} for entry in made.entries],
         "seconds": dict(seconds),
     }
 

@@ -10,13 +10,16 @@ from compiler.compare import compare_files
 from compiler.driver import build_fleet
 from compiler.errors import GateFailed
 from compiler.plan import BuildOptions
+from compiler.search import OBSERVED
+from compiler.store import Store
 
 
 def check_reproducible(fleet: Path, options: BuildOptions) -> None:
     """Builds a fleet once more with an empty store and compares the result with what was delivered.
 
-    Toolchain downloads are shared with the first build. `measurements.json`, and the files whose bytes a vendor makes
-    unrepeatable, are left out of the comparison; the manifest names the latter.
+    Toolchain downloads are shared with the first build, and so is what the search observed (times, memory): the same
+    observations must lead to the same decision and the same bytes. `measurements.json`, and the files whose bytes a
+    vendor makes unrepeatable, are left out of the comparison; the manifest names the latter.
 
     Args:
         fleet: The fleet file.
@@ -30,6 +33,7 @@ def check_reproducible(fleet: Path, options: BuildOptions) -> None:
         (options.cache / "toolchains").mkdir(parents=True, exist_ok=True)
         cache.mkdir()
         (cache / "toolchains").symlink_to((options.cache / "toolchains").absolute())
+        Store(options.cache).lend(OBSERVED, Store(cache))
         again = build_fleet(fleet, replace(options, cache=cache, out=out, dump_passes=None))
         again.raise_failures()
         different = [

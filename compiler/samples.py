@@ -22,6 +22,9 @@ BATCH = "batch"
 
 SUFFIXES = (".npz", ".npy")
 
+RESERVED = frozenset({"labels", "origin"})
+"""Arrays of a .npz that are no inputs: what the samples show, and in one text where they are from."""
+
 _NOTHING: Array = np.empty(0, dtype=np.float32)
 
 MAX_ARRAY_BYTES = 2**33
@@ -61,7 +64,7 @@ def load_samples(path: str | Path, inputs: Sequence[TensorSpec], *, count: int |
     place = Path(path)
     problems: list[CompilerError] = []
     items: list[Mapping[str, Array]] = []
-    for file in _files(place):
+    for file in sample_files(place):
         if count is not None and len(items) >= count:
             break
         limit = None if count is None else count - len(items)
@@ -83,7 +86,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
     Raises:
         DataError: The file cannot be read, or unpacks to more than is allowed.
     """
-    with _reading(path), path.open("rb") as opened:
+    with reading(path), path.open("rb") as opened:
         if path.suffix == ".npy":
             return {"": np.lib.format.read_array(opened, allow_pickle=False)}
         with np.lib.npyio.NpzFile(opened, allow_pickle=False) as archive:
@@ -137,7 +140,8 @@ def _stacked(items: Sequence[Mapping[str, Array]], spec: TensorSpec, size: int) 
     return np.concatenate(rows)[:wanted]
 
 
-def _files(place: Path) -> list[Path]:
+def sample_files(place: Path) -> list[Path]:
+    """The .npz and .npy files of a place, by name; raises DataError where there is none."""
     try:
         if place.is_dir():
             files = sorted(file for file in place.iterdir() if file.suffix in SUFFIXES and file.is_file())
@@ -176,7 +180,7 @@ def _file_items(
 
 def _arrays(file: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     """Input name → array of one file."""
-    with _reading(file):
+    with reading(file):
         if file.suffix == ".npy":
             return _named({"": np.lib.format.open_memmap(file, mode="r")}, file, inputs)
         with file.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as archive:
@@ -187,7 +191,7 @@ def _arrays(file: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
+def reading(file: Path) -> Iterator[None]:
     """Turns whatever NumPy and the archive say about a file into DataError."""
     try:
         yield
@@ -200,7 +204,8 @@ def _named(arrays: Mapping[str, Array], file: Path, inputs: Sequence[TensorSpec]
     names = [spec.name for spec in inputs]
     if len(names) == 1 and set(arrays) in ({""}, {"arr_0"}):
         return {names[0]: next(iter(arrays.values()))}
-    missing, extra = [n for n in names if n not in arrays], [key for key in arrays if key and key not in names]
+    missing = [name for name in names if name not in arrays]
+    extra = [key for key in arrays if key and key not in names and key not in RESERVED]
     if missing or extra:
         said = [f"no array for {', '.join(map(repr, missing))}"] if missing else []
         said += [f"arrays {', '.join(map(repr, extra))} that the model has no input for"] if extra else []
@@ -219,18 +224,25 @@ def _refuse_huge(archive: np.lib.npyio.NpzFile, file: Path) -> None:
 
 def _array_problems(file: Path, spec: TensorSpec, array: Array, limit: int | None) -> Iterator[DataError]:
     where = f"{file}: input '{spec.name}'"
-    if array.dtype.name != spec.dtype:
-        remedy = f"Convert it: array.astype('{spec.dtype}')."
-        yield DataError(f"elements are {array.dtype.name}, the model takes {spec.dtype}", where=where, remedy=remedy)
-    elif not _fits(array.shape, spec):
-        shape = ", ".join(map(str, spec.shape))
-        remedy = "The first axis counts samples; the others are the model's."
-        yield DataError(f"shape {array.shape} does not fit the model's ({shape})", where=where, remedy=remedy)
+    if problem := misfit(spec, array.dtype, array.shape, where=where):
+        yield problem
     elif array.dtype.kind == "f":
         bad = [row for row, sample in enumerate(array[:limit]) if not np.isfinite(sample).all()]
         if bad:
             rows = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
             yield DataError(f"{len(bad)} samples hold NaN or infinity: {rows}", where=where, remedy="Leave them out.")
+
+
+def misfit(spec: TensorSpec, dtype: np.dtype[np.generic], shape: tuple[int, ...], *, where: str) -> DataError | None:
+    """Why an array of samples does not fit an input; None where it does."""
+    if dtype.name != spec.dtype:
+        remedy = f"Convert it: array.astype('{spec.dtype}')."
+        return DataError(f"elements are {dtype.name}, the model takes {spec.dtype}", where=where, remedy=remedy)
+    if not _fits(shape, spec):
+        sizes = ", ".join(map(str, spec.shape))
+        remedy = "The first axis counts samples; the others are the model's."
+        return DataError(f"shape {shape} does not fit the model's ({sizes})", where=where, remedy=remedy)
+    return None
 
 
 def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compiler.artifact import Artifact, Evidence
+from compiler.artifact import Artifact, Evidence, artifact_to_dict
 from compiler.detect import host_fingerprint
 from compiler.digests import code_digest
 from compiler.errors import GateFailed, TargetUnavailable
@@ -27,7 +27,6 @@ from compiler.numerics import TOLERANCES, Array, Arrays, ErrorStats, arrays_dige
 from compiler.passes.probe import run_unoptimized
 from compiler.store import Stage, Store, canonical_json
 from compiler.target import find_target, installed_version
-from compiler.worker import artifact_to_dict
 
 log = logging.getLogger("fleetc.build")
 

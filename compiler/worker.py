@@ -11,18 +11,16 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from compiler.artifact import Artifact, Evidence, TensorSpec
+from compiler.artifact import Evidence, artifact_from_dict, artifact_to_dict
 from compiler.errors import CompilerError, InternalError
 from compiler.fleet import Range
 from compiler.numerics import write_arrays
 from compiler.profile import load_profile, validate_options
 from compiler.target import TargetPlan, find_target
+from compiler.worker_figures import evaluate, footprint, race, read_npz
 
 PR_SET_PDEATHSIG = 1
 
@@ -61,29 +59,19 @@ def execute(request: Mapping[str, Any]) -> dict[str, Any]:
             "evidence": str(runner.evidence),
             "note": getattr(runner, "note", ""),
             "latencies_ms": times,
-            "instructions": count(_arrays(Path(request["items"][0]["inputs"]))) if count else None,
+            "instructions": count(read_npz(Path(request["items"][0]["inputs"]))) if count else None,
         }
     finally:
         runner.close()
 
 
-WORK: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"build": build, "execute": execute}
-
-
-def artifact_to_dict(artifact: Artifact) -> dict[str, Any]:
-    """The artifact's description as a JSON-ready value, without its folder."""
-    value = asdict(replace(artifact, root=Path()))
-    del value["root"]
-    return value
-
-
-def artifact_from_dict(value: Mapping[str, Any]) -> Artifact:
-    """The artifact that `artifact_to_dict` described; `root` must have been added."""
-    specs = {
-        key: tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in value[key])
-        for key in ("inputs", "outputs")
-    }
-    return Artifact(**{**value, **specs, "root": Path(value["root"]), "files": tuple(value["files"])})
+WORK: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "build": build,
+    "execute": execute,
+    "evaluate": evaluate,
+    "footprint": footprint,
+    "race": race,
+}
 
 
 def main(folder: Path) -> None:
@@ -106,7 +94,7 @@ def main(folder: Path) -> None:
 
 
 def _run_once(runner: Any, source: Path, destination: Path, repeat: int) -> list[float]:
-    inputs = _arrays(source)
+    inputs = read_npz(source)
     outputs = runner.run(inputs)
     write_arrays(destination, outputs)
     timed = getattr(runner, "latencies_ms", None)  # a runner that starts a program times inside of it
@@ -117,11 +105,6 @@ def _milliseconds(runner: Any, inputs: Mapping[str, Any]) -> float:
     started = time.perf_counter()
     runner.run(inputs)
     return (time.perf_counter() - started) * 1e3
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
 
 
 def _die_with_parent() -> None:

@@ -84,6 +84,8 @@ def _one_type(node: dict[str, Any], schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in node["enum"])
     if "const" in node:
         return f"`{node['const']}`"
+    if "prefixItems" in node:
+        return f"list of {len(node['prefixItems'])} {_type(node['prefixItems'][0], schema)}s"
     if node["type"] == "array":
         return f"list of {_type(node['items'], schema)}"
     if set(node.get("properties", ())) == {"min", "opt", "max"}:

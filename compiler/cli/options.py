@@ -61,10 +61,19 @@ def build_options(function: F) -> F:
             "--precision",
             default="",
             metavar="NAME",
-            help="Precision of every device, over the fleet file's: auto, fp32, fp16, bf16, fp16-weights.",
+            help="Precision of every device, over the fleet file's: auto, fp32, fp16, bf16, fp16-weights, int8, fp8, "
+            "int4-weights.",
         ),
         click.option(
             "--skip-pass", "skip_passes", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated."
+        ),
+        click.option(
+            "--search-budget",
+            type=click.IntRange(min=1),
+            default=24,
+            show_default=True,
+            metavar="TRIALS",
+            help="Most trials the search for a precision may make for one device.",
         ),
         click.option("--stop-after", type=int, metavar="N", help="Run passes 1 to N only, to find the one at fault."),
     ):

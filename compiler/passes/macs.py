@@ -27,7 +27,7 @@ def count_macs(model: ir.Model) -> int | None:
 
 
 def node_macs(node: ir.Node) -> int | None:
-    """Multiply-accumulates of one node, 0 for an operator that has none; None if a shape it needs is not known."""
+    """Multiply-accumulates of one operator: 0 where it has none, None if a shape that it needs is not known."""
     count = _COUNTERS.get(node.op_type)
     return 0 if count is None else count(node)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import UnsupportedModel
-from compiler.graph import skeleton
 from compiler.numerics import Array, Arrays, ErrorStats, compare_all
 from compiler.passes.values import graphs_of
+from compiler.unoptimized import Unoptimized
 
 SEED = 20261123
 RANDOM_OPERATORS = frozenset(
@@ -72,55 +71,7 @@ def run_unoptimized(model: ir.Model, inputs: Arrays) -> dict[str, Array]:
     Raises:
         UnsupportedModel: ONNX Runtime refuses the model or these inputs.
     """
-    import onnxruntime as ort
-
-    bare = skeleton(model)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(bare.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        feeds = {name: _lend(array) for name, array in inputs.items()}
-        feeds |= {name: _lend(array) for name, array in _removed_weights(model, session)}
-        names = [output.name for output in session.get_outputs()]
-        return {
-            name: _take(value) for name, value in zip(names, session.run_with_ort_values(names, feeds), strict=True)
-        }
-    except Exception as error:  # ORT raises a dozen unrelated classes; each means that it does not run this model
-        raise UnsupportedModel(f"ONNX Runtime does not run it: {type(error).__name__}: {str(error)[:300]}") from error
-
-
-def _removed_weights(model: ir.Model, session: Any) -> Iterator[tuple[str, Array]]:
-    wanted = {value.name for value in session.get_inputs()}
-    for name, value in model.graph.initializers.items():
-        if name in wanted and value.const_value is not None:
-            yield name, value.const_value.numpy()
-
-
-def _lend(array: Array) -> Any:
-    import onnxruntime as ort
-
-    whole = np.ascontiguousarray(array).reshape(array.shape)
-    if whole.dtype.kind == "V" or whole.dtype.name.startswith(("bfloat16", "float8")):
-        kind = ir.DataType.from_numpy(whole.dtype)
-        bits = whole.view(np.uint16 if kind.itemsize == 2 else np.uint8)
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(kind))
-    return ort.OrtValue.ortvalue_from_numpy(whole)
-
-
-def _take(value: Any) -> Array:
-    if value.data_type() == "tensor(bfloat16)":
-        import ml_dtypes
-
-        narrow: Array = _array(value).view(ml_dtypes.bfloat16).astype(np.float32)
-        return narrow
-    return _array(value)
-
-
-def _array(value: Any) -> Array:
-    array: Array = np.asarray(value.numpy())
-    return array
+    return Unoptimized(model).run(inputs)
 
 
 def _candidates(model: ir.Model) -> Iterator[Mapping[str, Array]]:

@@ -20,8 +20,8 @@ Measure: TypeAlias = Literal["weights", "activations", "redundancy"]
 PER_ITEM = 48
 """Places of one image that a layer is looked at."""
 
-STEP = 4
-"""Channels between two numbers of channels whose error is computed; between them it is interpolated."""
+STEPS = 8
+"""How often on the way to no channel at all the error is computed; between these it is interpolated."""
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,13 @@ def _by_redundancy(group: Group, readers: Sequence[_Reader]) -> Removal:
     whole = [reader.weights.copy() for reader in readers]
     left, order = list(group.channels), list[int]()
     counts, errors = [0], [0.0]
+    step = -(-len(left) // STEPS)
     while left:
         costs = sum((_costs(reader, left) for reader in readers), np.zeros(len(left)))
         order.append(left.pop(int(np.argmin(costs))))
         for reader in readers:
             _remove(reader, reader.blocks.get(order[-1], []))
-        if len(order) % STEP == 0 or not left:
+        if len(order) % step == 0 or not left:
             counts.append(len(order))
             errors.append(sum(_held_out(reader, w, order) for reader, w in zip(readers, whole, strict=True)))
     every = np.interp(np.arange(1, len(order) + 1), counts, np.maximum.accumulate(errors))

@@ -17,6 +17,9 @@ from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 
 _EMBED_BYTES = 1 << 20  # above it OpenVINO maps the weights from their file instead of copying them out of protobuf
 
+_HALF = ("fp16-weights", "fp16", "bf16")
+"""Precisions whose weights are stored in float16; bfloat16 has fewer bits of each, and parity sees what overflows."""
+
 
 def write_ir(model: ir.Model, plan: TargetPlan, path: Path) -> None:
     """Writes `path` and the `.bin` beside it. Raises UnsupportedModel if OpenVINO does not convert the model."""
@@ -28,7 +31,7 @@ def write_ir(model: ir.Model, plan: TargetPlan, path: Path) -> None:
             _name_inputs(network, [str(value.name) for value in model.graph.inputs])
             network.reshape({port: ov.PartialShape(dims) for port, dims in _shapes(network, model, plan)})
             _rename(network, {str(model.graph.name), *_names(model)})
-            ov.save_model(network, path, compress_to_fp16=plan.precision == "fp16-weights")
+            ov.save_model(network, path, compress_to_fp16=plan.precision in _HALF)
         except RuntimeError as error:
             raise UnsupportedModel(f"OpenVINO does not convert the model: {first_lines(error)}") from error
 

@@ -117,8 +117,8 @@ def shaped_samples(place: Place) -> None:
     place.write_fleet({"one": "./one.yaml", "two": "./two.yaml"}, calibration={"path": "s.npz"})
 
 
-def limits(place: Place) -> None:
-    place.write_fleet({"one": {"profile": "./one.yaml", "limits": {"latency_ms": 3}}})
+def limit_without_data(place: Place) -> None:
+    place.write_fleet({"one": {"profile": "./one.yaml", "limits": {"accuracy_drop_pct": 3}}})
 
 
 def dims(place: Place) -> None:
@@ -136,7 +136,7 @@ def dims(place: Place) -> None:
         (missing_target, 4, "moody"),
         (nan_samples, 2, "NaN"),
         (shaped_samples, 2, "9"),
-        (limits, 2, "limits"),
+        (limit_without_data, 2, "accuracy_drop_pct"),
         (dims, 2, "width"),
     ],
 )

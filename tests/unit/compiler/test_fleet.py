@@ -1,4 +1,4 @@
-"""Fleet files are read strictly, defaults flow down to devices, and what cannot be judged yet is refused."""
+"""Fleet files are read strictly, defaults flow down to devices, and limits are read for the gates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compiler.errors import FleetError
-from compiler.fleet import Fleet, Limits, Range, load_fleet, refuse_limits
+from compiler.fleet import Fleet, Limits, Range, load_fleet
 
 FLEET = """\
 schema: 1
@@ -28,6 +28,7 @@ devices:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "face.onnx").touch()
     (tmp_path / "boards").mkdir()
+    (tmp_path / "pairs").mkdir()
     (tmp_path / "boards/own.yaml").touch()
     return tmp_path
 
@@ -142,23 +143,6 @@ def test_limits_are_read_and_a_device_overrides_those_of_the_fleet(folder: Path)
     assert fleet.limits == Limits(accuracy_drop_pct=2, memory_reduction_pct=40)
     assert fleet.devices["door-camera"].limits == Limits(accuracy_drop_pct=2, memory_reduction_pct=40, latency_ms=40)
     assert fleet.evaluation is not None and fleet.evaluation.path == folder / "pairs"
-
-
-def test_stated_limits_and_evaluation_are_refused_by_name_and_line(folder: Path) -> None:
-    fleet = load(folder, FLEET.replace("raspberry-pi-5", "raspberry-pi-5, limits: {latency_ms: 40}") + LIMITS)
-    with pytest.raises(FleetError, match="not part of this release") as caught:
-        refuse_limits(fleet)
-    for place in (
-        "fleet.yaml:7 devices.door-camera.limits.latency_ms",
-        "fleet.yaml:10 evaluation",
-        "fleet.yaml:11 limits.accuracy_drop_pct",
-        "fleet.yaml:11 limits.memory_reduction_pct",
-    ):
-        assert place in str(caught.value)
-
-
-def test_a_dimension_called_limits_is_no_limit(folder: Path) -> None:
-    refuse_limits(load(folder, FLEET.replace("dims: {sequence: 64}", "dims: {limits: {min: 1, opt: 1, max: 2}}")))
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,23 @@
+"""How accurate a model is: datasets read in the background, tasks with their metrics, and the drop of a candidate."""
+
+from __future__ import annotations
+
+from compiler.evaluate.data import open_calibration, open_dataset, open_evaluation
+from compiler.evaluate.dataset import Dataset
+from compiler.evaluate.find import find_task
+from compiler.evaluate.run import run_dataset
+from compiler.evaluate.task import AccuracyDrop, Score, Task
+from compiler.fleet_data import Preprocess
+
+__all__ = [
+    "AccuracyDrop",
+    "Dataset",
+    "Preprocess",
+    "Score",
+    "Task",
+    "find_task",
+    "open_calibration",
+    "open_dataset",
+    "open_evaluation",
+    "run_dataset",
+]

@@ -1,0 +1,40 @@
+"""Tasks by the names that a fleet file gives them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from compiler.errors import DataError
+from compiler.evaluate import classification, custom, embedding, verification
+from compiler.evaluate.dataset import Dataset
+from compiler.evaluate.function import find_function
+from compiler.evaluate.task import Task
+from compiler.fleet_data import Evaluation, is_function
+
+
+def find_task(evaluation: Evaluation) -> Task:
+    """The task that a fleet file asks for.
+
+    Raises:
+        DataError: A function of the user's own, or the file of classes, cannot be read.
+    """
+    name, output, rule = evaluation.task, evaluation.output, evaluation.rule
+    if name == "verification":
+        judge = partial(verification.measure, fars=evaluation.far, output=output)
+        metric = verification.metric_name(evaluation.far[0])
+        return Task(name, metric, judge, partial(verification.check, fars=evaluation.far), rule)
+    if name == "classification":
+        classes = classification.read_classes(evaluation.classes)
+        judge = partial(classification.measure, output=output, classes=classes)
+        return Task(name, "top-1", judge, partial(classification.check, classes=classes), rule)
+    if name == "embedding":
+        return Task(name, embedding.METRIC, partial(embedding.measure, output=output), _nothing_odd, rule)
+    if not is_function(name):
+        remedy = "Known: verification, classification, embedding, or module:function."
+        raise DataError(f"there is no task '{name}'", where="evaluation.task", remedy=remedy)
+    function = find_function(name, evaluation.path.parent)
+    return Task(name, name.partition(":")[2], partial(custom.measure, function=function, spec=name), _nothing_odd, rule)
+
+
+def _nothing_odd(dataset: Dataset) -> tuple[str, ...]:
+    return ()

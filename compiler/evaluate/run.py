@@ -1,0 +1,81 @@
+"""A model on a dataset: outputs of every sample, computed in parallel and in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.errors import DataError
+from compiler.evaluate.background import run_ahead
+from compiler.evaluate.dataset import Dataset
+from compiler.numerics import Array, Arrays
+from compiler.unoptimized import Unoptimized
+
+
+def run_dataset(model: ir.Model, dataset: Dataset, *, batch: int = 8) -> dict[str, Array]:
+    """Outputs by name, those of all samples stacked on the first axis, from ONNX Runtime with optimizations off.
+
+    Every batch is computed on one thread, several at a time, so that results are the same on any number of cores.
+
+    Args:
+        model: Its inputs must be the dataset's.
+        dataset: Read in the background; inputs of a few batches are in memory at a time.
+        batch: Samples in a batch, ≥ 1, where the model does not fix it.
+
+    Raises:
+        DataError: Samples cannot be used, or outputs of different samples differ in shape.
+        UnsupportedModel: ONNX Runtime does not run the model.
+    """
+    fixed = _fixed_batch(dataset)
+    session, workers = Unoptimized(model), os.cpu_count() or 1
+    steps = (partial(_run, session, inputs, fixed, dataset.whole) for inputs in dataset.batches(fixed or batch))
+    found: dict[str, list[Array]] = {}
+    for outputs in run_ahead(steps, workers=workers, ahead=2 * workers):
+        for name, array in outputs.items():
+            found.setdefault(name, []).append(array)
+    return dict(_stacked(found))
+
+
+def _fixed_batch(dataset: Dataset) -> int | None:
+    """The batch size that the inputs fix; None where they leave it open."""
+    sizes = [spec.shape[0] for spec in dataset.inputs if spec.shape]
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def _run(session: Unoptimized, inputs: Arrays, fixed: int | None, whole: bool) -> dict[str, Array]:
+    """The outputs of one batch, whose last samples are repeated to fill a fixed one and then left out."""
+    if whole:
+        return {
+            name: array[None] if array.ndim == 0 or len(array) != 1 else array
+            for name, array in session.run(inputs).items()
+        }
+    rows = len(next(iter(inputs.values())))
+    full = inputs if fixed in (None, rows) else {name: _filled(array, fixed or rows) for name, array in inputs.items()}
+    size = len(next(iter(full.values())))
+    return {name: _by_sample(array, name, size)[:rows] for name, array in session.run(full).items()}
+
+
+def _filled(array: Array, size: int) -> Array:
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+
+
+def _by_sample(array: Array, name: str, size: int) -> Array:
+    if array.ndim and len(array) == size:
+        return array
+    if size == 1:
+        return array[None]
+    what = f"output '{name}' of shape {array.shape} has no axis for the {size} samples of a batch"
+    raise DataError(what, where="evaluation", remedy="Name another: `evaluation: {output: …}`.")
+
+
+def _stacked(found: dict[str, list[Array]]) -> Iterator[tuple[str, Array]]:
+    for name, arrays in found.items():
+        if len({array.shape[1:] for array in arrays}) > 1:
+            shapes = ", ".join(sorted({str(array.shape[1:]) for array in arrays})[:5])
+            what = f"output '{name}' has another shape for other samples: {shapes}"
+            raise DataError(what, where="evaluation", remedy="Give samples of one size.")
+        yield name, np.concatenate(arrays)

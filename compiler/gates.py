@@ -1,0 +1,194 @@
+"""The gates of a device: what accuracy, memory and latency a build must hold, and the verdict on each.
+
+A limit comes from the fleet file, or from `DEFAULTS` where the file has an evaluation and says nothing. What nobody
+could measure or estimate is not judged, and its gate says so; it is never called passed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from compiler.artifact import Evidence
+from compiler.errors import FleetError
+from compiler.fleet import DeviceClass, Fleet, Limits
+
+DEFAULTS = Limits(accuracy_drop_pct=2.0, memory_reduction_pct=40.0)
+"""What holds where the fleet file has an evaluation and states no limit of its own."""
+
+EMBEDDING = "embedding"
+"""The task that compares outputs with the float model's: it needs no labels."""
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What one device's build must hold, decided before anything is built.
+
+    Args:
+        limits: Every limit that holds.
+        task: Task that accuracy is judged by; empty where nothing judges it.
+        data: Which data of the fleet file judge it: `evaluation` or `calibration`.
+        reasons: Name of a limit → where it is from.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    task: str = ""
+    data: str = ""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a gate at all."""
+        return any(value is not None for value in asdict(self.limits).values())
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a gate judges.
+
+    Args:
+        value: The figure in the gate's unit; None where there is none.
+        evidence: Where it is from.
+        rule: What of it is judged: `point`, `bound`, `minimum of 3 runs`, `median`, `roofline`.
+        why: Why there is none, or what its reader should know.
+    """
+
+    value: float | None
+    evidence: Evidence
+    rule: str = "point"
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One verdict.
+
+    Args:
+        name: `accuracy`, `memory: weights`, `memory: run` or `latency`.
+        limit: What must hold, in `unit`.
+        value: What was found; None where nobody could tell.
+        unit: `points lost`, `% less` or `ms`.
+        passed: The verdict; None where the gate was not judged.
+        evidence: Where the value is from.
+        rule: What of the figure was judged.
+        why: Why it was not judged, or what its reader should know.
+    """
+
+    name: str
+    limit: float
+    value: float | None
+    unit: str
+    passed: bool | None
+    evidence: Evidence
+    rule: str
+    why: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The gate as a JSON-ready value."""
+        return {**asdict(self), "evidence": str(self.evidence)}
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.name}: not judged: {self.why}"
+        verdict = "passed" if self.passed else "failed"
+        bound = "at least" if _KINDS[self.name].is_floor else "at most"
+        found = f"{round(self.value, 2):g} {self.unit}, limit {bound} {self.limit:g}"
+        return f"{self.name} {verdict}: {found} ({self.rule}; {self.evidence})"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    limit: str
+    unit: str
+    is_floor: bool = False
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "accuracy": _Kind("accuracy_drop_pct", "points lost"),
+    "memory: weights": _Kind("memory_reduction_pct", "% less", is_floor=True),
+    "memory: run": _Kind("memory_reduction_pct", "% less", is_floor=True),
+    "latency": _Kind("latency_ms", "ms"),
+}
+"""Gate → the limit it judges by."""
+
+
+def make_demands(fleet: Fleet, device: DeviceClass) -> Demands:
+    """The limits of one device with the defaults below them, and the task its accuracy is judged by.
+
+    Raises:
+        FleetError: A limit on accuracy is stated, and there are no data to judge it on.
+    """
+    stated = {name: value for name, value in asdict(device.limits).items() if value is not None}
+    reasons = dict.fromkeys(stated, "stated in the fleet file")
+    if fleet.evaluation is not None:
+        given = {name: value for name, value in asdict(DEFAULTS).items() if value is not None and name not in stated}
+        reasons |= dict.fromkeys(given, "the default where the fleet file has an evaluation")
+        return Demands(Limits(**stated, **given), fleet.evaluation.task, "evaluation", reasons)
+    if "accuracy_drop_pct" not in stated:
+        return Demands(Limits(**stated), reasons=reasons)
+    if fleet.calibration is None:
+        raise FleetError(
+            "accuracy_drop_pct limits the loss of accuracy, and there are no data to measure it on",
+            where=device.place,
+            remedy="Add `evaluation: {task: …, path: …}`, or `calibration: {path: …}` to compare outputs with the "
+            "float model's.",
+        )
+    reasons["accuracy_drop_pct"] += (
+        "; the file has no evaluation: outputs on the calibration data are compared with the float model's"
+    )
+    return Demands(Limits(**stated), EMBEDDING, "calibration", reasons)
+
+
+def judge_gates(limits: Limits, figures: Mapping[str, Figure]) -> tuple[Gate, ...]:
+    """One verdict per limit and figure.
+
+    Args:
+        limits: What must hold.
+        figures: Gate's name → what is judged; a missing one counts as not measured.
+    """
+    nothing = Figure(None, Evidence.NONE, why="nothing measured it")
+    limited = {name: getattr(limits, kind.limit) for name, kind in _KINDS.items()}
+    return tuple(
+        _judge(name, limit, figures.get(name, nothing)) for name, limit in limited.items() if limit is not None
+    )
+
+
+def hold(gates: Sequence[Gate]) -> bool:
+    """Whether no gate failed; one that was not judged fails nothing and is labelled so."""
+    return all(gate.passed is not False for gate in gates)
+
+
+def nearest_limits(gates: Sequence[Gate]) -> Limits:
+    """The strictest limits, of those that failed, that these figures would hold; rounded to what a person writes."""
+    needed: dict[str, float] = {}
+    for gate in gates:
+        if gate.passed is False and gate.value is not None:
+            kind = _KINDS[gate.name]
+            rounded = _down(gate.value) if kind.is_floor else _up(gate.value)
+            worst = min if kind.is_floor else max
+            needed[kind.limit] = worst(rounded, needed.get(kind.limit, rounded))
+    return replace(Limits(), **needed)
+
+
+def limits_text(limits: Limits) -> str:
+    """Limits as the fleet file writes them."""
+    pairs = ", ".join(f"{name}: {value:g}" for name, value in asdict(limits).items() if value is not None)
+    return f"limits: {{{pairs}}}"
+
+
+def _judge(name: str, limit: float, figure: Figure) -> Gate:
+    kind = _KINDS[name]
+    passed = None
+    if figure.value is not None:
+        passed = figure.value >= limit if kind.is_floor else figure.value <= limit
+    return Gate(name, limit, figure.value, kind.unit, passed, figure.evidence, figure.rule, figure.why)
+
+
+def _up(value: float) -> float:
+    return math.ceil(round(value * 10, 6)) / 10
+
+
+def _down(value: float) -> float:
+    return max(0.0, math.floor(round(value * 10, 6)) / 10)

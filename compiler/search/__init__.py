@@ -1,0 +1,82 @@
+"""The search for a device's precision: trials in order of expected gain, each judged by all gates; the best is settled.
+
+    yardstick → candidate → candidate → … → the fastest that passes, or all figures and the nearest limits
+                    └ an accuracy limit missed: worst layers back to float, until it holds
+
+It is the one loop of a build outside tuning. Every part of a trial is a stage in the store, so a search that was killed
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from compiler.errors import CompilerError
+from compiler.plan import settle
+from compiler.search.made import Bench, Made
+from compiler.search.select import choose_trial, describe, explain_choice, explain_failure
+from compiler.search.trial import Trial, is_missing, run_trial
+
+__all__ = ["OBSERVED", "Bench", "Found", "Made", "Trial", "search_precision"]
+
+OBSERVED = frozenset({"footprint", "race"})
+"""Stages whose results are observations of this machine at one time: no second observation is the same."""
+
+log = logging.getLogger("fleetc.build")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search came to.
+
+    Args:
+        trials: All of them, in order.
+        chosen: The one to deliver; None if none passed.
+        made: The same, under the settled plan with its reason.
+        error: Why none passed.
+    """
+
+    trials: tuple[Trial, ...]
+    chosen: Trial | None = None
+    made: Made | None = None
+    error: CompilerError | None = None
+
+
+def search_precision(bench: Bench) -> Found:
+    """Makes the candidates of a device's plan and settles on one.
+
+    Raises:
+        CompilerError: There is one candidate and it cannot be made, or this machine lacks the toolchain.
+    """
+    plan = bench.job.plan
+    if not plan.demands.any:
+        only = run_trial(bench, plan.rule, number=1, original=None, is_only=True)
+        return Found((only,), only, only.made)
+    trials = _run_trials(bench)
+    chosen = choose_trial(trials)
+    if chosen is None or chosen.made is None:
+        return Found(trials, error=explain_failure(trials, bench.name))
+    reason = explain_choice(chosen, trials) if len(plan.candidates) > 1 else plan.reason
+    log.info("%s: %s: %s", bench.name, chosen.precision, describe(chosen))
+    settled = settle(plan, chosen.made.plan.rule, reason)
+    return Found(trials, chosen, replace(chosen.made, plan=settled))
+
+
+def _run_trials(bench: Bench) -> tuple[Trial, ...]:
+    """The yardstick first, then the others, most promising first."""
+    plan = bench.job.plan
+    trials: list[Trial] = []
+    original = None
+    if plan.yardstick is not None:
+        original = run_trial(
+            bench, plan.yardstick, number=1, original=None, is_only=plan.candidates == (plan.yardstick,)
+        )
+        trials.append(original)
+        if is_missing(original) and original.error:
+            raise original.error
+    is_only = len(plan.candidates) == 1
+    for rule in plan.candidates:
+        if rule != plan.yardstick:
+            trials.append(run_trial(bench, rule, number=len(trials) + 1, original=original, is_only=is_only))
+    return tuple(trials)

@@ -1,0 +1,176 @@
+"""How much of the task's metric a candidate loses, on the nearest thing to the device that can be run here.
+
+artifact       run on the whole data set, where it runs on this machine itself
+border model   under ONNX Runtime, where the candidate's precision is in the graph and the artifact cannot run here, or
+               only under an emulator, which compares the two on a few inputs
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.artifact import Evidence, artifact_to_dict
+from compiler.detect import host_fingerprint
+from compiler.digests import code_digest
+from compiler.evaluate import AccuracyDrop, Dataset, run_dataset
+from compiler.gates import Figure
+from compiler.isolate import run_child
+from compiler.judge import Judge
+from compiler.numerics import Array, Arrays, write_arrays
+from compiler.portable import Border
+from compiler.search.made import Bench, Made
+from compiler.store import Stage, Store
+from compiler.target import installed_version
+
+CHUNK_BYTES = 256 << 20
+"""Samples that one child process gets in one file."""
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A candidate's accuracy.
+
+    Args:
+        drop: The metric before and after, and the drop that is judged; None where nothing could be run.
+        measured_on: `artifact` or `border model`.
+        evidence: Where.
+        why: Why there is none, or what its reader should know.
+    """
+
+    drop: AccuracyDrop | None
+    measured_on: str
+    evidence: Evidence
+    why: str = ""
+
+    @property
+    def figure(self) -> Figure:
+        """What the gate judges."""
+        if self.drop is None:
+            return Figure(None, Evidence.NONE, why=self.why)
+        why = "; ".join(filter(None, (self.drop.why, f"measured on the {self.measured_on}", self.why)))
+        return Figure(self.drop.judged_pct, self.evidence, self.drop.rule, why)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; an interval that does not exist is null."""
+        drop = _finite(asdict(self.drop)) if self.drop else {}
+        return {**drop, "measured_on": self.measured_on, "evidence": str(self.evidence), "note": self.why}
+
+
+def measure_accuracy(bench: Bench, judge: Judge, made: Made) -> Accuracy:
+    """The accuracy of a built candidate."""
+    dataset = judge.dataset
+    if made.verdict.evidence == Evidence.HOST and not dataset.whole:
+        found = artifact_outputs(bench, made, dataset)
+        return Accuracy(_drop(bench, judge, found), "artifact", Evidence.HOST)
+    if not (made.plan.converts_graph or made.plan.rule.scheme or made.plan.rule == made.plan.yardstick):
+        why = "the target converts while it builds, and the artifact cannot be run on the whole data set here"
+        return Accuracy(None, "", Evidence.NONE, f"{why}: {made.verdict.reason}" if made.verdict.reason else why)
+    executed = made.verdict.evidence == Evidence.EMULATOR
+    note = (
+        f"the artifact agreed with it on {len(made.points)} sets of inputs under the emulator"
+        if executed
+        else f"the artifact itself was not executed: {made.verdict.reason}"
+    )
+    return Accuracy(border_drop(bench, judge, made.border), "border model", Evidence.HOST, note)
+
+
+def border_drop(bench: Bench, judge: Judge, border: Border) -> AccuracyDrop:
+    """The drop of a border model under ONNX Runtime."""
+    return _drop(bench, judge, model_outputs(border.load(), border.digest, judge.dataset, bench.store))
+
+
+def model_outputs(model: ir.Model, digest: str, dataset: Dataset, store: Store) -> Arrays:
+    """A model's outputs on every sample, computed once and kept in the store."""
+    parts = (
+        ("model", digest),
+        ("data", dataset.digest),
+        ("samples", str(dataset.count)),
+        ("onnxruntime", installed_version("onnxruntime")),
+        ("compiler", code_digest("compiler.unoptimized")),
+    )
+
+    def compute(folder: Path) -> None:
+        write_arrays(folder / "outputs.npz", run_dataset(model, dataset, batch=BATCH))
+
+    return _read(store.obtain(Stage("outputs", parts), compute).files)
+
+
+def artifact_outputs(bench: Bench, made: Made, dataset: Dataset) -> Arrays:
+    """The artifact's outputs on every sample, computed once on this machine and kept in the store."""
+    parts = (
+        ("build", made.built.entry.digest),
+        ("data", dataset.digest),
+        ("samples", str(dataset.count)),
+        ("host", host_fingerprint()),
+        ("compiler", code_digest("compiler.worker_figures")),
+    )
+    batch = _batch(made)
+
+    def compute(folder: Path) -> None:
+        found = [_run_chunk(bench, made, chunk, batch) for chunk in dataset.batches(_chunk_rows(made))]
+        joined = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+        write_arrays(folder / "outputs.npz", joined)
+
+    return _read(bench.store.obtain(Stage("outputs", parts), compute).files)
+
+
+def _drop(bench: Bench, judge: Judge, outputs: Arrays) -> AccuracyDrop:
+    ready = bench.ready
+    reference = model_outputs(ready.model, ready.digest, judge.dataset, bench.store)
+    limit = bench.job.plan.demands.limits.accuracy_drop_pct
+    return judge.task.drop(reference, outputs, judge.dataset.labels, limit_pct=limit)
+
+
+def _run_chunk(bench: Bench, made: Made, samples: Arrays, batch: int) -> dict[str, Array]:
+    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
+        folder = Path(name)
+        write_arrays(folder / "in.npz", samples)
+        request = {
+            "artifact": {**artifact_to_dict(made.built.artifact), "root": str(made.built.artifact.root)},
+            "inputs": str(folder / "in.npz"),
+            "outputs": str(folder / "outputs.npz"),
+            "batch": batch,
+        }
+        run_child("evaluate", request, folder=folder, limits=bench.options.child, where=f"{bench.name}: accuracy")
+        return _read(folder)
+
+
+def _batch(made: Made) -> int:
+    """The batch size the artifact is run at: the one it fixes, or the plan's optimal one."""
+    sizes = [spec.shape[0] for spec in made.built.artifact.inputs if spec.shape]
+    fixed = next((size for size in sizes if isinstance(size, int)), None)
+    return fixed or made.plan.dims["batch"].opt
+
+
+def _chunk_rows(made: Made) -> int:
+    inputs = made.typical.inputs.values()
+    rows = max((len(array) for array in inputs if array.ndim), default=1)
+    row_bytes = sum(array.nbytes for array in inputs) / rows
+    return max(1, int(CHUNK_BYTES / max(1.0, row_bytes)))
+
+
+def _read(folder: Path) -> dict[str, Array]:
+    with np.load(folder / "outputs.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _finite(value: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_finite_items(value))
+
+
+def _finite_items(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield key, _finite(item)
+        else:
+            yield key, None if isinstance(item, float) and not math.isfinite(item) else item

@@ -1,0 +1,156 @@
+"""Memory of an artifact: what its weights take on the device, and what the model itself takes when it runs.
+
+weights   bytes of `payload/`; of the border models where nothing was built
+run       peak resident memory of a process that loads the artifact and runs it, less that of the same runtime with a
+          model of one node; the least of several runs, since what else a process touches only adds
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.artifact import Evidence, artifact_to_dict
+from compiler.build import Built, build_artifact
+from compiler.candidates import YARDSTICK
+from compiler.detect import host_fingerprint
+from compiler.digests import code_digest
+from compiler.errors import CompilerError
+from compiler.gates import Figure
+from compiler.isolate import run_child
+from compiler.numerics import Arrays, arrays_digest, write_arrays
+from compiler.passes.instrument import measure
+from compiler.plan import settle
+from compiler.portable import BORDER, Border
+from compiler.save import save_model
+from compiler.search.made import Bench, Made
+from compiler.store import Stage, file_digest
+
+RUNS = 3
+RULE = f"minimum of {RUNS} runs"
+
+MIB = 1 << 20
+
+SMALLEST_BYTES = 4 << 20
+"""A float model that takes less than this when it runs cannot be told from a process's own variation."""
+
+_WEAKEST = [Evidence.HOST, Evidence.ESTIMATED]
+
+_ONE_NODE = '<ir_version: 8, opset_import: ["" : 13]> one_node (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }'
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of one artifact.
+
+    Args:
+        weights_bytes: Bytes of its payload.
+        weights_evidence: `measured-host`, or `estimated` where nothing was built.
+        run_bytes: What the model itself takes when it runs; None where nobody could measure it.
+        run_evidence: Where that was measured.
+        why: Why there is no such figure.
+    """
+
+    weights_bytes: int
+    weights_evidence: Evidence
+    run_bytes: int | None
+    run_evidence: Evidence
+    why: str = ""
+
+
+def measure_footprint(bench: Bench, made: Made) -> Footprint:
+    """Measures an artifact's memory, or takes it from the store."""
+    weights, evidence = _weights(made)
+    if made.verdict.evidence == Evidence.NONE:
+        return Footprint(weights, evidence, None, Evidence.NONE, made.verdict.reason)
+    try:
+        empty, _ = _peak(bench, _one_node(bench), {"x": np.zeros((1, 4), np.float32)})
+        peak, where = _peak(bench, made.built, made.typical.inputs)
+    except CompilerError as error:  # a runtime without the one operator, or a system that does not tell
+        return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
+    return Footprint(weights, evidence, max(0, peak - empty), where)
+
+
+def compare_footprints(original: Footprint, found: Footprint) -> dict[str, Figure]:
+    """The two figures that the memory gates judge: percent less than the float original, negative where it is more."""
+    return {"memory: weights": _weights_saved(original, found), "memory: run": _run_saved(original, found)}
+
+
+def _weights_saved(original: Footprint, found: Footprint) -> Figure:
+    evidence = max(original.weights_evidence, found.weights_evidence, key=_WEAKEST.index)
+    value = 100.0 * (1.0 - found.weights_bytes / max(1, original.weights_bytes))
+    why = "the border models' weights: nothing was built here" if evidence == Evidence.ESTIMATED else ""
+    return Figure(value, evidence, "payload bytes", why)
+
+
+def _run_saved(original: Footprint, found: Footprint) -> Figure:
+    if original.run_bytes is None or found.run_bytes is None:
+        return Figure(None, Evidence.NONE, RULE, original.why or found.why)
+    if original.run_bytes < SMALLEST_BYTES:
+        why = f"the float model itself takes {original.run_bytes / MIB:.1f} MiB, less than can be told from noise"
+        return Figure(None, Evidence.NONE, RULE, why)
+    return Figure(100.0 * (1.0 - found.run_bytes / original.run_bytes), found.run_evidence, RULE)
+
+
+def _weights(made: Made) -> tuple[int, Evidence]:
+    artifact = made.built.artifact
+    if artifact.deferred:
+        return measure(made.border.load()).bytes, Evidence.ESTIMATED
+    files = [artifact.root / name for name in artifact.files if name.startswith("payload/")]
+    return sum(file.stat().st_size for file in files), Evidence.HOST
+
+
+def _one_node(bench: Bench) -> Built:
+    """The same runtime with next to nothing to run."""
+    plan = bench.job.plan
+    rule = next((rule for rule in plan.candidates if rule.name == YARDSTICK), plan.rule)
+    model = ir.from_onnx_text(_ONE_NODE)
+
+    def write(folder: Path) -> None:
+        save_model(model, folder / BORDER)
+
+    entry = bench.store.obtain(Stage("one-node", (("model", _ONE_NODE),)), write)
+    border = Border(entry.files / BORDER, file_digest(entry.files / BORDER), (), (entry,))
+    return build_artifact(
+        border,
+        settle(plan, rule, "the runtime's own memory is measured with it"),
+        bench.job.profile,
+        bench.job.target,
+        store=bench.store,
+        limits=bench.options.child,
+    )
+
+
+def _peak(bench: Bench, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
+    """Peak bytes of a process that runs an artifact once, the least of `RUNS`."""
+    parts = (
+        ("build", built.entry.digest),
+        ("inputs", arrays_digest(inputs)),
+        ("runs", str(RUNS)),
+        ("host", host_fingerprint()),
+        ("compiler", code_digest("compiler.worker_figures")),
+    )
+
+    def observe(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
+            write_arrays(Path(name) / "in.npz", inputs)
+            request = {
+                "artifact": {**artifact_to_dict(built.artifact), "root": str(built.artifact.root)},
+                "inputs": str(Path(name) / "in.npz"),
+            }
+            where = f"{bench.name}: memory"
+            runs = [
+                run_child("footprint", request, folder=Path(name), limits=bench.options.child, where=where)
+                for _ in range(RUNS)
+            ]
+        least = min(runs, key=lambda run: int(run["peak_bytes"]))
+        (folder / "footprint.json").write_text(json.dumps(least), encoding="utf-8")
+
+    entry = bench.store.obtain(Stage("footprint", parts), observe)
+    value = json.loads((entry.files / "footprint.json").read_text(encoding="utf-8"))
+    return int(value["peak_bytes"]), Evidence(value["evidence"])

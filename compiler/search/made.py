@@ -1,0 +1,125 @@
+"""One candidate made: border model, artifact, and its parity with what it was made of."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from compiler.bisect import explain_divergence
+from compiler.build import Built, build_artifact
+from compiler.clock import Clock
+from compiler.errors import GateFailed
+from compiler.inputs import Prepared, sizes_label
+from compiler.jobs import Job
+from compiler.judge import Data
+from compiler.plan import BuildOptions, Plan
+from compiler.portable import Border, make_border
+from compiler.store import Entry, Store
+from compiler.verify import Point, Verdict, reference_points, verify_artifact
+
+log = logging.getLogger("fleetc.build")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all trials of one device share.
+
+    Args:
+        job: The device with everything that was decided for it.
+        ready: The imported model with the device's sizes, and the inputs it is verified on.
+        data: What its accuracy is judged on, and its ranges are observed on.
+        options: The command line.
+        store: Where finished stages are.
+        clock: What the stages took.
+    """
+
+    job: Job
+    ready: Prepared
+    data: Data
+    options: BuildOptions
+    store: Store
+    clock: Clock = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        """The device class."""
+        return self.job.device.name
+
+
+@dataclass(frozen=True)
+class Made:
+    """A candidate, built and verified.
+
+    Args:
+        plan: The plan it was made by, its precision settled.
+        border: What the target was given.
+        built: The artifact.
+        points: Inputs and expected outputs it was compared on.
+        verdict: Parity, and what was timed or counted beside.
+    """
+
+    plan: Plan
+    border: Border
+    built: Built
+    points: tuple[Point, ...]
+    verdict: Verdict
+
+    @property
+    def typical(self) -> Point:
+        """The point at the optimal sizes: what speed and memory are measured at."""
+        sizes = {name: one.opt for name, one in self.plan.target_plan.dims.items()}
+        found = [point for point in self.points if point.label == sizes_label(sizes)]
+        return found[0] if found else self.points[0]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The store's entries of its border model and artifact."""
+        return (*self.border.entries, self.built.entry)
+
+
+def make(bench: Bench, plan: Plan, *, explain: bool) -> Made:
+    """Makes and verifies one candidate, from the store where it was made before.
+
+    Args:
+        bench: The device.
+        plan: Its plan with the precision settled.
+        explain: Whether to look for the first operator that diverges if parity fails.
+
+    Raises:
+        CompilerError: It cannot be built, or differs from what it was made of.
+    """
+    job, ready = bench.job, bench.ready
+    with bench.clock.timed("passes"):
+        passes = job.target.passes(job.profile)
+        border = make_border(ready.model, ready.digest, plan, passes, inputs=ready.inputs.probe, store=bench.store)
+    with bench.clock.timed("build"):
+        built = build_artifact(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
+    with bench.clock.timed("reference"):
+        points = reference_points(ready.model, ready.digest, ready.inputs.points, bench.store)
+    with bench.clock.timed("verify"):
+        verdict = _verify(bench, plan, border, built, points, explain=explain)
+    return Made(plan, border, built, points, verdict)
+
+
+def _verify(
+    bench: Bench, plan: Plan, border: Border, built: Built, points: tuple[Point, ...], *, explain: bool
+) -> Verdict:
+    options = bench.options
+    try:
+        return verify_artifact(
+            built.artifact,
+            built.entry.digest,
+            points,
+            tolerance=plan.tolerance,
+            repeat=options.repeat,
+            where=f"{bench.name}: verify",
+            store=bench.store,
+            limits=options.child,
+        )
+    except GateFailed as error:
+        if explain:
+            log.info("%s: looking for the first operator that diverges", bench.name)
+            error.what += "\n" + explain_divergence(
+                border.load(), points, plan, bench.job.profile, limits=options.child
+            )
+        raise

@@ -1,0 +1,163 @@
+"""How much faster a candidate is than the float original, by the best evidence there is.
+
+measured-host       both builds run here in turn, block by block: the ratio of the fastest runs of two neighbouring
+                    blocks, which other work on the machine disturbs least, and of those ratios the median
+measured-emulator   guest instructions of one inference
+estimated           a roofline of the profile
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.artifact import Evidence, artifact_to_dict
+from compiler.detect import detect_profile, host_fingerprint
+from compiler.digests import code_digest
+from compiler.gates import Figure
+from compiler.isolate import run_child
+from compiler.numerics import arrays_digest, write_arrays
+from compiler.profile import HardwareProfile
+from compiler.search.made import Bench, Made
+from compiler.search.roofline import describe_machine, model_seconds
+from compiler.search.work import list_work
+from compiler.store import Stage, canonical_json
+
+ROUNDS = 7
+INSTRUCTIONS_PER_CYCLE = 2.0
+"""Assumed of an ARM core on vector code when instructions become a time: half of what a Cortex-A76 issues at most."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A candidate's speed.
+
+    Args:
+        speedup: Inferences per second against the float original; None where nothing tells.
+        value: One inference, in `unit`; of milliseconds the median.
+        original: The float original's, in the same unit, from the same measurement.
+        unit: `ms`, `instructions`, or `ms by roofline`.
+        evidence: Where it is from.
+        note: What its reader should know.
+    """
+
+    speedup: float | None
+    value: float | None
+    original: float | None
+    unit: str
+    evidence: Evidence
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "evidence": str(self.evidence)}
+
+
+def measure_speed(bench: Bench, made: Made, original: Made) -> Speed:
+    """The candidate against the float original of the same target and profile."""
+    kinds = {made.verdict.evidence, original.verdict.evidence}
+    if kinds == {Evidence.HOST}:
+        return _race(bench, made, original)
+    counts = (made.verdict.instructions, original.verdict.instructions)
+    if counts[0] and counts[1]:
+        return Speed(
+            counts[1] / counts[0], counts[0], counts[1], "instructions", Evidence.EMULATOR, made.verdict.reason
+        )
+    return _roofline(bench, made, original)
+
+
+def latency_figure(bench: Bench, made: Made, speed: Speed) -> Figure:
+    """Milliseconds of one inference on the device at the optimal sizes, for the latency gate."""
+    profile = bench.job.profile
+    if speed.unit == "ms" and speed.value is not None and (found := _from_host(profile, speed.value, made)):
+        return found
+    if speed.unit == "instructions" and speed.value is not None and profile.cpu and profile.cpu.clock_mhz:
+        value = speed.value / (profile.cpu.clock_mhz * 1e3 * INSTRUCTIONS_PER_CYCLE)
+        why = f"{speed.value / 1e6:.1f} M instructions on one core, {INSTRUCTIONS_PER_CYCLE:g} a cycle assumed"
+        return Figure(value, Evidence.ESTIMATED, "instructions", why)
+    bound = _roofline(bench, made, made)
+    if bound.value is None:
+        return Figure(None, Evidence.NONE, why=bound.note)
+    return Figure(bound.value, Evidence.ESTIMATED, "roofline", f"a lower bound: {bound.note}")
+
+
+def _from_host(profile: HardwareProfile, value_ms: float, made: Made) -> Figure | None:
+    """This machine's time, scaled to the device where it is another; None where a profile says too little for that."""
+    host = detect_profile()
+    if profile.cpu is None or (host.cpu is not None and profile.cpu.model == host.cpu.model):
+        return Figure(value_ms, Evidence.HOST, "median")
+    here, there = describe_machine(host), describe_machine(profile)
+    if here is None or there is None:
+        return None
+    rates = [machine.macs_per_s.get(made.plan.precision, machine.macs_per_s["fp32"]) for machine in (here, there)]
+    scale = rates[0] / rates[1]
+    why = f"{value_ms:.2f} ms on this machine × {scale:.2f}, the ratio of peak rates ({there.source})"
+    return Figure(value_ms * scale, Evidence.ESTIMATED, "scaled by peak rates", why)
+
+
+def _race(bench: Bench, made: Made, original: Made) -> Speed:
+    times = [row["p50_ms"] for row in made.verdict.latency if row["sizes"] == made.typical.label]
+    if made.built.entry.digest == original.built.entry.digest and times:
+        return Speed(1.0, times[0], times[0], "ms", Evidence.HOST, made.verdict.reason)
+    found = _race_blocks(bench, made, original)
+    own, other = found["fastest_ms"]
+    value, base = (statistics.median(times) for times in found["medians_ms"])
+    return Speed(
+        statistics.median(b / a for a, b in zip(own, other, strict=True)),
+        value,
+        base,
+        "ms",
+        Evidence.HOST,
+        made.verdict.reason,
+    )
+
+
+def _race_blocks(bench: Bench, made: Made, original: Made) -> dict[str, list[list[float]]]:
+    """Milliseconds of every block of the two, from the store where they were measured before."""
+    runners = (made, original)
+    parts = (
+        ("builds", canonical_json([one.built.entry.digest for one in runners])),
+        ("inputs", canonical_json([arrays_digest(one.typical.inputs) for one in runners])),
+        ("rounds", str(ROUNDS)),
+        ("host", host_fingerprint()),
+        ("compiler", code_digest("compiler.worker_figures")),
+    )
+
+    def observe(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
+            paths = [Path(name) / f"in{index}.npz" for index in range(len(runners))]
+            for path, one in zip(paths, runners, strict=True):
+                write_arrays(path, one.typical.inputs)
+            artifacts = [one.built.artifact for one in runners]
+            request = {
+                "artifacts": [{**artifact_to_dict(one), "root": str(one.root)} for one in artifacts],
+                "inputs": [str(path) for path in paths],
+                "rounds": ROUNDS,
+            }
+            found = run_child(
+                "race", request, folder=Path(name), limits=bench.options.child, where=f"{bench.name}: speed"
+            )
+        (folder / "race.json").write_text(json.dumps(found), encoding="utf-8")
+
+    entry = bench.store.obtain(Stage("race", parts), observe)
+    blocks: dict[str, list[list[float]]] = json.loads((entry.files / "race.json").read_text(encoding="utf-8"))
+    return blocks
+
+
+def _roofline(bench: Bench, made: Made, original: Made) -> Speed:
+    machine = describe_machine(bench.job.profile)
+    if machine is None:
+        why = "the profile states too little for an estimate: cores, clock_mhz and isa or compute_capability"
+        return Speed(None, None, None, "", Evidence.NONE, why)
+    batch = bench.job.device.batch.opt
+    value, base = (
+        1e3 * model_seconds(list_work(one.border.load(), batch=batch), machine, one.plan.precision)
+        for one in (made, original)
+    )
+    if not value or not base:
+        return Speed(None, None, None, "", Evidence.NONE, "the model has no work that an estimate could count")
+    return Speed(base / value, value, base, "ms by roofline", Evidence.ESTIMATED, machine.source)

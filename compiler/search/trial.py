@@ -1,0 +1,153 @@
+"""One trial of the search: a candidate made, measured and judged; every part of it is kept in the store by itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from compiler.artifact import Evidence
+from compiler.capability import PrecisionRule
+from compiler.errors import CompilerError, MissingError, StorageError
+from compiler.gates import Figure, Gate, hold, judge_gates
+from compiler.plan import settle
+from compiler.search.accuracy import Accuracy, measure_accuracy
+from compiler.search.footprint import Footprint, compare_footprints, measure_footprint
+from compiler.search.made import Bench, Made, make
+from compiler.search.speed import Speed, latency_figure, measure_speed
+
+log = logging.getLogger("fleetc.build")
+
+NO_ORIGINAL = "the target has no float32 build to compare with"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one candidate.
+
+    Args:
+        number: Its place in the search, from 1.
+        purpose: `yardstick`, `candidate`, `reversal` or `options`: why it was tried.
+        precision: Its precision.
+        made: What was built; None if nothing could be.
+        error: Why not, or how its results differ.
+        gates: The verdicts; empty for a trial that was not judged.
+        footprint: Its memory.
+        speed: Its speed against the float original.
+        accuracy: Its accuracy; None where no gate asks.
+        kept_float: Layer → why it stays float.
+    """
+
+    number: int
+    purpose: str
+    precision: str
+    made: Made | None = None
+    error: CompilerError | None = None
+    gates: tuple[Gate, ...] = ()
+    footprint: Footprint | None = None
+    speed: Speed | None = None
+    accuracy: Accuracy | None = None
+    kept_float: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may be delivered."""
+        return self.made is not None and self.error is None and hold(self.gates)
+
+    @property
+    def status(self) -> str:
+        """`measured` of a yardstick nobody asked for; else `passed`, `refused` by a gate, or `failed` to be made."""
+        if self.purpose == "yardstick" and not self.error:
+            return "measured"
+        return "failed" if self.error else "passed" if self.passed else "refused"
+
+    @property
+    def why(self) -> str:
+        """What it failed at; empty if it passed."""
+        if self.error:
+            return self.error.what.splitlines()[0]
+        return "; ".join(str(gate) for gate in self.gates if gate.passed is False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The trial as the manifest keeps it."""
+        return {
+            "number": self.number,
+            "purpose": self.purpose,
+            "precision": self.precision,
+            "status": self.status,
+            "why": self.why,
+            "kept_float": dict(self.kept_float),
+            "accuracy": self.accuracy.to_dict() if self.accuracy else None,
+            "footprint": asdict(self.footprint) if self.footprint else None,
+            "speed": self.speed.to_dict() if self.speed else None,
+            "gates": [gate.to_dict() for gate in self.gates],
+            "stages": [{"stage": one.stage, "sha256": one.digest} for one in self.made.entries] if self.made else [],
+        }
+
+
+def run_trial(bench: Bench, rule: PrecisionRule, *, number: int, original: Trial | None, is_only: bool) -> Trial:
+    """Makes, measures and judges one candidate.
+
+    Args:
+        bench: The device.
+        rule: The candidate's precision.
+        number: Its place in the search.
+        original: The float original's trial; None where this is it, or where the target has none.
+        is_only: Whether the build stands and falls with it: then it raises what goes wrong, and parity is explained.
+
+    Raises:
+        CompilerError: It is the only one and cannot be made; or the cache's disk is full.
+    """
+    purpose = "candidate" if rule in bench.job.plan.candidates else "yardstick"
+    plan = settle(bench.job.plan, rule, "tried by the search" if not is_only else bench.job.plan.reason)
+    log.info("%s: trial %d: %s", bench.name, number, rule.name)
+    try:
+        made = make(bench, plan, explain=is_only)
+        return judge_made(bench, made, original=original, number=number, purpose=purpose)
+    except CompilerError as error:
+        if is_only or isinstance(error, StorageError):
+            raise
+        log.info("%s: trial %d: %s: %s", bench.name, number, rule.name, error.what.splitlines()[0])
+        return Trial(number, purpose, rule.name, error=error)
+
+
+def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int, purpose: str) -> Trial:
+    """Measures what was made and judges it by the device's gates."""
+    demands = bench.job.plan.demands
+    if not demands.any:
+        return Trial(number, purpose, made.plan.precision, made)
+    judge = bench.data.judge
+    with bench.clock.timed("accuracy"):
+        accuracy = measure_accuracy(bench, judge, made) if judge else None
+    with bench.clock.timed("measure"):
+        base = original.made if original and original.made else made
+        speed = measure_speed(bench, made, base)
+        footprint = measure_footprint(bench, made)
+        figures = _memory(footprint, made, original) | {"latency": latency_figure(bench, made, speed)}
+    if accuracy:
+        figures["accuracy"] = accuracy.figure
+    return Trial(
+        number,
+        purpose,
+        made.plan.precision,
+        made,
+        gates=judge_gates(demands.limits, figures) if purpose != "yardstick" else (),
+        footprint=footprint,
+        speed=speed,
+        accuracy=accuracy,
+    )
+
+
+def _memory(footprint: Footprint, made: Made, original: Trial | None) -> dict[str, Figure]:
+    if original is None or original.footprint is None:
+        if made.plan.yardstick is None:
+            none = Figure(None, Evidence.NONE, why=NO_ORIGINAL)
+            return {"memory: weights": none, "memory: run": none}
+        return compare_footprints(footprint, footprint)
+    return compare_footprints(original.footprint, footprint)
+
+
+def is_missing(trial: Trial) -> bool:
+    """Whether it failed for something that this machine lacks, as every other trial will."""
+    return isinstance(trial.error, MissingError)
