@@ -12,7 +12,7 @@ import onnx_ir as ir
 from compiler.passes.values import constant_of
 from compiler.prune.groups import Group, Ties
 from compiler.prune.repair import Batches
-from compiler.prune.rows import Layer, Matrix, layer_of, sample_rows
+from compiler.prune.rows import Layer, Matrix, as_matrix, layer_of, sample_rows
 from compiler.prune.tap import watch
 
 Measure: TypeAlias = Literal["weights", "activations", "redundancy"]
@@ -113,7 +113,7 @@ def _reader(model: ir.Model, layer: Layer, ids: Sequence[int], channels: set[int
         if channel in channels:
             blocks.setdefault(channel, []).extend(range(place * size, (place + 1) * size))
     energy = max(float((weights * (moments @ weights)).sum()), 1e-30)
-    return _Reader(weights, np.linalg.inv(shrunk(moments, rows)), halves, rows, blocks, energy)
+    return _Reader(weights, as_matrix(np.linalg.inv(shrunk(moments, rows))), halves, rows, blocks, energy)
 
 
 def shrunk(moments: Matrix, rows: int) -> Matrix:
@@ -169,12 +169,13 @@ def _by_redundancy(group: Group, readers: Sequence[_Reader]) -> Removal:
 
 def _held_out(reader: _Reader, weights: Matrix, gone: Sequence[int]) -> float:
     """Error without these channels, where each half of the data is judged with what the other half made up."""
-    rows = [row for channel in gone for row in reader.blocks.get(channel, [])]
+    lost = [row for channel in gone for row in reader.blocks.get(channel, [])]
+    rows = np.array(lost, dtype=np.int64)
     kept = np.setdiff1d(np.arange(len(weights)), rows)
     total = 0.0
     for fit, judge in (reader.halves, reader.halves[::-1]):
         made_up = weights[kept]
-        if rows and len(kept):
+        if len(rows) and len(kept):
             inner = shrunk(fit, reader.rows // 2)[np.ix_(kept, kept)]
             made_up = made_up + np.linalg.solve(inner, fit[np.ix_(kept, rows)] @ weights[rows])
         rest = np.zeros_like(weights)

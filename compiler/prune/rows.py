@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +13,11 @@ from compiler.numerics import Array
 from compiler.passes.values import constant_of
 
 Matrix = NDArray[np.float64]
+
+
+def as_matrix(array: NDArray[Any]) -> Matrix:
+    """The array in float64; numpy's own solvers do not say what they give."""
+    return np.asarray(array, np.float64)
 
 
 @dataclass(frozen=True)

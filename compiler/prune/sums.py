@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.prune.rows import Matrix
+from compiler.prune.rows import Matrix, as_matrix
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Weights of staying near the old weights, as shares of the energy of each input; the data choose among them."""
@@ -88,5 +88,4 @@ def error_of(sums: Sums, change: Matrix) -> float:
 def _ridge(sums: Sums, ridge: float) -> Matrix:
     diagonal = np.diag(sums.xx)
     weight = ridge * diagonal + 1e-6 * float(diagonal.mean()) + 1e-12
-    change: Matrix = np.linalg.solve(sums.xx + np.diag(weight), sums.xr)
-    return change
+    return as_matrix(np.linalg.solve(sums.xx + np.diag(weight), sums.xr))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -25,11 +26,11 @@ def watch(model: ir.Model, names: Sequence[str], batches: Iterable[Arrays]) -> I
         yield tuple(session.run(list(names), {**{name: batch[name] for name in _wanted(session, batch)}, **weights}))
 
 
-def _wanted(session: object, batch: Arrays) -> list[str]:
-    return [value.name for value in session.get_inputs() if value.name in batch]  # type: ignore[attr-defined]
+def _wanted(session: Any, batch: Arrays) -> list[str]:
+    return [value.name for value in session.get_inputs() if value.name in batch]
 
 
-def _open(model: ir.Model, names: Sequence[str]) -> tuple[object, dict[str, Array]]:
+def _open(model: ir.Model, names: Sequence[str]) -> tuple[Any, dict[str, Array]]:
     import onnxruntime as ort
 
     cut = model.clone()
