@@ -63,7 +63,7 @@ def run_delivered(folder: Path, source: Path, destination: Path, *, limits: Chil
         DataError: The inputs do not fit.
         TargetUnavailable: It cannot run here.
     """
-    artifact = _complete(read_artifact(folder))
+    artifact = complete(read_artifact(folder))
     inputs = _read_inputs(source, artifact.inputs)
     _refuse_destination(destination, artifact.outputs)
     (outputs,) = execute(artifact, [inputs], repeat=0, instructions=False, where=str(folder), limits=limits).outputs
@@ -84,7 +84,7 @@ def bench_delivered(
         limits: What the child process may use.
     """
     delivered = read_artifact(folder)
-    artifact = _complete(delivered)
+    artifact = complete(delivered)
     inputs = _inputs_at(delivered, _specs(delivered), samples, {**_sizes(delivered, "opt"), **sizes})
     run = execute(artifact, [inputs.arrays], repeat=repeat, instructions=True, where=str(folder), limits=limits)
     is_emulated = run.evidence == Evidence.EMULATOR
@@ -109,7 +109,8 @@ def verify_delivered(
 
     Args:
         folder: The artifact's folder.
-        model: The original model to compare with; the folder's border model where None.
+        model: The original model to compare with; the folder's border model where None, and where the border model is
+            quantized: `recheck_accuracy` compares that with the original.
         samples: Input data; random inputs where None.
         limits: What the child process may use.
 
@@ -119,8 +120,11 @@ def verify_delivered(
         TargetUnavailable: It cannot run here.
     """
     delivered = read_artifact(folder)
-    artifact = _complete(delivered)
-    points = _points(delivered, _reference(delivered, folder, model), samples)
+    artifact = complete(delivered)
+    original = None if model is None else original_of(delivered, model)
+    is_quantized = delivered.manifest["verdict"]["reference"] == "border model"
+    reference = ir.load(border_of(folder)) if original is None or is_quantized else original
+    points = _points(delivered, reference, samples)
     return delivered, judge(
         artifact, points, tolerance=_tolerance(delivered), repeat=0, where=str(folder), limits=limits
     )
@@ -149,7 +153,7 @@ def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdi
             for key, value in delivered.manifest.items()
             if key not in ("schema", "fleetc", "artifact", "files")
         }
-        facts["verdict"] = {"parity": verdict_facts(verdict)}
+        facts["verdict"] = {**facts["verdict"], "parity": verdict_facts(verdict)}
         measured = {key: value for key, value in delivered.measurements.items() if key in ("passes_ms", "seconds")}
         measured |= verdict_measurements(verdict)
         write_artifact(artifact, border, facts=facts, measurements=measured, folder=folder)
@@ -179,7 +183,8 @@ def _build_again(delivered: Delivered, border: Border, folder: Path, cache: Path
     return artifact
 
 
-def _complete(delivered: Delivered) -> Artifact:
+def complete(delivered: Delivered) -> Artifact:
+    """The artifact; raises ArtifactError where its device must finish it first."""
     if delivered.artifact.deferred:
         raise ArtifactError(
             f"the artifact is deferred: {delivered.artifact.deferred}",
@@ -189,13 +194,12 @@ def _complete(delivered: Delivered) -> Artifact:
     return delivered.artifact
 
 
-def _reference(delivered: Delivered, folder: Path, model: Path | None) -> ir.Model:
-    if model is None:
-        return ir.load(border_of(folder))
+def original_of(delivered: Delivered, model: Path) -> ir.Model:
+    """The original model with the sizes the artifact was built for."""
     dims = {name: Range(**sizes) for name, sizes in delivered.manifest["plan"]["dims"].items()}
     free = {name: sizes for name, sizes in dims.items() if name != "batch" or not sizes.is_fixed}
     read = read_model(model).model
-    bound = bind_shapes(read, dims if free_dims(read) else free, where=str(folder)).model
+    bound = bind_shapes(read, dims if free_dims(read) else free, where=str(delivered.folder)).model
     _refuse_other_model(bound, delivered, model)
     return bound
 

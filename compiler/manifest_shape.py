@@ -60,10 +60,23 @@ class _Choices:
 
 
 @dataclass(frozen=True)
+class _Limits:
+    accuracy_drop_pct: float | None = None
+    memory_reduction_pct: float | None = None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class _PlannedGates:
+    limits: _Limits
+
+
+@dataclass(frozen=True)
 class _Plan:
     profile: str
     dims: dict[str, _Sizes]
     choices: _Choices
+    gates: _PlannedGates
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,17 @@ class _Profile:
 
 
 @dataclass(frozen=True)
+class _Evaluation:
+    task: str
+    metric: str
+    options: dict[str, Any]
+    preprocess: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
 class _Inputs:
     profile: _Profile
+    evaluation: _Evaluation | None
 
 
 @dataclass(frozen=True)
@@ -121,6 +143,7 @@ class _Parity:
 @dataclass(frozen=True)
 class _Verdict:
     parity: _Parity
+    reference: Literal["imported model", "border model"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +166,50 @@ class _Record:
 
 
 @dataclass(frozen=True)
+class _Gate:
+    name: str
+    limit: float
+    value: float | None
+    unit: str
+    passed: bool | None
+    evidence: str
+    rule: str
+    why: str
+
+
+@dataclass(frozen=True)
+class _Trial:
+    number: int
+    purpose: str
+    precision: str
+    status: str
+    why: str
+    kept_float: dict[str, str]
+    accuracy: dict[str, Any] | None
+    footprint: dict[str, Any] | None
+    speed: dict[str, Any] | None
+    gates: tuple[_Gate, ...]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    node: str
+    op: str
+    precision: str
+    why: str
+    sqnr_db: float | None
+    share: float
+    evidence: str
+    kernel: str
+
+
+@dataclass(frozen=True)
+class _Decision:
+    precision: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class _Manifest:
     device: str
     artifact: _Artifact
@@ -153,6 +220,10 @@ class _Manifest:
     border: _Border
     passes: tuple[_Record, ...]
     verdict: _Verdict
+    decision: _Decision
+    gates: tuple[_Gate, ...]
+    trials: tuple[_Trial, ...]
+    layers: tuple[_Layer, ...]
 
 
 @dataclass(frozen=True)

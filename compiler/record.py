@@ -116,7 +116,7 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, found: Fo
         "plan": made.plan.to_dict(),
         "passes": [{key: value for key, value in record.items() if key != "milliseconds"} for record in border.records],
         "stages": [{"stage": entry.stage, "sha256": entry.digest} for entry in made.entries],
-        "verdict": {"parity": verdict_facts(made.verdict)},
+        "verdict": {"parity": verdict_facts(made.verdict), "reference": made.reference},
         **search_facts(found),
     }
 
@@ -145,6 +145,7 @@ def search_facts(found: Found) -> dict[str, Any]:
         },
         "gates": [gate.to_dict() for gate in chosen.gates] if chosen else [],
         "trials": [trial.to_dict() for trial in found.trials],
+        "layers": [layer.to_dict() for layer in found.layers],
     }
 
 

@@ -83,7 +83,47 @@ def manifest_text(manifest: Mapping[str, Any], measurements: Mapping[str, Any]) 
         f"    {name}  {row['bytes']} bytes  not repeatable"
         for name, row in measurements.get("unrepeatable_files", {}).items()
     ]
-    return "\n".join([*lines, "", passes_text(manifest["passes"])])
+    sections = [search_text(manifest), layers_text(manifest["layers"]), passes_text(manifest["passes"])]
+    return "\n\n".join(["\n".join(lines), *sections])
+
+
+def search_text(manifest: Mapping[str, Any]) -> str:
+    """What was tried, how each trial was judged, and the gates of what was delivered."""
+    head = ("trial", "precision", "status", "speed", "MiB", "run MiB", "points lost")
+    lines = [table([_trial_row(one) for one in manifest["trials"]], head)]
+    lines += [f"  {one['number']}: {one['why']}" for one in manifest["trials"] if one["why"]]
+    return "\n".join([*lines, *(f"  {gate_text(gate)}" for gate in manifest["gates"])])
+
+
+def layers_text(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Every layer: what it computes in, how much that errs, what share of the time it takes; then why."""
+    head = ("layer", "operator", "precision", "SQNR", "share", "kernel")
+    rows = [
+        (
+            one["node"],
+            one["op"],
+            one["precision"],
+            "-" if one["sqnr_db"] is None else f"{one['sqnr_db']:.1f} dB",
+            f"{100 * one['share']:.1f} %",
+            one["kernel"],
+        )
+        for one in layers
+    ]
+    reasons: dict[str, list[str]] = {}
+    for one in layers:
+        reasons.setdefault(f"{one['precision']}: {one['why']}", []).append(one["node"])
+    evidence = layers[0]["evidence"] if layers else "none"
+    why = [f"  {reason} ({_some(nodes)})" for reason, nodes in reasons.items()]
+    return "\n".join([table(rows, head), f"  shares: {evidence}", *why])
+
+
+def gate_text(gate: Mapping[str, Any]) -> str:
+    """One verdict."""
+    if gate["passed"] is None:
+        return f"{gate['name']}: not judged: {gate['why']}"
+    verdict = "passed" if gate["passed"] else "failed"
+    found = f"{round(gate['value'], 2):g} {gate['unit']}, limit {gate['limit']:g}"
+    return f"{gate['name']} {verdict}: {found} ({gate['rule']}; {gate['evidence']})"
 
 
 def passes_text(records: Iterable[Mapping[str, Any]]) -> str:
@@ -137,6 +177,26 @@ def latency_text(row: Mapping[str, Any]) -> str:
 def instructions_text(count: int) -> str:
     """Guest instructions; they are no time."""
     return f"{count / 1e6:.1f} M instructions per inference"
+
+
+def _trial_row(trial: Mapping[str, Any]) -> tuple[str, ...]:
+    speed, memory, accuracy = trial["speed"] or {}, trial["footprint"] or {}, trial["accuracy"] or {}
+    speedup, run, drop = speed.get("speedup"), memory.get("run_bytes"), accuracy.get("drop_pct")
+    kept = f" ({len(trial['kept_float'])} float)" if trial["kept_float"] else ""
+    return (
+        str(trial["number"]),
+        trial["precision"] + kept,
+        trial["status"],
+        "-" if speedup is None else f"{speedup:.2f} x ({speed['evidence']})",
+        f"{memory['weights_bytes'] / MIB:.1f}" if memory else "-",
+        "-" if run is None else f"{run / MIB:.1f}",
+        "-" if drop is None else f"{drop:.2f}",
+    )
+
+
+def _some(nodes: Sequence[str]) -> str:
+    shown = ", ".join(nodes[:3])
+    return shown if len(nodes) <= 3 else f"{shown} and {len(nodes) - 3} more"
 
 
 def _device_row(device: DeviceReport) -> tuple[str, ...]:

@@ -51,12 +51,28 @@ class TargetPlan:
     cache_dir: Path = field(default=Path(), compare=False)
 
 
+@dataclass(frozen=True)
+class LayerTime:
+    """Time of one kernel.
+
+    Args:
+        nodes: Nodes of the border model that were fused into it; names of the toolchain's own may be among them.
+        us: Microseconds of one inference.
+        kernel: What the toolchain calls the kernel; empty where it says nothing.
+    """
+
+    nodes: tuple[str, ...]
+    us: float
+    kernel: str = ""
+
+
 class Runner(Protocol):
     """An artifact loaded for execution.
 
     A runner may also offer `latencies_ms(inputs, repeat) -> list[float]`, where `run` does more than infer;
-    `count_instructions(inputs) -> int`, guest instructions of one inference; and `note: str`, what the reader of its
-    figures should know.
+    `count_instructions(inputs) -> int`, guest instructions of one inference; `peak_memory_bytes(inputs) -> int`, peak
+    resident memory of the program it starts; `layer_times(inputs) -> list[LayerTime]`; and `note: str`, what the
+    reader of its figures should know.
     """
 
     evidence: Evidence

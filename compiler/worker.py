@@ -20,7 +20,7 @@ from compiler.fleet import Range
 from compiler.numerics import write_arrays
 from compiler.profile import load_profile, validate_options
 from compiler.target import TargetPlan, find_target
-from compiler.worker_figures import evaluate, footprint, race, read_npz
+from compiler.worker_figures import evaluate, footprint, profile, race, read_npz
 
 PR_SET_PDEATHSIG = 1
 
@@ -29,18 +29,18 @@ def build(request: Mapping[str, Any]) -> dict[str, Any]:
     """Builds a border model; gives the artifact's description."""
     import onnx_ir as ir
 
-    profile = load_profile(Path(request["profile"]))
-    target = find_target(profile.target)
-    target.check(profile)
+    device = load_profile(Path(request["profile"]))
+    target = find_target(device.target)
+    target.check(device)
     plan = TargetPlan(
         precision=request["precision"],
-        options=validate_options(target.Options, profile),
+        options=validate_options(target.Options, device),
         dims={name: Range(**sizes) for name, sizes in request["dims"].items()},
         threads=request["threads"],
         cache_dir=Path(request["cache_dir"]),
     )
     model = ir.load(request["border"])
-    return artifact_to_dict(target.build(model, plan, profile, workdir=Path(request["workdir"])))
+    return artifact_to_dict(target.build(model, plan, device, workdir=Path(request["workdir"])))
 
 
 def execute(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +70,7 @@ WORK: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "execute": execute,
     "evaluate": evaluate,
     "footprint": footprint,
+    "profile": profile,
     "race": race,
 }
 

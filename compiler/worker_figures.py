@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ def evaluate(request: Mapping[str, Any]) -> dict[str, Any]:
         stacked = {name: np.concatenate([one[name] for one in found])[:count] for name in found[0]}
         write_arrays(Path(request["outputs"]), stacked)
         return {"evidence": str(runner.evidence)}
+    finally:
+        runner.close()
+
+
+def profile(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Time of every kernel of an artifact, where its runner can tell; an empty list where it cannot."""
+    runner = find_target(request["artifact"]["target"]).load(artifact_from_dict(request["artifact"]))
+    try:
+        told = getattr(runner, "layer_times", None)
+        found = told(read_npz(Path(request["inputs"]))) if told is not None else []
+        return {"evidence": str(runner.evidence), "layers": [asdict(one) for one in found]}
     finally:
         runner.close()
 

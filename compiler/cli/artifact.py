@@ -11,26 +11,48 @@ import click
 from compiler import show
 from compiler.cli.options import FILE, FOLDER, cache_option, child_options, json_option, limits_of, sizes_of
 from compiler.cli.output import print_json
+from compiler.errors import UsageError
 
 
 @click.command()
 @click.argument("artifact", type=FOLDER)
 @click.option("--model", type=FILE, help="The original model to compare with; the artifact's border model by default.")
 @click.option("--samples", type=FILE, help="Inputs: .npz, .npy or a folder of them; random ones by default.")
+@click.option("--evaluation", type=FILE, help="Labelled data to judge accuracy on again; needs --model.")
+@click.option("--task", default="", help="Task of --evaluation; the one the artifact was built with by default.")
 @child_options
 @json_option
-def verify(artifact: Path, as_json: bool, model: Path | None, samples: Path | None, **limits: Any) -> None:
-    """Check an ARTIFACT's files against their digests, run it, and compare it with the reference again."""
+def verify(
+    artifact: Path,
+    as_json: bool,
+    model: Path | None,
+    samples: Path | None,
+    evaluation: Path | None,
+    task: str,
+    **limits: Any,
+) -> None:
+    """Check an ARTIFACT's files against their digests, run it, and compare it with the reference again.
+
+    With --evaluation, its accuracy is judged again on those data, by the limit it was built with.
+    """
     from compiler.delivered import verify_delivered
+    from compiler.recheck import recheck_accuracy
     from compiler.verify import verdict_to_dict
 
-    delivered, verdict = verify_delivered(artifact, model=model, samples=samples, limits=limits_of(limits))
-    if as_json:
-        print_json({"device": delivered.manifest["device"], **verdict_to_dict(verdict)})
-    else:
-        click.echo(
-            f"{delivered.manifest['device']}: {verdict.status}, {verdict.evidence}, tolerance {verdict.tolerance}"
+    if evaluation is not None and model is None:
+        raise UsageError(
+            "accuracy is a loss against the original model, and none is given",
+            where="--evaluation",
+            remedy="Name it: --model model.onnx.",
         )
+    delivered, verdict = verify_delivered(artifact, model=model, samples=samples, limits=limits_of(limits))
+    value = {"device": delivered.manifest["device"], **verdict_to_dict(verdict)}
+    text = f"{value['device']}: {verdict.status}, {verdict.evidence}, tolerance {verdict.tolerance}"
+    if evaluation is not None and model is not None:
+        gate, accuracy = recheck_accuracy(artifact, model=model, data=evaluation, task=task, limits=limits_of(limits))
+        value |= {"accuracy": accuracy.to_dict(), "gate": gate.to_dict()}
+        text += f"\n{gate}"
+    print_json(value) if as_json else click.echo(text)
 
 
 @click.command()

@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 
 from compiler.errors import CompilerError
 from compiler.plan import settle
+from compiler.search.layers import Layer, list_layers
 from compiler.search.made import Bench, Made
+from compiler.search.observe import OBSERVED
 from compiler.search.select import choose_trial, describe, explain_choice, explain_failure
 from compiler.search.trial import Trial, is_missing, run_trial
 
 __all__ = ["OBSERVED", "Bench", "Found", "Made", "Trial", "search_precision"]
-
-OBSERVED = frozenset({"footprint", "race"})
-"""Stages whose results are observations of this machine at one time: no second observation is the same."""
 
 log = logging.getLogger("fleetc.build")
 
@@ -35,12 +34,14 @@ class Found:
         chosen: The one to deliver; None if none passed.
         made: The same, under the settled plan with its reason.
         error: Why none passed.
+        layers: Every layer of what is delivered.
     """
 
     trials: tuple[Trial, ...]
     chosen: Trial | None = None
     made: Made | None = None
     error: CompilerError | None = None
+    layers: tuple[Layer, ...] = ()
 
 
 def search_precision(bench: Bench) -> Found:
@@ -52,15 +53,22 @@ def search_precision(bench: Bench) -> Found:
     plan = bench.job.plan
     if not plan.demands.any:
         only = run_trial(bench, plan.rule, number=1, original=None, is_only=True)
-        return Found((only,), only, only.made)
+        return _found(bench, (only,), only, plan.reason)
     trials = _run_trials(bench)
     chosen = choose_trial(trials)
     if chosen is None or chosen.made is None:
         return Found(trials, error=explain_failure(trials, bench.name))
-    reason = explain_choice(chosen, trials) if len(plan.candidates) > 1 else plan.reason
     log.info("%s: %s: %s", bench.name, chosen.precision, describe(chosen))
-    settled = settle(plan, chosen.made.plan.rule, reason)
-    return Found(trials, chosen, replace(chosen.made, plan=settled))
+    return _found(bench, trials, chosen, explain_choice(chosen, trials) if len(plan.candidates) > 1 else plan.reason)
+
+
+def _found(bench: Bench, trials: tuple[Trial, ...], chosen: Trial, reason: str) -> Found:
+    if chosen.made is None:
+        return Found(trials)
+    made = replace(chosen.made, plan=settle(bench.job.plan, chosen.made.plan.rule, reason))
+    with bench.clock.timed("layers"):
+        layers = list_layers(bench, made, kept=chosen.kept_float, sqnr_db={})
+    return Found(trials, chosen, made, layers=layers)
 
 
 def _run_trials(bench: Bench) -> tuple[Trial, ...]:

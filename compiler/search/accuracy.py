@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compiler.artifact import Evidence, artifact_to_dict
+from compiler.artifact import Artifact, Evidence, artifact_to_dict
 from compiler.detect import host_fingerprint
 from compiler.digests import code_digest
 from compiler.evaluate import AccuracyDrop, Dataset, run_dataset
 from compiler.gates import Figure
-from compiler.isolate import run_child
+from compiler.isolate import ChildLimits, run_child
 from compiler.judge import Judge
 from compiler.numerics import Array, Arrays, write_arrays
 from compiler.portable import Border
@@ -114,14 +114,37 @@ def artifact_outputs(bench: Bench, made: Made, dataset: Dataset) -> Arrays:
         ("host", host_fingerprint()),
         ("compiler", code_digest("compiler.worker_figures")),
     )
-    batch = _batch(made)
 
     def compute(folder: Path) -> None:
-        found = [_run_chunk(bench, made, chunk, batch) for chunk in dataset.batches(_chunk_rows(made))]
-        joined = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-        write_arrays(folder / "outputs.npz", joined)
+        where = f"{bench.name}: accuracy"
+        batch = made.plan.dims["batch"].opt
+        found, _ = run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=bench.options.child)
+        write_arrays(folder / "outputs.npz", found)
 
     return _read(bench.store.obtain(Stage("outputs", parts), compute).files)
+
+
+def run_artifact(
+    artifact: Artifact, dataset: Dataset, *, batch: int, where: str, limits: ChildLimits
+) -> tuple[dict[str, Array], Evidence]:
+    """An artifact's outputs on every sample and where it ran, in child processes of bounded memory; nothing is kept.
+
+    Args:
+        artifact: What to run.
+        dataset: Its samples have an axis that counts them.
+        batch: Samples per inference where the artifact does not fix it.
+        where: Device and step, for messages.
+        limits: What each child may use.
+
+    Raises:
+        TargetUnavailable: It cannot run on this machine.
+    """
+    sizes = [spec.shape[0] for spec in artifact.inputs if spec.shape]
+    fixed = next((size for size in sizes if isinstance(size, int)), None)
+    chunks = dataset.batches(_chunk_rows(artifact))
+    found = [_run_chunk(artifact, chunk, fixed or batch, where, limits) for chunk in chunks]
+    stacked = {name: np.concatenate([outputs[name] for outputs, _ in found]) for name in found[0][0]}
+    return stacked, found[0][1]
 
 
 def _drop(bench: Bench, judge: Judge, outputs: Arrays) -> AccuracyDrop:
@@ -131,32 +154,27 @@ def _drop(bench: Bench, judge: Judge, outputs: Arrays) -> AccuracyDrop:
     return judge.task.drop(reference, outputs, judge.dataset.labels, limit_pct=limit)
 
 
-def _run_chunk(bench: Bench, made: Made, samples: Arrays, batch: int) -> dict[str, Array]:
+def _run_chunk(
+    artifact: Artifact, samples: Arrays, batch: int, where: str, limits: ChildLimits
+) -> tuple[dict[str, Array], Evidence]:
     with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
         folder = Path(name)
         write_arrays(folder / "in.npz", samples)
         request = {
-            "artifact": {**artifact_to_dict(made.built.artifact), "root": str(made.built.artifact.root)},
+            "artifact": {**artifact_to_dict(artifact), "root": str(artifact.root)},
             "inputs": str(folder / "in.npz"),
             "outputs": str(folder / "outputs.npz"),
             "batch": batch,
         }
-        run_child("evaluate", request, folder=folder, limits=bench.options.child, where=f"{bench.name}: accuracy")
-        return _read(folder)
+        said = run_child("evaluate", request, folder=folder, limits=limits, where=where)
+        return _read(folder), Evidence(said["evidence"])
 
 
-def _batch(made: Made) -> int:
-    """The batch size the artifact is run at: the one it fixes, or the plan's optimal one."""
-    sizes = [spec.shape[0] for spec in made.built.artifact.inputs if spec.shape]
-    fixed = next((size for size in sizes if isinstance(size, int)), None)
-    return fixed or made.plan.dims["batch"].opt
-
-
-def _chunk_rows(made: Made) -> int:
-    inputs = made.typical.inputs.values()
-    rows = max((len(array) for array in inputs if array.ndim), default=1)
-    row_bytes = sum(array.nbytes for array in inputs) / rows
-    return max(1, int(CHUNK_BYTES / max(1.0, row_bytes)))
+def _chunk_rows(artifact: Artifact) -> int:
+    """How many samples fit into a chunk; a free dimension beside the batch counts as 64."""
+    shapes = [[size if isinstance(size, int) else 64 for size in spec.shape[1:]] for spec in artifact.inputs]
+    row_bytes = sum(8 * math.prod(shape) for shape in shapes)
+    return max(1, CHUNK_BYTES // max(1, row_bytes))
 
 
 def _read(folder: Path) -> dict[str, Array]:

@@ -7,28 +7,24 @@ run       peak resident memory of a process that loads the artifact and runs it,
 
 from __future__ import annotations
 
-import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from compiler.artifact import Evidence, artifact_to_dict
+from compiler.artifact import Evidence
 from compiler.build import Built, build_artifact
 from compiler.candidates import YARDSTICK
-from compiler.detect import host_fingerprint
-from compiler.digests import code_digest
 from compiler.errors import CompilerError
 from compiler.gates import Figure
-from compiler.isolate import run_child
-from compiler.numerics import Arrays, arrays_digest, write_arrays
+from compiler.numerics import Arrays
 from compiler.passes.instrument import measure
 from compiler.plan import settle
 from compiler.portable import BORDER, Border
 from compiler.save import save_model
 from compiler.search.made import Bench, Made
+from compiler.search.observe import observe
 from compiler.store import Stage, file_digest
 
 RUNS = 3
@@ -128,29 +124,6 @@ def _one_node(bench: Bench) -> Built:
 
 def _peak(bench: Bench, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
     """Peak bytes of a process that runs an artifact once, the least of `RUNS`."""
-    parts = (
-        ("build", built.entry.digest),
-        ("inputs", arrays_digest(inputs)),
-        ("runs", str(RUNS)),
-        ("host", host_fingerprint()),
-        ("compiler", code_digest("compiler.worker_figures")),
-    )
-
-    def observe(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-            write_arrays(Path(name) / "in.npz", inputs)
-            request = {
-                "artifact": {**artifact_to_dict(built.artifact), "root": str(built.artifact.root)},
-                "inputs": str(Path(name) / "in.npz"),
-            }
-            where = f"{bench.name}: memory"
-            runs = [
-                run_child("footprint", request, folder=Path(name), limits=bench.options.child, where=where)
-                for _ in range(RUNS)
-            ]
-        least = min(runs, key=lambda run: int(run["peak_bytes"]))
-        (folder / "footprint.json").write_text(json.dumps(least), encoding="utf-8")
-
-    entry = bench.store.obtain(Stage("footprint", parts), observe)
-    value = json.loads((entry.files / "footprint.json").read_text(encoding="utf-8"))
-    return int(value["peak_bytes"]), Evidence(value["evidence"])
+    found = observe(bench, "footprint", [(built, inputs)], times=RUNS)
+    least = min(found, key=lambda run: int(run["peak_bytes"]))
+    return int(least["peak_bytes"]), Evidence(least["evidence"])

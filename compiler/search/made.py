@@ -65,6 +65,11 @@ class Made:
     verdict: Verdict
 
     @property
+    def reference(self) -> str:
+        """What parity was judged against: quantizing changes results on purpose, and accuracy judges that."""
+        return "border model" if self.plan.rule.scheme else "imported model"
+
+    @property
     def typical(self) -> Point:
         """The point at the optimal sizes: what speed and memory are measured at."""
         sizes = {name: one.opt for name, one in self.plan.target_plan.dims.items()}
@@ -95,7 +100,8 @@ def make(bench: Bench, plan: Plan, *, explain: bool) -> Made:
     with bench.clock.timed("build"):
         built = build_artifact(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
     with bench.clock.timed("reference"):
-        points = reference_points(ready.model, ready.digest, ready.inputs.points, bench.store)
+        model, digest = (border.load(), border.digest) if plan.rule.scheme else (ready.model, ready.digest)
+        points = reference_points(model, digest, ready.inputs.points, bench.store)
     with bench.clock.timed("verify"):
         verdict = _verify(bench, plan, border, built, points, explain=explain)
     return Made(plan, border, built, points, verdict)

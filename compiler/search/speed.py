@@ -8,24 +8,18 @@ estimated           a roofline of the profile
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from compiler.artifact import Evidence, artifact_to_dict
-from compiler.detect import detect_profile, host_fingerprint
-from compiler.digests import code_digest
+from compiler.artifact import Evidence
+from compiler.detect import detect_profile
 from compiler.gates import Figure
-from compiler.isolate import run_child
-from compiler.numerics import arrays_digest, write_arrays
 from compiler.profile import HardwareProfile
 from compiler.search.made import Bench, Made
+from compiler.search.observe import observe
 from compiler.search.roofline import describe_machine, model_seconds
 from compiler.search.work import list_work
-from compiler.store import Stage, canonical_json
 
 ROUNDS = 7
 INSTRUCTIONS_PER_CYCLE = 2.0
@@ -103,7 +97,8 @@ def _race(bench: Bench, made: Made, original: Made) -> Speed:
     times = [row["p50_ms"] for row in made.verdict.latency if row["sizes"] == made.typical.label]
     if made.built.entry.digest == original.built.entry.digest and times:
         return Speed(1.0, times[0], times[0], "ms", Evidence.HOST, made.verdict.reason)
-    found = _race_blocks(bench, made, original)
+    builds = [(one.built, one.typical.inputs) for one in (made, original)]
+    (found,) = observe(bench, "race", builds, rounds=ROUNDS)
     own, other = found["fastest_ms"]
     value, base = (statistics.median(times) for times in found["medians_ms"])
     return Speed(
@@ -114,38 +109,6 @@ def _race(bench: Bench, made: Made, original: Made) -> Speed:
         Evidence.HOST,
         made.verdict.reason,
     )
-
-
-def _race_blocks(bench: Bench, made: Made, original: Made) -> dict[str, list[list[float]]]:
-    """Milliseconds of every block of the two, from the store where they were measured before."""
-    runners = (made, original)
-    parts = (
-        ("builds", canonical_json([one.built.entry.digest for one in runners])),
-        ("inputs", canonical_json([arrays_digest(one.typical.inputs) for one in runners])),
-        ("rounds", str(ROUNDS)),
-        ("host", host_fingerprint()),
-        ("compiler", code_digest("compiler.worker_figures")),
-    )
-
-    def observe(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-            paths = [Path(name) / f"in{index}.npz" for index in range(len(runners))]
-            for path, one in zip(paths, runners, strict=True):
-                write_arrays(path, one.typical.inputs)
-            artifacts = [one.built.artifact for one in runners]
-            request = {
-                "artifacts": [{**artifact_to_dict(one), "root": str(one.root)} for one in artifacts],
-                "inputs": [str(path) for path in paths],
-                "rounds": ROUNDS,
-            }
-            found = run_child(
-                "race", request, folder=Path(name), limits=bench.options.child, where=f"{bench.name}: speed"
-            )
-        (folder / "race.json").write_text(json.dumps(found), encoding="utf-8")
-
-    entry = bench.store.obtain(Stage("race", parts), observe)
-    blocks: dict[str, list[list[float]]] = json.loads((entry.files / "race.json").read_text(encoding="utf-8"))
-    return blocks
 
 
 def _roofline(bench: Bench, made: Made, original: Made) -> Speed:

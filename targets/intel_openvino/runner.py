@@ -10,7 +10,10 @@ from compiler.detect import missing_isa
 from compiler.errors import DataError, ToolchainFailed
 from compiler.numerics import Array, Arrays
 from compiler.profile import Cpu, HardwareProfile
+from compiler.target import LayerTime
 from targets.intel_openvino.toolchain import first_lines, input_name, openvino
+
+_PROFILED_RUNS = 20
 
 
 class CompiledRunner:
@@ -23,6 +26,7 @@ class CompiledRunner:
         self._outputs = [spec.name for spec in artifact.outputs]
         self._inputs = {spec.name: spec.dtype for spec in artifact.inputs}
         self._unused = set(_strings(artifact.facts.get("unused_inputs")))
+        self._artifact = artifact
         compiled, self._order = _compile(artifact)
         self._request = compiled.create_infer_request()
 
@@ -37,6 +41,19 @@ class CompiledRunner:
             raise DataError(f"OpenVINO does not run these inputs: {first_lines(error)}") from error
         return {name: found[index].copy() for index, name in enumerate(self._outputs)}
 
+    def layer_times(self, inputs: Arrays) -> list[LayerTime]:
+        """Mean microseconds of each kernel, and the layers that were fused into it, by OpenVINO's own profiling."""
+        compiled, order = _compile(self._artifact, PERF_COUNT="YES")
+        request = compiled.create_infer_request()
+        for _ in range(_PROFILED_RUNS):
+            request.infer([inputs[name] for name in order], share_inputs=True)
+        infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+        return [
+            LayerTime(tuple(_text(info, "originalLayersNames").split(",")), float(time), _text(info, "primitiveType"))
+            for info in infos
+            if (time := _text(info, "execTimeMcs")).isdigit()
+        ]
+
     def close(self) -> None:
         """Frees the compiled model."""
         del self._request
@@ -46,9 +63,13 @@ def _listed(dtypes: dict[str, str]) -> str:
     return ", ".join(f"{name} ({dtype})" for name, dtype in sorted(dtypes.items()))
 
 
-def _compile(artifact: Artifact) -> tuple[Any, list[str]]:
+def _text(info: Any, key: str) -> str:
+    return str(info[key].astype(str)) if key in info else ""
+
+
+def _compile(artifact: Artifact, **properties: str) -> tuple[Any, list[str]]:
     """The IR compiled with the artifact's settings, on no more threads than this machine has; and its inputs' order."""
-    config = dict(artifact.facts["config"])  # type: ignore[call-overload]  # JSON that `build` wrote
+    config = {**dict(artifact.facts["config"]), **properties}  # type: ignore[call-overload]  # JSON that `build` wrote
     config["INFERENCE_NUM_THREADS"] = str(min(int(config["INFERENCE_NUM_THREADS"]), os.cpu_count() or 1))
     try:
         core = openvino().Core()

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.cli.conftest import Place, write_model
@@ -143,3 +144,82 @@ def test_plan_names_gates_and_candidates_without_a_toolchain(wide: Place) -> Non
     assert [one["precision"] for one in plan["candidates"]] == ["fp32", "fp16"]
     assert plan["gates"]["limits"] == {"memory_reduction_pct": 40}
     assert not Path(wide.dist).exists()
+
+
+def labelled(place: Place, classes: int = 4, count: int = 48) -> dict[str, object]:
+    """Samples whose labels are what the float model says of them, so that it is right about all."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(place.root / "model.onnx", providers=["CPUExecutionProvider"])
+    samples = np.random.default_rng(3).standard_normal((count, 96)).astype(np.float32)
+    labels = session.run(None, {"x": samples})[0].argmax(axis=1)
+    np.savez(place.root / "labelled.npz", x=samples, labels=labels.astype(np.int64))
+    return {"task": "classification", "path": "labelled.npz"}
+
+
+def test_an_evaluation_alone_brings_default_gates_and_accuracy_is_judged_on_the_artifact(wide: Place) -> None:
+    wide.write_fleet({"one": wide.profile("one")}, evaluation=labelled(wide))
+    outcome = wide.build()
+    assert outcome.code == 0, outcome.err
+    manifest = wide.manifest("one")
+    assert manifest["decision"]["precision"] == "fp16"
+    accuracy = manifest["trials"][1]["accuracy"]
+    assert accuracy["measured_on"] == "artifact" and accuracy["metric"] == "top-1"
+    assert accuracy["reference"]["value_pct"] == 100.0 and accuracy["drop_pct"] <= 2.0
+    gate = next(gate for gate in manifest["gates"] if gate["name"] == "accuracy")
+    assert gate["limit"] == 2.0 and gate["rule"] == "bound", "48 decisions are few: one weighs more than a point"
+    assert manifest["inputs"]["evaluation"]["samples"] == 48
+
+
+def test_an_artifact_that_cannot_run_here_is_judged_by_its_border_model_and_says_so(wide: Place) -> None:
+    profile = wide.profile("one", load="unavailable")
+    wide.write_fleet({"one": {"profile": profile, "precision": "fp16"}}, evaluation=labelled(wide))
+    outcome = wide.build()
+    assert outcome.code == 0, outcome.err
+    trial = wide.manifest("one")["trials"][-1]
+    assert trial["accuracy"]["measured_on"] == "border model"
+    assert "not executed" in trial["accuracy"]["note"]
+    gates = {gate["name"]: gate for gate in wide.manifest("one")["gates"]}
+    assert gates["accuracy"]["passed"] and gates["memory: run"]["passed"] is None
+
+
+def test_accuracy_is_judged_again_on_other_data_and_the_limit_still_holds(wide: Place) -> None:
+    wide.write_fleet({"one": wide.profile("one")}, evaluation=labelled(wide))
+    assert wide.build().code == 0
+    args = (
+        "verify",
+        wide.dist / "one",
+        "--model",
+        wide.root / "model.onnx",
+        "--evaluation",
+        wide.root / "labelled.npz",
+    )
+    again = wide.run(*args, "--json")
+    assert again.code == 0, again.err
+    assert again.json["gate"]["passed"] and again.json["accuracy"]["evidence"] == "measured-host"
+    assert wide.run(*args[:2], "--evaluation", wide.root / "labelled.npz").code == 2
+    shape = {"w1": (96, 96), "w2": (96, 96)}
+    write_model(wide.root / "other.onnx", WIDE.replace("Relu", "Tanh"), **shape)
+    other = wide.run(*args[:2], "--model", wide.root / "other.onnx", *args[4:])
+    assert other.code == 5, "the artifact is not that model's"
+
+
+def test_a_metric_of_ones_own_that_raises_is_named_and_nothing_is_delivered(wide: Place) -> None:
+    (wide.root / "mymetric.py").write_text("def score(outputs, labels):\n    raise KeyError('scores')\n")
+    labelled(wide)
+    wide.write_fleet({"one": wide.profile("one")}, evaluation={"task": "mymetric:score", "path": "labelled.npz"})
+    outcome = wide.build()
+    assert outcome.code == 2, outcome.err
+    assert "mymetric:score" in outcome.err and "KeyError" in outcome.err
+    assert not (wide.dist / "one").exists()
+
+
+def test_inspect_prints_trials_gates_and_layers(wide: Place) -> None:
+    limited(wide, {"memory_reduction_pct": 40})
+    assert wide.build().code == 0
+    text = wide.run("inspect", wide.dist / "one").out
+    assert "memory: weights passed" in text and "memory: run: not judged" in text
+    assert "shares: estimated" in text
+    layers = wide.run("inspect", wide.dist / "one", "--json").json["manifest"]["layers"]
+    assert {layer["precision"] for layer in layers if layer["op"] != "Cast"} == {"fp16"}
+    assert abs(sum(layer["share"] for layer in layers) - 1.0) < 1e-3
