@@ -17,7 +17,7 @@ from compiler.prune.tap import watch
 
 Measure: TypeAlias = Literal["weights", "activations", "redundancy"]
 
-PER_ITEM = 48
+PER_ITEM = 24
 """Places of one image that a layer is looked at."""
 
 STEPS = 8
@@ -118,7 +118,7 @@ def _reader(model: ir.Model, layer: Layer, ids: Sequence[int], channels: set[int
 
 def shrunk(moments: Matrix, rows: int) -> Matrix:
     """Moments that can be inverted: the fewer rows they are from, the more of them is put on the diagonal."""
-    share = 1e-3 + len(moments) / max(1, rows)
+    share = 1e-3 + 0.1 * len(moments) / max(1, rows)
     floor = 1e-6 * float(np.trace(moments)) / len(moments) + 1e-12
     return moments + np.diag(share * np.diag(moments) + floor)
 

@@ -56,7 +56,8 @@ def assert_cut_equals_masked(model: ir.Model, ties: Ties, removed: set[int]) -> 
 RESIDUAL = (
     "float[N,3,4,4] x => float[N,2,4,4] y",
     {"a": "float[4,3,1,1]", "b": "float[4,4,1,1]", "c": "float[6,4,1,1]", "d": "float[4,6,1,1]", "e": "float[2,4,1,1]"},
-    "[first] s = Conv(x, a) [inner] i = Conv(s, c) r = Relu(i) [last] l = Conv(r, d) t = Add(s, l) [head] y = Conv(t, e)",
+    """[first] s = Conv(x, a) [inner] i = Conv(s, c) r = Relu(i) [last] l = Conv(r, d) t = Add(s, l)
+    [head] y = Conv(t, e)""",
 )
 
 
