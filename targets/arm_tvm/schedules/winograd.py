@@ -9,8 +9,8 @@ V and M of a band stay in the caches; U (n²/9 of the weights, transformed at co
 over the border are code of their own, in which what lies outside is known to be zero: nothing is padded.
 
 Registers of the product: blocks × tiles sums, `tiles` data vectors whose lanes are multiplied one after the other, and
-2 for weights: 18 + 9 + 2 of 32 where there are 9 tiles. Per block of input channels: tiles/2 + L · blocks/2 paired
-loads for L · blocks · tiles multiply-adds.
+`blocks` + 1 for weights on their way: 18 + 9 + 3 of 32 where there are 9 tiles. Per block of input channels: tiles/2
+and L · blocks/2 paired loads for L · blocks · tiles multiply-adds.
 
 Roofline: n² / (9 m²) of the direct convolution's multiply-adds (1/4 at m = 4, 16/81 at m = 6), bound by the multipliers
 as long as 4 tiles share each weight, and by the loads of U below that.
@@ -94,7 +94,7 @@ def _bands(workload: ConvWorkload, lanes: int, m: int) -> list[int]:
 
 
 def _registers(machine: Machine, tiles: int, q: int) -> int:
-    return tiles * q + (tiles + 2 if machine.by_element else q + 1)
+    return tiles * q + q + 1 + (tiles if machine.by_element else 0)
 
 
 def _cost(workload: ConvWorkload, machine: Machine, parameters: dict[str, int]) -> float:
