@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from compiler.graph import Pass
 
 _THREADS_PER_STREAM = 2
+_THREADS_PER_STREAM = 2
 CHOSEN = ("INFERENCE_NUM_THREADS", "NUM_STREAMS")
 """Settings that tuning chooses."""
 
-_HINT = {"fp32": "f32", "fp16-weights": "f32", "bf16": "bf16", "fp16": "f16"}
+_HINT = {"fp32": "f32", "fp16-weights": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 
 @dataclass(frozen=True)
