@@ -94,7 +94,7 @@ def import_relax(model: ir.Model, dot: Dot = "generic") -> Any:
             raise UnsupportedModel(f"TVM cannot import the model: {_last_line(error)}") from error
 
 
-def _importer(kernels: Mapping[str, Kernel]) -> Any:
+def _importer(kernels: Mapping[int, Kernel]) -> Any:
     from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
     class Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
