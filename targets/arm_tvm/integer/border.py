@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from targets.arm_tvm.integer.emitter import (
+from targets.arm_tvm.emitter import (
     PARALLEL_WORK,
     Emitter,
     broadcast,
@@ -62,7 +62,14 @@ def _pack_pixels(emitter: Emitter, spec: PackSpec, source: Any, result: Any, dot
         begin = image * (channels * height * width) + row * width
         whole = width // BLOCK
         with emitter.loop(whole) as index:
-            _pixels(emitter, spec, (source, begin + index * BLOCK), (result, into + index * BLOCK * channels), interleaved, dot)
+            _pixels(
+                emitter,
+                spec,
+                (source, begin + index * BLOCK),
+                (result, into + index * BLOCK * channels),
+                interleaved,
+                dot,
+            )
         for start in starts[whole:]:
             _pixels(emitter, spec, (source, begin + start), (result, into + start * channels), interleaved, dot)
 
@@ -130,7 +137,10 @@ def emit_unpack(spec: UnpackSpec, dot: Dot) -> Any:
             emitter.add(store(result, index * BLOCK, _restore(load(source, index * BLOCK, BLOCK), spec), BLOCK))
         return emitter.function([source, result])
     for first, blocks in _block_ranges(image.channels):
-        with emitter.loop(image.batch) as batch, emitter.loop(blocks * area, parallel=image.elements > PARALLEL_WORK) as at:
+        with (
+            emitter.loop(image.batch) as batch,
+            emitter.loop(blocks * area, parallel=image.elements > PARALLEL_WORK) as at,
+        ):
             from tvm import tirx
 
             block, pixel = tirx.floordiv(at, int32(area)) + first, tirx.floormod(at, int32(area))

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from targets.arm_tvm.integer.emitter import (
+from targets.arm_tvm.emitter import (
     PARALLEL_WORK,
     Emitter,
     broadcast,
@@ -74,7 +74,11 @@ def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
     groups = spec.result.blocks * BLOCK
     size = groups * spec.kernel[0] * _row_bytes(spec, dot)
     source = parameter(spec.source.elements, "int8", "x")
-    constants = [parameter(size, "int8", "w"), parameter(groups, "float32", "scale"), parameter(groups, "float32", "bias")]
+    constants = [
+        parameter(size, "int8", "w"),
+        parameter(groups, "float32", "scale"),
+        parameter(groups, "float32", "bias"),
+    ]
     result = parameter(spec.result.elements, "int8" if spec.epilogue.quantized else "float32", "y")
     residual = parameter(spec.result.elements, "int8", "residual") if spec.epilogue.residual_scale is not None else None
     with emitter.loop(spec.source.batch) as batch:
@@ -92,9 +96,7 @@ def _row_bytes(spec: ConvSpec, dot: Dot) -> int:
     return lanes if spec.source.layout == "pixels" else lanes * spec.kernel[1] * spec.source.blocks
 
 
-def _tiles(
-    emitter: Emitter, spec: ConvSpec, tile: Tile, dot: Dot, arrays: _Arrays, places: tuple[Any, Any]
-) -> None:
+def _tiles(emitter: Emitter, spec: ConvSpec, tile: Tile, dot: Dot, arrays: _Arrays, places: tuple[Any, Any]) -> None:
     """All tiles of one image: channels outermost, so that their weights stay in the cache."""
     from tvm import tirx
 
@@ -255,9 +257,7 @@ class _Sdot(_Product):
 
     def sums(self) -> list[list[Any]]:
         tile = self.tile
-        return [
-            [self.get(group * tile.pixels + pixel) for group in range(tile.groups)] for pixel in range(tile.pixels)
-        ]
+        return [[self.get(group * tile.pixels + pixel) for group in range(tile.groups)] for pixel in range(tile.pixels)]
 
 
 class _Smmla(_Product):
@@ -284,7 +284,10 @@ class _Smmla(_Product):
         for pixel in range(self.tile.pixels):
             pair, lanes = pixel // 2, ([0, 1, 4, 5], [2, 3, 6, 7])[pixel % 2]
             quads = [
-                shuffle([self.get(2 * group * self._pairs() + pair), self.get((2 * group + 1) * self._pairs() + pair)], lanes)
+                shuffle(
+                    [self.get(2 * group * self._pairs() + pair), self.get((2 * group + 1) * self._pairs() + pair)],
+                    lanes,
+                )
                 for group in range(self.tile.groups)
             ]
             found.append(quads)

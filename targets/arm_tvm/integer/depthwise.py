@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from targets.arm_tvm.integer.emitter import (
+from targets.arm_tvm.emitter import (
     PARALLEL_WORK,
     Emitter,
     broadcast,
@@ -76,7 +76,8 @@ def _sums(
     for first in range(0, len(taps), together):
         chosen = list(enumerate(taps))[first : first + together]
         held = [
-            emitter.let(load(weights[0], weights[1] * (len(taps) * BLOCK) + index * BLOCK, BLOCK)) for index, _ in chosen
+            emitter.let(load(weights[0], weights[1] * (len(taps) * BLOCK) + index * BLOCK, BLOCK))
+            for index, _ in chosen
         ]
         for pixel in range(pixels):
             product = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from targets.arm_tvm.integer.emitter import Emitter, broadcast, cast, intrinsic, load, shuffle, store
+from targets.arm_tvm.emitter import Emitter, broadcast, cast, intrinsic, load, shuffle, store
 from targets.arm_tvm.integer.specs import Dot, Epilogue
 
 
@@ -44,9 +44,7 @@ def quarters(vector: Any) -> list[Any]:
     if lanes == 8:
         wide = cast("int32x8", cast("int16x8", vector))
         return [shuffle([wide], range(start, start + 4)) for start in (0, 4)]
-    return [
-        part for start in (0, half) for part in quarters(shuffle([vector], range(start, start + half)))
-    ]
+    return [part for start in (0, half) for part in quarters(shuffle([vector], range(start, start + half)))]
 
 
 def quantized(values: Sequence[Any], epilogue: Epilogue, dot: Dot) -> Any:
@@ -68,9 +66,7 @@ def _generic(values: Sequence[Any], epilogue: Epilogue) -> Any:
     whole = values[0] if len(values) == 1 else shuffle(values, range(4 * len(values)))
     lanes = 4 * len(values)
     rounded = tirx.nearbyint(whole) + broadcast(epilogue.zero_point, "float32", lanes)
-    limited = tirx.Min(
-        tirx.Max(rounded, broadcast(-128.0, "float32", lanes)), broadcast(127.0, "float32", lanes)
-    )
+    limited = tirx.Min(tirx.Max(rounded, broadcast(-128.0, "float32", lanes)), broadcast(127.0, "float32", lanes))
     return cast(f"int8x{lanes}", cast(f"int32x{lanes}", limited))
 
 

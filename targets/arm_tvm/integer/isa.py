@@ -6,14 +6,37 @@ from collections.abc import Iterable
 
 from targets.arm_tvm.integer.specs import Dot
 
-_DOTPROD = (
-    "cortex-a55 cortex-a75 cortex-a76 cortex-a76ae cortex-a77 cortex-a78 cortex-a78ae cortex-a78c cortex-x1 cortex-x1c "
-    "neoverse-n1 neoverse-e1"
-).split()
-_I8MM = (
-    "cortex-a510 cortex-a520 cortex-a710 cortex-a715 cortex-a720 cortex-a725 cortex-x2 cortex-x3 cortex-x4 cortex-x925 "
-    "neoverse-n2 neoverse-n3 neoverse-v1 neoverse-v2 neoverse-v3"
-).split()
+_DOTPROD = [
+    "cortex-a55",
+    "cortex-a75",
+    "cortex-a76",
+    "cortex-a76ae",
+    "cortex-a77",
+    "cortex-a78",
+    "cortex-a78ae",
+    "cortex-a78c",
+    "cortex-x1",
+    "cortex-x1c",
+    "neoverse-n1",
+    "neoverse-e1",
+]
+_I8MM = [
+    "cortex-a510",
+    "cortex-a520",
+    "cortex-a710",
+    "cortex-a715",
+    "cortex-a720",
+    "cortex-a725",
+    "cortex-x2",
+    "cortex-x3",
+    "cortex-x4",
+    "cortex-x925",
+    "neoverse-n2",
+    "neoverse-n3",
+    "neoverse-v1",
+    "neoverse-v2",
+    "neoverse-v3",
+]
 
 
 def dot_of(arch: str, mcpu: str, mattr: Iterable[str]) -> Dot:

@@ -150,9 +150,7 @@ class _Rewrite:
         self.packed[tensor.value, image] = made
         return made
 
-    def _pack(
-        self, source: ir.Value | None, dtype: str, tensor: Quantized, image: Image, before: ir.Node
-    ) -> ir.Value:
+    def _pack(self, source: ir.Value | None, dtype: str, tensor: Quantized, image: Image, before: ir.Node) -> ir.Value:
         shape = static_shape(tensor.value) or static_shape(source)
         assert source is not None and shape is not None
         inner = image_of(shape) or image
