@@ -1,7 +1,7 @@
 """What this target takes, as data: TVM's ONNX importer, less what it or the code generator was seen to get wrong.
 
-Quantized models run in integers where `targets.arm_tvm.integer` has a kernel for what stands between DequantizeLinear and
-QuantizeLinear; the rest of them is imported by TVM as float arithmetic.
+Quantized models run in integers where `targets.arm_tvm.integer` has a kernel for what stands between DequantizeLinear
+and QuantizeLinear; TVM imports the rest of them as float arithmetic.
 """
 
 from __future__ import annotations

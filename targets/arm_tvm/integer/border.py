@@ -57,8 +57,8 @@ def _pack_pixels(emitter: Emitter, spec: PackSpec, source: Any, result: Any, dot
         from tvm import tirx
 
         image, row = tirx.floordiv(line, int32(height)), tirx.floormod(line, int32(height))
-        into = image * spec.result.batch_stride + (row + spec.pads[0]) * spec.result.row_stride
-        into = into + spec.pads[1] * channels
+        into = image * spec.result.batch_stride + (row + spec.result.origin[0]) * spec.result.row_stride
+        into = into + spec.result.origin[1] * channels
         begin = image * (channels * height * width) + row * width
         whole = width // BLOCK
         with emitter.loop(whole) as index:

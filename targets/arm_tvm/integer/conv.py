@@ -1,16 +1,16 @@
 """Integer convolution and matrix product.
 
-Tiling: 4·G output channels × P pixels of accumulators stay in registers over the whole reduction; an input vector holds 16
-channels of one pixel (or 16 bytes of a row, where pixels are shorter), the weights are packed so that they are read in order.
+Tiling: 4·G output channels × P pixels of accumulators stay in registers over the whole reduction. An input vector holds
+16 channels of one pixel (or 16 bytes of a row, where pixels are shorter); weights are packed to be read in order.
 
-    sdot     acc (G × P int32x4) += weights (4 channels × 4 inputs) · one 32-bit lane of the pixel: 16 products an instruction.
-             G = 2, P = 9: 18 accumulators, 9 inputs, weights in the rest; 72 sdot to 4 + 4.5 loads: 1.1 instructions each.
-    smmla    acc (2G × P/2, 2 pixels × 2 channels) += 2 × 8 · 8 × 2: 32 products an instruction, two zips per pixel pair.
-    widen    acc (4G × P, partial sums) += smull, smlal2, sadalp: 16 products in three. Two products fit int16 because no weight
-             is −128; where one is, each product is widened by itself.
+    sdot     acc (G × P int32x4) += weights (4 channels × 4 inputs) · one 32-bit lane of the pixel: 16 products an
+             instruction. G = 2, P = 9: 18 accumulators, 9 inputs, weights in the rest; 72 sdot to 4 + 4.5 loads.
+    smmla    acc (2G × P/2, 2 pixels × 2 channels) += 2 × 8 · 8 × 2: 32 products an instruction, two zips a pixel pair.
+    widen    acc (4G × P, partial sums) += smull, smlal2, sadalp: 16 products in three. Two products fit int16 because
+             no weight is −128; where one is, each product is widened by itself.
     generic  the same in plain vector arithmetic, for machines of another kind.
 
-Roofline: the products over 16 (32 with smmla) over the dot units' rate; weights of a tile stay in the first-level cache.
+Roofline: products over 16 (32 with smmla) over the dot units' rate; a tile's weights stay in the first-level cache.
 """
 
 from __future__ import annotations
@@ -72,13 +72,9 @@ def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
     """The kernel: (source, weights, scale, bias[, residual], result), all flat."""
     emitter = Emitter()
     groups = spec.result.blocks * BLOCK
-    size = groups * spec.kernel[0] * _row_bytes(spec, dot)
     source = parameter(spec.source.elements, "int8", "x")
-    constants = [
-        parameter(size, "int8", "w"),
-        parameter(groups, "float32", "scale"),
-        parameter(groups, "float32", "bias"),
-    ]
+    weights = parameter(groups * spec.kernel[0] * _row_bytes(spec, dot), "int8", "w")
+    scale, bias = (parameter(groups, "float32", name) for name in ("scale", "bias"))
     result = parameter(spec.result.elements, "int8" if spec.epilogue.quantized else "float32", "y")
     residual = parameter(spec.result.elements, "int8", "residual") if spec.epilogue.residual_scale is not None else None
     with emitter.loop(spec.source.batch) as batch:
@@ -86,9 +82,9 @@ def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
         if spec.padded and spec.source.layout == "blocked":
             origin, image = emit_padded(emitter, (source, place, spec.source), spec.extent, spec.pads, spec.fill)
             place = int32(0)
-        arrays = _Arrays(origin, *constants, residual, result, image)
+        arrays = _Arrays(origin, weights, scale, bias, residual, result, image)
         _tiles(emitter, spec, tile, dot, arrays, (place, batch * spec.result.batch_stride))
-    return emitter.function([source, *constants, *([residual] if residual is not None else []), result])
+    return emitter.function([source, weights, scale, bias, *([residual] if residual is not None else []), result])
 
 
 def _row_bytes(spec: ConvSpec, dot: Dot) -> int:
@@ -283,13 +279,8 @@ class _Smmla(_Product):
         found = []
         for pixel in range(self.tile.pixels):
             pair, lanes = pixel // 2, ([0, 1, 4, 5], [2, 3, 6, 7])[pixel % 2]
-            quads = [
-                shuffle(
-                    [self.get(2 * group * self._pairs() + pair), self.get((2 * group + 1) * self._pairs() + pair)],
-                    lanes,
-                )
-                for group in range(self.tile.groups)
-            ]
+            pairs = [range(2 * group, 2 * group + 2) for group in range(self.tile.groups)]
+            quads = [shuffle([self.get(half * self._pairs() + pair) for half in both], lanes) for both in pairs]
             found.append(quads)
         return found
 

@@ -1,8 +1,8 @@
 """Accumulators → results, in registers.
 
 Per four results: scvtf, fmul, fadd (+ sxtl, scvtf, fmla for a residual), fcvtns, and half of two sqxtn. fcvtns rounds
-halves to even and sqxtn saturates, as ONNX's QuantizeLinear does. An activation is a clamp of the int8 result, sixteen at
-a time: rounding is monotone, so it may be done after it.
+halves to even and sqxtn saturates, as ONNX's QuantizeLinear does. An activation is a clamp of the int8 result, sixteen
+at a time: rounding is monotone, so it may be done after it.
 """
 
 from __future__ import annotations

@@ -10,9 +10,8 @@ What matches none of them stays in float between DequantizeLinear and QuantizeLi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -131,17 +130,7 @@ def _short(spec: ConvSpec, data: Quantized) -> ConvSpec:
         return spec
     rows, columns = spec.extent
     height, width = max(rows, source.height + spec.pads[0]), max(columns, source.width + spec.pads[1])
-    return ConvSpec(
-        Image(source.batch, source.channels, height, width, "pixels"),
-        spec.result,
-        spec.kernel,
-        spec.strides,
-        spec.dilations,
-        spec.pads,
-        spec.fill,
-        spec.wide,
-        spec.epilogue,
-    )
+    return replace(spec, source=Image(source.batch, source.channels, height, width, "pixels", spec.pads))
 
 
 def match_behind(made: ir.Node) -> bool:
@@ -156,7 +145,7 @@ def match_behind(made: ir.Node) -> bool:
 
 
 def _dense(node: ir.Node) -> Match | None:
-    transposed = bool(node.attributes.get_int("transB", 0))
+    transposed = node.attributes.get_int("transB", 0) != 0
     weight = weights(node.inputs[1], 0 if transposed else 1)
     data = dequantized(node.inputs[0])
     source, result = image_of(static_shape(node.inputs[0])), image_of(static_shape(node.outputs[0]))
@@ -288,15 +277,21 @@ def _pad(node: ir.Node) -> Match | None:
     moved, amounts = _moved(node), constant(node.inputs[1]) if len(node.inputs) > 1 else None
     source, result = image_of(static_shape(node.inputs[0])), image_of(static_shape(node.outputs[0]))
     filled = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(())
-    if moved is None or amounts is None or source is None or result is None or filled is None or filled.any():
+    if (
+        moved is None
+        or amounts is None
+        or min(amounts.tolist()) < 0
+        or source is None
+        or result is None
+        or filled is None
+        or np.any(filled != 0)
+    ):
         return None
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         return None
     before, after = amounts[: len(amounts) // 2], amounts[len(amounts) // 2 :]
     whole = source.channels % BLOCK == 0 and len(before) == 4 and before[1] % BLOCK == 0
     if node.attributes.get_string("mode", "constant") != "constant" or not whole or before[0] or after[0]:
-        return None
-    if (amounts < 0).any():
         return None
     tensors, tail = moved
     spec = PadSpec(source, result, (int(before[1]), int(before[2]), int(before[3])), tensors[0].zero_point)
@@ -344,7 +339,7 @@ def _pads(node: ir.Node, source: Image, result: Image) -> tuple[int, int] | None
     automatic = node.attributes.get_string("auto_pad", "NOTSET")
     if automatic == "VALID":
         return 0, 0
-    pads: Literal[0] | tuple[int, ...] = tuple(node.attributes.get_ints("pads", (0, 0, 0, 0)))
+    pads = tuple(node.attributes.get_ints("pads", (0, 0, 0, 0)))
     if automatic == "NOTSET":
         return (int(pads[0]), int(pads[1])) if min(pads) >= 0 else None
     kernel = constant(node.inputs[1])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from compiler.numerics import Array
 from targets.arm_tvm.integer.conv import dot_for
 from targets.arm_tvm.integer.kernels import Kernel
 from targets.arm_tvm.integer.packing import pack_depthwise, pack_weights
@@ -68,18 +69,17 @@ class _Rewrite:
     kernels: dict[int, Kernel] = field(default_factory=dict)
     replaced: set[ir.Node] = field(default_factory=set)
     packed: dict[tuple[ir.Value, Image], ir.Value] = field(default_factory=dict)
+    unpacked: dict[tuple[ir.Value, Quantized | None], ir.Value] = field(default_factory=dict)
     made: dict[ir.Value, tuple[ir.Value, Image, Quantized | None]] = field(default_factory=dict)
 
     def take(self, found: Match) -> None:
         """Puts one kernel in the place of what it computes."""
         last = found.last
-        if isinstance(found.spec, ConvSpec) and found.spec.source.layout == "pixels":
-            self._pads[found.inputs[0][0].value, found.spec.source] = found.spec.pads
         arguments = [self._packed(tensor, image, last) for tensor, image in found.inputs]
         if found.spec is None:
             (output,) = arguments
         else:
-            kernel, constants = self._kernel(found)
+            kernel, constants = self._kernel(found, found.spec)
             output = self._node(kernel, [arguments[0], *constants, *arguments[1:]], last, found.node.name)
         self.replaced.update((found.node, *found.tail.nodes))
         self.packed[found.tail.end, found.image] = output
@@ -87,21 +87,16 @@ class _Rewrite:
 
     def finish(self) -> None:
         """Gives what still reads a tensor of ours the tensor it knew, and removes what nothing reads."""
-        for value, (output, image, result) in self.made.items():
-            readers = [(node, index) for node, index in value.uses() if self._lives(node)]
-            if not readers and not value.is_graph_output():
-                continue
-            for node, index in readers:
-                if is_op(node, "DequantizeLinear") and result is not None and dequantized(node.outputs[0]) is not None:
-                    floats = self._unpacked(node.outputs[0], output, image, dequantized(node.outputs[0]), node)
-                    _hand_over(node.outputs[0], floats)
+        for value, (_, _, result) in self.made.items():
+            for node, index in [use for use in value.uses() if self._lives(use[0])]:
+                meant = dequantized(node.outputs[0]) if result is not None else None
+                if meant is not None:
+                    _hand_over(node.outputs[0], self._unpacked(value, meant, node.outputs[0]))
                     self.replaced.add(node)
                 else:
-                    node.replace_input_with(index, self._raw(value, output, image, result, node))
+                    node.replace_input_with(index, self._unpacked(value, None, value))
             if value.is_graph_output():
-                last = value.producer()
-                assert last is not None
-                _hand_over(value, self._raw(value, output, image, result, last))
+                _hand_over(value, self._unpacked(value, None, value))
         self.model.graph.opset_imports[DOMAIN] = 1
         RemoveUnusedNodesPass()(self.model)
 
@@ -112,67 +107,57 @@ class _Rewrite:
         (made,) = node.outputs
         return made.is_graph_output() or any(reader not in self.replaced for reader, _ in made.uses())
 
-    def _raw(
-        self, value: ir.Value, output: ir.Value, image: Image, result: Quantized | None, before: ir.Node
-    ) -> ir.Value:
-        """The very tensor, in the model's layout: integers as they are, or floats."""
-        return self._unpacked(value, output, image, None if result is None else replace(result, scale=0.0), before)
+    def _unpacked(self, value: ir.Value, meant: Quantized | None, like: ir.Value) -> ir.Value:
+        """A tensor of ours in the model's layout; made once.
 
-    def _unpacked(
-        self, like: ir.Value, output: ir.Value, image: Image, result: Quantized | None, before: ir.Node
-    ) -> ir.Value:
-        shape = static_shape(like)
-        assert shape is not None
-        raw = result is not None and result.scale == 0.0
-        dtype = result.dtype if result is not None and raw else "float32"
-        zero, scale = (result.zero_point, result.scale) if result is not None else (0, 1.0)
-        spec = UnpackSpec(image, "float32" if result is None else "int8", dtype, shape, scale, zero)
-        made = self._node(Kernel(spec, self.dot), [output], before, like.name)
-        made.shape, made.dtype = ir.Shape(shape), like.dtype
-        return made
+        Args:
+            value: The tensor.
+            meant: How its integers become floats; None: it stays as it is, integers or floats.
+            like: Has the name, the shape and the type of what is wanted.
+        """
+        key = (value, meant)
+        if key not in self.unpacked:
+            output, image, result = self.made[value]
+            dtype = "float32" if result is None or meant is not None else result.dtype
+            scale, zero = (meant.scale, meant.zero_point) if meant is not None else (1.0, 0)
+            source = "float32" if result is None else "int8"
+            spec = UnpackSpec(image, source, dtype, _shape(like), scale, zero)
+            made = self._node(Kernel(spec, self.dot), [output], _producer(value), like.name)
+            made.shape, made.type = ir.Shape(spec.shape), like.type
+            self.unpacked[key] = made
+        return self.unpacked[key]
 
     def _packed(self, tensor: Quantized, image: Image, before: ir.Node) -> ir.Value:
         """The tensor in the layout a kernel wants; made once."""
-        found = self.packed.get((tensor.value, image))
-        if found is not None:
-            return found
-        if tensor.value in self.made:  # in another layout, by another kernel
-            value, held, result = self.made[tensor.value]
-            source = self._raw(tensor.value, value, held, result, before)
-            made = self._pack(source, tensor.dtype, tensor, image, before)
-        else:
-            producer = tensor.value.producer()
-            known = quantized(producer) if producer is not None and is_op(producer, "QuantizeLinear") else None
-            if producer is not None and known is not None and static_shape(producer.inputs[0]) is not None:
-                made = self._pack(producer.inputs[0], "float32", known, image, before)
-            else:
-                made = self._pack(tensor.value, tensor.dtype, tensor, image, before)
-        self.packed[tensor.value, image] = made
-        return made
+        key = (tensor.value, image)
+        if key not in self.packed:
+            source, dtype, known = self._origin(tensor)
+            inner = image_of(_shape(tensor.value)) or image
+            sizes = (inner.batch, inner.channels, inner.height, inner.width)
+            spec = PackSpec(sizes, dtype, image, known.scale, known.zero_point)
+            self.packed[key] = self._node(Kernel(spec, self.dot), [source], before, tensor.value.name)
+        return self.packed[key]
 
-    def _pack(self, source: ir.Value | None, dtype: str, tensor: Quantized, image: Image, before: ir.Node) -> ir.Value:
-        shape = static_shape(tensor.value) or static_shape(source)
-        assert source is not None and shape is not None
-        inner = image_of(shape) or image
-        sizes = (inner.batch, inner.channels, inner.height, inner.width)
-        pads = self._pads.get((tensor.value, image), (0, 0))
-        spec = PackSpec(sizes, dtype, image, pads, tensor.scale, tensor.zero_point)
-        return self._node(Kernel(spec, self.dot), [source], before, tensor.value.name)
+    def _origin(self, tensor: Quantized) -> tuple[ir.Value, str, Quantized]:
+        """What a tensor is packed from: the floats it is made of, or its integers in the model's layout."""
+        if tensor.value in self.made:  # by another kernel, in another layout
+            return self._unpacked(tensor.value, None, tensor.value), tensor.dtype, tensor
+        producer = tensor.value.producer()
+        known = quantized(producer) if producer is not None and is_op(producer, "QuantizeLinear") else None
+        floats = producer.inputs[0] if producer is not None else None
+        if known is None or floats is None or floats.dtype != ir.DataType.FLOAT:
+            return tensor.value, tensor.dtype, tensor
+        return floats, "float32", known
 
-    _pads: dict[tuple[ir.Value, Image], tuple[int, int]] = field(default_factory=dict)
-
-    def _kernel(self, found: Match) -> tuple[Kernel, list[ir.Value]]:
-        spec: Spec | None = found.spec
-        assert spec is not None
+    def _kernel(self, found: Match, spec: Spec) -> tuple[Kernel, list[ir.Value]]:
         if not isinstance(spec, ConvSpec) or found.weights is None or found.factors is None:
             return Kernel(spec, self.dot), []
         dot = dot_for(spec, self.dot)
         if spec.depthwise:
             kernel, packed = Kernel(spec, dot), pack_depthwise(found.weights)
         else:
-            kernel = Kernel(spec, dot, tile_choices(spec, dot)[0])
-            assert kernel.tile is not None
-            packed = pack_weights(found.weights, spec, kernel.tile, dot)
+            tile = tile_choices(spec, dot)[0]
+            kernel, packed = Kernel(spec, dot, tile), pack_weights(found.weights, spec, tile, dot)
         missing = spec.result.blocks * BLOCK - spec.result.channels
         scale, bias = (np.pad(factor, (0, missing)).astype(np.float32) for factor in found.factors)
         name = found.node.name or found.tail.end.name
@@ -181,7 +166,7 @@ class _Rewrite:
             for part, array in (("weights", packed), ("scale", scale), ("bias", bias))
         ]
 
-    def _constant(self, name: str, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]  # int8 or float32
+    def _constant(self, name: str, array: Array) -> ir.Value:
         taken = self.model.graph.initializers
         while name in taken:
             name += "_"
@@ -202,13 +187,26 @@ class _Rewrite:
 
 
 def _hand_over(old: ir.Value, new: ir.Value) -> None:
-    """Lets all readers, and the graph's outputs, have the new value under the old name."""
+    """Lets all readers, and the graph's outputs, have the new value; an output keeps its name."""
     for node, index in tuple(old.uses()):
         node.replace_input_with(index, new)
-    graph = new.producer().graph  # type: ignore[union-attr]  # it was just made
-    for index, value in enumerate(graph.outputs):  # type: ignore[union-attr, arg-type]
-        if value is old:
-            name = old.name
-            old.name = f"{name}.before"
+    graph = _producer(new).graph
+    for index, value in enumerate(graph.outputs if graph is not None else ()):
+        if graph is not None and value is old:
+            name, old.name = old.name, f"{old.name}.before"
             new.name, new.type = name, old.type
-            graph.outputs[index] = new  # type: ignore[union-attr, index]
+            graph.outputs[index] = new
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    if node is None:
+        raise ValueError(f"no node makes '{value.name}'")
+    return node
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    shape = static_shape(value)
+    if shape is None:
+        raise ValueError(f"'{value.name}' has no fixed shape")
+    return shape

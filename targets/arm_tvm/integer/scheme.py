@@ -29,8 +29,8 @@ SCHEME = QuantScheme(
 )
 """int8 and symmetric throughout: sdot and smmla multiply signed numbers, and a zero point would cost a correction.
 
-Weights are narrow (never −128), so that two products fit into int16 where a core has no dot product. Biases stay float32:
-they are added to scaled sums. A sum of the residual and the activation are computed in the convolution's registers.
+Weights are narrow (never −128), so that two products fit into int16 where a core has no dot product. Biases stay
+float32: they are added to scaled sums. Residual sums and activations are computed in the convolution's registers.
 """
 
 _REASONS: dict[Dot, tuple[float, str]] = {

@@ -27,6 +27,7 @@ class Image:
         width: Pixels of a row.
         layout: `blocked`: (batch, channels / 16, height, width, 16). `rows`: (width, channels), a matrix.
             `pixels`: (height, width, channels) and some bytes that may be read and mean nothing.
+        origin: Row and column of the model's first pixel; those before it are padding, and `pixels` alone has any.
     """
 
     batch: int
@@ -34,6 +35,7 @@ class Image:
     height: int
     width: int
     layout: Literal["blocked", "rows", "pixels"] = "blocked"
+    origin: tuple[int, int] = (0, 0)
 
     @property
     def blocks(self) -> int:
@@ -70,7 +72,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """From the accumulator to the result: y = clamp(round(acc · scale + bias [+ residual · residual_scale]) + zero_point).
+    """From the accumulator to y = clamp(round(acc · scale + bias [+ residual · residual_scale]) + zero_point).
 
     Scale and bias are per channel and come as arrays; the scale of the result is divided into them.
 
@@ -135,7 +137,7 @@ class ConvSpec:
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """Maximum or sum over a window, channel by channel; `epilogue` is None where int8 maxima are handed on as they are."""
+    """Maximum or sum over a window, channel by channel; without an epilogue, int8 maxima are handed on as they are."""
 
     source: Image
     result: Image
@@ -183,8 +185,7 @@ class PackSpec:
     Args:
         source: The tensor, as batch, channels, height, width.
         dtype: `float32`, or `int8` and `uint8` where it is quantized already.
-        result: The image; its height and width include padding.
-        pads: Top and left padding.
+        result: The image.
         scale: Of the result.
         zero_point: Of the result.
     """
@@ -192,7 +193,6 @@ class PackSpec:
     source: tuple[int, int, int, int]
     dtype: str
     result: Image
-    pads: tuple[int, int]
     scale: float
     zero_point: int
 

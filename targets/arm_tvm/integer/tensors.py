@@ -83,7 +83,7 @@ def _parameters(node: ir.Node, integers: ir.Value | None) -> Quantized | None:
     if integers is None or integers.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
         return None
     scale = constant(node.inputs[1])
-    zero = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(())
+    zero = _zero_point(node)
     if scale is None or zero is None or scale.size != 1 or zero.size != 1 or scale.dtype != np.float32:
         return None
     dtype = "int8" if integers.dtype == ir.DataType.INT8 else "uint8"
@@ -93,21 +93,28 @@ def _parameters(node: ir.Node, integers: ir.Value | None) -> Quantized | None:
     return Quantized(integers, found, int(zero.reshape(())) - (128 if dtype == "uint8" else 0), dtype)
 
 
+def _zero_point(node: ir.Node) -> NDArray[np.generic] | None:
+    """Zero where the node has none; None where it is not a constant."""
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    return constant(given) if given is not None else np.zeros((), dtype=np.int8)
+
+
 def weights(value: ir.Value | None, axis: int) -> Weights | None:
     """Symmetric int8 weights behind DequantizeLinear, with one scale or one per index of `axis`; None elsewhere."""
     node = value.producer() if value is not None else None
     if node is None or not is_op(node, "DequantizeLinear"):
         return None
     values, scale = constant(node.inputs[0]), constant(node.inputs[1])
-    zero = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(())
+    zero = _zero_point(node)
     if values is None or scale is None or zero is None or scale.dtype != np.float32:
         return None
-    if values.dtype != np.int8 or zero.any() or node.attributes.get_int("block_size", 0):
+    if values.dtype != np.int8 or np.any(zero != 0) or node.attributes.get_int("block_size", 0):
         return None
+    integers = values.astype(np.int8)
     count, along = values.shape[axis % values.ndim], node.attributes.get_int("axis", 1) % values.ndim
     if scale.size == 1:
-        return Weights(values, np.full(count, float(scale.reshape(()))))
-    return Weights(values, scale.astype(np.float64)) if along == axis % values.ndim and scale.size == count else None
+        return Weights(integers, np.full(count, float(scale.reshape(()))))
+    return Weights(integers, scale.astype(np.float64)) if along == axis % values.ndim and scale.size == count else None
 
 
 def bias(value: ir.Value | None, count: int) -> Floats | None:
@@ -118,8 +125,8 @@ def bias(value: ir.Value | None, count: int) -> Floats | None:
     node = value.producer()
     if found is None and node is not None and is_op(node, "DequantizeLinear"):
         integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
-        zero = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(())
-        if integers is None or scale is None or zero is None or zero.any() or integers.ndim != 1:
+        zero = _zero_point(node)
+        if integers is None or scale is None or zero is None or np.any(zero != 0) or integers.ndim != 1:
             return None
         found = integers.astype(np.float64) * scale.astype(np.float64)
     if found is None or found.size not in (1, count) or found.size != max(found.shape[-1:] or (1,)):
