@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from targets.arm_tvm.emitter import (
@@ -16,7 +17,7 @@ from targets.arm_tvm.emitter import (
     store,
 )
 from targets.arm_tvm.integer.epilogue import quantized, quarters
-from targets.arm_tvm.integer.specs import BLOCK, Dot, Epilogue, PackSpec, UnpackSpec
+from targets.arm_tvm.integer.specs import BLOCK, Dot, Epilogue, Image, PackSpec, UnpackSpec
 
 
 def emit_pack(spec: PackSpec, dot: Dot) -> Any:
@@ -25,15 +26,26 @@ def emit_pack(spec: PackSpec, dot: Dot) -> Any:
     batch, channels, height, width = spec.source
     source = parameter(batch * channels * height * width, spec.dtype, "x")
     result = parameter(spec.result.elements, "int8", "y")
-    if spec.result.layout == "rows":
+    if spec.result.layout == "rows" and channels % BLOCK == 0:
         with emitter.loop(spec.result.elements // BLOCK, parallel=spec.result.elements > PARALLEL_WORK) as index:
             value = _quantize(load(source, index * BLOCK, BLOCK), spec, dot)
             emitter.add(store(result, index * BLOCK, value, BLOCK))
     elif spec.result.layout == "pixels":
         _pack_pixels(emitter, spec, source, result, dot)
     else:
-        _pack_blocked(emitter, spec, source, result, dot)
+        _pack_blocked(emitter, _as_blocks(spec), source, result, dot)
     return emitter.function([source, result])
+
+
+def _as_blocks(spec: PackSpec) -> PackSpec:
+    """A matrix's rows as images of one pixel: the same memory."""
+    if spec.result.layout != "rows":
+        return spec
+    return replace(spec, source=(spec.result.width, spec.result.channels, 1, 1), result=_row_images(spec.result))
+
+
+def _row_images(image: Image) -> Image:
+    return Image(image.width, image.channels, 1, 1)
 
 
 def _quantize(value: Any, spec: PackSpec, dot: Dot) -> Any:
@@ -129,10 +141,12 @@ def emit_unpack(spec: UnpackSpec, dot: Dot) -> Any:
     """The kernel: (source, result), all flat."""
     del dot  # converting to float32 needs no instruction of its own
     emitter, image = Emitter(), spec.source
+    whole = image.layout == "rows" and image.channels % BLOCK == 0
+    image = image if image.layout == "blocked" or whole else _row_images(image)
     source = parameter(image.elements, spec.source_dtype, "x")
     area = image.height * image.width
     result = parameter(image.batch * image.channels * area, spec.dtype, "y")
-    if image.layout == "rows":
+    if whole:
         with emitter.loop(image.elements // BLOCK) as index:
             emitter.add(store(result, index * BLOCK, _restore(load(source, index * BLOCK, BLOCK), spec), BLOCK))
         return emitter.function([source, result])

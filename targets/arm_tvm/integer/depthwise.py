@@ -1,7 +1,7 @@
 """Integer depthwise convolution: each channel with its own window.
 
-Tiling: 16 channels × up to 4 pixels of int32 stay in registers. Two taps are multiplied and added in int16 (smull, smlal:
-exact, because no weight is −128; where one is, tap by tap), then widened (saddw, saddw2).
+Tiling: 16 channels × up to 4 pixels of int32 stay in registers. Two taps are multiplied and added in int16 (smull,
+smlal: exact, because no weight is −128; where one is, tap by tap), then widened (saddw, saddw2).
 Roofline: 4 multiplications and 4 additions per 32 products; 16-byte loads of input, one per tap and pixel.
 """
 

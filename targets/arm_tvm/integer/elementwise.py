@@ -1,4 +1,4 @@
-"""Integer element-wise kernels: sums of two tensors, activations, changes of scale; 16 elements at a time, any layout."""
+"""Integer element-wise kernels: sums of two tensors, activations, changes of scale; 16 elements at a time."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def call(builder: Any, kernel: Kernel, arguments: list[Any]) -> Any:
 
     spec = kernel.spec
     if isinstance(spec, JoinSpec):
-        return relax.op.concat(arguments, axis=0)
+        return builder.emit(relax.op.concat(arguments, axis=0))
     function = emit(kernel)
     if isinstance(spec, PackSpec):
         batch, channels, height, width = spec.source
@@ -80,5 +80,5 @@ def call(builder: Any, kernel: Kernel, arguments: list[Any]) -> Any:
     type_ = relax.TensorType([int(size) for size in result.shape], result.dtype.dtype)
     called = relax.call_tir(builder.add_func(function, kernel.name), arguments, type_)
     if isinstance(spec, UnpackSpec):
-        return relax.op.reshape(builder.emit(called), spec.shape)
-    return called
+        return builder.emit(relax.op.reshape(builder.emit(called), spec.shape))
+    return builder.emit(called)

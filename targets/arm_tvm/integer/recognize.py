@@ -82,12 +82,12 @@ def match(node: ir.Node) -> Match | None:
 
 
 def image_of(shape: tuple[int, ...] | None) -> Image | None:
-    """How a tensor of that shape is held: blocked if it has four axes, else as a matrix whose rows are full vectors."""
+    """How a tensor of that shape is held: blocked if it has four axes, else as a matrix."""
     if shape is None or not shape:
         return None
     if len(shape) == 4:
         return Image(*shape)
-    return Image(1, shape[-1], 1, prod(shape[:-1]), "rows") if shape[-1] % BLOCK == 0 else None
+    return Image(1, shape[-1], 1, prod(shape[:-1]), "rows")
 
 
 def _conv(node: ir.Node) -> Match | None:
@@ -145,14 +145,15 @@ def match_behind(made: ir.Node) -> bool:
 
 
 def _dense(node: ir.Node) -> Match | None:
-    transposed = node.attributes.get_int("transB", 0) != 0
+    transposed = node.attributes.get_int("transB", 0) == 1
     weight = weights(node.inputs[1], 0 if transposed else 1)
     data = dequantized(node.inputs[0])
     source, result = image_of(static_shape(node.inputs[0])), image_of(static_shape(node.outputs[0]))
     if data is None or weight is None or weight.values.ndim != 2 or source is None or result is None:
         return None
-    plain = node.attributes.get_float("alpha", 1.0) == node.attributes.get_float("beta", 1.0) == 1.0
-    if not plain or node.attributes.get_int("transA", 0) or "rows" not in (source.layout, result.layout):
+    plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+    turned = node.attributes.get_int("transA", 0)
+    if not plain or turned or "rows" not in (source.layout, result.layout):
         return None
     added = bias(node.inputs[2] if len(node.inputs) > 2 else None, result.channels)
     if added is None or source.layout != "rows" or result.layout != "rows":
@@ -276,16 +277,11 @@ def _moved(node: ir.Node) -> tuple[tuple[Quantized, ...], Tail] | None:
 def _pad(node: ir.Node) -> Match | None:
     moved, amounts = _moved(node), constant(node.inputs[1]) if len(node.inputs) > 1 else None
     source, result = image_of(static_shape(node.inputs[0])), image_of(static_shape(node.outputs[0]))
-    filled = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(())
-    if (
-        moved is None
-        or amounts is None
-        or min(amounts.tolist()) < 0
-        or source is None
-        or result is None
-        or filled is None
-        or np.any(filled != 0)
-    ):
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    filled = constant(given) if given is not None else np.zeros(())
+    if moved is None or amounts is None or source is None or result is None:
+        return None
+    if filled is None or np.any(filled != 0) or min(amounts.tolist()) < 0:
         return None
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         return None
@@ -301,11 +297,10 @@ def _pad(node: ir.Node) -> Match | None:
 def _reshape(node: ir.Node) -> Match | None:
     moved = _moved(node)
     source, result = image_of(static_shape(node.inputs[0])), image_of(static_shape(node.outputs[0]))
-    if moved is None or source is None or result is None or source.channels % BLOCK or result.channels % BLOCK:
+    if moved is None or source is None or result is None:
         return None
-    alike = source == result or all(
-        image.layout == "rows" or image.height * image.width == 1 for image in (source, result)
-    )
+    rows = all(image.layout == "rows" or image.height * image.width == 1 for image in (source, result))
+    alike = rows and (source.channels == result.channels or not (source.channels % BLOCK or result.channels % BLOCK))
     return Match(node, None, ((moved[0][0], source),), moved[1], result) if alike else None
 
 

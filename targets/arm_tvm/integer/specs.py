@@ -22,10 +22,11 @@ class Image:
 
     Args:
         batch: Images.
-        channels: Channels of the model; `blocked` pads them to a multiple of 16.
+        channels: Channels of the model; `blocked` and `rows` pad them to a multiple of 16.
         height: Rows.
         width: Pixels of a row.
-        layout: `blocked`: (batch, channels / 16, height, width, 16). `rows`: (width, channels), a matrix.
+        layout: `blocked`: (batch, channels / 16, height, width, 16). `rows`: (width, channels), a matrix, its rows
+            padded to a multiple of 16.
             `pixels`: (height, width, channels) and some bytes that may be read and mean nothing.
         origin: Row and column of the model's first pixel; those before it are padding, and `pixels` alone has any.
     """
@@ -45,7 +46,9 @@ class Image:
     @property
     def pixel_stride(self) -> int:
         """Elements from one pixel to the next."""
-        return BLOCK if self.layout == "blocked" else self.channels
+        if self.layout == "pixels":
+            return self.channels
+        return BLOCK if self.layout == "blocked" else self.blocks * BLOCK
 
     @property
     def row_stride(self) -> int:

@@ -108,10 +108,11 @@ def weights(value: ir.Value | None, axis: int) -> Weights | None:
     zero = _zero_point(node)
     if values is None or scale is None or zero is None or scale.dtype != np.float32:
         return None
-    if values.dtype != np.int8 or np.any(zero != 0) or node.attributes.get_int("block_size", 0):
+    block = node.attributes.get_int("block_size", 0)
+    if values.dtype != np.int8 or np.any(zero != 0) or block:
         return None
     integers = values.astype(np.int8)
-    count, along = values.shape[axis % values.ndim], node.attributes.get_int("axis", 1) % values.ndim
+    count, along = values.shape[axis % values.ndim], int(node.attributes.get_int("axis", 1)) % values.ndim
     if scale.size == 1:
         return Weights(integers, np.full(count, float(scale.reshape(()))))
     return Weights(integers, scale.astype(np.float64)) if along == axis % values.ndim and scale.size == count else None
