@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from targets.arm_tvm.emitter import (
+from targets.arm_tvm.integer.emitter import (
     PARALLEL_WORK,
     Emitter,
     broadcast,

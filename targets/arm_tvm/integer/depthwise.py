@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from targets.arm_tvm.emitter import (
+from targets.arm_tvm.integer.emitter import (
     PARALLEL_WORK,
     Emitter,
     broadcast,

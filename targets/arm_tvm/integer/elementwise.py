@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from targets.arm_tvm.emitter import PARALLEL_WORK, Emitter, broadcast, load, parameter
+from targets.arm_tvm.integer.emitter import PARALLEL_WORK, Emitter, broadcast, load, parameter
 from targets.arm_tvm.integer.epilogue import quarters, scaled, write
 from targets.arm_tvm.integer.specs import BLOCK, Dot, ElementwiseSpec
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from targets.arm_tvm.emitter import Emitter, broadcast, cast, intrinsic, load, shuffle, store
+from targets.arm_tvm.integer.emitter import Emitter, broadcast, cast, intrinsic, load, shuffle, store
 from targets.arm_tvm.integer.specs import Dot, Epilogue
 
 

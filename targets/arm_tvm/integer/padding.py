@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from targets.arm_tvm.emitter import Emitter, broadcast, int32, load, parameter, store
+from targets.arm_tvm.integer.emitter import Emitter, broadcast, int32, load, parameter, store
 from targets.arm_tvm.integer.specs import BLOCK, Image, PadSpec
 
 
