@@ -10,9 +10,11 @@ from compiler.quant.options import QuantOptions
 from compiler.quant.plan import LayerQuant, QuantPlan, TensorQuant, plan_from_dict
 from compiler.quant.quantize import Quantized, quantize
 from compiler.quant.recognize import is_quantized
+from compiler.quant.sensitivity import LayerError, measure_sensitivity
 
 __all__ = [
     "CalibrationStats",
+    "LayerError",
     "LayerQuant",
     "Observations",
     "QuantOptions",
@@ -24,6 +26,7 @@ __all__ = [
     "check_coverage",
     "choose",
     "is_quantized",
+    "measure_sensitivity",
     "observations_from_bytes",
     "observe",
     "plan_from_dict",

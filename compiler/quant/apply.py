@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from compiler.errors import InternalError, UnsupportedModel
 from compiler.graph import skeleton
 from compiler.passes.pipelines import precision_passes
-from compiler.passes.values import Names, constant_of, constant_tensor, replace_input
+from compiler.passes.values import Names, constant_of, replace_input
 from compiler.quant.plan import QuantPlan, TensorQuant
 from compiler.quant.recognize import is_quantized
 from compiler.quant.weights import round_weight, scale_array
@@ -50,8 +50,8 @@ def at_opset(model: ir.Model, opset: int) -> ir.Model:
         raised = onnx.version_converter.convert_version(skeleton(model), opset)
     except (RuntimeError, onnx.checker.ValidationError) as error:
         raise UnsupportedModel(
-            f"the model's opset {model.graph.opset_imports.get('', 1)} cannot be raised to {opset}, which its quantized "
-            f"form needs: {str(error)[:300]}",
+            f"the model's opset {model.graph.opset_imports.get('', 1)} cannot be raised to {opset}, which its "
+            f"quantized form needs: {str(error)[:300]}",
             remedy=f"Export the model with opset {opset} or newer.",
         ) from error
     copy = ir.from_proto(onnx.shape_inference.infer_shapes(raised, data_prop=True))
@@ -157,9 +157,8 @@ class _Application:
     def _exchange(self, node: ir.Node, index: int, new: ir.Value) -> None:
         old = node.inputs[index]
         replace_input(node, index, new)
-        if old is not None and constant_tensor(old) is not None and old.producer() is None and not old.uses():
-            if not old.is_graph_output():
-                self.model.graph.initializers.pop(str(old.name), None)
+        if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
+            self.model.graph.initializers.pop(str(old.name))
 
     def _constant(self, wish: str, array: NDArray[Any]) -> ir.Value:
         name = self.names.fresh(wish)

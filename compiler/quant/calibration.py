@@ -60,7 +60,8 @@ def check_calibration(stats: CalibrationStats) -> tuple[str, ...]:
         )
     if stats.constant:
         found.append(
-            f"{stats.constant} of {stats.count} calibration samples are constant: they show no range that real inputs have"
+            f"{stats.constant} of {stats.count} calibration samples are constant: they show no range that real "
+            "inputs have"
         )
     repeated = stats.count - len(stats.digests)
     if repeated > REPEATED_SHARE * stats.count:

@@ -87,9 +87,7 @@ def _observed(placed: Placement, observations: Observations | None) -> dict[ir.V
     return {value: tensors[str(value.name)] for value in placed.formats}
 
 
-def _tensors(
-    placed: Placement, seen: Mapping[ir.Value, Histogram], options: QuantOptions
-) -> dict[str, TensorQuant]:
+def _tensors(placed: Placement, seen: Mapping[ir.Value, Histogram], options: QuantOptions) -> dict[str, TensorQuant]:
     joined: dict[ir.Value, Histogram] = {}
     members: dict[ir.Value, list[ir.Value]] = {}
     for value, histogram in seen.items():
@@ -135,7 +133,9 @@ def _weights(placed: Placement) -> Iterator[tuple[str, TensorQuant]]:
 def _layers(model: ir.Model, placed: Placement, scheme: QuantScheme) -> Iterator[LayerQuant]:
     for node in model.graph:
         if node in placed.why:
-            yield LayerQuant(str(node.name), node.op_type, _precision(node, placed, scheme), placed.why[node])
+            passing = not scheme.ops[node.op_type].quantizes_output
+            precision = _precision(node, placed, scheme)
+            yield LayerQuant(str(node.name), node.op_type, precision, placed.why[node], passing)
         elif node in placed.why_float:
             yield LayerQuant(str(node.name), node.op_type, "float", placed.why_float[node])
 

@@ -46,7 +46,7 @@ class Histogram:
         if not nonzero:
             return
         self.grow(exponent_of(max(-low, high)))
-        bins = np.floor(flat * np.float32(2.0 ** -self._exponent)).astype(np.int32)
+        bins = np.floor(flat * np.float32(2.0**-self._exponent)).astype(np.int32)
         bins += HALF
         found = np.bincount(bins, minlength=2 * HALF)
         found[HALF] -= flat.size - nonzero

@@ -53,9 +53,7 @@ class Observations:
 def observations_from_bytes(data: bytes) -> Observations:
     """What `Observations.to_bytes` wrote."""
     with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        columns = zip(
-            found["names"], found["exponents"], found["counts"], found["ranges"], found["zeros"], strict=True
-        )
+        columns = zip(found["names"], found["exponents"], found["counts"], found["ranges"], found["zeros"], strict=True)
         tensors = {
             str(name): Histogram(
                 None if exponent == 2**15 else int(exponent), counts.copy(), float(low), float(high), int(zeros)

@@ -46,12 +46,14 @@ class LayerQuant:
         op: Its operator.
         precision: The scheme's name of few bits (`int8`), or `float`.
         reason: Why.
+        is_passing: Whether it only hands on quantized values, and computes nothing of its own.
     """
 
     node: str
     op: str
     precision: str
     reason: str
+    is_passing: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -13,11 +14,15 @@ from compiler.numerics import Arrays
 from compiler.quant.apply import apply
 from compiler.quant.calibration import CalibrationStats, check_calibration
 from compiler.quant.choose import choose, observed_values
+from compiler.quant.correct import correct_biases
 from compiler.quant.observe import Observations, observe
 from compiler.quant.options import QuantOptions
 from compiler.quant.plan import QuantPlan
 from compiler.quant.recognize import is_quantized
 from compiler.scheme import QuantScheme
+
+_FIT_BYTES = 64 << 20
+"""Of one value over all samples that layers are fitted on; a dozen such values are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,20 @@ def quantize(
     head = _head(stream, how.fit_samples)
     seen = observe(model, chain(head, stream), tensors=observed_values(model, scheme, keep_float))
     plan = choose(model, seen, scheme, how, keep_float=keep_float)
-    return Quantized(apply(model, plan), plan, seen, check_calibration(stats))
+    fitted = correct_biases(model, plan, _affordable(model, head)) if how.correct else model
+    return Quantized(apply(fitted, plan), plan, seen, check_calibration(stats))
+
+
+def _affordable(model: ir.Model, head: list[Arrays]) -> list[Arrays]:
+    """As many of the batches as keep the largest values of a layer in bounded memory; one at least."""
+    batch = max((len(array) for array in head[0].values() if array.ndim), default=1) if head else 1
+    sizes = [
+        math.prod(size if isinstance(size, int) else batch for size in value.shape)
+        for node in model.graph
+        for value in node.outputs
+        if value.shape is not None
+    ]
+    return head[: max(1, _FIT_BYTES // (4 * max(sizes, default=1)))]
 
 
 def _head(stream: Iterable[Arrays], samples: int) -> list[Arrays]:

@@ -101,9 +101,7 @@ def _percentile(seen: Histogram, percentile: float) -> Range:
     return max(low, seen.low), min(high, seen.high)
 
 
-def _least(
-    seen: Histogram, format_: TensorFormat, cost: Callable[[Histogram, Range, TensorFormat], float]
-) -> Range:
+def _least(seen: Histogram, format_: TensorFormat, cost: Callable[[Histogram, Range, TensorFormat], float]) -> Range:
     tried = [(seen.low * shrink, seen.high * shrink) for shrink in SHRINKS]
     return min(tried, key=lambda bounds: cost(seen, bounds, format_))
 

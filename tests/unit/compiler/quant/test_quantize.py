@@ -16,12 +16,15 @@ from compiler.quant import (
     QuantOptions,
     choose,
     is_quantized,
+    measure_sensitivity,
     observations_from_bytes,
     observe,
     plan_from_dict,
     quantize,
 )
+from compiler.quant.correct import estimate_shift
 from compiler.quant.options import Observer
+from compiler.scheme import TensorFormat
 from compiler.unoptimized import Unoptimized
 
 BODY = (
@@ -139,3 +142,42 @@ def test_a_tensor_of_zeros_is_no_obstacle() -> None:
     model = model_of(body)
     found = quantize(model, batches_of(model), scheme_of())
     assert np.isfinite(Unoptimized(found.model).run(batches_of(model)[0])["y"]).all()
+
+
+def test_the_layer_that_errs_most_comes_first_and_layers_that_hand_on_are_left_out() -> None:
+    model = model_of(BODY)
+    weight = model.graph.initializers["c_g"]
+    assert weight.const_value is not None
+    outlier = weight.const_value.numpy().copy()
+    outlier[0] *= 200  # one input's weights dwarf the others in every channel
+    weight.const_value = ir.tensor(outlier, name="c_g")
+    batches = batches_of(model)
+    errors = measure_sensitivity(model, quantize(model, batches, scheme_of()).plan, batches)
+    assert errors[0].op == "MatMul"
+    assert {error.op for error in errors} == {"Conv", "Add", "MatMul"}
+    assert [error.sqnr_db for error in errors] == sorted(error.sqnr_db for error in errors)
+
+
+def test_corrected_biases_take_away_what_quantization_shifts() -> None:
+    body = """(float[N,3,8,8] x, float[8,3,3,3] c_w, float[8] c_b, float[4,8,3,3] c_v) => (float[N,4,4,4] y) {
+        a = Conv(x, c_w, c_b)  r = Relu(a)  y = Conv(r, c_v) }"""
+    model = model_of(body)
+    coarse = scheme_of(weight=TensorFormat("int4", granularity="channel"))
+    batches = batches_of(model, count=16)
+    plain, corrected = (
+        quantize(model, batches, coarse, QuantOptions(correct=correct)).model for correct in (False, True)
+    )
+    want, *found = (Unoptimized(one) for one in (model, plain, corrected))
+    shifts = [
+        np.abs(np.mean([one.run(batch)["y"] - want.run(batch)["y"] for batch in batches], axis=(0, 1, 3, 4))).mean()
+        for one in found
+    ]
+    assert shifts[1] < 0.3 * shifts[0]
+
+
+def test_a_correction_that_is_only_noise_is_not_made() -> None:
+    rng = np.random.default_rng(5)
+    expected = [rng.normal(size=(16, 4, 8)) for _ in range(4)]
+    found = [array + rng.normal(size=array.shape) for array in expected]
+    assert np.abs(estimate_shift(expected, found, 1)).max() < 0.06
+    assert np.allclose(estimate_shift([one + 0.5 for one in expected], expected, 1), 0.5)
