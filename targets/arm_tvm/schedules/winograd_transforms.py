@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from compiler.numerics import Array
 from targets.arm_tvm.emitter import Emitter, broadcast, fma
@@ -30,7 +31,7 @@ POINTS: dict[int, tuple[float, ...]] = {
 
 
 @cache
-def output_matrix(m: int) -> Array:
+def output_matrix(m: int) -> npt.NDArray[np.float64]:
     """A^T, (m, m + 2)."""
     points = POINTS[m]
     matrix = np.zeros((m, m + 2))
@@ -40,7 +41,7 @@ def output_matrix(m: int) -> Array:
 
 
 @cache
-def weight_matrix(m: int) -> Array:
+def weight_matrix(m: int) -> npt.NDArray[np.float64]:
     """G, (m + 2, 3)."""
     points = POINTS[m]
     matrix = np.zeros((m + 2, 3))
@@ -52,7 +53,7 @@ def weight_matrix(m: int) -> Array:
 
 
 @cache
-def input_matrix(m: int) -> Array:
+def input_matrix(m: int) -> npt.NDArray[np.float64]:
     """B^T, (m + 2, m + 2)."""
     points = POINTS[m]
     matrix = np.zeros((m + 2, m + 2))
