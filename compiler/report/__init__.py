@@ -1,0 +1,1 @@
+"""The report people read, made from the manifests of a build alone."""
