@@ -134,7 +134,8 @@ def _accuracy(device: Device) -> Figure:
         score = found.candidate
         lost = "" if found.drop_pct is None else f"{points_lost(found.drop_pct)} {interval(found.low_pct, found.high_pct)}"
         text = f"{score.value_pct:.1f} % {interval(score.low_pct, score.high_pct)}".strip()
-        return Figure(text, f"{score.metric}: {lost}".strip(), found.evidence)
+        where = f"; on the {found.measured_on}, not the artifact" if found.measured_on not in ("", "artifact") else ""
+        return Figure(text, f"{score.metric}: {lost}".strip() + where, found.evidence)
     if device.manifest is None:
         return Figure("–")
     parity, worst = device.manifest.verdict.parity, worst_sqnr(device.manifest)
