@@ -46,15 +46,16 @@ def build(request: Mapping[str, Any]) -> dict[str, Any]:
 def execute(request: Mapping[str, Any]) -> dict[str, Any]:
     """Runs an artifact on every input file; writes the outputs beside, gives evidence, latencies and notes.
 
-    With `repeat`, every input is run that many times more and each run is timed. With `instructions`, a runner that can
-    count guest instructions does so on the first input.
+    With `repeat`, every input is run that many times more and each run is timed. With `instructions`, a runner that
+    emulates and can count guest instructions does so on the first input.
     """
     artifact = artifact_from_dict(request["artifact"])
     runner = find_target(artifact.target).load(artifact)
     try:
         repeat = 0 if runner.evidence == Evidence.EMULATOR else request["repeat"]  # an emulator's time is no figure
         times = [_run_once(runner, Path(item["inputs"]), Path(item["outputs"]), repeat) for item in request["items"]]
-        count = getattr(runner, "count_instructions", None) if request["instructions"] else None
+        is_counted = request["instructions"] and runner.evidence == Evidence.EMULATOR
+        count = getattr(runner, "count_instructions", None) if is_counted else None
         return {
             "evidence": str(runner.evidence),
             "note": getattr(runner, "note", ""),

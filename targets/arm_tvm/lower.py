@@ -54,7 +54,7 @@ def lower(model: ir.Model, options: Options, *, workdir: Path) -> Lowered:
     _refuse_details(model)
     module = import_relax(model)
     names = [str(value.name) for value in _model_inputs(model)], [str(value.name) for value in model.graph.outputs]
-    inputs, outputs = _signature(module, *names)
+    inputs, outputs = read_signature(module, *names)
     _check_outputs(model, outputs)
     try:
         objects, weights = _compile(module, options, workdir)
@@ -125,12 +125,15 @@ def _compile(module: Any, options: Options, workdir: Path) -> tuple[tuple[Path, 
     import tvm
     from tvm.relax.backend.cpu_generic import pipeline as cpu
 
-    target = tvm.target.Target(
-        {"kind": "llvm", "mtriple": options.mtriple, "mcpu": options.mcpu, "mattr": list(options.mattr)}
-    )
+    target = tvm.target.Target(options.target)
     module, weights = lift_weights(_fuse(module, target))
     rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
     executable = tvm.compile(module, target=target, relax_pipeline=rest)
+    return write_objects(executable, options, workdir), weights
+
+
+def write_objects(executable: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
+    """Object files of what TVM has compiled, in link order."""
     objects: list[Path] = []
 
     def collect(_: str, files: list[str], **__: Any) -> None:
@@ -138,7 +141,7 @@ def _compile(module: Any, options: Options, workdir: Path) -> tuple[tuple[Path, 
 
     collect.get_target_triple = lambda: options.mtriple  # type: ignore[attr-defined]  # asked of a model without kernels
     executable.export_library("model.so", fcompile=collect, workspace_dir=str(workdir))
-    return tuple(objects), weights
+    return tuple(objects)
 
 
 def _fuse(module: Any, target: Any) -> Any:
@@ -151,9 +154,14 @@ def _fuse(module: Any, target: Any) -> Any:
     return parallelize(fused)
 
 
-def _signature(
+def read_signature(
     module: Any, inputs: list[str], outputs: list[str]
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """What `main` takes and gives, under the model's own names.
+
+    Raises:
+        UnsupportedModel: A shape is not fixed.
+    """
     from tvm import relax
 
     function = module["main"]
