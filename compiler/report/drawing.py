@@ -8,21 +8,35 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import StringIO
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-PROPERTIES = ("ink", "muted", "line", "good", "bad", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int4-weights")
+PROPERTIES = (
+    "ink",
+    "muted",
+    "line",
+    "good",
+    "bad",
+    "fp32",
+    "fp16",
+    "bf16",
+    "fp16-weights",
+    "int8",
+    "fp8",
+    "int4-weights",
+)
 COLORS = {name: f"#0101{index:02x}" for index, name in enumerate(PROPERTIES, 1)}
 """Custom property of the page → the colour that stands for it in a drawing."""
 
 INK, MUTED, LINE, GOOD, BAD = (COLORS[name] for name in ("ink", "muted", "line", "good", "bad"))
 
-_STYLE = {
+_STYLE: Mapping[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "axes.unicode_minus": True,

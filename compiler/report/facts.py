@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal, TypeVar
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
@@ -345,13 +344,9 @@ def parse(cls: type[T], value: Mapping[str, Any]) -> T:
         ValueError: It does not fit; the message names up to three keys.
     """
     try:
-        return _adapter(cls).validate_python(value)
+        found: T = TypeAdapter(cls).validate_python(value)
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
-        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
-        raise ValueError("; ".join(found[:3]) + more) from error
-
-
-@cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(cls)
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError("; ".join(problems[:3]) + more) from error
+    return found

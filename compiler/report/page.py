@@ -33,8 +33,10 @@ class Section:
 def render_page(build: Build, previous: Build | None = None) -> str:
     """A build as one HTML page."""
     sections = [_section(row, f"device-{number}") for number, row in enumerate(rows_of(build, previous), 1)]
-    return _templates().get_template("report.html").render(
-        build=build, previous=previous, sections=sections, evidence=words.EVIDENCE, model=_model(sections)
+    return (
+        _templates()
+        .get_template("report.html")
+        .render(build=build, previous=previous, sections=sections, evidence=words.EVIDENCE, model=_model(sections))
     )
 
 

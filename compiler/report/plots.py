@@ -18,7 +18,9 @@ def speed_plot(searched: Searched, name: str) -> str:
     """Points of accuracy lost against the speed-up over float32; empty where no trial has both."""
     chosen = _chosen(searched)
     points = [(one, one.speed.speedup) for one in searched.trials if one.speed and one.speed.speedup is not None]
-    return _trials(searched, name, "speed-up over float32 (more is better)", points, _latency_mark(chosen), "latency limit")
+    return _trials(
+        searched, name, "speed-up over float32 (more is better)", points, _latency_mark(chosen), "latency limit"
+    )
 
 
 def size_plot(searched: Searched, name: str) -> str:
@@ -47,7 +49,9 @@ def layers_plot(layers: Sequence[Layer], name: str) -> str:
         rows[-1].set_xlabel("layer, in the order of execution")
         busiest = max(layers, key=lambda one: one.share)
         kinds = ", ".join(f"{count} in {kind}" for kind, count in precision_counts(layers).items())
-        label = f"{len(layers)} layers: {kinds}. The busiest, {busiest.node}, takes {100 * busiest.share:.1f} % of the time."
+        label = (
+            f"{len(layers)} layers: {kinds}. The busiest, {busiest.node}, takes {100 * busiest.share:.1f} % of time."
+        )
         return svg_of(figure, label)
 
 
@@ -59,8 +63,9 @@ def precision_counts(layers: Sequence[Layer]) -> dict[str, int]:
 
 def _shares(axes: Axes, layers: Sequence[Layer]) -> None:
     for kind in precision_counts(layers):
-        places = [(place, 100 * one.share) for place, one in enumerate(layers, 1) if one.precision == kind]
-        axes.bar(*zip(*places, strict=True), width=0.85, color=precision_color(kind), label=kind)
+        places = [place for place, one in enumerate(layers, 1) if one.precision == kind]
+        shares = [100 * one.share for one in layers if one.precision == kind]
+        axes.bar(places, shares, width=0.85, color=precision_color(kind), label=kind)
     axes.set_ylabel("share of time, %")
     axes.grid(axis="y")
     axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, fontsize=8)
@@ -80,8 +85,10 @@ def _trials(
     metric = next(one.accuracy.metric for one, _, _ in found if one.accuracy)
     with drawing(4.8, 3.3, salt=f"{name}/{label}") as figure:
         axes = figure.subplots()
+        middle = sum(x for _, x, _ in found) / len(found)
         for one, x, drop in found:
             _point(axes, one, x, drop, one.number == searched.decision.trial)
+            _name(axes, one, x, drop, one.number == searched.decision.trial, to_left=x > middle)
         axes.axhline(0, color=LINE, linewidth=0.8)
         limit = searched.plan.gates.limits.accuracy_drop_pct
         if limit is not None:
@@ -90,13 +97,21 @@ def _trials(
         if mark is not None:
             axes.axvline(mark, color=BAD, linestyle=":", linewidth=1)
             axes.annotate(
-                mark_label, (mark, 0.98), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="right", color=BAD
+                mark_label,
+                (mark, 0.98),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                va="top",
+                ha="right",
+                color=BAD,
             )
         axes.set_xlabel(label)
         axes.set_ylabel(f"points of {metric} lost")
         axes.margins(0.12, 0.15)
         axes.grid()
-        return svg_of(figure, f"{len(found)} trials by points of {metric} lost and {label}; the table below has the figures.")
+        return svg_of(
+            figure, f"{len(found)} trials by points of {metric} lost and {label}; the table below has the figures."
+        )
 
 
 def _point(axes: Axes, trial: Trial, x: float, drop: float, is_chosen: bool) -> None:
@@ -106,8 +121,17 @@ def _point(axes: Axes, trial: Trial, x: float, drop: float, is_chosen: bool) -> 
     color = GOOD if is_chosen else MUTED if trial.status == "refused" else INK
     marker = "*" if is_chosen else "x" if trial.status == "refused" else "o"
     axes.scatter([x], [drop], s=130 if is_chosen else 36, marker=marker, color=color, zorder=3)
-    text = f"{trial.number} {trial.precision}" if is_chosen else str(trial.number)
-    axes.annotate(text, (x, drop), xytext=(6, 5), textcoords="offset points", weight="bold" if is_chosen else "normal")
+
+
+def _name(axes: Axes, trial: Trial, x: float, drop: float, is_chosen: bool, *, to_left: bool) -> None:
+    axes.annotate(
+        f"{trial.number} {trial.precision}" if is_chosen else str(trial.number),
+        (x, drop),
+        xytext=(-6 if to_left else 6, 5),
+        textcoords="offset points",
+        ha="right" if to_left else "left",
+        weight="bold" if is_chosen else "normal",
+    )
 
 
 def _chosen(searched: Searched) -> Trial | None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from compiler.artifact import leaves_folder
 from compiler.dist import BUILD
-from compiler.errors import ArtifactError, combine
+from compiler.errors import ArtifactError
 from compiler.manifest import MANIFEST, MAX_JSON_BYTES, MEASUREMENTS, SCHEMA, read_manifest
 from compiler.report.facts import Failure, Manifest, Measurements, Row, Searched, Summary, parse
 from compiler.store import file_digest
@@ -28,11 +28,12 @@ class Device:
 
     Args:
         name: Its name.
-        status: `delivered`, `deferred`, `finished` (deferred, and completed on its device since) or `failed`.
+        status: `delivered`, `deferred`, `finished` (deferred, and completed on its device since), `failed`, or
+            `unreadable`: its folder is not what was delivered, and nothing it says is shown.
         searched: Plan, decision, gates and trials; None of a device that failed before anything could be judged.
         manifest: Its manifest; None if it failed.
         measurements: What was observed; empty if it failed.
-        failure: Why it failed; None otherwise.
+        failure: Why it failed or cannot be read; None otherwise.
     """
 
     name: str
@@ -45,13 +46,15 @@ class Device:
 
 @dataclass(frozen=True)
 class Build:
-    """What a `dist` folder holds: the fleet file's name, the model's digest, the version of fleetc, the devices."""
+    """What a `dist` folder holds: the fleet file's name, the model's digest, the version of fleetc, the devices, and
+    what is wrong with the folders of those that cannot be read."""
 
     folder: Path
     fleet: str
     model: str
     fleetc: str
     devices: tuple[Device, ...]
+    problems: tuple[ArtifactError, ...] = ()
 
     @property
     def failed(self) -> tuple[Device, ...]:
@@ -62,8 +65,11 @@ class Build:
 def read_build(folder: Path) -> Build:
     """Reads a `dist` folder; artifacts' own files are not looked at (`fleetc verify` does).
 
+    Returns:
+        The build; a device whose manifest is missing, of another schema or not the one delivered is among its problems.
+
     Raises:
-        ArtifactError: It is no output folder of fleetc, of another schema, half written, or not as it was delivered.
+        ArtifactError: It is no output folder of fleetc, of another schema, or half written.
     """
     summary = _summary(folder)
     devices: list[Device] = []
@@ -73,9 +79,9 @@ def read_build(folder: Path) -> Build:
             devices.append(_device(folder, name, row, summary.model))
         except ArtifactError as error:
             problems.append(error)
-    if problems:
-        raise combine(problems)
-    return Build(folder, summary.fleet, summary.model, summary.fleetc, tuple(devices))
+            facts = Failure("ArtifactError", error.exit_code, error.what, error.where, error.remedy)
+            devices.append(Device(name, "unreadable", failure=facts))
+    return Build(folder, summary.fleet, summary.model, summary.fleetc, tuple(devices), tuple(problems))
 
 
 def _summary(folder: Path) -> Summary:
@@ -115,7 +121,7 @@ def _device(folder: Path, name: str, row: Row, model: str) -> Device:
         return Device(name, row.status, row.report, failure=row.error)
     raw = read_manifest(place)
     manifest = _parsed(place / MANIFEST, lambda: parse(Manifest, raw))
-    status = row.status
+    status: str = row.status
     if file_digest(place / MANIFEST) != row.manifest:
         status = _finished(place, row, manifest, model)
     return Device(name, status, manifest, manifest, _measurements(place))

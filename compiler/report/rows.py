@@ -132,7 +132,9 @@ def _accuracy(device: Device) -> Figure:
     found = trial.accuracy if trial else None
     if found and found.candidate and found.candidate.value_pct is not None:
         score = found.candidate
-        lost = "" if found.drop_pct is None else f"{points_lost(found.drop_pct)} {interval(found.low_pct, found.high_pct)}"
+        lost = (
+            "" if found.drop_pct is None else f"{points_lost(found.drop_pct)} {interval(found.low_pct, found.high_pct)}"
+        )
         text = f"{score.value_pct:.1f} % {interval(score.low_pct, score.high_pct)}".strip()
         where = f"; on the {found.measured_on}, not the artifact" if found.measured_on not in ("", "artifact") else ""
         return Figure(text, f"{score.metric}: {lost}".strip() + where, found.evidence)
@@ -187,7 +189,9 @@ def _changes(device: Device, before: Device | None) -> tuple[str, ...]:
         ("latency", _p50(before), _p50(device)),
         ("instructions", float(before.measurements.instructions or 0), float(device.measurements.instructions or 0)),
     )
-    found += [f"{name} {100 * (after / was - 1):+.1f} %" for name, was, after in pairs if was and after and was != after]
+    found += [
+        f"{name} {100 * (after / was - 1):+.1f} %" for name, was, after in pairs if was and after and was != after
+    ]
     lost, was_lost = _lost(device), _lost(before)
     if lost is not None and was_lost is not None and lost != was_lost:
         found.append(f"accuracy {was_lost - lost:+.2f} points")

@@ -14,9 +14,9 @@ FLOORS = frozenset({"% less"})
 
 EVIDENCE = {
     "measured-device": "measured on the device itself",
-    "measured-host": "measured on the machine that built it, with the artifact the device gets; times there are not the "
-    "device's",
-    "measured-emulator": "counted or measured under an emulator of the device's processor; instructions are exact, times "
+    "measured-host": "measured on the machine that built it, with the artifact the device gets; its times are not "
+    "the device's",
+    "measured-emulator": "measured under an emulator of the device's processor; counted instructions are exact, times "
     "are not the device's",
     "estimated": "computed from the profile, nothing was run",
     "none": "nobody could measure or estimate it",
@@ -75,7 +75,8 @@ def _gains(row: Row, trial: Trial) -> str:
     if trial.footprint and trial.footprint.weights_bytes is not None:
         parts.append(f"its files take {row.size.text}, {row.size.detail} ({row.size.evidence})")
     if trial.accuracy and trial.accuracy.drop_pct is not None:
-        lost = f"{points_lost(trial.accuracy.drop_pct)} {interval(trial.accuracy.low_pct, trial.accuracy.high_pct)}".strip()
+        spread = interval(trial.accuracy.low_pct, trial.accuracy.high_pct)
+        lost = f"{points_lost(trial.accuracy.drop_pct)} {spread}".strip()
         parts.append(f"{lost} of {trial.accuracy.metric} ({trial.accuracy.evidence})")
     return "; ".join(parts) or "it is the first that passes"
 

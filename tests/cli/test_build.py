@@ -32,7 +32,7 @@ def test_two_devices_share_the_border_stage_and_get_a_build_each(two: Place) -> 
     assert left["stages"][0] == right["stages"][0]
     assert left["stages"][-1] != right["stages"][-1]
     assert left["verdict"]["parity"]["status"] == "passed"
-    assert {path.name for path in two.dist.iterdir()} == {"left", "right", "build.json"}
+    assert {path.name for path in two.dist.iterdir()} == {"left", "right", "build.json", "report.html"}
 
 
 def test_second_run_starts_no_build_and_gives_the_same_bytes(two: Place) -> None:
