@@ -47,7 +47,7 @@ def write_bundle(
         What was compiled, and the files written, relative to `workdir`.
     """
     with tempfile.TemporaryDirectory() as objects:
-        lowered = lower(model, options, workdir=Path(objects))
+        lowered = lower(model, options, workdir=Path(objects), schedule={})
         return lowered, pack_bundle(lowered, options, cores, workdir=workdir, cache_dir=cache_dir)
 
 

@@ -14,7 +14,7 @@ def parallelize(module: Any) -> Any:
 
     scheduled = tvm.IRModule(module.functions, attrs=module.attrs)
     for variable, function in module.functions_items():
-        if isinstance(function, tvm.tirx.PrimFunc):
+        if isinstance(function, tvm.tirx.PrimFunc) and "fleetc.kernel" not in (function.attrs or {}):
             scheduled[variable] = _parallel_kernel(function)
     return scheduled
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from compiler.graph import Pass
 
 _THREADS_PER_STREAM = 2
-_HINT = {"fp32": "f32", "fp16-weights": "f32", "bf16": "bf16", "fp16": "f16"}
+_HINT = {"fp32": "f32", "fp16-weights": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 
 @dataclass(frozen=True)
