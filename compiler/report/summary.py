@@ -1,4 +1,4 @@
-"""A build for other programs and for a pull request: Markdown, JUnit XML of the gates, YAML as device clouds write it."""
+"""A build for other programs and for a pull request: Markdown, JUnit XML of the gates, YAML as clouds write it."""
 
 from __future__ import annotations
 
@@ -63,9 +63,8 @@ def cloud_yaml(build: Build) -> str:
         metrics[device.name] = {runtime: _performance(device)}
     value = {"supported_devices": [one.name for one in build.devices if not one.failure], "precisions": precisions}
     text = io.StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style, yaml.width, yaml.allow_unicode = False, 120, True
-    yaml.sort_base_mapping_type_on_output = False
+    yaml = YAML()
+    yaml.width = 120
     yaml.dump(value, text)
     return text.getvalue()
 
@@ -86,7 +85,10 @@ def _performance(device: Device) -> Mapping[str, Any]:
         "estimated_peak_memory_range_mb": {"min": peak, "max": peak},
         "memory_evidence": trial.footprint.run_evidence if trial and trial.footprint else "none",
         "primary_compute_unit": unit.upper() or None,
-        "layer_counts": {"total": len(layers), **{one: len(layers) * (one == unit) for one in ("npu", "gpu", "cpu")}},
+        "layer_counts": {
+            "total": len(layers),
+            **{kind: len(layers) if kind == unit else 0 for kind in ("npu", "gpu", "cpu")},
+        },
         "layer_precisions": precision_counts(layers),
         "artifact_bytes": payload_bytes(device),
         "tool_versions": dict(device.manifest.artifact.tools) if device.manifest else {},
