@@ -59,11 +59,12 @@ class DeviceReport:
 
 @dataclass(frozen=True)
 class FleetReport:
-    """What became of the fleet, device by device, and the notes on how its model was read."""
+    """What became of the fleet, device by device, the notes on how its model was read, and the page that tells it."""
 
     out: Path
     devices: tuple[DeviceReport, ...]
     notes: tuple[str, ...] = ()
+    page: Path | None = None
 
     def raise_failures(self) -> None:
         """Raises one error naming every device that failed: FleetFailed, or the first one's class if none was left."""
@@ -116,6 +117,7 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, found: Fo
         "plan": made.plan.to_dict(),
         "passes": [{key: value for key, value in record.items() if key != "milliseconds"} for record in border.records],
         "stages": [{"stage": entry.stage, "sha256": entry.digest} for entry in made.entries],
+        "tuning": [kernel.to_dict() for kernel in made.kernels],
         "verdict": {"parity": verdict_facts(made.verdict), "reference": made.reference},
         **search_facts(found),
     }

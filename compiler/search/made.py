@@ -12,9 +12,11 @@ from compiler.errors import GateFailed
 from compiler.inputs import Prepared, sizes_label
 from compiler.jobs import Job
 from compiler.judge import Data
+from compiler.kernels import choose_schedule, list_kernels, tuning_log
 from compiler.plan import BuildOptions, Plan
 from compiler.portable import Border, make_border
 from compiler.store import Entry, Store
+from compiler.tune import Scheduled
 from compiler.verify import Point, Verdict, reference_points, verify_artifact
 
 log = logging.getLogger("fleetc.build")
@@ -56,6 +58,7 @@ class Made:
         built: The artifact.
         points: Inputs and expected outputs it was compared on.
         verdict: Parity, and what was timed or counted beside.
+        kernels: What each of its kernels is built with, and by which record; none where the target cannot be tuned.
     """
 
     plan: Plan
@@ -63,6 +66,7 @@ class Made:
     built: Built
     points: tuple[Point, ...]
     verdict: Verdict
+    kernels: tuple[Scheduled, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -97,6 +101,10 @@ def make(bench: Bench, plan: Plan, *, explain: bool) -> Made:
     with bench.clock.timed("passes"):
         passes = job.target.passes(job.profile)
         border = make_border(ready.model, ready.digest, plan, passes, inputs=ready.inputs.probe, store=bench.store)
+    with bench.clock.timed("kernels"):
+        found = list_kernels(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
+        kernels = choose_schedule(found, plan, job.profile, tuning_log(bench.options.cache))
+        plan = kernels.plan
     with bench.clock.timed("build"):
         built = build_artifact(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
     with bench.clock.timed("reference"):
@@ -104,7 +112,7 @@ def make(bench: Bench, plan: Plan, *, explain: bool) -> Made:
         points = reference_points(model, digest, ready.inputs.points, bench.store)
     with bench.clock.timed("verify"):
         verdict = _verify(bench, plan, border, built, points, explain=explain)
-    return Made(plan, border, built, points, verdict)
+    return Made(plan, border, built, points, verdict, kernels.scheduled)
 
 
 def _verify(

@@ -134,7 +134,7 @@ def _pool(binding: Any, source: Any, packing: _Packing) -> Any:
         padding=[int(size) for size in attrs.padding],
         dilation=[int(size) for size in attrs.dilation],
         ceil_mode=bool(attrs.ceil_mode),
-        count_include_pad=bool(attrs.count_include_pad),
+        count_include_pad=bool(attrs.count_include_pad) or not (any(attrs.padding) or attrs.ceil_mode),
         layout=layout,
     )
 

@@ -4,8 +4,9 @@ Tiling: Q blocks of output channels × P pixels (rows × columns) of sums stay i
 pixel's vector holds L input channels (blocked, rows) or L neighbouring columns of one channel (planar); each of its
 lanes multiplies Q weight vectors, which are packed in the order they are read.
 
-Registers: Q·P sums, the P pixels (or 2), and 2 for weights. Instructions per L products of one tap:
-L·P·Q multiply-adds, P loads of pixels (half as many where pairs of neighbours are loaded) and L·Q/2 of weights.
+Registers: Q·P sums, the P pixels, Q + 1 for weights on their way: with fewer left over LLVM keeps sums in memory.
+Instructions per L products of one tap: L·P·Q multiply-adds, P loads of pixels (half as many where pairs of neighbours
+are loaded) and L·Q/2 of weights.
 Roofline: the multiply-adds over the core's FMA rate; the weights of one tile are streamed from the second-level cache.
 A padded source is copied into a workspace with its border of zeros first.
 """
@@ -64,7 +65,7 @@ def _registers(workload: ConvWorkload, machine: Machine, q: int, pixels: int) ->
         return q * pixels + q + 1
     if workload.layout == "planar":
         return q * pixels + _chunks(workload, lanes, pixels) + 2
-    return q * pixels + min(pixels + 2, lanes * q + 2)
+    return (q + 1) * pixels + q + 1
 
 
 def _chunks(workload: ConvWorkload, lanes: int, columns: int) -> int:
