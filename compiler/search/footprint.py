@@ -23,7 +23,8 @@ from compiler.passes.instrument import measure
 from compiler.plan import settle
 from compiler.portable import BORDER, Border
 from compiler.save import save_model
-from compiler.search.made import Bench, Made
+from compiler.search.bench import Bench
+from compiler.search.made import Made
 from compiler.search.observe import observe
 from compiler.store import Stage, file_digest
 

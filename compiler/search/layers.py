@@ -11,7 +11,8 @@ import onnx_ir as ir
 from compiler.artifact import Evidence
 from compiler.errors import CompilerError
 from compiler.passes.values import origins_of
-from compiler.search.made import Bench, Made
+from compiler.search.bench import Bench
+from compiler.search.made import Made
 from compiler.search.observe import observe
 from compiler.search.roofline import describe_machine, layer_seconds
 from compiler.search.work import LayerWork, list_work

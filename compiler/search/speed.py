@@ -16,7 +16,8 @@ from compiler.artifact import Evidence
 from compiler.detect import detect_profile
 from compiler.gates import Figure
 from compiler.profile import HardwareProfile
-from compiler.search.made import Bench, Made
+from compiler.search.bench import Bench
+from compiler.search.made import Made
 from compiler.search.observe import observe
 from compiler.search.roofline import describe_machine, model_seconds
 from compiler.search.work import list_work
