@@ -17,9 +17,10 @@ from compiler.errors import CompilerError
 from compiler.plan import settle
 from compiler.search.bench import Bench
 from compiler.search.layers import Layer, list_layers
-from compiler.search.made import Made
+from compiler.search.made import Made, make_candidate_border
 from compiler.search.mixed import search_mixed
 from compiler.search.observe import OBSERVED
+from compiler.search.quantized import Variant, rank_layers
 from compiler.search.select import choose_trial, describe, explain_choice, explain_failure
 from compiler.search.trial import Trial, is_missing, run_trial
 
@@ -70,8 +71,17 @@ def _found(bench: Bench, trials: tuple[Trial, ...], chosen: Trial, reason: str) 
         return Found(trials)
     made = replace(chosen.made, plan=settle(bench.job.plan, chosen.made.plan.rule, reason))
     with bench.clock.timed("layers"):
-        layers = list_layers(bench, made, kept=chosen.kept_float, sqnr_db={})
+        layers = list_layers(bench, made, kept=chosen.kept_float, sqnr_db=_errors(bench, chosen.made))
     return Found(trials, chosen, made, layers=layers)
+
+
+def _errors(bench: Bench, made: Made) -> dict[str, float]:
+    """Layer → signal-to-noise ratio of the outputs when it alone is quantized; empty where nothing is or nobody asked."""
+    rule = made.plan.rule
+    if rule.scheme is None or bench.is_quantized or not bench.job.plan.demands.any:
+        return {}
+    border = make_candidate_border(bench, made.plan, Variant())
+    return {one.node: one.sqnr_db for one in rank_layers(bench, rule, Variant(), border.entries)}
 
 
 def _run_trials(bench: Bench) -> tuple[Trial, ...]:

@@ -2,7 +2,7 @@
 
 weights   bytes of `payload/`; of the border models where nothing was built
 run       peak resident memory of a process that loads the artifact and runs it, less that of the same runtime with a
-          model of one node; the least of several runs, since what else a process touches only adds
+          model of one node, the heaviest operator; the least of several runs: what else a process touches only adds
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from compiler.save import save_model
 from compiler.search.bench import Bench
 from compiler.search.made import Made
 from compiler.search.observe import observe
+from compiler.search.work import list_work
 from compiler.store import Stage, file_digest
 
 RUNS = 3
@@ -38,7 +39,15 @@ SMALLEST_BYTES = 4 << 20
 
 _WEAKEST = [Evidence.HOST, Evidence.ESTIMATED]
 
-_ONE_NODE = '<ir_version: 8, opset_import: ["" : 13]> one_node (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }'
+_HEAD = '<ir_version: 8, opset_import: ["" : 13]> one_node '
+_ONE_NODE = {
+    "Conv": "(float[1, 16, 8, 8] x, float[16, 16, 3, 3] w) => (float[1, 16, 6, 6] y) { y = Conv(x, w) }",
+    "MatMul": "(float[1, 16] x, float[16, 16] w) => (float[1, 16] y) { y = MatMul(x, w) }",
+    "Relu": "(float[1, 16] x) => (float[1, 16] y) { y = Relu(x) }",
+}
+"""The model's heaviest operator alone: a runtime that has never run it has read less of its own code."""
+
+_INPUTS = {"Conv": (1, 16, 8, 8), "MatMul": (1, 16), "Relu": (1, 16)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ def measure_footprint(bench: Bench, made: Made) -> Footprint:
     if made.verdict.evidence == Evidence.NONE:
         return Footprint(weights, evidence, None, Evidence.NONE, made.verdict.reason)
     try:
-        empty, _ = _peak(bench, _one_node(bench), {"x": np.zeros((1, 4), np.float32)})
+        op = _heaviest(made)
+        empty, _ = _peak(bench, _one_node(bench, op), {"x": np.zeros(_INPUTS[op], np.float32)})
         peak, where = _peak(bench, made.built, made.typical.inputs)
     except CompilerError as error:  # a runtime without the one operator, or a system that does not tell
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
@@ -102,16 +112,25 @@ def _weights(made: Made) -> tuple[int, Evidence]:
     return sum(file.stat().st_size for file in files), Evidence.HOST
 
 
-def _one_node(bench: Bench) -> Built:
+def _heaviest(made: Made) -> str:
+    """The operator of the model that computes most, of those there is a model of one node for."""
+    macs = dict.fromkeys(_ONE_NODE, 0.0)
+    for work in list_work(made.border.load()):
+        if work.op in macs:
+            macs[work.op] += work.macs
+    return max(macs, key=lambda op: (macs[op], op == "Relu"))
+
+
+def _one_node(bench: Bench, op: str) -> Built:
     """The same runtime with next to nothing to run."""
     plan = bench.job.plan
     rule = next((rule for rule in plan.candidates if rule.name == YARDSTICK), plan.rule)
-    model = ir.from_onnx_text(_ONE_NODE)
+    model = _with_weights(ir.from_onnx_text(_HEAD + _ONE_NODE[op]))
 
     def write(folder: Path) -> None:
         save_model(model, folder / BORDER)
 
-    entry = bench.store.obtain(Stage("one-node", (("model", _ONE_NODE),)), write)
+    entry = bench.store.obtain(Stage("one-node", (("model", _HEAD + _ONE_NODE[op]),)), write)
     border = Border(entry.files / BORDER, file_digest(entry.files / BORDER), (), (entry,))
     return build_artifact(
         border,
@@ -121,6 +140,16 @@ def _one_node(bench: Bench) -> Built:
         store=bench.store,
         limits=bench.options.child,
     )
+
+
+def _with_weights(model: ir.Model) -> ir.Model:
+    """The model with its second input, if it has one, as weights."""
+    for value in model.graph.inputs[1:]:
+        shape = tuple(int(size) for size in value.shape or ())
+        value.const_value = ir.tensor(np.ones(shape, np.float32), name=value.name)
+        model.graph.register_initializer(value)
+        model.graph.inputs.remove(value)
+    return model
 
 
 def _peak(bench: Bench, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
