@@ -39,6 +39,7 @@ FLEETC = str(Path(sys.executable).with_name("fleetc"))
 CONTENDER = str(Path(__file__).with_name("precision_contender.py"))
 SAMPLES = 64
 FAR = 1e-3
+WARM_UP = 5
 SPEC = TensorSpec("image", "float32", (1, 3, 150, 150))
 ONE_NODE = '<ir_version: 8, opset_import: ["" : 13]> one_node (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }'
 TOOLS = ("onnxruntime", "openvino", "nncf", "numpy", "onnx")
@@ -194,8 +195,17 @@ def _peers(model: Path, images: Floats, scratch: Path) -> dict[str, Contender]:
 def _convert(model: Path, path: Path, *, half: bool = False) -> Path:
     import openvino as ov
 
-    ov.save_model(ov.Core().read_model(model), path, compress_to_fp16=half)
+    ov.save_model(_fixed(model), path, compress_to_fp16=half)
     return path
+
+
+def _fixed(model: Path) -> Any:
+    """The model as OpenVINO reads it, for one photograph at a time."""
+    import openvino as ov
+
+    network = ov.Core().read_model(model)
+    network.reshape(list(SPEC.shape))
+    return network
 
 
 def _quantize_ort(model: Path, calibration: Floats, scratch: Path) -> Path:
@@ -228,7 +238,7 @@ def _quantize_nncf(model: Path, calibration: Floats, scratch: Path) -> Path | No
     import openvino as ov
 
     data = nncf.Dataset([image[None] for image in calibration])
-    ov.save_model(nncf.quantize(ov.Core().read_model(model), data), scratch / "nncf.xml", compress_to_fp16=False)
+    ov.save_model(nncf.quantize(_fixed(model), data), scratch / "nncf.xml", compress_to_fp16=False)
     return scratch / "nncf.xml"
 
 
@@ -242,7 +252,7 @@ def _measure(
         rates: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
         for _ in range(rounds):
             for name, process in running.items():
-                latencies[name].append(process.ask("latency", runs=40, inputs=str(scratch / "one.npy"))[5:])
+                latencies[name].append(process.ask("latency", runs=40, inputs=str(scratch / "one.npy"))[WARM_UP:])
         for _ in range(max(3, rounds // 3)):
             for name, process in running.items():
                 rates[name].append(process.ask("throughput", seconds=s))

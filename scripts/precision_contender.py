@@ -74,6 +74,7 @@ class OpenVino:
 
         self._ov, self._core, self._hint = ov, ov.Core(), hint
         self._network = self._core.read_model(path)
+        self._network.reshape([1 if size.is_dynamic else size for size in self._network.input(0).partial_shape])
         self._request = self._compile("LATENCY", NUM_STREAMS="1").create_infer_request()
 
     def _compile(self, mode: str, **more: str) -> Any:

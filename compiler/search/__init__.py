@@ -76,7 +76,7 @@ def _found(bench: Bench, trials: tuple[Trial, ...], chosen: Trial, reason: str) 
 
 
 def _errors(bench: Bench, made: Made) -> dict[str, float]:
-    """Layer → signal-to-noise ratio of the outputs when it alone is quantized; empty where nothing is or nobody asked."""
+    """Layer → signal-to-noise ratio of the outputs when it alone is quantized; empty where no gate asks."""
     rule = made.plan.rule
     if rule.scheme is None or bench.is_quantized or not bench.job.plan.demands.any:
         return {}
