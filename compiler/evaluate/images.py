@@ -69,23 +69,29 @@ def check_picture(path: Path) -> DataError | None:
 
 
 def load_picture(path: Path, spec: TensorSpec, preprocess: Preprocess) -> Array:
-    """One picture as an input of the model with a batch of 1.
+    """A file as an input of the model with a batch of 1.
 
     Raises:
-        DataError: It cannot be decoded.
+        DataError: It cannot be decoded, or the model takes no such pictures.
     """
-    height, width, first = input_layout(spec, preprocess)
     with _open(path) as picture:
         try:
-            colored = picture.convert("L" if preprocess.color == "gray" else "RGB")
+            picture.load()
         except (OSError, ValueError, SyntaxError, MemoryError) as error:
             raise DataError(f"the picture cannot be decoded: {error}", where=str(path)) from error
-    values = to_values(_resized(_with_margin(colored, preprocess.margin_pct), (height, width), preprocess), preprocess)
+        return to_input(picture, spec, preprocess)
+
+
+def to_input(picture: Image, spec: TensorSpec, preprocess: Preprocess) -> Array:
+    """A decoded picture as an input of the model with a batch of 1; raises as `input_layout`."""
+    height, width, first = input_layout(spec, preprocess)
+    colored = picture.convert("L" if preprocess.color == "gray" else "RGB")
+    values = _values(_resized(_with_margin(colored, preprocess.margin_pct), (height, width), preprocess), preprocess)
     planes = values.transpose(2, 0, 1) if first else values
     return np.ascontiguousarray(planes[None].astype(spec.dtype))
 
 
-def to_values(picture: Image, preprocess: Preprocess) -> NDArray[np.float32]:
+def _values(picture: Image, preprocess: Preprocess) -> NDArray[np.float32]:
     """(H, W, C) of a resized picture: channels ordered, scaled, shifted and divided."""
     values: NDArray[np.float32] = np.asarray(picture, np.float32).reshape(picture.height, picture.width, -1)
     if preprocess.color == "bgr":

@@ -1,7 +1,8 @@
 """TVM for edge CPUs: a folder with the compiled model, its runtime libraries and a program `run` that starts it.
 
-The device needs a 64-bit Linux with glibc 2.28 or newer and libstdc++. Weights are in the data section of
-`payload/model.so`; `payload/io.txt` says what the model takes and gives; `./run --help` explains itself.
+The device needs a 64-bit Linux with glibc 2.28 or newer and libstdc++. The weights in
+`payload/weights.bin` are mapped, not copied; `payload/io.txt` says what the model takes and gives; `payload/cores.txt`
+how many threads run on how many of the fastest cores; `./run --help` explains itself.
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ class Tvm:
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Compiles the model, links it, and writes the bundle."""
-        from targets.arm_tvm.bundle import write_bundle
+        from targets.arm_tvm.bundle import Cores, write_bundle
 
         options: Options = plan.options
-        lowered, files = write_bundle(model, options, workdir=workdir, cache_dir=plan.cache_dir)
+        cores = Cores(plan.threads, max(plan.threads, profile.cpu.cores if profile.cpu else 1))
+        lowered, files = write_bundle(model, options, cores, workdir=workdir, cache_dir=plan.cache_dir)
         return Artifact(
             root=workdir,
             target=self.name,

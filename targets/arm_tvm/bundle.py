@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,16 +15,31 @@ from targets.arm_tvm.link import link_model, link_runner
 from targets.arm_tvm.lower import Lowered, lower
 from targets.arm_tvm.options import Options
 from targets.arm_tvm.runtime import EXTRA, runtime_files
+from targets.arm_tvm.weights import write_weights
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Where a model shall run.
+
+    Args:
+        threads: Threads it uses, its own included.
+        fast: How many of the device's CPUs, the fastest first, they are kept on.
+    """
+
+    threads: int
+    fast: int
 
 
 def write_bundle(
-    model: ir.Model, options: Options, *, workdir: Path, cache_dir: Path
+    model: ir.Model, options: Options, cores: Cores, *, workdir: Path, cache_dir: Path
 ) -> tuple[Lowered, tuple[str, ...]]:
     """Compiles a model of static shapes and writes the folder that runs it.
 
     Args:
         model: The border model.
         options: What to compile for.
+        cores: Where the model shall run on the device.
         workdir: The folder to fill.
         cache_dir: Where the device's libraries and zig's own cache are kept.
 
@@ -36,7 +52,9 @@ def write_bundle(
     with tempfile.TemporaryDirectory(dir=workdir) as objects:
         lowered = lower(model, options, workdir=Path(objects))
         link_model(lowered.objects, payload / "model.so", cache_dir=cache_dir)
-    (payload / "io.txt").write_text(_signature(lowered), encoding="utf-8")
+    weights = write_weights(payload / "weights.bin", lowered.weights)
+    (payload / "io.txt").write_text(_signature(lowered, weights), encoding="utf-8")
+    (payload / "cores.txt").write_text(f"threads {cores.threads}\nfast_cores {cores.fast}\n", encoding="utf-8")
     available = runtime_files(options.arch, cache_dir=cache_dir)
     for name in available:
         if name != EXTRA or _needs_extra(payload / "model.so"):
@@ -46,8 +64,9 @@ def write_bundle(
     return lowered, tuple(files)
 
 
-def _signature(lowered: Lowered) -> str:
-    return "".join((*_lines("input", lowered.inputs), *_lines("output", lowered.outputs)))
+def _signature(lowered: Lowered, weights: Iterable[TensorSpec]) -> str:
+    kinds = {"input": lowered.inputs, "output": lowered.outputs, "weight": weights}
+    return "".join(line for kind, specs in kinds.items() for line in _lines(kind, specs))
 
 
 def _lines(kind: str, specs: Iterable[TensorSpec]) -> Iterable[str]:

@@ -36,11 +36,12 @@ def why_not_runnable(arch: str) -> str:
     return ""
 
 
-def emulator(cpu: str) -> tuple[str, ...]:
+def emulator(cpu: str, *, root: Path | None = None) -> tuple[str, ...]:
     """The start of a command line that runs an aarch64 program.
 
     Args:
         cpu: A name from `emulated_cpu`.
+        root: Where the program's loader and libraries are; the installed arm64 libraries if not given.
 
     Raises:
         TargetUnavailable: QEMU or the arm64 libraries are not installed.
@@ -49,7 +50,7 @@ def emulator(cpu: str) -> tuple[str, ...]:
     qemu, sysroot = _qemu(), _sysroot()
     if qemu is None or sysroot is None:
         raise TargetUnavailable(f"the bundle cannot be emulated: {reason}", remedy=REMEDY)
-    return (qemu, "-L", str(sysroot), "-cpu", cpu)
+    return (qemu, "-L", str(root or sysroot), "-cpu", cpu)
 
 
 def emulated_cpu(mcpu: str) -> str:
@@ -61,8 +62,16 @@ def emulated_cpu(mcpu: str) -> str:
     return mcpu if mcpu in listed.split() else FALLBACK_CPU
 
 
-def count_instructions(program: tuple[str, ...], *, cpu: str, environment: dict[str, str], timeout_s: float) -> int:
+def count_instructions(
+    program: tuple[str, ...], *, cpu: str, environment: dict[str, str], timeout_s: float, root: Path | None = None
+) -> int:
     """Guest instructions that one run of an aarch64 program executes, start-up included.
+
+    Args:
+        program: Its command line.
+        cpu, root: As `emulator` takes them.
+        environment: All of its environment.
+        timeout_s: After how long it is stopped.
 
     Raises:
         TargetUnavailable: No emulator.
@@ -71,7 +80,7 @@ def count_instructions(program: tuple[str, ...], *, cpu: str, environment: dict[
     with tempfile.TemporaryDirectory() as place:
         plugin = Path(place) / "count.so"
         link_counter(plugin, arch=host_arch(), plugin_api=_plugin_api(), workdir=Path(place))
-        command = (*emulator(cpu), "-plugin", str(plugin), "-d", "plugin", *program)
+        command = (*emulator(cpu, root=root), "-plugin", str(plugin), "-d", "plugin", *program)
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
     found = re.search(r"^instructions (\d+)$", ended.stderr, re.MULTILINE)
     if ended.returncode or not found:

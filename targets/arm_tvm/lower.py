@@ -15,9 +15,11 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed, UnsupportedModel
+from compiler.numerics import Array
 from targets.arm_tvm.operators import find_details
 from targets.arm_tvm.options import Options
 from targets.arm_tvm.schedule import parallelize
+from targets.arm_tvm.weights import lift_weights
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Lowered:
     """Compiled code, not linked yet.
 
     Args:
-        objects: Object files, in link order; the weights are in their data sections.
+        objects: Object files, in link order.
+        weights: What the function takes after its inputs.
         inputs: What the function takes, in order, as TVM sees it.
         outputs: What it gives.
     """
 
     objects: tuple[Path, ...]
+    weights: tuple[Array, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -53,13 +57,13 @@ def lower(model: ir.Model, options: Options, *, workdir: Path) -> Lowered:
     inputs, outputs = _signature(module, *names)
     _check_outputs(model, outputs)
     try:
-        objects = _compile(module, options, workdir)
+        objects, weights = _compile(module, options, workdir)
     except Exception as error:  # TVM raises whatever its passes raise
         raise ToolchainFailed(
             f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {_last_line(error)}",
             remedy="Build with --dump-passes and bisect with --stop-after, or report the border model to TVM.",
         ) from error
-    return Lowered(objects, inputs, outputs)
+    return Lowered(objects, weights, inputs, outputs)
 
 
 def import_relax(model: ir.Model) -> Any:
@@ -117,13 +121,16 @@ def _model_inputs(model: ir.Model) -> Iterator[ir.Value]:
     return (value for value in model.graph.inputs if value.name not in model.graph.initializers)
 
 
-def _compile(module: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
+def _compile(module: Any, options: Options, workdir: Path) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
     import tvm
+    from tvm.relax.backend.cpu_generic import pipeline as cpu
 
     target = tvm.target.Target(
         {"kind": "llvm", "mtriple": options.mtriple, "mcpu": options.mcpu, "mattr": list(options.mattr)}
     )
-    executable = tvm.compile(module, target=target, relax_pipeline=_pipeline(target))
+    module, weights = lift_weights(_fuse(module, target))
+    rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
+    executable = tvm.compile(module, target=target, relax_pipeline=rest)
     objects: list[Path] = []
 
     def collect(_: str, files: list[str], **__: Any) -> None:
@@ -131,17 +138,17 @@ def _compile(module: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
 
     collect.get_target_triple = lambda: options.mtriple  # type: ignore[attr-defined]  # asked of a model without kernels
     executable.export_library("model.so", fcompile=collect, workspace_dir=str(workdir))
-    return tuple(objects)
+    return tuple(objects), weights
 
 
-def _pipeline(target: Any) -> Any:
-    """TVM's own CPU pipeline, with the kernels spread over the threads once they are fused."""
+def _fuse(module: Any, target: Any) -> Any:
+    """The first half of TVM's own CPU pipeline: fused kernels, spread over the threads."""
     import tvm
     from tvm.relax.backend.cpu_generic import pipeline as cpu
 
-    spread = tvm.transform.module_pass(lambda module, _: parallelize(module), opt_level=0)
-    fused = [*cpu.library_dispatch_passes(target), *cpu.legalize_passes(target)]
-    return tvm.transform.Sequential([*fused, spread, *cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
+    with target:
+        fused = tvm.transform.Sequential([*cpu.library_dispatch_passes(target), *cpu.legalize_passes(target)])(module)
+    return parallelize(fused)
 
 
 def _signature(

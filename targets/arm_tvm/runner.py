@@ -23,6 +23,7 @@ from targets.arm_tvm.emulate import (
     host_arch,
     why_not_runnable,
 )
+from targets.arm_tvm.memory import watch_guest
 
 TIMEOUT_S = 600
 COUNTED_RUNS = (1, 3)
@@ -83,6 +84,22 @@ class BundleRunner:
         few, many = COUNTED_RUNS
         counts = [self._count(inputs, repeat) for repeat in COUNTED_RUNS]
         return round((counts[1] - counts[0]) / (many - few))
+
+    def peak_memory_bytes(self, inputs: Arrays) -> int:
+        """Largest resident memory of a process that loads the bundle and runs it, files mapped by it included.
+
+        On the host it is the kernel's own figure; under QEMU the emulated program is looked at while it runs.
+
+        Raises:
+            DataError, ToolchainFailed: As `run` does.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            program, *files = self._program(inputs, Path(place))
+            command = (program, "--repeat", "1", *files)
+            if not self.cpu:
+                return int(json.loads(self._execute(command))["peak_kib"]) * 1024
+            emulated = (*emulator(self.cpu), *command)
+            return watch_guest(emulated, environment=self._environment(self.threads), timeout_s=TIMEOUT_S)
 
     @property
     def note(self) -> str:

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from evaluate_face_model import evaluate
 from make_face_model import PACKAGE, find_weights, main, make_face_model
-from make_face_samples import load_faces, make_samples
+from make_face_samples import calibration_faces, load_faces, synthetic_pairs
 
 from compiler.errors import MissingError
 
@@ -88,12 +88,29 @@ def test_accuracy_on_real_photographs_is_that_of_the_original(model_bytes, tmp_p
 @needs_weights
 @needs_samples
 def test_samples_are_inputs_of_the_model_and_their_embeddings_differ(session):
-    samples = make_samples(load_faces(), 4)
+    samples = calibration_faces(load_faces(), every=25).images
     assert (samples.shape, samples.dtype) == ((4, 3, 150, 150), np.float32)
     assert samples.min() == 0 and 200 < samples.max() <= 255
     embeddings = session.run(None, {"image": samples})[0]
     distances = np.linalg.norm(embeddings[:, None] - embeddings, axis=2)
     assert distances[np.triu_indices(4, k=1)].min() > 0.1
+
+
+@needs_samples
+def test_no_face_serves_both_calibration_and_evaluation_and_pairs_say_that_they_are_synthetic():
+    faces = load_faces()
+    calibration, pairs = calibration_faces(faces, every=3), synthetic_pairs(faces, but_every=3)
+    assert (len(calibration.images), len(pairs.images)) == (33, 3 * 67)
+    own = {image.tobytes() for image in calibration.images}
+    assert not own & {image.tobytes() for image in pairs.images}
+    assert pairs.origin.startswith("synthetic pairs: 67 faces")
+    assert pairs.labels is not None and len(set(pairs.labels)) == 67
+
+
+@needs_samples
+def test_the_same_faces_give_the_same_bytes():
+    faces = load_faces()[:6]
+    assert synthetic_pairs(faces, but_every=3).to_npz() == synthetic_pairs(faces, but_every=3).to_npz()
 
 
 def test_missing_weights_are_named(tmp_path):

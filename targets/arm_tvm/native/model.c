@@ -7,7 +7,8 @@
 enum { POOLED_ALLOCATOR = 2 };
 
 static TVMFFIObjectHandle main_function;
-static TVMFFIAny inputs[MAX_TENSORS];
+static TVMFFIAny *arguments;
+static int num_arguments;
 static TVMFFIAny result;
 
 static _Noreturn void fail_raised(const char *doing) {
@@ -18,9 +19,9 @@ static _Noreturn void fail_raised(const char *doing) {
   fail(EXIT_RUNTIME, "%s: %.*s", doing, (int)cell->message.size, cell->message.data);
 }
 
-static TVMFFIAny call(TVMFFIObjectHandle function, TVMFFIAny *arguments, int count, const char *doing) {
+static TVMFFIAny call(TVMFFIObjectHandle function, TVMFFIAny *given, int count, const char *doing) {
   TVMFFIAny returned = {.type_index = kTVMFFINone};
-  if (TVMFFIFunctionCall(function, arguments, count, &returned) != 0) fail_raised(doing);
+  if (TVMFFIFunctionCall(function, given, count, &returned) != 0) fail_raised(doing);
   return returned;
 }
 
@@ -37,8 +38,8 @@ static TVMFFIAny integer(int64_t value) { return (TVMFFIAny){.type_index = kTVMF
 static TVMFFIAny text(const char *value) { return (TVMFFIAny){.type_index = kTVMFFIRawStr, .v_c_str = value}; }
 
 static TVMFFIObjectHandle module_function(TVMFFIAny module, const char *name) {
-  TVMFFIAny arguments[] = {module, text(name), {.type_index = kTVMFFIBool, .v_int64 = 1}};
-  TVMFFIAny function = call(global_function("ffi.ModuleGetFunction"), arguments, 3, name);
+  TVMFFIAny given[] = {module, text(name), {.type_index = kTVMFFIBool, .v_int64 = 1}};
+  TVMFFIAny function = call(global_function("ffi.ModuleGetFunction"), given, 3, name);
   if (function.type_index != kTVMFFIFunction) fail(EXIT_RUNTIME, "the model has no function %s", name);
   return function.v_obj;
 }
@@ -52,7 +53,12 @@ void load_model(const char *path) {
   main_function = module_function(machine, "main");
 }
 
-void bind_input(int index, const Spec *spec, void *data) {
+void bind_argument(int index, const Spec *spec, void *data) {
+  if (index >= num_arguments) {
+    arguments = realloc(arguments, sizeof *arguments * (size_t)(index + 1));
+    num_arguments = index + 1;
+    if (!arguments) fail(EXIT_RUNTIME, "out of memory");
+  }
   DLManagedTensor *managed = calloc(1, sizeof *managed);
   int64_t *shape = calloc(MAX_RANK, sizeof *shape);
   if (!managed || !shape) fail(EXIT_RUNTIME, "out of memory");
@@ -64,12 +70,12 @@ void bind_input(int index, const Spec *spec, void *data) {
                                   .shape = shape};
   TVMFFIObjectHandle tensor = NULL;
   if (TVMFFITensorFromDLPack(managed, ALIGNMENT_BYTES, 1, &tensor) != 0) fail_raised(spec->name);
-  inputs[index] = (TVMFFIAny){.type_index = kTVMFFITensor, .v_obj = tensor};
+  arguments[index] = (TVMFFIAny){.type_index = kTVMFFITensor, .v_obj = tensor};
 }
 
-void run_model(int num_inputs) {
+void run_model(void) {
   if (result.type_index >= kTVMFFIStaticObjectBegin) TVMFFIObjectDecRef(result.v_obj);
-  result = call(main_function, inputs, num_inputs, "the model failed");
+  result = call(main_function, arguments, num_arguments, "the model failed");
 }
 
 static const DLTensor *tensor_of(TVMFFIAny value, const Spec *spec) {

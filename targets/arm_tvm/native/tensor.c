@@ -1,10 +1,14 @@
 #include "tensor.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static const struct {
   const char *dtype, *descr;
@@ -54,6 +58,20 @@ static void set_shape(Spec *spec, const char *text, const char *path) {
   }
 }
 
+static void add_spec(Signature *out, const char *kind, const Spec *spec, const char *path) {
+  if (strcmp(kind, "weight") == 0) {
+    if ((out->num_weights & (out->num_weights - 1)) == 0)
+      out->weights = realloc(out->weights, sizeof *spec * (size_t)(out->num_weights ? 2 * out->num_weights : 1));
+    if (!out->weights) fail(EXIT_RUNTIME, "out of memory");
+    out->weights[out->num_weights++] = *spec;
+    return;
+  }
+  int is_input = strcmp(kind, "input") == 0;
+  int *count = is_input ? &out->num_inputs : &out->num_outputs;
+  if (*count == MAX_TENSORS) fail(EXIT_RUNTIME, "%s: more than %d tensors", path, MAX_TENSORS);
+  (is_input ? out->inputs : out->outputs)[(*count)++] = *spec;
+}
+
 void read_signature(const char *path, Signature *out) {
   char line[2048], kind[8], shape[512];
   FILE *file = fopen(path, "r");
@@ -64,10 +82,7 @@ void read_signature(const char *path, Signature *out) {
       fail(EXIT_RUNTIME, "%s: cannot read the line: %s", path, line);
     set_dtype(&spec, path);
     set_shape(&spec, shape, path);
-    int is_input = strcmp(kind, "input") == 0;
-    int *count = is_input ? &out->num_inputs : &out->num_outputs;
-    if (*count == MAX_TENSORS) fail(EXIT_RUNTIME, "%s: more than %d tensors", path, MAX_TENSORS);
-    (is_input ? out->inputs : out->outputs)[(*count)++] = spec;
+    add_spec(out, kind, &spec, path);
   }
   fclose(file);
 }
@@ -130,6 +145,25 @@ void *read_npy(const char *path, const Spec *spec) {
     fail(EXIT_USAGE, "%s: %s data, %zu bytes are needed", path, got == spec->bytes ? "trailing" : "truncated", spec->bytes);
   fclose(file);
   return data;
+}
+
+static size_t aligned(size_t bytes) { return (bytes + ALIGNMENT_BYTES - 1) / ALIGNMENT_BYTES * ALIGNMENT_BYTES; }
+
+void map_weights(const char *path, const Spec *weights, int count, void **data) {
+  if (count == 0) return;
+  size_t needed = 0;
+  for (int i = 0; i < count; ++i) needed += aligned(weights[i].bytes);
+  struct stat found;
+  int file = open(path, O_RDONLY | O_CLOEXEC);
+  if (file < 0 || fstat(file, &found) != 0) fail(EXIT_RUNTIME, "%s: %s", path, strerror(errno));
+  if ((size_t)found.st_size != needed)
+    fail(EXIT_RUNTIME, "%s: has %lld bytes, payload/io.txt declares %zu; copy the folder again", path,
+         (long long)found.st_size, needed);
+  char *start = mmap(NULL, needed, PROT_READ, MAP_PRIVATE, file, 0);
+  if (start == MAP_FAILED) fail(EXIT_RUNTIME, "%s: cannot be mapped: %s", path, strerror(errno));
+  madvise(start, needed, MADV_WILLNEED);
+  close(file);
+  for (int i = 0; i < count; start += aligned(weights[i++].bytes)) data[i] = start;
 }
 
 void write_npy(const char *path, const Spec *spec, const void *data) {

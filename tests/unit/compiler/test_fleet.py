@@ -158,3 +158,30 @@ def test_a_damaged_fleet_is_read_or_refused_and_never_more(folder: Path, at: int
         assert str(refused)
     else:
         assert fleet.devices
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("evaluation: {task: verifcation, path: pairs}", "evaluation.task: must be verification, classification,"),
+        (
+            "evaluation: {task: verification, path: none}",
+            "evaluation.path: expected a file, a folder or module:function",
+        ),
+        ("evaluation: {task: verification, path: pairs, far: [0.001, 1]}", "evaluation.far[1]: must be less than 1"),
+        ("evaluation: {task: verification, path: pairs, images: none}", "evaluation.images: there is no folder"),
+        ("evaluation: {task: classification, path: pairs, classes: x}", "evaluation.classes: there is no file"),
+        ("preprocess: {mean: [1, 2]}", "preprocess: mean must hold one number, or 3 for rgb"),
+        ("preprocess: {scale: 0}", "preprocess.scale: must be greater than 0"),
+        ("preprocess: {colour: rgb}", "preprocess.colour: unknown key; did you mean 'color'?"),
+    ],
+)
+def test_a_mistake_in_tasks_and_data_is_told_with_its_key(folder: Path, line: str, said: str) -> None:
+    assert said in refusal(folder, f"{FLEET}{line}\n")
+
+
+def test_data_and_metrics_may_be_functions_and_keep_the_folder_of_the_fleet(folder: Path) -> None:
+    lines = "evaluation: {task: own.metrics:accuracy, path: own.data:samples}\ncalibration: {path: own.data:samples}\n"
+    fleet = load(folder, FLEET + lines + "preprocess: {size: [9, 8], margin_pct: 10}\n")
+    assert fleet.evaluation is not None and fleet.evaluation.path == folder / "own.data:samples"
+    assert fleet.preprocess is not None and fleet.preprocess.size == (9, 8)

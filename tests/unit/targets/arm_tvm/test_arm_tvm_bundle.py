@@ -280,6 +280,67 @@ def test_damaged_model_library_ends_with_1(folder, tmp_path):
     assert "model.so" in ended.stderr
 
 
+def test_report_tells_start_up_memory_and_where_it_ran(folder):
+    report = json.loads(start(folder, "--repeat", "1", "good.npy", "out.npy").stdout)
+    allowed = sorted(os.sched_getaffinity(0))
+    assert report["load_ms"] > 0 and report["first_ms"] > 0
+    assert 1 << 10 < report["peak_kib"] < 1 << 18
+    assert report["threads"] == 1
+    assert sorted(report["cpus"]) == allowed[: min(4, len(allowed))]  # the profile has four fast cores
+
+
+def test_runner_keeps_to_the_cpus_it_is_given(folder):
+    first = min(os.sched_getaffinity(0))
+    command = ["taskset", "-c", str(first), folder / "copied there" / "run", "--repeat", "1", "good.npy", "out.npy"]
+    ended = subprocess.run(command, cwd=folder, env={}, capture_output=True, text=True, timeout=60)
+    report = json.loads(ended.stdout)
+    assert (report["cpus"], report["threads"]) == ([first], 1)
+
+
+def test_threads_are_no_more_than_the_cores_of_the_device(folder, tmp_path):
+    shutil.copytree(folder / "copied there", tmp_path / "one")
+    (tmp_path / "one" / "payload" / "cores.txt").write_text("threads 9\nfast_cores 1\n")
+    command = [tmp_path / "one" / "run", "--repeat", "1", folder / "good.npy", tmp_path / "out.npy"]
+    report = json.loads(subprocess.run(command, env={}, capture_output=True, text=True, timeout=60).stdout)
+    assert (len(report["cpus"]), report["threads"]) == (1, 1)
+
+
+@pytest.mark.parametrize("text", ["", "threads 0\nfast_cores 1\n", "threads 2\n"])
+def test_cores_file_without_its_numbers_ends_with_1(folder, tmp_path, text):
+    shutil.copytree(folder / "copied there", tmp_path / "copied there")
+    (tmp_path / "copied there" / "payload" / "cores.txt").write_text(text)
+    shutil.copy(folder / "good.npy", tmp_path)
+    ended = start(tmp_path, "good.npy", "out.npy")
+    assert ended.returncode == 1
+    assert "cores.txt" in ended.stderr
+
+
+@pytest.mark.parametrize("change", [-1, 64])
+def test_weights_of_another_size_end_with_1(folder, tmp_path, change):
+    shutil.copytree(folder / "copied there", tmp_path / "copied there")
+    weights = tmp_path / "copied there" / "payload" / "weights.bin"
+    os.truncate(weights, weights.stat().st_size + change)
+    shutil.copy(folder / "good.npy", tmp_path)
+    ended = start(tmp_path, "good.npy", "out.npy")
+    assert ended.returncode == 1
+    assert "weights.bin" in ended.stderr and "copy the folder again" in ended.stderr
+
+
+@pytest.mark.parametrize("options", [aarch64, host])
+def test_weights_are_resident_once(options, tmp_path, cache_dir, pi5):
+    """A copy of them would show: they weigh more than everything else in the process."""
+    megabytes, peaks = 48, []
+    rows = megabytes * (1 << 20) // 4 // 1024
+    for width in (1024, 1):
+        weight = np.ones((rows, width), np.float32)
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Relu", ["p"], ["y"])]
+        model = make(nodes, {"x": (1, rows)}, {"y": (1, width)}, {"w": weight})
+        runner = TARGET.load(build(model, options, tmp_path / str(width), cache_dir, pi5))
+        peaks.append(runner.peak_memory_bytes({"x": np.ones((1, rows), np.float32)}))
+    weights_mib = (peaks[0] - peaks[1]) / (1 << 20)
+    assert megabytes * 0.9 < weights_mib < megabytes * 1.1
+
+
 def test_runner_checks_inputs_and_reports_failures(tmp_path, cache_dir, pi5):
     artifact = build(conv_model(), HOST, tmp_path / "out", cache_dir, pi5)
     runner = TARGET.load(artifact)
