@@ -71,7 +71,7 @@ def _found(bench: Bench, trials: tuple[Trial, ...], chosen: Trial, reason: str) 
         return Found(trials)
     made = replace(chosen.made, plan=settle(bench.job.plan, chosen.made.plan.rule, reason))
     with bench.clock.timed("layers"):
-        layers = list_layers(bench, made, kept=chosen.kept_float, sqnr_db=_errors(bench, chosen.made))
+        layers = list_layers(bench, made, sqnr_db=_errors(bench, chosen.made))
     return Found(trials, chosen, made, layers=layers)
 
 

@@ -34,6 +34,8 @@ RULE = f"minimum of {RUNS} runs"
 
 MIB = 1 << 20
 
+NO_ORIGINAL = "the target has no float32 build of this model to compare with"
+
 SMALLEST_BYTES = 4 << 20
 """A float model that takes less than this when it runs cannot be told from a process's own variation."""
 
@@ -83,6 +85,12 @@ def measure_footprint(bench: Bench, made: Made) -> Footprint:
     return Footprint(weights, evidence, max(0, peak - empty), where)
 
 
+def unbuilt_footprint(made: Made) -> Footprint:
+    """Memory of the float original where the target has no build of it: the weights of the rewritten model."""
+    float_model = ir.load(made.border.entries[0].files / BORDER)
+    return Footprint(measure(float_model).bytes, Evidence.ESTIMATED, None, Evidence.NONE, NO_ORIGINAL)
+
+
 def compare_footprints(original: Footprint, found: Footprint) -> dict[str, Figure]:
     """The two figures that the memory gates judge: percent less than the float original, negative where it is more."""
     return {"memory: weights": _weights_saved(original, found), "memory: run": _run_saved(original, found)}
@@ -91,7 +99,7 @@ def compare_footprints(original: Footprint, found: Footprint) -> dict[str, Figur
 def _weights_saved(original: Footprint, found: Footprint) -> Figure:
     evidence = max(original.weights_evidence, found.weights_evidence, key=_WEAKEST.index)
     value = 100.0 * (1.0 - found.weights_bytes / max(1, original.weights_bytes))
-    why = "the border models' weights: nothing was built here" if evidence == Evidence.ESTIMATED else ""
+    why = "weights of border models stand in for what was not built" if evidence == Evidence.ESTIMATED else ""
     return Figure(value, evidence, "payload bytes", why)
 
 
@@ -145,7 +153,7 @@ def _one_node(bench: Bench, op: str) -> Built:
 def _with_weights(model: ir.Model) -> ir.Model:
     """The model with its second input, if it has one, as weights."""
     for value in model.graph.inputs[1:]:
-        shape = tuple(int(size) for size in value.shape or ())
+        shape = tuple(size for size in value.shape or () if isinstance(size, int))
         value.const_value = ir.tensor(np.ones(shape, np.float32), name=value.name)
         model.graph.register_initializer(value)
         model.graph.inputs.remove(value)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compiler.artifact import Evidence
 from compiler.capability import PrecisionRule
+from compiler.errors import CompilerError, StorageError
 from compiler.fleet import Limits
 from compiler.gates import judge_gates
 from compiler.judge import Judge
 from compiler.plan import settle
 from compiler.quant import QuantOptions
-from compiler.search.accuracy import Accuracy, border_drop
+from compiler.search.accuracy import Accuracy, border_drop, measure_accuracy
 from compiler.search.bench import Bench
-from compiler.search.made import make_candidate_border
+from compiler.search.made import make, make_candidate_border
 from compiler.search.quantized import LayerRank, Variant, rank_layers, read_plan
 from compiler.search.reversal import fewest_layers
 from compiler.search.trial import Trial, run_trial
@@ -24,8 +26,8 @@ from compiler.search.work import list_work
 log = logging.getLogger("fleetc.build")
 
 ALTERNATIVES: tuple[QuantOptions, ...] = (
-    QuantOptions(observer="mse"),
     QuantOptions(observer="percentile"),
+    QuantOptions(observer="entropy"),
     QuantOptions(observer="min-max"),
 )
 """Options that are tried before layers go back to float: they cost no speed."""
@@ -58,6 +60,12 @@ class Trail:
     trials: list[Trial] = field(default_factory=list)
 
     @property
+    def runs_here(self) -> bool:
+        """Whether the first trial's artifact ran on this machine."""
+        first = self.trials[0].made
+        return first is not None and first.verdict.evidence == Evidence.HOST
+
+    @property
     def number(self) -> int:
         """Of the next trial."""
         return self.first + len(self.trials)
@@ -68,29 +76,40 @@ class Trail:
         return self.bench.options.search_budget - self.number
 
     def measure(self, variant: Variant, purpose: str) -> float:
-        """The judged drop of a variant's border model under ONNX Runtime: a trial without a build."""
-        plan = settle(self.bench.job.plan, self.rule, "tried by the search")
+        """The judged drop of a variant, and no more of it: infinite where it cannot be made.
+
+        The artifact is asked where it runs on this machine, and the border model elsewhere.
+        """
         log.info(
             "%s: trial %d: %s, %d layers in float", self.bench.name, self.number, self.rule.name, len(variant.kept)
         )
-        border = make_candidate_border(self.bench, plan, variant)
-        with self.bench.clock.timed("accuracy"):
-            drop = border_drop(self.bench, self.judge, border)
-        accuracy = Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")
+        try:
+            trial = self._measured(variant, purpose)
+        except StorageError:
+            raise
+        except CompilerError as error:
+            trial = Trial(self.number, purpose, self.rule.name, error=error, variant=variant)
+        self.trials.append(trial)
+        return _drop(trial) if trial.accuracy else math.inf
+
+    def _measured(self, variant: Variant, purpose: str) -> Trial:
+        plan = settle(self.bench.job.plan, self.rule, "tried by the search")
+        if self.runs_here:
+            made = make(self.bench, plan, variant, explain=False)
+            border = made.border
+            with self.bench.clock.timed("accuracy"):
+                accuracy = measure_accuracy(self.bench, self.judge, made)
+        else:
+            border = make_candidate_border(self.bench, plan, variant)
+            with self.bench.clock.timed("accuracy"):
+                drop = border_drop(self.bench, self.judge, border)
+            accuracy = Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")
         gates = judge_gates(Limits(accuracy_drop_pct=self.limit), {"accuracy": accuracy.figure})
         found = read_plan(border.entries)
-        self.trials.append(
-            Trial(
-                self.number,
-                purpose,
-                self.rule.name,
-                gates=gates,
-                accuracy=accuracy,
-                variant=variant,
-                warnings=found[1] if found else (),
-            )
+        warnings = found[1] if found else ()
+        return Trial(
+            self.number, purpose, self.rule.name, gates=gates, accuracy=accuracy, variant=variant, warnings=warnings
         )
-        return drop.judged_pct
 
 
 def search_mixed(
@@ -114,7 +133,7 @@ def search_mixed(
     options, drop = _best_options(trail, _drop(first))
     if drop <= limit:
         _build(trail, Variant(options), original, "options")
-    if not trail.trials[-1].passed and trail.trials[-1].made is None:
+    else:
         _revert(trail, options, drop, original, first)
     return tuple(trail.trials)
 
@@ -122,9 +141,10 @@ def search_mixed(
 def _best_options(trail: Trail, default: float) -> tuple[QuantOptions, float]:
     """The options that lose least; they are tried until one holds the limit."""
     best, least = QuantOptions(), default
-    for options in ALTERNATIVES:
-        if options == QuantOptions() or trail.budget <= 0:
-            continue
+    calibrated = trail.rule.scheme is not None and trail.rule.scheme.needs_calibration
+    for options in ALTERNATIVES if calibrated else ():
+        if trail.budget <= 0:
+            break
         drop = trail.measure(Variant(options), "options")
         if drop < least:
             best, least = options, drop
@@ -153,7 +173,7 @@ def _revert(trail: Trail, options: QuantOptions, drop: float, original: Trial | 
     count = found.count
     for _ in range(1 + RETRIES):
         trial = _build(trail, _keeping(options, ranks, count), original, "reversal")
-        if trial.error or _drop(trial) <= trail.limit or count >= most or trail.budget < 0:
+        if trial.error or _drop(trial) <= trail.limit or count >= most or trail.budget <= 0:
             return
         count = min(most, count + max(1, count // 4))
 
@@ -182,15 +202,15 @@ def _keeping(options: QuantOptions, ranks: Sequence[LayerRank], count: int) -> V
 
 
 def _most_layers(ranks: Sequence[LayerRank], first: Trial) -> int:
-    """How many of the worst layers hold no more than `MOST_WORK` of the multiply-accumulates."""
+    """How many of the worst layers hold no more than `MOST_WORK` of the multiply-accumulates; never all of them."""
     works = list_work(first.made.border.load()) if first.made else ()
     macs = {one.node: one.macs for one in works}
     total, done = sum(macs.values()) or 1.0, 0.0
     for count, one in enumerate(ranks):
         done += macs.get(one.node, 0.0)
         if done > MOST_WORK * total:
-            return count
-    return len(ranks)
+            return min(count, len(ranks) - 1)
+    return max(0, len(ranks) - 1)
 
 
 def _drop(trial: Trial) -> float:

@@ -20,7 +20,7 @@ from compiler.errors import InternalError
 from compiler.evaluate import Dataset
 from compiler.numerics import Arrays
 from compiler.portable import BORDER, EMBED_BYTES, RECORDS
-from compiler.quant import QuantOptions, QuantPlan, measure_sensitivity, quantize
+from compiler.quant import QuantOptions, QuantPlan, measure_sensitivity, plan_from_dict, quantize
 from compiler.save import save_model
 from compiler.scheme import QuantScheme
 from compiler.search.bench import Bench
@@ -77,7 +77,8 @@ def quantized_entry(bench: Bench, rule: PrecisionRule, variant: Variant, rewritt
 
     def make(folder: Path) -> None:
         model = ir.load(rewritten.files / BORDER)
-        found = quantize(model, Batches(data), scheme, variant.options, keep_float=variant.kept)
+        batches = Batches(data) if data else None
+        found = quantize(model, batches, scheme, variant.options, keep_float=variant.kept)
         save_model(found.model, folder / BORDER, external_above_bytes=EMBED_BYTES)
         (folder / RECORDS).write_text("[]", encoding="utf-8")
         value = {"plan": found.plan.to_dict(), "warnings": list(found.warnings)}
@@ -91,18 +92,19 @@ def read_plan(entries: Iterable[Entry]) -> tuple[QuantPlan, tuple[str, ...]] | N
     for entry in entries:
         if entry.stage == "quantize":
             value = json.loads((entry.files / _PLAN).read_text(encoding="utf-8"))
-            return QuantPlan.from_dict(value["plan"]), tuple(value["warnings"])
+            return plan_from_dict(value["plan"]), tuple(value["warnings"])
     return None
 
 
 def rank_layers(bench: Bench, rule: PrecisionRule, variant: Variant, entries: Iterable[Entry]) -> tuple[LayerRank, ...]:
     """The quantized layers, the worst first."""
-    scheme, data = _needs(bench, rule)
+    scheme, needed = _needs(bench, rule)
+    data = needed or (bench.data.judge.dataset if bench.data.judge else None)
     kept = list(entries)
     rewritten = next(entry for entry in kept if entry.stage == "rewrite")
     found = read_plan(kept)
-    if found is None:
-        raise InternalError("a candidate with a scheme has no quantized border model")
+    if found is None or data is None:
+        raise InternalError("a candidate with a scheme has no quantized border model, or no data to rank its layers on")
 
     def make(folder: Path) -> None:
         model = ir.load(rewritten.files / BORDER)
@@ -122,18 +124,19 @@ def options_to_dict(options: QuantOptions) -> dict[str, Any]:
     return asdict(options)
 
 
-def _needs(bench: Bench, rule: PrecisionRule) -> tuple[QuantScheme, Dataset]:
-    if rule.scheme is None or bench.data.calibration is None:
-        raise InternalError(f"{rule.name} has no scheme, or there are no calibration data")
-    return rule.scheme, bench.data.calibration
+def _needs(bench: Bench, rule: PrecisionRule) -> tuple[QuantScheme, Dataset | None]:
+    if rule.scheme is None:
+        raise InternalError(f"{rule.name} has no scheme")
+    return rule.scheme, bench.data.calibration if rule.scheme.needs_calibration else None
 
 
-def _parts(rewritten: Entry, scheme: QuantScheme, data: Dataset, variant: Variant) -> tuple[tuple[str, str], ...]:
+def _parts(
+    rewritten: Entry, scheme: QuantScheme, data: Dataset | None, variant: Variant
+) -> tuple[tuple[str, str], ...]:
     return (
         ("rewrite", rewritten.digest),
         ("scheme", canonical_json(asdict(scheme))),
-        ("data", data.digest),
-        ("samples", str(data.count)),
+        ("data", f"{data.digest} {data.count}" if data else "none"),
         ("options", canonical_json(asdict(variant.options))),
         ("kept", canonical_json(dict(variant.kept))),
         ("compiler", code_digest("compiler.quant")),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PLATEAU = 3
+PLATEAU = 4
 """Doublings without a gain after which the search for this candidate ends."""
 
 GAIN = 0.05

@@ -14,7 +14,7 @@ from compiler.gates import Figure, Gate, hold, judge_gates
 from compiler.plan import settle
 from compiler.search.accuracy import Accuracy, measure_accuracy
 from compiler.search.bench import Bench
-from compiler.search.footprint import Footprint, compare_footprints, measure_footprint
+from compiler.search.footprint import Footprint, compare_footprints, measure_footprint, unbuilt_footprint
 from compiler.search.made import Made, make
 from compiler.search.quantized import Variant, options_to_dict, read_plan
 from compiler.search.speed import Speed, latency_figure, measure_speed
@@ -22,7 +22,6 @@ from compiler.search.speed import Speed, latency_figure, measure_speed
 log = logging.getLogger("fleetc.build")
 
 QUANTIZED = "the model is already quantized: there is no float original to compare with"
-NO_ORIGINAL = "the target has no float32 build to compare with"
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,7 @@ def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int,
     with bench.clock.timed("accuracy"):
         accuracy = measure_accuracy(bench, judge, made) if judge else None
     with bench.clock.timed("measure"):
-        base = original.made if original and original.made else made
-        speed = measure_speed(bench, made, base)
+        speed = measure_speed(bench, made, original.made if original else None)
         footprint = measure_footprint(bench, made)
         figures = _memory(bench, footprint, made, original) | {"latency": latency_figure(bench, made, speed)}
     if accuracy:
@@ -169,11 +167,10 @@ def _memory(bench: Bench, footprint: Footprint, made: Made, original: Trial | No
     if bench.is_quantized:
         none = Figure(None, Evidence.NONE, why=QUANTIZED)
         return {"memory: weights": none, "memory: run": none}
-    if original is None or original.footprint is None:
-        if made.plan.yardstick is None:
-            none = Figure(None, Evidence.NONE, why=NO_ORIGINAL)
-            return {"memory: weights": none, "memory: run": none}
+    if made.plan.rule == made.plan.yardstick:
         return compare_footprints(footprint, footprint)
+    if original is None or original.footprint is None:
+        return compare_footprints(unbuilt_footprint(made), footprint)
     return compare_footprints(original.footprint, footprint)
 
 
