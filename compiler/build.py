@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from compiler.artifact import Artifact, TensorSpec, artifact_from_dict, artifact_to_dict, leaves_folder
 from compiler.capability import refuse_unsupported
@@ -19,6 +20,7 @@ from compiler.portable import Border
 from compiler.profile import HardwareProfile, to_yaml
 from compiler.store import Entry, Stage, Store, canonical_json
 from compiler.target import Target
+from compiler.tune import Choice
 
 DESCRIPTION = "artifact.json"
 
@@ -42,7 +44,8 @@ def build_artifact(
         ToolchainFailed: It crashed, hung, or made something else than was asked for.
     """
     refuse_unsupported(border.load(), target.capability(profile), target=target.name)
-    stage = Stage("build", _key(border, plan, profile, target))
+    chosen = ("schedule", canonical_json(plan.target_plan.schedule))
+    stage = Stage("build", (*target_key(border, plan, target), chosen))
 
     def make(folder: Path) -> None:
         artifact = build_loose(border.path, plan, profile, folder=folder, limits=limits)
@@ -62,12 +65,7 @@ def build_loose(border: Path, plan: Plan, profile: HardwareProfile, *, folder: P
     Raises:
         CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
     """
-    request = BuildRequest(
-        precision=plan.precision,
-        dims={name: asdict(sizes) for name, sizes in plan.target_plan.dims.items()},
-        threads=plan.target_plan.threads,
-        cache_dir=plan.target_plan.cache_dir,
-    )
+    request = BuildRequest.of(plan)
     return build_in_child(border, request, profile, workdir=folder, limits=limits, where=f"{plan.device}: build")
 
 
@@ -79,6 +77,14 @@ class BuildRequest:
     dims: Mapping[str, Mapping[str, int]]
     threads: int
     cache_dir: Path
+    schedule: Mapping[str, Choice] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: Plan) -> BuildRequest:
+        """What the plan's own build is told."""
+        told = plan.target_plan
+        dims = {name: asdict(sizes) for name, sizes in told.dims.items()}
+        return cls(plan.precision, dims, told.threads, told.cache_dir, dict(told.schedule))
 
 
 def build_in_child(
@@ -90,13 +96,16 @@ def build_in_child(
         CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
     """
     with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        folder = Path(name)
-        (folder / "profile.yaml").write_text(to_yaml(profile), encoding="utf-8")
-        paths = {"border": border.absolute(), "workdir": workdir.absolute(), "profile": folder / "profile.yaml"}
-        values = {**asdict(request), "cache_dir": request.cache_dir.absolute(), **paths}
-        texts = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
-        value = run_child("build", texts, folder=folder, limits=limits, where=where)
+        told = {**told_child(border, request, profile, Path(name)), "workdir": str(workdir.absolute())}
+        value = run_child("build", told, folder=Path(name), limits=limits, where=where)
     return artifact_from_dict({**value, "root": str(workdir)})
+
+
+def told_child(border: Path, request: BuildRequest, profile: HardwareProfile, folder: Path) -> dict[str, Any]:
+    """What a child process that works on a border model for a plan is told; the profile is written into its folder."""
+    (folder / "profile.yaml").write_text(to_yaml(profile), encoding="utf-8")
+    paths = {"border": border, "profile": folder / "profile.yaml", "cache_dir": request.cache_dir}
+    return {**asdict(request), **{name: str(path.absolute()) for name, path in paths.items()}}
 
 
 def check_artifact(artifact: Artifact, border: Border) -> None:
@@ -117,7 +126,8 @@ def check_artifact(artifact: Artifact, border: Border) -> None:
         )
 
 
-def _key(border: Border, plan: Plan, profile: HardwareProfile, target: Target) -> tuple[tuple[str, str], ...]:
+def target_key(border: Border, plan: Plan, target: Target) -> tuple[tuple[str, str], ...]:
+    """Named parts of all that a target's work on a border model depends on, but the schedule."""
     return (
         ("border", border.digest),
         ("target", target.name),

@@ -170,6 +170,7 @@ def _build_again(delivered: Delivered, border: Border, folder: Path, cache: Path
         dims={name: sizes for name, sizes in plan["dims"].items() if sizes["min"] != sizes["max"]},
         threads=int(plan["choices"]["threads"]["value"]),
         cache_dir=cache / "toolchains",
+        schedule={one["workload"]: one["choice"] for one in delivered.manifest.get("tuning", ())},
     )
     where = f"{delivered.manifest['device']}: finish"
     artifact = build_in_child(border.path, request, profile, workdir=folder, limits=limits, where=where)

@@ -79,7 +79,7 @@ def run_child(work: str, request: dict[str, Any], *, folder: Path, limits: Child
         try:
             verdict = _watch(child, limits)
         finally:
-            _kill(child)
+            kill_child(child)
     return _response(folder, child.returncode, verdict, where)
 
 
@@ -92,12 +92,13 @@ def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> str:
             return ""
         if time.monotonic() > deadline:
             return f"did not finish within {limits.timeout_s:g} s"
-        used = _resident_bytes(child.pid)
+        used = resident_bytes(child.pid)
         if used > ceiling:
             return f"used {used // MIB} MiB of memory, more than its limit of {ceiling // MIB} MiB"
 
 
-def _resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process and its children, in bytes."""
     total = 0
     try:
         parent = psutil.Process(pid)
@@ -108,7 +109,8 @@ def _resident_bytes(pid: int) -> int:
     return total
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
+def kill_child(child: subprocess.Popen[bytes]) -> None:
+    """Kills a child and all tools of its session, and waits for it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     if child.stdin:
@@ -120,28 +122,30 @@ def _response(folder: Path, code: int, verdict: str, where: str) -> Any:
     path = folder / "response.json"
     if verdict:
         remedy = "Raise --build-timeout or --build-memory if that limit was too low for this model."
-        raise ToolchainFailed(f"the toolchain {verdict}{_log_tail(folder)}", where=where, remedy=remedy)
+        raise ToolchainFailed(f"the toolchain {verdict}{log_tail(folder)}", where=where, remedy=remedy)
     if not path.exists():
         remedy = "Run it again; if it happens again, report it to the toolchain's makers with the border model."
-        raise ToolchainFailed(f"the toolchain {_death(code)}{_log_tail(folder)}", where=where, remedy=remedy)
+        raise ToolchainFailed(f"the toolchain {death_of(code)}{log_tail(folder)}", where=where, remedy=remedy)
     response = json.loads(path.read_text(encoding="utf-8"))
     if "error" in response:
         error = from_dict(response["error"])
         if isinstance(error, InternalError):
-            error.what += _log_tail(folder)
+            error.what += log_tail(folder)
         error.where = f"{where}: {error.where}" if error.where else where
         raise error
     return response["value"]
 
 
-def _death(code: int) -> str:
+def death_of(code: int) -> str:
+    """How a process ended, from its return code."""
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         return f"crashed with signal {name}"
     return f"ended with exit code {code} and no result"
 
 
-def _log_tail(folder: Path) -> str:
+def log_tail(folder: Path) -> str:
+    """The last lines a child wrote into its `log.txt`, to stand behind a message; empty if it wrote nothing."""
     with (folder / "log.txt").open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
         text = file.read().decode("utf-8", "replace")

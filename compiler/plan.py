@@ -15,7 +15,7 @@ from compiler.gates import Demands, make_demands
 from compiler.isolate import ChildLimits
 from compiler.passes.pipelines import PORTABLE
 from compiler.profile import HardwareProfile, profile_digest, validate_options
-from compiler.target import Target, TargetPlan
+from compiler.target import Target, TargetPlan, Tunes
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def make_plan(
                 "as imported", "the portable half keeps ONNX's channels-first layout; the target chooses its own"
             ),
             "pruning": Choice("off", "nothing asks for it"),
-            "tuning": Choice("none", "no tuning log applies; the target's own heuristics decide"),
+            "tuning": _choose_tuning(target),
             "threads": threads,
         },
         target_plan=TargetPlan(
@@ -267,6 +267,12 @@ def _refuse_ranges(device: DeviceClass, capability: Capability, target: Target) 
             where=device.place,
             remedy="Give each one size, for example `batch: 1`, or make one device class per size.",
         )
+
+
+def _choose_tuning(target: Target) -> Choice:
+    if not isinstance(target, Tunes):
+        return Choice("none", "the target has no kernels with a choice")
+    return Choice("by the log", "kernel by kernel once the border model is made; `fleetc plan --kernels` lists them")
 
 
 def _choose_threads(profile: HardwareProfile) -> Choice:

@@ -19,6 +19,7 @@ class TensorFormat:
         granularity: One scale per tensor, per output channel, or per block of `block_size` inputs.
         narrow: Whether the lowest value is left out, so that the range is as wide below zero as above.
         block_size: Elements that share a scale; 0 where the granularity is another.
+        positive: Element type instead, with zero point 0, where no observed value is below zero; empty: the same.
     """
 
     dtype: str
@@ -26,17 +27,23 @@ class TensorFormat:
     granularity: Granularity = "tensor"
     narrow: bool = False
     block_size: int = 0
+    positive: str = ""
 
 
 @dataclass(frozen=True)
 class OpScheme:
     """How one operator runs in few bits.
 
+    An operator without `weights` runs so only where a quantized operator reads its result: by itself it would gain
+    nothing.
+
     Args:
-        inputs: Input index → format, for inputs that are computed at run time.
+        inputs: Input index → format, for inputs that are computed at run time. A value that several operators read
+            has the format of the last of them.
         weights: Input index → format, for inputs that are constants.
         float_bias: Whether its bias stays float32; otherwise it becomes int32 of scale input × weight.
-        fuses: Operators that may follow it before its result is quantized, in one kernel (`Relu`, `Add`, `Clip`).
+        fuses: Operators that may follow it before its result is quantized, in one kernel (`Relu`, `Clip`). `Add` among
+            them: the sum with another value is computed in that kernel, and only the other value is quantized.
         quantizes_output: Whether its result is quantized where a quantized operator reads it; otherwise it hands on
             what it was given (`MaxPool`, `Reshape`: same scale in and out).
     """
@@ -57,9 +64,12 @@ class QuantScheme:
         ops: Operator → how it runs quantized; an operator that is missing stays in floating point.
         compute: Precision of what is not quantized: `fp32`, `fp16`, `bf16`.
         needs_calibration: Whether ranges of activations must be observed on data.
+        min_inputs: Terms of a product (inputs × window) from which a Conv, Gemm or MatMul is quantized; below it the
+            work of quantizing its input outweighs the gain.
     """
 
     name: str
     ops: Mapping[str, OpScheme]
     compute: str = "fp32"
     needs_calibration: bool = True
+    min_inputs: int = 0

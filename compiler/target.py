@@ -21,6 +21,7 @@ from compiler.capability import Capability
 from compiler.errors import TargetNotFound, TargetUnavailable
 from compiler.fleet import Range
 from compiler.profile import HardwareProfile
+from compiler.tune import Choice, DeviceType, Measurement, Tunable
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,6 +42,8 @@ class TargetPlan:
         options: The profile's `target_options` as the target's own `Options`.
         dims: Symbolic dimension left in the border model → its range. Dimensions with one value are already bound.
         threads: Threads the artifact shall use on the device.
+        schedule: Workload of a kernel → the choice it is built with; a kernel that is not in it is built with the
+            target's own first choice.
         cache_dir: Where toolchain downloads and intermediate caches may be kept; never part of a key.
     """
 
@@ -48,6 +51,7 @@ class TargetPlan:
     options: Any
     dims: Mapping[str, Range] = field(default_factory=dict)
     threads: int = 1
+    schedule: Mapping[str, Choice] = field(default_factory=dict)
     cache_dir: Path = field(default=Path(), compare=False)
 
 
@@ -84,12 +88,60 @@ class Runner(Protocol):
         """Frees what the runner holds."""
 
 
+@dataclass(frozen=True)
+class Backend:
+    """Where trials of tuning are measured.
+
+    Args:
+        kind: `host`, `rpc` or `emulator`.
+        tracker: `host:port` of TVM's tracker; for `rpc`.
+        key: Under which the tracker knows the boards; for `rpc`.
+        trial_s: Wall time one trial may take, in seconds.
+    """
+
+    kind: str = "host"
+    tracker: str = ""
+    key: str = ""
+    trial_s: float = 20.0
+
+
+class Measurer(Protocol):
+    """Measures the choices of a model's kernels, one at a time.
+
+    The evidence decides the unit of its figures. The device is this machine, or the profile's behind a tracker or in an
+    emulator.
+    """
+
+    @property
+    def evidence(self) -> Evidence:
+        """Where its figures are from."""
+
+    @property
+    def device(self) -> DeviceType:
+        """What answers."""
+
+    def measure(self, kernel: Tunable, choice: Choice) -> Measurement:
+        """One trial. Raises TargetUnavailable where nothing can be measured any more; all else is the trial's fault."""
+
+
+@runtime_checkable
+class Tunes(Protocol):
+    """What a target that can be tuned offers beside `Target`'s members."""
+
+    def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
+        """The kernels of a border model that have choices, each workload once; may import the toolchain."""
+
+    def measurer(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Measurer:
+        """What measures them. Raises TargetUnavailable where the back-end is not there, or the target has none."""
+
+
 @runtime_checkable
 class Target(Protocol):
     """One toolchain and the devices it builds for.
 
     A target may also offer `unavailable_here(artifact) -> str`: why an artifact cannot run on this machine, found out
-    cheaply and without the toolchain, or nothing. It saves the process in which `load` would find it out.
+    cheaply and without the toolchain, or nothing. It saves the process in which `load` would find it out. One that can
+    be tuned offers what `Tunes` has.
     """
 
     name: str

@@ -11,24 +11,24 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from compiler.artifact import Evidence, artifact_from_dict, artifact_to_dict
-from compiler.errors import CompilerError, InternalError
+from compiler.errors import CompilerError, InternalError, TargetUnavailable, ToolchainFailed
 from compiler.fleet import Range
 from compiler.numerics import write_arrays
-from compiler.profile import load_profile, validate_options
-from compiler.target import TargetPlan, find_target
+from compiler.profile import HardwareProfile, load_profile, validate_options
+from compiler.target import Backend, Measurer, Target, TargetPlan, Tunes, find_target
+from compiler.tune import Tunable
 from compiler.worker_figures import evaluate, footprint, profile, race, read_npz
 
 PR_SET_PDEATHSIG = 1
 
 
-def build(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Builds a border model; gives the artifact's description."""
-    import onnx_ir as ir
-
+def planned(request: Mapping[str, Any]) -> tuple[HardwareProfile, Target, TargetPlan]:
+    """The profile, the target and its part of the plan that a request names. Raises TargetUnavailable as `check`."""
     device = load_profile(Path(request["profile"]))
     target = find_target(device.target)
     target.check(device)
@@ -37,24 +37,74 @@ def build(request: Mapping[str, Any]) -> dict[str, Any]:
         options=validate_options(target.Options, device),
         dims={name: Range(**sizes) for name, sizes in request["dims"].items()},
         threads=request["threads"],
+        schedule=request.get("schedule", {}),
         cache_dir=Path(request["cache_dir"]),
     )
+    return device, target, plan
+
+
+def build(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Builds a border model; gives the artifact's description."""
+    import onnx_ir as ir
+
+    device, target, plan = planned(request)
     model = ir.load(request["border"])
     return artifact_to_dict(target.build(model, plan, device, workdir=Path(request["workdir"])))
+
+
+def kernels(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The kernels of a border model that have choices."""
+    import onnx_ir as ir
+
+    device, target, plan = planned(request)
+    found = target.tunables(ir.load(request["border"]), plan, device) if isinstance(target, Tunes) else ()
+    return [asdict(kernel) for kernel in found]
+
+
+def measure(request: Mapping[str, Any]) -> None:
+    """Measures one trial per line that is asked for, until nobody asks any more; `compiler.measuring` is the asker."""
+    import onnx_ir as ir
+
+    device, target, plan = planned(request)
+    if not isinstance(target, Tunes):
+        raise TargetUnavailable(f"target '{target.name}' has nothing to tune")
+    measurer = target.measurer(ir.load(request["border"]), plan, device, Backend(**request["backend"]))
+    with open(request["answers_fd"], "w", encoding="utf-8") as answers:  # noqa: PTH123  a pipe of our parent's
+        _tell(answers, {"evidence": str(measurer.evidence), "device": asdict(measurer.device)})
+        with open(request["questions_fd"], encoding="utf-8") as questions:  # noqa: PTH123
+            for line in questions:
+                _tell(answers, _answer(measurer, json.loads(line)))
+
+
+def _answer(measurer: Measurer, asked: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        kernel = Tunable(**{**asked["kernel"], "choices": tuple(asked["kernel"]["choices"])})
+        return {"values": list(measurer.measure(kernel, asked["choice"]).values)}
+    except CompilerError as error:
+        return error.to_dict()
+    except Exception as error:  # whatever a toolchain raises of a trial is that trial's result
+        traceback.print_exc()
+        return ToolchainFailed(f"{type(error).__name__}: {error}"[:1000]).to_dict()
+
+
+def _tell(answers: Any, value: Mapping[str, Any]) -> None:
+    answers.write(json.dumps(value) + "\n")
+    answers.flush()
 
 
 def execute(request: Mapping[str, Any]) -> dict[str, Any]:
     """Runs an artifact on every input file; writes the outputs beside, gives evidence, latencies and notes.
 
-    With `repeat`, every input is run that many times more and each run is timed. With `instructions`, a runner that can
-    count guest instructions does so on the first input.
+    With `repeat`, every input is run that many times more and each run is timed. With `instructions`, a runner that
+    emulates and can count guest instructions does so on the first input.
     """
     artifact = artifact_from_dict(request["artifact"])
     runner = find_target(artifact.target).load(artifact)
     try:
         repeat = 0 if runner.evidence == Evidence.EMULATOR else request["repeat"]  # an emulator's time is no figure
         times = [_run_once(runner, Path(item["inputs"]), Path(item["outputs"]), repeat) for item in request["items"]]
-        count = getattr(runner, "count_instructions", None) if request["instructions"] else None
+        is_counted = request["instructions"] and runner.evidence == Evidence.EMULATOR
+        count = getattr(runner, "count_instructions", None) if is_counted else None
         return {
             "evidence": str(runner.evidence),
             "note": getattr(runner, "note", ""),
@@ -65,8 +115,10 @@ def execute(request: Mapping[str, Any]) -> dict[str, Any]:
         runner.close()
 
 
-WORK: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+WORK: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "build": build,
+    "kernels": kernels,
+    "measure": measure,
     "execute": execute,
     "evaluate": evaluate,
     "footprint": footprint,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -21,14 +20,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import psutil
+from bench_record import ROOT, Figures, bar, commit, machine, versions
 from process_cost import MEASURED, Cost, run_measured
 
-ROOT = Path(__file__).resolve().parent.parent
 FACE = ROOT / "examples" / "face"
 FLEETC = str(Path(sys.executable).with_name("fleetc"))
 TOOLS = (
@@ -46,8 +42,6 @@ ONNXSIM = """import sys, onnx, onnxsim
 model, _ = onnxsim.simplify(onnx.load(sys.argv[1]))
 onnx.save(model, sys.argv[2], save_as_external_data=sys.argv[3] == "external")"""
 
-Figures = dict[str, Any]
-
 
 def main() -> None:
     """Runs the sections asked for and writes the file after each."""
@@ -61,11 +55,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fleetc-bench-", dir=arguments.scratch) as name:
         for section in arguments.section or [name for name in SECTIONS if name != "demo"]:
             print(f"{section} …", file=sys.stderr)
-            head = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **_commit()}
+            head = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **commit()}
             load = os.getloadavg()
             found = SECTIONS[section](Path(name), arguments.runs)
             head["load_average_before"] = [round(one, 2) for one in load]
-            recorded["machine"], recorded["versions"] = _machine(), _versions()
+            recorded["machine"], recorded["versions"] = machine(), versions(("fleetc", *TOOLS))
             recorded["measured"] = MEASURED
             recorded.setdefault("sections", {})[section] = head | found
             arguments.out.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
@@ -81,7 +75,7 @@ def start_up(scratch: Path, runs: int) -> Figures:
     }
     found = {name: _summary([run_measured(command) for _ in range(runs)]) for name, command in commands.items()}
     bars = [
-        _bar(f"fleetc {name}: wall s", found[name]["wall_s"]["median"], 0.6, stated=False)
+        bar(f"fleetc {name}: wall s", found[name]["wall_s"]["median"], 0.6, stated=False)
         for name in ("version", "plan")
     ]
     return {**found, "bars": bars}
@@ -108,10 +102,10 @@ def fleet(scratch: Path, runs: int) -> Figures:
         "warm": {**_spread(warm, "wall_s"), "runs": warm, "imports_s": imports["wall_s"]["median"]},
         "one_profile_changed": {**changed, "changed": CHANGED_DEVICE, "rebuilt": rebuilt},
         "bars": [
-            _bar("warm rebuild after start-up: s", warm_s, 2.0),
-            _bar("devices rebuilt after one profile changed", len(rebuilt), 1) | {"rebuilt": rebuilt},
-            _bar("portable half of the face model within a cold build: s", max(portable), 10.0),
-            _bar("own time per device beside vendor tools, verification and portable half: s", max(own), 2.0),
+            bar("warm rebuild after start-up: s", warm_s, 2.0),
+            bar("devices rebuilt after one profile changed", len(rebuilt), 1) | {"rebuilt": rebuilt},
+            bar("portable half of the face model within a cold build: s", max(portable), 10.0),
+            bar("own time per device beside vendor tools, verification and portable half: s", max(own), 2.0),
         ],
     }
 
@@ -136,7 +130,7 @@ def demo(scratch: Path, runs: int) -> Figures:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     cost = run_measured(["./scripts/demo"], cwd=clone, env=os.environ | {"FLEETC_CACHE": str(scratch / "demo-cache")})
     table = cost.stdout.splitlines()[-14:]
-    bars = [_bar("whole demo, installation included: s", cost.wall_s, 360.0)]
+    bars = [bar("whole demo, installation included: s", cost.wall_s, 360.0)]
     return {**cost.figures(), "stdout": table, "bars": bars}
 
 
@@ -213,9 +207,9 @@ def _against_onnxsim(fleet_file: Path, model: Path, scratch: Path, runs: int) ->
     steps = [json.loads(one.stdout) for one in ours]
     half = [step["read_s"] + step["bind_s"] + step["border_s"] for step in steps]
     ratio = mine["peak_rss_bytes"]["median"] / size
-    bars = [_bar("peak resident memory of the portable half / size of the model", ratio, 1.5)]
+    bars = [bar("peak resident memory of the portable half / size of the model", ratio, 1.5)]
     if size < 1 << 28:  # a small model cannot outweigh an interpreter; the bar is about models
-        bars = [_bar("portable half: s", statistics.median(half), 10.0)]
+        bars = [bar("portable half: s", statistics.median(half), 10.0)]
     return {
         "model_bytes": size,
         "portable": mine,
@@ -243,40 +237,11 @@ def _spread(runs: Sequence[Figures], name: str) -> Figures:
     return {"median": round(statistics.median(values), 3), "min": min(values), "max": max(values)}
 
 
-def _bar(what: str, found: float, limit: float, *, stated: bool = True) -> Figures:
-    """A figure, the bar it must not exceed, and whether it holds; `stated` is False for an aim of our own."""
-    return {"what": what, "found": round(found, 3), "at_most": limit, "is_met": found <= limit, "is_stated": stated}
-
-
 def _print_bars(sections: Figures) -> None:
     for name, section in sections.items():
-        for bar in section["bars"]:
-            word = "met" if bar["is_met"] else "NOT MET"
-            print(f"{word:8} {name}: {bar['what']}: {bar['found']} (at most {bar['at_most']})")
-
-
-def _commit() -> Figures:
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
-    return {"commit": commit, "has_uncommitted_changes": bool(changes.strip())}
-
-
-def _machine() -> Figures:
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    memory = psutil.virtual_memory().total >> 20
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_mib": memory, "system": platform.platform()}
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in ("fleetc", *TOOLS)}}
+        for one in section["bars"]:
+            word = "met" if one["is_met"] else "NOT MET"
+            print(f"{word:8} {name}: {one['what']}: {one['found']} (at most {one['at_most']})")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,13 @@ from compiler import show
 from compiler.cli.options import FILE, FOLDER, build_options, cache_option, child_options, json_option, options_of
 from compiler.cli.output import PARTIAL, print_json
 from compiler.plan import BuildOptions
+from compiler.show_tuning import kernels_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compiler.fleet import Fleet
+    from compiler.jobs import Job
 
 
 @click.command()
@@ -53,19 +60,25 @@ def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) 
 
 @click.command()
 @click.argument("fleet", type=FILE)
+@click.option("--kernels", is_flag=True, help="Also each kernel's schedule and its record; needs the toolchain.")
 @build_options
+@cache_option
 @json_option
-def plan(fleet: Path, as_json: bool, **options: Any) -> None:
+def plan(fleet: Path, as_json: bool, kernels: bool, **options: Any) -> None:
     """Print what would be done for each device of a FLEET file, and why, without touching a toolchain."""
     from compiler.errors import combine
     from compiler.jobs import plan_fleet
 
-    _, jobs, missing = plan_fleet(fleet, BuildOptions(**options))
-    value = {"plans": [job.plan.to_dict() for job in jobs], "missing": {k: e.to_dict() for k, e in missing.items()}}
+    chosen = BuildOptions(**options)
+    read, jobs, missing = plan_fleet(fleet, chosen)
+    value: dict[str, Any] = {"plans": [job.plan.to_dict() for job in jobs]}
+    value |= {"missing": {name: error.to_dict() for name, error in missing.items()}}
     if as_json:
         PARTIAL.update(value)
     elif jobs:
         click.echo("\n\n".join(show.plan_text(job.plan) for job in jobs))
+    if kernels:
+        value["kernels"] = _kernels(read, jobs, chosen, as_json=as_json)
     if missing:
         raise combine(list(missing.values()))
     if as_json:
@@ -82,6 +95,16 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
 
     changes = compare_builds(first, second)
     print_json([asdict(change) for change in changes]) if as_json else click.echo(show.changes_text(changes))
+
+
+def _kernels(fleet: Fleet, jobs: Sequence[Job], options: BuildOptions, *, as_json: bool) -> dict[str, Any]:
+    """What each kernel of each device would be built with."""
+    from compiler.tuning import plan_kernels
+
+    found = {job.device.name: plan_kernels(job, fleet, cache=options.cache, child=options.child) for job in jobs}
+    if not as_json:
+        click.echo("\n" + "\n\n".join(kernels_text(name, one.to_dict()) for name, one in found.items()))
+    return {name: one.to_dict() for name, one in found.items()}
 
 
 def _device_json(device: Any) -> dict[str, Any]:

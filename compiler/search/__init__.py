@@ -69,7 +69,7 @@ def search_precision(bench: Bench) -> Found:
 def _found(bench: Bench, trials: tuple[Trial, ...], chosen: Trial, reason: str) -> Found:
     if chosen.made is None:
         return Found(trials)
-    made = replace(chosen.made, plan=settle(bench.job.plan, chosen.made.plan.rule, reason))
+    made = replace(chosen.made, plan=settle(chosen.made.plan, chosen.made.plan.rule, reason))
     with bench.clock.timed("layers"):
         layers = list_layers(bench, made, sqnr_db=_errors(bench, chosen.made))
     return Found(trials, chosen, made, layers=layers)

@@ -10,11 +10,13 @@ from compiler.bisect import explain_divergence
 from compiler.build import Built, build_artifact
 from compiler.errors import GateFailed
 from compiler.inputs import sizes_label
+from compiler.kernels import choose_schedule, list_kernels, tuning_log
 from compiler.plan import Plan
 from compiler.portable import Border, make_border
 from compiler.search.bench import Bench
 from compiler.search.quantized import Variant, quantized_entry
 from compiler.store import Entry
+from compiler.tune import Scheduled
 from compiler.verify import Point, Verdict, reference_points, verify_artifact
 
 log = logging.getLogger("fleetc.build")
@@ -30,6 +32,7 @@ class Made:
         built: The artifact.
         points: Inputs and expected outputs it was compared on.
         verdict: Parity, and what was timed or counted beside.
+        kernels: What each of its kernels is built with, and by which record; none where the target cannot be tuned.
     """
 
     plan: Plan
@@ -37,6 +40,7 @@ class Made:
     built: Built
     points: tuple[Point, ...]
     verdict: Verdict
+    kernels: tuple[Scheduled, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -70,6 +74,10 @@ def make(bench: Bench, plan: Plan, variant: Variant, *, explain: bool) -> Made:
     """
     job, ready = bench.job, bench.ready
     border = make_candidate_border(bench, plan, variant)
+    with bench.clock.timed("kernels"):
+        found = list_kernels(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
+        kernels = choose_schedule(found, plan, job.profile, tuning_log(bench.options.cache))
+        plan = kernels.plan
     with bench.clock.timed("build"):
         built = build_artifact(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
     with bench.clock.timed("reference"):
@@ -77,7 +85,7 @@ def make(bench: Bench, plan: Plan, variant: Variant, *, explain: bool) -> Made:
         points = reference_points(model, digest, ready.inputs.points, bench.store)
     with bench.clock.timed("verify"):
         verdict = _verify(bench, plan, border, built, points, explain=explain)
-    return Made(plan, border, built, points, verdict)
+    return Made(plan, border, built, points, verdict, kernels.scheduled)
 
 
 def make_candidate_border(bench: Bench, plan: Plan, variant: Variant) -> Border:

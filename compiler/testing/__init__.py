@@ -17,6 +17,7 @@ from compiler.testing.backend import onnx_backend_cases
 from compiler.testing.blocks import blocks
 from compiler.testing.case import Case, evaluate, text_case
 from compiler.testing.fake import FakeTarget, install_plugin
+from compiler.testing.fake_tuning import FakeTunedTarget
 from compiler.testing.layers import activations, convolutions, pools, products
 from compiler.testing.run import Outcome, Status, check_target, run_case
 from compiler.testing.tensors import arithmetic, movement
@@ -24,6 +25,7 @@ from compiler.testing.tensors import arithmetic, movement
 __all__ = [
     "Case",
     "FakeTarget",
+    "FakeTunedTarget",
     "Outcome",
     "Status",
     "check_target",

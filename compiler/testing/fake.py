@@ -106,7 +106,7 @@ class FakeTarget:
         """Writes the model, or what else was requested."""
         options: Options = plan.options
         time.sleep(options.seconds)
-        _misbehave(options.build)
+        misbehave(options.build)
         path = workdir / "payload" / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         files = save_model(model, path)
@@ -136,7 +136,7 @@ class _EvaluatorRunner:
         self._model, self._behaviour = onnx.load(path), behaviour
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
-        _misbehave(self._behaviour)
+        misbehave(self._behaviour)
         outputs = evaluate(self._model, inputs)
         return {name: _wrong(value) for name, value in outputs.items()} if self._behaviour == "wrong" else outputs
 
@@ -166,7 +166,9 @@ def install_plugin(folder: Path, name: str, source: str, *, attribute: str = "TA
     return module
 
 
-def _misbehave(behaviour: str) -> None:
+def misbehave(behaviour: str, seconds: float = 0.0) -> None:
+    """Does what `build`, `run` and `trial` of the options name; takes `seconds` before it."""
+    time.sleep(seconds)
     if behaviour == "fail":
         raise ToolchainFailed("the fake toolchain failed, as it was told to")
     if behaviour == "refuse":

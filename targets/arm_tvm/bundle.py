@@ -46,12 +46,17 @@ def write_bundle(
     Returns:
         What was compiled, and the files written, relative to `workdir`.
     """
+    with tempfile.TemporaryDirectory() as objects:
+        lowered = lower(model, options, workdir=Path(objects), schedule={})
+        return lowered, pack_bundle(lowered, options, cores, workdir=workdir, cache_dir=cache_dir)
+
+
+def pack_bundle(lowered: Lowered, options: Options, cores: Cores, *, workdir: Path, cache_dir: Path) -> tuple[str, ...]:
+    """Links compiled code and writes the folder that runs it; arguments and files as in `write_bundle`."""
     payload, runtime = workdir / "payload", workdir / "runtime"
     payload.mkdir(parents=True)
     runtime.mkdir()
-    with tempfile.TemporaryDirectory(dir=workdir) as objects:
-        lowered = lower(model, options, workdir=Path(objects))
-        link_model(lowered.objects, payload / "model.so", cache_dir=cache_dir)
+    link_model(lowered.objects, payload / "model.so", cache_dir=cache_dir)
     weights = write_weights(payload / "weights.bin", lowered.weights)
     (payload / "io.txt").write_text(_signature(lowered, weights), encoding="utf-8")
     (payload / "cores.txt").write_text(f"threads {cores.threads}\nfast_cores {cores.fast}\n", encoding="utf-8")
@@ -61,7 +66,7 @@ def write_bundle(
             shutil.copyfile(available[name], runtime / name)
     link_runner(options.arch, workdir / "run", runtime=runtime, cache_dir=cache_dir)
     files = sorted(path.relative_to(workdir).as_posix() for path in workdir.rglob("*") if path.is_file())
-    return lowered, tuple(files)
+    return tuple(files)
 
 
 def _signature(lowered: Lowered, weights: Iterable[TensorSpec]) -> str:

@@ -79,7 +79,7 @@ def count_instructions(
     """
     with tempfile.TemporaryDirectory() as place:
         plugin = Path(place) / "count.so"
-        link_counter(plugin, arch=host_arch(), plugin_api=_plugin_api(), workdir=Path(place))
+        link_counter(plugin, arch=host_arch(), plugin_api=plugin_api(), workdir=Path(place))
         command = (*emulator(cpu, root=root), "-plugin", str(plugin), "-d", "plugin", *program)
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
     found = re.search(r"^instructions (\d+)$", ended.stderr, re.MULTILINE)
@@ -96,7 +96,8 @@ def _sysroot() -> Path | None:
     return next((root for root in SYSROOTS if all((root / name).exists() for name in LIBRARIES)), None)
 
 
-def _plugin_api() -> int:
+def plugin_api() -> int:
+    """The version of the plugin interface that the installed QEMU takes."""
     version = subprocess.run(
         [str(_qemu()), "--version"], capture_output=True, text=True, timeout=30, check=False
     ).stdout

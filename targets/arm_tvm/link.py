@@ -55,11 +55,24 @@ def link_runner(arch: str, output: Path, *, runtime: Path, cache_dir: Path) -> N
 
 def link_counter(output: Path, *, arch: str, plugin_api: int, workdir: Path) -> None:
     """Compiles the QEMU plugin that counts instructions, for a host of architecture `arch`."""
-    compiled = workdir / "count.o"
+    link_plugin(NATIVE / "count.c", output, arch=arch, plugin_api=plugin_api, workdir=workdir)
+
+
+def link_plugin(source: Path, output: Path, *, arch: str, plugin_api: int, workdir: Path) -> None:
+    """Compiles a QEMU plugin that needs no C library.
+
+    Args:
+        source: One C file; it finds QEMU's version of the interface as API_VERSION.
+        output: The library to write.
+        arch: Architecture of the host.
+        plugin_api: What API_VERSION is.
+        workdir: An existing folder for what is made on the way.
+    """
+    compiled = workdir / "plugin.o"
     run_zig(
         "cc",
         *("-target", f"{arch}-linux", "-ffreestanding", "-fPIC", "-O2", "-fno-stack-protector"),
-        *("-fno-sanitize=undefined", f"-DAPI_VERSION={plugin_api}", "-c", NATIVE / "count.c", "-o", compiled),
+        *("-fno-sanitize=undefined", f"-DAPI_VERSION={plugin_api}", "-c", source, "-o", compiled),
         cache_dir=workdir,
     )
     run_zig("ld.lld", "-shared", "-o", output, compiled, cache_dir=workdir)

@@ -16,8 +16,10 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.numerics import Array
+from targets.arm_tvm.machine import machine_of
 from targets.arm_tvm.operators import find_details
 from targets.arm_tvm.options import Options
+from targets.arm_tvm.packing import Schedule, pack_graph
 from targets.arm_tvm.schedule import parallelize
 from targets.arm_tvm.weights import lift_weights
 
@@ -39,13 +41,14 @@ class Lowered:
     outputs: tuple[TensorSpec, ...]
 
 
-def lower(model: ir.Model, options: Options, *, workdir: Path) -> Lowered:
+def lower(model: ir.Model, options: Options, *, workdir: Path, schedule: Schedule) -> Lowered:
     """Compiles a model of static shapes.
 
     Args:
         model: The border model; left as it is.
         options: What to compile for.
         workdir: An existing folder for the object files.
+        schedule: Digest of a workload → the choice to take for it; others take the analytic default.
 
     Raises:
         UnsupportedModel: TVM's importer refuses a node, which is named.
@@ -54,10 +57,10 @@ def lower(model: ir.Model, options: Options, *, workdir: Path) -> Lowered:
     _refuse_details(model)
     module = import_relax(model)
     names = [str(value.name) for value in _model_inputs(model)], [str(value.name) for value in model.graph.outputs]
-    inputs, outputs = _signature(module, *names)
+    inputs, outputs = read_signature(module, *names)
     _check_outputs(model, outputs)
     try:
-        objects, weights = _compile(module, options, workdir)
+        objects, weights = _compile(module, options, workdir, schedule)
     except Exception as error:  # TVM raises whatever its passes raise
         raise ToolchainFailed(
             f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {_last_line(error)}",
@@ -92,6 +95,8 @@ def _importer() -> Any:
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
             try:
+                if op_name == "Pad" and (padded := _padded(inputs, attrs)) is not None:
+                    return padded
                 return super()._convert_operator(op_name, inputs, attrs, opset)
             except Exception as error:
                 name = attrs["tvm_custom"]["name"] or "(unnamed)"
@@ -102,6 +107,21 @@ def _importer() -> Any:
                 ) from error
 
     return Importer
+
+
+def _padded(inputs: Any, attrs: dict[str, Any]) -> Any:
+    """A padding of the last axes with a constant as an operator of Relax, not as a kernel already."""
+    from tvm import relax
+
+    given = [value for value in inputs if value is not None]
+    if attrs.get("mode", b"constant") not in (b"constant", "constant") or len(given) not in (2, 3):
+        return None
+    pads, fill = (value.value.numpy() if hasattr(value, "value") else None for value in (given[1], given[-1]))
+    if pads is None or fill is None or (pads < 0).any() or not str(given[0].ty.dtype).startswith("float"):
+        return None
+    half = len(pads) // 2
+    width = [int(size) for axis in range(half) for size in (pads[axis], pads[axis + half])]
+    return relax.op.nn.pad(given[0], width, "constant", float(fill.item()) if len(given) == 3 else 0.0)
 
 
 def _prepared(model: ir.Model) -> ir.Model:
@@ -121,16 +141,22 @@ def _model_inputs(model: ir.Model) -> Iterator[ir.Value]:
     return (value for value in model.graph.inputs if value.name not in model.graph.initializers)
 
 
-def _compile(module: Any, options: Options, workdir: Path) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
+def _compile(
+    module: Any, options: Options, workdir: Path, schedule: Schedule
+) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
     import tvm
     from tvm.relax.backend.cpu_generic import pipeline as cpu
 
-    target = tvm.target.Target(
-        {"kind": "llvm", "mtriple": options.mtriple, "mcpu": options.mcpu, "mattr": list(options.mattr)}
-    )
-    module, weights = lift_weights(_fuse(module, target))
+    target = tvm.target.Target(options.target)
+    packed = pack_graph(module, machine_of(options), schedule=schedule)
+    module, weights = lift_weights(_fuse(packed, target))
     rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
     executable = tvm.compile(module, target=target, relax_pipeline=rest)
+    return write_objects(executable, options, workdir), weights
+
+
+def write_objects(executable: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
+    """Object files of what TVM has compiled, in link order."""
     objects: list[Path] = []
 
     def collect(_: str, files: list[str], **__: Any) -> None:
@@ -138,7 +164,7 @@ def _compile(module: Any, options: Options, workdir: Path) -> tuple[tuple[Path, 
 
     collect.get_target_triple = lambda: options.mtriple  # type: ignore[attr-defined]  # asked of a model without kernels
     executable.export_library("model.so", fcompile=collect, workspace_dir=str(workdir))
-    return tuple(objects), weights
+    return tuple(objects)
 
 
 def _fuse(module: Any, target: Any) -> Any:
@@ -151,9 +177,14 @@ def _fuse(module: Any, target: Any) -> Any:
     return parallelize(fused)
 
 
-def _signature(
+def read_signature(
     module: Any, inputs: list[str], outputs: list[str]
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """What `main` takes and gives, under the model's own names.
+
+    Raises:
+        UnsupportedModel: A shape is not fixed.
+    """
     from tvm import relax
 
     function = module["main"]

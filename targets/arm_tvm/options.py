@@ -34,3 +34,8 @@ class Options:
     def arch(self) -> str:
         """First part of the triple."""
         return self.mtriple.split("-")[0]
+
+    @property
+    def target(self) -> dict[str, object]:
+        """The same as TVM's description of a target."""
+        return {"kind": "llvm", "mtriple": self.mtriple, "mcpu": self.mcpu, "mattr": list(self.mattr)}

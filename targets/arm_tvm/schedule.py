@@ -1,8 +1,13 @@
-"""The one schedule there is: spread the outer loops of every kernel worth it over the threads."""
+"""What TVM's own kernels get: vectors where they work on packed values, threads where they are worth it."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from math import prod
 from typing import Any
+
+BLOCKS = (4, 8, 16)
+"""Innermost extents that are blocks of channels: the lanes of one vector."""
 
 MIN_ITERATIONS = 16384
 """A kernel with fewer innermost iterations ends before other threads have started on it."""
@@ -14,7 +19,7 @@ def parallelize(module: Any) -> Any:
 
     scheduled = tvm.IRModule(module.functions, attrs=module.attrs)
     for variable, function in module.functions_items():
-        if isinstance(function, tvm.tirx.PrimFunc):
+        if isinstance(function, tvm.tirx.PrimFunc) and "fleetc.kernel" not in (function.attrs or {}):
             scheduled[variable] = _parallel_kernel(function)
     return scheduled
 
@@ -24,6 +29,9 @@ def _parallel_kernel(function: Any) -> Any:
     from tvm.s_tir.dlight.analysis import normalize_prim_func
 
     schedule = s_tir.Schedule(function)
+    if _is_packed(function):
+        _vectorize(schedule)
+        return schedule.mod["main"].with_attrs(dict(function.attrs.items()))
     blocks = normalize_prim_func(schedule)
     if blocks is None:  # not made of plain loops: sorting, scatter
         return function
@@ -33,6 +41,34 @@ def _parallel_kernel(function: Any) -> Any:
             loops = [iteration.loop_rv for iteration in outer]
             schedule.parallel(schedule.fuse(*loops) if len(loops) > 1 else loops[0])
     return schedule.mod["main"].with_attrs(dict(function.attrs.items()))
+
+
+def _is_packed(function: Any) -> bool:
+    """Whether all that the kernel gives and takes are values of five axes in blocks of channels."""
+    shapes = [list(getattr(parameter, "shape", ())) for parameter in function.params]
+    return bool(shapes) and all(len(shape) == 5 and int(shape[-1]) in BLOCKS for shape in shapes)
+
+
+def _vectorize(schedule: Any) -> None:
+    """Inlines what is computed element by element, and computes a block of channels at once in what remains."""
+    from tvm.s_tir.schedule import ScheduleError
+
+    blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
+    for block in blocks[:-1]:
+        with suppress(ScheduleError):  # reductions stay
+            schedule.compute_inline(block)
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        loops = schedule.get_loops(block)
+        if len(loops) < 5 or int(schedule.get(loops[4]).extent) not in BLOCKS:
+            continue
+        reduced = loops[5:]
+        if reduced:
+            schedule.reorder(*reduced, loops[4])
+        schedule.vectorize(loops[4])
+        if prod(int(schedule.get(loop).extent) for loop in loops) >= MIN_ITERATIONS:
+            schedule.parallel(schedule.fuse(*loops[:2]))
+        if reduced:
+            schedule.decompose_reduction(block, reduced[0])
 
 
 def _outer_loops(iters: Any) -> list[Any]:

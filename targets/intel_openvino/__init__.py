@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,7 +21,8 @@ from compiler.capability import Capability
 from compiler.detect import host_isa
 from compiler.errors import TargetUnavailable
 from compiler.profile import HardwareProfile
-from compiler.target import API_VERSION, Runner, TargetPlan, installed_version
+from compiler.target import API_VERSION, Backend, Measurer, Runner, TargetPlan, installed_version
+from compiler.tune import Tunable
 from targets.intel_openvino.rules import PRECISION_ISA, capability_of, computes
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
     from compiler.graph import Pass
 
 _THREADS_PER_STREAM = 2
-_HINT = {"fp32": "f32", "fp16-weights": "f32", "bf16": "bf16", "fp16": "f16"}
+_THREADS_PER_STREAM = 2
+CHOSEN = ("INFERENCE_NUM_THREADS", "NUM_STREAMS")
+"""Settings that tuning chooses."""
+
+_HINT = {"fp32": "f32", "fp16-weights": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,22 @@ class OpenVino:
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
         """None: OpenVINO does its own fusions when it loads the IR."""
         return ()
+
+    def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
+        """The model as one kernel, whose choices are streams and threads; what the profile's options fix stays."""
+        from targets.intel_openvino.tuning import list_tunables
+
+        options: Options = plan.options
+        if options.num_streams is not None:
+            return ()
+        config = _config(replace(plan, schedule={}))
+        return list_tunables(model, plan, {name: config[name] for name in CHOSEN})
+
+    def measurer(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Measurer:
+        """Times on this machine, where its processor has the device's instructions; raises TargetUnavailable else."""
+        from targets.intel_openvino.tuning import HostMeasurer
+
+        return HostMeasurer(model, plan, profile, backend, _config(plan))
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Converts the model, with ranges where a dimension is one, and reads the result back."""
@@ -120,12 +141,15 @@ def _config(plan: TargetPlan) -> dict[str, str]:
     options: Options = plan.options
     threads = options.threads or plan.threads
     parallel = 1 if options.performance_hint == "latency" else max(1, threads // _THREADS_PER_STREAM)
-    return {
+    config = {
         "INFERENCE_NUM_THREADS": str(threads),
         "INFERENCE_PRECISION_HINT": _HINT[plan.precision],
         "NUM_STREAMS": str(options.num_streams or parallel),
         "PERFORMANCE_HINT": options.performance_hint.upper(),
     }
+    for choice in plan.schedule.values():  # the whole model is the only kernel there is
+        config |= {name: str(int(choice[name])) for name in CHOSEN if name in choice}
+    return config
 
 
 TARGET = OpenVino()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Set
 
 from compiler.capability import Capability, OpRule, PrecisionRule
 from compiler.profile import HardwareProfile
+from targets.intel_openvino.quantized import INT8
 
 _OPS = """
     Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool
@@ -67,8 +68,13 @@ _RULES = {
 
 _OPSET_MAX = 28
 
-PRECISION_ISA = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
-"""Precision → the flags of which one is enough to compute in it."""
+PRECISION_ISA = {
+    "bf16": ("avx512_bf16", "amx_bf16"),
+    "fp16": ("avx512_fp16", "amx_fp16"),
+    "int8": ("avx512_vnni", "avx_vnni", "amx_int8"),
+}
+"""Precision → the flags of which one is enough to compute in it. Without VNNI, sums of two products of 8 bits saturate
+at 16 bits."""
 
 
 def capability_of(profile: HardwareProfile) -> Capability:
@@ -78,7 +84,7 @@ def capability_of(profile: HardwareProfile) -> Capability:
         ops={name: _RULES.get(name, OpRule(_DTYPES)) for name in _OPS.split()},
         precisions=tuple(rule for rule in _precisions() if computes(rule.name, isa)),
         precision_refusals={
-            name: f"the CPU of {profile.name} has neither {flags[0]} nor {flags[1]}"
+            name: f"the CPU of {profile.name} has {'neither ' + ' nor '.join(flags)}"
             for name, flags in PRECISION_ISA.items()
             if not computes(name, isa)
         },
@@ -94,9 +100,21 @@ def computes(precision: str, isa: Set[str]) -> bool:
 
 def _precisions() -> Iterator[PrecisionRule]:
     yield PrecisionRule("fp32", "every CPU computes in float32", converts_graph=False, tolerance="fp32")
-    bf16, fp16 = (" or ".join(PRECISION_ISA[name]) for name in ("bf16", "fp16"))
-    yield PrecisionRule("bf16", f"the CPU multiplies bfloat16 ({bf16})", converts_graph=False, tolerance="bf16")
-    yield PrecisionRule("fp16", f"the CPU multiplies float16 ({fp16})", converts_graph=False, tolerance="fp16")
+    bf16, fp16, int8 = (" or ".join(PRECISION_ISA[name]) for name in ("bf16", "fp16", "int8"))
+    yield PrecisionRule(
+        "bf16", f"the CPU multiplies bfloat16 ({bf16})", converts_graph=False, tolerance="bf16", gain=2.0
+    )
+    yield PrecisionRule(
+        "fp16", f"the CPU multiplies float16 ({fp16})", converts_graph=False, tolerance="fp16", gain=2.0
+    )
+    yield PrecisionRule(
+        "int8",
+        f"the CPU multiplies 8-bit integers ({int8})",
+        converts_graph=True,
+        tolerance="int8",
+        gain=3.0,
+        scheme=INT8,
+    )
     yield PrecisionRule(
         "fp16-weights", "half the size; arithmetic stays float32", converts_graph=False, tolerance="fp16"
     )

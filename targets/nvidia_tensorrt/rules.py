@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from compiler.capability import Capability, OpRule, PrecisionRule
+from targets.nvidia_tensorrt.quantized import FP8, INT4_WEIGHTS, INT8
 
 AHEAD_OF_TIME = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities TensorRT-RTX builds for without the GPU."""
 
 TURING = "7.5"
+
+_FP8_SINCE = 8.9
 
 _OPSET_MAX = 27  # the newest that onnx 1.23 defines; the parser knows operators that came with it
 
@@ -94,12 +97,35 @@ def _precisions(compute_capability: str, tf32: bool, no_fp32_products: bool) -> 
     """In order of preference: float32 first, because an engine for another GPU is delivered without having been run."""
     reason = "factors of products are rounded to TF32, as target_options asks" if tf32 else "the model's own precision"
     fp32 = PrecisionRule("fp32", reason, converts_graph=False, tolerance="fp16" if tf32 else "fp32")
-    fp16 = PrecisionRule("fp16", "half the memory; tensor cores multiply it", converts_graph=True, tolerance="fp16")
-    bf16 = PrecisionRule("bf16", "half the memory at float32's range", converts_graph=True, tolerance="bf16")
+    fp16 = PrecisionRule(
+        "fp16", "half the memory; tensor cores multiply it", converts_graph=True, tolerance="fp16", gain=3.0
+    )
+    bf16 = PrecisionRule("bf16", "half the memory at float32's range", converts_graph=True, tolerance="bf16", gain=3.0)
     if no_fp32_products:
         turing = f"TensorRT-RTX has no float32 matrix product on compute capability {TURING}, and tensor cores for this"
-        return PrecisionRule("fp16", turing, converts_graph=True, tolerance="fp16"), fp32
-    return (fp32, fp16, bf16) if _at_least(compute_capability, 8) else (fp32, fp16)
+        first = PrecisionRule("fp16", turing, converts_graph=True, tolerance="fp16", gain=3.0)
+        return first, fp32, *_few_bits(compute_capability)
+    floats = (fp32, fp16, bf16) if _at_least(compute_capability, 8) else (fp32, fp16)
+    return (*floats, *_few_bits(compute_capability))
+
+
+def _few_bits(compute_capability: str) -> tuple[PrecisionRule, ...]:
+    """What is quantized, most expected gain first."""
+    int8 = PrecisionRule(
+        "int8", "tensor cores multiply 8-bit integers", converts_graph=True, tolerance="int8", gain=5.0, scheme=INT8
+    )
+    fp8 = PrecisionRule(
+        "fp8", "tensor cores multiply 8-bit floats", converts_graph=True, tolerance="int8", gain=4.5, scheme=FP8
+    )
+    int4 = PrecisionRule(
+        "int4-weights",
+        "an eighth of the weights' memory; arithmetic in float16",
+        converts_graph=True,
+        tolerance="fp16",
+        gain=2.0,
+        scheme=INT4_WEIGHTS,
+    )
+    return (int8, fp8, int4) if float(compute_capability) >= _FP8_SINCE else (int8, int4)
 
 
 def _refusals(compute_capability: str) -> dict[str, str]:
@@ -107,6 +133,8 @@ def _refusals(compute_capability: str) -> dict[str, str]:
     refusals = {"fp16-weights": typed}
     if not _at_least(compute_capability, 8):
         refusals["bf16"] = f"compute capability {compute_capability} does not compute in bfloat16 (8.0 and newer do)"
+    if float(compute_capability) < _FP8_SINCE:
+        refusals["fp8"] = f"compute capability {compute_capability} does not multiply 8-bit floats (8.9 and newer do)"
     return refusals
 
 

@@ -8,6 +8,10 @@
 
 #include "tensor.h"
 
+#ifndef CPU_FACTS
+#define CPU_FACTS "/sys/devices/system/cpu"
+#endif
+
 typedef struct {
   int cpu;
   long speed;
@@ -16,9 +20,9 @@ typedef struct {
 
 /* The first number in a file about a CPU, or -1. */
 static long read_fact(int cpu, const char *name) {
-  char path[128];
+  char path[512];
   long value = -1;
-  snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/%s", cpu, name);
+  snprintf(path, sizeof path, CPU_FACTS "/cpu%d/%s", cpu, name);
   FILE *file = fopen(path, "r");
   if (!file) return -1;
   if (fscanf(file, "%ld", &value) != 1) value = -1;

@@ -53,7 +53,7 @@ def test_wrong_options_are_refused_with_what_is_wrong(options: dict[str, object]
 
 def test_turing_prefers_half_precision_because_it_has_no_float32_products() -> None:
     capability = capability_of("tensorrt-rtx", "7.5", tf32=False)
-    assert [rule.name for rule in capability.precisions] == ["fp16", "fp32"]
+    assert [rule.name for rule in capability.precisions] == ["fp16", "fp32", "int8", "int4-weights"]
     assert "bf16" in capability.precision_refusals
     model = text_model("g (float[2, 4] x) => (float[2, 4] y) { y = MatMul(x, x2) x2 = Transpose(x) }")
     assert [refusal.op for refusal in find_unsupported(model, capability)] == ["MatMul"]
@@ -61,7 +61,7 @@ def test_turing_prefers_half_precision_because_it_has_no_float32_products() -> N
 
 def test_ampere_and_newer_have_bfloat16_and_float32_products() -> None:
     capability = capability_of("tensorrt-rtx", "8.0", tf32=False)
-    assert [rule.name for rule in capability.precisions] == ["fp32", "fp16", "bf16"]
+    assert [rule.name for rule in capability.precisions] == ["fp32", "fp16", "bf16", "int8", "int4-weights"]
     assert "FLOAT" in capability.ops["MatMul"].dtypes
     assert not capability.ahead_of_time
 
@@ -156,3 +156,15 @@ def test_a_size_that_only_tensorrt_knows_replaces_the_open_dimension() -> None:
     wanted = signature.model_signature(conv_net())
     found = replace(wanted, outputs=(replace(wanted.outputs[0], shape=(2, "?", 1, 1)),))
     assert signature.agree(wanted, found, source="engine").outputs[0].shape == (2, 4, 1, 1)
+
+
+def test_eight_bit_floats_are_offered_from_ada_on() -> None:
+    assert "fp8" in {rule.name for rule in capability_of("tensorrt-rtx", "8.9", tf32=False).precisions}
+    refused = capability_of("tensorrt-rtx", "8.6", tf32=False).precision_refusals
+    assert "8.9 and newer" in refused["fp8"]
+
+
+def test_schemes_are_symmetric_and_leave_biases_float() -> None:
+    for rule in capability_of("tensorrt-rtx", "8.9", tf32=False).precisions:
+        for op in rule.scheme.ops.values() if rule.scheme else ():
+            assert op.float_bias and all(one.symmetric for one in (*op.inputs.values(), *op.weights.values()))

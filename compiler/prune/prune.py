@@ -1,0 +1,117 @@
+"""The whole of it, in two steps: the order in which channels go, and the model without some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from compiler.errors import UnsupportedModel
+from compiler.passes.macs import count_macs
+from compiler.prune.choose import PrunePlan, choose_channels
+from compiler.prune.cut import cut_channels
+from compiler.prune.groups import find_ties
+from compiler.prune.importance import Removal, removal_order
+from compiler.prune.prepare import prepare
+from compiler.prune.repair import Batches, Repaired, repair
+
+Order = Mapping[str, Any]
+"""What `find_order` gives, as a JSON-ready value."""
+
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
+
+
+class Unprunable(UnsupportedModel):
+    """The model has no channel that can be cut, or is in a form that is not pruned."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned model, and what was done.
+
+    Args:
+        model: The model; inputs and outputs as they were.
+        plan: What was cut.
+        repaired: What became of the layers behind the cuts.
+        kept: Layer → why its channels stayed.
+        warnings: What its reader should know.
+    """
+
+    model: ir.Model
+    plan: PrunePlan
+    repaired: tuple[Repaired, ...]
+    kept: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the model, JSON-ready."""
+        layers = [{**asdict(one), "ridge": None if one.ridge == float("inf") else one.ridge} for one in self.repaired]
+        plan = {key: value for key, value in self.plan.to_dict().items() if key != "removed"}
+        return {**plan, "repaired": layers, "kept": dict(self.kept), "warnings": list(self.warnings)}
+
+
+def find_order(model: ir.Model, batches: Batches) -> Order:
+    """In which order every group's channels go, with the error each step costs.
+
+    Args:
+        model: A border model in float; left as it is.
+        batches: Calibration data, at least two batches.
+
+    Raises:
+        Unprunable: It is quantized already, has no shapes to count work by, or nothing in it can be cut.
+    """
+    _refuse(model)
+    ready = prepare(model)
+    ties = find_ties(ready)
+    if not ties.groups:
+        reasons = "; ".join(f"'{layer}': {reason}" for layer, reason in list(ties.kept.items())[:5])
+        raise Unprunable(f"no channel of the model can be cut{': ' + reasons if reasons else ''}")
+    removals = [removal_order(ready, ties, group, batches, measure="redundancy") for group in ties.groups]
+    return {"groups": [{"order": list(one.order), "errors": list(one.errors)} for one in removals]}
+
+
+def prune(model: ir.Model, order: Order, batches: Batches, *, ratio: float, multiple: int) -> Pruned:
+    """Cuts channels until the share of multiply-accumulates is saved, and repairs the layers behind the cuts.
+
+    Args:
+        model: The model the order was found for; left as it is.
+        order: From `find_order`.
+        batches: Calibration data.
+        ratio: Share of the multiply-accumulates to save, between 0 and 1.
+        multiple: Widths that are left are multiples of this.
+    """
+    ready = prepare(model)
+    ties = find_ties(ready)
+    removals = [
+        Removal(group, tuple(one["order"]), tuple(one["errors"]))
+        for group, one in zip(ties.groups, order["groups"], strict=True)
+    ]
+    plan = choose_channels(ready, ties, removals, ratio=ratio, multiple=multiple)
+    small = cut_channels(ready, ties, plan.removed)
+    repaired = repair(ready, small, ties, plan.removed, batches)
+    return Pruned(small, plan, repaired, ties.kept, tuple(_warnings(plan, repaired, ratio)))
+
+
+def _refuse(model: ir.Model) -> None:
+    if any(node.op_type in _QUANTIZERS for node in model.graph.all_nodes()):
+        raise Unprunable(
+            "the model is quantized already", remedy="Prune the float model; fleetc quantizes it afterwards."
+        )
+    if not count_macs(model):
+        raise Unprunable(
+            "the model has no layer whose work can be counted: a shape is not known, or nothing multiplies"
+        )
+
+
+def _warnings(plan: PrunePlan, repaired: Sequence[Repaired], ratio: float) -> list[str]:
+    found = []
+    if plan.ratio < ratio - 0.02:
+        found.append(f"{plan.ratio:.0%} of the multiply-accumulates could be saved, {ratio:.0%} were asked for")
+    if thin := [one.layer for one in repaired if one.is_thin]:
+        found.append(
+            f"too few calibration samples to solve {len(thin)} layers by themselves ({', '.join(thin[:3])}): "
+            "their old weights weigh in"
+        )
+    return found

@@ -1,0 +1,34 @@
+"""Quantization: observe what a model computes, choose formats and scales, apply them as Q/DQ."""
+
+from __future__ import annotations
+
+from compiler.quant.apply import apply
+from compiler.quant.calibration import CalibrationStats, check_calibration, check_coverage
+from compiler.quant.choose import choose
+from compiler.quant.observe import Observations, observations_from_bytes, observe
+from compiler.quant.options import QuantOptions
+from compiler.quant.plan import LayerQuant, QuantPlan, TensorQuant, plan_from_dict
+from compiler.quant.quantize import Quantized, quantize
+from compiler.quant.recognize import is_quantized
+from compiler.quant.sensitivity import LayerError, measure_sensitivity
+
+__all__ = [
+    "CalibrationStats",
+    "LayerError",
+    "LayerQuant",
+    "Observations",
+    "QuantOptions",
+    "QuantPlan",
+    "Quantized",
+    "TensorQuant",
+    "apply",
+    "check_calibration",
+    "check_coverage",
+    "choose",
+    "is_quantized",
+    "measure_sensitivity",
+    "observations_from_bytes",
+    "observe",
+    "plan_from_dict",
+    "quantize",
+]

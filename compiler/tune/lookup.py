@@ -1,0 +1,124 @@
+"""From the log to a build: which choice each kernel gets, and what it is based on.
+
+measured      a record of this very device type, toolchain and settings: the best of its figures
+transferred   nothing was measured here; the best of another cache size, model or toolchain with the same instruction
+              set and cores: a proposal, and said to be one
+predicted     no record applies: the first choice, by the target's cost model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from compiler.artifact import Evidence
+from compiler.store import canonical_json
+from compiler.tune.record import Choice, Tunable, TuningKey, TuningRecord
+
+TRUST = (Evidence.DEVICE, Evidence.HOST, Evidence.EMULATOR)
+"""Whose figures decide where there are several kinds: times before instruction counts, which are no times."""
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """What one kernel is built with.
+
+    Args:
+        kernel: Its name.
+        workload: Its digest.
+        count: How often the model executes it.
+        choice: What it is built with.
+        basis: `measured`, `transferred` or `predicted`.
+        evidence: Where the figure behind it is from; `none` unless it was measured.
+        reason: The record it is from, in words.
+    """
+
+    kernel: str
+    workload: str
+    count: int
+    choice: Choice
+    basis: str
+    evidence: Evidence
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, as the manifest keeps them."""
+        return {**asdict(self), "evidence": str(self.evidence)}
+
+
+def schedule(
+    kernels: Sequence[Tunable], keys: Mapping[str, TuningKey], records: Sequence[TuningRecord]
+) -> tuple[Scheduled, ...]:
+    """Decides every kernel of a model by what the log has of it.
+
+    Args:
+        kernels: The kernels.
+        keys: Workload → the key of a measurement on the device that is built for.
+        records: The log, all device types.
+    """
+    by_workload: dict[str, list[TuningRecord]] = {}
+    for record in records:
+        by_workload.setdefault(record.key.workload, []).append(record)
+    return tuple(_scheduled(one, keys[one.workload], by_workload.get(one.workload, [])) for one in kernels)
+
+
+def best_of(records: Iterable[TuningRecord]) -> TuningRecord | None:
+    """The smallest figure of the most trusted kind; of equal ones the first written."""
+    good = [record for record in records if not record.error]
+    for evidence in TRUST:
+        kind = [record for record in good if record.evidence == evidence]
+        if kind:
+            return min(kind, key=lambda record: record.median)
+    return None
+
+
+def proposals(records: Iterable[TuningRecord], key: TuningKey) -> list[TuningRecord]:
+    """The best record of every other device, toolchain and setting that measured this workload, nearest first."""
+    others: dict[str, list[TuningRecord]] = {}
+    for record in records:
+        if _same_kernel(record.key, key) and record.key != key:
+            others.setdefault(record.key.digest, []).append(record)
+    found = [best for group in others.values() if (best := best_of(group))]
+    return sorted(found, key=lambda record: (-_nearness(record.key, key), record.date, record.key.digest))
+
+
+def _scheduled(kernel: Tunable, key: TuningKey, records: Sequence[TuningRecord]) -> Scheduled:
+    known = {canonical_json(choice) for choice in kernel.choices}
+    usable = [record for record in records if canonical_json(record.choice) in known]
+    measured = best_of(record for record in usable if record.key == key)
+    if measured is not None:
+        return _of(kernel, measured.choice, "measured", measured.evidence, str(measured))
+    near = [record for record in proposals(usable, key) if _transfers(record.key, key)]
+    if near:
+        return _of(kernel, near[0].choice, "transferred", Evidence.NONE, _transfer_text(near[0], key))
+    why = "the target's cost model puts it first; nothing was measured"
+    return _of(kernel, kernel.default, "predicted", Evidence.NONE, why)
+
+
+def _of(kernel: Tunable, choice: Choice, basis: str, evidence: Evidence, reason: str) -> Scheduled:
+    return Scheduled(kernel.name, kernel.workload, kernel.count, choice, basis, evidence, reason)
+
+
+def _same_kernel(found: TuningKey, wanted: TuningKey) -> bool:
+    return found.workload == wanted.workload and found.target == wanted.target
+
+
+def _transfers(found: TuningKey, wanted: TuningKey) -> bool:
+    """Whether a choice measured there may be built with here: the same instructions on as many cores."""
+    return (found.device.isa, found.device.cores) == (wanted.device.isa, wanted.device.cores)
+
+
+def _nearness(found: TuningKey, wanted: TuningKey) -> int:
+    equal = (found.device == wanted.device, found.toolchain == wanted.toolchain, found.settings == wanted.settings)
+    return 4 * _transfers(found, wanted) + sum(equal)
+
+
+def _transfer_text(record: TuningRecord, key: TuningKey) -> str:
+    differing = []
+    if record.key.device != key.device:
+        differing.append(str(record.key.device))
+    differing += [f"{name} {found}" for name, found in record.key.toolchain.items() if key.toolchain.get(name) != found]
+    if record.key.settings != key.settings:
+        differing.append("other settings")
+    return f"transferred from {', '.join(differing)} ({record}), not measured here"

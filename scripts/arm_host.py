@@ -1,0 +1,106 @@
+"""The same schedules compiled for this machine, against ONNX Runtime: times, because instructions are not cycles."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from arm_models import BenchModel
+from arm_ours import Build, build
+from bench_record import Figures
+
+ROUNDS = 11
+INFERENCES = 40
+FEATURES = ("avx", "fma", "f16c", "amx", "bmi")
+ORT = """import json, sys, time
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = int(sys.argv[3])
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+feed = {"image": numpy.load(sys.argv[2])}
+session.run(None, feed)
+times = []
+for _ in range(int(sys.argv[4])):
+    start = time.perf_counter()
+    session.run(None, feed)
+    times.append((time.perf_counter() - start) * 1e3)
+print(json.dumps(sorted(times)))"""
+PROFILE = """schema: 1
+name: bench-host
+target: tvm
+target_options: {{mtriple: x86_64-linux-gnu, mcpu: {mcpu}, mattr: [{mattr}]}}
+cpu: {{model: {mcpu}, cores: {cores}, isa: [{isa}]}}
+provenance: {{cpu: this machine}}
+"""
+
+
+def write_profile(folder: Path) -> Path:
+    """A profile of this machine: the core LLVM takes it for, with the vector extensions it really has."""
+    import tvm  # noqa: F401  # registers what is asked for
+    import tvm_ffi
+
+    name = str(tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
+    features = {
+        str(key): bool(on) for key, on in tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")().items()
+    }
+    mattr = [("+" if on else "-") + key for key, on in sorted(features.items()) if key.startswith(FEATURES)]
+    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    isa = [flag for flag in flags.split(":")[1].split() if flag.startswith(FEATURES)]
+    path = folder / "bench-host.yaml"
+    cores = len(os.sched_getaffinity(0))
+    path.write_text(PROFILE.format(mcpu=name, mattr=", ".join(mattr), cores=cores, isa=", ".join(isa)), "utf-8")
+    return path
+
+
+def compare_with_ort(model: BenchModel, cache: Path, rounds: int) -> Figures:
+    """Medians of both in turns, with one and with two threads, and the ratio of each pair.
+
+    Args:
+        model: Built in fp32 for this machine.
+        cache: fleetc's cache folder.
+        rounds: Pairs of runs.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    wanted = Build(model, str(write_profile(cache)), "fp32", cache)
+    built = build(wanted)
+    if "unavailable" in built:
+        return built
+    given = model.folder / "in.npy"
+    np.save(given, model.picture())
+    found: Figures = {"artifact": built}
+    for threads in (1, 2):
+        pairs = [(_ours_ms(wanted.folder, given, threads), _ort_ms(model, given, threads)) for _ in range(rounds)]
+        found[f"threads_{threads}"] = summarize(pairs)
+    return found
+
+
+def summarize(pairs: list[tuple[float, float]]) -> Figures:
+    """Medians over all pairs, and the median and the quartiles of ours / theirs within a pair."""
+    ratios = sorted(ours / theirs for ours, theirs in pairs)
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return {
+        "ours_ms": round(ours, 3),
+        "onnxruntime_ms": round(theirs, 3),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
+        "pairs_ms": [[round(one, 3) for one in pair] for pair in pairs],
+    }
+
+
+def _ours_ms(folder: Path, given: Path, threads: int) -> float:
+    command = [str(folder / "run"), "--repeat", str(INFERENCES), str(given), str(given.with_name("host.npy"))]
+    environment = {"TVM_NUM_THREADS": str(threads)}
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return float(json.loads(told)["latency_us"]["p50"]) / 1e3
+
+
+def _ort_ms(model: BenchModel, given: Path, threads: int) -> float:
+    command = [sys.executable, "-c", ORT, str(model.border), str(given), str(threads), str(INFERENCES)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(statistics.median(json.loads(told)))

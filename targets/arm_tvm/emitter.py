@@ -1,0 +1,126 @@
+"""A few verbs to write a kernel's statements one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+PARALLEL_WORK = 1 << 17
+"""Vector operations below which starting the other threads costs more than they bring."""
+
+
+class Emitter:
+    """Collects the statements of one kernel, loop in loop."""
+
+    def __init__(self) -> None:
+        self._open: list[list[Any]] = [[]]
+        self._parameters: list[Any] = []
+
+    def parameter(self, shape: Sequence[int], dtype: str, name: str) -> Any:
+        """The kernel's next argument, a tensor of that shape; what is returned sees it as flat."""
+        from tvm import tirx
+
+        tensor = tirx.decl_buffer(tuple(shape), dtype, name)
+        flat = tirx.decl_buffer((prod(shape),), dtype, f"{name}_flat")
+        self._parameters.append(tensor)
+        self.add(tirx.DeclBuffer(flat, data=tensor.data))
+        return flat
+
+    def add(self, statement: Any) -> None:
+        """Appends a statement to the innermost loop."""
+        self._open[-1].append(statement)
+
+    def let(self, value: Any) -> Any:
+        """A variable of that value: it is computed once."""
+        from tvm import tirx
+
+        variable = tirx.Var("v", value.ty.dtype)
+        self.add(tirx.Bind(variable, value))
+        return variable
+
+    def allocate(self, elements: int, dtype: str, scope: str = "local") -> Any:
+        """A buffer of the innermost loop; a small local one that is indexed by constants becomes registers."""
+        from tvm import tirx
+
+        buffer = tirx.decl_buffer((elements,), dtype, "buffer", scope=scope)
+        self.add(tirx.AllocBuffer(buffer))
+        return buffer
+
+    @contextmanager
+    def loop(self, extent: int, *, parallel: bool = False) -> Iterator[Any]:
+        """What is added inside is repeated; yields the counter. A loop of one iteration is none."""
+        from tvm import tirx
+
+        if extent == 1:
+            yield tirx.const(0, "int32")
+            return
+        counter = tirx.Var("i", "int32")
+        self._open.append([])
+        yield counter
+        body = _sequence(self._open.pop())
+        kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
+        self.add(tirx.For(counter, int32(0), int32(extent), kind, body))
+
+    def function(self) -> Any:
+        """The kernel of the parameters so far, in their order; no pass is to look into it."""
+        from tvm import tirx
+
+        attributes = {"tirx.noalias": True, "op_pattern": 8, "fleetc.kernel": True, "s_tir": True}
+        return tirx.PrimFunc(self._parameters, _sequence(self._open.pop())).with_attrs(attributes)
+
+
+def _sequence(statements: list[Any]) -> Any:
+    from tvm import tirx
+
+    return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
+
+
+def int32(value: int) -> Any:
+    """A constant."""
+    from tvm import tirx
+
+    return tirx.const(value, "int32")
+
+
+def load(buffer: Any, offset: Any, lanes: int) -> Any:
+    """A vector of consecutive elements."""
+    from tvm import tirx
+
+    return tirx.BufferLoad(buffer, [_at(offset, lanes)])
+
+
+def store(buffer: Any, offset: Any, value: Any, lanes: int) -> Any:
+    """Statement that writes a vector."""
+    from tvm import tirx
+
+    return tirx.BufferStore(buffer, value, [_at(offset, lanes)])
+
+
+def _at(offset: Any, lanes: int) -> Any:
+    from tvm import tirx
+
+    index = int32(offset) if isinstance(offset, int) else offset
+    return tirx.Ramp(index, int32(1), lanes) if lanes > 1 else index
+
+
+def broadcast(value: Any, lanes: int, dtype: str = "float32") -> Any:
+    """A vector of one value: a number or a scalar expression."""
+    from tvm import tirx
+
+    return tirx.Broadcast(tirx.const(value, dtype) if isinstance(value, int | float) else value, lanes)
+
+
+def lane(vector: Any, index: int) -> Any:
+    """One lane of a vector, as a scalar."""
+    from tvm import tirx
+
+    return tirx.Shuffle([vector], [int32(index)])
+
+
+def fma(left: Any, right: Any, addend: Any, dtype: str) -> Any:
+    """left · right + addend, rounded once; `dtype` as `float32x4`."""
+    from tvm import tirx
+
+    return tirx.call_llvm_pure_intrin(dtype, "llvm.fma", left, right, addend)

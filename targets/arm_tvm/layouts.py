@@ -1,0 +1,179 @@
+"""The packed layout (N, C/L, H, W, L), and the operators that TVM computes in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compiler.numerics import Array
+from targets.arm_tvm.composites import constant, operator_name, shape_of
+from targets.arm_tvm.schedules.workload import blocks
+
+if TYPE_CHECKING:
+    from targets.arm_tvm.packing import _Packing
+
+_KEEP_ZERO_NAMES = "nn.relu nn.leakyrelu nn.silu nn.gelu tanh abs negative sqrt"
+_KEEP_ZERO = frozenset(f"relax.{name}" for name in _KEEP_ZERO_NAMES.split())
+_UNARY = _KEEP_ZERO | {f"relax.{name}" for name in ("sigmoid", "clip", "exp", "erf", "nn.gelu_tanh")}
+_BINARY = frozenset(f"relax.{name}" for name in ("add", "subtract", "multiply", "maximum", "minimum"))
+_POOLS = frozenset(["relax.nn.max_pool2d", "relax.nn.avg_pool2d"])
+
+
+def pack_value(builder: Any, value: Any, shape: Sequence[int], lanes: int) -> Any:
+    """Emits the conversion into blocks; missing channels of the last block are zeros."""
+    from tvm import te, tirx
+
+    batch, channels, height, width = shape
+
+    def packed(source: Any) -> Any:
+        def element(n: Any, block: Any, row: Any, column: Any, lane: Any) -> Any:
+            channel = block * lanes + lane
+            taken = source[n, channel, row, column]
+            zero = tirx.const(0, source.dtype)
+            return taken if channels % lanes == 0 else tirx.if_then_else(channel < channels, taken, zero)
+
+        return te.compute((batch, blocks(channels, lanes), height, width, lanes), element, "pack")
+
+    return builder.emit_te(packed, value, primfunc_name_hint="pack")
+
+
+def unpack_value(builder: Any, value: Any, shape: Sequence[int]) -> Any:
+    """Emits the conversion back."""
+    from tvm import te
+
+    lanes = shape_of(value)[-1]
+
+    def plain(source: Any) -> Any:
+        def element(n: Any, channel: Any, row: Any, column: Any) -> Any:
+            return source[n, channel // lanes, row, column, channel % lanes]
+
+        return te.compute(tuple(shape), element, "unpack")
+
+    return builder.emit_te(plain, value, primfunc_name_hint="unpack")
+
+
+def pack_constant(array: Array, channels: int, lanes: int, dtype: str) -> Array:
+    """One value for each channel, filled up with zeros to whole blocks."""
+    full = np.zeros(blocks(channels, lanes) * lanes, dtype)
+    full[:channels] = array
+    return full
+
+
+def packed_operator(binding: Any, packing: _Packing) -> Any:
+    """The call on packed values that a binding's operator becomes, or nothing."""
+    name = operator_name(binding.value)
+    rule = _RULES.get(name)
+    first = binding.value.args[0] if rule else None
+    if rule is None or len(shape_of(binding.var)) != 4 or str(binding.var.ty.dtype) not in ("float32", "float16"):
+        return None
+    if not any(argument in packing.packed for argument in binding.value.args if _is_var(argument)):
+        return None
+    return rule(binding, first, packing)
+
+
+def reshape_of_packed(binding: Any, packing: _Packing) -> Any:
+    """A reshape of (N, C, 1, 1) to (N, C) that leaves the packed elements where they are."""
+    from tvm import relax
+
+    if operator_name(binding.value) != "relax.reshape":
+        return None
+    source = binding.value.args[0]
+    shape = shape_of(source)
+    if source not in packing.packed or len(shape) != 4 or shape[2:] != (1, 1) or shape[1] % packing.lanes(source):
+        return None
+    return relax.op.reshape(packing.packed[source], shape_of(binding.var))
+
+
+def _unary(binding: Any, source: Any, packing: _Packing) -> Any:
+    from tvm import relax
+
+    whole = shape_of(source)[1] % packing.lanes(source) == 0
+    if operator_name(binding.value) not in _KEEP_ZERO and not whole:
+        return None
+    call = binding.value
+    return relax.Call(call.op, [packing.packed[source], *call.args[1:]], call.attrs, call.ty_args)
+
+
+def _binary(binding: Any, _: Any, packing: _Packing) -> Any:
+    from tvm import relax
+
+    operands = [_operand(argument, packing) for argument in binding.value.args]
+    if any(operand is None for operand in operands) or shape_of(binding.var)[1] % packing.lanes(binding.var):
+        return None
+    return relax.Call(binding.value.op, operands, binding.value.attrs, binding.value.ty_args)
+
+
+def _operand(argument: Any, packing: _Packing) -> Any:
+    from tvm import relax
+
+    shape, array = shape_of(argument), constant(argument)
+    if array is not None:
+        if array.size == 1:
+            return relax.const(array.reshape(()))
+        lanes = packing.machine.lanes(str(array.dtype)) if str(array.dtype) in ("float32", "float16") else 0
+        channels = array.size
+        if not lanes or array.ndim < 3 or array.shape[-3:] != (channels, 1, 1) or channels % lanes:
+            return None
+        return relax.const(array.reshape(1, channels // lanes, 1, 1, lanes))
+    if not _is_var(argument) or len(shape) != 4 or shape[1] % packing.lanes(argument):
+        return None
+    return packing.packed.get(argument)
+
+
+def _pool(binding: Any, source: Any, packing: _Packing) -> Any:
+    from tvm import relax
+
+    attrs, layout = binding.value.attrs, f"NCHW{packing.lanes(source)}c"
+    operator = relax.op.nn.max_pool2d if operator_name(binding.value).endswith("max_pool2d") else relax.op.nn.avg_pool2d
+    return operator(
+        packing.packed[source],
+        pool_size=[int(size) for size in attrs.pool_size],
+        strides=[int(size) for size in attrs.strides],
+        padding=[int(size) for size in attrs.padding],
+        dilation=[int(size) for size in attrs.dilation],
+        ceil_mode=bool(attrs.ceil_mode),
+        count_include_pad=bool(attrs.count_include_pad) or not (any(attrs.padding) or attrs.ceil_mode),
+        layout=layout,
+    )
+
+
+def _mean(binding: Any, source: Any, packing: _Packing) -> Any:
+    from tvm import relax
+
+    axes = sorted(int(axis) % 4 for axis in binding.value.attrs.axis or ())
+    if axes != [2, 3] or not binding.value.attrs.keepdims:
+        return None
+    return relax.op.mean(packing.packed[source], axis=[2, 3], keepdims=True)
+
+
+def _pad(binding: Any, source: Any, packing: _Packing) -> Any:
+    from tvm import relax
+
+    lanes, attrs = packing.lanes(source), binding.value.attrs
+    width = [int(size) for size in attrs.pad_width]
+    if shape_of(source)[1] % lanes or any(size % lanes or size < 0 for size in width[2:4]):
+        return None
+    widths = [*width[:2], *(size // lanes for size in width[2:4]), *width[4:], 0, 0]
+    return relax.op.nn.pad(packing.packed[source], widths, attrs.pad_mode, *_pad_value(binding.value))
+
+
+def _pad_value(call: Any) -> list[Any]:
+    return [float(call.attrs.pad_value)]
+
+
+def _is_var(expression: Any) -> bool:
+    from tvm import relax
+
+    return isinstance(expression, relax.Var)
+
+
+_Rule = Callable[[Any, Any, "_Packing"], Any]
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(_UNARY, _unary),
+    **dict.fromkeys(_BINARY, _binary),
+    **dict.fromkeys(_POOLS, _pool),
+    "relax.mean": _mean,
+    "relax.nn.pad": _pad,
+}

@@ -1,0 +1,52 @@
+"""What the schedules must know of a CPU: vector width, registers, and how scalars reach the multipliers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from targets.arm_tvm.options import Options
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The vector unit of a core.
+
+    Args:
+        vector_bits: Width of one register.
+        registers: Vector registers there are.
+        by_element: Whether a multiply-add takes one lane of a register as its scalar; else scalars come from memory.
+        pairs: Whether one instruction loads two neighbouring registers.
+        fp16: Whether it computes in float16.
+        dot: Whether it has four-way int8 dot products.
+        i8mm: Whether it has int8 matrix products.
+        l1_bytes: First-level data cache.
+    """
+
+    vector_bits: int = 128
+    registers: int = 32
+    by_element: bool = True
+    pairs: bool = True
+    fp16: bool = False
+    dot: bool = False
+    i8mm: bool = False
+    l1_bytes: int = 32768
+
+    def lanes(self, dtype: str) -> int:
+        """Elements of a type in one register: the block of channels in the packed layout."""
+        return self.vector_bits // {"float16": 16, "float32": 32}[dtype]
+
+
+_AVX512 = ("skylake-avx512", "cascadelake", "icelake-server", "sapphirerapids", "znver4", "znver5", "emeraldrapids")
+
+
+def machine_of(options: Options) -> Machine:
+    """The machine that the options describe, by LLVM's names of cores and features."""
+    if options.arch == "aarch64":
+        return Machine(
+            fp16="+fullfp16" in options.mattr, dot="+dotprod" in options.mattr, i8mm="+i8mm" in options.mattr
+        )
+    wide = options.mcpu in _AVX512 or "+avx512f" in options.mattr
+    if wide:
+        return Machine(vector_bits=512, by_element=False, pairs=False)
+    avx = "+avx2" in options.mattr or options.mcpu in ("haswell", "skylake", "alderlake", "znver2", "znver3")
+    return Machine(vector_bits=256 if avx else 128, registers=16, by_element=False, pairs=False)

@@ -1,0 +1,188 @@
+"""Relax → Relax with our kernels: values stay in blocks of channels from kernel to kernel.
+
+One pass over the bindings of `main`. A convolution or matrix product with constant weights becomes, with the bias,
+residual and activation that follow it, one call of a kernel family's PrimFunc. Element-wise operators, pooling, padding
+and means over the image are done on packed values with TVM's own kernels. A value is unpacked where something else
+needs it; everything not recognised is left to TVM's default path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from targets.arm_tvm.composites import Composite, find_composites, shape_of, static_shape
+from targets.arm_tvm.layouts import pack_constant, pack_value, packed_operator, reshape_of_packed, unpack_value
+from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.schedules.families import FAMILIES, choose
+from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
+
+Schedule = Mapping[str, Mapping[str, object]]
+"""Digest of a workload → the choice to take, as `Choice.to_dict` gives it."""
+
+
+def pack_graph(module: Any, machine: Machine, *, schedule: Schedule) -> Any:
+    """The module with our kernels where they apply.
+
+    Args:
+        module: Relax as imported, weights as constants.
+        machine: What to choose and write kernels for.
+        schedule: Digest of a workload → the choice to take.
+    """
+    from tvm import relax
+
+    folded = relax.transform.FoldConstant()(module)
+    main = folded["main"]
+    if not isinstance(main.body, relax.SeqExpr) or len(main.body.blocks) != 1:
+        return module
+    if not isinstance(main.body.blocks[0], relax.DataflowBlock):
+        return module
+    composites = find_composites(main, machine)
+    chosen = {
+        at: (found, choice) for at, found in composites.items() if (choice := choose(found.workload, machine, schedule))
+    }
+    return _Packing(folded, machine, chosen).rewrite() if chosen else module
+
+
+def find_workloads(module: Any, machine: Machine) -> tuple[ConvWorkload, ...]:
+    """Every workload of a Relax module that some family takes, each once, in the order of the graph."""
+    from tvm import relax
+
+    found = find_composites(relax.transform.FoldConstant()(module)["main"], machine)
+    return tuple(dict.fromkeys(composite.workload for composite in found.values()))
+
+
+class _Packing:
+    """The rewritten function while it grows."""
+
+    def __init__(self, module: Any, machine: Machine, chosen: Mapping[Any, tuple[Composite, Choice]]) -> None:
+        from tvm import relax
+
+        self.module, self.machine = module, machine
+        self.main = module["main"]
+        self.builder = relax.BlockBuilder(module)
+        self.by_last = {found.last: (found, choice) for found, choice in chosen.values()}
+        self.inner = {var for found, _ in chosen.values() for var in found.inner}
+        self.plain: dict[Any, Any] = {}
+        self.packed: dict[Any, Any] = {}
+        self.functions: dict[tuple[str, str], Any] = {}
+
+    def rewrite(self) -> Any:
+        """The module with a new `main`."""
+        params = [self._parameter(param) for param in self.main.params]
+        block = self.main.body.blocks[0]
+        attributes = dict(self.main.attrs.items()) if self.main.attrs else {}
+        with self.builder.function("main_packed", params, attrs=attributes):
+            with self.builder.dataflow():
+                for binding in block.bindings:
+                    if binding.var not in self.inner:
+                        self._bind(binding)
+                result = self.builder.emit_output(self._substitute(self.main.body.body))
+            self.builder.emit_func_output(result)
+        grown = self.builder.get()
+        return _renamed(grown)
+
+    def _parameter(self, param: Any) -> Any:
+        from tvm import relax
+
+        self.plain[param] = relax.Var(param.name, param.ty)
+        return self.plain[param]
+
+    def _bind(self, binding: Any) -> None:
+        if binding.var in self.by_last:
+            self._kernel(binding.var, *self.by_last[binding.var])
+            return
+        packed = packed_operator(binding, self)
+        if packed is not None:
+            self.packed[binding.var] = self.builder.emit(packed)
+            return
+        plain = reshape_of_packed(binding, self)
+        self.plain[binding.var] = self.builder.emit(plain if plain is not None else self._substitute(binding.value))
+
+    def lanes(self, var: Any) -> int:
+        """Lanes of a value's blocks."""
+        return self.machine.lanes(str(var.ty.dtype))
+
+    def as_plain(self, var: Any) -> Any:
+        """The value in the layout it has in the model."""
+        if var not in self.plain:
+            self.plain[var] = unpack_value(self.builder, self.packed[var], static_shape(var))
+        return self.plain[var]
+
+    def as_packed(self, var: Any) -> Any:
+        """The value in blocks of channels."""
+        if var not in self.packed:
+            self.packed[var] = pack_value(self.builder, self.plain[var], static_shape(var), self.lanes(var))
+        return self.packed[var]
+
+    def _kernel(self, var: Any, found: Composite, choice: Choice) -> None:
+        from tvm import relax
+
+        work, family = found.workload, FAMILIES[choice.family]
+        lanes = self.machine.lanes(work.dtype)
+        weights = family.pack(work, choice, found.weights, self.machine)
+        bias = pack_constant(found.bias, work.filters, lanes, work.dtype)
+        source = self._operand(found.source, work)
+        operands = [source, relax.const(weights), relax.const(bias)]
+        if found.residual is not None:
+            operands.append(self._operand(found.residual, work, residual=True))
+        function = self._function(work, choice)
+        shape = _result_shape(work, lanes)
+        value = self.builder.emit(relax.call_tir(function, operands, relax.TensorType(shape, work.dtype)))
+        if work.layout == "rows":
+            self.plain[var] = self._reshaped(value, static_shape(var))
+        else:
+            self.packed[var] = value
+
+    def _operand(self, var: Any, work: ConvWorkload, *, residual: bool = False) -> Any:
+        if work.layout == "rows":
+            size = work.filters if residual else work.channels
+            return self._reshaped(self.as_plain(var), (work.width, size))
+        return self.as_plain(var) if work.layout == "planar" and not residual else self.as_packed(var)
+
+    def _reshaped(self, value: Any, shape: Sequence[int]) -> Any:
+        from tvm import relax
+
+        return value if shape_of(value) == tuple(shape) else self.builder.emit(relax.op.reshape(value, tuple(shape)))
+
+    def _function(self, work: ConvWorkload, choice: Choice) -> Any:
+        key = (work.digest, str(choice.to_dict()))
+        if key not in self.functions:
+            function = FAMILIES[choice.family].emit(work, choice, self.machine)
+            name = f"{choice.family}_{work.layout}_{len(self.functions)}"
+            self.functions[key] = self.builder.add_func(function.with_attr("fleetc.workload", work.digest), name)
+        return self.functions[key]
+
+    def _substitute(self, expression: Any) -> Any:
+        """The expression of the old function over the values of the new one."""
+        from tvm import relax
+
+        if isinstance(expression, relax.Var):
+            return self.as_plain(expression)
+        if isinstance(expression, relax.Tuple):
+            return relax.Tuple([self._substitute(field) for field in expression.fields])
+        if isinstance(expression, relax.TupleGetItem):
+            return relax.TupleGetItem(self._substitute(expression.tuple_value), expression.index)
+        if isinstance(expression, relax.Call):
+            arguments = [self._substitute(argument) for argument in expression.args]
+            return relax.Call(expression.op, arguments, expression.attrs, expression.ty_args)
+        return expression
+
+
+def _result_shape(work: ConvWorkload, lanes: int) -> tuple[int, ...]:
+    if work.layout == "rows":
+        return (work.width, work.filters)
+    return (work.batch, blocks(work.filters, lanes), *work.result, lanes)
+
+
+def _renamed(module: Any) -> Any:
+    import tvm
+
+    grown = {variable.name_hint: function for variable, function in module.functions_items()}
+    main = grown["main_packed"].with_attr("global_symbol", "main")
+    changed = tvm.IRModule({}, attrs=module.attrs)
+    for variable, function in module.functions_items():
+        if variable.name_hint not in ("main", "main_packed"):
+            changed[variable] = function
+    changed["main"] = main
+    return changed

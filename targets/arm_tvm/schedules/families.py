@@ -1,0 +1,31 @@
+"""All kernel families, and the choice among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.schedules import direct
+from targets.arm_tvm.schedules.workload import Choice, ConvWorkload
+
+FAMILIES: Mapping[str, ModuleType] = {"direct": direct}
+
+
+def all_choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
+    """Every family's ways to compute a workload, best predicted first; none where all decline."""
+    found = (choice for family in FAMILIES.values() for choice in family.choices(workload, machine))
+    return tuple(sorted(found, key=lambda choice: choice.cost))
+
+
+def choose(workload: ConvWorkload, machine: Machine, schedule: Mapping[str, Mapping[str, object]]) -> Choice | None:
+    """The plan's choice for the workload where it has one that still exists, else the analytic default.
+
+    Args:
+        workload: What to compute.
+        machine: Where.
+        schedule: Digest of a workload → a choice, as `Choice.to_dict` gives it.
+    """
+    found = all_choices(workload, machine)
+    wanted = dict(schedule.get(workload.digest, {}))
+    return next((choice for choice in found if choice.to_dict() == wanted), next(iter(found), None))

@@ -1,0 +1,61 @@
+"""How figures are held against the bars."""
+
+import pytest
+from arm_host import summarize
+from arm_models import sqnr_db
+from arm_ours import sum_kernels
+from bench_arm import judge
+
+
+def bars(sections: dict) -> dict[str, dict]:
+    return {bar["what"]: bar for bar in judge(sections)}
+
+
+def instructions(untuned: object, tuned: object) -> dict:
+    kinds = {"untuned": {"instructions": untuned}, "tuned": {"instructions": tuned}}
+    return {"instructions": {"face": {"cores": {"cortex-a76": {"ours": {"fp32": kinds}}}}}}
+
+
+def test_better_of_tuned_and_untuned_is_judged():
+    found = bars(instructions(44.66e6, 40e6))
+    assert found["face, cortex-a76, fp32: instructions"]["is_met"]
+    ratio = found["face, cortex-a76, fp32: untuned / tuned"]
+    assert (ratio["found"], ratio["is_met"]) == (1.117, True)
+
+
+def test_missed_bar_tells_by_how_much():
+    found = bars(instructions(81.2e6, None))["face, cortex-a76, fp32: instructions"]
+    assert (found["is_met"], found["missed_by"]) == (False, 1.0)
+
+
+def test_what_was_not_measured_is_not_met():
+    for bar in judge({}):
+        assert (bar["found"], bar["is_met"], bar["missed_by"]) == (None, False, None)
+    assert {"instructions", "latency / ONNX Runtime's"} <= {bar["what"].split(": ")[-1] for bar in judge({})}
+
+
+@pytest.mark.parametrize(("share", "is_met", "missed"), [(0.8, True, 0.0), (0.79, False, 0.01), (1.0, True, -0.2)])
+def test_share_of_peak_must_be_reached(share, is_met, missed):
+    sections = {"loop": {"face": {"cores": {"cortex-a76": {"fp16": {"share_of_peak": share}}}}}}
+    bar = bars(sections)["face, cortex-a76, fp16: hottest loop's share of peak"]
+    assert (bar["is_met"], bar["missed_by"]) == (is_met, missed)
+
+
+def test_kernels_count_as_often_as_the_model_has_them():
+    def kernel(count: int, untuned: float, best: float) -> dict:
+        return {"count": count, "tried": 2, "untuned": untuned, "best": {"median": best}, "stopped": "plateau"}
+
+    failed = kernel(9, 1, 1) | {"best": None}
+    found = sum_kernels({"unit": "us", "evidence": "e", "kernels": [kernel(2, 10, 7), kernel(1, 5, 5), failed]})
+    assert (found["untuned"], found["best"], found["trials"], found["stopped"]) == (25, 19, 6, ["plateau"])
+
+
+def test_ratio_is_that_of_the_pairs():
+    found = summarize([(1.0, 2.0), (10.0, 5.0), (3.0, 3.0)])
+    assert (found["ratio"], found["ours_ms"], found["onnxruntime_ms"]) == (1.0, 3.0, 3.0)
+
+
+def test_equal_outputs_have_no_noise(rng):
+    values = rng.standard_normal(8).astype("float32")
+    assert sqnr_db(values, values) == float("inf")
+    assert sqnr_db(values, values * 1.1) == pytest.approx(20, abs=0.01)

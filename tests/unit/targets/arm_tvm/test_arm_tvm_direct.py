@@ -1,0 +1,128 @@
+"""The direct kernels on this machine, against NumPy, over shapes that leave every kind of rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.schedules import direct
+from targets.arm_tvm.schedules.workload import ConvWorkload, blocks
+
+pytestmark = pytest.mark.needs_tvm
+pytest.importorskip("tvm")
+
+NEON = Machine()
+AVX512 = Machine(vector_bits=512, by_element=False, pairs=False)
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> ConvWorkload:
+    layout = draw(st.sampled_from(("blocked", "planar")))
+    size, small, pad = st.integers(5, 20), st.integers(1, 2), st.integers(0, 2)
+    return ConvWorkload(
+        layout,
+        "float32",
+        draw(small),
+        draw(st.integers(1, 3 if layout == "planar" else 19)),
+        draw(size),
+        draw(size),
+        draw(st.integers(1, 40)),
+        kernel=(draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        strides=(draw(small), draw(small)),
+        dilations=(draw(small), draw(small)),
+        padding=(draw(pad), draw(pad), draw(pad), draw(pad)),
+        epilogue=draw(st.sampled_from(((), ("relu",), ("add", "relu"), ("clip 0.0 6.0",)))),
+    )
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(workload=workloads(), machine=st.sampled_from((NEON, AVX512)), seed=st.integers(0, 2**31))
+def test_convolution_equals_numpy_for_any_shape(workload: ConvWorkload, machine: Machine, seed: int) -> None:
+    found, expected = _run(workload, machine, seed)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 13])
+def test_product_of_matrices_equals_numpy(rows: int) -> None:
+    workload = ConvWorkload("rows", "float32", 1, 24, 1, rows, 40, epilogue=("relu",))
+    rng = np.random.default_rng(rows)
+    source = rng.normal(size=(rows, 24)).astype(np.float32)
+    weights, bias = rng.normal(size=(40, 24)).astype(np.float32), rng.normal(size=40).astype(np.float32)
+    found = _call(workload, NEON, source, weights.reshape(40, 24, 1, 1), bias, None)
+    np.testing.assert_allclose(found, np.maximum(source @ weights.T + bias, 0), rtol=1e-4, atol=1e-4)
+
+
+def test_products_of_ragged_rows_are_declined() -> None:
+    assert direct.choices(ConvWorkload("rows", "float32", 1, 23, 1, 4, 40), NEON) == ()
+
+
+def test_grouped_convolutions_are_declined() -> None:
+    assert direct.choices(ConvWorkload("blocked", "float32", 1, 8, 9, 9, 8, groups=8), NEON) == ()
+
+
+def test_tiles_fit_the_registers_and_come_cheapest_first() -> None:
+    found = direct.choices(ConvWorkload("blocked", "float32", 1, 64, 17, 17, 64, kernel=(3, 3)), NEON)
+    costs = [choice.cost for choice in found]
+    sums = [choice.parameters["blocks"] * choice.parameters["rows"] * choice.parameters["columns"] for choice in found]
+    assert costs == sorted(costs)
+    assert max(sums) < NEON.registers
+
+
+def _run(workload: ConvWorkload, machine: Machine, seed: int) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    shape = (workload.batch, workload.channels, workload.height, workload.width)
+    source = rng.normal(size=shape).astype(np.float32)
+    weights = rng.normal(size=(workload.filters, workload.channels, *workload.kernel)).astype(np.float32)
+    bias = rng.normal(size=workload.filters).astype(np.float32)
+    result = (workload.batch, workload.filters, *workload.result)
+    residual = rng.normal(size=result).astype(np.float32) if "add" in workload.epilogue else None
+    lanes = machine.lanes("float32")
+    given_source = _blocked(source, lanes) if workload.layout == "blocked" else source
+    given_residual = None if residual is None else _blocked(residual, lanes)
+    found = _call(workload, machine, given_source, weights, bias, given_residual)
+    plain = found.transpose(0, 1, 4, 2, 3).reshape(workload.batch, -1, *workload.result)[:, : workload.filters]
+    return plain, _expected(workload, source, weights, bias, residual)
+
+
+def _call(workload: ConvWorkload, machine: Machine, source: Any, weights: Any, bias: Any, residual: Any) -> Any:
+    import tvm
+
+    choice = direct.choices(workload, machine)[0]
+    lanes = machine.lanes("float32")
+    function = direct.emit(workload, choice, machine).with_attr("global_symbol", "main")
+    target = tvm.target.Target({"kind": "llvm", "mattr": ["+fma"]})
+    full_bias = np.zeros(blocks(workload.filters, lanes) * lanes, np.float32)
+    full_bias[: workload.filters] = bias
+    arguments = [source, direct.pack(workload, choice, weights, machine), full_bias]
+    arguments += [] if residual is None else [residual]
+    result = tvm.runtime.tensor(np.zeros(direct.result_shape(workload, lanes), np.float32))
+    tvm.compile(function, target=target)["main"](*map(tvm.runtime.tensor, arguments), result)
+    return result.numpy()
+
+
+def _blocked(values: Any, lanes: int) -> Any:
+    batch, channels, height, width = values.shape
+    full = np.zeros((batch, blocks(channels, lanes) * lanes, height, width), values.dtype)
+    full[:, :channels] = values
+    return np.ascontiguousarray(full.reshape(batch, -1, lanes, height, width).transpose(0, 1, 3, 4, 2))
+
+
+def _expected(workload: ConvWorkload, source: Any, weights: Any, bias: Any, residual: Any) -> Any:
+    top, left, bottom, right = workload.padding
+    padded = np.pad(source, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    rows, columns = workload.result
+    total = np.zeros((workload.batch, workload.filters, rows, columns)) + bias[:, None, None]
+    for row in range(workload.kernel[0]):
+        for column in range(workload.kernel[1]):
+            part = padded[:, :, row * workload.dilations[0] :, column * workload.dilations[1] :]
+            part = part[:, :, :: workload.strides[0], :: workload.strides[1]][:, :, :rows, :columns]
+            total += np.einsum("nchw,oc->nohw", part, weights[:, :, row, column])
+    for step in workload.epilogue:
+        total = total + residual if step == "add" else np.maximum(total, 0)
+        total = np.minimum(total, 6) if step.startswith("clip") else total
+    return total
