@@ -27,6 +27,7 @@ from compiler.record import (
     manifest_facts,
     measured_facts,
 )
+from compiler.report import read_build, write_report
 from compiler.search import Bench, search_precision
 from compiler.store import Store, file_digest
 
@@ -52,7 +53,7 @@ def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
         reports[job.device.name] = _attempt(job, fleet, source, options, store)
     ordered = tuple(reports[device.name] for device in selected_devices(fleet, options))
     settle_folder(ordered, fleet, source.digest, options.out)
-    return FleetReport(options.out, ordered, source.imported.notes)
+    return FleetReport(options.out, ordered, source.imported.notes, _write_page(options.out))
 
 
 def compile_device(job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store) -> DeviceReport:
@@ -81,6 +82,13 @@ def _read_source(fleet: Fleet, jobs: Sequence[Job]) -> Source:
     imported = read_model(fleet.model)
     prepared = prepare(fleet, imported.model, [job.device for job in jobs])
     return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, jobs, prepared))
+
+
+def _write_page(out: Path) -> Path:
+    build = read_build(out)
+    for problem in build.problems:
+        log.warning("the report leaves out a device of an earlier build: %s", problem)
+    return write_report(build)
 
 
 def _attempt(job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store) -> DeviceReport:

@@ -59,11 +59,12 @@ class DeviceReport:
 
 @dataclass(frozen=True)
 class FleetReport:
-    """What became of the fleet, device by device, and the notes on how its model was read."""
+    """What became of the fleet, device by device, the notes on how its model was read, and the page that tells it."""
 
     out: Path
     devices: tuple[DeviceReport, ...]
     notes: tuple[str, ...] = ()
+    page: Path | None = None
 
     def raise_failures(self) -> None:
         """Raises one error naming every device that failed: FleetFailed, or the first one's class if none was left."""

@@ -32,6 +32,7 @@ def fleet_text(report: FleetReport) -> str:
     ]
     lines += [f"{device.device}: {device.row['reason']}" for device in report.devices if _noted(device)]
     lines += [f"note: {note}" for note in report.notes]
+    lines += [f"report: {report.page}"] if report.page else []
     return "\n".join(lines)
 
 

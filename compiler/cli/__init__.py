@@ -17,6 +17,7 @@ from compiler.cli.artifact import bench, finish, inspect, run, verify
 from compiler.cli.fleet import build, diff, plan
 from compiler.cli.machine import cache, profiles, targets
 from compiler.cli.output import PARTIAL, print_json
+from compiler.cli.report import report
 from compiler.cli.tune import tune
 from compiler.errors import CompilerError, InternalError, Interrupted, UsageError
 
@@ -43,7 +44,7 @@ def cli(quiet: bool, verbose: bool) -> None:
     logger.setLevel(level)
 
 
-for command in (build, plan, verify, run, bench, inspect, diff, finish, tune, targets, profiles, cache):
+for command in (build, plan, verify, run, bench, inspect, diff, report, finish, tune, targets, profiles, cache):
     cli.add_command(command)
 
 

@@ -48,6 +48,7 @@ def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) 
     report = build_fleet(fleet, chosen)
     devices = [_device_json(one) for one in report.devices]
     value: dict[str, Any] = {"out": str(report.out), "notes": report.notes, "devices": devices}
+    value["report"] = str(report.page)
     PARTIAL.update(value) if as_json else click.echo(show.fleet_text(report))
     report.raise_failures()
     if check_reproducible:

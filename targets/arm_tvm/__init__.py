@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from compiler.artifact import Artifact
 from compiler.capability import Capability
 from compiler.errors import TargetUnavailable, combine
-from compiler.profile import HardwareProfile
+from compiler.profile import HardwareProfile, validate_options
 from compiler.target import API_VERSION, Backend, Measurer, Runner, TargetPlan, installed_version
 from compiler.tune import Tunable
+from targets.arm_tvm.integer.isa import dot_of
+from targets.arm_tvm.integer.specs import Dot
 from targets.arm_tvm.operators import capability_of
 from targets.arm_tvm.options import Options
 from targets.arm_tvm.runtime import FFI_VERSION, TVM_VERSION
@@ -56,7 +58,7 @@ class Tvm:
 
     def capability(self, profile: HardwareProfile) -> Capability:
         """What the importer converts and the CPU code generator compiles correctly; the same on every profile."""
-        return capability_of()
+        return capability_of(_dot_of(profile))
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
         """None: the importer takes the border model as it is."""
@@ -104,6 +106,11 @@ class Tvm:
         from targets.arm_tvm.runner import load_bundle
 
         return load_bundle(artifact)
+
+
+def _dot_of(profile: HardwareProfile) -> Dot:
+    options = validate_options(Options, profile)
+    return dot_of(options.arch, options.mcpu, options.mattr)
 
 
 TARGET = Tvm()

@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.numerics import Array
+from targets.arm_tvm.integer.isa import dot_of
+from targets.arm_tvm.integer.kernels import Kernel, call
+from targets.arm_tvm.integer.rewrite import DOMAIN, OPERATOR, use_integers
+from targets.arm_tvm.integer.specs import Dot
 from targets.arm_tvm.machine import machine_of
 from targets.arm_tvm.operators import find_details
 from targets.arm_tvm.options import Options
@@ -55,7 +60,7 @@ def lower(model: ir.Model, options: Options, *, workdir: Path, schedule: Schedul
         ToolchainFailed: TVM fails later, in a pass or in code generation.
     """
     _refuse_details(model)
-    module = import_relax(model)
+    module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr))
     names = [str(value.name) for value in _model_inputs(model)], [str(value.name) for value in model.graph.outputs]
     inputs, outputs = read_signature(module, *names)
     _check_outputs(model, outputs)
@@ -69,14 +74,19 @@ def lower(model: ir.Model, options: Options, *, workdir: Path, schedule: Schedul
     return Lowered(objects, weights, inputs, outputs)
 
 
-def import_relax(model: ir.Model) -> Any:
+def import_relax(model: ir.Model, dot: Dot = "generic") -> Any:
     """The model as a Relax module whose function `main` holds the weights as constants.
+
+    Args:
+        model: The border model; left as it is.
+        dot: How the machine multiplies int8; for what runs in integers.
 
     Raises:
         UnsupportedModel: The importer refuses a node, which is named.
     """
-    proto = ir.to_proto(_prepared(model))
-    importer = _importer()(shape_dict={}, dtype_dict="float32")
+    integer = use_integers(_prepared(model), dot)
+    proto = ir.to_proto(integer.model)
+    importer = _importer(integer.kernels)(shape_dict={}, dtype_dict="float32")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the importer prints failures and warns of names it changes
         try:
@@ -87,13 +97,20 @@ def import_relax(model: ir.Model) -> Any:
             raise UnsupportedModel(f"TVM cannot import the model: {last_line(error)}") from error
 
 
-def _importer() -> Any:
+def _importer(kernels: Mapping[int, Kernel]) -> Any:
     from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
     class Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
-        """TVM's importer, naming the node that it cannot convert."""
+        """TVM's importer, which knows our kernels and names the node that it cannot convert."""
+
+        def _check_for_unsupported_ops(self, graph: Any) -> None:
+            known = onnx.GraphProto()
+            known.node.extend(node for node in graph.node if node.domain != DOMAIN)
+            super()._check_for_unsupported_ops(known)
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
+            if op_name == OPERATOR:
+                return call(self.bb, kernels[attrs["kernel"]], list(inputs))
             try:
                 if op_name == "Pad" and (padded := _padded(inputs, attrs)) is not None:
                     return padded

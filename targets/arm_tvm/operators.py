@@ -1,7 +1,7 @@
 """What this target takes, as data: TVM's ONNX importer, less what it or the code generator was seen to get wrong.
 
-Quantized models run, but in float: TVM imports QuantizeLinear and DequantizeLinear as elementwise arithmetic and leaves
-the operators between them in float32. So no integer precision is offered.
+Quantized models run in integers where `targets.arm_tvm.integer` has a kernel for what stands between DequantizeLinear
+and QuantizeLinear; TVM imports the rest of them as float arithmetic.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from compiler.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
+from targets.arm_tvm.integer.scheme import int8_rule
+from targets.arm_tvm.integer.specs import Dot
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -75,8 +77,12 @@ _SECOND_OUTPUTS = frozenset({"BatchNormalization", "Dropout", "LayerNormalizatio
 """Operators of which only the first output is right or there at all."""
 
 
-def capability_of() -> Capability:
-    """The capability of every profile: one shape, float32 arithmetic, integers and booleans beside it."""
+def capability_of(dot: Dot) -> Capability:
+    """The capability of a profile: one shape, float32 or int8 arithmetic, integers and booleans beside it.
+
+    Args:
+        dot: How its cores multiply int8.
+    """
     return Capability(
         ops={
             **dict.fromkeys(_FLOAT_OPS.split(), OpRule(_FLOAT | {"INT64"})),
@@ -86,12 +92,12 @@ def capability_of() -> Capability:
         },
         precisions=(
             PrecisionRule("fp32", "the code generator computes in float32", converts_graph=False, tolerance="fp32"),
+            int8_rule(dot),
         ),
         precision_refusals={
             "fp16": "half-precision code of this target is not verified",
             "bf16": "half-precision code of this target is not verified",
             "fp16-weights": "weights are stored as they are computed with",
-            "int8": "TVM imports quantized models as float arithmetic",
         },
         dynamic_dims=False,
         opset_max=OPSET_MAX,

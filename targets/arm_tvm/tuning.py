@@ -22,9 +22,10 @@ from compiler.target import Backend, TargetPlan
 from compiler.tune import Choice, DeviceType, Measurement, Tunable, profile_device
 from targets.arm_tvm.composites import find_composites
 from targets.arm_tvm.emulate import host_arch
+from targets.arm_tvm.integer.isa import dot_of
 from targets.arm_tvm.link import link_model
 from targets.arm_tvm.lower import import_relax, last_line, write_objects
-from targets.arm_tvm.machine import Machine, machine_of
+from targets.arm_tvm.machine import machine_of
 from targets.arm_tvm.options import Options
 from targets.arm_tvm.runtime import TVM_VERSION
 from targets.arm_tvm.schedules.families import FAMILIES, all_choices
@@ -50,7 +51,7 @@ def list_tunables(model: ir.Model, options: Options) -> tuple[Tunable, ...]:
     """Every workload that a kernel family takes and that has more than one choice, in the order of the graph."""
     machine = machine_of(options)
     tunables = []
-    for workload, count in _workloads(model, machine).items():
+    for workload, count in _workloads(model, options).items():
         choices = all_choices(workload, machine)
         if len(choices) > 1:
             given = tuple(choice.to_dict() for choice in choices)
@@ -58,11 +59,12 @@ def list_tunables(model: ir.Model, options: Options) -> tuple[Tunable, ...]:
     return tuple(tunables)
 
 
-def _workloads(model: ir.Model, machine: Machine) -> Counter[ConvWorkload]:
+def _workloads(model: ir.Model, options: Options) -> Counter[ConvWorkload]:
     from tvm import relax
 
-    main = relax.transform.FoldConstant()(import_relax(model))["main"]
-    return Counter(composite.workload for composite in find_composites(main, machine).values())
+    module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr))
+    main = relax.transform.FoldConstant()(module)["main"]
+    return Counter(composite.workload for composite in find_composites(main, machine_of(options)).values())
 
 
 def _name(work: ConvWorkload) -> str:
@@ -91,7 +93,7 @@ class KernelMeasurer:
     def __init__(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> None:
         self._options: Options = plan.options
         self._machine, self._plan, self._backend = machine_of(self._options), plan, backend
-        self._known = {work.digest: work for work in _workloads(model, self._machine)}
+        self._known = {work.digest: work for work in _workloads(model, self._options)}
         if backend.kind == "host":
             _refuse_host(profile, self._options)
             self.device, self.evidence = profile_device(detect_profile()), Evidence.HOST

@@ -186,7 +186,7 @@ class Place:
         return {
             path.relative_to(self.dist).as_posix(): path.read_bytes()
             for path in files
-            if path.name != "measurements.json"
+            if path.name not in ("measurements.json", "report.html")
         }
 
     def manifest(self, device: str) -> Any:

@@ -32,7 +32,7 @@ def test_two_devices_share_the_border_stage_and_get_a_build_each(two: Place) -> 
     assert left["stages"][0] == right["stages"][0]
     assert left["stages"][-1] != right["stages"][-1]
     assert left["verdict"]["parity"]["status"] == "passed"
-    assert {path.name for path in two.dist.iterdir()} == {"left", "right", "build.json"}
+    assert {path.name for path in two.dist.iterdir()} == {"left", "right", "build.json", "report.html"}
 
 
 def test_second_run_starts_no_build_and_gives_the_same_bytes(two: Place) -> None:
@@ -65,7 +65,7 @@ def test_same_inputs_in_another_folder_give_the_same_bytes(tmp_path: Path, site:
 
 def test_device_option_builds_only_that_one_and_keeps_what_build_json_says_of_the_others(two: Place) -> None:
     assert two.build("--device", "left").code == 0
-    assert {path.name for path in two.dist.iterdir()} == {"left", "build.json"}
+    assert {path.name for path in two.dist.iterdir()} == {"left", "build.json", "report.html"}
     assert two.build("-d", "right").code == 0
     assert list(json.loads((two.dist / "build.json").read_text())["devices"]) == ["left", "right"]
 

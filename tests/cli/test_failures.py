@@ -42,7 +42,7 @@ def test_failing_device_is_named_and_the_other_is_delivered(
     assert summary["one"]["status"] == "delivered"
     rows = {row["device"]: row for row in outcome.json["devices"]}
     assert rows["bad"]["error"]["exit_code"] == code
-    assert {path.name for path in place.dist.iterdir()} == {"one", "build.json"}
+    assert {path.name for path in place.dist.iterdir()} == {"one", "build.json", "report.html"}
 
 
 def test_wrong_numbers_are_code_5_and_the_first_diverging_operator_is_found_behind_a_branch(place: Place) -> None:

@@ -1,0 +1,174 @@
+"""A `dist` folder as one value: `build.json`, and of each device its manifest and measurements, or why it failed.
+
+The manifests are untrusted: each must be the one that `build.json` names by its digest, of this schema, and of the
+shape that is read. All problems are reported at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from compiler.artifact import leaves_folder
+from compiler.dist import BUILD
+from compiler.errors import ArtifactError
+from compiler.manifest import MANIFEST, MAX_JSON_BYTES, MEASUREMENTS, SCHEMA, read_manifest
+from compiler.report.facts import Failure, Manifest, Measurements, Row, Searched, Summary, parse
+from compiler.store import file_digest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device class of a build.
+
+    Args:
+        name: Its name.
+        status: `delivered`, `deferred`, `finished` (deferred, and completed on its device since), `failed`, or
+            `unreadable`: its folder is not what was delivered, and nothing it says is shown.
+        searched: Plan, decision, gates and trials; None of a device that failed before anything could be judged.
+        manifest: Its manifest; None if it failed.
+        measurements: What was observed; empty if it failed.
+        failure: Why it failed or cannot be read; None otherwise.
+    """
+
+    name: str
+    status: str
+    searched: Searched | None = None
+    manifest: Manifest | None = None
+    measurements: Measurements = field(default_factory=Measurements)
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a `dist` folder holds: the fleet file's name, the model's digest, the version of fleetc, the devices, and
+    what is wrong with the folders of those that cannot be read."""
+
+    folder: Path
+    fleet: str
+    model: str
+    fleetc: str
+    devices: tuple[Device, ...]
+    problems: tuple[ArtifactError, ...] = ()
+
+    @property
+    def failed(self) -> tuple[Device, ...]:
+        """The devices that were not delivered."""
+        return tuple(device for device in self.devices if device.failure)
+
+
+def read_build(folder: Path) -> Build:
+    """Reads a `dist` folder; artifacts' own files are not looked at (`fleetc verify` does).
+
+    Returns:
+        The build; a device whose manifest is missing, of another schema or not the one delivered is among its problems.
+
+    Raises:
+        ArtifactError: It is no output folder of fleetc, of another schema, or half written.
+    """
+    summary = _summary(folder)
+    devices: list[Device] = []
+    problems: list[ArtifactError] = []
+    for name, row in summary.devices.items():
+        try:
+            devices.append(_device(folder, name, row, summary.model))
+        except ArtifactError as error:
+            problems.append(error)
+            facts = Failure("ArtifactError", error.exit_code, error.what, error.where, error.remedy)
+            devices.append(Device(name, "unreadable", failure=facts))
+    return Build(folder, summary.fleet, summary.model, summary.fleetc, tuple(devices), tuple(problems))
+
+
+def _summary(folder: Path) -> Summary:
+    path = folder / BUILD
+    if not path.is_file():
+        raise ArtifactError(f"there is no {BUILD}: {_what_it_is(folder)}", where=str(folder), remedy=_REMEDY)
+    value = _json(path)
+    if value.get("schema") != SCHEMA:
+        raise ArtifactError(
+            f"{BUILD} has schema {value.get('schema')!r}, this fleetc reads {SCHEMA}",
+            where=str(path),
+            remedy="Use the version of fleetc that wrote it (its `fleetc` key).",
+        )
+    return _parsed(path, lambda: parse(Summary, value))
+
+
+_REMEDY = "Name the folder that `fleetc build --out` wrote, for example dist."
+
+
+def _what_it_is(folder: Path) -> str:
+    if not folder.is_dir():
+        return "there is no such folder"
+    if (folder / MANIFEST).is_file():
+        return "it is the folder of one device, not of a build"
+    if any(folder.glob(f"[!.]*/{MANIFEST}")):
+        return "the build that wrote here has not come to its end; run it again to resume"
+    return "no build of fleetc was written here"
+
+
+def _device(folder: Path, name: str, row: Row, model: str) -> Device:
+    place = folder / name
+    if leaves_folder(folder, name) or Path(name).name != name:
+        raise ArtifactError(f"{BUILD} names the device {name!r}, a place outside the folder", where=str(folder))
+    if row.status == "failed":
+        if row.error is None:
+            raise ArtifactError(f"{BUILD} says that {name} failed, and not why", where=str(folder), remedy=_AGAIN)
+        return Device(name, row.status, row.report, failure=row.error)
+    raw = read_manifest(place)
+    manifest = _parsed(place / MANIFEST, lambda: parse(Manifest, raw))
+    status: str = row.status
+    if file_digest(place / MANIFEST) != row.manifest:
+        status = _finished(place, row, manifest, model)
+    return Device(name, status, manifest, manifest, _measurements(place))
+
+
+_AGAIN = "Build the device again."
+
+
+def _finished(place: Path, row: Row, manifest: Manifest, model: str) -> str:
+    """`fleetc finish` writes the manifest of a deferred device anew; nothing else may."""
+    if row.status == "deferred" and not manifest.artifact.deferred and manifest.inputs.model.sha256 == model:
+        return "finished"
+    raise ArtifactError(
+        f"{MANIFEST} is not the one that {BUILD} names: it was changed, or comes from another build",
+        where=str(place),
+        remedy=_AGAIN,
+    )
+
+
+def _measurements(place: Path) -> Measurements:
+    path = place / MEASUREMENTS
+    if not path.is_file():
+        return Measurements()
+    value = _json(path)
+    return _parsed(path, lambda: parse(Measurements, value))
+
+
+def _parsed(path: Path, reading: Callable[[], T]) -> T:
+    try:
+        return reading()
+    except ValueError as error:
+        raise ArtifactError(
+            f"{path.name} lacks or misspells {error}", where=str(path), remedy="Build the fleet again."
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_JSON_BYTES + 1)
+        value = json.loads(raw) if len(raw) <= MAX_JSON_BYTES else None
+    except OSError as error:
+        raise ArtifactError(f"{path.name} cannot be read: {error.strerror}", where=str(path)) from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path.name} is no JSON that can be read: {error}", where=str(path), remedy="Build the fleet again."
+        ) from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path.name} holds no mapping", where=str(path), remedy="Build the fleet again.")
+    return value

@@ -1,0 +1,116 @@
+"""A device's decision, and what of it is proven, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from compiler.report.facts import Gate, Trial
+from compiler.report.read import Device
+from compiler.report.rows import Row, chosen_trial, interval, points_lost, worst_sqnr
+
+FLOORS = frozenset({"% less"})
+"""Units of gates whose limit is the least that must be found."""
+
+EVIDENCE = {
+    "measured-device": "measured on the device itself",
+    "measured-host": "measured on the machine that built it, with the artifact the device gets; its times are not "
+    "the device's",
+    "measured-emulator": "measured under an emulator of the device's processor; counted instructions are exact, times "
+    "are not the device's",
+    "estimated": "computed from the profile, nothing was run",
+    "none": "nobody could measure or estimate it",
+}
+"""Label of a figure → what it stands for."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One statement about the artifact: whether it is `proven`, `open` or `refuted`, and the evidence."""
+
+    state: str
+    text: str
+    evidence: str
+
+
+def decision_text(row: Row) -> str:
+    """What was built and what it gained and cost, in a paragraph."""
+    device = row.device
+    if device.failure:
+        return f"Nothing was delivered for {device.name}: {device.failure.what}"
+    searched = device.searched
+    reason = searched.plan.choices["precision"].reason if searched and "precision" in searched.plan.choices else ""
+    trial = chosen_trial(device)
+    if searched is None or len(searched.trials) < 2 or trial is None:
+        return f"{device.name} gets {row.precision}: {reason or (searched.decision.reason if searched else '')}."
+    return f"{device.name} gets {row.precision}, trial {trial.number} of {len(searched.trials)}: {_gains(row, trial)}."
+
+
+def others_text(device: Device) -> tuple[str, ...]:
+    """Why each of the other trials was not taken."""
+    chosen = chosen_trial(device)
+    trials = device.searched.trials if device.searched else ()
+    return tuple(f"{one.number} {one.precision}: {_why_not(one, chosen)}" for one in trials if one is not chosen)
+
+
+def proofs(device: Device) -> tuple[Proof, ...]:
+    """What is proven about a delivered artifact, and what is not."""
+    return tuple(_proofs(device))
+
+
+def gate_words(gate: Gate) -> str:
+    """One gate in words."""
+    if gate.passed is None:
+        return f"{gate.name}: not judged: {gate.why or 'nothing measured it'}"
+    bound = "at least" if gate.unit in FLOORS else "at most"
+    found = "nothing" if gate.value is None else f"{gate.value:.4g} {gate.unit}"
+    return f"{gate.name} {'passed' if gate.passed else 'failed'}: {found}, limit {bound} {gate.limit:g}"
+
+
+def _gains(row: Row, trial: Trial) -> str:
+    parts = []
+    if trial.speed and trial.speed.speedup is not None:
+        ratio, how = trial.speed.speedup, trial.speed.evidence
+        parts.append(f"{ratio:.2f} times as fast as the float original ({how})" if ratio != 1 else "the float original")
+    if trial.footprint and trial.footprint.weights_bytes is not None:
+        parts.append(f"its files take {row.size.text}, {row.size.detail} ({row.size.evidence})")
+    if trial.accuracy and trial.accuracy.drop_pct is not None:
+        spread = interval(trial.accuracy.low_pct, trial.accuracy.high_pct)
+        lost = f"{points_lost(trial.accuracy.drop_pct)} {spread}".strip()
+        parts.append(f"{lost} of {trial.accuracy.metric} ({trial.accuracy.evidence})")
+    return "; ".join(parts) or "it is the first that passes"
+
+
+def _why_not(trial: Trial, chosen: Trial | None) -> str:
+    if trial.why:
+        return f"{trial.status}: {trial.why}"
+    if trial.status == "measured":
+        return "the float original, measured to compare with; the fleet file asks for something else"
+    mine, best = (one.speed.speedup if one and one.speed else None for one in (trial, chosen))
+    if mine is not None and best is not None:
+        return f"passed every gate, and is {mine:.2f} times as fast as float32 where the chosen one is {best:.2f} times"
+    return f"{trial.status}; the chosen one ranks before it"
+
+
+def _proofs(device: Device) -> Iterator[Proof]:
+    manifest = device.manifest
+    if manifest is None:
+        return
+    parity, worst = manifest.verdict.parity, worst_sqnr(manifest)
+    if parity.status == "passed":
+        found = "equal to the bit" if worst is None else f"worst SQNR {worst:.1f} dB, tolerance {parity.tolerance}"
+        text = f"It computes what the {manifest.verdict.reference} computes: {found}."
+        yield Proof("proven", text + (f" {parity.reason}" if parity.reason else ""), parity.evidence)
+    else:
+        yield Proof("open", f"Its outputs were not compared: {parity.reason or parity.status}.", parity.evidence)
+    for gate in manifest.gates:
+        state = "open" if gate.passed is None else "proven" if gate.passed else "refuted"
+        state = "open" if gate.evidence == "estimated" else state
+        why = f" ({gate.rule}; {gate.why})" if gate.why and gate.passed is not None else f" ({gate.rule})"
+        yield Proof(state, gate_words(gate) + why, gate.evidence)
+    trial = chosen_trial(device)
+    if trial and trial.accuracy and trial.accuracy.measured_on not in ("", "artifact"):
+        note = trial.accuracy.note or "the artifact does not run here"
+        yield Proof("open", f"Accuracy is the {trial.accuracy.measured_on}'s: {note}.", trial.accuracy.evidence)
+    if manifest.artifact.deferred:
+        yield Proof("open", f"It is not complete: {manifest.artifact.deferred}", "none")

@@ -1,0 +1,95 @@
+"""Integer pooling: maxima stay int8, sums are int32 and scaled by one over the window's size with the requantization.
+
+Tiling: 16 channels of one pixel in registers over the whole window. Roofline: one 16-byte load per tap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from targets.arm_tvm.integer.emitter import (
+    PARALLEL_WORK,
+    Emitter,
+    broadcast,
+    cast,
+    int32,
+    load,
+    parameter,
+    shuffle,
+    store,
+)
+from targets.arm_tvm.integer.epilogue import quarters, scaled, write
+from targets.arm_tvm.integer.padding import emit_padded
+from targets.arm_tvm.integer.specs import BLOCK, Dot, Image, PoolSpec
+
+UNROLLED_TAPS = 16
+
+
+def emit_pool(spec: PoolSpec, dot: Dot) -> Any:
+    """The kernel: (source, result), all flat."""
+    from tvm import tirx
+
+    emitter = Emitter()
+    source = parameter(spec.source.elements, "int8", "x")
+    quantized = spec.epilogue is None or spec.epilogue.quantized
+    result = parameter(spec.result.elements, "int8" if quantized else "float32", "y")
+    work = spec.result.elements // BLOCK * spec.kernel[0] * spec.kernel[1]
+    with emitter.loop(spec.source.batch) as batch:
+        image, origin, place = spec.source, source, batch * spec.source.batch_stride
+        if any(spec.pads) or _extent(spec) != _inside(spec):
+            origin, image = emit_padded(emitter, (source, place, spec.source), _extent(spec), spec.pads, spec.fill)
+            place = int32(0)
+        with emitter.loop(spec.result.blocks * spec.result.height, parallel=work > PARALLEL_WORK) as part:
+            block = tirx.floordiv(part, int32(spec.result.height))
+            row = tirx.floormod(part, int32(spec.result.height))
+            start = place + block * image.block_stride + row * (spec.strides[0] * image.row_stride)
+            into = batch * spec.result.batch_stride + block * spec.result.block_stride + row * spec.result.row_stride
+            with emitter.loop(spec.result.width) as column:
+                value = _window(emitter, spec, (origin, start + column * (spec.strides[1] * BLOCK), image))
+                _finish(emitter, spec, value, (result, into + column * BLOCK), dot)
+    return emitter.function([source, result])
+
+
+def _extent(spec: PoolSpec) -> tuple[int, int]:
+    sizes = zip((spec.result.height, spec.result.width), spec.strides, spec.kernel, strict=True)
+    rows, columns = ((size - 1) * stride + taps for size, stride, taps in sizes)
+    return rows, columns
+
+
+def _inside(spec: PoolSpec) -> tuple[int, int]:
+    rows, columns = _extent(spec)
+    return min(rows, spec.source.height), min(columns, spec.source.width)
+
+
+def _window(emitter: Emitter, spec: PoolSpec, source: tuple[Any, Any, Image]) -> Any:
+    from tvm import tirx
+
+    dtype, least = ("int8", -128) if spec.maximum else ("int32", 0)
+    held = emitter.allocate(BLOCK, dtype)
+    emitter.add(store(held, 0, broadcast(least, dtype, BLOCK), BLOCK))
+    for offset in _offsets(emitter, spec, source[2]):
+        value = load(source[0], source[1] + offset, BLOCK)
+        before = load(held, 0, BLOCK)
+        after = tirx.Max(before, value) if spec.maximum else before + cast("int32x16", cast("int16x16", value))
+        emitter.add(store(held, 0, after, BLOCK))
+    return load(held, 0, BLOCK)
+
+
+def _offsets(emitter: Emitter, spec: PoolSpec, image: Image) -> Iterator[Any]:
+    """Places of the window's taps; the caller's statements are repeated where they are many."""
+    rows, columns = spec.kernel
+    if rows * columns <= UNROLLED_TAPS:
+        yield from (y * image.row_stride + x * BLOCK for y in range(rows) for x in range(columns))
+        return
+    with emitter.loop(rows) as y, emitter.loop(columns) as x:
+        yield y * image.row_stride + x * BLOCK
+
+
+def _finish(emitter: Emitter, spec: PoolSpec, value: Any, target: tuple[Any, Any], dot: Dot) -> None:
+    if spec.epilogue is None:
+        emitter.add(store(*target, value, BLOCK))
+        return
+    parts = quarters(value) if spec.maximum else [shuffle([value], range(at, at + 4)) for at in range(0, BLOCK, 4)]
+    scale, bias = broadcast(spec.scale, "float32", 4), broadcast(spec.bias, "float32", 4)
+    write(emitter, scaled(parts, [scale] * 4, [bias] * 4, None, spec.epilogue), target, spec.epilogue, dot)

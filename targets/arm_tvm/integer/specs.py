@@ -1,0 +1,215 @@
+"""What an integer kernel computes, as data: which tensors, which window, which requantization.
+
+Activations are int8 everywhere inside; a `uint8` tensor of zero point z is held as int8 with zero point z − 128.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+BLOCK = 16
+"""Channels that lie together: one vector of int8."""
+SLACK_BYTES = 32
+"""What a kernel may read behind the last pixel of an image whose pixels are shorter than a vector."""
+
+Dot: TypeAlias = Literal["smmla", "sdot", "widen", "generic"]
+
+
+@dataclass(frozen=True)
+class Image:
+    """How one tensor lies in memory.
+
+    Args:
+        batch: Images.
+        channels: Channels of the model; `blocked` and `rows` pad them to a multiple of 16.
+        height: Rows.
+        width: Pixels of a row.
+        layout: `blocked`: (batch, channels / 16, height, width, 16). `rows`: (width, channels), a matrix, its rows
+            padded to a multiple of 16.
+            `pixels`: (height, width, channels) and some bytes that may be read and mean nothing.
+        origin: Row and column of the model's first pixel; those before it are padding, and `pixels` alone has any.
+    """
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    layout: Literal["blocked", "rows", "pixels"] = "blocked"
+    origin: tuple[int, int] = (0, 0)
+
+    @property
+    def blocks(self) -> int:
+        """Vectors of channels."""
+        return -(-self.channels // BLOCK)
+
+    @property
+    def pixel_stride(self) -> int:
+        """Elements from one pixel to the next."""
+        if self.layout == "pixels":
+            return self.channels
+        return BLOCK if self.layout == "blocked" else self.blocks * BLOCK
+
+    @property
+    def row_stride(self) -> int:
+        """Elements from one row to the next."""
+        return self.width * self.pixel_stride
+
+    @property
+    def block_stride(self) -> int:
+        """Elements from 16 channels of a pixel to its next 16."""
+        return self.height * self.row_stride if self.layout == "blocked" else BLOCK
+
+    @property
+    def batch_stride(self) -> int:
+        """Elements from one image to the next."""
+        if self.layout == "blocked":
+            return self.blocks * self.block_stride
+        return self.height * self.row_stride + (SLACK_BYTES if self.layout == "pixels" else 0)
+
+    @property
+    def elements(self) -> int:
+        """Elements of the whole, padding included."""
+        return self.batch * self.batch_stride
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """From the accumulator to y = clamp(round(acc · scale + bias [+ residual · residual_scale]) + zero_point).
+
+    Scale and bias are per channel and come as arrays; the scale of the result is divided into them.
+
+    Args:
+        quantized: Whether the result is int8; otherwise float32, and nothing is rounded.
+        zero_point: Of the result, −128 to 127.
+        low: Least result; of a float32 result in its own unit.
+        high: Greatest result.
+        residual_scale: Scale of the residual in units of the result; None where there is none.
+    """
+
+    quantized: bool = True
+    zero_point: int = 0
+    low: float = -128
+    high: float = 127
+    residual_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """Convolution, or a matrix product where the layout is `rows`.
+
+    Args:
+        source: The input, not padded (`pixels`: padded already).
+        result: The output.
+        kernel: Rows and columns of the window.
+        strides: Steps of the window.
+        dilations: Distance of its taps.
+        pads: Top and left padding; the rest follows from the result's size.
+        fill: What the padding holds: the input's zero point.
+        wide: Whether a weight is −128, so that two products overflow int16.
+        epilogue: What follows.
+        depthwise: Whether each channel has its own window.
+    """
+
+    source: Image
+    result: Image
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pads: tuple[int, int]
+    fill: int
+    wide: bool
+    epilogue: Epilogue
+    depthwise: bool = False
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns of the input that the windows touch, padding included."""
+        sizes = (self.result.height, self.result.width)
+        return tuple(  # type: ignore[return-value]  # two of them
+            (size - 1) * stride + (taps - 1) * dilation + 1
+            for size, stride, taps, dilation in zip(sizes, self.strides, self.kernel, self.dilations, strict=True)
+        )
+
+    @property
+    def padded(self) -> bool:
+        """Whether a window reaches beyond the input."""
+        rows, columns = self.extent
+        return any(self.pads) or rows > self.source.height or columns > self.source.width
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """Maximum or sum over a window, channel by channel; without an epilogue, int8 maxima are handed on as they are."""
+
+    source: Image
+    result: Image
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    pads: tuple[int, int]
+    fill: int
+    maximum: bool
+    epilogue: Epilogue | None
+    scale: float = 1.0
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class ElementwiseSpec:
+    """y = clamp(round(a · scale + bias [+ b · residual_scale]) + zero_point) of whole tensors."""
+
+    elements: int
+    scale: float
+    bias: float
+    epilogue: Epilogue
+
+
+@dataclass(frozen=True)
+class PadSpec:
+    """A larger image around the source, which starts at `offset` (channel, row, column)."""
+
+    source: Image
+    result: Image
+    offset: tuple[int, int, int]
+    fill: int
+
+
+@dataclass(frozen=True)
+class JoinSpec:
+    """Images of batch 1, one after the other along the channels."""
+
+    elements: int
+
+
+@dataclass(frozen=True)
+class PackSpec:
+    """From the model's own layout (NCHW, or a matrix) to an image, quantized on the way.
+
+    Args:
+        source: The tensor, as batch, channels, height, width.
+        dtype: `float32`, or `int8` and `uint8` where it is quantized already.
+        result: The image.
+        scale: Of the result.
+        zero_point: Of the result.
+    """
+
+    source: tuple[int, int, int, int]
+    dtype: str
+    result: Image
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class UnpackSpec:
+    """From an image to the model's own layout; to float32 by scale and zero point, or to `int8`, `uint8` as it is."""
+
+    source: Image
+    source_dtype: str
+    dtype: str
+    shape: tuple[int, ...]
+    scale: float
+    zero_point: int
+
+
+Spec: TypeAlias = ConvSpec | PoolSpec | ElementwiseSpec | PadSpec | JoinSpec | PackSpec | UnpackSpec
