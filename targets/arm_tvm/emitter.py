@@ -49,11 +49,16 @@ class Emitter:
         return buffer
 
     @contextmanager
-    def loop(self, extent: int, *, parallel: bool = False) -> Iterator[Any]:
-        """What is added inside is repeated; yields the counter. A loop of one iteration is none."""
+    def loop(self, extent: Any, *, parallel: bool = False) -> Iterator[Any]:
+        """What is added inside is repeated; yields the counter. A loop of one iteration is none.
+
+        Args:
+            extent: Iterations: a number, or an expression that may be 0.
+            parallel: The iterations are spread over the threads.
+        """
         from tvm import tirx
 
-        if extent == 1:
+        if isinstance(extent, int) and extent == 1:
             yield tirx.const(0, "int32")
             return
         counter = tirx.Var("i", "int32")
@@ -61,7 +66,35 @@ class Emitter:
         yield counter
         body = _sequence(self._open.pop())
         kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
-        self.add(tirx.For(counter, int32(0), int32(extent), kind, body))
+        self.add(tirx.For(counter, int32(0), int32(extent) if isinstance(extent, int) else extent, kind, body))
+
+    def view(self, buffer: Any, offset: Any) -> Any:
+        """The buffer from an offset on: constant offsets into it are part of the addresses of loads and stores.
+
+        For parameters that are only read or only written: TVM plans the memory of a workspace without its views.
+        """
+        import tvm
+        from tvm import tirx
+
+        element = buffer.dtype
+        pointer = tirx.Var("p", tvm.ir.PointerType(tvm.ir.PrimType(str(element))))
+        address = tirx.call_intrin(pointer.ty, "tirx.address_of", load(buffer, offset, 1))
+        self.add(tirx.Bind(pointer, address))
+        view = tirx.decl_buffer(buffer.shape, element, "view")
+        self.add(tirx.DeclBuffer(view, data=pointer))
+        return view
+
+    @contextmanager
+    def when(self, condition: Any) -> Iterator[None]:
+        """What is added inside is done where the condition holds; None always holds."""
+        from tvm import tirx
+
+        if condition is None:
+            yield
+            return
+        self._open.append([])
+        yield
+        self.add(tirx.IfThenElse(condition, _sequence(self._open.pop()), None))
 
     def function(self) -> Any:
         """The kernel of the parameters so far, in their order; no pass is to look into it."""
@@ -102,7 +135,7 @@ def _at(offset: Any, lanes: int) -> Any:
     from tvm import tirx
 
     index = int32(offset) if isinstance(offset, int) else offset
-    return tirx.Ramp(index, int32(1), lanes) if lanes > 1 else index
+    return tirx.Ramp(index, tirx.const(1, index.ty.dtype), lanes) if lanes > 1 else index
 
 
 def broadcast(value: Any, lanes: int, dtype: str = "float32") -> Any:

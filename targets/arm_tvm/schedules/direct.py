@@ -5,8 +5,8 @@ pixel's vector holds L input channels (blocked, rows) or L neighbouring columns 
 lanes multiplies Q weight vectors, which are packed in the order they are read.
 
 Registers: Q·P sums, the P pixels, Q + 1 for weights on their way: with fewer left over LLVM keeps sums in memory.
-Instructions per L products of one tap: L·P·Q multiply-adds, P loads of pixels (half as many where pairs of neighbours are
-loaded) and L·Q/2 of weights.
+Instructions per L products of one tap: L·P·Q multiply-adds, P loads of pixels (half as many where pairs of neighbours
+are loaded) and L·Q/2 of weights.
 Roofline: the multiply-adds over the core's FMA rate; the weights of one tile are streamed from the second-level cache.
 A padded source is copied into a workspace with its border of zeros first.
 """

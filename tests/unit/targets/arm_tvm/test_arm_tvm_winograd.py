@@ -1,0 +1,129 @@
+"""Winograd kernels, run on the host, against the convolution's definition in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compiler.numerics import Array
+from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.schedules import winograd
+from targets.arm_tvm.schedules.families import all_choices
+from targets.arm_tvm.schedules.winograd_transforms import input_matrix, output_matrix, weight_matrix
+from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
+
+NEON = Machine(fp16=True)
+SCALAR_OPERANDS = Machine(vector_bits=256, registers=16, by_element=False, pairs=False)
+FLOAT32_SQNR_DB = 100.0
+
+
+@pytest.mark.parametrize("m", [2, 4, 6])
+def test_transforms_give_every_product_of_a_signal_and_a_filter_once(m: int) -> None:
+    found = np.einsum("ti,ij,il->tjl", output_matrix(m), weight_matrix(m), input_matrix(m))
+    wanted = np.fromfunction(lambda t, j, line: line == t + j, (m, 3, m + 2))
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
+@pytest.mark.needs_tvm
+@pytest.mark.parametrize(
+    ("workload", "parameters", "machine"),
+    [
+        (("float32", 1, 8, 10, 5, 12, (1, 1, 1, 1)), (2, 2, 4, 3), NEON),
+        (("float32", 2, 6, 7, 9, 10, (0, 1, 2, 1)), (4, 1, 5, 1), NEON),
+        (("float32", 2, 6, 13, 9, 10, (0, 1, 2, 1)), (6, 2, 5, 3), NEON),
+        (("float32", 1, 4, 1, 3, 8, (1, 1, 1, 1)), (4, 1, 1, 2), NEON),
+        (("float32", 1, 4, 1, 3, 8, (1, 1, 1, 1)), (6, 1, 1, 2), NEON),
+        (("float32", 1, 16, 9, 8, 16, (1, 1, 1, 1)), (4, 2, 4, 2), SCALAR_OPERANDS),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_result_is_the_convolution_with_bias_residual_and_activation(
+    workload: tuple[str, int, int, int, int, int, tuple[int, int, int, int]],
+    parameters: tuple[int, int, int, int],
+    machine: Machine,
+) -> None:
+    dtype, batch, channels, height, width, filters, padding = workload
+    work = ConvWorkload(
+        "blocked", dtype, batch, channels, height, width, filters, (3, 3), padding=padding, epilogue=("add", "relu")
+    )
+    choice = Choice("winograd", dict(zip(("m", "rows", "tiles", "blocks"), parameters, strict=True)))
+    wanted, found = _run(work, choice, machine)
+    assert _sqnr_db(wanted, found) > FLOAT32_SQNR_DB
+
+
+@pytest.mark.needs_tvm
+def test_default_choice_of_random_shapes_is_right() -> None:
+    random = np.random.default_rng(20)
+    for _ in range(4):
+        channels, filters, height, width = (int(size) for size in random.integers(1, 20, 4))
+        padding = tuple(int(size) for size in random.integers(1, 3, 4))
+        work = ConvWorkload(
+            "blocked", "float32", 1, channels, height, width, filters, (3, 3), padding=padding, epilogue=("add",)
+        )
+        choice = winograd.choices(work, NEON)[0]
+        assert _sqnr_db(*_run(work, choice, NEON)) > FLOAT32_SQNR_DB, (work, choice)
+
+
+def test_other_convolutions_are_declined() -> None:
+    plain = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
+    accepted = ConvWorkload("blocked", "float32", 1, 8, 9, 9, 8, **plain)
+    assert winograd.choices(accepted, NEON)
+    for different in (
+        {"strides": (2, 2)},
+        {"dilations": (2, 2)},
+        {"kernel": (5, 5)},
+        {"groups": 8},
+        {"padding": (3, 1, 1, 1)},
+    ):
+        assert not winograd.choices(ConvWorkload("blocked", "float32", 1, 8, 9, 9, 8, **{**plain, **different}), NEON)
+    assert not winograd.choices(ConvWorkload("planar", "float32", 1, 8, 9, 9, 8, **plain), NEON)
+
+
+def test_large_maps_take_large_tiles_and_one_pixel_is_not_worth_a_transform() -> None:
+    def chosen(channels: int, size: int) -> Choice:
+        work = ConvWorkload("blocked", "float32", 1, channels, size, size, channels, (3, 3), padding=(1, 1, 1, 1))
+        return all_choices(work, NEON)[0]
+
+    assert chosen(64, 17).parameters["m"] == 6
+    assert chosen(128, 8).parameters["m"] == 4
+    assert chosen(256, 1).family == "direct"
+
+
+def _run(work: ConvWorkload, choice: Choice, machine: Machine) -> tuple[Array, Array]:
+    import tvm
+
+    random = np.random.default_rng(4)
+    lanes = machine.lanes(work.dtype)
+    source = random.normal(size=(work.batch, work.channels, work.height, work.width))
+    weights = random.normal(size=(work.filters, work.channels, 3, 3)) / np.sqrt(9 * work.channels)
+    bias = random.normal(size=blocks(work.filters, lanes) * lanes)
+    residual = random.normal(size=(work.batch, work.filters, *work.result))
+    kernel = winograd.emit(work, choice, machine).with_attr("global_symbol", "kernel")
+    compiled = tvm.compile(
+        tvm.IRModule({"kernel": kernel}), target=tvm.target.Target({"kind": "llvm", "mcpu": "haswell"})
+    )
+    packed = winograd.pack(work, choice, weights, machine)
+    given = (_blocked(source, lanes), packed, bias, _blocked(residual, lanes))
+    result = tvm.runtime.tensor(np.full(given[3].shape, np.nan, work.dtype))
+    compiled["kernel"](*(tvm.runtime.tensor(np.ascontiguousarray(array, work.dtype)) for array in given), result)
+    found = result.numpy().transpose(0, 1, 4, 2, 3).reshape(work.batch, -1, *work.result)[:, : work.filters]
+    return _convolved(source, weights, bias, residual, work), found
+
+
+def _convolved(source: Array, weights: Array, bias: Array, residual: Array, work: ConvWorkload) -> Array:
+    top, left, bottom, right = work.padding
+    padded = np.pad(source, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+    total = np.einsum("nchwpq,ocpq->nohw", windows, weights) + bias[: work.filters, None, None] + residual
+    return np.maximum(total, 0) if "relu" in work.epilogue else total
+
+
+def _blocked(array: Array, lanes: int) -> Array:
+    batch, channels, height, width = array.shape
+    full = np.zeros((batch, blocks(channels, lanes) * lanes, height, width))
+    full[:, :channels] = array
+    return full.reshape(batch, -1, lanes, height, width).transpose(0, 1, 3, 4, 2)
+
+
+def _sqnr_db(wanted: Array, found: Array) -> float:
+    return float(10 * np.log10(np.sum(wanted**2) / np.sum((wanted - found) ** 2)))
