@@ -1,4 +1,4 @@
-"""Depthwise convolutions: each channel by itself, any window, stride and dilation, on blocked activations (N, C/L, H, W, L).
+"""Depthwise convolutions: each channel by itself, any stride and dilation, on blocked activations (N, C/L, H, W, L).
 
 Tiling. A vector holds L channels of one pixel. `rows` × `columns` pixels of the result are summed in registers: each of
 the source's vectors under them is loaded once and multiplied by the weights of every tap that reaches it. Tiles over
