@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -56,7 +56,14 @@ class Border:
 
 
 def make_border(
-    model: ir.Model, digest: str, plan: Plan, target_passes: Sequence[Pass], *, inputs: Arrays, store: Store
+    model: ir.Model,
+    digest: str,
+    plan: Plan,
+    target_passes: Sequence[Pass],
+    *,
+    inputs: Arrays,
+    store: Store,
+    quantize: Callable[[Entry], Entry] | None = None,
 ) -> Border:
     """Runs the portable half of a plan, or takes it from the store.
 
@@ -67,13 +74,15 @@ def make_border(
         target_passes: The target's own passes.
         inputs: What the probe is run on, one array per graph input.
         store: Where finished stages are.
+        quantize: Rewritten model → its quantized form, both as entries of the store; None where it stays float.
 
     Raises:
         InternalError: A pass failed, or left an invalid model.
     """
     rewritten = _rewrite(model, digest, plan, inputs, store)
-    last = _specialize(rewritten, plan, target_passes, inputs, store)
-    entries = (rewritten,) if last is rewritten else (rewritten, last)
+    middle = quantize(rewritten) if quantize else rewritten
+    last = _specialize(middle, plan, target_passes, inputs, store)
+    entries = tuple(dict.fromkeys((rewritten, middle, last)))
     return Border(last.files / BORDER, _border_digest(last), tuple(_records(entries, plan)), entries)
 
 

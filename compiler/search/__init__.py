@@ -12,11 +12,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from compiler.capability import PrecisionRule
 from compiler.errors import CompilerError
 from compiler.plan import settle
+from compiler.search.bench import Bench
 from compiler.search.layers import Layer, list_layers
-from compiler.search.made import Bench, Made
+from compiler.search.made import Made, make_candidate_border
+from compiler.search.mixed import search_mixed
 from compiler.search.observe import OBSERVED
+from compiler.search.quantized import Variant, rank_layers
 from compiler.search.select import choose_trial, describe, explain_choice, explain_failure
 from compiler.search.trial import Trial, is_missing, run_trial
 
@@ -67,8 +71,17 @@ def _found(bench: Bench, trials: tuple[Trial, ...], chosen: Trial, reason: str) 
         return Found(trials)
     made = replace(chosen.made, plan=settle(chosen.made.plan, chosen.made.plan.rule, reason))
     with bench.clock.timed("layers"):
-        layers = list_layers(bench, made, kept=chosen.kept_float, sqnr_db={})
+        layers = list_layers(bench, made, sqnr_db=_errors(bench, chosen.made))
     return Found(trials, chosen, made, layers=layers)
+
+
+def _errors(bench: Bench, made: Made) -> dict[str, float]:
+    """Layer → signal-to-noise ratio of the outputs when it alone is quantized; empty where no gate asks."""
+    rule = made.plan.rule
+    if rule.scheme is None or bench.is_quantized or not bench.job.plan.demands.any:
+        return {}
+    border = make_candidate_border(bench, made.plan, Variant())
+    return {one.node: one.sqnr_db for one in rank_layers(bench, rule, Variant(), border.entries)}
 
 
 def _run_trials(bench: Bench) -> tuple[Trial, ...]:
@@ -76,15 +89,31 @@ def _run_trials(bench: Bench) -> tuple[Trial, ...]:
     plan = bench.job.plan
     trials: list[Trial] = []
     original = None
+    candidates = _candidates(bench)
+    is_only = len(candidates) == 1
     if plan.yardstick is not None:
-        original = run_trial(
-            bench, plan.yardstick, number=1, original=None, is_only=plan.candidates == (plan.yardstick,)
-        )
+        original = run_trial(bench, plan.yardstick, number=1, original=None, is_only=candidates == (plan.yardstick,))
         trials.append(original)
         if is_missing(original) and original.error:
             raise original.error
-    is_only = len(plan.candidates) == 1
-    for rule in plan.candidates:
+    for rule in candidates:
         if rule != plan.yardstick:
-            trials.append(run_trial(bench, rule, number=len(trials) + 1, original=original, is_only=is_only))
+            trials += _try(bench, rule, number=len(trials) + 1, original=original, is_only=is_only)
     return tuple(trials)
+
+
+def _candidates(bench: Bench) -> tuple[PrecisionRule, ...]:
+    """The plan's; of a model that is already quantized only those that leave it as it is."""
+    found = bench.job.plan.candidates
+    if not bench.is_quantized or len(found) == 1:
+        return found
+    log.info("%s: the model is already quantized: it is verified and passed on", bench.name)
+    return tuple(rule for rule in found if rule.scheme is None and not rule.converts_graph)
+
+
+def _try(bench: Bench, rule: PrecisionRule, *, number: int, original: Trial | None, is_only: bool) -> tuple[Trial, ...]:
+    judge, limit = bench.data.judge, bench.job.plan.demands.limits.accuracy_drop_pct
+    searched = rule.scheme is not None and not is_only and not bench.is_quantized
+    if searched and judge is not None and limit is not None:
+        return search_mixed(bench, rule, judge, limit, number=number, original=original)
+    return (run_trial(bench, rule, number=number, original=original, is_only=is_only),)

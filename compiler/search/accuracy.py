@@ -26,7 +26,8 @@ from compiler.isolate import ChildLimits, run_child
 from compiler.judge import Judge
 from compiler.numerics import Array, Arrays, write_arrays
 from compiler.portable import Border
-from compiler.search.made import Bench, Made
+from compiler.search.bench import Bench
+from compiler.search.made import Made
 from compiler.store import Stage, Store
 from compiler.target import installed_version
 

@@ -2,7 +2,7 @@
 
 weights   bytes of `payload/`; of the border models where nothing was built
 run       peak resident memory of a process that loads the artifact and runs it, less that of the same runtime with a
-          model of one node; the least of several runs, since what else a process touches only adds
+          model of one node, the heaviest operator; the least of several runs: what else a process touches only adds
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from compiler.passes.instrument import measure
 from compiler.plan import settle
 from compiler.portable import BORDER, Border
 from compiler.save import save_model
-from compiler.search.made import Bench, Made
+from compiler.search.bench import Bench
+from compiler.search.made import Made
 from compiler.search.observe import observe
+from compiler.search.work import list_work
 from compiler.store import Stage, file_digest
 
 RUNS = 3
@@ -32,12 +34,22 @@ RULE = f"minimum of {RUNS} runs"
 
 MIB = 1 << 20
 
+NO_ORIGINAL = "the target has no float32 build of this model to compare with"
+
 SMALLEST_BYTES = 4 << 20
 """A float model that takes less than this when it runs cannot be told from a process's own variation."""
 
 _WEAKEST = [Evidence.HOST, Evidence.ESTIMATED]
 
-_ONE_NODE = '<ir_version: 8, opset_import: ["" : 13]> one_node (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }'
+_HEAD = '<ir_version: 8, opset_import: ["" : 13]> one_node '
+_ONE_NODE = {
+    "Conv": "(float[1, 16, 8, 8] x, float[16, 16, 3, 3] w) => (float[1, 16, 6, 6] y) { y = Conv(x, w) }",
+    "MatMul": "(float[1, 16] x, float[16, 16] w) => (float[1, 16] y) { y = MatMul(x, w) }",
+    "Relu": "(float[1, 16] x) => (float[1, 16] y) { y = Relu(x) }",
+}
+"""The model's heaviest operator alone: a runtime that has never run it has read less of its own code."""
+
+_INPUTS = {"Conv": (1, 16, 8, 8), "MatMul": (1, 16), "Relu": (1, 16)}
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,18 @@ def measure_footprint(bench: Bench, made: Made) -> Footprint:
     if made.verdict.evidence == Evidence.NONE:
         return Footprint(weights, evidence, None, Evidence.NONE, made.verdict.reason)
     try:
-        empty, _ = _peak(bench, _one_node(bench), {"x": np.zeros((1, 4), np.float32)})
+        op = _heaviest(made)
+        empty, _ = _peak(bench, _one_node(bench, op), {"x": np.zeros(_INPUTS[op], np.float32)})
         peak, where = _peak(bench, made.built, made.typical.inputs)
     except CompilerError as error:  # a runtime without the one operator, or a system that does not tell
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
     return Footprint(weights, evidence, max(0, peak - empty), where)
+
+
+def unbuilt_footprint(made: Made) -> Footprint:
+    """Memory of the float original where the target has no build of it: the weights of the rewritten model."""
+    float_model = ir.load(made.border.entries[0].files / BORDER)
+    return Footprint(measure(float_model).bytes, Evidence.ESTIMATED, None, Evidence.NONE, NO_ORIGINAL)
 
 
 def compare_footprints(original: Footprint, found: Footprint) -> dict[str, Figure]:
@@ -80,7 +99,7 @@ def compare_footprints(original: Footprint, found: Footprint) -> dict[str, Figur
 def _weights_saved(original: Footprint, found: Footprint) -> Figure:
     evidence = max(original.weights_evidence, found.weights_evidence, key=_WEAKEST.index)
     value = 100.0 * (1.0 - found.weights_bytes / max(1, original.weights_bytes))
-    why = "the border models' weights: nothing was built here" if evidence == Evidence.ESTIMATED else ""
+    why = "weights of border models stand in for what was not built" if evidence == Evidence.ESTIMATED else ""
     return Figure(value, evidence, "payload bytes", why)
 
 
@@ -101,16 +120,25 @@ def _weights(made: Made) -> tuple[int, Evidence]:
     return sum(file.stat().st_size for file in files), Evidence.HOST
 
 
-def _one_node(bench: Bench) -> Built:
+def _heaviest(made: Made) -> str:
+    """The operator of the model that computes most, of those there is a model of one node for."""
+    macs = dict.fromkeys(_ONE_NODE, 0.0)
+    for work in list_work(made.border.load()):
+        if work.op in macs:
+            macs[work.op] += work.macs
+    return max(macs, key=lambda op: (macs[op], op == "Relu"))
+
+
+def _one_node(bench: Bench, op: str) -> Built:
     """The same runtime with next to nothing to run."""
     plan = bench.job.plan
     rule = next((rule for rule in plan.candidates if rule.name == YARDSTICK), plan.rule)
-    model = ir.from_onnx_text(_ONE_NODE)
+    model = _with_weights(ir.from_onnx_text(_HEAD + _ONE_NODE[op]))
 
     def write(folder: Path) -> None:
         save_model(model, folder / BORDER)
 
-    entry = bench.store.obtain(Stage("one-node", (("model", _ONE_NODE),)), write)
+    entry = bench.store.obtain(Stage("one-node", (("model", _HEAD + _ONE_NODE[op]),)), write)
     border = Border(entry.files / BORDER, file_digest(entry.files / BORDER), (), (entry,))
     return build_artifact(
         border,
@@ -120,6 +148,16 @@ def _one_node(bench: Bench) -> Built:
         store=bench.store,
         limits=bench.options.child,
     )
+
+
+def _with_weights(model: ir.Model) -> ir.Model:
+    """The model with its second input, if it has one, as weights."""
+    for value in model.graph.inputs[1:]:
+        shape = tuple(size for size in value.shape or () if isinstance(size, int))
+        value.const_value = ir.tensor(np.ones(shape, np.float32), name=value.name)
+        model.graph.register_initializer(value)
+        model.graph.inputs.remove(value)
+    return model
 
 
 def _peak(bench: Bench, built: Built, inputs: Arrays) -> tuple[int, Evidence]:

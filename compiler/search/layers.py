@@ -11,8 +11,10 @@ import onnx_ir as ir
 from compiler.artifact import Evidence
 from compiler.errors import CompilerError
 from compiler.passes.values import origins_of
-from compiler.search.made import Bench, Made
+from compiler.search.bench import Bench
+from compiler.search.made import Made
 from compiler.search.observe import observe
+from compiler.search.quantized import read_plan
 from compiler.search.roofline import describe_machine, layer_seconds
 from compiler.search.work import LayerWork, list_work
 
@@ -51,17 +53,16 @@ class Layer:
         return {**asdict(self), "origin": list(self.origin), "evidence": str(self.evidence)}
 
 
-def list_layers(
-    bench: Bench, made: Made, *, kept: Mapping[str, str], sqnr_db: Mapping[str, float]
-) -> tuple[Layer, ...]:
+def list_layers(bench: Bench, made: Made, *, sqnr_db: Mapping[str, float]) -> tuple[Layer, ...]:
     """The layers in graph order.
 
     Args:
         bench: The device.
         made: What is delivered.
-        kept: Layer → why it stays float.
         sqnr_db: Layer → its measured error.
     """
+    quantized = read_plan(made.border.entries)
+    reasons = {one.node: one.reason for one in quantized[0].layers} if quantized else {}
     model = made.border.load()
     works = list_work(model, batch=made.plan.dims["batch"].opt if "batch" in made.plan.dims else 1)
     nodes = {str(node.name): node for node in model.graph}
@@ -69,7 +70,7 @@ def list_layers(
     found = []
     for work in works:
         precision = _precision(nodes[work.node], work, made)
-        why = kept.get(work.node) or _why(work, made, precision)
+        why = reasons.get(work.node) or _why(work, made, precision)
         found.append(
             Layer(
                 work.node,
@@ -103,7 +104,8 @@ def _why(work: LayerWork, made: Made, precision: str) -> str:
     if precision == rule.name:
         return rule.reason
     if rule.scheme is not None:
-        return "no reader or maker of its values runs quantized" if work.op in rule.scheme.ops else "not in the scheme"
+        fused = any(work.op in one.fuses for one in rule.scheme.ops.values())
+        return "done on the sums of the operator before it" if fused else "the scheme has no such operator"
     return "the conversion keeps it: see the notes of its pass"
 
 

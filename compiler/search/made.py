@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 from compiler.bisect import explain_divergence
 from compiler.build import Built, build_artifact
-from compiler.clock import Clock
 from compiler.errors import GateFailed
-from compiler.inputs import Prepared, sizes_label
-from compiler.jobs import Job
-from compiler.judge import Data
+from compiler.inputs import sizes_label
 from compiler.kernels import choose_schedule, list_kernels, tuning_log
-from compiler.plan import BuildOptions, Plan
+from compiler.plan import Plan
 from compiler.portable import Border, make_border
-from compiler.store import Entry, Store
+from compiler.search.bench import Bench
+from compiler.search.quantized import Variant, quantized_entry
+from compiler.store import Entry
 from compiler.tune import Scheduled
 from compiler.verify import Point, Verdict, reference_points, verify_artifact
 
 log = logging.getLogger("fleetc.build")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all trials of one device share.
-
-    Args:
-        job: The device with everything that was decided for it.
-        ready: The imported model with the device's sizes, and the inputs it is verified on.
-        data: What its accuracy is judged on, and its ranges are observed on.
-        options: The command line.
-        store: Where finished stages are.
-        clock: What the stages took.
-    """
-
-    job: Job
-    ready: Prepared
-    data: Data
-    options: BuildOptions
-    store: Store
-    clock: Clock = field(compare=False)
-
-    @property
-    def name(self) -> str:
-        """The device class."""
-        return self.job.device.name
 
 
 @dataclass(frozen=True)
@@ -86,21 +60,20 @@ class Made:
         return (*self.border.entries, self.built.entry)
 
 
-def make(bench: Bench, plan: Plan, *, explain: bool) -> Made:
+def make(bench: Bench, plan: Plan, variant: Variant, *, explain: bool) -> Made:
     """Makes and verifies one candidate, from the store where it was made before.
 
     Args:
         bench: The device.
         plan: Its plan with the precision settled.
+        variant: How it is quantized, where its precision has a scheme.
         explain: Whether to look for the first operator that diverges if parity fails.
 
     Raises:
         CompilerError: It cannot be built, or differs from what it was made of.
     """
     job, ready = bench.job, bench.ready
-    with bench.clock.timed("passes"):
-        passes = job.target.passes(job.profile)
-        border = make_border(ready.model, ready.digest, plan, passes, inputs=ready.inputs.probe, store=bench.store)
+    border = make_candidate_border(bench, plan, variant)
     with bench.clock.timed("kernels"):
         found = list_kernels(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
         kernels = choose_schedule(found, plan, job.profile, tuning_log(bench.options.cache))
@@ -113,6 +86,21 @@ def make(bench: Bench, plan: Plan, *, explain: bool) -> Made:
     with bench.clock.timed("verify"):
         verdict = _verify(bench, plan, border, built, points, explain=explain)
     return Made(plan, border, built, points, verdict, kernels.scheduled)
+
+
+def make_candidate_border(bench: Bench, plan: Plan, variant: Variant) -> Border:
+    """The border model of a candidate: converted, quantized, or the rewritten model as it is."""
+    ready, quantizes = bench.ready, plan.rule.scheme is not None and not bench.is_quantized
+    with bench.clock.timed("quantize" if quantizes else "passes"):
+        return make_border(
+            ready.model,
+            ready.digest,
+            plan,
+            bench.job.target.passes(bench.job.profile),
+            inputs=ready.inputs.probe,
+            store=bench.store,
+            quantize=partial(quantized_entry, bench, plan.rule, variant) if quantizes else None,
+        )
 
 
 def _verify(

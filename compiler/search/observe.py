@@ -14,7 +14,7 @@ from compiler.detect import host_fingerprint
 from compiler.digests import code_digest
 from compiler.isolate import run_child
 from compiler.numerics import Arrays, arrays_digest, write_arrays
-from compiler.search.made import Bench
+from compiler.search.bench import Bench
 from compiler.store import Stage, canonical_json
 
 OBSERVED = frozenset({"footprint", "profile", "race"})

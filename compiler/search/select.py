@@ -24,7 +24,7 @@ def choose_trial(trials: Sequence[Trial]) -> Trial | None:
 
 def explain_choice(chosen: Trial, trials: Sequence[Trial]) -> str:
     """Why this one, against the others."""
-    others = [trial for trial in trials if trial is not chosen and trial.purpose != "yardstick"]
+    others = [trial for trial in trials if trial is not chosen and trial.purpose == "candidate"]
     lines = [f"the search chose it: {describe(chosen)}"]
     lines += [f"{trial.precision}: {trial.why or describe(trial)}" for trial in others]
     return "; ".join(lines)
@@ -35,11 +35,12 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
 
     A device whose every candidate failed to be built has the first one's error.
     """
-    judged = [trial for trial in trials if trial.gates and trial.error is None and trial.purpose != "yardstick"]
+    judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != "yardstick"]
     if not judged:
         first = next(trial.error for trial in trials if trial.error)
         return first
-    lines = [f"  - {trial.precision}{_variant(trial)}: {trial.why}" for trial in trials if trial.purpose != "yardstick"]
+    shown = [trial for trial in trials if trial.purpose != "yardstick" and trial.why]
+    lines = [f"  - {trial.precision}{_variant(trial)}: {trial.why}" for trial in shown]
     nearest = min(judged, key=lambda trial: (sum(map(_miss, trial.gates)), trial.number))
     needed = limits_text(nearest_limits(nearest.gates))
     return GateFailed(

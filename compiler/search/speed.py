@@ -12,11 +12,15 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import onnx_ir as ir
+
 from compiler.artifact import Evidence
 from compiler.detect import detect_profile
 from compiler.gates import Figure
+from compiler.portable import BORDER
 from compiler.profile import HardwareProfile
-from compiler.search.made import Bench, Made
+from compiler.search.bench import Bench
+from compiler.search.made import Made
 from compiler.search.observe import observe
 from compiler.search.roofline import describe_machine, model_seconds
 from compiler.search.work import list_work
@@ -51,17 +55,21 @@ class Speed:
         return {**asdict(self), "evidence": str(self.evidence)}
 
 
-def measure_speed(bench: Bench, made: Made, original: Made) -> Speed:
-    """The candidate against the float original of the same target and profile."""
-    kinds = {made.verdict.evidence, original.verdict.evidence}
-    if kinds == {Evidence.HOST}:
-        return _race(bench, made, original)
-    counts = (made.verdict.instructions, original.verdict.instructions)
-    if counts[0] and counts[1]:
-        return Speed(
-            counts[1] / counts[0], counts[0], counts[1], "instructions", Evidence.EMULATOR, made.verdict.reason
-        )
-    return _roofline(bench, made, original)
+def measure_speed(bench: Bench, made: Made, original: Made | None) -> Speed:
+    """The candidate against the float original of the same target and profile.
+
+    Args:
+        bench: The device.
+        made: The candidate.
+        original: The float original; None where this is it, or where the target cannot build it.
+    """
+    base = original or (made if made.plan.rule == made.plan.yardstick else None)
+    if base is not None and {made.verdict.evidence, base.verdict.evidence} == {Evidence.HOST}:
+        return _race(bench, made, base)
+    count, other = made.verdict.instructions, base.verdict.instructions if base else None
+    if count and other:
+        return Speed(other / count, count, other, "instructions", Evidence.EMULATOR, made.verdict.reason)
+    return _roofline(bench, made)
 
 
 def latency_figure(bench: Bench, made: Made, speed: Speed) -> Figure:
@@ -73,7 +81,7 @@ def latency_figure(bench: Bench, made: Made, speed: Speed) -> Figure:
         value = speed.value / (profile.cpu.clock_mhz * 1e3 * INSTRUCTIONS_PER_CYCLE)
         why = f"{speed.value / 1e6:.1f} M instructions on one core, {INSTRUCTIONS_PER_CYCLE:g} a cycle assumed"
         return Figure(value, Evidence.ESTIMATED, "instructions", why)
-    bound = _roofline(bench, made, made)
+    bound = _roofline(bench, made)
     if bound.value is None:
         return Figure(None, Evidence.NONE, why=bound.note)
     return Figure(bound.value, Evidence.ESTIMATED, "roofline", f"a lower bound: {bound.note}")
@@ -111,16 +119,16 @@ def _race(bench: Bench, made: Made, original: Made) -> Speed:
     )
 
 
-def _roofline(bench: Bench, made: Made, original: Made) -> Speed:
+def _roofline(bench: Bench, made: Made) -> Speed:
+    """An estimate of both: of the candidate's border model, and of the rewritten float model in float32."""
     machine = describe_machine(bench.job.profile)
     if machine is None:
         why = "the profile states too little for an estimate: cores, clock_mhz and isa or compute_capability"
         return Speed(None, None, None, "", Evidence.NONE, why)
     batch = bench.job.device.batch.opt
-    value, base = (
-        1e3 * model_seconds(list_work(one.border.load(), batch=batch), machine, one.plan.precision)
-        for one in (made, original)
-    )
+    value = 1e3 * model_seconds(list_work(made.border.load(), batch=batch), machine, made.plan.precision)
+    float_model = ir.load(made.border.entries[0].files / BORDER)
+    base = 1e3 * model_seconds(list_work(float_model, batch=batch), machine, "fp32")
     if not value or not base:
         return Speed(None, None, None, "", Evidence.NONE, "the model has no work that an estimate could count")
     return Speed(base / value, value, base, "ms by roofline", Evidence.ESTIMATED, machine.source)

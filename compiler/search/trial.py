@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from compiler.artifact import Evidence
@@ -13,13 +13,15 @@ from compiler.errors import CompilerError, MissingError, StorageError
 from compiler.gates import Figure, Gate, hold, judge_gates
 from compiler.plan import settle
 from compiler.search.accuracy import Accuracy, measure_accuracy
-from compiler.search.footprint import Footprint, compare_footprints, measure_footprint
-from compiler.search.made import Bench, Made, make
+from compiler.search.bench import Bench
+from compiler.search.footprint import Footprint, compare_footprints, measure_footprint, unbuilt_footprint
+from compiler.search.made import Made, make
+from compiler.search.quantized import Variant, options_to_dict, read_plan
 from compiler.search.speed import Speed, latency_figure, measure_speed
 
 log = logging.getLogger("fleetc.build")
 
-NO_ORIGINAL = "the target has no float32 build to compare with"
+QUANTIZED = "the model is already quantized: there is no float original to compare with"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Trial:
         footprint: Its memory.
         speed: Its speed against the float original.
         accuracy: Its accuracy; None where no gate asks.
-        kept_float: Layer → why it stays float.
+        variant: How it was quantized; None where its precision is one of floating point.
+        warnings: What the quantizer says of its data.
     """
 
     number: int
@@ -48,7 +51,13 @@ class Trial:
     footprint: Footprint | None = None
     speed: Speed | None = None
     accuracy: Accuracy | None = None
-    kept_float: Mapping[str, str] = field(default_factory=dict)
+    variant: Variant | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def kept_float(self) -> Mapping[str, str]:
+        """Layer → why the search keeps it in float."""
+        return self.variant.kept if self.variant else {}
 
     @property
     def passed(self) -> bool:
@@ -57,8 +66,8 @@ class Trial:
 
     @property
     def status(self) -> str:
-        """`measured` of a yardstick nobody asked for; else `passed`, `refused` by a gate, or `failed` to be made."""
-        if self.purpose == "yardstick" and not self.error:
+        """`passed`, `refused` by a gate, `failed` to be made; `measured` of what holds and is not for delivery."""
+        if not self.error and hold(self.gates) and (self.purpose == "yardstick" or self.made is None):
             return "measured"
         return "failed" if self.error else "passed" if self.passed else "refused"
 
@@ -78,6 +87,8 @@ class Trial:
             "status": self.status,
             "why": self.why,
             "kept_float": dict(self.kept_float),
+            "options": options_to_dict(self.variant.options) if self.variant else None,
+            "warnings": list(self.warnings),
             "accuracy": self.accuracy.to_dict() if self.accuracy else None,
             "footprint": asdict(self.footprint) if self.footprint else None,
             "speed": self.speed.to_dict() if self.speed else None,
@@ -86,7 +97,16 @@ class Trial:
         }
 
 
-def run_trial(bench: Bench, rule: PrecisionRule, *, number: int, original: Trial | None, is_only: bool) -> Trial:
+def run_trial(
+    bench: Bench,
+    rule: PrecisionRule,
+    *,
+    number: int,
+    original: Trial | None,
+    is_only: bool,
+    variant: Variant | None = None,
+    purpose: str = "",
+) -> Trial:
     """Makes, measures and judges one candidate.
 
     Args:
@@ -95,21 +115,26 @@ def run_trial(bench: Bench, rule: PrecisionRule, *, number: int, original: Trial
         number: Its place in the search.
         original: The float original's trial; None where this is it, or where the target has none.
         is_only: Whether the build stands and falls with it: then it raises what goes wrong, and parity is explained.
+        variant: How it is quantized; the quantizer's defaults where None.
+        purpose: Why it is tried, where it is more than a candidate.
 
     Raises:
         CompilerError: It is the only one and cannot be made; or the cache's disk is full.
     """
-    purpose = "candidate" if rule in bench.job.plan.candidates else "yardstick"
+    purpose = purpose or ("candidate" if rule in bench.job.plan.candidates else "yardstick")
+    how = (variant or Variant()) if rule.scheme else None
     plan = settle(bench.job.plan, rule, "tried by the search" if not is_only else bench.job.plan.reason)
     log.info("%s: trial %d: %s", bench.name, number, rule.name)
     try:
-        made = make(bench, plan, explain=is_only)
-        return judge_made(bench, made, original=original, number=number, purpose=purpose)
+        made = make(bench, plan, how or Variant(), explain=is_only)
+        trial = judge_made(bench, made, original=original, number=number, purpose=purpose)
+        found = read_plan(made.border.entries)
+        return replace(trial, variant=how, warnings=found[1] if found else ())
     except CompilerError as error:
         if is_only or isinstance(error, StorageError):
             raise
         log.info("%s: trial %d: %s: %s", bench.name, number, rule.name, error.what.splitlines()[0])
-        return Trial(number, purpose, rule.name, error=error)
+        return Trial(number, purpose, rule.name, error=error, variant=how)
 
 
 def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int, purpose: str) -> Trial:
@@ -121,10 +146,9 @@ def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int,
     with bench.clock.timed("accuracy"):
         accuracy = measure_accuracy(bench, judge, made) if judge else None
     with bench.clock.timed("measure"):
-        base = original.made if original and original.made else made
-        speed = measure_speed(bench, made, base)
+        speed = measure_speed(bench, made, original.made if original else None)
         footprint = measure_footprint(bench, made)
-        figures = _memory(footprint, made, original) | {"latency": latency_figure(bench, made, speed)}
+        figures = _memory(bench, footprint, made, original) | {"latency": latency_figure(bench, made, speed)}
     if accuracy:
         figures["accuracy"] = accuracy.figure
     return Trial(
@@ -139,12 +163,14 @@ def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int,
     )
 
 
-def _memory(footprint: Footprint, made: Made, original: Trial | None) -> dict[str, Figure]:
-    if original is None or original.footprint is None:
-        if made.plan.yardstick is None:
-            none = Figure(None, Evidence.NONE, why=NO_ORIGINAL)
-            return {"memory: weights": none, "memory: run": none}
+def _memory(bench: Bench, footprint: Footprint, made: Made, original: Trial | None) -> dict[str, Figure]:
+    if bench.is_quantized:
+        none = Figure(None, Evidence.NONE, why=QUANTIZED)
+        return {"memory: weights": none, "memory: run": none}
+    if made.plan.rule == made.plan.yardstick:
         return compare_footprints(footprint, footprint)
+    if original is None or original.footprint is None:
+        return compare_footprints(unbuilt_footprint(made), footprint)
     return compare_footprints(original.footprint, footprint)
 
 

@@ -22,6 +22,7 @@ from compiler.graph import Pass
 from compiler.numerics import Array, Arrays
 from compiler.profile import HardwareProfile, validate_options
 from compiler.save import save_model
+from compiler.scheme import OpScheme, QuantScheme, TensorFormat
 from compiler.target import API_VERSION, Runner, TargetPlan
 from compiler.testing.case import evaluate
 
@@ -34,6 +35,17 @@ HANG_S_MAX = 3600
 
 _FP32 = PrecisionRule("fp32", "it computes as the model is written", converts_graph=False, tolerance="fp32")
 _FP16 = PrecisionRule("fp16", "it takes a converted model", converts_graph=True, tolerance="fp16")
+_PRODUCT = OpScheme(
+    inputs={0: TensorFormat("int8")}, weights={1: TensorFormat("int8", granularity="channel", narrow=True)}
+)
+_INT8 = PrecisionRule(
+    "int8",
+    "it takes a quantized model",
+    converts_graph=False,
+    tolerance="int8",
+    gain=2.0,
+    scheme=QuantScheme("fake-int8", {"Conv": _PRODUCT, "MatMul": _PRODUCT}),
+)
 
 _Build = Literal["ok", "defer", "fail", "refuse", "raise", "crash", "hang", "eat-memory"]
 _Run = Literal["ok", "wrong", "raise", "crash", "hang"]
@@ -81,7 +93,7 @@ class FakeTarget:
         names = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
         return Capability(
             ops={name: OpRule() for name in sorted(names - set(options.refuses))},
-            precisions=(_FP32, _FP16),
+            precisions=(_FP32, _FP16, _INT8),
             dynamic_dims=options.dynamic_dims,
             opset_max=onnx.defs.onnx_opset_version(),
         )

@@ -56,8 +56,8 @@ class Tvm:
             raise combine(problems)
 
     def capability(self, profile: HardwareProfile) -> Capability:
-        """What the importer converts and the CPU code generator compiles correctly; the same on every profile."""
-        return capability_of(_dot_of(profile))
+        """What the importer converts and the CPU code generator compiles correctly."""
+        return capability_of(_dot_of(profile), half=_computes_half(profile))
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
         """None: the importer takes the border model as it is."""
@@ -91,6 +91,11 @@ class Tvm:
         from targets.arm_tvm.runner import load_bundle
 
         return load_bundle(artifact)
+
+
+def _computes_half(profile: HardwareProfile) -> bool:
+    isa = profile.cpu.isa if profile.cpu is not None else ()
+    return "asimdhp" in isa and "+fullfp16" in validate_options(Options, profile).mattr
 
 
 def _dot_of(profile: HardwareProfile) -> Dot:

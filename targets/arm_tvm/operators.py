@@ -7,6 +7,7 @@ and QuantizeLinear; TVM imports the rest of them as float arithmetic.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compiler.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
@@ -77,25 +78,42 @@ _SECOND_OUTPUTS = frozenset({"BatchNormalization", "Dropout", "LayerNormalizatio
 """Operators of which only the first output is right or there at all."""
 
 
-def capability_of(dot: Dot) -> Capability:
+_HALF = PrecisionRule(
+    "fp16",
+    "the cores compute in float16 (asimdhp), twice as many elements at a time",
+    converts_graph=True,
+    tolerance="fp16",
+    gain=1.9,
+)
+
+
+def _with_half(rule: OpRule) -> OpRule:
+    return replace(rule, dtypes=rule.dtypes | {"FLOAT16"}) if "FLOAT" in rule.dtypes else rule
+
+
+def capability_of(dot: Dot, *, half: bool = False) -> Capability:
     """The capability of a profile: one shape, float32 or int8 arithmetic, integers and booleans beside it.
 
     Args:
         dot: How its cores multiply int8.
+        half: Whether they compute in float16.
     """
+    ops = {
+        **dict.fromkeys(_FLOAT_OPS.split(), OpRule(_FLOAT | {"INT64"})),
+        **dict.fromkeys(_NUMBER_OPS.split(), OpRule(_NUMBERS)),
+        **dict.fromkeys(_ANY_OPS.split(), OpRule(_ANY)),
+        **_RULES,
+    }
+    halves = () if not half else (_HALF,)
     return Capability(
-        ops={
-            **dict.fromkeys(_FLOAT_OPS.split(), OpRule(_FLOAT | {"INT64"})),
-            **dict.fromkeys(_NUMBER_OPS.split(), OpRule(_NUMBERS)),
-            **dict.fromkeys(_ANY_OPS.split(), OpRule(_ANY)),
-            **_RULES,
-        },
+        ops={name: _with_half(rule) for name, rule in ops.items()} if half else ops,
         precisions=(
             PrecisionRule("fp32", "the code generator computes in float32", converts_graph=False, tolerance="fp32"),
+            *halves,
             int8_rule(dot),
         ),
         precision_refusals={
-            "fp16": "half-precision code of this target is not verified",
+            **({} if half else {"fp16": "the cores have no float16 arithmetic (asimdhp and +fullfp16)"}),
             "bf16": "half-precision code of this target is not verified",
             "fp16-weights": "weights are stored as they are computed with",
         },

@@ -223,3 +223,89 @@ def test_inspect_prints_trials_gates_and_layers(wide: Place) -> None:
     layers = wide.run("inspect", wide.dist / "one", "--json").json["manifest"]["layers"]
     assert {layer["precision"] for layer in layers if layer["op"] != "Cast"} == {"fp16"}
     assert abs(sum(layer["share"] for layer in layers) - 1.0) < 1e-3
+
+
+def test_forced_int8_without_calibration_data_is_refused_before_anything_is_built(wide: Place) -> None:
+    wide.write_fleet({"one": wide.profile("one")})
+    outcome = wide.build("--precision", "int8")
+    assert outcome.code == 2
+    assert "int8 needs calibration data" in outcome.err and not (wide.dist / "one").exists()
+
+
+def test_a_quantized_candidate_is_judged_by_its_border_model_and_every_layer_is_explained(wide: Place) -> None:
+    data = labelled(wide)
+    wide.write_fleet(
+        {"one": {"profile": wide.profile("one"), "precision": "int8"}},
+        calibration={"path": "labelled.npz"},
+        evaluation={**data, "task": "embedding"},
+    )
+    outcome = wide.build()
+    assert outcome.code == 0, outcome.err
+    manifest = wide.manifest("one")
+    assert manifest["verdict"]["reference"] == "border model"
+    assert [trial["purpose"] for trial in manifest["trials"]] == ["yardstick", "candidate"]
+    layers = {layer["op"]: layer for layer in manifest["layers"]}
+    assert layers["MatMul"]["precision"] == "int8" and layers["MatMul"]["sqnr_db"] > 10
+    assert layers["Relu"]["sqnr_db"] is None
+    args = ("verify", wide.dist / "one", "--model", wide.root / "model.onnx")
+    assert wide.run(*args, "--evaluation", wide.root / "labelled.npz").code == 0
+
+
+def test_device_classes_with_equal_schemes_share_calibration_and_the_quantized_model(wide: Place) -> None:
+    data = labelled(wide)
+    devices = {name: {"profile": wide.profile(name, log=str(wide.root / "log")), "precision": "int8"} for name in "ab"}
+    wide.write_fleet(devices, calibration={"path": "labelled.npz"}, evaluation=data, limits={"accuracy_drop_pct": 50})
+    outcome = wide.build()
+    assert outcome.code == 0, outcome.err
+    for stage in ("rewrite", "quantize", "sensitivity"):
+        assert len(entries_of(wide, stage)) == 1, stage
+    first, second = (
+        {row["stage"]: row["from_store"] for row in measurements(wide, name)["stages"]} for name in devices
+    )
+    assert (first["quantize"], first["build"]) == (False, False)
+    assert (second["rewrite"], second["quantize"], second["build"]) == (True, True, False)
+    assert wide.manifest("a")["border"]["sha256"] == wide.manifest("b")["border"]["sha256"]
+
+
+def test_a_limit_on_accuracy_that_nothing_meets_says_the_best_reached(wide: Place) -> None:
+    data = {**labelled(wide), "task": "embedding", "rule": "point"}
+    wide.write_fleet(
+        {"one": wide.profile("one")},
+        calibration={"path": "labelled.npz"},
+        evaluation=data,
+        limits={"accuracy_drop_pct": 0, "memory_reduction_pct": 40},
+    )
+    outcome = wide.build()
+    assert outcome.code == 5, outcome.err
+    trials = report(wide)["report"]["trials"]
+    assert {"yardstick", "candidate", "options", "reversal"} >= {trial["purpose"] for trial in trials}
+    assert any(trial["purpose"] == "options" for trial in trials)
+    assert all(trial["accuracy"]["drop_pct"] > 0 for trial in trials if trial["precision"] == "int8")
+    assert "points lost, limit at most 0" in outcome.err and "Nearest:" in outcome.err
+
+
+def test_a_model_that_is_quantized_already_is_verified_and_passed_on(wide: Place) -> None:
+    data = labelled(wide)
+    fleet = {"calibration": {"path": "labelled.npz"}, "evaluation": data, "limits": {"accuracy_drop_pct": 50}}
+    wide.write_fleet({"one": {"profile": wide.profile("one"), "precision": "int8"}}, **fleet)
+    assert wide.build().code == 0
+    (wide.dist / "one" / "border.onnx").rename(wide.root / "model.onnx")
+    wide.write_fleet({"one": wide.profile("one")}, **fleet)
+    outcome = wide.build()
+    assert outcome.code == 0, outcome.err
+    assert "already quantized" in outcome.err
+    manifest = wide.manifest("one")
+    assert manifest["decision"]["precision"] == "fp32"
+    gates = {gate["name"]: gate for gate in manifest["gates"]}
+    assert gates["memory: weights"]["passed"] is None and "already quantized" in gates["memory: weights"]["why"]
+    assert gates["accuracy"]["value"] == 0.0
+
+
+def entries_of(place: Place, stage: str) -> list[Path]:
+    entries = (place.cache / "entries").glob("*/*/entry.json")
+    made = [path for path in entries if f'"stage": "{stage}"' in path.read_text(encoding="utf-8")]
+    return [path for path in made if path.stat().st_mtime > (place.root / "labelled.npz").stat().st_mtime]
+
+
+def measurements(place: Place, device: str) -> Any:
+    return json.loads((place.dist / device / "measurements.json").read_text(encoding="utf-8"))

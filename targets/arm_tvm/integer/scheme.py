@@ -1,7 +1,7 @@
 """What the integer kernels want of a quantizer, and what they bring, as data.
 
 The gains are quotients of instructions that one inference of the face network executes, fp32 with Winograd's algorithm
-against int8: 40.6 M (ncnn's) to 21.6 M with sdot, 17.1 M with smmla, 71 M with widening multiplies.
+against int8: 40.6 M (ncnn's) to 21.6 M with sdot, 16.8 M with smmla, 64.2 M with widening multiplies.
 """
 
 from __future__ import annotations

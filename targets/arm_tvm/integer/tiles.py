@@ -15,6 +15,8 @@ COLUMNS_MAX = 16
 ROWS_MAX = 4
 EPILOGUE = 8
 """Instructions per four results."""
+WIDENED = 8
+"""Registers that widening multiplies in flight take."""
 LOOP = 4
 """Instructions that close a loop."""
 
@@ -71,7 +73,9 @@ def _tile_cost(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
     results = tile.groups * tile.pixels
     contiguous = spec.strides[1] == 1 and spec.source.layout == "blocked"
     loads = 2 * tile.groups + tile.pixels * (0.5 if contiguous else 1.0)
-    products = {"sdot": 4 * results, "smmla": 2 * results + tile.pixels, "widen": 12 * results, "generic": 12 * results}
+    pairs = -(-tile.pixels // 2)
+    matrices = 4 * tile.groups * pairs + 2 * pairs
+    products = {"sdot": 4 * results, "smmla": matrices, "widen": 12 * results, "generic": 12 * results}
     taps = spec.kernel[0] * spec.kernel[1] * (1 if spec.source.layout == "pixels" else spec.source.blocks)
     return taps * (products[dot] + loads + LOOP / spec.kernel[1]) + EPILOGUE * results + 5 * LOOP
 
@@ -79,7 +83,7 @@ def _tile_cost(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
 def _registers(tile: Tile, dot: Dot) -> int:
     results = tile.groups * tile.pixels
     if dot in ("widen", "generic"):
-        return 4 * results + tile.pixels + 3
+        return 4 * results + tile.pixels + WIDENED
     if dot == "smmla":
         return tile.groups * 2 * (-(-tile.pixels // 2)) + tile.pixels + 4
     return results + tile.pixels + max(tile.groups, 2)

@@ -1,0 +1,44 @@
+"""What all trials of one device share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from compiler.clock import Clock
+from compiler.inputs import Prepared
+from compiler.jobs import Job
+from compiler.judge import Data
+from compiler.plan import BuildOptions
+from compiler.quant import is_quantized
+from compiler.store import Store
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all trials of one device share.
+
+    Args:
+        job: The device with everything that was decided for it.
+        ready: The imported model with the device's sizes, and the inputs it is verified on.
+        data: What its accuracy is judged on, and its ranges are observed on.
+        options: The command line.
+        store: Where finished stages are.
+        clock: What the stages took.
+    """
+
+    job: Job
+    ready: Prepared
+    data: Data
+    options: BuildOptions
+    store: Store
+    clock: Clock = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        """The device class."""
+        return self.job.device.name
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the model came with quantizers in it: then it is passed on as it is."""
+        return is_quantized(self.ready.model)

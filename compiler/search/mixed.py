@@ -1,0 +1,218 @@
+"""The trials of one quantized candidate: as the quantizer makes it, with other options, with its worst layers float."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from compiler.artifact import Evidence
+from compiler.capability import PrecisionRule
+from compiler.errors import CompilerError, StorageError
+from compiler.fleet import Limits
+from compiler.gates import judge_gates
+from compiler.judge import Judge
+from compiler.plan import settle
+from compiler.quant import QuantOptions
+from compiler.search.accuracy import Accuracy, border_drop, measure_accuracy
+from compiler.search.bench import Bench
+from compiler.search.made import make, make_candidate_border
+from compiler.search.quantized import LayerRank, Variant, rank_layers, read_plan
+from compiler.search.reversal import fewest_layers
+from compiler.search.trial import Trial, run_trial
+from compiler.search.work import list_work
+
+log = logging.getLogger("fleetc.build")
+
+ALTERNATIVES: tuple[QuantOptions, ...] = (
+    QuantOptions(observer="percentile"),
+    QuantOptions(observer="entropy"),
+    QuantOptions(observer="min-max"),
+)
+"""Options that are tried before layers go back to float: they cost no speed."""
+
+MOST_WORK = 0.5
+"""Beyond this part of the multiply-accumulates in float there is nothing left to gain from the others."""
+
+RETRIES = 2
+"""How often layers are added where the artifact loses more than its border model did."""
+
+
+@dataclass
+class Trail:
+    """The trials of one candidate so far.
+
+    Args:
+        bench: The device.
+        rule: The candidate's precision.
+        judge: What its accuracy is judged by.
+        limit: Most points it may lose.
+        first: Number of the next trial.
+        trials: In order.
+    """
+
+    bench: Bench
+    rule: PrecisionRule
+    judge: Judge
+    limit: float
+    first: int
+    trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the first trial's artifact ran on this machine."""
+        first = self.trials[0].made
+        return first is not None and first.verdict.evidence == Evidence.HOST
+
+    @property
+    def number(self) -> int:
+        """Of the next trial."""
+        return self.first + len(self.trials)
+
+    @property
+    def budget(self) -> int:
+        """Trials that may still be made, with one kept for the build of what was found."""
+        return self.bench.options.search_budget - self.number
+
+    def measure(self, variant: Variant, purpose: str) -> float:
+        """The judged drop of a variant, and no more of it: infinite where it cannot be made.
+
+        The artifact is asked where it runs on this machine, and the border model elsewhere.
+        """
+        log.info(
+            "%s: trial %d: %s, %d layers in float", self.bench.name, self.number, self.rule.name, len(variant.kept)
+        )
+        try:
+            trial = self._measured(variant, purpose)
+        except StorageError:
+            raise
+        except CompilerError as error:
+            trial = Trial(self.number, purpose, self.rule.name, error=error, variant=variant)
+        self.trials.append(trial)
+        return _drop(trial) if trial.accuracy else math.inf
+
+    def _measured(self, variant: Variant, purpose: str) -> Trial:
+        plan = settle(self.bench.job.plan, self.rule, "tried by the search")
+        if self.runs_here:
+            made = make(self.bench, plan, variant, explain=False)
+            border = made.border
+            with self.bench.clock.timed("accuracy"):
+                accuracy = measure_accuracy(self.bench, self.judge, made)
+        else:
+            border = make_candidate_border(self.bench, plan, variant)
+            with self.bench.clock.timed("accuracy"):
+                drop = border_drop(self.bench, self.judge, border)
+            accuracy = Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")
+        gates = judge_gates(Limits(accuracy_drop_pct=self.limit), {"accuracy": accuracy.figure})
+        found = read_plan(border.entries)
+        warnings = found[1] if found else ()
+        return Trial(
+            self.number, purpose, self.rule.name, gates=gates, accuracy=accuracy, variant=variant, warnings=warnings
+        )
+
+
+def search_mixed(
+    bench: Bench, rule: PrecisionRule, judge: Judge, limit: float, *, number: int, original: Trial | None
+) -> tuple[Trial, ...]:
+    """All trials of a quantized candidate; the last one is what was found to hold the accuracy limit, if anything did.
+
+    Args:
+        bench: The device.
+        rule: The candidate's precision.
+        judge: What accuracy is judged by.
+        limit: Most points it may lose.
+        number: Of its first trial.
+        original: The float original's trial.
+    """
+    trail = Trail(bench, rule, judge, limit, number)
+    trail.trials.append(run_trial(bench, rule, number=number, original=original, is_only=False))
+    first = trail.trials[0]
+    if first.made is None or _drop(first) <= limit:
+        return tuple(trail.trials)
+    options, drop = _best_options(trail, _drop(first))
+    if drop <= limit:
+        _build(trail, Variant(options), original, "options")
+    else:
+        _revert(trail, options, drop, original, first)
+    return tuple(trail.trials)
+
+
+def _best_options(trail: Trail, default: float) -> tuple[QuantOptions, float]:
+    """The options that lose least; they are tried until one holds the limit."""
+    best, least = QuantOptions(), default
+    calibrated = trail.rule.scheme is not None and trail.rule.scheme.needs_calibration
+    for options in ALTERNATIVES if calibrated else ():
+        if trail.budget <= 0:
+            break
+        drop = trail.measure(Variant(options), "options")
+        if drop < least:
+            best, least = options, drop
+        if drop <= trail.limit:
+            break
+    return best, least
+
+
+def _revert(trail: Trail, options: QuantOptions, drop: float, original: Trial | None, first: Trial) -> None:
+    """Worst layers back to float until the limit holds, on the border model and then on the artifact."""
+    if first.made is None:
+        return
+    with trail.bench.clock.timed("sensitivity"):
+        ranks = rank_layers(trail.bench, trail.rule, Variant(), first.made.border.entries)
+    most = _most_layers(ranks, first)
+    found = fewest_layers(
+        lambda count: trail.measure(_keeping(options, ranks, count), "reversal"),
+        most=most,
+        limit=trail.limit,
+        first=drop,
+        budget=trail.budget,
+    )
+    if found.count is None:
+        log.info("%s: %s: layers in float do not help: %s", trail.bench.name, trail.rule.name, found.why)
+        return
+    count = found.count
+    for _ in range(1 + RETRIES):
+        trial = _build(trail, _keeping(options, ranks, count), original, "reversal")
+        if trial.error or _drop(trial) <= trail.limit or count >= most or trail.budget <= 0:
+            return
+        count = min(most, count + max(1, count // 4))
+
+
+def _build(trail: Trail, variant: Variant, original: Trial | None, purpose: str) -> Trial:
+    trial = run_trial(
+        trail.bench,
+        trail.rule,
+        number=trail.number,
+        original=original,
+        is_only=False,
+        variant=variant,
+        purpose=purpose,
+    )
+    trail.trials.append(trial)
+    return trial
+
+
+def _keeping(options: QuantOptions, ranks: Sequence[LayerRank], count: int) -> Variant:
+    """The worst `count` layers in float, each with its reason."""
+    kept = {
+        one.node: f"reverted to float as number {index} of the worst: quantized alone it leaves {one.sqnr_db:.1f} dB"
+        for index, one in enumerate(ranks[:count], start=1)
+    }
+    return Variant(options, kept)
+
+
+def _most_layers(ranks: Sequence[LayerRank], first: Trial) -> int:
+    """How many of the worst layers hold no more than `MOST_WORK` of the multiply-accumulates; never all of them."""
+    works = list_work(first.made.border.load()) if first.made else ()
+    macs = {one.node: one.macs for one in works}
+    total, done = sum(macs.values()) or 1.0, 0.0
+    for count, one in enumerate(ranks):
+        done += macs.get(one.node, 0.0)
+        if done > MOST_WORK * total:
+            return min(count, len(ranks) - 1)
+    return max(0, len(ranks) - 1)
+
+
+def _drop(trial: Trial) -> float:
+    """The judged drop; nothing lost where nobody could measure it."""
+    return trial.accuracy.drop.judged_pct if trial.accuracy and trial.accuracy.drop else 0.0

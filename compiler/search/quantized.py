@@ -1,0 +1,149 @@
+"""The border model of a quantized candidate, and which of its layers err most; both kept in the store.
+
+Nothing in their keys names a device: two device classes with equal schemes share calibration, model and ranking.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from compiler.capability import PrecisionRule
+from compiler.digests import code_digest, portable_tools
+from compiler.errors import InternalError
+from compiler.evaluate import Dataset
+from compiler.numerics import Arrays
+from compiler.portable import BORDER, EMBED_BYTES, RECORDS
+from compiler.quant import QuantOptions, QuantPlan, measure_sensitivity, plan_from_dict, quantize
+from compiler.save import save_model
+from compiler.scheme import QuantScheme
+from compiler.search.bench import Bench
+from compiler.store import Entry, Stage, canonical_json
+
+BATCH = 8
+SENSITIVITY_BATCHES = 4
+"""Batches on which each layer's error is measured: the ranking is what counts, and it settles early."""
+
+_PLAN = "quant.json"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a quantized candidate is made.
+
+    Args:
+        options: The quantizer's.
+        kept: Layer → why it stays float.
+    """
+
+    options: QuantOptions = field(default_factory=QuantOptions)
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerRank:
+    """One layer, and how much the model's outputs err when it alone is quantized."""
+
+    node: str
+    sqnr_db: float
+
+
+class Batches(Iterable[Arrays]):
+    """A data set's batches, from the first each time they are asked for.
+
+    Args:
+        dataset: The samples.
+        most: Batches at most; 0 means all.
+    """
+
+    def __init__(self, dataset: Dataset, most: int = 0) -> None:
+        self._dataset, self._most = dataset, most
+
+    def __iter__(self) -> Iterator[Arrays]:
+        found = self._dataset.batches(_fixed_batch(self._dataset) or BATCH)
+        return islice(found, self._most) if self._most else found
+
+
+def quantized_entry(bench: Bench, rule: PrecisionRule, variant: Variant, rewritten: Entry) -> Entry:
+    """The quantized form of a rewritten model, with its `QuantPlan` beside it."""
+    scheme, data = _needs(bench, rule)
+    parts = _parts(rewritten, scheme, data, variant)
+
+    def make(folder: Path) -> None:
+        model = ir.load(rewritten.files / BORDER)
+        batches = Batches(data) if data else None
+        found = quantize(model, batches, scheme, variant.options, keep_float=variant.kept)
+        save_model(found.model, folder / BORDER, external_above_bytes=EMBED_BYTES)
+        (folder / RECORDS).write_text("[]", encoding="utf-8")
+        value = {"plan": found.plan.to_dict(), "warnings": list(found.warnings)}
+        (folder / _PLAN).write_text(json.dumps(value), encoding="utf-8")
+
+    return bench.store.obtain(Stage("quantize", parts), make)
+
+
+def read_plan(entries: Iterable[Entry]) -> tuple[QuantPlan, tuple[str, ...]] | None:
+    """The quantizer's plan and warnings, of a border model's entries; None where it is not quantized."""
+    for entry in entries:
+        if entry.stage == "quantize":
+            value = json.loads((entry.files / _PLAN).read_text(encoding="utf-8"))
+            return plan_from_dict(value["plan"]), tuple(value["warnings"])
+    return None
+
+
+def rank_layers(bench: Bench, rule: PrecisionRule, variant: Variant, entries: Iterable[Entry]) -> tuple[LayerRank, ...]:
+    """The quantized layers, the worst first."""
+    scheme, needed = _needs(bench, rule)
+    data = needed or (bench.data.judge.dataset if bench.data.judge else None)
+    kept = list(entries)
+    rewritten = next(entry for entry in kept if entry.stage == "rewrite")
+    found = read_plan(kept)
+    if found is None or data is None:
+        raise InternalError("a candidate with a scheme has no quantized border model, or no data to rank its layers on")
+
+    def make(folder: Path) -> None:
+        model = ir.load(rewritten.files / BORDER)
+        errors = measure_sensitivity(model, found[0], Batches(data, SENSITIVITY_BATCHES))
+        rows = [{"node": one.node, "sqnr_db": min(one.sqnr_db, 300.0)} for one in errors]
+        (folder / "layers.json").write_text(json.dumps(rows), encoding="utf-8")
+
+    parts = (*_parts(rewritten, scheme, data, variant), ("batches", str(SENSITIVITY_BATCHES)))
+    entry = bench.store.obtain(Stage("sensitivity", parts), make)
+    rows = json.loads((entry.files / "layers.json").read_text(encoding="utf-8"))
+    ranked = (LayerRank(str(row["node"]), float(row["sqnr_db"])) for row in rows)
+    return tuple(sorted(ranked, key=lambda one: (one.sqnr_db, one.node)))
+
+
+def options_to_dict(options: QuantOptions) -> dict[str, Any]:
+    """The quantizer's options as the manifest keeps them."""
+    return asdict(options)
+
+
+def _needs(bench: Bench, rule: PrecisionRule) -> tuple[QuantScheme, Dataset | None]:
+    if rule.scheme is None:
+        raise InternalError(f"{rule.name} has no scheme")
+    return rule.scheme, bench.data.calibration if rule.scheme.needs_calibration else None
+
+
+def _parts(
+    rewritten: Entry, scheme: QuantScheme, data: Dataset | None, variant: Variant
+) -> tuple[tuple[str, str], ...]:
+    return (
+        ("rewrite", rewritten.digest),
+        ("scheme", canonical_json(asdict(scheme))),
+        ("data", f"{data.digest} {data.count}" if data else "none"),
+        ("options", canonical_json(asdict(variant.options))),
+        ("kept", canonical_json(dict(variant.kept))),
+        ("compiler", code_digest("compiler.quant")),
+        *portable_tools(),
+    )
+
+
+def _fixed_batch(data: Dataset) -> int | None:
+    sizes = [spec.shape[0] for spec in data.inputs if spec.shape]
+    return next((size for size in sizes if isinstance(size, int)), None)
