@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compiler.artifact import Evidence
 from compiler.capability import refuse_unsupported
-from compiler.errors import FleetError, TargetUnavailable
+from compiler.errors import FleetError, TargetUnavailable, ToolchainFailed
 from compiler.fleet import DeviceClass, Fleet, load_fleet
 from compiler.frontend import read_model
 from compiler.inputs import prepare
@@ -21,7 +21,7 @@ from compiler.portable import Border, make_border
 from compiler.profile import load_profile
 from compiler.store import Store
 from compiler.target import Backend, find_target
-from compiler.tune import Budget, DeviceType, Tunable, Tuned, profile_device, tune
+from compiler.tune import Budget, DeviceType, Tunable, Tuned, TuningLog, profile_device, tune
 
 FLEET_SUFFIXES = (".yaml", ".yml")
 
@@ -95,6 +95,12 @@ def tune_model(options: TuneOptions) -> TuneReport:
         log.info("%d kernels, measured on %s (%s)", len(kernels), found, evidence)
         keys = tuning_keys(kernels, plan, found)
         tuned = tune(kernels, keys, child.measure, evidence, log_=keep, budget=options.budget)
+    if not any(one.best for one in tuned):
+        raise ToolchainFailed(
+            f"no trial gave a figure: {_first_error(keep, found)}",
+            where=plan.profile,
+            remedy="Remove the cause and run it again with --retry, or give it more --budget.",
+        )
     note = _note(found, profile_device(job.profile), plan)
     return TuneReport(plan, found, evidence, tuned, keep.path(found), note)
 
@@ -147,6 +153,11 @@ def _device(options: TuneOptions) -> tuple[Fleet, DeviceClass]:
             remedy=f"--profile takes one of its devices or their profiles: {known}.",
         )
     return fleet, found[0]
+
+
+def _first_error(log: TuningLog, device: DeviceType) -> str:
+    errors = [record.error for record in log.of(device) if record.error]
+    return errors[-1] if errors else "the budget was used before the first"
 
 
 def _note(device: DeviceType, wanted: DeviceType, plan: Plan) -> str:

@@ -37,6 +37,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600}
     show_default=True,
     metavar="SECONDS",
 )
+@click.option("--retry", is_flag=True, help="Run trials again that failed before.")
 @click.option("--export", "export_to", type=FILE, metavar="FILE", help="Write all records into FILE (after tuning).")
 @click.option("--import", "import_from", type=FILE, metavar="FILE", help="Take the records of FILE (before tuning).")
 @child_options
@@ -80,7 +81,7 @@ def _tuned(model: Path, cache: Path, options: dict[str, Any], *, as_json: bool) 
             options["profile"],
             options["precision"],
             Backend(kind, tracker if kind == "rpc" else "", options["key"] or "", options["trial_timeout"]),
-            Budget(options["trials"], options["plateau"], _seconds(options["budget"])),
+            Budget(options["trials"], options["plateau"], _seconds(options["budget"]), options["retry"]),
             cache,
             limits_of(options),
         )

@@ -36,11 +36,13 @@ class Budget:
         trials: Trials of one kernel at most, those in the log among them.
         plateau: Trials of one kernel in a row that are no better than the best before them.
         seconds: Wall time of all kernels together; None for no limit.
+        retry: Whether trials that the log has as failed are run again.
     """
 
     trials: int = 64
     plateau: int = 12
     seconds: float | None = None
+    retry: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,9 @@ class _Search:
 
     def _known(self, choice: Choice) -> TuningRecord | None:
         wanted = trial_id(self.key, choice, self.evidence)
-        return next((record for record in self.log_.of(self.key.device) if record.trial == wanted), None)
+        found = [record for record in self.log_.of(self.key.device) if record.trial == wanted]
+        good = [record for record in found if not record.error]
+        return next(iter(good), None) if self.budget.retry else next(iter(good or found), None)
 
     def _trial(self, choice: Choice) -> tuple[TuningRecord, bool]:
         """Measures one choice, or takes what another tuner has just measured; one at a time per type of device."""
@@ -203,7 +207,9 @@ class _Search:
 
     def _tuned(self, new: int, stopped: str) -> Tuned:
         wanted = {trial_id(self.key, choice, self.evidence): choice for choice in self.kernel.choices}
-        records = [record for record in self.log_.of(self.key.device) if record.trial in wanted]
+        every = [record for record in self.log_.of(self.key.device) if record.trial in wanted]
+        latest = {record.trial: record for record in sorted(every, key=lambda record: not record.error)}
+        records = list(latest.values())
         good = [record for record in records if not record.error]
         first = trial_id(self.key, self.kernel.default, self.evidence)
         return Tuned(

@@ -16,7 +16,8 @@ from compiler.artifact import Artifact
 from compiler.capability import Capability
 from compiler.errors import TargetUnavailable, combine
 from compiler.profile import HardwareProfile, validate_options
-from compiler.target import API_VERSION, Runner, TargetPlan, installed_version
+from compiler.target import API_VERSION, Backend, Measurer, Runner, TargetPlan, installed_version
+from compiler.tune import Tunable
 from targets.arm_tvm.integer.isa import dot_of
 from targets.arm_tvm.integer.specs import Dot
 from targets.arm_tvm.operators import capability_of
@@ -69,7 +70,9 @@ class Tvm:
 
         options: Options = plan.options
         cores = Cores(plan.threads, max(plan.threads, profile.cpu.cores if profile.cpu else 1))
-        lowered, files = write_bundle(model, options, cores, workdir=workdir, cache_dir=plan.cache_dir)
+        lowered, files = write_bundle(
+            model, options, cores, schedule=plan.schedule, workdir=workdir, cache_dir=plan.cache_dir
+        )
         return Artifact(
             root=workdir,
             target=self.name,
@@ -85,6 +88,18 @@ class Tvm:
                 "threads": plan.threads,
             },
         )
+
+    def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
+        """The convolutions and products that our kernels compute, each with its register tiles."""
+        from targets.arm_tvm.tuning import list_tunables
+
+        return list_tunables(model, plan.options)
+
+    def measurer(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Measurer:
+        """Times kernels on this machine or on a board; raises TargetUnavailable where it is not there."""
+        from targets.arm_tvm.tuning import KernelMeasurer
+
+        return KernelMeasurer(model, plan, profile, backend)
 
     def load(self, artifact: Artifact) -> Runner:
         """Loads the bundle. Raises TargetUnavailable where neither this machine nor QEMU can run it."""

@@ -14,6 +14,7 @@ from compiler.artifact import TensorSpec
 from targets.arm_tvm.link import link_model, link_runner
 from targets.arm_tvm.lower import Lowered, lower
 from targets.arm_tvm.options import Options
+from targets.arm_tvm.packing import Schedule
 from targets.arm_tvm.runtime import EXTRA, runtime_files
 from targets.arm_tvm.weights import write_weights
 
@@ -32,7 +33,7 @@ class Cores:
 
 
 def write_bundle(
-    model: ir.Model, options: Options, cores: Cores, *, workdir: Path, cache_dir: Path
+    model: ir.Model, options: Options, cores: Cores, *, schedule: Schedule, workdir: Path, cache_dir: Path
 ) -> tuple[Lowered, tuple[str, ...]]:
     """Compiles a model of static shapes and writes the folder that runs it.
 
@@ -40,6 +41,7 @@ def write_bundle(
         model: The border model.
         options: What to compile for.
         cores: Where the model shall run on the device.
+        schedule: Workload → the choice to build it with; others get the analytic default.
         workdir: The folder to fill.
         cache_dir: Where the device's libraries and zig's own cache are kept.
 
@@ -47,7 +49,7 @@ def write_bundle(
         What was compiled, and the files written, relative to `workdir`.
     """
     with tempfile.TemporaryDirectory() as objects:
-        lowered = lower(model, options, workdir=Path(objects), schedule={})
+        lowered = lower(model, options, workdir=Path(objects), schedule=schedule)
         return lowered, pack_bundle(lowered, options, cores, workdir=workdir, cache_dir=cache_dir)
 
 

@@ -68,7 +68,7 @@ def lower(model: ir.Model, options: Options, *, workdir: Path, schedule: Schedul
         objects, weights = _compile(module, options, workdir, schedule)
     except Exception as error:  # TVM raises whatever its passes raise
         raise ToolchainFailed(
-            f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {_last_line(error)}",
+            f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {last_line(error)}",
             remedy="Build with --dump-passes and bisect with --stop-after, or report the border model to TVM.",
         ) from error
     return Lowered(objects, weights, inputs, outputs)
@@ -94,7 +94,7 @@ def import_relax(model: ir.Model, dot: Dot = "generic") -> Any:
         except UnsupportedModel:
             raise
         except Exception as error:  # from outside of any one node
-            raise UnsupportedModel(f"TVM cannot import the model: {_last_line(error)}") from error
+            raise UnsupportedModel(f"TVM cannot import the model: {last_line(error)}") from error
 
 
 def _importer(kernels: Mapping[int, Kernel]) -> Any:
@@ -118,7 +118,7 @@ def _importer(kernels: Mapping[int, Kernel]) -> Any:
             except Exception as error:
                 name = attrs["tvm_custom"]["name"] or "(unnamed)"
                 raise UnsupportedModel(
-                    f"TVM cannot import the node: {_last_line(error)}",
+                    f"TVM cannot import the node: {last_line(error)}",
                     where=f"{op_name} '{name}'",
                     remedy="Choose another target for this device, or replace this operator in the model.",
                 ) from error
@@ -245,6 +245,7 @@ def _agree(declared: object, found: object) -> bool:
     return not isinstance(declared, int) or declared == found
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """What an exception of TVM says, without the trace that it puts before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:500]

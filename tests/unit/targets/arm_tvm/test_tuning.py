@@ -1,0 +1,192 @@
+"""Kernels of TVM timed on this machine and behind TVM's own tracker, and what is said when either is not there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from compiler.artifact import Evidence
+from compiler.detect import detect_profile
+from compiler.errors import TargetUnavailable, ToolchainFailed
+from compiler.profile import HardwareProfile, load_profile, validate_options
+from compiler.target import Backend, TargetPlan
+from compiler.testing import text_case
+from compiler.tune import Tunable, profile_device
+from targets.arm_tvm import TARGET
+from targets.arm_tvm.emulate import host_arch
+
+pytestmark = [
+    pytest.mark.needs_tvm,
+    pytest.mark.skipif(host_arch() != "x86_64", reason="the host's profile here is one of x86-64"),
+]
+
+MODEL = """(float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w)
+    b = Relu(a)
+    c = Conv <pads = [1, 1, 1, 1]> (b, v)
+    y = Relu(c)
+}"""
+
+
+def model() -> ir.Model:
+    return ir.from_proto(text_case("small", MODEL, weights={"w": (16, 16, 3, 3), "v": (16, 16, 3, 3)}).proto())
+
+
+def host() -> HardwareProfile:
+    return replace(detect_profile(), target="tvm", target_options={"mtriple": "x86_64-linux-gnu", "mattr": ["+avx2"]})
+
+
+def plan(profile: HardwareProfile, cache: Path) -> TargetPlan:
+    return TargetPlan("fp32", validate_options(TARGET.Options, profile), threads=1, cache_dir=cache)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("toolchains")
+
+
+def kernel(cache: Path) -> Tunable:
+    [found] = TARGET.tunables(model(), plan(host(), cache), host())
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", f"tvm.exec.{module}", "--host", "127.0.0.1", *arguments]
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail("the tracker did not start")
+
+
+@pytest.fixture(scope="module")
+def tracker() -> Iterator[str]:
+    pytest.importorskip("tornado", reason="TVM's tracker needs tornado")
+    port = free_port()
+    process = start("rpc_tracker", "--port", str(port), "--port-end", str(port + 1))
+    wait_for(port)
+    yield f"127.0.0.1:{port}"
+    stop(process)
+
+
+def start_board(tracker: str, key: str) -> subprocess.Popen[bytes]:
+    port = free_port()
+    ports = ("--port", str(port), "--port-end", str(port + 9))
+    process = start("rpc_server", *ports, "--tracker", tracker, "--key", key)
+    from targets.arm_tvm.tuning import find_board
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            find_board(Backend("rpc", tracker, key)).close()
+            return process
+        except TargetUnavailable:
+            time.sleep(0.3)
+    stop(process)
+    pytest.fail("the board did not register")
+
+
+@pytest.fixture(scope="module")
+def board(tracker: str) -> Iterator[str]:
+    process = start_board(tracker, "loopback")
+    yield "loopback"
+    stop(process)
+
+
+def test_equal_convolutions_are_one_kernel_with_many_choices(cache: Path) -> None:
+    found = kernel(cache)
+    assert found.count == 2
+    assert len(found.choices) > 3
+    assert found.name == "conv 3x3 16->16 on 8x8 relu"
+
+
+def test_a_choice_is_timed_on_this_machine(cache: Path) -> None:
+    measurer = TARGET.measurer(model(), plan(host(), cache), host(), Backend())
+    found = measurer.measure(kernel(cache), kernel(cache).choices[1])
+    assert measurer.evidence == Evidence.HOST
+    assert measurer.device == profile_device(detect_profile())
+    assert len(found.values) == 10
+    assert 0.1 < found.median < 1e5
+
+
+def test_a_choice_is_timed_behind_a_tracker_as_the_devices_own(cache: Path, tracker: str, board: str) -> None:
+    profile = replace(host(), name="board")
+    measurer = TARGET.measurer(model(), plan(profile, cache), profile, Backend("rpc", tracker, board))
+    for choice in kernel(cache).choices[:2]:
+        assert len(measurer.measure(kernel(cache), choice).values) == 10
+    assert measurer.evidence == Evidence.DEVICE
+    assert measurer.device == profile_device(profile)
+
+
+def test_an_absent_tracker_is_told_with_its_address(cache: Path) -> None:
+    port = free_port()
+    with pytest.raises(TargetUnavailable, match="no tracker answers") as told:
+        TARGET.measurer(model(), plan(host(), cache), host(), Backend("rpc", f"127.0.0.1:{port}", "k"))
+    assert told.value.where == f"127.0.0.1:{port}"
+
+
+def test_an_unknown_key_is_told_with_the_known_ones(cache: Path, tracker: str, board: str) -> None:
+    with pytest.raises(TargetUnavailable, match="no board under key 'rpi9'; it knows loopback"):
+        TARGET.measurer(model(), plan(host(), cache), host(), Backend("rpc", tracker, "rpi9"))
+
+
+def test_a_board_that_cannot_run_what_is_built_measures_nothing(cache: Path, tracker: str, board: str) -> None:
+    profile = load_profile("raspberry-pi-5")
+    with pytest.raises(TargetUnavailable, match="does not run what this toolchain builds for aarch64"):
+        TARGET.measurer(model(), plan(profile, cache), profile, Backend("rpc", tracker, board))
+
+
+def test_a_board_that_dies_ends_the_run_and_not_the_trial(cache: Path, tracker: str) -> None:
+    process = start_board(tracker, "mortal")
+    measurer = TARGET.measurer(model(), plan(host(), cache), host(), Backend("rpc", tracker, "mortal"))
+    measurer.measure(kernel(cache), kernel(cache).default)
+    stop(process)
+    with pytest.raises(TargetUnavailable, match="mortal"):
+        measurer.measure(kernel(cache), kernel(cache).default)
+
+
+def test_a_choice_of_another_version_is_the_trials_fault(cache: Path) -> None:
+    measurer = TARGET.measurer(model(), plan(host(), cache), host(), Backend())
+    with pytest.raises(ToolchainFailed, match="no choice of"):
+        measurer.measure(kernel(cache), {"family": "direct", "blocks": 99})
+
+
+def test_this_machine_measures_nothing_of_another_architecture(cache: Path) -> None:
+    profile = load_profile("raspberry-pi-5")
+    with pytest.raises(TargetUnavailable, match="cannot run kernels of raspberry-pi-5: it is x86_64"):
+        TARGET.measurer(model(), plan(profile, cache), profile, Backend())
+
+
+def test_the_emulator_is_refused(cache: Path) -> None:
+    with pytest.raises(TargetUnavailable, match="not counted under the emulator"):
+        TARGET.measurer(model(), plan(host(), cache), host(), Backend("emulator"))
