@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.helper
+import onnx_ir as ir
 import pytest
 
 from compiler.artifact import Artifact, Evidence
@@ -16,12 +17,17 @@ from compiler.capability import find_unsupported
 from compiler.detect import host_isa
 from compiler.errors import DataError, ProfileError, TargetUnavailable, UnsupportedModel
 from compiler.fleet import Range
+from compiler.graph import infer_strictly
 from compiler.numerics import TOLERANCES, compare
 from compiler.profile import Cpu, HardwareProfile, load_profile, validate_options
+from compiler.quant import quantize
 from compiler.target import TargetPlan
 from compiler.testing import conformance_cases, evaluate, onnx_backend_cases, text_case
+from compiler.unoptimized import Unoptimized
 from targets.intel_openvino import TARGET, Options
+from targets.intel_openvino.quantized import INT8
 from targets.intel_openvino.rules import computes
+from targets.intel_openvino.toolchain import openvino
 
 pytestmark = pytest.mark.needs_openvino
 _GENOA = load_profile("amd-epyc-genoa")
@@ -273,3 +279,47 @@ def test_dimension_without_range_is_left_open(tmp_path: Path) -> None:
     plan = TargetPlan("fp32", Options(), dims={"M": Range(1, 1, 2)})
     artifact = TARGET.build(_NET.model(), plan, _GENOA, workdir=tmp_path)
     assert artifact.inputs[0].shape[0] == "N"
+
+
+def _quantized_net() -> tuple[ir.Model, ir.Model, list[dict[str, np.ndarray]]]:
+    """A residual block in float and in the target's int8, and inputs for it."""
+    case = text_case(
+        "block",
+        "(float[N,16,8,8] x) => (float[N,4] y) { a = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(a) "
+        "c = Conv<pads=[1,1,1,1]>(r, v, b) s = Add(c, r) t = Relu(s) d = Conv<pads=[1,1,1,1]>(t, v, b) "
+        "g = GlobalAveragePool(d) f = Flatten(g) y = MatMul(f, m) }",
+        weights={"w": (16, 16, 3, 3), "v": (16, 16, 3, 3), "b": (16,), "m": (16, 4)},
+        batches=(1, 4),
+    )
+    model = ir.from_proto(infer_strictly(ir.to_proto(case.model())))
+    for index, node in enumerate(model.graph):
+        node.name = node.name or f"node{index}"
+    rng = np.random.default_rng(4)
+    batches = [{"x": rng.normal(size=(4, 16, 8, 8)).astype(np.float32)} for _ in range(8)]
+    return model, quantize(model, batches, INT8).model, batches
+
+
+def test_int8_weights_are_stored_as_bytes(tmp_path: Path) -> None:
+    model, low, _ = _quantized_net()
+    sizes = []
+    for precision, net in (("fp32", model), ("int8", low)):
+        plan = TargetPlan(precision, Options(), dims={"N": Range(1, 4, 4)})
+        artifact = TARGET.build(net, plan, _GENOA, workdir=tmp_path / precision)
+        sizes.append((artifact.root / "payload/model.bin").stat().st_size)
+    assert sizes[1] < 0.3 * sizes[0]
+
+
+@pytest.mark.skipif(not computes("int8", host_isa()), reason="this processor has no VNNI")
+def test_int8_is_computed_in_bytes_and_is_inside_its_tolerance(tmp_path: Path) -> None:
+    _, low, batches = _quantized_net()
+    plan = TargetPlan("int8", Options(), dims={"N": Range(1, 4, 4)})
+    artifact = TARGET.build(low, plan, _GENOA, workdir=tmp_path)
+    found = TARGET.load(artifact).run(batches[0])["y"]
+    assert TOLERANCES["int8"].accepts(compare(Unoptimized(low).run(batches[0])["y"], found))
+    compiled = openvino().Core().compile_model(tmp_path / "payload/model.xml", "CPU")
+    computed = {
+        node.get_rt_info()["runtimePrecision"].astype(str)
+        for node in compiled.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].astype(str) in ("Convolution", "FullyConnected", "MatMul")
+    }
+    assert computed <= {"u8", "i8"}
