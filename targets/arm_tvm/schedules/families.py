@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from targets.arm_tvm.machine import Machine
-from targets.arm_tvm.schedules import direct, winograd
+from targets.arm_tvm.schedules import depthwise, direct, winograd
 from targets.arm_tvm.schedules.workload import Choice, ConvWorkload
 
-FAMILIES: Mapping[str, ModuleType] = {"direct": direct, "winograd": winograd}
+FAMILIES: Mapping[str, ModuleType] = {"direct": direct, "winograd": winograd, "depthwise": depthwise}
 
 
 def all_choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
