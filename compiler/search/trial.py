@@ -14,7 +14,7 @@ from compiler.gates import Figure, Gate, hold, judge_gates
 from compiler.plan import settle
 from compiler.search.accuracy import Accuracy, measure_accuracy
 from compiler.search.bench import Bench
-from compiler.search.footprint import Footprint, compare_footprints, measure_footprint, unbuilt_footprint
+from compiler.search.footprint import Footprint, as_given, compare_footprints, measure_footprint, unbuilt_footprint
 from compiler.search.made import Made, make
 from compiler.search.quantized import Variant, options_to_dict, read_plan
 from compiler.search.speed import Speed, latency_figure, measure_speed
@@ -168,10 +168,10 @@ def _memory(bench: Bench, footprint: Footprint, made: Made, original: Trial | No
         none = Figure(None, Evidence.NONE, why=QUANTIZED)
         return {"memory: weights": none, "memory: run": none}
     if made.plan.rule == made.plan.yardstick:
-        return compare_footprints(footprint, footprint)
+        return compare_footprints(as_given(footprint, made), footprint)
     if original is None or original.footprint is None:
         return compare_footprints(unbuilt_footprint(made), footprint)
-    return compare_footprints(original.footprint, footprint)
+    return compare_footprints(as_given(original.footprint, made), footprint)
 
 
 def is_missing(trial: Trial) -> bool:
