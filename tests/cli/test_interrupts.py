@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import psutil
 import pytest
 
 from tests.cli.conftest import Outcome, Place, checked
+
+SLOW = pytest.mark.skipif("FLEETC_SLOW" not in os.environ, reason="takes half a minute; FLEETC_SLOW=1 runs it")
 
 PATIENCE_S = 100.0
 
@@ -67,6 +70,7 @@ def test_interrupt_ends_at_once_with_130_and_says_how_to_resume(place: Place, si
     assert not [path for path in place.dist.iterdir()]
 
 
+@SLOW
 def test_build_killed_at_any_moment_ends_in_the_digests_of_an_undisturbed_one(place: Place) -> None:
     place.write_fleet({"one": place.profile("one", seconds=0.3), "two": place.profile("two", "reference")})
     before = time.monotonic()

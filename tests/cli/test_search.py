@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 
 from tests.cli.conftest import Place, write_model
 from tests.cli.test_interrupts import end, wait_for
+
+SLOW = pytest.mark.skipif("FLEETC_SLOW" not in os.environ, reason="takes half a minute; FLEETC_SLOW=1 runs it")
 
 WIDE = "(float[batch, 96] x) => (float[batch, 96] y) { a = MatMul(x, w1) r = Relu(a) y = MatMul(r, w2) }"
 
@@ -126,6 +129,7 @@ def finished_builds(place: Place) -> set[Path]:
     return {path for path in entries if '"stage": "build"' in path.read_text(encoding="utf-8")}
 
 
+@SLOW
 def test_the_search_repeats_to_the_same_bytes_from_the_store(wide: Place) -> None:
     limited(wide, {"memory_reduction_pct": 40})
     assert wide.build().code == 0
@@ -183,6 +187,7 @@ def test_an_artifact_that_cannot_run_here_is_judged_by_its_border_model_and_says
     assert gates["accuracy"]["passed"] and gates["memory: run"]["passed"] is None
 
 
+@SLOW
 def test_accuracy_is_judged_again_on_other_data_and_the_limit_still_holds(wide: Place) -> None:
     wide.write_fleet({"one": wide.profile("one")}, evaluation=labelled(wide))
     assert wide.build().code == 0
@@ -214,6 +219,7 @@ def test_a_metric_of_ones_own_that_raises_is_named_and_nothing_is_delivered(wide
     assert not (wide.dist / "one").exists()
 
 
+@SLOW
 def test_inspect_prints_trials_gates_and_layers(wide: Place) -> None:
     limited(wide, {"memory_reduction_pct": 40})
     assert wide.build().code == 0
@@ -232,6 +238,7 @@ def test_forced_int8_without_calibration_data_is_refused_before_anything_is_buil
     assert "int8 needs calibration data" in outcome.err and not (wide.dist / "one").exists()
 
 
+@SLOW
 def test_a_quantized_candidate_is_judged_by_its_border_model_and_every_layer_is_explained(wide: Place) -> None:
     data = labelled(wide)
     wide.write_fleet(
@@ -251,6 +258,7 @@ def test_a_quantized_candidate_is_judged_by_its_border_model_and_every_layer_is_
     assert wide.run(*args, "--evaluation", wide.root / "labelled.npz").code == 0
 
 
+@SLOW
 def test_device_classes_with_equal_schemes_share_calibration_and_the_quantized_model(wide: Place) -> None:
     data = labelled(wide)
     devices = {name: {"profile": wide.profile(name, log=str(wide.root / "log")), "precision": "int8"} for name in "ab"}
@@ -267,6 +275,7 @@ def test_device_classes_with_equal_schemes_share_calibration_and_the_quantized_m
     assert wide.manifest("a")["border"]["sha256"] == wide.manifest("b")["border"]["sha256"]
 
 
+@SLOW
 def test_a_limit_on_accuracy_that_nothing_meets_says_the_best_reached(wide: Place) -> None:
     data = {**labelled(wide), "task": "embedding", "rule": "point"}
     wide.write_fleet(
@@ -284,6 +293,7 @@ def test_a_limit_on_accuracy_that_nothing_meets_says_the_best_reached(wide: Plac
     assert "points lost, limit at most 0" in outcome.err and "Nearest:" in outcome.err
 
 
+@SLOW
 def test_a_model_that_is_quantized_already_is_verified_and_passed_on(wide: Place) -> None:
     data = labelled(wide)
     fleet = {"calibration": {"path": "labelled.npz"}, "evaluation": data, "limits": {"accuracy_drop_pct": 50}}
