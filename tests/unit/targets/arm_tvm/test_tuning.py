@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -74,13 +75,14 @@ def start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def wait_for(port: int) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
             return
@@ -91,12 +93,15 @@ def wait_for(port: int) -> None:
 
 @pytest.fixture(scope="module")
 def tracker() -> Iterator[str]:
-    pytest.importorskip("tornado", reason="TVM's tracker needs tornado")
+    for module in ("tornado", "cloudpickle"):
+        pytest.importorskip(module, reason=f"TVM's tracker needs {module}")
     port = free_port()
     process = start("rpc_tracker", "--port", str(port), "--port-end", str(port + 1))
-    wait_for(port)
-    yield f"127.0.0.1:{port}"
-    stop(process)
+    try:
+        wait_for(port, process)
+        yield f"127.0.0.1:{port}"
+    finally:
+        stop(process)
 
 
 def start_board(tracker: str, key: str) -> subprocess.Popen[bytes]:
