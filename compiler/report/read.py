@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from compiler.artifact import leaves_folder
 from compiler.dist import BUILD
 from compiler.errors import ArtifactError
 from compiler.manifest import MANIFEST, MAX_JSON_BYTES, MEASUREMENTS, SCHEMA, read_manifest
-from compiler.report.facts import Failure, Manifest, Measurements, Row, Searched, Summary, parse
+from compiler.manifest_shape import UNMEASURED, Failure, Manifest, Measurements, Row, Searched, Summary, parse
 from compiler.store import file_digest
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Device:
     status: str
     searched: Searched | None = None
     manifest: Manifest | None = None
-    measurements: Measurements = field(default_factory=Measurements)
+    measurements: Measurements = UNMEASURED
     failure: Failure | None = None
 
 
@@ -144,7 +144,7 @@ def _finished(place: Path, row: Row, manifest: Manifest, model: str) -> str:
 def _measurements(place: Path) -> Measurements:
     path = place / MEASUREMENTS
     if not path.is_file():
-        return Measurements()
+        return UNMEASURED
     value = _json(path)
     return _parsed(path, lambda: parse(Measurements, value))
 

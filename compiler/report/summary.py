@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from compiler.report.facts import Gate
+from compiler.manifest_shape import Gate
 from compiler.report.page import MIB
 from compiler.report.plots import precision_counts
 from compiler.report.read import Build, Device

@@ -61,8 +61,10 @@ def searched(**changes: Any) -> dict[str, Any]:
     facts = {
         "plan": {
             "profile": "board",
+            "profile_digest": "2" * 64,
             "target": "reference",
             "dims": {},
+            "candidates": [{"precision": "int8", "reason": "it is the fastest"}],
             "toolchain": {"onnxruntime": "1.32.0"},
             "choices": {
                 name: {"value": "int8", "reason": "it is the fastest"} for name in ("precision", "tolerance", "threads")
