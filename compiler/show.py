@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this file for every command, and these import all of the compiler
-    from compiler.compare import Change
     from compiler.plan import Plan
     from compiler.record import DeviceReport, FleetReport
 
@@ -151,15 +150,6 @@ def node_text(manifest: Mapping[str, Any], matches: Sequence[Mapping[str, str]])
     return "\n".join(f"{one['op']} '{one['node']}' in {precision}, made of {one['origin']}" for one in matches)
 
 
-def changes_text(changes: Sequence[Change]) -> str:
-    """Differences, grouped by device and section."""
-    if not changes:
-        return "no difference"
-    return "\n".join(
-        f"{c.device or 'artifact'}  {c.section}.{c.key}: {_short(c.before)} -> {_short(c.after)}" for c in changes
-    )
-
-
 def targets_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Installed targets, the package each is from, and its toolchain's versions or what is wrong with it."""
     tools = [", ".join(f"{name} {found}" for name, found in row["toolchain"].items()) for row in rows]
@@ -254,8 +244,3 @@ def _difference(record: Mapping[str, Any]) -> str:
     if record["largest_difference"] is None:
         return record["not_measured"] if record["modified"] else "unchanged"
     return f"{float(record['largest_difference']):.3g}"
-
-
-def _short(value: Any) -> str:
-    text = "absent" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

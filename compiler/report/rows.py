@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from compiler.manifest_shape import Footprint, Gate, Trial
-from compiler.report.read import Build, Device
+from compiler.report.read import Build, Device, payload_bytes
 
 MIB = 1 << 20
 NONE = "none"
@@ -56,14 +56,6 @@ def rows_of(build: Build, previous: Build | None) -> tuple[Row, ...]:
 def chosen_trial(device: Device) -> Trial | None:
     """The trial that was delivered; None if none was."""
     return device.searched.chosen if device.searched else None
-
-
-def payload_bytes(device: Device) -> int:
-    """Bytes that the device loads."""
-    if device.manifest is None:
-        return 0
-    files = {**device.manifest.files, **device.measurements.unrepeatable_files}
-    return sum(file.bytes for name, file in files.items() if name.startswith("payload/"))
 
 
 def _row(device: Device, before: Device | None, compares: bool) -> Row:
