@@ -128,9 +128,9 @@ def border_of(folder: Path) -> Path:
     return folder / BORDER
 
 
-def write_json(path: Path, value: object) -> None:
-    """Readable JSON, atomically: the same value gives the same bytes."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+def write_json(path: Path, value: object, *, keeps_order: bool = False) -> None:
+    """Readable JSON, atomically: equal values give the same bytes, unless the order of keys says something and is kept."""
+    text = json.dumps(value, indent=1, sort_keys=not keeps_order, ensure_ascii=False, allow_nan=False) + "\n"
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         partial.write_text(text, encoding="utf-8")

@@ -124,6 +124,8 @@ def test_deferred_artifact_is_refused_until_it_is_finished(place: Place) -> None
     finished = place.run("finish", folder, "--json")
     assert finished.code == 0, finished.err
     assert finished.json["status"] == "passed"
+    assert json.loads((place.dist / "build.json").read_text())["devices"]["late"]["status"] == "finished"
+    assert place.run("report", place.dist).code == 0
     assert place.run("verify", folder).code == 0
     again = place.run("finish", folder)
     assert again.code == 2
