@@ -129,7 +129,7 @@ def border_of(folder: Path) -> Path:
 
 
 def write_json(path: Path, value: object, *, keeps_order: bool = False) -> None:
-    """Readable JSON, atomically: equal values give the same bytes, unless the order of keys says something and is kept."""
+    """Readable JSON, atomically: equal values give the same bytes, or those of their order where it says something."""
     text = json.dumps(value, indent=1, sort_keys=not keeps_order, ensure_ascii=False, allow_nan=False) + "\n"
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
