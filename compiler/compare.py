@@ -11,7 +11,7 @@ from compiler.errors import ArtifactError
 from compiler.manifest import MANIFEST, MEASUREMENTS, read_manifest
 from compiler.store import folder_digests
 
-SECTIONS = ("inputs", "plan", "border", "passes", "artifact", "files", "verdict")
+SECTIONS = ("inputs", "plan", "pruning", "border", "passes", "artifact", "files", "verdict")
 
 
 @dataclass(frozen=True)

@@ -184,11 +184,42 @@ class _Trial:
     precision: str
     status: str
     why: str
+    pruned: float
     kept_float: dict[str, str]
     accuracy: dict[str, Any] | None
     footprint: dict[str, Any] | None
     speed: dict[str, Any] | None
     gates: tuple[_Gate, ...]
+
+
+@dataclass(frozen=True)
+class _Group:
+    name: str
+    channels: int
+    kept: int
+    error: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Repaired:
+    layer: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class _Pruning:
+    ratio: float
+    multiple: int
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    groups: tuple[_Group, ...]
+    repaired: tuple[_Repaired, ...]
+    kept: dict[str, str]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -216,6 +247,7 @@ class _Manifest:
     files: dict[str, _File]
     inputs: _Inputs
     plan: _Plan
+    pruning: _Pruning | None
     source: _Measure
     border: _Border
     passes: tuple[_Record, ...]

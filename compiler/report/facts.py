@@ -129,6 +129,7 @@ class Trial:
     footprint: Footprint | None
     speed: Speed | None
     gates: tuple[Gate, ...]
+    pruned: FiniteFloat = 0.0
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,46 @@ class Searched:
     gates: tuple[Gate, ...]
     trials: tuple[Trial, ...]
     layers: tuple[Layer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that were cut together: how many there were and are, and the error expected of it."""
+
+    name: str
+    channels: int
+    kept: int
+    error: FiniteFloat
+    reason: str
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A layer behind a cut: its error before and after it was solved anew, as shares of its energy."""
+
+    layer: str
+    before: FiniteFloat
+    after: FiniteFloat
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What was cut out of the model; `ratio` of the multiply-accumulates, within 0..1."""
+
+    ratio: FiniteFloat
+    multiple: int
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    groups: tuple[Group, ...]
+    repaired: tuple[Repaired, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def cut(self) -> tuple[Group, ...]:
+        """The groups that lost channels."""
+        return tuple(group for group in self.groups if group.kept < group.channels)
 
 
 @dataclass(frozen=True)
@@ -280,6 +321,7 @@ class Manifest(Searched):
     verdict: Verdict = field(kw_only=True)
     artifact: Artifact = field(kw_only=True)
     files: Mapping[str, File] = field(kw_only=True)
+    pruning: Pruning | None = None
 
 
 @dataclass(frozen=True)

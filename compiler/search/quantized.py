@@ -101,7 +101,7 @@ def rank_layers(bench: Bench, rule: PrecisionRule, variant: Variant, entries: It
     scheme, needed = _needs(bench, rule)
     data = needed or (bench.data.judge.dataset if bench.data.judge else None)
     kept = list(entries)
-    rewritten = next(entry for entry in kept if entry.stage == "rewrite")
+    rewritten = next(entry for entry in reversed(kept) if entry.stage in ("rewrite", "prune"))
     found = read_plan(kept)
     if found is None or data is None:
         raise InternalError("a candidate with a scheme has no quantized border model, or no data to rank its layers on")
