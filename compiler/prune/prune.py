@@ -15,9 +15,10 @@ from compiler.passes.quantized import is_quantized
 from compiler.prune.choose import PrunePlan, choose_channels
 from compiler.prune.cut import cut_channels
 from compiler.prune.groups import find_ties
-from compiler.prune.importance import Removal, removal_order
+from compiler.prune.importance import Measure, Removal, removal_orders
+from compiler.prune.moments import Batches
 from compiler.prune.prepare import prepare
-from compiler.prune.repair import Batches, Repaired, repair
+from compiler.prune.repair import Repaired, repair
 
 Order = Mapping[str, Any]
 """What `find_order` gives, as a JSON-ready value."""
@@ -61,12 +62,13 @@ class Pruned:
         return {**plan, **sizes, "multiple": self.multiple, "repaired": layers, **notes}
 
 
-def find_order(model: ir.Model, batches: Batches) -> Order:
+def find_order(model: ir.Model, batches: Batches, *, measure: Measure = "redundancy") -> Order:
     """In which order every group's channels go, with the error each step costs.
 
     Args:
         model: A border model in float; left as it is.
         batches: Calibration data, at least two batches.
+        measure: What a channel is worth by: `removal_orders` has them.
 
     Raises:
         Unprunable: It is quantized already, has no shapes to count work by, or nothing in it can be cut.
@@ -77,7 +79,7 @@ def find_order(model: ir.Model, batches: Batches) -> Order:
     if not ties.groups:
         reasons = "; ".join(f"'{layer}': {reason}" for layer, reason in list(ties.kept.items())[:5])
         raise Unprunable(f"no channel of the model can be cut{': ' + reasons if reasons else ''}")
-    removals = [removal_order(ready, ties, group, batches, measure="redundancy") for group in ties.groups]
+    removals = removal_orders(ready, ties, ties.groups, batches, measure=measure)
     return {"groups": [{"order": list(one.order), "errors": list(one.errors)} for one in removals]}
 
 

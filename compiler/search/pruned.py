@@ -7,7 +7,7 @@ prune        the channels of one ratio cut in widths that suit one device, and t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import onnx_ir as ir
 from compiler.digests import code_digest, portable_tools
 from compiler.errors import InternalError
 from compiler.evaluate import Dataset
+from compiler.numerics import Arrays
 from compiler.plan import Plan
 from compiler.portable import BORDER, EMBED_BYTES, RECORDS
 from compiler.prune import SHORTFALL, Unprunable, find_order, prune
 from compiler.save import save_model
 from compiler.search.bench import Bench
-from compiler.search.quantized import Batches
+from compiler.search.quantized import BATCH, Batches
 from compiler.search.roofline import describe_machine, layer_seconds
 from compiler.search.work import list_work
 from compiler.store import Entry, Stage, canonical_json
@@ -49,7 +50,7 @@ def pruned_entry(bench: Bench, plan: Plan, rewritten: Entry) -> Entry:
         found = prune(
             ir.load(rewritten.files / BORDER),
             json.loads((order.files / _ORDER).read_text(encoding="utf-8")),
-            lambda: Batches(data),
+            _batches(data),
             ratio=plan.pruning.ratio,
             multiple=plan.rule.width_multiple,
             prices=prices,
@@ -81,7 +82,7 @@ def _order_entry(bench: Bench, data: Dataset, rewritten: Entry) -> Entry:
     )
 
     def make(folder: Path) -> None:
-        found = find_order(ir.load(rewritten.files / BORDER), lambda: Batches(data))
+        found = find_order(ir.load(rewritten.files / BORDER), _batches(data))
         (folder / _ORDER).write_text(json.dumps(found), encoding="utf-8")
 
     return bench.store.obtain(Stage("importance", parts), make)
@@ -109,6 +110,12 @@ def _refuse_shortfall(bench: Bench, plan: Plan, entry: Entry) -> None:
             where=bench.name,
             remedy=f"Ask for at most {reached:.2f}, or `prune: auto`.",
         )
+
+
+def _batches(data: Dataset) -> Callable[[], Iterable[Arrays]]:
+    """The data from the start, as often as it is called; in two batches at least, since one half judges the other."""
+    size = max(1, min(BATCH, data.count // 2))
+    return lambda: Batches(data, size=size)
 
 
 def _data(bench: Bench) -> Dataset:
