@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from compiler.errors import FleetError, ProfileError, combine
 from compiler.fleet_data import Calibration, Evaluation, Preprocess, is_function
@@ -17,6 +17,7 @@ from compiler.validate import validate
 from compiler.yamlfile import Document, KeyPath, Origin, read_yaml
 
 Precision: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int4-weights"]
+Prune: TypeAlias = Literal["off", "auto"] | float
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class DeviceClass:
         batch: Sizes of the batch dimension.
         dims: Sizes of other named dimensions of the model's inputs.
         precision: `auto`, or the number format asked for.
+        prune: `off`, `auto`, or the share of the multiply-accumulates to prune; None where the file does not say.
         limits: The fleet's limits with the device's own over them.
         origin: The fleet file; its key path there is `("devices", name)`.
     """
@@ -76,6 +78,7 @@ class DeviceClass:
     batch: Range = Range(1, 1, 1)
     dims: Mapping[str, Range] = field(default_factory=dict)
     precision: Precision = "auto"
+    prune: Prune | None = None
     limits: Limits = Limits()
     origin: Origin = field(default=Origin(), compare=False, repr=False)
 
@@ -108,6 +111,19 @@ def _widen(value: object) -> object:
     return value
 
 
+def read_prune(value: object) -> Prune:
+    """`off`, `auto`, or a ratio between 0 and 1.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if value == "off" or value == "auto":
+        return "off" if value == "off" else "auto"
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1:
+        return float(value)
+    raise ValueError("must be off, auto, or a ratio above 0 and below 1 (0.3 prunes 30 % of the multiply-accumulates)")
+
+
 _Size: TypeAlias = Annotated[Range, BeforeValidator(_widen, json_schema_input_type=int | Range)]
 _Batch: TypeAlias = Annotated[
     _Size | None, Field(description="Batch sizes: one size, or min, opt and max; 1 when nothing is said.")
@@ -117,6 +133,14 @@ _Dims: TypeAlias = Annotated[
 ]
 _Asked: TypeAlias = Annotated[
     Precision | None, Field(description="Number format to build in; auto (the default) lets the plan choose.")
+]
+_PruneText: TypeAlias = Literal["off", "auto"] | Annotated[float, Field(gt=0, lt=1)]
+_Pruned: TypeAlias = Annotated[
+    Annotated[Prune, PlainValidator(read_prune, json_schema_input_type=_PruneText)] | None,
+    Field(
+        description="Channel pruning: off (the default), auto to search how much pays inside the limits, or the share "
+        "of the multiply-accumulates to cut, above 0 and below 1."
+    ),
 ]
 
 
@@ -131,6 +155,7 @@ class DeviceEntry:
     batch: _Batch = None
     dims: _Dims = field(default_factory=dict)
     precision: _Asked = None
+    prune: _Pruned = None
     limits: Annotated[Limits, Field(description="Limits of this device class, over the fleet's.")] = Limits()
 
 
@@ -160,6 +185,7 @@ class FleetFile:
     batch: _Batch = None
     dims: _Dims = field(default_factory=dict)
     precision: _Asked = None
+    prune: _Pruned = None
     devices: Annotated[
         Mapping[_DeviceName, DeviceEntry],
         Field(min_length=1, description="The device classes by name; the name becomes the folder of the artifact."),
@@ -217,6 +243,7 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
         batch=entry.batch or fleet.batch or Range(1, 1, 1),
         dims={**fleet.dims, **entry.dims},
         precision=entry.precision or fleet.precision or "auto",
+        prune=entry.prune or fleet.prune,
         limits=replace(
             fleet.limits, **{key: value for key, value in asdict(entry.limits).items() if value is not None}
         ),

@@ -48,7 +48,7 @@ class Data:
 
     Args:
         judge: What its accuracy is judged by; None where no gate asks.
-        calibration: What ranges are observed on; None where the fleet file names none.
+        calibration: What ranges are observed on, and pruning is repaired on; None where the fleet file names none.
     """
 
     judge: Judge | None = None
@@ -66,7 +66,7 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared
     found: dict[str, Data] = {}
     for job in jobs:
         ready, demands = prepared[job.device.name], job.plan.demands
-        calibrates = any(rule.scheme is not None for rule in job.plan.candidates)
+        calibrates = job.plan.pruning.reads_data or any(rule.scheme is not None for rule in job.plan.candidates)
         key = (id(ready), demands.task, calibrates)
         try:
             known[key] = known.get(key) or _open(fleet, ready, demands, calibrates=calibrates)

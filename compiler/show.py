@@ -83,7 +83,8 @@ def manifest_text(manifest: Mapping[str, Any], measurements: Mapping[str, Any]) 
         f"    {name}  {row['bytes']} bytes  not repeatable"
         for name, row in measurements.get("unrepeatable_files", {}).items()
     ]
-    sections = [search_text(manifest), layers_text(manifest["layers"]), passes_text(manifest["passes"])]
+    pruned = [pruning_text(manifest["pruning"])] if manifest["pruning"] else []
+    sections = [search_text(manifest), *pruned, layers_text(manifest["layers"]), passes_text(manifest["passes"])]
     return "\n\n".join(["\n".join(lines), *sections])
 
 
@@ -93,6 +94,27 @@ def search_text(manifest: Mapping[str, Any]) -> str:
     lines = [table([_trial_row(one) for one in manifest["trials"]], head)]
     lines += [f"  {one['number']}: {one['why']}" for one in manifest["trials"] if one["why"]]
     return "\n".join([*lines, *(f"  {gate_text(gate)}" for gate in manifest["gates"])])
+
+
+def pruning_text(pruning: Mapping[str, Any]) -> str:
+    """What was cut, group by group, and what is left of each error behind the cuts after the repair."""
+    rows = [(one["name"], f"{one['channels']} -> {one['kept']}", one["reason"]) for one in pruning["groups"]]
+    repairs = [
+        (one["layer"], f"{100 * one['before']:.2f} %", f"{100 * one['after']:.2f} %") for one in pruning["repaired"]
+    ]
+    macs, parameters = (
+        f"{pruning[f'{key}_before'] / 1e6:.2f} M -> {pruning[f'{key}_after'] / 1e6:.2f} M"
+        for key in ("macs", "parameters")
+    )
+    return "\n".join(
+        [
+            f"pruned by {pruning['ratio']:.0%}: MACs {macs}, parameters {parameters}",
+            table(rows, ("group", "channels", "why")),
+            table(repairs, ("repaired layer", "error", "after")),
+            *(f"  kept {layer}: {reason}" for layer, reason in pruning["kept"].items()),
+            *(f"  warning: {warning}" for warning in pruning["warnings"]),
+        ]
+    )
 
 
 def layers_text(layers: Sequence[Mapping[str, Any]]) -> str:
@@ -174,9 +196,10 @@ def _trial_row(trial: Mapping[str, Any]) -> tuple[str, ...]:
     speed, memory, accuracy = trial["speed"] or {}, trial["footprint"] or {}, trial["accuracy"] or {}
     speedup, run, drop = speed.get("speedup"), memory.get("run_bytes"), accuracy.get("drop_pct")
     kept = f" ({len(trial['kept_float'])} float)" if trial["kept_float"] else ""
+    pruned = f" -{trial['pruned']:.0%}" if trial["pruned"] else ""
     return (
         str(trial["number"]),
-        trial["precision"] + kept,
+        trial["precision"] + kept + pruned,
         trial["status"],
         "-" if speedup is None else f"{speedup:.2f} x ({speed['evidence']})",
         f"{memory['weights_bytes'] / MIB:.1f}" if memory else "-",

@@ -25,7 +25,7 @@ UNKNOWN = "nothing that is recorded explains it"
 MADE_OF = ("model", "profile", "dims", "samples", "tool", "fleetc")
 """What everything that is made follows from."""
 
-BUILT_OF = ("precision", "files", "tool", "fleetc")
+BUILT_OF = ("precision", "choice.pruning", "files", "tool", "fleetc")
 """What every figure of the artifact follows from, apart from the chance of measuring it."""
 
 GATED = {
@@ -109,7 +109,7 @@ def _planned(found: Searched) -> Iterator[Fact]:
     yield Fact("plan", "candidates", names, feeds, ASKED, shown=", ".join(names))
     for name, choice in plan.choices.items():
         if name not in ("precision", *vars(plan.gates.limits)):
-            alone = TUNED if name == "tuning" else UNKNOWN
+            alone = {"tuning": TUNED, "pruning": ASKED}.get(name, UNKNOWN)
             yield Fact("plan", f"choice.{name}", choice.value, ("precision", "profile", "tool", "fleetc"), alone)
 
 

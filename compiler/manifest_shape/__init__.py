@@ -25,6 +25,7 @@ from compiler.manifest_shape.artifact import (
     Pass,
     Verdict,
 )
+from compiler.manifest_shape.pruning import Pruning
 from compiler.manifest_shape.search import (
     Accuracy,
     Choice,
@@ -56,6 +57,7 @@ __all__ = [
     "Parity",
     "Pass",
     "Plan",
+    "Pruning",
     "Row",
     "Searched",
     "Summary",
@@ -84,6 +86,7 @@ class Manifest(Searched):
     artifact: Artifact = field(kw_only=True)
     files: Mapping[str, File] = field(kw_only=True)
     tuning: tuple[Kernel, ...] = field(default=(), kw_only=True)
+    pruning: Pruning | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,7 @@ class Trial:
     footprint: Footprint | None
     speed: Speed | None
     gates: tuple[Gate, ...]
+    pruned: FiniteFloat = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ not grow with the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,15 +18,13 @@ import onnx_ir as ir
 from compiler.numerics import Array, Arrays
 from compiler.passes.values import constant_of
 from compiler.prune.groups import Ties, positions
+from compiler.prune.moments import Batches
 from compiler.prune.rows import Layer, Matrix, layer_of, sample_rows
 from compiler.prune.sums import Sums, solve, sums_of
 from compiler.prune.tap import watch
 
 PER_ITEM = 48
 """Places of one image that a convolution is matched at: neighbours say nearly the same."""
-
-Batches = Callable[[], Iterable[Arrays]]
-"""Gives the calibration data from the start, as often as it is called; at least two batches."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compiler.passes.quantized import is_quantized
 from compiler.quant.apply import apply
 from compiler.quant.calibration import CalibrationStats, check_calibration, check_coverage
 from compiler.quant.choose import choose
@@ -9,7 +10,6 @@ from compiler.quant.observe import Observations, observations_from_bytes, observ
 from compiler.quant.options import QuantOptions
 from compiler.quant.plan import LayerQuant, QuantPlan, TensorQuant, plan_from_dict
 from compiler.quant.quantize import Quantized, quantize
-from compiler.quant.recognize import is_quantized
 from compiler.quant.sensitivity import LayerError, measure_sensitivity
 
 __all__ = [

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import DataError, UnsupportedModel
+from compiler.passes.quantized import is_quantized
 from compiler.passes.values import constant_of
 from compiler.quant.histogram import Histogram, empty_histogram
 from compiler.quant.observe import Observations
@@ -15,7 +16,6 @@ from compiler.quant.options import QuantOptions
 from compiler.quant.place import Placement, place
 from compiler.quant.plan import LayerQuant, QuantPlan, TensorQuant
 from compiler.quant.ranges import quantize_tensor
-from compiler.quant.recognize import is_quantized
 from compiler.quant.weights import quantize_weight
 from compiler.scheme import OpScheme, QuantScheme, TensorFormat
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from compiler.errors import DataError, UnsupportedModel
 from compiler.numerics import Arrays
+from compiler.passes.quantized import is_quantized
 from compiler.quant.apply import apply
 from compiler.quant.calibration import CalibrationStats, check_calibration
 from compiler.quant.choose import choose, observed_values
@@ -18,7 +19,6 @@ from compiler.quant.correct import correct_biases
 from compiler.quant.observe import Observations, observe
 from compiler.quant.options import QuantOptions
 from compiler.quant.plan import QuantPlan
-from compiler.quant.recognize import is_quantized
 from compiler.scheme import QuantScheme
 
 _FIT_BYTES = 64 << 20

@@ -50,7 +50,7 @@ def others_text(device: Device) -> tuple[str, ...]:
     """Why each of the other trials was not taken."""
     chosen = chosen_trial(device)
     trials = device.searched.trials if device.searched else ()
-    return tuple(f"{one.number} {one.precision}: {_why_not(one, chosen)}" for one in trials if one is not chosen)
+    return tuple(f"{one.number} {_name(one)}: {_why_not(one, chosen)}" for one in trials if one is not chosen)
 
 
 def proofs(device: Device) -> tuple[Proof, ...]:
@@ -72,6 +72,8 @@ def _gains(row: Row, trial: Trial) -> str:
     if trial.speed and trial.speed.speedup is not None:
         ratio, how = trial.speed.speedup, trial.speed.evidence
         parts.append(f"{ratio:.2f} times as fast as the float original ({how})" if ratio != 1 else "the float original")
+    if trial.pruned:
+        parts.append(f"{trial.pruned:.0%} of its multiply-accumulates are pruned")
     if trial.footprint and trial.footprint.weights_bytes is not None:
         parts.append(f"its files take {row.size.text}, {row.size.detail} ({row.size.evidence})")
     if trial.accuracy and trial.accuracy.drop_pct is not None:
@@ -81,9 +83,15 @@ def _gains(row: Row, trial: Trial) -> str:
     return "; ".join(parts) or "it is the first that passes"
 
 
+def _name(trial: Trial) -> str:
+    return f"{trial.precision}, {trial.pruned:.0%} pruned" if trial.pruned else trial.precision
+
+
 def _why_not(trial: Trial, chosen: Trial | None) -> str:
     if trial.why:
         return f"{trial.status}: {trial.why}"
+    if trial.status == "measured" and trial.purpose != "yardstick":
+        return "its accuracy alone was measured, on the way to another trial"
     if trial.status == "measured":
         return "the float original, measured to compare with; the fleet file asks for something else"
     mine, best = (one.speed.speedup if one and one.speed else None for one in (trial, chosen))

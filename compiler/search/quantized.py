@@ -60,13 +60,14 @@ class Batches(Iterable[Arrays]):
     Args:
         dataset: The samples.
         most: Batches at most; 0 means all.
+        size: Samples in a batch, where the model leaves that open.
     """
 
-    def __init__(self, dataset: Dataset, most: int = 0) -> None:
-        self._dataset, self._most = dataset, most
+    def __init__(self, dataset: Dataset, most: int = 0, size: int = BATCH) -> None:
+        self._dataset, self._most, self._size = dataset, most, size
 
     def __iter__(self) -> Iterator[Arrays]:
-        found = self._dataset.batches(_fixed_batch(self._dataset) or BATCH)
+        found = self._dataset.batches(_fixed_batch(self._dataset) or self._size)
         return islice(found, self._most) if self._most else found
 
 
@@ -101,7 +102,7 @@ def rank_layers(bench: Bench, rule: PrecisionRule, variant: Variant, entries: It
     scheme, needed = _needs(bench, rule)
     data = needed or (bench.data.judge.dataset if bench.data.judge else None)
     kept = list(entries)
-    rewritten = next(entry for entry in kept if entry.stage == "rewrite")
+    rewritten = next(entry for entry in reversed(kept) if entry.stage in ("rewrite", "prune"))
     found = read_plan(kept)
     if found is None or data is None:
         raise InternalError("a candidate with a scheme has no quantized border model, or no data to rank its layers on")

@@ -12,10 +12,12 @@ from compiler.capability import PrecisionRule
 from compiler.errors import CompilerError, MissingError, StorageError
 from compiler.gates import Figure, Gate, hold, judge_gates
 from compiler.plan import settle
+from compiler.portable import Border
 from compiler.search.accuracy import Accuracy, measure_accuracy
 from compiler.search.bench import Bench
 from compiler.search.footprint import Footprint, as_given, compare_footprints, measure_footprint, unbuilt_footprint
 from compiler.search.made import Made, make
+from compiler.search.pruned import read_pruning
 from compiler.search.quantized import Variant, options_to_dict, read_plan
 from compiler.search.speed import Speed, latency_figure, measure_speed
 
@@ -30,7 +32,7 @@ class Trial:
 
     Args:
         number: Its place in the search, from 1.
-        purpose: `yardstick`, `candidate`, `reversal` or `options`: why it was tried.
+        purpose: `yardstick`, `candidate`, `reversal`, `options` or `pruning`: why it was tried.
         precision: Its precision.
         made: What was built; None if nothing could be.
         error: Why not, or how its results differ.
@@ -39,7 +41,8 @@ class Trial:
         speed: Its speed against the float original.
         accuracy: Its accuracy; None where no gate asks.
         variant: How it was quantized; None where its precision is one of floating point.
-        warnings: What the quantizer says of its data.
+        pruned: Share of the multiply-accumulates that was cut, 0 to 1.
+        warnings: What the quantizer and the pruner say of their data.
     """
 
     number: int
@@ -52,6 +55,7 @@ class Trial:
     speed: Speed | None = None
     accuracy: Accuracy | None = None
     variant: Variant | None = None
+    pruned: float = 0.0
     warnings: tuple[str, ...] = ()
 
     @property
@@ -86,6 +90,7 @@ class Trial:
             "precision": self.precision,
             "status": self.status,
             "why": self.why,
+            "pruned": round(self.pruned, 4),
             "kept_float": dict(self.kept_float),
             "options": options_to_dict(self.variant.options) if self.variant else None,
             "warnings": list(self.warnings),
@@ -128,13 +133,19 @@ def run_trial(
     try:
         made = make(bench, plan, how or Variant(), explain=is_only)
         trial = judge_made(bench, made, original=original, number=number, purpose=purpose)
-        found = read_plan(made.border.entries)
-        return replace(trial, variant=how, warnings=found[1] if found else ())
+        return replace(trial, variant=how, **read_notes(made.border))
     except CompilerError as error:
         if is_only or isinstance(error, StorageError):
             raise
         log.info("%s: trial %d: %s: %s", bench.name, number, rule.name, error.what.splitlines()[0])
-        return Trial(number, purpose, rule.name, error=error, variant=how)
+        return Trial(number, purpose, rule.name, error=error, variant=how, pruned=plan.pruning.ratio)
+
+
+def read_notes(border: Border) -> dict[str, Any]:
+    """`pruned` and `warnings` of a trial, as its border model's stages noted them."""
+    quantized, pruned = read_plan(border.entries), read_pruning(border.entries)
+    warnings = (*(quantized[1] if quantized else ()), *(pruned["warnings"] if pruned else ()))
+    return {"pruned": pruned["ratio"] if pruned else 0.0, "warnings": warnings}
 
 
 def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int, purpose: str) -> Trial:
@@ -167,7 +178,7 @@ def _memory(bench: Bench, footprint: Footprint, made: Made, original: Trial | No
     if bench.is_quantized:
         none = Figure(None, Evidence.NONE, why=QUANTIZED)
         return {"memory: weights": none, "memory: run": none}
-    if made.plan.rule == made.plan.yardstick:
+    if made.plan.is_yardstick:
         return compare_footprints(as_given(footprint, made), footprint)
     if original is None or original.footprint is None:
         return compare_footprints(unbuilt_footprint(made), footprint)

@@ -27,6 +27,7 @@ def trial(number: int, precision: str, **changes: Any) -> dict[str, Any]:
         "precision": precision,
         "status": "passed",
         "why": "",
+        "pruned": 0.0,
         "kept_float": {},
         "accuracy": {
             "metric": "TAR@FAR=0.001",
@@ -96,6 +97,7 @@ def manifest(name: str, **changes: Any) -> dict[str, Any]:
         "border": {**counts, "nodes": 7, "sha256": "3" * 64},
         "passes": [{**record, "largest_difference": 1e-6, "not_measured": "", "notes": []}],
         "stages": [],
+        "pruning": None,
         "verdict": {
             "reference": "imported model",
             "parity": {
