@@ -17,6 +17,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.numerics import Array
+from targets.arm_tvm.conversions import convert
 from targets.arm_tvm.integer.isa import dot_of
 from targets.arm_tvm.integer.kernels import Kernel, call
 from targets.arm_tvm.integer.rewrite import DOMAIN, OPERATOR, use_integers
@@ -112,8 +113,9 @@ def _importer(kernels: Mapping[int, Kernel]) -> Any:
             if op_name == OPERATOR:
                 return call(self.bb, kernels[attrs["kernel"]], list(inputs))
             try:
-                if op_name == "Pad" and (padded := _padded(inputs, attrs)) is not None:
-                    return padded
+                converted = convert(op_name, list(inputs), attrs)
+                if converted is not None:
+                    return self.bb.normalize(converted)
                 return super()._convert_operator(op_name, inputs, attrs, opset)
             except Exception as error:
                 name = attrs["tvm_custom"]["name"] or "(unnamed)"
@@ -124,21 +126,6 @@ def _importer(kernels: Mapping[int, Kernel]) -> Any:
                 ) from error
 
     return Importer
-
-
-def _padded(inputs: Any, attrs: dict[str, Any]) -> Any:
-    """A padding of the last axes with a constant as an operator of Relax, not as a kernel already."""
-    from tvm import relax
-
-    given = [value for value in inputs if value is not None]
-    if attrs.get("mode", b"constant") not in (b"constant", "constant") or len(given) not in (2, 3):
-        return None
-    pads, fill = (value.value.numpy() if hasattr(value, "value") else None for value in (given[1], given[-1]))
-    if pads is None or fill is None or (pads < 0).any() or not str(given[0].ty.dtype).startswith("float"):
-        return None
-    half = len(pads) // 2
-    width = [int(size) for axis in range(half) for size in (pads[axis], pads[axis + half])]
-    return relax.op.nn.pad(given[0], width, "constant", float(fill.item()) if len(given) == 3 else 0.0)
 
 
 def _prepared(model: ir.Model) -> ir.Model:
