@@ -47,7 +47,9 @@ class Lowered:
     outputs: tuple[TensorSpec, ...]
 
 
-def lower(model: ir.Model, options: Options, *, workdir: Path, schedule: Schedule) -> Lowered:
+def lower(
+    model: ir.Model, options: Options, *, workdir: Path, schedule: Schedule, payload_bytes: int | None = None
+) -> Lowered:
     """Compiles a model of static shapes.
 
     Args:
@@ -55,6 +57,7 @@ def lower(model: ir.Model, options: Options, *, workdir: Path, schedule: Schedul
         options: What to compile for.
         workdir: An existing folder for the object files.
         schedule: Digest of a workload → the choice to take for it; others take the analytic default.
+        payload_bytes: Most bytes of the bundle's payload; None: no limit.
 
     Raises:
         UnsupportedModel: TVM's importer refuses a node, which is named.
@@ -66,7 +69,8 @@ def lower(model: ir.Model, options: Options, *, workdir: Path, schedule: Schedul
     inputs, outputs = read_signature(module, *names)
     _check_outputs(model, outputs)
     try:
-        objects, weights = _compile(module, options, workdir, schedule)
+        packed = pack_graph(module, machine_of(options), schedule=schedule, payload_bytes=payload_bytes)
+        objects, weights = _compile(packed, options, workdir)
     except Exception as error:  # TVM raises whatever its passes raise
         raise ToolchainFailed(
             f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {last_line(error)}",
@@ -145,14 +149,11 @@ def _model_inputs(model: ir.Model) -> Iterator[ir.Value]:
     return (value for value in model.graph.inputs if value.name not in model.graph.initializers)
 
 
-def _compile(
-    module: Any, options: Options, workdir: Path, schedule: Schedule
-) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
+def _compile(packed: Any, options: Options, workdir: Path) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
     import tvm
     from tvm.relax.backend.cpu_generic import pipeline as cpu
 
     target = tvm.target.Target(options.target)
-    packed = pack_graph(module, machine_of(options), schedule=schedule)
     module, weights = lift_weights(_fuse(packed, target))
     rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
     executable = tvm.compile(module, target=target, relax_pipeline=rest)

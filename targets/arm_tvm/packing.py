@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from targets.arm_tvm.budget import allot_weights
 from targets.arm_tvm.composites import Composite, find_composites, shape_of, static_shape
 from targets.arm_tvm.layouts import pack_constant, pack_value, packed_operator, reshape_of_packed, unpack_value
 from targets.arm_tvm.machine import Machine
@@ -21,13 +22,14 @@ Schedule = Mapping[str, Mapping[str, object]]
 """Digest of a workload → the choice to take, as `Choice.to_dict` gives it."""
 
 
-def pack_graph(module: Any, machine: Machine, *, schedule: Schedule) -> Any:
+def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, payload_bytes: int | None = None) -> Any:
     """The module with our kernels where they apply.
 
     Args:
         module: Relax as imported, weights as constants.
         machine: What to choose and write kernels for.
         schedule: Digest of a workload → the choice to take.
+        payload_bytes: Most bytes of the bundle's payload; None: no limit.
     """
     from tvm import relax
 
@@ -38,18 +40,13 @@ def pack_graph(module: Any, machine: Machine, *, schedule: Schedule) -> Any:
     if not isinstance(main.body.blocks[0], relax.DataflowBlock):
         return module
     composites = find_composites(main, machine)
+    most = allot_weights(main, composites, machine, payload_bytes)
     chosen = {
-        at: (found, choice) for at, found in composites.items() if (choice := choose(found.workload, machine, schedule))
+        at: (found, choice)
+        for at, found in composites.items()
+        if (choice := choose(found.workload, machine, schedule, most_bytes=most.get(found.workload)))
     }
     return _Packing(folded, machine, chosen).rewrite() if chosen else module
-
-
-def find_workloads(module: Any, machine: Machine) -> tuple[ConvWorkload, ...]:
-    """Every workload of a Relax module that some family takes, each once, in the order of the graph."""
-    from tvm import relax
-
-    found = find_composites(relax.transform.FoldConstant()(module)["main"], machine)
-    return tuple(dict.fromkeys(composite.workload for composite in found.values()))
 
 
 class _Packing:

@@ -23,7 +23,7 @@ from targets.arm_tvm.emitter import PARALLEL_WORK, Emitter, fma, load, store
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules.direct import result_shape, source_shape
 from targets.arm_tvm.schedules.epilogue import finish
-from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
+from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks, packed_bytes
 
 MAX_CHOICES = 16
 MAX_ROWS, MAX_COLUMNS = 3, 8
@@ -58,8 +58,9 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     if not one_each or workload.layout != "blocked" or taps > MAX_TAPS or workload.dtype not in ("float32", "float16"):
         return ()
     height, width = workload.result
+    size = packed_bytes(workload, machine.lanes(workload.dtype), taps)
     found = [
-        Choice("depthwise", {"rows": rows, "columns": columns}, _cost(workload, machine, rows, columns))
+        Choice("depthwise", {"rows": rows, "columns": columns}, _cost(workload, machine, rows, columns), size)
         for rows, columns in product(range(1, min(MAX_ROWS, height) + 1), range(1, min(MAX_COLUMNS, width) + 1))
         if rows * columns + workload.kernel[1] + SPARE_REGISTERS <= machine.registers
     ]

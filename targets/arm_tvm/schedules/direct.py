@@ -22,7 +22,7 @@ from compiler.numerics import Array
 from targets.arm_tvm.emitter import PARALLEL_WORK, Emitter, broadcast, fma, int32, lane, load, store
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules.epilogue import finish
-from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
+from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks, packed_bytes
 
 MAX_CHOICES = 24
 TILE_OVERHEAD = 14
@@ -49,8 +49,11 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     if workload.groups != 1 or (workload.layout == "rows" and (workload.channels % lanes or workload.filters % lanes)):
         return ()
     height, width = _flat(workload).result
+    size = packed_bytes(workload, lanes, workload.kernel[0] * workload.kernel[1])
     found = [
-        Choice("direct", {"blocks": q, "rows": rows, "columns": columns}, _cost(workload, machine, q, rows, columns))
+        Choice(
+            "direct", {"blocks": q, "rows": rows, "columns": columns}, _cost(workload, machine, q, rows, columns), size
+        )
         for q in range(1, min(8, blocks(workload.filters, lanes)) + 1)
         for rows in range(1, min(4 if workload.layout != "planar" else 1, height) + 1)
         for columns in range(1, min(machine.registers, width) + 1)

@@ -32,7 +32,7 @@ from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules.direct import result_shape, source_shape
 from targets.arm_tvm.schedules.epilogue import finish
 from targets.arm_tvm.schedules.winograd_transforms import transform_input, transform_output, weight_matrix
-from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
+from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks, packed_bytes
 
 TILE_SIZES = {"float32": (2, 4, 6), "float16": (2, 4)}
 """Values of m. In float16 the transforms of m = 6 lose too many bits."""
@@ -71,7 +71,9 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     lanes = machine.lanes(workload.dtype)
     groups = [q for q in range(1, MAX_BLOCKS + 1) if blocks(workload.filters, lanes) % q == 0]
     found = [
-        Choice("winograd", parameters, _cost(workload, machine, parameters))
+        Choice(
+            "winograd", parameters, _cost(workload, machine, parameters), packed_bytes(workload, lanes, (m + 2) ** 2)
+        )
         for m in TILE_SIZES[workload.dtype]
         for rows in _bands(workload, lanes, m)
         for tiles, q in product(range(1, MAX_TILES + 1), groups)
