@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.tune import Tunable
-from targets.arm_tvm.composites import Composite, constant, find_composites
+from targets.arm_tvm.composites import Composite, find_composites
+from targets.arm_tvm.graph import constant
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules.families import all_choices
 from targets.arm_tvm.schedules.workload import Choice, ConvWorkload

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from compiler.numerics import Array
-from targets.arm_tvm.composites import constant
+from targets.arm_tvm.graph import constant
 
 Attributes = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ def _pad(inputs: Sequence[Any], attributes: Attributes) -> Any:
     if attributes.get("mode", b"constant") not in (b"constant", "constant") or len(given) not in (2, 3):
         return None
     pads, fill = constant(given[1]), constant(given[-1])
-    if pads is None or fill is None or (pads < 0).any():
+    if pads is None or fill is None or min(pads.tolist(), default=0) < 0:
         return None
     half = len(pads) // 2
     width = [int(size) for axis in range(half) for size in (pads[axis], pads[axis + half])]

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from targets.arm_tvm.budget import allot_weights
-from targets.arm_tvm.composites import Composite, find_composites, shape_of, static_shape
+from targets.arm_tvm.composites import Composite, find_composites
+from targets.arm_tvm.graph import shape_of
 from targets.arm_tvm.layouts import pack_constant, pack_value, packed_operator, reshape_of_packed, unpack_value
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules.families import FAMILIES, choose
@@ -103,13 +104,13 @@ class _Packing:
     def as_plain(self, var: Any) -> Any:
         """The value in the layout it has in the model."""
         if var not in self.plain:
-            self.plain[var] = unpack_value(self.builder, self.packed[var], static_shape(var))
+            self.plain[var] = unpack_value(self.builder, self.packed[var], shape_of(var))
         return self.plain[var]
 
     def as_packed(self, var: Any) -> Any:
         """The value in blocks of channels."""
         if var not in self.packed:
-            self.packed[var] = pack_value(self.builder, self.plain[var], static_shape(var), self.lanes(var))
+            self.packed[var] = pack_value(self.builder, self.plain[var], shape_of(var), self.lanes(var))
         return self.packed[var]
 
     def _kernel(self, var: Any, found: Composite, choice: Choice) -> None:
@@ -127,7 +128,7 @@ class _Packing:
         shape = _result_shape(work, lanes)
         value = self.builder.emit(relax.call_tir(function, operands, relax.TensorType(shape, work.dtype)))
         if work.layout == "rows":
-            self.plain[var] = self._reshaped(value, static_shape(var))
+            self.plain[var] = self._reshaped(value, shape_of(var))
         else:
             self.packed[var] = value
 

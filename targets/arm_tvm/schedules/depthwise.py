@@ -156,7 +156,7 @@ class _Depthwise:
         for (row, column), total in sums.items():
             at = (row * self.work.result[1] + column) * self.lanes
             added = None if residual is None else load(residual, at, self.lanes)
-            value = finish(total, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
+            value = finish(self.emitter, total, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
             self.emitter.add(store(result, at, value, self.lanes))
 
 

@@ -333,7 +333,7 @@ class _Direct:
                     at = ((plane * height + top + row) * width + left + column) * self.lanes
                 residual = None if self.residual is None else load(self.residual, at, self.lanes)
                 total = load(sums, pixel * q + index, 1)
-                value = finish(total, self.work.epilogue, residual, lanes=self.lanes, dtype=self.dtype)
+                value = finish(self.emitter, total, self.work.epilogue, residual, lanes=self.lanes, dtype=self.dtype)
                 self.emitter.add(store(self.result, at, value, self.lanes))
 
 

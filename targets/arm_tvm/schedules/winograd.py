@@ -286,7 +286,7 @@ class _Winograd:
         residual = None if self.residual is None else self.emitter.view(self.residual, at)
         for j, value in enumerate(self._collected(biased)[:kept]):
             added = None if residual is None else load(residual, j * self.lanes, self.lanes)
-            final = finish(value, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
+            final = finish(self.emitter, value, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
             self._store(result, j * self.lanes, final)
 
     def _kinds(self, band: Any, row: Any) -> Iterator[tuple[_Span, _Span, Any, Any]]:
