@@ -152,6 +152,13 @@ def lane(vector: Any, index: int) -> Any:
     return tirx.Shuffle([vector], [int32(index)])
 
 
+def gather(scalars: Sequence[Any]) -> Any:
+    """The vector of these scalars."""
+    from tvm import tirx
+
+    return tirx.Shuffle(list(scalars), [int32(index) for index in range(len(scalars))])
+
+
 def fma(left: Any, right: Any, addend: Any, dtype: str) -> Any:
     """left · right + addend, rounded once; `dtype` as `float32x4`."""
     from tvm import tirx

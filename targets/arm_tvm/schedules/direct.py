@@ -8,7 +8,8 @@ Registers: Q·P sums, the P pixels, Q + 1 for weights on their way: with fewer l
 Instructions per L products of one tap: L·P·Q multiply-adds, P loads of pixels (half as many where pairs of neighbours
 are loaded) and L·Q/2 of weights.
 Roofline: the multiply-adds over the core's FMA rate; the weights of one tile are streamed from the second-level cache.
-A padded source is copied into a workspace with its border of zeros first.
+A padded source is copied into a workspace with its border of zeros first, and so are rows that end within a vector.
+Rows of results that do are stored without what is past their end: their last block is a tile of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from compiler.numerics import Array
-from targets.arm_tvm.emitter import PARALLEL_WORK, Emitter, broadcast, fma, int32, lane, load, store
+from targets.arm_tvm.emitter import PARALLEL_WORK, Emitter, broadcast, fma, gather, int32, lane, load, store
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules.epilogue import finish
 from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks, packed_bytes
@@ -46,7 +47,7 @@ class _Image:
 def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     """All register tiles that fit, the cheapest first."""
     lanes = machine.lanes(workload.dtype)
-    if workload.groups != 1 or (workload.layout == "rows" and (workload.channels % lanes or workload.filters % lanes)):
+    if workload.groups != 1:
         return ()
     height, width = _flat(workload).result
     size = packed_bytes(workload, lanes, workload.kernel[0] * workload.kernel[1])
@@ -82,7 +83,7 @@ def _cost(workload: ConvWorkload, machine: Machine, q: int, rows: int, columns: 
     total = 0.0
     for _, row_count, tile_rows in split(height, rows):
         for _, column_count, tile_columns in split(width, columns):
-            for _, q_count, tile_q in split(blocks(workload.filters, lanes), q):
+            for _, q_count, tile_q in _block_groups(workload, lanes, q):
                 tile = _tile_cost(flat, machine, tile_q, tile_rows, tile_columns)
                 total += row_count * column_count * q_count * tile
     return total * workload.batch
@@ -112,6 +113,14 @@ def split(size: int, tile: int) -> list[tuple[int, int, int]]:
     return [*parts, (whole * tile, 1, rest)] if rest else parts
 
 
+def _block_groups(workload: ConvWorkload, lanes: int, q: int) -> list[tuple[int, int, int]]:
+    """The blocks of output channels, `q` at a time; one that is not full ends a row of results, and is alone."""
+    total = blocks(workload.filters, lanes)
+    if workload.layout != "rows" or workload.filters % lanes == 0:
+        return split(total, q)
+    return [*split(total - 1, q), (total - 1, 1, 1)]
+
+
 def _flat(workload: ConvWorkload) -> ConvWorkload:
     """A pointwise convolution over all pixels as over one row of them."""
     plain = workload.kernel == workload.strides == (1, 1) and not any(workload.padding)
@@ -134,7 +143,7 @@ def pack(workload: ConvWorkload, choice: Choice, weights: Array, machine: Machin
         .reshape(count, q, lanes, in_blocks, depth, rows, columns)
         .transpose(0, 3, 5, 6, 4, 1, 2)
         .ravel()
-        for first, count, q in split(out_blocks, choice.parameters["blocks"])
+        for first, count, q in _block_groups(workload, lanes, choice.parameters["blocks"])
     ]
     return np.ascontiguousarray(np.concatenate(parts))
 
@@ -165,8 +174,9 @@ class _Direct:
         self.result = self.emitter.parameter(shape, self.dtype, "y")
         self.reduction = reduction
         if self.work.layout == "planar" or any(self.work.padding):
-            pad_top = self._padded(source)
-            self.source, self.image = pad_top
+            self.source, self.image = self._padded(source)
+        elif self.work.layout == "rows" and self.work.channels % self.lanes:
+            self.source, self.image = self._whole_rows(source)
         else:
             self.source, self.image = source, self._plain()
         with self.emitter.loop(self.work.batch) as batch:
@@ -185,6 +195,15 @@ class _Direct:
             return _Image(count, lanes, 0, lanes, 0, work.channels)
         area = work.height * work.width
         return _Image(count, lanes, count * area * lanes, area * lanes, work.width * lanes, lanes)
+
+    def _whole_rows(self, source: Any) -> tuple[Any, _Image]:
+        """Copies the rows into a workspace where each fills whole vectors."""
+        channels, size = self.work.channels, self._in_blocks() * self.lanes
+        buffer = self.emitter.allocate(self.work.width * size, self.dtype, "global")
+        with self.emitter.loop(self.work.width) as row:
+            self._copy(buffer, row * size, source, row * channels, channels)
+            self._zeros(buffer, row * size + channels, size - channels)
+        return buffer, _Image(self._in_blocks(), self.lanes, 0, self.lanes, 0, size)
 
     def _padded(self, source: Any) -> tuple[Any, _Image]:
         """Copies the source into a workspace with its border of zeros, and room for one vector behind it."""
@@ -232,7 +251,7 @@ class _Direct:
         height, width = self.work.result
         parameters = self.choice.parameters
         origin = 0
-        for first_q, q_count, q in split(self.out_blocks, parameters["blocks"]):
+        for first_q, q_count, q in _block_groups(self.work, self.lanes, parameters["blocks"]):
             for first_row, row_count, rows in split(height, parameters["rows"]):
                 vectors = q * q_count * rows * row_count * width * self.reduction
                 # Channels outermost: the weights of a group stay in the cache while the image passes.
@@ -243,8 +262,13 @@ class _Direct:
                     for first, count, columns in split(width, parameters["columns"]):
                         with self.emitter.loop(count) as at:
                             place = (group * q + first_q, top, at * columns + first)
+                            self.kept = min(self.lanes, self._results_from(first_q))
                             self._tile(batch, (q, rows, columns), place, weights)
             origin += q_count * q * self.lanes * self.reduction
+
+    def _results_from(self, block: int) -> int:
+        """Elements of a row of results from a block on."""
+        return self.work.filters - block * self.lanes if self.work.layout == "rows" else self.lanes
 
     def _tile(self, batch: Any, tile: tuple[int, int, int], place: tuple[Any, Any, Any], weights: Any) -> None:
         q, rows, columns = tile
@@ -331,10 +355,25 @@ class _Direct:
                 else:
                     plane = batch * self.out_blocks + block + index
                     at = ((plane * height + top + row) * width + left + column) * self.lanes
-                residual = None if self.residual is None else load(self.residual, at, self.lanes)
+                residual = None if self.residual is None else self._part(self.residual, at)
                 total = load(sums, pixel * q + index, 1)
                 value = finish(self.emitter, total, self.work.epilogue, residual, lanes=self.lanes, dtype=self.dtype)
-                self.emitter.add(store(self.result, at, value, self.lanes))
+                self._store_part(at, value)
+
+    def _part(self, buffer: Any, at: Any) -> Any:
+        """A vector of which only the elements that are kept are read."""
+        if self.kept == self.lanes:
+            return load(buffer, at, self.lanes)
+        scalars = [load(buffer, at + min(index, self.kept - 1), 1) for index in range(self.lanes)]
+        return self.emitter.let(gather(scalars))
+
+    def _store_part(self, at: Any, value: Any) -> None:
+        if self.kept == self.lanes:
+            self.emitter.add(store(self.result, at, value, self.lanes))
+            return
+        vector = self.emitter.let(value)
+        for index in range(self.kept):
+            self.emitter.add(store(self.result, at + index, lane(vector, index), 1))
 
 
 def source_shape(workload: ConvWorkload, lanes: int) -> tuple[int, ...]:

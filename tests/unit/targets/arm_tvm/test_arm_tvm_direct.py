@@ -57,8 +57,16 @@ def test_product_of_matrices_equals_numpy(rows: int) -> None:
     np.testing.assert_allclose(found, np.maximum(source @ weights.T + bias, 0), rtol=1e-4, atol=1e-4)
 
 
-def test_products_of_ragged_rows_are_declined() -> None:
-    assert direct.choices(ConvWorkload("rows", "float32", 1, 23, 1, 4, 40), NEON) == ()
+@pytest.mark.parametrize(("channels", "filters"), [(24, 37), (23, 40), (6, 5), (9, 3)])
+@pytest.mark.parametrize("machine", [NEON, AVX512])
+def test_rows_that_end_within_a_vector_equal_numpy(channels: int, filters: int, machine: Machine) -> None:
+    workload = ConvWorkload("rows", "float32", 1, channels, 1, 5, filters, epilogue=("add", "relu"))
+    rng = np.random.default_rng(channels)
+    source, residual = (rng.normal(size=(5, size)).astype(np.float32) for size in (channels, filters))
+    weights, bias = (rng.normal(size=size).astype(np.float32) for size in ((filters, channels), filters))
+    found = _call(workload, machine, source, weights.reshape(filters, channels, 1, 1), bias, residual)
+    expected = np.maximum(source @ weights.T + bias + residual, 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_grouped_convolutions_are_declined() -> None:
