@@ -139,10 +139,16 @@ def _at(offset: Any, lanes: int) -> Any:
 
 
 def broadcast(value: Any, lanes: int, dtype: str = "float32") -> Any:
-    """A vector of one value: a number or a scalar expression."""
+    """A vector of one value: a number or a scalar expression; the scalar itself for one lane."""
     from tvm import tirx
 
-    return tirx.Broadcast(tirx.const(value, dtype) if isinstance(value, int | float) else value, lanes)
+    scalar = tirx.const(value, dtype) if isinstance(value, int | float) else value
+    return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
+
+
+def vector_type(dtype: str, lanes: int) -> str:
+    """TVM's name of a vector type; of the scalar for one lane."""
+    return f"{dtype}x{lanes}" if lanes > 1 else dtype
 
 
 def lane(vector: Any, index: int) -> Any:

@@ -1,7 +1,8 @@
 """Relax → Relax with our kernels: values stay in blocks of channels from kernel to kernel.
 
 One pass over the bindings of `main`. A convolution or matrix product with constant weights becomes, with the bias,
-residual and activation that follow it, one call of a kernel family's PrimFunc. Element-wise operators, pooling, padding
+residual and activation that follow it, one call of a kernel family's PrimFunc. Softmax, normalisations and products of
+two values become kernels on plain tensors. Element-wise operators, pooling, padding
 and means over the image are done on packed values with TVM's own kernels. A value is unpacked where something else
 needs it; everything not recognised is left to TVM's default path.
 """
@@ -16,6 +17,7 @@ from targets.arm_tvm.composites import Composite, find_composites
 from targets.arm_tvm.graph import shape_of
 from targets.arm_tvm.layouts import pack_constant, pack_value, packed_operator, reshape_of_packed, unpack_value
 from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.rowwise import Plain, find_plain
 from targets.arm_tvm.schedules.families import FAMILIES, choose
 from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
 
@@ -47,23 +49,33 @@ def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, payload_byt
         for at, found in composites.items()
         if (choice := choose(found.workload, machine, schedule, most_bytes=most.get(found.workload)))
     }
-    return _Packing(folded, machine, chosen).rewrite() if chosen else module
+    claimed = {var for found, _ in chosen.values() for var in (*found.inner, found.last)}
+    plain = find_plain(main, machine, claimed=claimed)
+    return _Packing(folded, machine, chosen, plain).rewrite() if chosen or plain else module
 
 
 class _Packing:
     """The rewritten function while it grows."""
 
-    def __init__(self, module: Any, machine: Machine, chosen: Mapping[Any, tuple[Composite, Choice]]) -> None:
+    def __init__(
+        self,
+        module: Any,
+        machine: Machine,
+        chosen: Mapping[Any, tuple[Composite, Choice]],
+        kernels: Mapping[Any, Plain],
+    ) -> None:
         from tvm import relax
 
         self.module, self.machine = module, machine
         self.main = module["main"]
         self.builder = relax.BlockBuilder(module)
         self.by_last = {found.last: (found, choice) for found, choice in chosen.values()}
+        self.kernels = kernels
         self.inner = {var for found, _ in chosen.values() for var in found.inner}
+        self.inner |= {var for found in kernels.values() for var in found.inner}
         self.plain: dict[Any, Any] = {}
         self.packed: dict[Any, Any] = {}
-        self.functions: dict[tuple[str, str], Any] = {}
+        self.functions: dict[str, Any] = {}
 
     def rewrite(self) -> Any:
         """The module with a new `main`."""
@@ -89,6 +101,9 @@ class _Packing:
     def _bind(self, binding: Any) -> None:
         if binding.var in self.by_last:
             self._kernel(binding.var, *self.by_last[binding.var])
+            return
+        if binding.var in self.kernels:
+            self.plain[binding.var] = self._plain_kernel(self.kernels[binding.var])
             return
         packed = packed_operator(binding, self)
         if packed is not None:
@@ -132,6 +147,18 @@ class _Packing:
         else:
             self.packed[var] = value
 
+    def _plain_kernel(self, found: Plain) -> Any:
+        """The call of a kernel on plain tensors, in the shape that the model has for its result."""
+        from tvm import relax
+
+        operands = [self._reshaped(self._substitute(value), shape) for value, shape in found.operands]
+        if found.name not in self.functions:
+            name = f"{found.name.split('_')[0]}_{len(self.functions)}"
+            self.functions[found.name] = self.builder.add_func(found.emit(), name)
+        given = relax.TensorType(found.shape, str(found.last.ty.dtype))
+        value = self.builder.emit(relax.call_tir(self.functions[found.name], operands, given))
+        return self._reshaped(value, shape_of(found.last))
+
     def _operand(self, var: Any, work: ConvWorkload, *, residual: bool = False) -> Any:
         if work.layout == "rows":
             size = work.filters if residual else work.channels
@@ -144,7 +171,7 @@ class _Packing:
         return value if shape_of(value) == tuple(shape) else self.builder.emit(relax.op.reshape(value, tuple(shape)))
 
     def _function(self, work: ConvWorkload, choice: Choice) -> Any:
-        key = (work.digest, str(choice.to_dict()))
+        key = f"{work.digest} {choice.to_dict()}"
         if key not in self.functions:
             function = FAMILIES[choice.family].emit(work, choice, self.machine)
             name = f"{choice.family}_{work.layout}_{len(self.functions)}"

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from targets.arm_tvm.emitter import Emitter, broadcast, fma
+from targets.arm_tvm.emitter import Emitter, broadcast, fma, vector_type
 
 LEAST, GREATEST = -87.0, 88.0
 _POLYNOMIAL = (0.00829031690955162, 0.041897933930158615, 0.1666763573884964, 0.4999915063381195, 0.9999997019767761)
@@ -39,7 +39,7 @@ def in_float32(function: Callable[[Emitter, Any, int], Any], emitter: Emitter, v
     dtype = str(value.ty.dtype)
     if not dtype.startswith("float16"):
         return function(emitter, value, lanes)
-    wide = emitter.let(tirx.Cast(f"float32x{lanes}", value))
+    wide = emitter.let(tirx.Cast(vector_type("float32", lanes), value))
     return emitter.let(tirx.Cast(dtype, function(emitter, wide, lanes)))
 
 
@@ -47,7 +47,7 @@ def exp(emitter: Emitter, value: Any, lanes: int) -> Any:
     """e to the power of each element, float32."""
     from tvm import tirx
 
-    floats, integers = f"float32x{lanes}", f"int32x{lanes}"
+    floats, integers = vector_type("float32", lanes), vector_type("int32", lanes)
     x = emitter.let(tirx.min(tirx.max(value, broadcast(LEAST, lanes)), broadcast(GREATEST, lanes)))
     shifted = emitter.let(fma(x, broadcast(1 / math.log(2), lanes), broadcast(_TO_INTEGER, lanes), floats))
     n = emitter.let(shifted - broadcast(_TO_INTEGER, lanes))
@@ -80,12 +80,12 @@ def gelu(emitter: Emitter, value: Any, lanes: int) -> Any:
     size = emitter.let(_abs(value, lanes))
     tail = _complement(emitter, emitter.let(size * broadcast(math.sqrt(0.5), lanes)), lanes)
     positive = tirx.max(value, broadcast(0.0, lanes))
-    return emitter.let(fma(size * broadcast(-0.5, lanes), tail, positive, f"float32x{lanes}"))
+    return emitter.let(fma(size * broadcast(-0.5, lanes), tail, positive, vector_type("float32", lanes)))
 
 
 def _complement(emitter: Emitter, value: Any, lanes: int) -> Any:
     """1 − erf(x) of x ≥ 0."""
-    floats, one = f"float32x{lanes}", broadcast(1.0, lanes)
+    floats, one = vector_type("float32", lanes), broadcast(1.0, lanes)
     t = emitter.let(one / fma(value, broadcast(_ERF_SCALE, lanes), one, floats))
     polynomial = emitter.let(_horner(emitter, _ERF, t, lanes) * t)
     decay = exp(emitter, (broadcast(0.0, lanes) - value) * value, lanes)
@@ -95,7 +95,7 @@ def _complement(emitter: Emitter, value: Any, lanes: int) -> Any:
 def _horner(emitter: Emitter, coefficients: Sequence[float], x: Any, lanes: int) -> Any:
     total = broadcast(coefficients[0], lanes)
     for coefficient in coefficients[1:]:
-        total = emitter.let(fma(total, x, broadcast(coefficient, lanes), f"float32x{lanes}"))
+        total = emitter.let(fma(total, x, broadcast(coefficient, lanes), vector_type("float32", lanes)))
     return total
 
 
