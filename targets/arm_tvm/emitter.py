@@ -9,6 +9,8 @@ from typing import Any
 
 PARALLEL_WORK = 1 << 17
 """Vector operations below which starting the other threads costs more than they bring."""
+OPAQUE = 8
+"""TVM's pattern kind of a function that is not to be fused with others."""
 
 
 class Emitter:
@@ -98,10 +100,11 @@ class Emitter:
 
     def function(self) -> Any:
         """The kernel of the parameters so far, in their order; no pass is to look into it."""
-        from tvm import tirx
+        from tvm import s_tir, tirx
 
-        attributes = {"tirx.noalias": True, "op_pattern": 8, "fleetc.kernel": True, "s_tir": True}
-        return tirx.PrimFunc(self._parameters, _sequence(self._open.pop())).with_attrs(attributes)
+        attributes = {"tirx.noalias": True, "op_pattern": OPAQUE, "fleetc.kernel": True, "s_tir": True}
+        root = s_tir.SBlock([], [], [], "root", _sequence(self._open.pop()))  # TVM's passes look for one
+        return tirx.PrimFunc(self._parameters, s_tir.SBlockRealize([], True, root)).with_attrs(attributes)
 
 
 def _sequence(statements: list[Any]) -> Any:

@@ -29,8 +29,8 @@ import numpy as np
 from compiler.numerics import Array
 from targets.arm_tvm.emitter import PARALLEL_WORK, Emitter, broadcast, fma, lane, load, store
 from targets.arm_tvm.machine import Machine
-from targets.arm_tvm.schedules.direct import result_shape, source_shape
 from targets.arm_tvm.schedules.epilogue import finish
+from targets.arm_tvm.schedules.sources import result_shape, source_shape
 from targets.arm_tvm.schedules.winograd_transforms import transform_input, transform_output, weight_matrix
 from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks, packed_bytes
 
@@ -71,14 +71,13 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     lanes = machine.lanes(workload.dtype)
     groups = [q for q in range(1, MAX_BLOCKS + 1) if blocks(workload.filters, lanes) % q == 0]
     found = [
-        Choice(
-            "winograd", parameters, _cost(workload, machine, parameters), packed_bytes(workload, lanes, (m + 2) ** 2)
-        )
+        Choice("winograd", parameters, _cost(workload, machine, parameters), size)
         for m in TILE_SIZES[workload.dtype]
         for rows in _bands(workload, lanes, m)
         for tiles, q in product(range(1, MAX_TILES + 1), groups)
         if _registers(machine, tiles, q) <= machine.registers
         for parameters in [{"m": m, "rows": rows, "tiles": tiles, "blocks": q}]
+        for size in [packed_bytes(workload, lanes, (m + 2) ** 2, sources=blocks(workload.channels, lanes) * lanes)]
     ]
     return tuple(sorted(found, key=lambda choice: choice.cost)[:MAX_CHOICES])
 

@@ -21,7 +21,7 @@ class ConvWorkload:
         filters: Output channels.
         kernel, strides, dilations: Rows, columns.
         padding: Top, left, bottom, right.
-        groups: 1, or `channels` where each channel is convolved by itself.
+        groups: Parts of the channels that are convolved by themselves; `channels` where each is.
         epilogue: Steps after the sum and its bias, in order: `add` (a residual of the result's shape), `relu`,
             `clip LOW HIGH`, or an expression as in `expressions`.
     """
@@ -85,16 +85,15 @@ def blocks(channels: int, lanes: int) -> int:
     return -(-channels // lanes)
 
 
-def packed_bytes(work: ConvWorkload, lanes: int, positions: int) -> int:
+def packed_bytes(work: ConvWorkload, lanes: int, positions: int, *, sources: int) -> int:
     """Bytes of weights that are packed in whole blocks of channels.
 
     Args:
         work: What they are of.
         lanes: Channels of a block.
         positions: Weights per pair of channels: the window's size, or that of its transform.
+        sources: Channels that each filter reads, filled up to whole blocks.
     """
-    depth = lanes if work.layout != "planar" else 1
-    sources = 1 if work.groups > 1 else blocks(work.channels, depth) * depth
     return blocks(work.filters, lanes) * lanes * sources * positions * _ITEM_BYTES[work.dtype]
 
 
