@@ -64,6 +64,7 @@ class _Limits:
     accuracy_drop_pct: float | None = None
     memory_reduction_pct: float | None = None
     latency_ms: float | None = None
+    saliency_correlation_min: float | None = None
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device must hold: points of the metric, percent less memory, milliseconds."""
+    """What a device must hold: points of the metric, percent less memory, milliseconds, correlation of maps."""
 
     accuracy_drop_pct: Number = None
     memory_reduction_pct: Number = None
     latency_ms: Number = None
+    saliency_correlation_min: Number = None
 
 
 @dataclass(frozen=True)
