@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
+from compiler.report.saliency_facts import Saliency
+
 T = TypeVar("T")
 
 Number = FiniteFloat | None
@@ -164,6 +166,7 @@ class Searched:
     gates: tuple[Gate, ...]
     trials: tuple[Trial, ...]
     layers: tuple[Layer, ...] = ()
+    saliency: Saliency | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from compiler.report.facts import Gate, Trial
 from compiler.report.read import Device
 from compiler.report.rows import Row, chosen_trial, interval, points_lost, worst_sqnr
 
-FLOORS = frozenset({"% less"})
+FLOORS = frozenset({"% less", "correlation"})
 """Units of gates whose limit is the least that must be found."""
 
 EVIDENCE = {

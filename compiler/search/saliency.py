@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ class Saliency:
         if not self.correlations:
             return Figure(None, Evidence.NONE, why=self.why)
         rule = f"mean of {len(self.correlations)} images"
-        return Figure(float(np.mean(self.correlations)), self.evidence, rule, self.why)
+        return Figure(_mean(self.correlations), self.evidence, rule, self.why)
 
     @property
     def why(self) -> str:
@@ -92,10 +92,9 @@ class Saliency:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the pictures; rounded to what repeats."""
-        found = self.correlations
         return {
-            "correlation": _rounded(float(np.mean(found))) if found else None,
-            "lowest_correlation": _rounded(min(found)) if found else None,
+            "correlation": _mean(self.correlations),
+            "lowest_correlation": _rounded(min(self.correlations, default=None)),
             "top_overlap": _mean(one.overlap for one in self.likenesses),
             "insertion_change": _mean(one.insertion for one in self.likenesses),
             "deletion_change": _mean(one.deletion for one in self.likenesses),
@@ -244,7 +243,8 @@ def _thumbnails(question: Question) -> Iterator[str]:
         yield base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _mean(values: Iterator[float | None]) -> float | None:
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are defined; None where none is."""
     found = [value for value in values if value is not None]
     return _rounded(float(np.mean(found))) if found else None
 
