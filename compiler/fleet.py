@@ -56,6 +56,15 @@ class Limits:
         float | None,
         Field(gt=0, description="Longest median time of one inference at the optimal batch, in milliseconds."),
     ] = None
+    saliency_correlation_min: Annotated[
+        float | None,
+        Field(
+            ge=-1,
+            le=1,
+            description="Least rank correlation between the given model's saliency maps and the build's, for models "
+            "of pictures.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

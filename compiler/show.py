@@ -93,7 +93,19 @@ def search_text(manifest: Mapping[str, Any]) -> str:
     head = ("trial", "precision", "status", "speed", "MiB", "run MiB", "points lost")
     lines = [table([_trial_row(one) for one in manifest["trials"]], head)]
     lines += [f"  {one['number']}: {one['why']}" for one in manifest["trials"] if one["why"]]
-    return "\n".join([*lines, *(f"  {gate_text(gate)}" for gate in manifest["gates"])])
+    lines += [f"  {gate_text(gate)}" for gate in manifest["gates"]]
+    found = manifest.get("saliency")
+    return "\n".join([*lines, *([f"  {saliency_text(found)}"] if found else [])])
+
+
+def saliency_text(found: Mapping[str, Any]) -> str:
+    """How alike the saliency maps are, or why nobody knows."""
+    if found["correlation"] is None:
+        return f"saliency maps: not compared: {found['note']}"
+    return (
+        f"saliency maps of {found['images']} images: rank correlation {found['correlation']:.3f}, "
+        f"at least {found['lowest_correlation']:.3f} ({found['evidence']}; {found['note']})"
+    )
 
 
 def pruning_text(pruning: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ GATED = {
     "memory: weights": ("size", "limit.memory_reduction_pct"),
     "memory: run": ("memory when run", "limit.memory_reduction_pct"),
     "latency": ("latency", "instructions", "limit.latency_ms"),
+    "saliency": ("saliency", "limit.saliency_correlation_min"),
 }
 """Gate → the figures and the limit that decide it."""
 
@@ -153,7 +154,10 @@ def _layer(layer: Layer) -> Fact:
 def _made(manifest: Manifest) -> Iterator[Fact]:
     names = [one.name for one in manifest.passes]
     yield Fact("plan", "passes", names, ("precision", "profile", "fleetc"), ASKED, shown=f"{len(names)} passes")
-    graph, border = ("precision", "kept in float", "passes", *MADE_OF), manifest.border
+    graph, border = ("precision", "kept in float", "pruned", "passes", *MADE_OF), manifest.border
+    if manifest.pruning:
+        shown = f"{manifest.pruning.ratio:.0%} of the multiply-accumulates"
+        yield Fact("artifact", "pruned", manifest.pruning.ratio, ("choice.pruning", *MADE_OF), shown=shown)
     yield Fact("artifact", "border model", border.sha256, graph, is_opaque=True, shown=border.sha256[:12])
     yield Fact("artifact", "nodes", border.nodes, graph, shown=f"{border.nodes} nodes")
     for one in manifest.tuning:
@@ -183,6 +187,9 @@ def _figures(device: Device, manifest: Manifest) -> Iterator[Fact]:
         lost = trial.accuracy.drop_pct
         judged = ("evaluation", *BUILT_OF)
         yield Fact("figures", "accuracy", lost, judged, MEASURED, shown=f"{lost:.2f} points lost")
+    if manifest.saliency and manifest.saliency.correlation is not None:
+        alike = round(manifest.saliency.correlation, 3)
+        yield Fact("figures", "saliency", alike, ("evaluation", *BUILT_OF), MEASURED, shown=f"correlation {alike:.3f}")
     worst = manifest.verdict.parity.worst_sqnr_db
     if worst is not None:
         yield Fact("figures", "SQNR", round(worst, 3), ("samples", *BUILT_OF), MEASURED, shown=f"{worst:.1f} dB")

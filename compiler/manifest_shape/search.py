@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, FiniteFloat
 
+from compiler.manifest_shape.saliency import Saliency
+
 Number = FiniteFloat | None
 
 ALWAYS_CHOSEN = ("precision", "tolerance", "threads")
@@ -24,11 +26,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device must hold: points of the metric, percent less memory, milliseconds."""
+    """What a device must hold: points of the metric, percent less memory, milliseconds, correlation of maps."""
 
     accuracy_drop_pct: Number = None
     memory_reduction_pct: Number = None
     latency_ms: Number = None
+    saliency_correlation_min: Number = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,7 @@ class Searched:
     gates: tuple[Gate, ...]
     trials: tuple[Trial, ...]
     layers: tuple[Layer, ...]
+    saliency: Saliency | None = None
 
     @property
     def chosen(self) -> Trial | None:

@@ -9,7 +9,7 @@ from compiler.manifest_shape import Gate, Trial
 from compiler.report.read import Device
 from compiler.report.rows import Row, chosen_trial, interval, points_lost
 
-FLOORS = frozenset({"% less"})
+FLOORS = frozenset({"% less", "correlation"})
 """Units of gates whose limit is the least that must be found."""
 
 EVIDENCE = {
