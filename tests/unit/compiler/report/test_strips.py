@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compiler.report.facts import parse
 from PIL import Image
 
 from compiler.errors import ArtifactError
+from compiler.manifest_shape import parse
 from compiler.manifest_shape.saliency import Saliency
 from compiler.report import read_build
 from compiler.report.saliency import strips
