@@ -129,11 +129,15 @@ def run_trial(
         made = make(bench, plan, how or Variant(), explain=is_only)
         trial = judge_made(bench, made, original=original, number=number, purpose=purpose)
         found = read_plan(made.border.entries)
+        if trial.gates:
+            log.info(
+                "%s: trial %d: %s %s", bench.name, number, rule.name, ": ".join(filter(None, (trial.status, trial.why)))
+            )
         return replace(trial, variant=how, warnings=found[1] if found else ())
     except CompilerError as error:
         if is_only or isinstance(error, StorageError):
             raise
-        log.info("%s: trial %d: %s: %s", bench.name, number, rule.name, error.what.splitlines()[0])
+        log.info("%s: trial %d: %s failed: %s", bench.name, number, rule.name, error.what.splitlines()[0])
         return Trial(number, purpose, rule.name, error=error, variant=how)
 
 
