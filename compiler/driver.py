@@ -97,7 +97,7 @@ def _attempt(job: Job, fleet: Fleet, source: Source, options: BuildOptions, stor
     try:
         return compile_device(job, fleet, source, options, store, pace)
     except CompilerError as error:
-        log.error("%s failed: %s", job.device.name, error.what.splitlines()[0])
+        log.error("%s failed: %s", job.device.name, error.brief)
         return DeviceReport(job.device.name, "failed", options.out / job.device.name, error, job.plan)
     except Exception as error:  # our bug must not take the other devices along; its traceback is for -v
         log.debug("%s", job.device.name, exc_info=error)
