@@ -49,6 +49,11 @@ class CompilerError(Exception):
         return f"{place}{self.what}{advice}"
 
     @property
+    def page(self) -> str:
+        """Where the documentation tells of this class."""
+        return f"docs/errors.md#{type(self).__name__.lower()}"
+
+    @property
     def brief(self) -> str:
         """What is wrong in one line: the first, and the next where that only announces it."""
         first, *rest = [line.strip().removeprefix("- ") for line in self.what.splitlines() if line.strip()] or [""]

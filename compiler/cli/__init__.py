@@ -85,9 +85,9 @@ def _invoke() -> None:
 
 def _failed(error: CompilerError) -> int:
     """Says what went wrong on stderr and, where JSON was asked for, in the one document on stdout."""
-    click.echo(f"error: {error}", err=True)
+    click.echo(f"error: {error}\n  {type(error).__name__}: {error.page}", err=True)
     if "--json" in sys.argv[1:]:
-        print_json({**PARTIAL, **error.to_dict()})
+        print_json({**PARTIAL, **error.to_dict(), "page": error.page})
     return error.exit_code
 
 
