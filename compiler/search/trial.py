@@ -82,7 +82,7 @@ class Trial:
     def why(self) -> str:
         """What it failed at; empty if it passed."""
         if self.error:
-            return self.error.what.splitlines()[0]
+            return self.error.brief
         return "; ".join(str(gate) for gate in self.gates if gate.passed is False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,11 +137,15 @@ def run_trial(
     try:
         made = make(bench, plan, how or Variant(), explain=is_only)
         trial = judge_made(bench, made, original=original, number=number, purpose=purpose)
+        if trial.gates:
+            log.info(
+                "%s: trial %d: %s %s", bench.name, number, rule.name, ": ".join(filter(None, (trial.status, trial.why)))
+            )
         return replace(trial, variant=how, **read_notes(made.border))
     except CompilerError as error:
         if is_only or isinstance(error, StorageError):
             raise
-        log.info("%s: trial %d: %s: %s", bench.name, number, rule.name, error.what.splitlines()[0])
+        log.info("%s: trial %d: %s failed: %s", bench.name, number, rule.name, error.brief)
         return Trial(number, purpose, rule.name, error=error, variant=how, pruned=plan.pruning.ratio)
 
 
