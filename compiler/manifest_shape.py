@@ -205,6 +205,19 @@ class _Layer:
 
 
 @dataclass(frozen=True)
+class _Saliency:
+    correlation: float | None
+    lowest_correlation: float | None
+    images: int
+    evidence: str
+    note: str
+
+    def __post_init__(self) -> None:
+        if (self.correlation is None) != (self.lowest_correlation is None):
+            raise ValueError("one correlation is there without the other")
+
+
+@dataclass(frozen=True)
 class _Decision:
     precision: str
     reason: str
@@ -225,6 +238,7 @@ class _Manifest:
     gates: tuple[_Gate, ...]
     trials: tuple[_Trial, ...]
     layers: tuple[_Layer, ...]
+    saliency: _Saliency | None = None
 
 
 @dataclass(frozen=True)

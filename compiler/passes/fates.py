@@ -101,9 +101,15 @@ def find_fates(before: Seen, after: Seen, *, by: str) -> dict[str, Fate]:
 
 
 def read_fates(model: ir.Model) -> dict[str, Fate]:
-    """The fates that a model carries."""
-    found = json.loads(model.metadata_props.get(FATES_KEY, "{}"))
-    return {name: Fate(**{**fate, "heirs": tuple(fate["heirs"])}) for name, fate in found.items()}
+    """The fates that a model carries; none where a model from elsewhere has something else under that key."""
+    try:
+        found = json.loads(model.metadata_props.get(FATES_KEY, "{}"))
+        return {
+            name: Fate(str(fate["op"]), str(fate["how"]), str(fate["by"]), tuple(map(str, fate["heirs"])))
+            for name, fate in found.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
 
 
 def add_fates(model: ir.Model, found: Mapping[str, Fate]) -> None:

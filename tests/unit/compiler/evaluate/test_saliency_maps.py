@@ -83,6 +83,17 @@ def test_a_model_is_like_itself_and_unlike_another() -> None:
     assert all(one.correlation < 0.7 for one in far) and all(one.overlap < 1 for one in far)
 
 
+def test_maps_of_models_that_look_elsewhere_do_not_agree() -> None:
+    def looking(seed: int) -> Run:
+        rng = np.random.default_rng(seed)
+        field = np.kron(rng.random((5, 5)) ** 3, np.ones((4, 4))).astype(np.float32)
+        basis = rng.standard_normal((400, 32)).astype(np.float32) / 20
+        return model(lambda x: np.tanh((x[:, 0] * field).reshape(len(x), -1) @ basis))
+
+    found = [alike(looking(seed), looking(seed + 100), pictures(1), "embedding")[0].correlation for seed in range(8)]
+    assert abs(np.mean(found)) < 0.2 and max(found) < 0.8, found
+
+
 def test_embeddings_are_explained_by_the_cosine_to_the_float_model_and_its_scale_does_not_matter() -> None:
     basis = np.random.default_rng(3).standard_normal((400, 8)).astype(np.float32)
     run = model(lambda x: x.reshape(len(x), -1) @ basis)

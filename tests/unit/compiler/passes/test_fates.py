@@ -135,3 +135,10 @@ def test_a_pass_that_loses_nothing_writes_nothing() -> None:
         {"gone": {"op": "Relu", "how": "merged", "by": "1 x", "heirs": ["only"]}}
     )
     assert [node.name for node in follow(model, "gone").nodes] == ["only"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "no JSON", '{"a": 1}', '{"a": {"op": "Relu"}}', "[" * 100000])
+def test_what_a_model_from_elsewhere_has_under_the_key_is_no_fate(text: str) -> None:
+    model = ir.from_onnx_text(NEG)
+    model.metadata_props[FATES_KEY] = text
+    assert read_fates(model) == {} and follow(model, "a") is None
