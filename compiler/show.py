@@ -192,10 +192,14 @@ def passes_text(records: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join([table(rows, head), *(["notes", *notes] if notes else [])])
 
 
-def node_text(manifest: Mapping[str, Any], matches: Sequence[Mapping[str, str]]) -> str:
-    """What became of a source node: the operators of the border model that were made of it."""
-    precision = manifest["artifact"]["precision"]
-    return "\n".join(f"{one['op']} '{one['node']}' in {precision}, made of {one['origin']}" for one in matches)
+def node_text(trace: Mapping[str, Any]) -> str:
+    """What became of a source node: what happened to it, and the operators of the artifact that it is in now."""
+    lines = list(trace["steps"])
+    for one in trace["operators"]:
+        lines += [f"{one['op']} '{one['node']}' in {one['precision']}, made of {one['origin']}"]
+        lines += [f"  why: {one['why']}"] if one["why"] else []
+        lines += [f"  kernel: {one['kernel']}"] if one["kernel"] else []
+    return "\n".join(lines)
 
 
 def targets_text(rows: Sequence[Mapping[str, Any]]) -> str:
