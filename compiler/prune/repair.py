@@ -73,14 +73,14 @@ def repair(
     hit = {cut.initializer for cut in ties.cuts if cut.role == "reads" and not positions(cut.ids, gone).all()}
     outputs = {cut.initializer: positions(cut.ids, gone) for cut in ties.cuts if cut.role == "makes"}
     found: list[Repaired] = []
-    for layers in _by_depth(pruned, hit):
+    for layers in by_depth(pruned, hit):
         tasks = [_Task(pruned, layer, outputs.get(layer.weights)) for layer in layers]
         _gather(original, pruned, tasks, batches)
         found += [task.solve(pruned) for task in tasks]
     return tuple(found)
 
 
-def _by_depth(model: ir.Model, weights: Collection[str]) -> list[list[Layer]]:
+def by_depth(model: ir.Model, weights: Collection[str]) -> list[list[Layer]]:
     """Layers with these weights, in runs of which none reads what another one makes; a run only reads earlier ones."""
     depths: dict[str, int] = {}
     runs: list[list[Layer]] = []
