@@ -14,7 +14,7 @@ from compiler.errors import FleetError, ProfileError, combine
 from compiler.fleet_data import Calibration, Evaluation, Preprocess, is_function
 from compiler.profile import find_profile, is_path
 from compiler.validate import validate
-from compiler.yamlfile import KeyPath, Origin, read_yaml
+from compiler.yamlfile import Document, KeyPath, Origin, read_yaml
 
 Precision: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int4-weights"]
 Prune: TypeAlias = Literal["off", "auto"] | float
@@ -55,6 +55,15 @@ class Limits:
     latency_ms: Annotated[
         float | None,
         Field(gt=0, description="Longest median time of one inference at the optimal batch, in milliseconds."),
+    ] = None
+    saliency_correlation_min: Annotated[
+        float | None,
+        Field(
+            ge=-1,
+            le=1,
+            description="Least rank correlation between the given model's saliency maps and the build's, for models "
+            "of pictures.",
+        ),
     ] = None
 
 
@@ -202,12 +211,10 @@ def load_fleet(path: str | Path) -> Fleet:
     """
     document = read_yaml(Path(path), error=FleetError)
     written, problems = validate(FleetFile, document.data, origin=document.origin, error=FleetError)
-    if written is None:
+    problems += _missing(document)
+    if written is None or problems:
         raise combine(problems)
-    fleet = _resolve(written, document.origin)
-    if problems := list(_missing(fleet)):
-        raise combine(problems)
-    return fleet
+    return _resolve(written, document.origin)
 
 
 def _resolve(written: FleetFile, origin: Origin) -> Fleet:
@@ -253,41 +260,48 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
     )
 
 
-def _missing(fleet: Fleet) -> Iterator[FleetError]:
-    """What the file names and is not there, each at its line."""
-    place = fleet.origin.place
-    if not _is(fleet.model, stat.S_ISREG):
-        yield FleetError(f"there is no file {str(fleet.model)!r}", where=place(("model",)))
-    if (calibration := fleet.calibration) and not _holds_samples(calibration.path):
-        what = f"expected a .npz or .npy file, a folder or module:function, found none at {str(calibration.path)!r}"
-        yield FleetError(what, where=place(("calibration", "path")))
-    if evaluation := fleet.evaluation:
-        yield from _missing_evaluation(evaluation, place)
-    for name, device in fleet.devices.items():
-        where = place(("devices", name, "profile"))
+def _missing(document: Document) -> Iterator[FleetError]:
+    """What the file names and is not there, each at its line; read from the raw file to be told with all else."""
+    folder, place = Path(document.origin.path).absolute().parent, document.origin.place
+    for keys, is_there, what in _NAMED:
+        text = _text_at(document.data, keys)
+        if text is not None and not is_there(folder / text):
+            yield FleetError(f"{what} {str(folder / text)!r}", where=place(keys))
+    devices = document.data.get("devices")
+    for name in devices if isinstance(devices, dict) else ():
+        keys = ("devices", name, "profile")
+        text = _text_at(document.data, keys)
         try:
-            file = find_profile(device.profile)
+            file = find_profile(str(folder / text) if is_path(text) else text) if text else None
         except ProfileError as reason:
-            yield FleetError(reason.what, where=where, remedy=reason.remedy)
+            yield FleetError(reason.what, where=place(keys), remedy=reason.remedy)
         else:
-            if not _is(file, stat.S_ISREG):
-                yield FleetError(f"there is no file {str(file)!r}", where=where)
+            if file and not _is_file(file):
+                yield FleetError(f"there is no file {str(file)!r}", where=place(keys))
 
 
-def _missing_evaluation(evaluation: Evaluation, place: Callable[[KeyPath], str]) -> Iterator[FleetError]:
-    path = evaluation.path
-    if not (_is(path, stat.S_ISDIR) or _is(path, stat.S_ISREG) or is_function(path.name)):
-        what = f"expected a file, a folder or module:function, found none at {str(path)!r}"
-        yield FleetError(what, where=place(("evaluation", "path")))
-    if evaluation.images and not _is(evaluation.images, stat.S_ISDIR):
-        yield FleetError(f"there is no folder {str(evaluation.images)!r}", where=place(("evaluation", "images")))
-    if evaluation.classes and not _is(evaluation.classes, stat.S_ISREG):
-        yield FleetError(f"there is no file {str(evaluation.classes)!r}", where=place(("evaluation", "classes")))
+def _text_at(value: object, keys: KeyPath) -> str | None:
+    """The text at a key path; None where there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _holds_samples(path: Path) -> bool:
-    is_arrays = path.suffix in (".npz", ".npy") and _is(path, stat.S_ISREG)
-    return is_arrays or _is(path, stat.S_ISDIR) or is_function(path.name)
+    is_arrays = path.suffix in (".npz", ".npy") and _is_file(path)
+    return is_arrays or _is_folder(path) or is_function(path.name)
+
+
+def _holds_labels(path: Path) -> bool:
+    return _is_file(path) or _is_folder(path) or is_function(path.name)
+
+
+def _is_file(path: Path) -> bool:
+    return _is(path, stat.S_ISREG)
+
+
+def _is_folder(path: Path) -> bool:
+    return _is(path, stat.S_ISDIR)
 
 
 def _is(path: Path, kind: Callable[[int], bool]) -> bool:
@@ -295,3 +309,18 @@ def _is(path: Path, kind: Callable[[int], bool]) -> bool:
         return kind(path.stat().st_mode)
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return False
+
+
+_OR = "a folder or module:function, found none"
+_NAMED: tuple[tuple[KeyPath, Callable[[Path], bool], str], ...] = (
+    (("model",), _is_file, "there is no file"),
+    (
+        ("calibration", "path"),
+        _holds_samples,
+        "expected a .npz or .npy file, a folder or module:function, found none at",
+    ),
+    (("evaluation", "path"), _holds_labels, f"expected a file, {_OR} at"),
+    (("evaluation", "images"), _is_folder, "there is no folder"),
+    (("evaluation", "classes"), _is_file, "there is no file"),
+)
+"""What a fleet file names by path: where, whether it is there, and what to say if it is not."""

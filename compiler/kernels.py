@@ -10,8 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from compiler.build import BuildRequest, target_key, told_child
 from compiler.isolate import ChildLimits, run_child
+from compiler.passes.instrument import measure
 from compiler.plan import Choice as Decision
 from compiler.plan import Plan, options_to_dict
 from compiler.portable import Border
@@ -21,6 +24,7 @@ from compiler.target import Target, Tunes
 from compiler.tune import DeviceType, Scheduled, Tunable, TuningKey, TuningLog, profile_device, schedule
 
 KERNELS = "kernels.json"
+MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,23 @@ class Kernels:
 def tuning_log(cache: Path) -> TuningLog:
     """The log of a cache."""
     return TuningLog(cache / "tuning")
+
+
+def bound_payload(plan: Plan, original: ir.Model) -> Plan:
+    """The plan with the bytes that its build's payload may take, where a limit on memory holds.
+
+    Args:
+        plan: A device's plan.
+        original: The model as imported, whose weights the limit counts from.
+    """
+    reduction_pct = plan.demands.limits.memory_reduction_pct
+    if reduction_pct is None:
+        return plan
+    given = measure(original).bytes
+    most = int(given * (1 - reduction_pct / 100))
+    reason = f"memory_reduction_pct is {reduction_pct:g}, and the model's weights take {given / MIB:.1f} MiB"
+    choices = {**plan.choices, "payload": Decision(f"at most {most / MIB:.1f} MiB", reason)}
+    return replace(plan, choices=choices, target_plan=replace(plan.target_plan, payload_bytes=most))
 
 
 def list_kernels(

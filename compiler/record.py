@@ -149,6 +149,7 @@ def search_facts(found: Found) -> dict[str, Any]:
         "gates": [gate.to_dict() for gate in chosen.gates] if chosen else [],
         "trials": [trial.to_dict() for trial in found.trials],
         "layers": [layer.to_dict() for layer in found.layers],
+        "saliency": found.saliency.to_report() if found.saliency else None,
     }
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this file for every command, and these import all of the compiler
-    from compiler.compare import Change
     from compiler.plan import Plan
     from compiler.record import DeviceReport, FleetReport
 
@@ -94,7 +93,19 @@ def search_text(manifest: Mapping[str, Any]) -> str:
     head = ("trial", "precision", "status", "speed", "MiB", "run MiB", "points lost")
     lines = [table([_trial_row(one) for one in manifest["trials"]], head)]
     lines += [f"  {one['number']}: {one['why']}" for one in manifest["trials"] if one["why"]]
-    return "\n".join([*lines, *(f"  {gate_text(gate)}" for gate in manifest["gates"])])
+    lines += [f"  {gate_text(gate)}" for gate in manifest["gates"]]
+    found = manifest.get("saliency")
+    return "\n".join([*lines, *([f"  {saliency_text(found)}"] if found else [])])
+
+
+def saliency_text(found: Mapping[str, Any]) -> str:
+    """How alike the saliency maps are, or why nobody knows."""
+    if found["correlation"] is None:
+        return f"saliency maps: not compared: {found['note']}"
+    return (
+        f"saliency maps of {found['images']} images: rank correlation {found['correlation']:.3f}, "
+        f"at least {found['lowest_correlation']:.3f} ({found['evidence']}; {found['note']})"
+    )
 
 
 def pruning_text(pruning: Mapping[str, Any]) -> str:
@@ -171,15 +182,6 @@ def node_text(manifest: Mapping[str, Any], matches: Sequence[Mapping[str, str]])
     """What became of a source node: the operators of the border model that were made of it."""
     precision = manifest["artifact"]["precision"]
     return "\n".join(f"{one['op']} '{one['node']}' in {precision}, made of {one['origin']}" for one in matches)
-
-
-def changes_text(changes: Sequence[Change]) -> str:
-    """Differences, grouped by device and section."""
-    if not changes:
-        return "no difference"
-    return "\n".join(
-        f"{c.device or 'artifact'}  {c.section}.{c.key}: {_short(c.before)} -> {_short(c.after)}" for c in changes
-    )
 
 
 def targets_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -277,8 +279,3 @@ def _difference(record: Mapping[str, Any]) -> str:
     if record["largest_difference"] is None:
         return record["not_measured"] if record["modified"] else "unchanged"
     return f"{float(record['largest_difference']):.3g}"
-
-
-def _short(value: Any) -> str:
-    text = "absent" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

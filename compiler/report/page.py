@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from compiler.report import plots, words
+from compiler.report import plots, saliency, words
 from compiler.report.read import Build
 from compiler.report.rows import Row, rows_of
 
@@ -69,12 +69,14 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Any] = {
         "mib": lambda size: "–" if size is None else f"{size / MIB:.1f}",
         "count": lambda number: "unknown" if number is None else f"{number:,}".replace(",", "\u202f"),
         "gate": words.gate_words,
         "difference": _difference,
+        "strips": saliency.strips,
     }
+    environment.filters |= filters
     return environment
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from compiler.manifest_shape import Layer, Searched, Trial
 from compiler.report.drawing import BAD, GOOD, INK, LINE, MUTED, drawing, precision_color, svg_of
-from compiler.report.facts import Layer, Searched, Trial
 
 MIB = 1 << 20
 MOST_LAYERS = 400
@@ -16,7 +16,7 @@ MOST_LAYERS = 400
 
 def speed_plot(searched: Searched, name: str) -> str:
     """Points of accuracy lost against the speed-up over float32; empty where no trial has both."""
-    chosen = _chosen(searched)
+    chosen = searched.chosen
     points = [(one, one.speed.speedup) for one in searched.trials if one.speed and one.speed.speedup is not None]
     return _trials(
         searched, name, "speed-up over float32 (more is better)", points, _latency_mark(chosen), "latency limit"
@@ -132,10 +132,6 @@ def _name(axes: Axes, trial: Trial, x: float, drop: float, is_chosen: bool, *, t
         ha="right" if to_left else "left",
         weight="bold" if is_chosen else "normal",
     )
-
-
-def _chosen(searched: Searched) -> Trial | None:
-    return next((one for one in searched.trials if one.number == searched.decision.trial), None)
 
 
 def _latency_mark(chosen: Trial | None) -> float | None:

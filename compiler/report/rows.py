@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from compiler.report.facts import Footprint, Gate, Manifest, Trial
-from compiler.report.read import Build, Device
+from compiler.manifest_shape import Footprint, Gate, Trial
+from compiler.report.read import Build, Device, payload_bytes
 
 MIB = 1 << 20
 NONE = "none"
@@ -55,23 +55,7 @@ def rows_of(build: Build, previous: Build | None) -> tuple[Row, ...]:
 
 def chosen_trial(device: Device) -> Trial | None:
     """The trial that was delivered; None if none was."""
-    found = device.searched
-    return next((one for one in found.trials if one.number == found.decision.trial), None) if found else None
-
-
-def payload_bytes(device: Device) -> int:
-    """Bytes that the device loads."""
-    if device.manifest is None:
-        return 0
-    files = {**device.manifest.files, **device.measurements.unrepeatable_files}
-    return sum(file.bytes for name, file in files.items() if name.startswith("payload/"))
-
-
-def worst_sqnr(manifest: Manifest) -> float | None:
-    """The parity's worst SQNR in dB over sizes and outputs; None where everything is equal or nothing ran."""
-    stats = (one for point in manifest.verdict.parity.points for one in dict(point.get("outputs", {})).values())
-    found = [float(one["sqnr_db"]) for one in stats if isinstance(one, dict) and "sqnr_db" in one]
-    return min(found, default=None)
+    return device.searched.chosen if device.searched else None
 
 
 def _row(device: Device, before: Device | None, compares: bool) -> Row:
@@ -140,7 +124,8 @@ def _accuracy(device: Device) -> Figure:
         return Figure(text, f"{score.metric}: {lost}".strip() + where, found.evidence)
     if device.manifest is None:
         return Figure("–")
-    parity, worst = device.manifest.verdict.parity, worst_sqnr(device.manifest)
+    parity = device.manifest.verdict.parity
+    worst = parity.worst_sqnr_db
     why = found.note if found else "no evaluation"
     if parity.status != "passed":
         return Figure("–", why or parity.reason or parity.status)

@@ -11,11 +11,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from compiler.report.facts import Gate
+from compiler.manifest_shape import Gate
 from compiler.report.page import MIB
 from compiler.report.plots import precision_counts
-from compiler.report.read import Build, Device
-from compiler.report.rows import Figure, Row, chosen_trial, payload_bytes, rows_of
+from compiler.report.read import Build, Device, payload_bytes
+from compiler.report.rows import Figure, Row, chosen_trial, rows_of
 from compiler.report.words import gate_words
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from compiler.report.facts import Gate, Trial
+from compiler.manifest_shape import Gate, Trial
 from compiler.report.read import Device
-from compiler.report.rows import Row, chosen_trial, interval, points_lost, worst_sqnr
+from compiler.report.rows import Row, chosen_trial, interval, points_lost
 
-FLOORS = frozenset({"% less"})
+FLOORS = frozenset({"% less", "correlation"})
 """Units of gates whose limit is the least that must be found."""
 
 EVIDENCE = {
@@ -104,7 +104,8 @@ def _proofs(device: Device) -> Iterator[Proof]:
     manifest = device.manifest
     if manifest is None:
         return
-    parity, worst = manifest.verdict.parity, worst_sqnr(manifest)
+    parity = manifest.verdict.parity
+    worst = parity.worst_sqnr_db
     if parity.status == "passed":
         found = "equal to the bit" if worst is None else f"worst SQNR {worst:.1f} dB, tolerance {parity.tolerance}"
         text = f"It computes what the {manifest.verdict.reference} computes: {found}."

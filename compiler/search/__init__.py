@@ -25,6 +25,7 @@ from compiler.search.narrowed import search_ratio
 from compiler.search.observe import OBSERVED
 from compiler.search.pruned import read_pruning
 from compiler.search.quantized import Variant, rank_layers
+from compiler.search.saliency import Saliency, show_saliency
 from compiler.search.select import choose_trial, describe, explain_choice, explain_failure
 from compiler.search.trial import Trial, is_missing, run_trial
 
@@ -43,6 +44,7 @@ class Found:
         made: The same, under the settled plan with its reason.
         error: Why none passed.
         layers: Every layer of what is delivered.
+        saliency: How alike its saliency maps are to the float model's; None where nothing asks.
     """
 
     trials: tuple[Trial, ...]
@@ -50,6 +52,7 @@ class Found:
     made: Made | None = None
     error: CompilerError | None = None
     layers: tuple[Layer, ...] = ()
+    saliency: Saliency | None = None
 
 
 def search_precision(bench: Bench) -> Found:
@@ -82,7 +85,9 @@ def _found(bench: Bench, trials: tuple[Trial, ...], chosen: Trial, reason: str, 
     made = replace(chosen.made, plan=settle_pruning(settled, replace(pruning, ratio=settled.pruning.ratio)))
     with bench.clock.timed("layers"):
         layers = list_layers(bench, made, sqnr_db=_errors(bench, chosen.made))
-    return Found(trials, chosen, made, layers=layers)
+    explains = bench.job.plan.demands.explains
+    saliency = chosen.saliency or (show_saliency(bench, chosen.made) if explains else None)
+    return Found(trials, chosen, made, layers=layers, saliency=saliency)
 
 
 def _errors(bench: Bench, made: Made) -> dict[str, float]:

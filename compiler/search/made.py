@@ -10,7 +10,7 @@ from compiler.bisect import explain_divergence
 from compiler.build import Built, build_artifact
 from compiler.errors import GateFailed
 from compiler.inputs import sizes_label
-from compiler.kernels import choose_schedule, list_kernels, tuning_log
+from compiler.kernels import bound_payload, choose_schedule, list_kernels, tuning_log
 from compiler.plan import Plan
 from compiler.portable import Border, make_border
 from compiler.search.bench import Bench
@@ -74,6 +74,7 @@ def make(bench: Bench, plan: Plan, variant: Variant, *, explain: bool) -> Made:
         CompilerError: It cannot be built, or differs from what it was made of.
     """
     job, ready = bench.job, bench.ready
+    plan = bound_payload(plan, ready.model)
     border = make_candidate_border(bench, plan, variant)
     with bench.clock.timed("kernels"):
         found = list_kernels(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)

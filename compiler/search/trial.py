@@ -10,7 +10,7 @@ from typing import Any
 from compiler.artifact import Evidence
 from compiler.capability import PrecisionRule
 from compiler.errors import CompilerError, MissingError, StorageError
-from compiler.gates import Figure, Gate, hold, judge_gates
+from compiler.gates import Demands, Figure, Gate, hold, judge_gates
 from compiler.plan import settle
 from compiler.portable import Border
 from compiler.search.accuracy import Accuracy, measure_accuracy
@@ -19,6 +19,7 @@ from compiler.search.footprint import Footprint, as_given, compare_footprints, m
 from compiler.search.made import Made, make
 from compiler.search.pruned import read_pruning
 from compiler.search.quantized import Variant, options_to_dict, read_plan
+from compiler.search.saliency import Saliency, measure_saliency
 from compiler.search.speed import Speed, latency_figure, measure_speed
 
 log = logging.getLogger("fleetc.build")
@@ -40,6 +41,7 @@ class Trial:
         footprint: Its memory.
         speed: Its speed against the float original.
         accuracy: Its accuracy; None where no gate asks.
+        saliency: How alike its saliency maps are; None where no gate asks.
         variant: How it was quantized; None where its precision is one of floating point.
         pruned: Share of the multiply-accumulates that was cut, 0 to 1.
         warnings: What the quantizer and the pruner say of their data.
@@ -54,6 +56,7 @@ class Trial:
     footprint: Footprint | None = None
     speed: Speed | None = None
     accuracy: Accuracy | None = None
+    saliency: Saliency | None = None
     variant: Variant | None = None
     pruned: float = 0.0
     warnings: tuple[str, ...] = ()
@@ -95,6 +98,7 @@ class Trial:
             "options": options_to_dict(self.variant.options) if self.variant else None,
             "warnings": list(self.warnings),
             "accuracy": self.accuracy.to_dict() if self.accuracy else None,
+            "saliency": self.saliency.to_dict() if self.saliency else None,
             "footprint": asdict(self.footprint) if self.footprint else None,
             "speed": self.speed.to_dict() if self.speed else None,
             "gates": [gate.to_dict() for gate in self.gates],
@@ -156,12 +160,15 @@ def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int,
     judge = bench.data.judge
     with bench.clock.timed("accuracy"):
         accuracy = measure_accuracy(bench, judge, made) if judge else None
+    saliency = measure_saliency(bench, made) if _limits_saliency(demands, purpose) else None
     with bench.clock.timed("measure"):
         speed = measure_speed(bench, made, original.made if original else None)
         footprint = measure_footprint(bench, made)
         figures = _memory(bench, footprint, made, original) | {"latency": latency_figure(bench, made, speed)}
     if accuracy:
         figures["accuracy"] = accuracy.figure
+    if saliency:
+        figures["saliency"] = saliency.figure
     return Trial(
         number,
         purpose,
@@ -171,7 +178,13 @@ def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int,
         footprint=footprint,
         speed=speed,
         accuracy=accuracy,
+        saliency=saliency,
     )
+
+
+def _limits_saliency(demands: Demands, purpose: str) -> bool:
+    """Whether a trial is judged by its maps; a yardstick is judged by nothing."""
+    return demands.limits.saliency_correlation_min is not None and purpose != "yardstick"
 
 
 def _memory(bench: Bench, footprint: Footprint, made: Made, original: Trial | None) -> dict[str, Figure]:

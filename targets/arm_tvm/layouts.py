@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compiler.numerics import Array
-from targets.arm_tvm.composites import constant, operator_name, shape_of
+from targets.arm_tvm.graph import constant, operator_name, shape_of
 from targets.arm_tvm.schedules.workload import blocks
 
 if TYPE_CHECKING:

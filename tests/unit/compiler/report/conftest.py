@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from compiler.store import file_digest
 
@@ -62,8 +65,10 @@ def searched(**changes: Any) -> dict[str, Any]:
     facts = {
         "plan": {
             "profile": "board",
+            "profile_digest": "2" * 64,
             "target": "reference",
             "dims": {},
+            "candidates": [{"precision": "int8", "reason": "it is the fastest"}],
             "toolchain": {"onnxruntime": "1.32.0"},
             "choices": {
                 name: {"value": "int8", "reason": "it is the fastest"} for name in ("precision", "tolerance", "threads")
@@ -126,6 +131,16 @@ def manifest(name: str, **changes: Any) -> dict[str, Any]:
         **searched(),
     }
     return {**facts, **changes}
+
+
+def saliency(**changes: Any) -> dict[str, Any]:
+    """A comparison of maps with one picture, of 8 × 8 pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(file, "PNG")
+    rows = [[0.1, 0.2, 0.3], [0.0, 1.0, -0.5], [0.0, 0.0, 0.2]]
+    shown = {"png": base64.b64encode(file.getvalue()).decode(), "original": rows, "build": rows, "correlation": 0.97}
+    facts = {"correlation": 0.95, "lowest_correlation": 0.91, "images": 6, "score": "the score", "note": "on the build"}
+    return {"evidence": "measured-host", "shown": [shown], **facts, **changes}
 
 
 def measurements(p50_ms: float = 4.0) -> dict[str, Any]:
