@@ -112,7 +112,7 @@ def verify_delivered(
     Args:
         folder: The artifact's folder.
         model: The original model to compare with; the folder's border model where None, and where the border model is
-            quantized: `recheck_accuracy` compares that with the original.
+            quantized or pruned: `recheck_accuracy` compares that with the original.
         samples: Input data; random inputs where None.
         limits: What the child process may use.
 
@@ -124,8 +124,8 @@ def verify_delivered(
     delivered = read_artifact(folder)
     artifact = complete(delivered)
     original = None if model is None else original_of(delivered, model)
-    is_quantized = delivered.manifest["verdict"]["reference"] == "border model"
-    reference = ir.load(border_of(folder)) if original is None or is_quantized else original
+    was_changed = delivered.manifest["verdict"]["reference"] == "border model"
+    reference = ir.load(border_of(folder)) if original is None or was_changed else original
     points = _points(delivered, reference, samples)
     return delivered, judge(
         artifact, points, tolerance=_tolerance(delivered), repeat=0, where=str(folder), limits=limits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -13,8 +13,9 @@ from compiler.passes.values import constant_of
 from compiler.prune.groups import Group, Ties
 from compiler.prune.moments import Batches, Moments, gather_moments
 from compiler.prune.rows import Layer, Matrix, as_matrix, layer_of
+from compiler.prune.sensitivity import output_losses
 
-Measure: TypeAlias = Literal["weights", "activations", "redundancy"]
+Measure: TypeAlias = Literal["weights", "activations", "sensitivity", "redundancy"]
 
 MOMENT_BYTES = 1 << 30
 """Of the moments that are in memory at a time."""
@@ -71,12 +72,17 @@ def removal_orders(
         groups: Some of its groups.
         batches: Calibration data; `weights` does not read them.
         measure: `weights`, the L2 norm of what makes a channel (Li et al., Pruning Filters for Efficient ConvNets,
-            2017); `activations`, the energy it carries into its readers (first order); `redundancy`, the error that
-            is left when the readers make up for it as well as they can (Optimal Brain Compression, Frantar and
-            Alistarh, 2022, with a channel's filter as the block), computed anew after every removal.
+            2017); `activations`, the energy it carries into its readers; `sensitivity`, what the model's outputs lose
+            without it, to first order (Molchanov et al., Importance Estimation for Neural Network Pruning, 2019;
+            measured, since there is no graph of gradients); `redundancy`, the error that is left when the readers
+            make up for it as well as they can (Optimal Brain Compression, Frantar and Alistarh, 2022, with a channel's
+            filter as the block), computed anew after every removal.
     """
     if measure == "weights":
-        return tuple(_by_norm(model, ties, group) for group in groups)
+        return tuple(_by_score(group, _norms(model, ties, group)) for group in groups)
+    if measure == "sensitivity":
+        losses = output_losses(model, ties, groups, batches())
+        return tuple(_by_score(group, losses) for group in groups)
     order = _by_energy if measure == "activations" else _by_redundancy
     found: list[Removal] = []
     for some in _affordable(model, ties, groups):
@@ -116,10 +122,10 @@ def _reads(model: ir.Model, ties: Ties, group: Group) -> Reads:
     return [(layers[cut.initializer], cut.ids.tolist()) for cut in cuts]
 
 
-def _by_norm(model: ir.Model, ties: Ties, group: Group) -> Removal:
-    norms = _norms(model, ties, group)
-    order = sorted(group.channels, key=lambda channel: (norms[channel], channel))
-    return Removal(group, tuple(order), tuple(np.cumsum([norms[channel] ** 2 for channel in order]).tolist()))
+def _by_score(group: Group, scores: Mapping[int, float]) -> Removal:
+    """The least score first; scores add up."""
+    order = sorted(group.channels, key=lambda channel: (scores[channel], channel))
+    return Removal(group, tuple(order), tuple(np.cumsum([scores[channel] for channel in order]).tolist()))
 
 
 def _norms(model: ir.Model, ties: Ties, group: Group) -> dict[int, float]:
@@ -131,7 +137,7 @@ def _norms(model: ir.Model, ties: Ties, group: Group) -> dict[int, float]:
             for channel, norm in zip(cut.ids.tolist(), norms / max(float(norms.max()), 1e-30), strict=True):
                 if channel in scores:
                     scores[channel] += float(norm)
-    return scores
+    return {channel: score**2 for channel, score in scores.items()}
 
 
 def _reader(model: ir.Model, layer: Layer, ids: Sequence[int], channels: set[int], found: Moments) -> _Reader:
@@ -163,8 +169,7 @@ def _by_energy(group: Group, readers: Sequence[_Reader]) -> Removal:
                 float((part * ((reader.halves[0] + reader.halves[1])[np.ix_(block, block)] @ part)).sum())
                 / reader.energy
             )
-    order = sorted(group.channels, key=lambda channel: (scores[channel], channel))
-    return Removal(group, tuple(order), tuple(np.cumsum([scores[channel] for channel in order]).tolist()))
+    return _by_score(group, scores)
 
 
 def _by_redundancy(group: Group, readers: Sequence[_Reader]) -> Removal:

@@ -19,12 +19,17 @@ from compiler.prune.importance import Measure, Removal, removal_orders
 from compiler.prune.moments import Batches
 from compiler.prune.prepare import prepare
 from compiler.prune.repair import Repaired, repair
+from compiler.prune.views import with_mirrors
 
 Order = Mapping[str, Any]
 """What `find_order` gives, as a JSON-ready value."""
 
 SHORTFALL = 0.02
 """A ratio missed by more than this was not reached: widths go in steps, and never meet it to the digit."""
+
+
+FEW = 64
+"""With mirror images. Places of one picture say nearly the same: fewer samples than this are few, however many rows."""
 
 
 class Unprunable(UnsupportedModel):
@@ -79,7 +84,7 @@ def find_order(model: ir.Model, batches: Batches, *, measure: Measure = "redunda
     if not ties.groups:
         reasons = "; ".join(f"'{layer}': {reason}" for layer, reason in list(ties.kept.items())[:5])
         raise Unprunable(f"no channel of the model can be cut{': ' + reasons if reasons else ''}")
-    removals = removal_orders(ready, ties, ties.groups, batches, measure=measure)
+    removals = removal_orders(ready, ties, ties.groups, with_mirrors(batches), measure=measure)
     return {"groups": [{"order": list(one.order), "errors": list(one.errors)} for one in removals]}
 
 
@@ -110,7 +115,7 @@ def prune(
     ]
     plan = choose_channels(ready, ties, removals, ratio=ratio, multiple=multiple, prices=prices)
     small = cut_channels(ready, ties, plan.removed)
-    repaired = repair(ready, small, ties, plan.removed, batches)
+    repaired = repair(ready, small, ties, plan.removed, with_mirrors(batches))
     sizes = measure(ready).parameters, measure(small).parameters
     return Pruned(small, plan, repaired, sizes, multiple, ties.kept, tuple(_warnings(plan, repaired, ratio)))
 
@@ -130,9 +135,10 @@ def _warnings(plan: PrunePlan, repaired: Sequence[Repaired], ratio: float) -> li
     found = []
     if plan.ratio < ratio - SHORTFALL:
         found.append(f"{plan.ratio:.0%} of the multiply-accumulates could be saved, {ratio:.0%} were asked for")
-    if thin := [one.layer for one in repaired if one.is_thin]:
-        found.append(
-            f"too few calibration samples to solve {len(thin)} layers by themselves ({', '.join(thin[:3])}): "
-            "their old weights weigh in"
-        )
+    thin = [one.layer for one in repaired if one.is_thin]
+    few = [one.samples for one in repaired if one.samples < FEW]
+    if thin or few:
+        layers = f" to solve {len(thin)} layers by themselves ({', '.join(thin[:3])})" if thin else ""
+        seen = f"{repaired[0].samples} with mirror images"
+        found.append(f"too few calibration samples ({seen}){layers}: old weights weigh in; give a hundred or more")
     return found

@@ -22,10 +22,12 @@ from compiler.portable import BORDER, EMBED_BYTES, RECORDS
 from compiler.prune import SHORTFALL, Unprunable, find_order, prune
 from compiler.save import save_model
 from compiler.search.bench import Bench
-from compiler.search.quantized import BATCH, Batches
 from compiler.search.roofline import describe_machine, layer_seconds
 from compiler.search.work import list_work
 from compiler.store import Entry, Stage, canonical_json
+
+BATCH = 8
+"""Samples that go by at a time, where the model leaves that open."""
 
 _ORDER, _PRUNED = "order.json", "pruned.json"
 
@@ -114,8 +116,9 @@ def _refuse_shortfall(bench: Bench, plan: Plan, entry: Entry) -> None:
 
 def _batches(data: Dataset) -> Callable[[], Iterable[Arrays]]:
     """The data from the start, as often as it is called; in two batches at least, since one half judges the other."""
-    size = max(1, min(BATCH, data.count // 2))
-    return lambda: Batches(data, size=size)
+    fixed = next((spec.shape[0] for spec in data.inputs if spec.shape and isinstance(spec.shape[0], int)), None)
+    size = fixed or max(1, min(BATCH, data.count // 2))
+    return lambda: data.batches(size)
 
 
 def _data(bench: Bench) -> Dataset:

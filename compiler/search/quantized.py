@@ -60,14 +60,13 @@ class Batches(Iterable[Arrays]):
     Args:
         dataset: The samples.
         most: Batches at most; 0 means all.
-        size: Samples in a batch, where the model leaves that open.
     """
 
-    def __init__(self, dataset: Dataset, most: int = 0, size: int = BATCH) -> None:
-        self._dataset, self._most, self._size = dataset, most, size
+    def __init__(self, dataset: Dataset, most: int = 0) -> None:
+        self._dataset, self._most = dataset, most
 
     def __iter__(self) -> Iterator[Arrays]:
-        found = self._dataset.batches(_fixed_batch(self._dataset) or self._size)
+        found = self._dataset.batches(_fixed_batch(self._dataset) or BATCH)
         return islice(found, self._most) if self._most else found
 
 
