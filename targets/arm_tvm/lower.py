@@ -60,7 +60,7 @@ def lower(model: ir.Model, options: Options, *, workdir: Path, schedule: Schedul
         ToolchainFailed: TVM fails later, in a pass or in code generation.
     """
     _refuse_details(model)
-    module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr))
+    module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr), schedule)
     names = [str(value.name) for value in _model_inputs(model)], [str(value.name) for value in model.graph.outputs]
     inputs, outputs = read_signature(module, *names)
     _check_outputs(model, outputs)
@@ -74,17 +74,18 @@ def lower(model: ir.Model, options: Options, *, workdir: Path, schedule: Schedul
     return Lowered(objects, weights, inputs, outputs)
 
 
-def import_relax(model: ir.Model, dot: Dot = "generic") -> Any:
+def import_relax(model: ir.Model, dot: Dot = "generic", schedule: Schedule | None = None) -> Any:
     """The model as a Relax module whose function `main` holds the weights as constants.
 
     Args:
         model: The border model; left as it is.
         dot: How the machine multiplies int8; for what runs in integers.
+        schedule: Digest of a workload → the choice to take for it; for what runs in integers.
 
     Raises:
         UnsupportedModel: The importer refuses a node, which is named.
     """
-    integer = use_integers(_prepared(model), dot)
+    integer = use_integers(_prepared(model), dot, schedule)
     proto = ir.to_proto(integer.model)
     importer = _importer(integer.kernels)(shape_dict={}, dtype_dict="float32")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -95,6 +96,11 @@ def import_relax(model: ir.Model, dot: Dot = "generic") -> Any:
             raise
         except Exception as error:  # from outside of any one node
             raise UnsupportedModel(f"TVM cannot import the model: {last_line(error)}") from error
+
+
+def integer_kernels(model: ir.Model, dot: Dot) -> Mapping[int, Kernel]:
+    """The kernels of what runs in integers, each as often as the model has it; arguments as in `import_relax`."""
+    return use_integers(_prepared(model), dot).kernels
 
 
 def _importer(kernels: Mapping[int, Kernel]) -> Any:
@@ -162,14 +168,20 @@ def _compile(
     module: Any, options: Options, workdir: Path, schedule: Schedule
 ) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
     import tvm
+
+    packed = pack_graph(module, machine_of(options), schedule=schedule)
+    module, weights = lift_weights(_fuse(packed, tvm.target.Target(options.target)))
+    return compile_kernels(module, options, workdir), weights
+
+
+def compile_kernels(module: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
+    """Object files, in link order, of a Relax module whose `main` calls only kernels."""
+    import tvm
     from tvm.relax.backend.cpu_generic import pipeline as cpu
 
     target = tvm.target.Target(options.target)
-    packed = pack_graph(module, machine_of(options), schedule=schedule)
-    module, weights = lift_weights(_fuse(packed, target))
     rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
-    executable = tvm.compile(module, target=target, relax_pipeline=rest)
-    return write_objects(executable, options, workdir), weights
+    return write_objects(tvm.compile(module, target=target, relax_pipeline=rest), options, workdir)
 
 
 def write_objects(executable: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
