@@ -16,7 +16,7 @@ from compiler.search.accuracy import Accuracy, measure_accuracy
 from compiler.search.bench import Bench
 from compiler.search.footprint import Footprint, as_given, compare_footprints, measure_footprint, unbuilt_footprint
 from compiler.search.made import Made, make
-from compiler.search.quantized import Variant, options_to_dict, read_plan
+from compiler.search.quantized import Variant, options_to_dict, quantizer_warnings
 from compiler.search.speed import Speed, latency_figure, measure_speed
 
 log = logging.getLogger("fleetc.build")
@@ -40,6 +40,7 @@ class Trial:
         accuracy: Its accuracy; None where no gate asks.
         variant: How it was quantized; None where its precision is one of floating point.
         warnings: What the quantizer says of its data.
+        note: Why the search went no further from here, where it ended.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Trial:
     accuracy: Accuracy | None = None
     variant: Variant | None = None
     warnings: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def kept_float(self) -> Mapping[str, str]:
@@ -89,6 +91,7 @@ class Trial:
             "kept_float": dict(self.kept_float),
             "options": options_to_dict(self.variant.options) if self.variant else None,
             "warnings": list(self.warnings),
+            "note": self.note,
             "accuracy": self.accuracy.to_dict() if self.accuracy else None,
             "footprint": asdict(self.footprint) if self.footprint else None,
             "speed": self.speed.to_dict() if self.speed else None,
@@ -128,8 +131,10 @@ def run_trial(
     try:
         made = make(bench, plan, how or Variant(), explain=is_only)
         trial = judge_made(bench, made, original=original, number=number, purpose=purpose)
-        found = read_plan(made.border.entries)
-        return replace(trial, variant=how, warnings=found[1] if found else ())
+        warnings = quantizer_warnings(bench, rule, made.border.entries)
+        for warning in warnings if purpose == "candidate" else ():
+            log.warning("%s: %s: %s", bench.name, rule.name, warning)
+        return replace(trial, variant=how, warnings=warnings)
     except CompilerError as error:
         if is_only or isinstance(error, StorageError):
             raise
