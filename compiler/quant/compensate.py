@@ -1,21 +1,18 @@
 """Weights rounded one input at a time, each rounding made up for by the weights that are still to be rounded.
 
-A layer in few bits computes Ŵ·x̂ where the float model computes W·x. Over samples, with X̂ (terms, samples) what the
-layer really reads and X what the float model reads there, the sum of squares ‖W·X − Ŵ·X̂‖² is to be least.
+A layer in few bits computes Ŵ·x̂, with x̂ (terms,) what it really reads there. Over samples X̂ (terms, samples) the sum
+of squares ‖W·X̂ − Ŵ·X̂‖² = tr((W − Ŵ)·H·(W − Ŵ)ᵀ), H = X̂·X̂ᵀ, is to be least. Input j is rounded for all outputs at once,
+and its error e = w − ŵ goes to the inputs after it: w_k −= e·U_jk / U_jj for k > j, with (H + λ·I)⁻¹ = Uᵀ·U and U upper
+triangular. Inputs of the largest H_jj come first; λ keeps weights near where they were where the samples say nothing.
+(E. Frantar et al., GPTQ, 2022, which solves B. Hassibi's and D. Stork's Optimal Brain Surgeon, 1993, for rounding.)
 
-1. Without rounding, the least is at W′ = W + W·(X − X̂)·X̂ᵀ·(H + λ·I)⁻¹ with H = X̂·X̂ᵀ: what earlier layers did to the
-   input is undone as far as it is linear. λ keeps W′ near W where the samples say nothing.
-2. Input j is rounded for all outputs at once, and its error e = w − ŵ goes to the inputs after it:
-   w_k −= e·U_jk / U_jj for k > j, with H⁻¹ = Uᵀ·U and U upper triangular. Inputs of the largest H_jj come first.
-   (E. Frantar et al., GPTQ, 2022, which solves B. Hassibi's and D. Stork's Optimal Brain Surgeon, 1993, for rounding;
-   Y. Li et al., GPTAQ, 2025, add step 1.)
-
-Grams are summed sample by sample, so memory is a few matrices of (terms, terms), whatever the samples are.
+H is summed batch by batch, so memory is a few matrices of (terms, terms), whatever the samples are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,32 +34,26 @@ _BLOCK = 128
 """Inputs after which the error is handed to all later ones; before, only to those of the block."""
 
 
-def compensate(
-    weight: Floats, quant: TensorQuant, layout: Layout, exact: Sequence[Array], low: Sequence[Array]
-) -> Floats:
+def compensate(weight: Floats, quant: TensorQuant, layout: Layout, read: Sequence[Array]) -> Floats:
     """The weight on its quantized lattice, rounded to the least squared error of the layer's results.
 
     Args:
         weight: In float.
         quant: Its format and scales.
         layout: Of the layer.
-        exact: What the layer reads in the float model, one array per batch.
-        low: What it reads in the quantized model.
+        read: What the layer reads in the quantized model, one array per batch; one at least.
     """
     matrix, scales = layout.matrix(weight), layout.matrix(np.broadcast_to(spread(quant, weight.shape), weight.shape))
-    grams, drifts = _sum_grams(layout, exact, low)
-    rounded = [_compensate_group(*one, quant) for one in zip(matrix, scales, grams, drifts, strict=True)]
+    rounded = [_compensate_group(*one, quant) for one in zip(matrix, scales, _sum_grams(layout, read), strict=True)]
     return layout.weight(np.stack(rounded))
 
 
-def _compensate_group(matrix: Floats, scales: Floats, gram: Floats, drift: Floats, quant: TensorQuant) -> Floats:
+def _compensate_group(matrix: Floats, scales: Floats, gram: Floats, quant: TensorQuant) -> Floats:
     """One group's weights (outputs, terms)."""
     order = np.argsort(-np.diag(gram), kind="stable")
     upper = _inverse_root(gram[np.ix_(order, order)])
-    moved = matrix @ drift
-    wanted = matrix[:, order] + (moved[:, order] @ upper.T) @ upper
     found = np.empty_like(matrix)
-    found[:, order] = _round_in_turn(wanted, scales[:, order], upper, quant)
+    found[:, order] = _round_in_turn(matrix[:, order], scales[:, order], upper, quant)
     return found
 
 
@@ -71,7 +62,7 @@ def _inverse_root(gram: Floats) -> Floats:
     mean = float(np.diag(gram).mean())
     damped = gram + np.float32(DAMPING * mean if mean > 0 else 1.0) * np.eye(len(gram), dtype=np.float32)
     root = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    return np.triu(np.linalg.inv(root)).astype(np.float32)
+    return np.triu(np.asarray(np.linalg.inv(root), np.float32))
 
 
 def _round_in_turn(wanted: Floats, scales: Floats, upper: Floats, quant: TensorQuant) -> Floats:
@@ -93,13 +84,7 @@ def _on_lattice(column: Floats, scale: Floats, quant: TensorQuant) -> Floats:
     return (integers - np.float32(quant.zero_point)) * scale
 
 
-def _sum_grams(layout: Layout, exact: Sequence[Array], low: Sequence[Array]) -> tuple[Floats, Floats]:
-    """X̂·X̂ᵀ and (X − X̂)·X̂ᵀ of every group (groups, terms, terms)."""
-    grams = drifts = None
-    for want, got in zip(exact, low, strict=True):
-        real, read = layout.rows(want), layout.rows(got)
-        gram, drift = np.swapaxes(read, 1, 2) @ read, np.swapaxes(real - read, 1, 2) @ read
-        grams, drifts = (gram, drift) if grams is None or drifts is None else (grams + gram, drifts + drift)
-    if grams is None or drifts is None:
-        raise ValueError("there are no samples")
-    return grams, drifts
+def _sum_grams(layout: Layout, read: Sequence[Array]) -> Floats:
+    """X̂·X̂ᵀ of every group (groups, terms, terms)."""
+    rows = (layout.rows(one) for one in read)
+    return reduce(np.add, (np.swapaxes(one, 1, 2) @ one for one in rows))

@@ -13,8 +13,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler.numerics import Array, Arrays
-from compiler.passes.values import Names, constant_of, replace_input
+from compiler.passes.values import Names, constant_of
 from compiler.quant.compensate import MOST_TERMS, compensate
+from compiler.quant.constants import give_constant
 from compiler.quant.correct import bias_axis, estimate_shift
 from compiler.quant.options import QuantOptions
 from compiler.quant.plan import QuantPlan
@@ -49,7 +50,7 @@ def fit(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays], options: Qu
             found.append((step.node, _BIAS, bias))
     names = Names(copy)
     for node, index, array in found:  # after the walk, which reads the model
-        _give(copy, node, index, array, names)
+        give_constant(copy, node, index, array, names)
     return copy
 
 
@@ -57,14 +58,13 @@ def _fitted_weight(step: Step, plan: QuantPlan) -> NDArray[np.float32] | None:
     """The weights that round to the least error of the layer; None where it has none to fit."""
     quant = plan.weights.get(f"{step.node.name}/{_WEIGHT}")
     weight = constant_of(step.node.inputs[_WEIGHT]) if quant else None
-    if quant is None or weight is None or not step.exact:
+    if quant is None or weight is None or not step.low:
         return None
     layout = find_layout(step.node, weight.shape)
     if isinstance(layout, str) or layout.terms > MOST_TERMS:
         return None
     read = str(step.node.inputs[0].name)  # type: ignore[union-attr]  # a product reads two values
-    exact, low = ([feeds[read] for feeds in one] for one in (step.exact, step.low))
-    return compensate(weight.astype(np.float32), quant, layout, exact, low)
+    return compensate(weight.astype(np.float32), quant, layout, [feeds[read] for feeds in step.low])
 
 
 def _fitted_bias(step: Step, plan: QuantPlan) -> NDArray[np.float32] | None:
@@ -79,16 +79,3 @@ def _fitted_bias(step: Step, plan: QuantPlan) -> NDArray[np.float32] | None:
     before: Array | None = constant_of(step.node.inputs[_BIAS]) if len(step.node.inputs) > _BIAS else None
     after = shift if before is None else before.astype(np.float64) + shift
     return after.astype(np.float32)
-
-
-def _give(model: ir.Model, node: ir.Node, index: int, array: NDArray[np.float32], names: Names) -> None:
-    """Lets a node read another constant; the old one goes where nobody else reads it."""
-    old = node.inputs[index] if index < len(node.inputs) else None
-    name = names.fresh(f"{node.name}_bias" if old is None else f"{old.name}_fitted")
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    node.resize_inputs(max(index + 1, len(node.inputs)))
-    replace_input(node, index, value)
-    if old is not None and old.producer() is None and not old.uses() and not old.is_graph_output():
-        model.graph.initializers.pop(str(old.name), None)

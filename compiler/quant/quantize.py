@@ -14,11 +14,13 @@ from compiler.numerics import Arrays
 from compiler.quant.apply import apply
 from compiler.quant.calibration import CalibrationStats, check_calibration
 from compiler.quant.choose import choose, observed_values
+from compiler.quant.equalize import equalize
 from compiler.quant.fit import fit
 from compiler.quant.observe import Observations, observe
 from compiler.quant.options import QuantOptions
 from compiler.quant.plan import QuantPlan
 from compiler.quant.recognize import is_quantized
+from compiler.quant.smooth import smooth
 from compiler.scheme import QuantScheme
 
 _FIT_BYTES = 64 << 20
@@ -128,7 +130,17 @@ def _begin(model: ir.Model, batches: Iterable[Arrays], options: QuantOptions) ->
     stats = CalibrationStats()
     stream = stats.passing(batches)
     head = _head(stream, options.fit_samples)
-    return _Start(model, head, chain(head, stream), stats)
+    return _Start(_balanced(model, head, options), head, chain(head, stream), stats)
+
+
+def _balanced(model: ir.Model, head: list[Arrays], options: QuantOptions) -> ir.Model:
+    match options.balance:
+        case "none":
+            return model
+        case "weights":
+            return equalize(model)
+        case "activations":
+            return smooth(model, head)
 
 
 def _observe_all(start: _Start, scheme: QuantScheme) -> Calibrated:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +20,7 @@ from compiler.numerics import Array
 
 Floats = NDArray[np.float32]
 
-ROWS_PER_TERM = 4
+ROWS_PER_TERM = 1
 """Places of one sample that are looked at, per term of a sum: neighbours in a picture tell little more."""
 
 
@@ -83,18 +84,22 @@ def _windows(array: Array, node: ir.Node, groups: int, kernel: tuple[int, ...]) 
     rank = len(kernel)
     strides, dilations = (_ints(node, name, [1] * rank) for name in ("strides", "dilations"))
     pads = _ints(node, "pads", [0] * 2 * rank)
-    wide = np.pad(array.astype(np.float32), [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
+    cut: tuple[Any, ...] = (slice(None), slice(None))
+    wide: Floats = np.pad(array.astype(np.float32), [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
     reach = tuple(dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True))
     view = np.lib.stride_tricks.sliding_window_view(wide, reach, axis=tuple(range(2, 2 + rank)))
-    view = view[(..., *(slice(None, None, step) for step in dilations))]
-    view = view[(slice(None), slice(None), *(slice(None, None, step) for step in strides))]
+    view = view[(*cut, *_every(strides), *_every(dilations))]
     places = view.shape[2 : 2 + rank]
     most = max(1, ROWS_PER_TERM * (array.shape[1] // groups) * math.prod(kernel))
     chosen = np.unique(np.linspace(0, math.prod(places) - 1, min(most, math.prod(places))).round().astype(int))
-    windows = view[(slice(None), slice(None), *np.unravel_index(chosen, places))]  # (N, C, places, kernel…)
+    windows = view[(*cut, *np.unravel_index(chosen, places))]  # (N, C, places, kernel…)
     count, channels = windows.shape[:2]
     apart = windows.reshape(count, groups, channels // groups, len(chosen), -1)
     return np.ascontiguousarray(apart.transpose(1, 0, 3, 2, 4)).reshape(groups, count * len(chosen), -1)
+
+
+def _every(steps: list[int]) -> list[slice]:
+    return [slice(None, None, step) for step in steps]
 
 
 def _ints(node: ir.Node, name: str, default: list[int]) -> list[int]:

@@ -77,7 +77,8 @@ def round_weight(weight: NDArray[Any], quant: TensorQuant) -> NDArray[Any]:
 def nearest(scaled: NDArray[Any], quant: TensorQuant) -> NDArray[Any]:
     """The integers (or float8) nearest to numbers that were divided by their scales."""
     if quant.dtype.startswith("float8"):
-        return np.clip(scaled, -FLOAT8_MAX, FLOAT8_MAX).astype(ml_dtypes.float8_e4m3fn)
+        narrow: NDArray[Any] = np.clip(scaled, -FLOAT8_MAX, FLOAT8_MAX).astype(ml_dtypes.float8_e4m3fn)
+        return narrow
     first, last = levels_of(quant.dtype, narrow=quant.narrow)
     found: NDArray[Any] = np.clip(np.rint(scaled) + quant.zero_point, first, last)
     return found
