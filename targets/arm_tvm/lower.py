@@ -17,7 +17,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.numerics import Array
-from targets.arm_tvm.conversions import convert
+from targets.arm_tvm.conversions import convert, write_pads
 from targets.arm_tvm.integer.isa import dot_of
 from targets.arm_tvm.integer.kernels import Kernel, call
 from targets.arm_tvm.integer.rewrite import DOMAIN, OPERATOR, use_integers
@@ -142,6 +142,7 @@ def _prepared(model: ir.Model) -> ir.Model:
     """A copy as TVM takes it: constants as initializers, and inputs named in0, in1, …."""
     copy = model.clone()
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    write_pads(copy)
     taken = {value.name for node in copy.graph.all_nodes() for value in node.outputs} | set(copy.graph.initializers)
     for index, value in enumerate(_model_inputs(copy)):
         name = f"in{index}"
