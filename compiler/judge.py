@@ -15,6 +15,8 @@ from compiler.gates import EMBEDDING, Demands
 from compiler.inputs import Prepared
 from compiler.jobs import Job
 
+UNASKED = "neither a limit nor an evaluation asks for saliency"
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -54,7 +56,7 @@ class Data:
 
     judge: Judge | None = None
     calibration: Dataset | None = None
-    images: Images | str = "neither a limit nor an evaluation asks for saliency"
+    images: Images | str = UNASKED
 
 
 def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared]) -> dict[str, Data]:
@@ -88,7 +90,7 @@ def _open(fleet: Fleet, ready: Prepared, demands: Demands, *, calibrates: bool) 
         return Data(calibration=calibration)
     evaluation = fleet.evaluation or _embedding(fleet.calibration)
     dataset = open_evaluation(evaluation, specs, fleet.preprocess)
-    images = open_images(evaluation, dataset, specs, fleet.preprocess) if demands.explains else Data.images
+    images = open_images(evaluation, dataset, specs, fleet.preprocess) if demands.explains else UNASKED
     if not demands.task:
         return Data(None, calibration, images)
     task = find_task(evaluation)

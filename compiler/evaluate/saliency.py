@@ -161,19 +161,12 @@ def ask(outputs: Arrays, images: Images) -> Question:
     samples = tuple(_singles(images.dataset))
     labels = images.dataset.labels if images.task == "verification" else None
     places, partners = choose_pictures(labels, len(samples))
+    kind, goals = _goals(outputs, images, places, partners)
+    seen = "the picture itself" if places == partners else "another picture of the person"
+    cosine = f"the cosine to the float model's output for {seen}"
+    words = "the score of the float model's first class" if kind == "class" else cosine
     chosen = tuple(samples[place] for place in places)
-    if images.task == "classification":
-        name = images.output or next(iter(outputs))
-        classes = pick_output(outputs, images.output).argmax(axis=1)[places]
-        words = "the score of the float model's first class"
-        return Question(chosen, images.dataset.inputs, images.picture, "class", {name: classes}, words)
-    names = [images.output] if images.output else list(outputs)
-    if missing := [name for name in names if name not in outputs]:
-        raise DataError(f"the model has no output '{missing[0]}'; it has {', '.join(outputs)}", where="saliency")
-    references = {name: outputs[name].reshape(len(samples), -1)[partners] for name in names}
-    own = np.array_equal(places, partners)
-    words = "the cosine to the float model's outputs of " + ("the picture itself" if own else "another of the person")
-    return Question(chosen, images.dataset.inputs, images.picture, "cosine", references, words)
+    return Question(chosen, images.dataset.inputs, images.picture, kind, goals, words)
 
 
 def explain(run: Run, question: Question) -> Explanation:
@@ -220,11 +213,26 @@ def choose_pictures(labels: Array | None, count: int) -> tuple[list[int], list[i
         labels: Of a verification's samples: the person of each, or pairs (M, 5); None refers each to itself.
         count: How many samples there are.
     """
+    if labels is None:
+        spread: list[int] = np.linspace(0, count - 1, min(IMAGES, count)).round().astype(int).tolist()
+        return spread, spread
     partners = dict(_partners(labels, count))
-    people = {place: place for place in range(count)} if labels is None or labels.ndim == 2 else _firsts(labels)
+    people = {place: place for place in range(count)} if labels.ndim == 2 else _firsts(labels)
     order = sorted(range(count), key=lambda place: (place not in partners, people[place] != place, place))
     places = sorted(order[:IMAGES])
     return places, [partners.get(place, place) for place in places]
+
+
+def _goals(
+    outputs: Arrays, images: Images, places: list[int], partners: list[int]
+) -> tuple[Literal["class", "cosine"], Arrays]:
+    if images.task == "classification":
+        name = images.output or next(iter(outputs))
+        return "class", {name: pick_output(outputs, images.output).argmax(axis=1)[places]}
+    names = [images.output] if images.output else list(outputs)
+    if missing := [name for name in names if name not in outputs]:
+        raise DataError(f"the model has no output '{missing[0]}'; it has {', '.join(outputs)}", where="saliency")
+    return "cosine", {name: outputs[name].reshape(len(outputs[name]), -1)[partners] for name in names}
 
 
 def _firsts(labels: Array) -> dict[int, int]:
@@ -233,9 +241,7 @@ def _firsts(labels: Array) -> dict[int, int]:
     return {place: first.setdefault(label, place) for place, label in enumerate(labels.tolist())}
 
 
-def _partners(labels: Array | None, count: int) -> Iterator[tuple[int, int]]:
-    if labels is None:
-        return
+def _partners(labels: Array, count: int) -> Iterator[tuple[int, int]]:
     if labels.ndim == 2:
         yield from {int(row[0]): int(row[1]) for row in labels[::-1] if row[2] == 1}.items()
         return

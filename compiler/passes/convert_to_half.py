@@ -20,7 +20,7 @@ import onnx_ir as ir
 from compiler.errors import InternalError, UnsupportedModel
 from compiler.graph import PassResult
 from compiler.passes.half_table import STAYS_FLOAT32
-from compiler.passes.values import Names, constant_tensor, display_name, record_origin
+from compiler.passes.values import Names, constant_tensor, display_name, nodes_at, record_origin
 
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -257,12 +257,12 @@ class _Conversion:
         return self.widened[value].producer() if value in self.widened else None
 
     def _cast(self, value: ir.Value, to: ir.DataType, name: str) -> ir.Value:
+        producer, stands_for = value.producer(), nodes_at(value)
         node = ir.node("Cast", [value], {"to": int(to)}, name=self.names.fresh(f"{name}_cast"))
         result = node.outputs[0]
         result.name, result.type, result.shape = name, ir.TensorType(to), value.shape
-        producer = value.producer()
+        record_origin(node, stands_for)
         if producer is not None:
-            record_origin(node, [producer])
             self.model.graph.insert_after(producer, [node])
         else:
             self.model.graph.insert_before(self.model.graph[0], [node])

@@ -69,6 +69,12 @@ def record_origin(node: ir.Node, sources: Iterable[ir.Node]) -> None:
     node.metadata_props[ORIGIN_KEY] = "\n".join(dict.fromkeys(names))
 
 
+def nodes_at(value: ir.Value) -> list[ir.Node]:
+    """Who computes a value, or who reads it where it is given: what a node put behind it stands for."""
+    producer = value.producer()
+    return [producer] if producer is not None else list(dict.fromkeys(reader for reader, _ in value.uses()))
+
+
 def display_name(node: ir.Node) -> str:
     """The node's name, or operator and first output where it has none."""
     output = node.outputs[0].name if node.outputs else ""

@@ -13,7 +13,7 @@ from compiler.errors import InternalError, UnsupportedModel
 from compiler.graph import skeleton
 from compiler.passes.pipelines import precision_passes
 from compiler.passes.quantized import is_quantized
-from compiler.passes.values import Names, constant_of, replace_input
+from compiler.passes.values import Names, constant_of, nodes_at, record_origin, replace_input
 from compiler.quant.plan import QuantPlan, TensorQuant
 from compiler.quant.weights import round_weight, scale_array
 
@@ -93,6 +93,7 @@ class _Application:
         if (name, quant) in self.dequantized:
             return self.dequantized[name, quant]
         value = self.values[name]
+        source, stands_for = value.producer(), nodes_at(value)
         scale = self._constant(f"{name}_scale", scale_array(quant, ()))
         zero = self._constant(f"{name}_zero_point", _integers(np.asarray(quant.zero_point), quant.dtype))
         quantize = self._node("QuantizeLinear", [value, scale, zero], f"{name}_quantized")
@@ -101,7 +102,8 @@ class _Application:
         dequantize.outputs[0].dtype = ir.DataType.FLOAT
         for made in (quantize.outputs[0], dequantize.outputs[0]):
             made.shape = value.shape
-        source = value.producer()
+        for node in (quantize, dequantize):
+            record_origin(node, stands_for)
         if source is None:
             self.model.graph.insert_before(self.model.graph[0], [quantize, dequantize])
         else:
@@ -147,6 +149,7 @@ class _Application:
         attributes |= {"block_size": quant.block_size} if quant.block_size else {}
         made = self._node("DequantizeLinear", inputs, f"{name}_dequantized", attributes)
         made.outputs[0].dtype, made.outputs[0].shape = ir.DataType.FLOAT, ir.Shape(integers.shape)
+        record_origin(made, [node])
         self.model.graph.insert_before(self._first_reader(node), made)
         return made.outputs[0]
 

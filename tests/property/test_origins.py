@@ -14,6 +14,7 @@ from compiler.errors import DataError, UnsupportedModel
 from compiler.frontend.normal import normalize
 from compiler.passes.pipelines import PORTABLE, load_passes, precision_passes
 from compiler.passes.run import run_passes
+from compiler.passes.values import origins_of
 from compiler.prune.cut import cut_channels
 from compiler.prune.groups import find_ties
 from compiler.prune.prepare import prepare
@@ -44,6 +45,12 @@ def must_answer(names: set[str], model: ir.Model) -> None:
         assert found.nodes or found.steps, name
 
 
+def must_trace_back(model: ir.Model, names: set[str]) -> None:
+    """Each operator stands for nodes of the source."""
+    for node in model.graph.all_nodes():
+        assert names & {*origins_of(node)}, node
+
+
 def names_of(model: ir.Model) -> set[str]:
     return {str(node.name) for node in model.graph.all_nodes()}
 
@@ -54,10 +61,12 @@ def test_every_node_has_an_answer_after_the_pipeline_in_two_stages(text: str, ha
     model = named(text)
     names = names_of(model)
     run_passes(model, CHEAP)
+    must_trace_back(model, names)
     again = ir.from_proto(ir.to_proto(model))
     if half:
         run_passes(again, precision_passes("fp16"), first=30)
     must_answer(names, again)
+    must_trace_back(again, names)
 
 
 @settings(bounded, max_examples=4)
@@ -67,6 +76,7 @@ def test_every_node_has_an_answer_after_onnxsim(text: str) -> None:
     names = names_of(model)
     run_passes(model, load_passes(PORTABLE))
     must_answer(names, model)
+    must_trace_back(model, names)
 
 
 @bounded
@@ -81,6 +91,7 @@ def test_every_node_has_an_answer_in_a_quantized_model(text: str, scheme: object
     except (UnsupportedModel, DataError):
         assume(False)
     must_answer(names, found.model)
+    must_trace_back(found.model, names)
 
 
 @bounded

@@ -115,6 +115,7 @@ def test_a_person_with_two_pictures_is_explained_by_the_other_one() -> None:
     assert dict(zip(places, partners, strict=True)) == {0: 2, 1: 1, 2: 0, 3: 3}
     rows = np.array([[0, 1, 0, 5, 6], [2, 3, 1, 7, 7]])
     assert choose_pictures(rows, 4) == ([0, 1, 2, 3], [0, 1, 3, 3])
+    assert choose_pictures(None, 11) == ([0, 2, 4, 6, 8, 10],) * 2 and choose_pictures(None, 2) == ([0, 1],) * 2
     many = choose_pictures(np.repeat(np.arange(IMAGES), 2), 2 * IMAGES)
     assert many[0] == list(range(0, 2 * IMAGES, 2)), "one picture of each person, before a second of any"
     run = model(lambda x: x.reshape(len(x), -1))
