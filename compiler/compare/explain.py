@@ -37,7 +37,7 @@ class Change:
 
     Args:
         device: Device class it belongs to.
-        section: `inputs`, `tools`, `plan`, `trials`, `layers`, `artifact`, `figures`, `verdicts`, or `build`.
+        section: that of the fact, or `build` for a device that one of the builds lacks.
         name: Its name.
         before: Its value in the first build; None if it is not there.
         after: Its value in the second.
@@ -107,7 +107,7 @@ def _feeding(name: str, changed: Mapping[str, Changed], seen: frozenset[str]) ->
     seen |= {name}
     for feed in changed[name].feeds:
         for other in changed:
-            if other in seen or not (other == feed or other.startswith(f"{feed}.")):
+            if other in seen or not (other == feed.removeprefix("=") or other.startswith(f"{feed}.")):
                 continue
             behind = list(_feeding(other, changed, seen)) if changed[other].fact.is_opaque else []
             yield from behind or [other]

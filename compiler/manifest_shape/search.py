@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, FiniteFloat
 
@@ -160,6 +160,7 @@ class Trial:
     footprint: Footprint | None
     speed: Speed | None
     gates: tuple[Gate, ...]
+    options: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
