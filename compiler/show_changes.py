@@ -41,7 +41,7 @@ def _key(change: Change) -> tuple[str, str, str]:
 
 def _block(title: str, changes: Sequence[Change], common: set[tuple[str, str, str]], *, is_common: bool) -> str:
     words = {change.name: f"{change.name} {_first(change.was)} → {_first(change.now)}" for change in changes}
-    shown = [one for one in changes if (_key(one) in common) == is_common and not (one.is_opaque and one.because)]
+    shown = [one for one in changes if (_key(one) in common) == is_common and not _is_told(one, words)]
     lines, section = [], ""
     for group in _grouped(shown):
         if group[0].section != section:
@@ -49,6 +49,12 @@ def _block(title: str, changes: Sequence[Change], common: set[tuple[str, str, st
             lines.append(f"  {section}")
         lines += map(_cut, _lines(group, words))
     return "\n".join([title, *lines]) if lines else ""
+
+
+def _is_told(change: Change, words: Mapping[str, str]) -> bool:
+    """A digest whose causes stand above it, and the parts of what is there in one build only."""
+    is_part = None in (change.before, change.after) and change.name.rpartition(".")[0] in words
+    return is_part or (change.is_opaque and bool(change.because))
 
 
 def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
