@@ -94,12 +94,12 @@ def _change(device: str, name: str, changed: Mapping[str, Changed]) -> Change:
 
 
 def _causes(name: str, changed: Mapping[str, Changed]) -> list[str]:
-    """The nearest changes that feed one, without those that explain a relative of theirs that is named already."""
+    """The nearest changes that feed one, without the parts and the causes of a relative of theirs that is named."""
     found = list(dict.fromkeys(_feeding(name, changed, frozenset())))
-    told = {
-        cause for other in found for cause in _feeding(other, changed, frozenset()) if _family(cause) == _family(other)
-    }
-    return [cause for cause in found if cause not in told]
+    behind = {other: set(_feeding(other, changed, frozenset())) for other in found}
+    told = {one for other in found for one in behind[other] if _family(one) == _family(other)}
+    parts = {one for one in found for other in found if one.startswith(f"{other}.")}
+    return [one for one in found if one not in told | parts]
 
 
 def _feeding(name: str, changed: Mapping[str, Changed], seen: frozenset[str]) -> Iterator[str]:
