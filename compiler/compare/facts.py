@@ -140,7 +140,8 @@ def _trial(name: str, trial: Trial) -> Iterator[Fact]:
     kept, options = sorted(trial.kept_float), dict(trial.options or {})
     asked = ("limit.accuracy_drop_pct", "evaluation", *MADE_OF)
     shown = f"{len(kept)} layers in float" + (f", observer {options['observer']}" if "observer" in options else "")
-    yield Fact("trials", f"{name}.variant", [kept, options], asked, shown=shown)
+    if kept or options:
+        yield Fact("trials", f"{name}.variant", [kept, options], asked, shown=shown)
     if trial.accuracy and trial.accuracy.drop_pct is not None:
         lost, judged = trial.accuracy.drop_pct, trial.accuracy.judged_pct
         bound = judged is not None and trial.accuracy.rule == "bound"

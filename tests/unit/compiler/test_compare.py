@@ -97,10 +97,11 @@ def test_a_gate_that_fails_for_its_limit_is_told_from_one_whose_figure_moved(tmp
 
 
 def test_an_accuracy_that_moved_with_the_layers_kept_in_float_names_them(tmp_path: Path) -> None:
-    mixed = trial(2, "int8", kept_float={"conv": "reverted"})
+    mixed = trial(2, "int8", kept_float={"conv": "reverted"}, options={"observer": "mse"})
     mixed["accuracy"] = {**mixed["accuracy"], "drop_pct": 0.1}
-    found = two(tmp_path, {}, {"trials": [trial(1, "fp32"), mixed]})
-    assert found["trial.int8.variant"].now == "1 layers in float"
+    plain = trial(2, "int8", options={"observer": "mse"})
+    found = two(tmp_path, {"trials": [trial(1, "fp32"), plain]}, {"trials": [trial(1, "fp32"), mixed]})
+    assert found["trial.int8.variant"].now == "1 layers in float, observer mse"
     assert found["trial.int8.accuracy"].because == ("trial.int8.variant",)
 
 
