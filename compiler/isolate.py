@@ -25,6 +25,9 @@ import psutil
 from compiler.errors import InternalError, ToolchainFailed, from_dict
 
 POLL_S = 0.05
+FAMILY_S = 0.25
+"""How long a list of a child's children is good for: to make one, all of /proc is read."""
+
 LOG_TAIL_LINES = 12
 LOG_TAIL_BYTES = 16384
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
@@ -86,27 +89,40 @@ def run_child(work: str, request: dict[str, Any], *, folder: Path, limits: Child
 def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> str:
     """Waits for the child; says which limit it broke, or nothing."""
     deadline, ceiling = time.monotonic() + limits.timeout_s, limits.memory_bytes()
+    family = Family(child.pid)
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(POLL_S)
             return ""
         if time.monotonic() > deadline:
             return f"did not finish within {limits.timeout_s:g} s"
-        used = resident_bytes(child.pid)
+        used = family.resident_bytes()
         if used > ceiling:
             return f"used {used // MIB} MiB of memory, more than its limit of {ceiling // MIB} MiB"
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and its children, in bytes."""
-    total = 0
-    try:
-        parent = psutil.Process(pid)
-        for process in (parent, *parent.children(recursive=True)):
-            total += process.memory_info().rss
-    except psutil.Error:  # it ended between two looks
-        pass
-    return total
+class Family:
+    """A process and its children, whose memory is looked at again and again.
+
+    Args:
+        pid: The process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._members, self._found_at = pid, tuple[psutil.Process, ...](), float("-inf")
+
+    def resident_bytes(self) -> int:
+        """Resident memory of them all, in bytes."""
+        total = 0
+        with contextlib.suppress(psutil.Error):  # one ended between two looks
+            if time.monotonic() - self._found_at > FAMILY_S:
+                parent = psutil.Process(self._pid)
+                self._members = (parent, *parent.children(recursive=True))
+                self._found_at = time.monotonic()
+        for process in self._members:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total
 
 
 def kill_child(child: subprocess.Popen[bytes]) -> None:

@@ -90,7 +90,7 @@ def read_artifact(folder: Path) -> Delivered:
     """
     manifest = read_manifest(folder)
     has_measurements = (folder / MEASUREMENTS).is_file()
-    measurements = _read_json(folder / MEASUREMENTS) if has_measurements else {}
+    measurements = read_json(folder / MEASUREMENTS) if has_measurements else {}
     _refuse(folder / MEASUREMENTS, problems_of(Measurements, measurements) if has_measurements else [])
     artifact = _described(folder, manifest["artifact"])
     loose = {name: measurements.get("unrepeatable_files", {}).get(name) for name in artifact.unrepeatable}
@@ -112,13 +112,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: There is none, it is of another schema, or it lacks what is read again.
     """
-    manifest = _read_json(folder / MANIFEST)
-    if manifest.get("schema") != SCHEMA:
-        raise ArtifactError(
-            f"the manifest has schema {manifest.get('schema')!r}, this fleetc reads {SCHEMA}",
-            where=str(folder / MANIFEST),
-            remedy="Use the version of fleetc that wrote it (its `fleetc` key).",
-        )
+    manifest = read_json(folder / MANIFEST)
     _refuse(folder / MANIFEST, problems_of(Manifest, manifest))
     return manifest
 
@@ -201,7 +195,23 @@ def _described(folder: Path, value: Mapping[str, Any]) -> Artifact:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads one of the files that a build writes, whoever has edited it since.
+
+    Raises:
+        ArtifactError: It is missing, too large, no JSON mapping, or of another schema.
+    """
+    value = _json(path)
+    if value.get("schema") != SCHEMA:
+        raise ArtifactError(
+            f"{path.name} has schema {value.get('schema')!r}, this fleetc reads {SCHEMA}",
+            where=str(path),
+            remedy="Use the version of fleetc that wrote it (`fleetc` in manifest.json or build.json).",
+        )
+    return value
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_JSON_BYTES + 1)
@@ -212,7 +222,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"there is no readable {path.name}: {error.strerror}",
             where=str(path.parent),
-            remedy="Name the folder of one device, for example dist/kiosk.",
+            remedy="Name the folder of one device, for example dist/kiosk, or build it again.",
         ) from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(

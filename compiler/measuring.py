@@ -22,7 +22,7 @@ from typing import Any
 from compiler.artifact import Evidence
 from compiler.build import BuildRequest, told_child
 from compiler.errors import CompilerError, ToolchainFailed, from_dict
-from compiler.isolate import MIB, ChildLimits, death_of, kill_child, log_tail, resident_bytes
+from compiler.isolate import MIB, ChildLimits, Family, death_of, kill_child, log_tail
 from compiler.plan import Plan
 from compiler.profile import HardwareProfile
 from compiler.target import Backend
@@ -130,6 +130,7 @@ class _Child:
             )
         os.close(asked)
         os.close(answered)
+        self._family = Family(self._process.pid)
         self._read = b""
 
     def ask(self, value: dict[str, Any]) -> None:
@@ -149,7 +150,7 @@ class _Child:
                 raise self._ended()
             elif time.monotonic() > deadline:
                 raise ToolchainFailed(f"the trial did not finish within {seconds:g} s")
-            elif (used := resident_bytes(self._process.pid)) > ceiling:
+            elif (used := self._family.resident_bytes()) > ceiling:
                 raise ToolchainFailed(f"the trial used {used // MIB} MiB of memory, more than {ceiling // MIB} MiB")
         line, _, self._read = self._read.partition(b"\n")
         value: dict[str, Any] = json.loads(line)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from compiler.show import COLUMNS
+
 if TYPE_CHECKING:
     from compiler.compare import Change
 
@@ -12,7 +14,6 @@ FAMILIES = ("layer", "kernel")
 """Kinds of facts that there are dozens of: those that changed alike share a line."""
 
 MOST_NAMES = 3
-MOST_CHARACTERS = 78
 
 
 def changes_text(changes: Sequence[Change]) -> str:
@@ -39,15 +40,21 @@ def _key(change: Change) -> tuple[str, str, str]:
 
 
 def _block(title: str, changes: Sequence[Change], common: set[tuple[str, str, str]], *, is_common: bool) -> str:
-    words = {change.name: f"{change.name} {_cut(change.was)} → {_cut(change.now)}" for change in changes}
-    shown = [one for one in changes if (_key(one) in common) == is_common and not (one.is_opaque and one.because)]
+    words = {change.name: f"{change.name} {_first(change.was)} → {_first(change.now)}" for change in changes}
+    shown = [one for one in changes if (_key(one) in common) == is_common and not _is_told(one, words)]
     lines, section = [], ""
     for group in _grouped(shown):
         if group[0].section != section:
             section = group[0].section
             lines.append(f"  {section}")
-        lines += _lines(group, words)
+        lines += map(_cut, _lines(group, words))
     return "\n".join([title, *lines]) if lines else ""
+
+
+def _is_told(change: Change, words: Mapping[str, str]) -> bool:
+    """A digest whose causes stand above it, and the parts of what is there in one build only."""
+    is_part = None in (change.before, change.after) and change.name.rpartition(".")[0] in words
+    return is_part or (change.is_opaque and bool(change.because))
 
 
 def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
@@ -62,7 +69,7 @@ def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
 
 def _lines(group: Sequence[Change], words: Mapping[str, str]) -> Iterator[str]:
     first = group[0]
-    yield f"    {_name(group)}: {_cut(first.was)} → {_cut(first.now)}{_percent(first)}"
+    yield f"    {_name(group)}: {first.was} → {first.now}{_percent(first)}"
     if first.because:
         for index, name in enumerate(first.because[:MOST_NAMES]):
             yield f"      {'because' if index == 0 else '    and'} {words[name]}"
@@ -85,9 +92,14 @@ def _percent(change: Change) -> str:
     before, after = change.before, change.after
     if change.section not in ("trials", "figures") or not all(type(one) in (int, float) for one in (before, after)):
         return ""
-    return f" ({100 * (after / before - 1):+.1f} %)" if before and change.name.split(".")[-1] != "accuracy" else ""
+    return f" ({100 * (after / before - 1):+.1f} %)" if before and change.name not in ("accuracy", "SQNR") else ""
 
 
-def _cut(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= MOST_CHARACTERS else f"{line[: MOST_CHARACTERS - 1]}…"
+def _first(text: str) -> str:
+    """A value without the reason behind it, which stands where the change itself is told."""
+    return text.split(": ", 1)[0]
+
+
+def _cut(line: str) -> str:
+    flat = line.replace("\n", " ")
+    return flat if len(flat) <= COLUMNS else f"{flat[: COLUMNS - 1]}…"

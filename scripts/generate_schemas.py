@@ -15,11 +15,13 @@ from typing import Any
 
 from compiler.fleet import FleetFile
 from compiler.profile import HardwareProfile
+from compiler.target import find_target
 from compiler.validate import json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- written by scripts/generate_schemas.py: begin -->\n"
 END = "<!-- written by scripts/generate_schemas.py: end -->\n"
+TARGETS = ("openvino", "reference", "tensorrt", "tvm")
 KINDS = {
     "profile": (HardwareProfile, "docs/profiles.md", "fleetc hardware profile"),
     "fleet": (FleetFile, "docs/fleet.md", "fleetc fleet"),
@@ -47,7 +49,18 @@ def _generated() -> Iterator[tuple[Path, str]]:
         yield ROOT / f"profiles/{kind}.schema.json", json.dumps(head | schema, indent=2, ensure_ascii=False) + "\n"
         text = (ROOT / page).read_text("utf-8")
         before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-        yield ROOT / page, before + BEGIN + "\n" + _table(schema) + "\n" + END + after
+        options = _target_options() if kind == "profile" else ""
+        yield ROOT / page, before + BEGIN + "\n" + _table(schema) + options + "\n" + END + after
+
+
+def _target_options() -> str:
+    """The keys of `target_options`, target by target."""
+    found = {name: json_schema(find_target(name).Options) for name in TARGETS}
+    tables = [
+        f"\n### target_options of {name}\n\n" + (_table(schema) if schema.get("properties") else "It takes none.\n")
+        for name, schema in found.items()
+    ]
+    return "".join(tables)
 
 
 def _table(schema: dict[str, Any]) -> str:

@@ -48,7 +48,12 @@ for command in (build, plan, verify, run, bench, inspect, diff, report, finish, 
 def main() -> NoReturn:
     """The console script: runs the command and turns every outcome into an exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(_exit_code())
+    code = _exit_code()
+    if code == Interrupted.exit_code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # everything is cleared up; unloading the toolchains takes longer than anybody waits
+    sys.exit(code)
 
 
 def _exit_code() -> int:

@@ -14,6 +14,7 @@ from compiler.disk import output_errors
 from compiler.errors import CompilerError
 from compiler.store import Store
 from compiler.target import find_target, list_targets
+from compiler.validate import json_schema
 
 
 @click.command()
@@ -156,13 +157,15 @@ def cache_import(file: Path, cache: Path, as_json: bool) -> None:
 
 def _target_row(name: str, package: str) -> dict[str, Any]:
     try:
-        tools = dict(find_target(name).toolchain())
+        target = find_target(name)
+        tools, options = dict(target.toolchain()), json_schema(target.Options)
     except CompilerError as error:
-        return {"target": name, "package": package, "toolchain": {}, "problem": error.what}
+        return {"target": name, "package": package, "toolchain": {}, "options": {}, "problem": error.what}
     absent = [tool for tool, found in tools.items() if found == "absent"]
     return {
         "target": name,
         "package": package,
         "toolchain": tools,
+        "options": options,
         "problem": f"absent: {', '.join(absent)}" if absent else "",
     }

@@ -37,7 +37,7 @@ class Change:
 
     Args:
         device: Device class it belongs to.
-        section: `inputs`, `tools`, `plan`, `trials`, `layers`, `artifact`, `figures`, `verdicts`, or `build`.
+        section: that of the fact, or `build` for a device that one of the builds lacks.
         name: Its name.
         before: Its value in the first build; None if it is not there.
         after: Its value in the second.
@@ -94,12 +94,12 @@ def _change(device: str, name: str, changed: Mapping[str, Changed]) -> Change:
 
 
 def _causes(name: str, changed: Mapping[str, Changed]) -> list[str]:
-    """The nearest changes that feed one, without those that explain a relative of theirs that is named already."""
+    """The nearest changes that feed one, without the parts and the causes of a relative of theirs that is named."""
     found = list(dict.fromkeys(_feeding(name, changed, frozenset())))
-    told = {
-        cause for other in found for cause in _feeding(other, changed, frozenset()) if _family(cause) == _family(other)
-    }
-    return [cause for cause in found if cause not in told]
+    behind = {other: set(_feeding(other, changed, frozenset())) for other in found}
+    told = {one for other in found for one in behind[other] if _family(one) == _family(other)}
+    parts = {one for one in found for other in found if one.startswith(f"{other}.")}
+    return [one for one in found if one not in told | parts]
 
 
 def _feeding(name: str, changed: Mapping[str, Changed], seen: frozenset[str]) -> Iterator[str]:
@@ -107,7 +107,7 @@ def _feeding(name: str, changed: Mapping[str, Changed], seen: frozenset[str]) ->
     seen |= {name}
     for feed in changed[name].feeds:
         for other in changed:
-            if other in seen or not (other == feed or other.startswith(f"{feed}.")):
+            if other in seen or not (other == feed.removeprefix("=") or other.startswith(f"{feed}.")):
                 continue
             behind = list(_feeding(other, changed, seen)) if changed[other].fact.is_opaque else []
             yield from behind or [other]

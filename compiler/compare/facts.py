@@ -1,6 +1,6 @@
 """What of a device is compared: named facts, cause before effect, each with the facts that feed it.
 
-inputs, tools → plan → trials → plan.precision → layers → artifact → figures → verdicts
+inputs, tools → plan → trials → decision → layers → artifact → figures → verdicts
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.manifest_shape import Gate, Layer, Manifest, Searched, Trial
+from compiler.manifest_shape import Gate, Manifest, Searched, Trial
 from compiler.report import Device, payload_bytes
 from compiler.store import canonical_json
 
@@ -37,16 +37,25 @@ GATED = {
 }
 """Gate → the figures and the limit that decide it."""
 
+TRIED = {
+    "accuracy": ("{}.accuracy", "limit.accuracy_drop_pct"),
+    "memory: weights": ("{}.size", "limit.memory_reduction_pct"),
+    "memory: run": ("{}.memory", "limit.memory_reduction_pct"),
+    "latency": ("{}.speed", "limit.latency_ms"),
+}
+"""The same of a trial, whose name takes the place of the braces."""
+
 
 @dataclass(frozen=True)
 class Fact:
     """One thing that two builds may differ in.
 
     Args:
-        section: `inputs`, `tools`, `plan`, `trials`, `layers`, `artifact`, `figures` or `verdicts`.
+        section: `inputs`, `tools`, `plan`, `trials`, `decision`, `layers`, `artifact`, `figures` or `verdicts`.
         name: Its name; what stands before the first `.` is its family.
         value: JSON-ready; two builds agree where it is equal.
-        feeds: Names or families of the facts that it follows from, most telling first.
+        feeds: Names or families of the facts that it follows from, most telling first; `=` before a name leaves its
+            family out.
         alone: What it means if it changes and none of those does.
         is_opaque: Whether it says no more than that something differs (a digest): explanations look through it.
         shown: Its value in words; empty where the value is.
@@ -108,53 +117,65 @@ def _planned(found: Searched) -> Iterator[Fact]:
     names = [one.precision for one in plan.candidates]
     feeds = ("profile", "evaluation", "limit", "tool", "fleetc")
     yield Fact("plan", "candidates", names, feeds, ASKED, shown=", ".join(names))
-    for name, choice in plan.choices.items():
-        if name not in ("precision", *vars(plan.gates.limits)):
-            alone = {"tuning": TUNED, "pruning": ASKED}.get(name, UNKNOWN)
-            yield Fact("plan", f"choice.{name}", choice.value, ("precision", "profile", "tool", "fleetc"), alone)
 
 
 def _searched(found: Searched) -> Iterator[Fact]:
-    for name, trial in {one.precision: one for one in found.trials}.items():  # the last of each: what it came to
+    trials = {one.precision: one for one in found.trials}  # the last of each precision: what the search came to
+    trials |= {found.chosen.precision: found.chosen} if found.chosen else {}
+    for name, trial in trials.items():
         yield from _trial(f"trial.{name}", trial)
     chosen = found.decision.precision
-    tried = f"trial.{chosen}" if chosen else "trial"
-    yield Fact("plan", "precision", chosen, ("candidates", tried), shown=chosen or "none")
-    kept = sorted(found.chosen.kept_float) if found.chosen else []
-    searched = ("precision", "limit.accuracy_drop_pct", "evaluation", *MADE_OF)
-    yield Fact("layers", "kept in float", kept, searched, shown=f"{len(kept)} layers")
+    tried = (f"trial.{chosen}",) if chosen else tuple(f"=trial.{name}" for name in trials)
+    yield Fact("decision", "precision", chosen, ("candidates", *tried), shown=chosen or "none")
+    for name, choice in found.plan.choices.items() if chosen else ():
+        if name not in ("precision", *vars(found.plan.gates.limits)):
+            alone = {"tuning": TUNED, "pruning": ASKED}.get(name, UNKNOWN)
+            yield Fact("decision", f"choice.{name}", choice.value, ("precision", "profile", "tool", "fleetc"), alone)
     for layer in found.layers:
-        yield _layer(layer)
+        feeds = ("precision", f"trial.{chosen}.variant", "model", "tool", "fleetc")
+        yield Fact("layers", f"layer.{layer.node}", layer.precision, feeds)
 
 
 def _trial(name: str, trial: Trial) -> Iterator[Fact]:
+    made = (f"{name}.variant", *MADE_OF)
+    kept, options = sorted(trial.kept_float), dict(trial.options or {})
+    asked = ("limit.accuracy_drop_pct", "evaluation", *MADE_OF)
+    shown = f"{len(kept)} layers in float" + (f", observer {options['observer']}" if "observer" in options else "")
+    if kept or options:
+        yield Fact("trials", f"{name}.variant", [kept, options], asked, shown=shown)
     if trial.accuracy and trial.accuracy.drop_pct is not None:
-        lost = trial.accuracy.drop_pct
-        yield Fact(
-            "trials", f"{name}.accuracy", lost, ("evaluation", *MADE_OF), MEASURED, shown=f"{lost:.2f} points lost"
-        )
+        lost, judged = trial.accuracy.drop_pct, trial.accuracy.judged_pct
+        bound = judged is not None and trial.accuracy.rule == "bound"
+        shown = f"{lost:.2f} points lost" + (f", {judged:.2f} by its bound" if bound else "")
+        feeds = ("evaluation", *made, "limit.accuracy_drop_pct")  # the limit decides whether the bound is judged
+        yield Fact("trials", f"{name}.accuracy", [lost, judged], feeds, MEASURED, shown=shown)
     if trial.footprint and trial.footprint.weights_bytes is not None:
         size = trial.footprint.weights_bytes
-        yield Fact("trials", f"{name}.size", size, MADE_OF, shown=f"{size / MIB:.2f} MiB")
+        yield Fact("trials", f"{name}.size", size, made, shown=f"{size / MIB:.2f} MiB")
     if trial.footprint and trial.footprint.run_bytes is not None:
         size = trial.footprint.run_bytes
-        yield Fact("trials", f"{name}.memory", size, MADE_OF, MEASURED, shown=f"{size / MIB:.1f} MiB when run")
+        yield Fact("trials", f"{name}.memory", size, made, MEASURED, shown=f"{size / MIB:.1f} MiB when run")
     if trial.speed and trial.speed.speedup is not None:
         ratio = round(trial.speed.speedup, 3)
-        yield Fact("trials", f"{name}.speed", ratio, MADE_OF, MEASURED, shown=f"{ratio:.2f} × float32")
+        yield Fact("trials", f"{name}.speed", ratio, made, MEASURED, shown=f"{ratio:.2f} × float32")
     outcome = f"{trial.status}: {trial.why}" if trial.why else trial.status
-    yield Fact("trials", name, trial.status, (name, "limit", *MADE_OF), shown=outcome)
+    yield Fact("trials", name, trial.status, _outcome_feeds(name, trial), shown=outcome)
 
 
-def _layer(layer: Layer) -> Fact:
-    feeds = ("precision", "kept in float", "model", "tool", "fleetc")
-    return Fact("layers", f"layer.{layer.node}", layer.precision, feeds)
+def _outcome_feeds(name: str, trial: Trial) -> tuple[str, ...]:
+    """The figures and limits of the gates that it failed, or all that it was made of where it could not be made."""
+    if trial.status == "failed":
+        return (f"{name}.variant", *MADE_OF)
+    failed = [gate.name for gate in trial.gates if gate.passed is False and gate.name in TRIED]
+    decided = [feed.format(name) for gate in failed for feed in TRIED[gate]]
+    return (*dict.fromkeys(decided), "candidates")
 
 
 def _made(manifest: Manifest) -> Iterator[Fact]:
     names = [one.name for one in manifest.passes]
-    yield Fact("plan", "passes", names, ("precision", "profile", "fleetc"), ASKED, shown=f"{len(names)} passes")
-    graph, border = ("precision", "kept in float", "pruned", "passes", *MADE_OF), manifest.border
+    yield Fact("decision", "passes", names, ("precision", "profile", "fleetc"), ASKED, shown=f"{len(names)} passes")
+    variant = f"trial.{manifest.decision.precision}.variant"
+    graph, border = ("precision", variant, "pruned", "passes", *MADE_OF), manifest.border
     if manifest.pruning:
         shown = f"{manifest.pruning.ratio:.0%} of the multiply-accumulates"
         yield Fact("artifact", "pruned", manifest.pruning.ratio, ("choice.pruning", *MADE_OF), shown=shown)
@@ -204,7 +225,7 @@ def _verdicts(device: Device) -> Iterator[Fact]:
         shown = f"{parity.status} by tolerance {parity.tolerance}"
         compared = ("precision", "SQNR", "files", "samples")
         yield Fact("verdicts", "parity", [parity.status, parity.tolerance], compared, MEASURED, shown=shown)
-    why = device.failure.what.splitlines()[0] if device.failure else ""
+    why = device.failure.what.splitlines()[0].rstrip(":") if device.failure else ""
     came_to = ("precision", "parity") if device.searched else MADE_OF
     yield Fact("verdicts", "status", device.status, came_to, shown=f"{device.status}: {why}" if why else device.status)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, FiniteFloat
 
@@ -164,6 +164,7 @@ class Trial:
     speed: Speed | None
     gates: tuple[Gate, ...]
     pruned: FiniteFloat = 0.0
+    options: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,15 @@ shape that is read. All problems are reported at once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from compiler.artifact import leaves_folder
 from compiler.dist import BUILD
 from compiler.errors import ArtifactError
-from compiler.manifest import MANIFEST, MAX_JSON_BYTES, MEASUREMENTS, SCHEMA, read_manifest
+from compiler.manifest import MANIFEST, MEASUREMENTS, read_json, read_manifest
 from compiler.manifest_shape import UNMEASURED, Failure, Manifest, Measurements, Row, Searched, Summary, parse
 from compiler.store import file_digest
 
@@ -108,13 +107,7 @@ def _summary(folder: Path) -> Summary:
     if not path.is_file():
         what, remedy = _what_it_is(folder)
         raise ArtifactError(f"there is no {BUILD}: {what}", where=str(folder), remedy=remedy)
-    value = _json(path)
-    if value.get("schema") != SCHEMA:
-        raise ArtifactError(
-            f"{BUILD} has schema {value.get('schema')!r}, this fleetc reads {SCHEMA}",
-            where=str(path),
-            remedy="Use the version of fleetc that wrote it (its `fleetc` key).",
-        )
+    value = read_json(path)
     return _parsed(path, lambda: parse(Summary, value))
 
 
@@ -134,8 +127,9 @@ def _what_it_is(folder: Path) -> tuple[str, str]:
 
 def _device(folder: Path, name: str, row: Row, model: str) -> Device:
     place = folder / name
-    if leaves_folder(folder, name) or Path(name).name != name:
-        raise ArtifactError(f"{BUILD} names the device {name!r}, a place outside the folder", where=str(folder))
+    if not name or leaves_folder(folder, name) or Path(name).name != name:
+        what = f"{BUILD} names the device {name!r}, a place outside the folder"
+        raise ArtifactError(what, where=str(folder), remedy=_AGAIN)
     if row.status == "failed":
         if row.error is None:
             raise ArtifactError(f"{BUILD} says that {name} failed, and not why", where=str(folder), remedy=_AGAIN)
@@ -170,7 +164,7 @@ def _measurements(place: Path) -> Measurements:
     path = place / MEASUREMENTS
     if not path.is_file():
         return UNMEASURED
-    value = _json(path)
+    value = read_json(path)
     return _parsed(path, lambda: parse(Measurements, value))
 
 
@@ -181,19 +175,3 @@ def _parsed(path: Path, reading: Callable[[], T]) -> T:
         raise ArtifactError(
             f"{path.name} lacks or misspells {error}", where=str(path), remedy="Build the fleet again."
         ) from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_JSON_BYTES + 1)
-        value = json.loads(raw) if len(raw) <= MAX_JSON_BYTES else None
-    except OSError as error:
-        raise ArtifactError(f"{path.name} cannot be read: {error.strerror}", where=str(path)) from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(
-            f"{path.name} is no JSON that can be read: {error}", where=str(path), remedy="Build the fleet again."
-        ) from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path.name} holds no mapping", where=str(path), remedy="Build the fleet again.")
-    return value

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 ARCHITECTURES = ("aarch64", "x86_64")
 
 
 @dataclass(frozen=True)
 class Options:
-    """The profile's `target_options`, in TVM's spelling.
+    """The profile's `target_options`, in TVM's spelling."""
 
-    Args:
-        mtriple: LLVM triple: `aarch64-linux-gnu`, or `x86_64-linux-gnu` to build for a workstation.
-        mcpu: LLVM name of the core, as `cortex-a76`.
-        mattr: LLVM features to switch on or off, as `+dotprod`.
-    """
-
-    mtriple: str
-    mcpu: str = "generic"
-    mattr: tuple[str, ...] = ()
+    mtriple: Annotated[
+        str,
+        Field(description="LLVM triple: aarch64-linux-gnu, or x86_64-linux-gnu to build for a workstation."),
+    ]
+    mcpu: Annotated[str, Field(description="LLVM name of the core, e.g. cortex-a76.")] = "generic"
+    mattr: Annotated[
+        tuple[str, ...], Field(description="LLVM features to switch on or off, each with its sign: +dotprod.")
+    ] = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError for a triple we have no runtime libraries for, or a feature without a sign."""

@@ -80,6 +80,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "link": (linked, "outside the artifact's folder"),
     "vouching measurements": (claim_other_bytes, "payload/model.onnx: not the bytes"),
+    "newer measurements": (
+        lambda folder: (folder / "measurements.json").write_text('{"schema": 2}'),
+        "measurements.json has schema 2",
+    ),
     "half measurements": (lambda folder: (folder / "measurements.json").write_text("{"), "measurements.json"),
     "foreign measurements": (lambda folder: (folder / "measurements.json").write_text("{}"), "measurements.json"),
 }

@@ -30,7 +30,8 @@ def two(tmp_path: Path, before: Mapping[str, Any], after: Mapping[str, Any], p50
 
 def tightened(**changes: Any) -> dict[str, Any]:
     """The facts of a search under a limit on accuracy that the int8 trial no longer holds."""
-    refused = trial(2, "int8", status="refused", why="accuracy failed: 1 points lost, limit at most 0.2")
+    why = "accuracy failed: 1 points lost, limit at most 0.2"
+    refused = trial(2, "int8", status="refused", why=why, gates=[gate(limit=0.2, passed=False)])
     plan = {**searched()["plan"], "gates": {"limits": {"accuracy_drop_pct": 0.2, "memory_reduction_pct": 40.0}}}
     decision = {"precision": "fp16", "trial": 3, "reason": "the search chose it"}
     return {"plan": plan, "trials": [trial(1, "fp32"), refused, trial(3, "fp16")], "decision": decision, **changes}
@@ -93,6 +94,15 @@ def test_a_gate_that_fails_for_its_limit_is_told_from_one_whose_figure_moved(tmp
     lost["accuracy"] = {**lost["accuracy"], "drop_pct": 3.0}
     worse = {"trials": [trial(1, "fp32"), lost], "gates": [gate(value=3.0, passed=False)]}
     assert two(tmp_path / "b", {}, worse)["gate.accuracy"].because == ("accuracy",)
+
+
+def test_an_accuracy_that_moved_with_the_layers_kept_in_float_names_them(tmp_path: Path) -> None:
+    mixed = trial(2, "int8", kept_float={"conv": "reverted"}, options={"observer": "mse"})
+    mixed["accuracy"] = {**mixed["accuracy"], "drop_pct": 0.1}
+    plain = trial(2, "int8", options={"observer": "mse"})
+    found = two(tmp_path, {"trials": [trial(1, "fp32"), plain]}, {"trials": [trial(1, "fp32"), mixed]})
+    assert found["trial.int8.variant"].now == "1 layers in float, observer mse"
+    assert found["trial.int8.accuracy"].because == ("trial.int8.variant",)
 
 
 def test_a_device_that_fails_now_is_told_without_a_list_of_what_it_lacks(tmp_path: Path) -> None:

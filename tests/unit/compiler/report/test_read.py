@@ -96,3 +96,29 @@ def test_half_written_measurements_are_a_problem(dist: Path) -> None:
     assert "no JSON" in str(read_build(dist).problems[0])
     (dist / "kiosk" / "measurements.json").unlink()
     assert not read_build(dist).problems
+
+
+def test_every_folder_that_is_not_whole_is_a_problem_of_its_device_alone(tmp_path: Path) -> None:
+    names = ("whole", "empty", "half", "newer", "foreign", "odd")
+    dist = write_dist(tmp_path, {name: manifest(name) for name in names})
+    (dist / "empty" / "manifest.json").unlink()
+    (dist / "half" / "manifest.json").write_text('{"schema": 1, "dev')
+    for name, value in (("newer", {"schema": 2}), ("foreign", {"schema": 1})):
+        (dist / name / "measurements.json").write_text(json.dumps(value))
+    (dist / "odd" / "measurements.json").write_text("[1]")
+    build = read_build(dist)
+    assert [one.name for one in build.devices if one.status == "delivered"] == ["whole"]
+    said = [str(problem) for problem in build.problems]
+    words = ("no readable manifest.json", "no JSON", "schema 2, this fleetc reads 1", "evidence", "no mapping")
+    assert all(any(word in one for one in said) for word in words), said
+    assert all(problem.remedy for problem in build.problems)
+
+
+@pytest.mark.parametrize("name", ["../whole", "/etc", "whole/../whole", ".", ""])
+def test_a_device_that_is_no_folder_of_the_build_is_not_read(tmp_path: Path, name: str) -> None:
+    dist = write_dist(tmp_path, {"whole": manifest("whole")})
+    summary = json.loads((dist / "build.json").read_text())
+    summary["devices"] = {name: summary["devices"]["whole"]}
+    (dist / "build.json").write_text(json.dumps(summary))
+    (problem,) = read_build(dist).problems
+    assert "outside the folder" in str(problem)
