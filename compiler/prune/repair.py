@@ -58,9 +58,10 @@ class Repaired:
 def repair(
     original: ir.Model, pruned: ir.Model, ties: Ties, removed: Iterable[int], batches: Batches
 ) -> tuple[Repaired, ...]:
-    """Solves every layer that reads fewer channels, in place of its weights in `pruned`.
+    """Solves every layer that reads fewer channels, or reads what such a layer made, in place of its weights.
 
-    Layers that none of the others feeds are solved while the data go by once.
+    The latter take up what is left of the errors before them. Layers that none of the others feeds are solved while
+    the data go by once.
 
     Args:
         original: The model the ties were found in.
@@ -73,11 +74,30 @@ def repair(
     hit = {cut.initializer for cut in ties.cuts if cut.role == "reads" and not positions(cut.ids, gone).all()}
     outputs = {cut.initializer: positions(cut.ids, gone) for cut in ties.cuts if cut.role == "makes"}
     found: list[Repaired] = []
-    for layers in by_depth(pruned, hit):
+    for layers in by_depth(pruned, _behind(pruned, hit)):
         tasks = [_Task(pruned, layer, outputs.get(layer.weights)) for layer in layers]
         _gather(original, pruned, tasks, batches)
         found += [task.solve(pruned) for task in tasks]
     return tuple(found)
+
+
+def _behind(model: ir.Model, hit: Collection[str]) -> set[str]:
+    """Weights of the layers that read what another one with these weights made, and these; shared ones only if hit."""
+    changed: set[str] = set()
+    found: set[str] = set()
+    for node in model.graph:
+        layer = layer_of(node)
+        is_behind = any(value is not None and str(value.name) in changed for value in node.inputs)
+        if layer is not None and (layer.weights in hit or (is_behind and _is_own(model, layer))):
+            found.add(layer.weights)
+        if is_behind or (layer is not None and layer.weights in found):
+            changed |= {str(value.name) for value in node.outputs}
+    return found
+
+
+def _is_own(model: ir.Model, layer: Layer) -> bool:
+    names = [name for name in (layer.weights, layer.bias) if name]
+    return all(name in model.graph.initializers and len(model.graph.initializers[name].uses()) == 1 for name in names)
 
 
 def by_depth(model: ir.Model, weights: Collection[str]) -> list[list[Layer]]:

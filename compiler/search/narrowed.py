@@ -23,7 +23,7 @@ from compiler.prune import Unprunable
 from compiler.search.accuracy import Accuracy, border_drop, measure_accuracy
 from compiler.search.bench import Bench, with_plan
 from compiler.search.ladder import Climb, Rung, climb
-from compiler.search.made import make, make_candidate_border
+from compiler.search.made import Made, make, make_candidate_border
 from compiler.search.quantized import Variant
 from compiler.search.select import choose_trial, fastest, pays
 from compiler.search.trial import Trial, read_notes, run_trial
@@ -61,6 +61,7 @@ class _Trail:
     Args:
         bench: The device.
         base: The unpruned trial that is narrowed.
+        made: What was made in it.
         judge: What accuracy is judged by.
         limit: Most points it may lose.
         first: Number of the next trial.
@@ -69,6 +70,7 @@ class _Trail:
 
     bench: Bench
     base: Trial
+    made: Made
     judge: Judge
     limit: float
     first: int
@@ -101,11 +103,9 @@ class _Trail:
 
     def build(self, ratio: float, original: Trial | None) -> Trial:
         """A ratio made and judged by all gates."""
-        made = self.base.made
-        rule = made.plan.rule if made else self.bench.job.plan.rule
         trial = run_trial(
             self.at(ratio),
-            rule,
+            self.made.plan.rule,
             number=self.number,
             original=original,
             is_only=False,
@@ -116,10 +116,9 @@ class _Trail:
         return trial
 
     def _measured(self, ratio: float) -> Trial:
-        bench, made = self.at(ratio), self.base.made
-        plan = settle(bench.job.plan, made.plan.rule if made else bench.job.plan.rule, "tried by the search")
-        variant = self.base.variant or Variant()
-        if made is not None and made.verdict.evidence == Evidence.HOST:
+        bench, variant = self.at(ratio), self.base.variant or Variant()
+        plan = settle(bench.job.plan, self.made.plan.rule, "tried by the search")
+        if self.made.verdict.evidence == Evidence.HOST:
             own = make(bench, plan, variant, explain=False)
             border = own.border
             with bench.clock.timed("accuracy"):
@@ -146,9 +145,9 @@ def search_ratio(bench: Bench, trials: Sequence[Trial], original: Trial | None) 
     limit = bench.job.plan.demands.limits.accuracy_drop_pct
     if bench.is_quantized:
         return Narrowed((), "the model is quantized already: float models are pruned, and quantized afterwards")
-    if base is None or judge is None or limit is None:
+    if base is None or base.made is None or judge is None or limit is None:
         return Narrowed((), "no precision holds the accuracy limit without it, and pruning only loses more")
-    trail = _Trail(bench, base, judge, limit, len(trials) + 1)
+    trail = _Trail(bench, base, base.made, judge, limit, len(trials) + 1)
     try:
         found = climb(trail.measure, limit=limit, budget=bench.options.search_budget - len(trials) - 1)
     except Unprunable as error:

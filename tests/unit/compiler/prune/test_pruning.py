@@ -15,10 +15,12 @@ from compiler.passes.infer_shapes import INFER_SHAPES
 from compiler.passes.probe import run_unoptimized
 from compiler.prune import Unprunable, find_order, prune
 from compiler.prune.costs import Costs
+from compiler.prune.gains import error_gains
 from compiler.prune.groups import find_ties
 from compiler.prune.importance import Measure
 from compiler.prune.prepare import prepare
 from compiler.prune.repair import by_depth
+from compiler.prune.rows import layer_of
 from compiler.prune.views import with_mirrors
 
 HEADER = '<ir_version: 10, opset_import: ["": 20]>'
@@ -114,6 +116,19 @@ def test_channels_that_carry_nothing_go_first_by_every_measure(measure: Measure)
     first = find_ties(prepare(model)).groups[0].channels
     assert sorted(first.index(channel) for channel in group["order"][:2]) == [2, 9]
     assert group["errors"] == sorted(group["errors"]) and group["errors"][1] < 1e-6 < group["errors"][-1]
+
+
+def test_an_error_counts_by_what_it_does_to_the_outputs() -> None:
+    text = f"""{HEADER}
+        g (float[N,3,8,8] x, float[8,3,1,1] a, float[8,3,1,1] b, float[1] c, float[2,8,1,1] d)
+          => (float[N,2,8,8] y) {{
+          s = Conv(x, a) t = Conv(x, b) u = Mul(t, c) v = Add(s, u) y = Conv(v, d) }}"""
+    model = with_weights(text)
+    model.graph.initializers["c"].const_value = ir.tensor(np.float32([0.01]), name="c")
+    layers = [layer for node in model.graph if (layer := layer_of(node)) is not None]
+    gains = error_gains(model, layers, batches(1))
+    assert gains["y"] == 1.0 and gains["s"] == pytest.approx(1, rel=0.3)
+    assert gains["t"] < 1e-3 * gains["s"]
 
 
 def test_a_device_pays_for_layers_at_their_prices() -> None:
