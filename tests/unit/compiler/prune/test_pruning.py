@@ -167,7 +167,23 @@ def test_layers_of_two_branches_are_repaired_in_one_pass_and_a_chain_in_order() 
           => (float[N,2,8,8] y) {{
           s = Conv(x, a) r = Relu(s) t = Conv(r, b) u = Conv(r, c) v = Add(t, u) y = Conv(v, d) }}"""
     runs = by_depth(with_weights(text), {"b", "c", "d"})
-    assert [[layer.weights for layer in run] for run in runs] == [["b", "c"], ["d"]]
+    assert [[(spot.layer.weights, spot.match) for spot in run] for run in runs] == [
+        [("b", "t"), ("c", "u")],
+        [("d", "y")],
+    ]
+
+
+def test_the_last_layer_of_a_residual_block_is_matched_where_its_shortcut_is_added() -> None:
+    text = f"""{HEADER}
+        g (float[N,3,8,8] x, float[8,3,1,1] a, float[8,8,1,1] b, float[8,8,1,1] c, float[2,8,1,1] d)
+          => (float[N,2,8,8] y) {{
+          s = Conv(x, a) i = Conv(s, b) r = Relu(i) t = Conv(r, c) v = Add(s, t) y = Conv(v, d) }}"""
+    runs = by_depth(with_weights(text), {"b", "c", "d"})
+    assert [[(spot.layer.weights, spot.match) for spot in run] for run in runs] == [
+        [("b", "i")],
+        [("c", "v")],
+        [("d", "y")],
+    ]
 
 
 @pytest.mark.parametrize(
