@@ -157,7 +157,9 @@ def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdi
             if key not in ("schema", "fleetc", "artifact", "files")
         }
         facts["verdict"] = {**facts["verdict"], "parity": verdict_facts(verdict)}
-        measured = {key: value for key, value in delivered.measurements.items() if key in ("passes_ms", "seconds")}
+        measured = {
+            key: value for key, value in delivered.measurements.items() if key in ("passes_ms", "seconds", "tuning")
+        }
         measured |= verdict_measurements(verdict)
         write_artifact(artifact, border, facts=facts, measurements=measured, folder=folder)
     note_finished(folder, deferred=before)

@@ -21,7 +21,7 @@ from compiler.portable import Border
 from compiler.profile import HardwareProfile
 from compiler.store import Stage, Store, canonical_json
 from compiler.target import Target, Tunes
-from compiler.tune import DeviceType, Scheduled, Tunable, TuningKey, TuningLog, profile_device, schedule
+from compiler.tune import Curve, DeviceType, Scheduled, Tunable, TuningKey, TuningLog, curves, profile_device, schedule
 
 KERNELS = "kernels.json"
 MIB = 1 << 20
@@ -29,10 +29,11 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Kernels:
-    """A plan with the choice of every kernel in it, and where each is from."""
+    """A plan with the choice of every kernel in it, where each is from, and the trials behind those measured."""
 
     plan: Plan
     scheduled: tuple[Scheduled, ...]
+    curves: tuple[Curve, ...] = ()
 
     def to_dict(self) -> list[dict[str, Any]]:
         """JSON values, as the manifest keeps them."""
@@ -103,12 +104,13 @@ def choose_schedule(kernels: Sequence[Tunable], plan: Plan, profile: HardwarePro
     if not kernels:
         return Kernels(plan, ())
     keys = tuning_keys(kernels, plan, profile_device(profile))
-    found = schedule(kernels, keys, log.records())
+    records = log.records()
+    found = schedule(kernels, keys, records)
     defaults = {one.workload: one.default for one in kernels}
     chosen = {one.workload: dict(one.choice) for one in found if one.choice != defaults[one.workload]}
     target_plan = replace(plan.target_plan, schedule=dict(sorted(chosen.items())))
     choices = {**plan.choices, "tuning": _decision(found)}
-    return Kernels(replace(plan, choices=choices, target_plan=target_plan), found)
+    return Kernels(replace(plan, choices=choices, target_plan=target_plan), found, curves(kernels, keys, records))
 
 
 def _decision(found: Sequence[Scheduled]) -> Decision:

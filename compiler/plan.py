@@ -126,6 +126,12 @@ class Plan:
         return self.rule.scheme is not None or self.pruning.ratio > 0
 
     @property
+    def pieces(self) -> int:
+        """Candidates that are made, the yardstick among them: how long a build takes goes by them."""
+        extra = self.demands.any and self.yardstick is not None and self.yardstick not in self.candidates
+        return len(self.candidates) + extra
+
+    @property
     def reason(self) -> str:
         """Why that precision, or why these candidates."""
         return self.choices["precision"].reason

@@ -160,6 +160,7 @@ def measured_facts(made: Made, seconds: Mapping[str, float]) -> dict[str, Any]:
         "passes_ms": [[record["name"], record["milliseconds"]] for record in made.border.records],
         "stages": [{"stage": entry.stage, "from_store": entry.hit} for entry in made.entries],
         "seconds": dict(seconds),
+        "tuning": [asdict(curve) for curve in made.curves],
     }
 
 

@@ -10,16 +10,30 @@ if TYPE_CHECKING:  # the command line imports this file for every command, and t
     from compiler.record import DeviceReport, FleetReport
 
 MIB = 1 << 20
+COLUMNS = 100
 NOTE_COLUMNS = 96
+LEAST_WIDTH = 12
+"""Cells are not cut to less: better a line too long than one that says nothing."""
 
 
 def table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
-    """Left-aligned columns, two spaces apart."""
+    """Left-aligned columns, two spaces apart; the widest are cut in the middle until a line fits."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    while sum(widths) + 2 * (len(widths) - 1) > COLUMNS and max(widths) > LEAST_WIDTH:
+        widths[widths.index(max(widths))] -= 1
     lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+        "  ".join(_fit(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
     )
     return "\n".join(lines)
+
+
+def _fit(text: str, width: int) -> str:
+    """The text, or its beginning and its end: names differ in either."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 def fleet_text(report: FleetReport) -> str:
@@ -178,10 +192,14 @@ def passes_text(records: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join([table(rows, head), *(["notes", *notes] if notes else [])])
 
 
-def node_text(manifest: Mapping[str, Any], matches: Sequence[Mapping[str, str]]) -> str:
-    """What became of a source node: the operators of the border model that were made of it."""
-    precision = manifest["artifact"]["precision"]
-    return "\n".join(f"{one['op']} '{one['node']}' in {precision}, made of {one['origin']}" for one in matches)
+def node_text(trace: Mapping[str, Any]) -> str:
+    """What became of a source node: what happened to it, and the operators of the artifact that it is in now."""
+    lines = list(trace["steps"])
+    for one in trace["operators"]:
+        lines += [f"{one['op']} '{one['node']}' in {one['precision']}, made of {one['origin']}"]
+        lines += [f"  why: {one['why']}"] if one["why"] else []
+        lines += [f"  kernel: {one['kernel']}"] if one["kernel"] else []
+    return "\n".join(lines)
 
 
 def targets_text(rows: Sequence[Mapping[str, Any]]) -> str:

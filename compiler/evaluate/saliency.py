@@ -138,24 +138,27 @@ class Likeness:
     why: str = ""
 
 
-def ask(run: Run, images: Images) -> Question:
-    """Chooses pictures and has the float model say what its maps will explain.
+def too_large(outputs: Arrays) -> str:
+    """Why a model with such outputs is not explained; empty where it can be."""
+    size = sum(array[:1].size for array in outputs.values())
+    if size <= MAX_OUTPUT_ELEMENTS:
+        return ""
+    return f"the outputs of one picture have {size} numbers, more than {MAX_OUTPUT_ELEMENTS}"
+
+
+def ask(outputs: Arrays, images: Images) -> Question:
+    """Chooses pictures, and what of the float model's outputs the maps will explain.
 
     Args:
-        run: Runs the float model.
+        outputs: The float model's on the samples.
         images: The samples.
 
     Raises:
-        DataError: The outputs are of another kind than the task, or too large.
+        DataError: The outputs are of another kind than the task.
         InvalidModel: The outputs hold NaN or infinity.
     """
-    samples = tuple(_singles(images.dataset))
-    outputs = run(images.dataset)
     refuse_not_finite(outputs)
-    size = sum(array[:1].size for array in outputs.values())
-    if size > MAX_OUTPUT_ELEMENTS:
-        what = f"the outputs of one picture have {size} numbers, more than {MAX_OUTPUT_ELEMENTS}"
-        raise DataError(what, where="saliency")
+    samples = tuple(_singles(images.dataset))
     labels = images.dataset.labels if images.task == "verification" else None
     places, partners = choose_pictures(labels, len(samples))
     chosen = tuple(samples[place] for place in places)

@@ -200,6 +200,17 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """The trials of one kernel, in the order of the tuning log; None for one that failed."""
+
+    kernel: str
+    count: int
+    unit: str
+    evidence: str
+    values: tuple[FiniteFloat | None, ...]
+
+
+@dataclass(frozen=True)
 class Measurements:
     """What was observed when a device was built."""
 
@@ -209,6 +220,7 @@ class Measurements:
     unrepeatable_files: Mapping[str, File]
     passes_ms: tuple[tuple[str, FiniteFloat], ...] = ()
     seconds: Mapping[str, FiniteFloat] = field(default_factory=dict)
+    tuning: tuple[Curve, ...] = ()
 
 
 UNMEASURED = Measurements("none", (), None, {})

@@ -41,3 +41,7 @@ class Saliency:
     insertion_change: FiniteFloat | None = None
     deletion_change: FiniteFloat | None = None
     shown: Annotated[tuple[Shown, ...], Field(max_length=16)] = ()
+
+    def __post_init__(self) -> None:
+        if (self.correlation is None) != (self.lowest_correlation is None):
+            raise ValueError("one correlation is there without the other")

@@ -204,3 +204,8 @@ class Searched:
     def chosen(self) -> Trial | None:
         """The trial that is delivered; None if none is."""
         return next((one for one in self.trials if one.number == self.decision.trial), None)
+
+    @property
+    def original(self) -> Footprint | None:
+        """The memory of the float original; None where the target built none."""
+        return next((one.footprint for one in self.trials if one.precision == "fp32" and one.footprint), None)

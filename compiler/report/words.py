@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from compiler.manifest_shape import Gate, Trial
+from compiler.manifest_shape import Accuracy, Gate, Trial
 from compiler.report.read import Device
 from compiler.report.rows import Row, chosen_trial, interval, points_lost
 
@@ -24,6 +24,15 @@ EVIDENCE = {
 """Label of a figure → what it stands for."""
 
 
+SEEN = {
+    "measured-device": "Executed on the device itself",
+    "measured-host": "Executed on the machine that built it, outputs compared",
+    "measured-emulator": "Executed under an emulator of its processor, outputs compared",
+    "none": "Built and never executed: its speed is an estimate",
+}
+"""Evidence of the parity → what was seen of an artifact."""
+
+
 @dataclass(frozen=True)
 class Proof:
     """One statement about the artifact: whether it is `proven`, `open` or `refuted`, and the evidence."""
@@ -31,6 +40,16 @@ class Proof:
     state: str
     text: str
     evidence: str
+
+
+def evidence_texts(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What was seen of each delivered device, and what not, in a sentence per kind of evidence."""
+    kinds: dict[str, list[str]] = {}
+    for row in rows:
+        manifest = row.device.manifest
+        if manifest:
+            kinds.setdefault(manifest.verdict.parity.evidence, []).append(row.device.name)
+    return tuple(f"{SEEN.get(kind, kind)}: {', '.join(names)}." for kind, names in kinds.items())
 
 
 def decision_text(row: Row) -> str:
@@ -112,14 +131,32 @@ def _proofs(device: Device) -> Iterator[Proof]:
         yield Proof("proven", text + (f" {parity.reason}" if parity.reason else ""), parity.evidence)
     else:
         yield Proof("open", f"Its outputs were not compared: {parity.reason or parity.status}.", parity.evidence)
-    for gate in manifest.gates:
-        state = "open" if gate.passed is None else "proven" if gate.passed else "refuted"
-        state = "open" if gate.evidence == "estimated" else state
-        why = f" ({gate.rule}; {gate.why})" if gate.why and gate.passed is not None else f" ({gate.rule})"
-        yield Proof(state, gate_words(gate) + why, gate.evidence)
     trial = chosen_trial(device)
-    if trial and trial.accuracy and trial.accuracy.measured_on not in ("", "artifact"):
-        note = trial.accuracy.note or "the artifact does not run here"
-        yield Proof("open", f"Accuracy is the {trial.accuracy.measured_on}'s: {note}.", trial.accuracy.evidence)
+    for gate in manifest.gates:
+        doubt = _doubt(gate, trial.accuracy if trial else None)
+        state = "refuted" if gate.passed is False else "open" if doubt or gate.passed is None else "proven"
+        why = f" ({gate.rule}; {gate.why})" if gate.why and gate.passed is not None else f" ({gate.rule})"
+        yield Proof(state, _sentence(gate_words(gate) + why) + (f" {doubt}" if doubt else ""), gate.evidence)
     if manifest.artifact.deferred:
         yield Proof("open", f"It is not complete: {manifest.artifact.deferred}", "none")
+
+
+def _doubt(gate: Gate, accuracy: Accuracy | None) -> str:
+    """Why a gate that passed proves less than it seems to; empty if it does not."""
+    if gate.passed is None:
+        return ""
+    if gate.evidence == "estimated":
+        return "Nothing was run for it."
+    if gate.name != "accuracy" or accuracy is None:
+        return ""
+    if accuracy.measured_on not in ("", "artifact"):
+        note = f": {accuracy.note}" if accuracy.note else ""
+        return f"It is the {accuracy.measured_on}'s accuracy, not the artifact's{note}."
+    if accuracy.high_pct is not None and accuracy.high_pct > gate.limit:
+        spread = interval(accuracy.low_pct, accuracy.high_pct)
+        return f"The 95 % interval {spread} reaches beyond the limit: more labelled data would settle it."
+    return ""
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."

@@ -11,6 +11,7 @@ goes on where it was.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compiler.capability import PrecisionRule
@@ -111,9 +112,12 @@ def _run_trials(bench: Bench) -> tuple[Trial, ...]:
         trials.append(original)
         if is_missing(original) and original.error:
             raise original.error
+        bench.clock.pace.done += 1
     for rule in candidates:
         if rule != plan.yardstick or plan.pruning.ratio:
+            _tell(bench, rule, trials)
             trials += _try(bench, rule, number=len(trials) + 1, original=original, is_only=is_only)
+            bench.clock.pace.done += 1
     return tuple(trials)
 
 
@@ -128,6 +132,12 @@ def _run_yardstick(bench: Bench, rule: PrecisionRule, *, is_only: bool) -> Trial
 
 def _original(trials: tuple[Trial, ...]) -> Trial | None:
     return next((one for one in trials if one.made is not None and one.made.plan.is_yardstick), None)
+
+
+def _tell(bench: Bench, rule: PrecisionRule, trials: Sequence[Trial]) -> None:
+    best = choose_trial(trials)
+    words = f"{best.precision}, {describe(best)}" if best else "none"
+    log.info("%s: next %s; best so far: %s%s", bench.name, rule.name, words, bench.clock.pace.left)
 
 
 def _candidates(bench: Bench) -> tuple[PrecisionRule, ...]:

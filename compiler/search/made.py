@@ -17,7 +17,7 @@ from compiler.search.bench import Bench
 from compiler.search.pruned import pruned_entry
 from compiler.search.quantized import Variant, quantized_entry
 from compiler.store import Entry
-from compiler.tune import Scheduled
+from compiler.tune import Curve, Scheduled
 from compiler.verify import Point, Verdict, reference_points, verify_artifact
 
 log = logging.getLogger("fleetc.build")
@@ -34,6 +34,7 @@ class Made:
         points: Inputs and expected outputs it was compared on.
         verdict: Parity, and what was timed or counted beside.
         kernels: What each of its kernels is built with, and by which record; none where the target cannot be tuned.
+        curves: The trials behind those records.
     """
 
     plan: Plan
@@ -42,6 +43,7 @@ class Made:
     points: tuple[Point, ...]
     verdict: Verdict
     kernels: tuple[Scheduled, ...] = ()
+    curves: tuple[Curve, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -87,7 +89,7 @@ def make(bench: Bench, plan: Plan, variant: Variant, *, explain: bool) -> Made:
         points = reference_points(model, digest, ready.inputs.points, bench.store)
     with bench.clock.timed("verify"):
         verdict = _verify(bench, plan, border, built, points, explain=explain)
-    return Made(plan, border, built, points, verdict, kernels.scheduled)
+    return Made(plan, border, built, points, verdict, kernels.scheduled, kernels.curves)
 
 
 def make_candidate_border(bench: Bench, plan: Plan, variant: Variant) -> Border:

@@ -130,7 +130,7 @@ class _Trail:
             accuracy = Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")
         gates = judge_gates(Limits(accuracy_drop_pct=self.limit), {"accuracy": accuracy.figure})
         trial = Trial(self.number, "pruning", self.base.precision, gates=gates, accuracy=accuracy)
-        return replace(trial, variant=self.base.variant, **read_notes(border))
+        return replace(trial, variant=self.base.variant, **read_notes(bench, plan.rule, border))
 
 
 def search_ratio(bench: Bench, trials: Sequence[Trial], original: Trial | None) -> Narrowed:

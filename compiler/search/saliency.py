@@ -21,7 +21,16 @@ from compiler.detect import host_fingerprint
 from compiler.digests import code_digest
 from compiler.errors import CompilerError, StorageError
 from compiler.evaluate import Images, run_dataset
-from compiler.evaluate.saliency import Explanation, Likeness, Question, Run, ask, compare_explanations, explain
+from compiler.evaluate.saliency import (
+    Explanation,
+    Likeness,
+    Question,
+    Run,
+    ask,
+    compare_explanations,
+    explain,
+    too_large,
+)
 from compiler.gates import Figure
 from compiler.numerics import Array, Arrays, write_arrays
 from compiler.search.accuracy import BATCH, Venue, choose_venue, model_outputs, run_artifact
@@ -120,8 +129,8 @@ def measure_saliency(bench: Bench, made: Made) -> Saliency:
     if isinstance(images, str):
         return Saliency((), "", "", Evidence.NONE, images)
     venue = choose_venue(made, whole=images.dataset.whole)
-    if not venue.runs:
-        return Saliency((), "", "", Evidence.NONE, venue.note)
+    if why := venue.note if not venue.runs else too_large(_float_outputs(bench, images)):
+        return Saliency((), "", "", Evidence.NONE, why)
     with bench.clock.timed("saliency"):
         original = _float_entry(bench, images)
         build = _candidate_entry(bench, images, made, venue, original)
@@ -152,7 +161,7 @@ def _float_entry(bench: Bench, images: Images) -> Entry:
     parts = (("model", ready.digest), *_parts(images))
 
     def compute(folder: Path) -> None:
-        question = _question(bench, images)
+        question = ask(_float_outputs(bench, images), images)
         _write(folder, explain(partial(run_dataset, ready.model, batch=BATCH), question))
         told = {"score": question.words, "pictures": list(_thumbnails(question))}
         (folder / "question.json").write_text(json.dumps(told), encoding="utf-8")
@@ -170,7 +179,7 @@ def _candidate_entry(bench: Bench, images: Images, made: Made, venue: Venue, ori
     parts = (*subject, ("float", original.digest), *_parts(images))
 
     def compute(folder: Path) -> None:
-        question = _question(bench, images)
+        question = ask(_float_outputs(bench, images), images)
         run = _run_artifact(bench, made) if on_artifact else partial(run_dataset, made.border.load(), batch=BATCH)
         _write(folder, explain(run, question))
 
@@ -188,9 +197,8 @@ def _parts(images: Images) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _question(bench: Bench, images: Images) -> Question:
-    ready = bench.ready
-    return ask(lambda dataset: model_outputs(ready.model, ready.digest, dataset, bench.store), images)
+def _float_outputs(bench: Bench, images: Images) -> Arrays:
+    return model_outputs(bench.ready.model, bench.ready.digest, images.dataset, bench.store)
 
 
 def _run_artifact(bench: Bench, made: Made) -> Run:

@@ -18,7 +18,7 @@ from compiler.search.bench import Bench
 from compiler.search.footprint import Footprint, as_given, compare_footprints, measure_footprint, unbuilt_footprint
 from compiler.search.made import Made, make
 from compiler.search.pruned import read_pruning
-from compiler.search.quantized import Variant, options_to_dict, read_plan
+from compiler.search.quantized import Variant, options_to_dict, quantizer_warnings
 from compiler.search.saliency import Saliency, measure_saliency
 from compiler.search.speed import Speed, latency_figure, measure_speed
 
@@ -45,6 +45,7 @@ class Trial:
         variant: How it was quantized; None where its precision is one of floating point.
         pruned: Share of the multiply-accumulates that was cut, 0 to 1.
         warnings: What the quantizer and the pruner say of their data.
+        note: Why the search went no further from here, where it ended.
     """
 
     number: int
@@ -60,6 +61,7 @@ class Trial:
     variant: Variant | None = None
     pruned: float = 0.0
     warnings: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def kept_float(self) -> Mapping[str, str]:
@@ -82,7 +84,7 @@ class Trial:
     def why(self) -> str:
         """What it failed at; empty if it passed."""
         if self.error:
-            return self.error.what.splitlines()[0]
+            return self.error.brief
         return "; ".join(str(gate) for gate in self.gates if gate.passed is False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,6 +99,7 @@ class Trial:
             "kept_float": dict(self.kept_float),
             "options": options_to_dict(self.variant.options) if self.variant else None,
             "warnings": list(self.warnings),
+            "note": self.note,
             "accuracy": self.accuracy.to_dict() if self.accuracy else None,
             "saliency": self.saliency.to_dict() if self.saliency else None,
             "footprint": asdict(self.footprint) if self.footprint else None,
@@ -137,18 +140,25 @@ def run_trial(
     try:
         made = make(bench, plan, how or Variant(), explain=is_only)
         trial = judge_made(bench, made, original=original, number=number, purpose=purpose)
-        return replace(trial, variant=how, **read_notes(made.border))
+        if trial.gates:
+            log.info(
+                "%s: trial %d: %s %s", bench.name, number, rule.name, ": ".join(filter(None, (trial.status, trial.why)))
+            )
+        trial = replace(trial, variant=how, **read_notes(bench, rule, made.border))
+        for warning in trial.warnings if purpose == "candidate" else ():
+            log.warning("%s: %s: %s", bench.name, rule.name, warning)
+        return trial
     except CompilerError as error:
         if is_only or isinstance(error, StorageError):
             raise
-        log.info("%s: trial %d: %s: %s", bench.name, number, rule.name, error.what.splitlines()[0])
+        log.info("%s: trial %d: %s failed: %s", bench.name, number, rule.name, error.brief)
         return Trial(number, purpose, rule.name, error=error, variant=how, pruned=plan.pruning.ratio)
 
 
-def read_notes(border: Border) -> dict[str, Any]:
+def read_notes(bench: Bench, rule: PrecisionRule, border: Border) -> dict[str, Any]:
     """`pruned` and `warnings` of a trial, as its border model's stages noted them."""
-    quantized, pruned = read_plan(border.entries), read_pruning(border.entries)
-    warnings = (*(quantized[1] if quantized else ()), *(pruned["warnings"] if pruned else ()))
+    pruned = read_pruning(border.entries)
+    warnings = (*quantizer_warnings(bench, rule, border.entries), *(pruned["warnings"] if pruned else ()))
     return {"pruned": pruned["ratio"] if pruned else 0.0, "warnings": warnings}
 
 

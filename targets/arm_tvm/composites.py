@@ -133,7 +133,7 @@ def _longer(found: Composite, users: Users, claimed: set[Any]) -> Composite | No
 
 def _step(found: Composite, binding: Any) -> Composite | None:
     name, value = operator_name(binding.value), binding.value
-    if str(binding.var.ty.dtype) != found.workload.dtype or shape_of(binding.var) != shape_of(found.last):
+    if shape_of(binding.var) != shape_of(found.last) or str(binding.var.ty.dtype) != found.workload.dtype:
         return None
     if name == "relax.nn.relu":
         return _with(found, "relu")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import onnx_ir as ir
+
 from compiler.numerics import Array
 from targets.arm_tvm.graph import constant
 
@@ -22,6 +24,34 @@ def convert(operator: str, inputs: Sequence[Any], attributes: Attributes) -> Any
     """
     rule = _RULES.get(operator)
     return rule(inputs, attributes) if rule is not None and _is_float(inputs) else None
+
+
+def write_pads(model: ir.Model) -> None:
+    """Convolutions that ask for the source's size get the padding in numbers, in place: TVM's importer copies."""
+    for node in model.graph.all_nodes():
+        mode = node.attributes.get_string("auto_pad", "NOTSET")
+        if node.op_type == "Conv" and mode in ("SAME_UPPER", "SAME_LOWER"):
+            pads = _same_pads(node, at_end=mode == "SAME_UPPER")
+            if pads is not None:
+                node.attributes["pads"] = ir.AttrInt64s("pads", pads)
+                del node.attributes["auto_pad"]
+
+
+def _same_pads(node: ir.Node, *, at_end: bool) -> list[int] | None:
+    """All paddings at the beginning of the axes, then all at their end; None where a size is not known."""
+    source, weights = node.inputs[:2]
+    shapes = [value.shape if value is not None else None for value in (source, weights)]
+    if any(shape is None or not shape.is_static() for shape in shapes):
+        return None
+    size, window = ([int(one) for one in shape.numpy()[2:]] for shape in shapes if shape is not None)
+    strides, dilations = (node.attributes.get_ints(name, [1] * len(size)) for name in ("strides", "dilations"))
+    totals = [
+        max(0, (-(-n // stride) - 1) * stride + (k - 1) * dilation + 1 - n)
+        for n, k, stride, dilation in zip(size, window, strides, dilations, strict=True)
+    ]
+    less = [total // 2 for total in totals]
+    more = [total - half for total, half in zip(totals, less, strict=True)]
+    return [*less, *more] if at_end else [*more, *less]
 
 
 def _is_float(inputs: Sequence[Any]) -> bool:

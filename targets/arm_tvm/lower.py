@@ -17,7 +17,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.numerics import Array
-from targets.arm_tvm.conversions import convert
+from targets.arm_tvm.conversions import convert, write_pads
 from targets.arm_tvm.integer.isa import dot_of
 from targets.arm_tvm.integer.kernels import Kernel, call
 from targets.arm_tvm.integer.rewrite import DOMAIN, OPERATOR, use_integers
@@ -64,7 +64,7 @@ def lower(
         ToolchainFailed: TVM fails later, in a pass or in code generation.
     """
     _refuse_details(model)
-    module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr))
+    module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr), schedule)
     names = [str(value.name) for value in _model_inputs(model)], [str(value.name) for value in model.graph.outputs]
     inputs, outputs = read_signature(module, *names)
     _check_outputs(model, outputs)
@@ -79,17 +79,18 @@ def lower(
     return Lowered(objects, weights, inputs, outputs)
 
 
-def import_relax(model: ir.Model, dot: Dot = "generic") -> Any:
+def import_relax(model: ir.Model, dot: Dot = "generic", schedule: Schedule | None = None) -> Any:
     """The model as a Relax module whose function `main` holds the weights as constants.
 
     Args:
         model: The border model; left as it is.
         dot: How the machine multiplies int8; for what runs in integers.
+        schedule: Digest of a workload → the choice to take for it; for what runs in integers.
 
     Raises:
         UnsupportedModel: The importer refuses a node, which is named.
     """
-    integer = use_integers(_prepared(model), dot)
+    integer = use_integers(_prepared(model), dot, schedule)
     proto = ir.to_proto(integer.model)
     importer = _importer(integer.kernels)(shape_dict={}, dtype_dict="float32")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -100,6 +101,11 @@ def import_relax(model: ir.Model, dot: Dot = "generic") -> Any:
             raise
         except Exception as error:  # from outside of any one node
             raise UnsupportedModel(f"TVM cannot import the model: {last_line(error)}") from error
+
+
+def integer_kernels(model: ir.Model, dot: Dot) -> Mapping[int, Kernel]:
+    """The kernels of what runs in integers, each as often as the model has it; arguments as in `import_relax`."""
+    return use_integers(_prepared(model), dot).kernels
 
 
 def _importer(kernels: Mapping[int, Kernel]) -> Any:
@@ -136,6 +142,7 @@ def _prepared(model: ir.Model) -> ir.Model:
     """A copy as TVM takes it: constants as initializers, and inputs named in0, in1, …."""
     copy = model.clone()
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    write_pads(copy)
     taken = {value.name for node in copy.graph.all_nodes() for value in node.outputs} | set(copy.graph.initializers)
     for index, value in enumerate(_model_inputs(copy)):
         name = f"in{index}"
@@ -151,13 +158,19 @@ def _model_inputs(model: ir.Model) -> Iterator[ir.Value]:
 
 def _compile(packed: Any, options: Options, workdir: Path) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
     import tvm
+
+    module, weights = lift_weights(_fuse(packed, tvm.target.Target(options.target)))
+    return compile_kernels(module, options, workdir), weights
+
+
+def compile_kernels(module: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
+    """Object files, in link order, of a Relax module whose `main` calls only kernels."""
+    import tvm
     from tvm.relax.backend.cpu_generic import pipeline as cpu
 
     target = tvm.target.Target(options.target)
-    module, weights = lift_weights(_fuse(packed, target))
     rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
-    executable = tvm.compile(module, target=target, relax_pipeline=rest)
-    return write_objects(executable, options, workdir), weights
+    return write_objects(tvm.compile(module, target=target, relax_pipeline=rest), options, workdir)
 
 
 def write_objects(executable: Any, options: Options, workdir: Path) -> tuple[Path, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.cli.conftest import Place
@@ -218,9 +219,18 @@ def test_inspect_traces_a_source_node_into_the_fused_one(place: Place) -> None:
     assert place.build("--skip-pass", "simplify-onnxsim").code == 0
     outcome = place.run("inspect", place.dist / "one", "--node", "mul_m", "--json")
     assert outcome.code == 0, outcome.err
-    assert [match["op"] for match in outcome.json] == ["Conv"]
-    assert "mul_m" in outcome.json[0]["origin"]
-    assert "Conv" in place.run("inspect", place.dist / "one", "--node", "mul_m").out
+    (operator,) = outcome.json["operators"]
+    assert operator["op"] == "Conv" and "mul_m" in operator["origin"] and operator["precision"] == "fp32"
+    text = place.run("inspect", place.dist / "one", "--node", "mul_m").out
+    assert "Conv" in text and "why: " in text
+
+
+def test_inspect_answers_for_every_source_node_after_the_whole_pipeline(shared: Place) -> None:
+    names = [node.name for node in onnx.load(shared.root / "model.onnx").graph.node]
+    for name in names:
+        found = shared.run("inspect", shared.dist / "one", "--node", name, "--json").json
+        assert found["node"] == name and found["operators"], name
+        assert all(one["precision"] == "fp32" and one["why"] for one in found["operators"])
 
 
 def test_inspect_of_an_unknown_node_tells_near_names(shared: Place) -> None:

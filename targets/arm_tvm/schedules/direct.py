@@ -17,6 +17,7 @@ for the weights between them.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -257,6 +258,9 @@ class _Direct:
         height, width = self.work.kernel
         down, right = self.work.dilations
         step = self.image.depth * q * self.lanes
+        if not self.machine.by_element:
+            self._reduce_looped(sums, tile, origin, weights)
+            return
         unrolled = step // self.lanes * width * rows * columns <= UNROLLED or self.work.layout == "planar"
         with self.emitter.loop(self.in_blocks) as block, self.emitter.loop(height) as row:
             base = origin + block * self.image.block + row * (down * self.image.row)
@@ -270,6 +274,23 @@ class _Direct:
                 with self.emitter.loop(width) as tap:
                     self._tap(sums, tile, base + tap * (right * self.image.column), coefficients + tap * step)
 
+    def _reduce_looped(self, sums: Any, tile: tuple[int, int, int], origin: Any, weights: Any) -> None:
+        """One scalar of every pixel at a time: of a longer body LLVM moves the broadcasts up and spills the sums.
+
+        Of a planar source the taps are the outer loop, lest LLVM unroll them.
+        """
+        q, rows, columns = tile
+        image, (height, width), (down, right) = self.image, self.work.kernel, self.work.dilations
+        offsets, loop = [self._offset(pixel, columns) for pixel in range(rows * columns)], self.emitter.loop
+        outer = width if image.depth == 1 else 1
+        with loop(outer) as first, loop(self.in_blocks) as block, loop(height) as row, loop(width // outer) as second:
+            tap = first + second
+            base = origin + block * image.block + row * (down * image.row) + tap * (right * image.column)
+            step = ((block * height + row) * width + tap) * image.depth
+            with loop(image.depth) as index:
+                scalars = [load(self.source, base + (offset + index), 1) for offset in offsets]
+                self._multiply(sums, q, scalars, weights + (step + index) * (q * self.lanes))
+
     def _offset(self, pixel: int, columns: int) -> int:
         row, column = divmod(pixel, columns)
         down, right = self.work.strides
@@ -279,13 +300,10 @@ class _Direct:
         """One tap of the window, one block of channels."""
         q, rows, columns = tile
         offsets = [self._offset(pixel, columns) for pixel in range(rows * columns)]
-        if self.machine.by_element:
-            vectors = [self.emitter.let(load(self.source, base + offset, self.lanes)) for offset in offsets]
-            scalars = [[lane(vector, index) for vector in vectors] for index in range(self.lanes)]
-        else:
-            scalars = [[load(self.source, base + (offset + i), 1) for offset in offsets] for i in range(self.lanes)]
+        vectors = [self.emitter.let(load(self.source, base + offset, self.lanes)) for offset in offsets]
         for index in range(self.lanes):
-            self._multiply(sums, q, scalars[index], weights + index * q * self.lanes)
+            scalars = [lane(vector, index) for vector in vectors]
+            self._multiply(sums, q, scalars, weights + index * q * self.lanes)
 
     def _taps_of_row(self, sums: Any, tile: tuple[int, int, int], base: Any, weights: Any) -> None:
         """All taps of one row of the window, for one channel whose neighbouring columns fill the vectors."""
@@ -296,21 +314,19 @@ class _Direct:
             scalars = []
             for column in range(columns):
                 chunk, index = divmod(column * stride + tap * dilation, self.lanes)
-                if not self.machine.by_element:
-                    scalars.append(load(self.source, base + (chunk * self.lanes + index), 1))
-                    continue
                 if chunk not in vectors:
                     vectors[chunk] = self.emitter.let(load(self.source, base + chunk * self.lanes, self.lanes))
                 scalars.append(lane(vectors[chunk], index))
             self._multiply(sums, q, scalars, weights + tap * q * self.lanes)
 
     def _multiply(self, sums: Any, q: int, scalars: list[Any], weights: Any) -> None:
-        for index in range(q):
-            weight = self.emitter.let(load(self.weights, weights + index * self.lanes, self.lanes))
-            for pixel, scalar in enumerate(scalars):
-                at = pixel * q + index
-                product = fma(weight, broadcast(scalar, self.lanes), load(sums, at, 1), self.vector)
-                self.emitter.add(store(sums, at, product, 1))
+        """One product of every sum; where scalars are broadcast from memory, each is used up before the next."""
+        factors = [self.emitter.let(load(self.weights, weights + index * self.lanes, self.lanes)) for index in range(q)]
+        places = list(product(range(len(scalars)), range(q)))
+        for pixel, index in places if not self.machine.by_element else sorted(places, key=lambda place: place[1]):
+            at = pixel * q + index
+            total = fma(factors[index], broadcast(scalars[pixel], self.lanes), load(sums, at, 1), self.vector)
+            self.emitter.add(store(sums, at, total, 1))
 
     def _store(self, sums: Any, tile: tuple[int, int, int], batch: Any, place: tuple[Any, Any, Any]) -> None:
         q, rows, columns = tile

@@ -83,6 +83,11 @@ def searched(**changes: Any) -> dict[str, Any]:
     return {**facts, **changes}
 
 
+def kernel(name: str, **changes: Any) -> dict[str, Any]:
+    facts = {"workload": "6" * 64, "count": 2, "choice": {"tile": 4}, "basis": "measured", "evidence": "measured-host"}
+    return {"kernel": name, "reason": "33.3 us, 3 runs, measured-host, 2026-11-24", **facts, **changes}
+
+
 def manifest(name: str, **changes: Any) -> dict[str, Any]:
     counts = {"nodes": 10, "parameters": 100, "bytes": 400, "macs": 1000}
     record = {"number": 1, "name": "fold", "modified": True, "before": counts, "after": {**counts, "nodes": 7}}
@@ -128,6 +133,7 @@ def manifest(name: str, **changes: Any) -> dict[str, Any]:
             "deferred": "",
         },
         "files": {"payload/model.onnx": {"sha256": "4" * 64, "bytes": 10 * MIB}},
+        "tuning": [kernel("conv 3x3"), kernel("gemm", basis="predicted", evidence="none")],
         **searched(),
     }
     return {**facts, **changes}
@@ -153,6 +159,16 @@ def measurements(p50_ms: float = 4.0) -> dict[str, Any]:
         "passes_ms": [["fold", 1.5]],
         "seconds": {"build": 1.0},
         "unrepeatable_files": {},
+        "tuning": [
+            {
+                "kernel": "conv 3x3",
+                "count": 2,
+                "unit": "us",
+                "evidence": "measured-host",
+                "values": [100.0, None, 60.0],
+            },
+            {"kernel": "conv 1x1", "count": 1, "unit": "us", "evidence": "measured-host", "values": [None, 50.0, 45.0]},
+        ],
     }
 
 

@@ -57,7 +57,7 @@ def test_the_page_opens_without_errors_fits_and_is_accessible(
     page.goto(page_url)
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert not said
-    assert _plots_seen(page) == page.locator("svg").count() == 9
+    assert _plots_seen(page) == page.locator("svg").count() == 14
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not _cut_off(page)
     options = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}}
