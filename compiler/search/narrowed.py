@@ -14,19 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from compiler.artifact import Evidence
-from compiler.errors import CompilerError, StorageError
-from compiler.fleet import Limits
-from compiler.gates import judge_gates
 from compiler.judge import Judge
-from compiler.plan import settle, settle_pruning
+from compiler.plan import settle_pruning
 from compiler.prune import Unprunable
-from compiler.search.accuracy import Accuracy, border_drop, measure_accuracy
+from compiler.search.accuracy_trial import try_accuracy
 from compiler.search.bench import Bench, with_plan
 from compiler.search.ladder import Climb, Rung, climb
-from compiler.search.made import Made, make, make_candidate_border
-from compiler.search.quantized import Variant
+from compiler.search.made import Made
 from compiler.search.select import choose_trial, fastest, pays
-from compiler.search.trial import Trial, read_notes, run_trial
+from compiler.search.trial import Trial, run_trial
 
 log = logging.getLogger("fleetc.build")
 
@@ -89,14 +85,16 @@ class _Trail:
     def measure(self, ratio: float) -> Rung:
         """The judged drop at a ratio, and no more of it."""
         log.info("%s: trial %d: %s, %.0f%% pruned", self.bench.name, self.number, self.base.precision, 100 * ratio)
-        try:
-            trial = self._measured(ratio)
-        except (StorageError, Unprunable):
-            raise
-        except CompilerError as error:
-            trial = Trial(
-                self.number, "pruning", self.base.precision, error=error, variant=self.base.variant, pruned=ratio
-            )
+        trial = try_accuracy(
+            self.at(ratio),
+            self.made.plan.rule,
+            self.judge,
+            number=self.number,
+            purpose="pruning",
+            limit=self.limit,
+            variant=self.base.variant,
+            on_artifact=self.made.verdict.evidence == Evidence.HOST,
+        )
         self.trials.append(trial)
         found = trial.accuracy.drop if trial.accuracy else None
         return Rung(ratio, trial.pruned, found.judged_pct if found else math.inf)
@@ -114,23 +112,6 @@ class _Trail:
         )
         self.trials.append(trial)
         return trial
-
-    def _measured(self, ratio: float) -> Trial:
-        bench, variant = self.at(ratio), self.base.variant or Variant()
-        plan = settle(bench.job.plan, self.made.plan.rule, "tried by the search")
-        if self.made.verdict.evidence == Evidence.HOST:
-            own = make(bench, plan, variant, explain=False)
-            border = own.border
-            with bench.clock.timed("accuracy"):
-                accuracy = measure_accuracy(bench, self.judge, own)
-        else:
-            border = make_candidate_border(bench, plan, variant)
-            with bench.clock.timed("accuracy"):
-                drop = border_drop(bench, self.judge, border)
-            accuracy = Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")
-        gates = judge_gates(Limits(accuracy_drop_pct=self.limit), {"accuracy": accuracy.figure})
-        trial = Trial(self.number, "pruning", self.base.precision, gates=gates, accuracy=accuracy)
-        return replace(trial, variant=self.base.variant, **read_notes(bench, plan.rule, border))
 
 
 def search_ratio(bench: Bench, trials: Sequence[Trial], original: Trial | None) -> Narrowed:
