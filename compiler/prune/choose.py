@@ -21,7 +21,7 @@ class GroupChoice:
         name: The group's name.
         channels: Channels it has.
         kept: Channels it keeps.
-        error: Expected squared error of its readers' outputs, as a share of their energy.
+        error: Expected squared error of the model's outputs, as a share of their energy.
         reason: Why so many.
     """
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.passes.values import constant_of
+from compiler.prune.gains import error_gains
 from compiler.prune.groups import Group, Ties
 from compiler.prune.moments import Batches, Moments, gather_moments
 from compiler.prune.rows import Layer, Matrix, as_matrix, layer_of
@@ -31,8 +32,9 @@ class Removal:
     Args:
         group: The group.
         order: Its channels, the least valuable first.
-        errors: Squared error of the readers' outputs, as a share of their energy and summed over the readers, after
-            the first 1, 2, … channels are gone; for `redundancy` after the readers have been solved anew.
+        errors: Squared error that is expected of the model's outputs after the first 1, 2, … channels are gone, as a
+            share of their energy: that of the readers' outputs at their gains; for `redundancy` after the readers have
+            been solved anew, for `weights` the squares of norms.
     """
 
     group: Group
@@ -50,7 +52,7 @@ class _Reader:
         halves: The moments of each half of the data: what one half says is judged by the other.
         rows: Rows the moments are of.
         blocks: Channel → its rows of the weights.
-        energy: Of its outputs.
+        energy: Of its outputs, over what an error in them does to the model's: errors are told as shares of it.
     """
 
     weights: Matrix
@@ -85,10 +87,14 @@ def removal_orders(
         return tuple(_by_score(group, losses) for group in groups)
     order = _by_energy if measure == "activations" else _by_redundancy
     found: list[Removal] = []
+    gains = error_gains(model, [layer for group in groups for layer, _ in _reads(model, ties, group)], batches())
     for some in _affordable(model, ties, groups):
         moments = gather_moments(model, [layer for _, reads in some for layer, _ in reads], batches)
         for group, reads in some:
-            readers = [_reader(model, layer, ids, {*group.channels}, moments[layer.weights]) for layer, ids in reads]
+            readers = [
+                _reader(model, layer, ids, {*group.channels}, moments[layer.weights], gains[layer.node])
+                for layer, ids in reads
+            ]
             found.append(order(group, readers))
     return tuple(found)
 
@@ -140,7 +146,9 @@ def _norms(model: ir.Model, ties: Ties, group: Group) -> dict[int, float]:
     return {channel: score**2 for channel, score in scores.items()}
 
 
-def _reader(model: ir.Model, layer: Layer, ids: Sequence[int], channels: set[int], found: Moments) -> _Reader:
+def _reader(
+    model: ir.Model, layer: Layer, ids: Sequence[int], channels: set[int], found: Moments, gain: float
+) -> _Reader:
     weights = layer.matrix(np.asarray(constant_of(model.graph.initializers[layer.weights])))
     moments = found.halves[0] + found.halves[1]
     blocks: dict[int, list[int]] = {}
@@ -148,7 +156,7 @@ def _reader(model: ir.Model, layer: Layer, ids: Sequence[int], channels: set[int
     for place, channel in enumerate(ids):
         if channel in channels:
             blocks.setdefault(channel, []).extend(range(place * size, (place + 1) * size))
-    energy = max(float((weights * (moments @ weights)).sum()), 1e-30)
+    energy = max(float((weights * (moments @ weights)).sum()), 1e-30) / max(gain, 1e-12)
     inverse = as_matrix(np.linalg.inv(shrunk(moments, found.rows)))
     return _Reader(weights, inverse, found.halves, found.rows, blocks, energy)
 

@@ -9,7 +9,7 @@ not grow with the data.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,9 +58,10 @@ class Repaired:
 def repair(
     original: ir.Model, pruned: ir.Model, ties: Ties, removed: Iterable[int], batches: Batches
 ) -> tuple[Repaired, ...]:
-    """Solves every layer that reads fewer channels, in place of its weights in `pruned`.
+    """Solves every layer that reads fewer channels, or reads what such a layer made, in place of its weights.
 
-    Layers that none of the others feeds are solved while the data go by once.
+    The latter take up what is left of the errors before them. Layers that none of the others feeds are solved while
+    the data go by once.
 
     Args:
         original: The model the ties were found in.
@@ -73,27 +74,76 @@ def repair(
     hit = {cut.initializer for cut in ties.cuts if cut.role == "reads" and not positions(cut.ids, gone).all()}
     outputs = {cut.initializer: positions(cut.ids, gone) for cut in ties.cuts if cut.role == "makes"}
     found: list[Repaired] = []
-    for layers in by_depth(pruned, hit):
-        tasks = [_Task(pruned, layer, outputs.get(layer.weights)) for layer in layers]
+    for spots in by_depth(pruned, _behind(pruned, hit)):
+        tasks = [_Task(pruned, spot, outputs.get(spot.layer.weights)) for spot in spots]
         _gather(original, pruned, tasks, batches)
         found += [task.solve(pruned) for task in tasks]
     return tuple(found)
 
 
-def by_depth(model: ir.Model, weights: Collection[str]) -> list[list[Layer]]:
-    """Layers with these weights, in runs of which none reads what another one makes; a run only reads earlier ones."""
+def _behind(model: ir.Model, hit: Collection[str]) -> set[str]:
+    """Weights of the layers that read what another one with these weights made, and these; shared ones only if hit."""
+    changed: set[str] = set()
+    found: set[str] = set()
+    for node in model.graph:
+        layer = layer_of(node)
+        is_behind = any(value is not None and str(value.name) in changed for value in node.inputs)
+        if layer is not None and (layer.weights in hit or (is_behind and _is_own(model, layer))):
+            found.add(layer.weights)
+        if is_behind or (layer is not None and layer.weights in found):
+            changed |= {str(value.name) for value in node.outputs}
+    return found
+
+
+def _is_own(model: ir.Model, layer: Layer) -> bool:
+    names = [name for name in (layer.weights, layer.bias) if name]
+    return all(name in model.graph.initializers and len(model.graph.initializers[name].uses()) == 1 for name in names)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A layer, and where it is matched with the original.
+
+    Args:
+        layer: The layer.
+        match: Name of the value that shall be the original's: what the layer gives, or the sum that it is added to.
+    """
+
+    layer: Layer
+    match: str
+
+
+def by_depth(model: ir.Model, weights: Collection[str]) -> list[list[Spot]]:
+    """Layers with these weights, in runs of which none reads what another one makes; a run only reads earlier ones.
+
+    A layer that is added to what earlier runs have settled is matched after the addition: so the last layer of a
+    residual block makes up for what the shortcut has lost too (He et al. 2017, section 3.3).
+    """
     depths: dict[str, int] = {}
-    runs: list[list[Layer]] = []
+    runs: list[list[Spot]] = []
     for node in model.graph:
         read = max((depths.get(str(value.name), 0) for value in node.inputs if value is not None), default=0)
         layer = layer_of(node)
         if layer is not None and layer.weights in weights:
             if read == len(runs):
                 runs.append([])
-            runs[read].append(layer)
+            runs[read].append(Spot(layer, _match(node, read, depths)))
             read += 1
         depths |= {str(value.name): read for value in node.outputs}
     return runs
+
+
+def _match(node: ir.Node, read: int, depths: Mapping[str, int]) -> str:
+    """The sum that alone reads the layer, if all else in it is settled by then; else what the layer gives."""
+    given = node.outputs[0]
+    uses = list(given.uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add" or given.is_graph_output():
+        return str(given.name)
+    use = uses[0]
+    other, total = use.node.inputs[1 - use.idx], use.node.outputs[0]
+    is_settled = other is not None and other is not given and depths.get(str(other.name), read + 1) <= read
+    is_alike = other is not None and None not in (other.shape, given.shape) and other.shape == given.shape
+    return str(total.name) if is_settled and is_alike else str(given.name)
 
 
 class _Task:
@@ -101,20 +151,20 @@ class _Task:
 
     Args:
         model: The pruned model.
-        layer: The layer.
+        spot: The layer and where it is matched.
         kept: Which of its outputs there still are; None for all.
     """
 
-    def __init__(self, model: ir.Model, layer: Layer, kept: Array | None) -> None:
-        self.layer, self._kept = layer, kept
-        self._old = np.asarray(constant_of(model.graph.initializers[layer.weights]))
-        self._matrix = layer.matrix(self._old)
+    def __init__(self, model: ir.Model, spot: Spot, kept: Array | None) -> None:
+        self.layer, self.match, self._kept = spot.layer, spot.match, kept
+        self._old = np.asarray(constant_of(model.graph.initializers[spot.layer.weights]))
+        self._matrix = spot.layer.matrix(self._old)
         nothing = np.zeros((0, self._matrix.shape[1]))
         self._samples = 0
         self._halves = [sums_of(np.zeros((0, len(self._matrix))), nothing, nothing)] * 2
 
     def add(self, half: int, read: Array, now: Array, given: Array, seed: int) -> None:
-        """One batch: what the pruned layer reads and gives, and what the original one gave."""
+        """One batch: what the pruned layer reads, and where it is matched what there is now and was given."""
         axis = 1 if self.layer.kernel else -1
         wanted = given if self._kept is None else np.compress(self._kept.astype(bool), given, axis=axis)
         x, y = sample_rows(self.layer, read, wanted, per_item=PER_ITEM, random=np.random.default_rng(seed))
@@ -139,7 +189,7 @@ class _Task:
 
 def _gather(original: ir.Model, pruned: ir.Model, tasks: Sequence[_Task], batches: Batches) -> None:
     """Shows every batch to all tasks, every other one as the second half."""
-    given = list(dict.fromkeys(task.layer.node for task in tasks))
+    given = list(dict.fromkeys(task.match for task in tasks))
     read = list(dict.fromkeys([*given, *(task.layer.source for task in tasks)]))
     seeds = np.random.default_rng(0)
     pairs = zip(watch(pruned, read, batches()), watch(original, given, batches()), strict=True)
@@ -147,8 +197,7 @@ def _gather(original: ir.Model, pruned: ir.Model, tasks: Sequence[_Task], batche
         now, before = dict(zip(read, found, strict=True)), dict(zip(given, wanted, strict=True))
         seed = int(seeds.integers(1 << 62))
         for task in tasks:
-            node = task.layer.node
-            task.add(index % 2, now[task.layer.source], now[node], before[node], seed)
+            task.add(index % 2, now[task.layer.source], now[task.match], before[task.match], seed)
 
 
 def _write(value: ir.Value, array: Array) -> None:

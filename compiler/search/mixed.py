@@ -9,18 +9,13 @@ from dataclasses import dataclass, field, replace
 
 from compiler.artifact import Evidence
 from compiler.capability import PrecisionRule
-from compiler.errors import CompilerError, StorageError
-from compiler.fleet import Limits
-from compiler.gates import judge_gates
 from compiler.judge import Judge
-from compiler.plan import settle
 from compiler.quant import QuantOptions
-from compiler.search.accuracy import Accuracy, border_drop, measure_accuracy
+from compiler.search.accuracy_trial import try_accuracy
 from compiler.search.bench import Bench
-from compiler.search.made import make, make_candidate_border
 from compiler.search.quantized import LayerRank, Variant, rank_layers
 from compiler.search.reversal import FAR, WHY, fewest_layers, is_far, is_gain
-from compiler.search.trial import Trial, read_notes, run_trial
+from compiler.search.trial import Trial, run_trial
 from compiler.search.work import list_work
 
 log = logging.getLogger("fleetc.build")
@@ -88,30 +83,18 @@ class Trail:
         log.info(
             "%s: trial %d: %s, %d layers in float", self.bench.name, self.number, self.rule.name, len(variant.kept)
         )
-        try:
-            trial = self._measured(variant, purpose)
-        except StorageError:
-            raise
-        except CompilerError as error:
-            trial = Trial(self.number, purpose, self.rule.name, error=error, variant=variant)
+        trial = try_accuracy(
+            self.bench,
+            self.rule,
+            self.judge,
+            number=self.number,
+            purpose=purpose,
+            limit=self.limit,
+            variant=variant,
+            on_artifact=self.runs_here,
+        )
         self.trials.append(trial)
         return _drop(trial) if trial.accuracy else math.inf
-
-    def _measured(self, variant: Variant, purpose: str) -> Trial:
-        plan = settle(self.bench.job.plan, self.rule, "tried by the search")
-        if self.runs_here:
-            made = make(self.bench, plan, variant, explain=False)
-            border = made.border
-            with self.bench.clock.timed("accuracy"):
-                accuracy = measure_accuracy(self.bench, self.judge, made)
-        else:
-            border = make_candidate_border(self.bench, plan, variant)
-            with self.bench.clock.timed("accuracy"):
-                drop = border_drop(self.bench, self.judge, border)
-            accuracy = Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")
-        gates = judge_gates(Limits(accuracy_drop_pct=self.limit), {"accuracy": accuracy.figure})
-        trial = Trial(self.number, purpose, self.rule.name, gates=gates, accuracy=accuracy, variant=variant)
-        return replace(trial, **read_notes(self.bench, self.rule, border))
 
 
 def search_mixed(

@@ -14,19 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from compiler.artifact import Evidence
-from compiler.errors import CompilerError, StorageError
-from compiler.fleet import Limits
-from compiler.gates import judge_gates
 from compiler.judge import Judge
-from compiler.plan import settle, settle_pruning
+from compiler.plan import settle_pruning
 from compiler.prune import Unprunable
-from compiler.search.accuracy import Accuracy, border_drop, measure_accuracy
+from compiler.search.accuracy_trial import try_accuracy
 from compiler.search.bench import Bench, with_plan
 from compiler.search.ladder import Climb, Rung, climb
-from compiler.search.made import make, make_candidate_border
-from compiler.search.quantized import Variant
+from compiler.search.made import Made
 from compiler.search.select import choose_trial, fastest, pays
-from compiler.search.trial import Trial, read_notes, run_trial
+from compiler.search.trial import Trial, run_trial
 
 log = logging.getLogger("fleetc.build")
 
@@ -61,6 +57,7 @@ class _Trail:
     Args:
         bench: The device.
         base: The unpruned trial that is narrowed.
+        made: What was made in it.
         judge: What accuracy is judged by.
         limit: Most points it may lose.
         first: Number of the next trial.
@@ -69,6 +66,7 @@ class _Trail:
 
     bench: Bench
     base: Trial
+    made: Made
     judge: Judge
     limit: float
     first: int
@@ -87,25 +85,25 @@ class _Trail:
     def measure(self, ratio: float) -> Rung:
         """The judged drop at a ratio, and no more of it."""
         log.info("%s: trial %d: %s, %.0f%% pruned", self.bench.name, self.number, self.base.precision, 100 * ratio)
-        try:
-            trial = self._measured(ratio)
-        except (StorageError, Unprunable):
-            raise
-        except CompilerError as error:
-            trial = Trial(
-                self.number, "pruning", self.base.precision, error=error, variant=self.base.variant, pruned=ratio
-            )
+        trial = try_accuracy(
+            self.at(ratio),
+            self.made.plan.rule,
+            self.judge,
+            number=self.number,
+            purpose="pruning",
+            limit=self.limit,
+            variant=self.base.variant,
+            on_artifact=self.made.verdict.evidence == Evidence.HOST,
+        )
         self.trials.append(trial)
         found = trial.accuracy.drop if trial.accuracy else None
         return Rung(ratio, trial.pruned, found.judged_pct if found else math.inf)
 
     def build(self, ratio: float, original: Trial | None) -> Trial:
         """A ratio made and judged by all gates."""
-        made = self.base.made
-        rule = made.plan.rule if made else self.bench.job.plan.rule
         trial = run_trial(
             self.at(ratio),
-            rule,
+            self.made.plan.rule,
             number=self.number,
             original=original,
             is_only=False,
@@ -114,24 +112,6 @@ class _Trail:
         )
         self.trials.append(trial)
         return trial
-
-    def _measured(self, ratio: float) -> Trial:
-        bench, made = self.at(ratio), self.base.made
-        plan = settle(bench.job.plan, made.plan.rule if made else bench.job.plan.rule, "tried by the search")
-        variant = self.base.variant or Variant()
-        if made is not None and made.verdict.evidence == Evidence.HOST:
-            own = make(bench, plan, variant, explain=False)
-            border = own.border
-            with bench.clock.timed("accuracy"):
-                accuracy = measure_accuracy(bench, self.judge, own)
-        else:
-            border = make_candidate_border(bench, plan, variant)
-            with bench.clock.timed("accuracy"):
-                drop = border_drop(bench, self.judge, border)
-            accuracy = Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")
-        gates = judge_gates(Limits(accuracy_drop_pct=self.limit), {"accuracy": accuracy.figure})
-        trial = Trial(self.number, "pruning", self.base.precision, gates=gates, accuracy=accuracy)
-        return replace(trial, variant=self.base.variant, **read_notes(bench, plan.rule, border))
 
 
 def search_ratio(bench: Bench, trials: Sequence[Trial], original: Trial | None) -> Narrowed:
@@ -146,9 +126,9 @@ def search_ratio(bench: Bench, trials: Sequence[Trial], original: Trial | None) 
     limit = bench.job.plan.demands.limits.accuracy_drop_pct
     if bench.is_quantized:
         return Narrowed((), "the model is quantized already: float models are pruned, and quantized afterwards")
-    if base is None or judge is None or limit is None:
+    if base is None or base.made is None or judge is None or limit is None:
         return Narrowed((), "no precision holds the accuracy limit without it, and pruning only loses more")
-    trail = _Trail(bench, base, judge, limit, len(trials) + 1)
+    trail = _Trail(bench, base, base.made, judge, limit, len(trials) + 1)
     try:
         found = climb(trail.measure, limit=limit, budget=bench.options.search_budget - len(trials) - 1)
     except Unprunable as error:

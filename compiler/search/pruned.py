@@ -103,8 +103,14 @@ def _prices(bench: Bench, plan: Plan, rewritten: Entry) -> Mapping[str, float]:
 
 
 def _refuse_shortfall(bench: Bench, plan: Plan, entry: Entry) -> None:
-    """A ratio that was asked for is kept or refused; a search takes what there is."""
+    """A ratio that was asked for is kept or refused; a search takes what there is, if there is anything."""
     reached = float((read_pruning([entry]) or {"ratio": 0.0})["ratio"])
+    if not reached:
+        raise Unprunable(
+            f"no group of channels is wider than the {plan.rule.width_multiple} that the kernels of {plan.precision} "
+            "take at once on this device: nothing narrower would be faster",
+            where=bench.name,
+        )
     if not plan.pruning.is_searched and reached < plan.pruning.ratio - SHORTFALL:
         raise Unprunable(
             f"{plan.pruning.ratio:.0%} of the multiply-accumulates were asked for and {reached:.0%} can be cut: the "

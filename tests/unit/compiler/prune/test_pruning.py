@@ -15,10 +15,12 @@ from compiler.passes.infer_shapes import INFER_SHAPES
 from compiler.passes.probe import run_unoptimized
 from compiler.prune import Unprunable, find_order, prune
 from compiler.prune.costs import Costs
+from compiler.prune.gains import error_gains
 from compiler.prune.groups import find_ties
 from compiler.prune.importance import Measure
 from compiler.prune.prepare import prepare
 from compiler.prune.repair import by_depth
+from compiler.prune.rows import layer_of
 from compiler.prune.views import with_mirrors
 
 HEADER = '<ir_version: 10, opset_import: ["": 20]>'
@@ -116,6 +118,19 @@ def test_channels_that_carry_nothing_go_first_by_every_measure(measure: Measure)
     assert group["errors"] == sorted(group["errors"]) and group["errors"][1] < 1e-6 < group["errors"][-1]
 
 
+def test_an_error_counts_by_what_it_does_to_the_outputs() -> None:
+    text = f"""{HEADER}
+        g (float[N,3,8,8] x, float[8,3,1,1] a, float[8,3,1,1] b, float[1] c, float[2,8,1,1] d)
+          => (float[N,2,8,8] y) {{
+          s = Conv(x, a) t = Conv(x, b) u = Mul(t, c) v = Add(s, u) y = Conv(v, d) }}"""
+    model = with_weights(text)
+    model.graph.initializers["c"].const_value = ir.tensor(np.float32([0.01]), name="c")
+    layers = [layer for node in model.graph if (layer := layer_of(node)) is not None]
+    gains = error_gains(model, layers, batches(1))
+    assert gains["y"] == 1.0 and gains["s"] == pytest.approx(1, rel=0.3)
+    assert gains["t"] < 1e-3 * gains["s"]
+
+
 def test_a_device_pays_for_layers_at_their_prices() -> None:
     model = network()
     ties = find_ties(prepare(model))
@@ -152,7 +167,23 @@ def test_layers_of_two_branches_are_repaired_in_one_pass_and_a_chain_in_order() 
           => (float[N,2,8,8] y) {{
           s = Conv(x, a) r = Relu(s) t = Conv(r, b) u = Conv(r, c) v = Add(t, u) y = Conv(v, d) }}"""
     runs = by_depth(with_weights(text), {"b", "c", "d"})
-    assert [[layer.weights for layer in run] for run in runs] == [["b", "c"], ["d"]]
+    assert [[(spot.layer.weights, spot.match) for spot in run] for run in runs] == [
+        [("b", "t"), ("c", "u")],
+        [("d", "y")],
+    ]
+
+
+def test_the_last_layer_of_a_residual_block_is_matched_where_its_shortcut_is_added() -> None:
+    text = f"""{HEADER}
+        g (float[N,3,8,8] x, float[8,3,1,1] a, float[8,8,1,1] b, float[8,8,1,1] c, float[2,8,1,1] d)
+          => (float[N,2,8,8] y) {{
+          s = Conv(x, a) i = Conv(s, b) r = Relu(i) t = Conv(r, c) v = Add(s, t) y = Conv(v, d) }}"""
+    runs = by_depth(with_weights(text), {"b", "c", "d"})
+    assert [[(spot.layer.weights, spot.match) for spot in run] for run in runs] == [
+        [("b", "i")],
+        [("c", "v")],
+        [("d", "y")],
+    ]
 
 
 @pytest.mark.parametrize(

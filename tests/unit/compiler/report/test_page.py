@@ -56,6 +56,36 @@ def test_every_device_is_told_with_its_figures_and_their_evidence(dist: Path) ->
         assert words in re.sub(r"\s+", " ", found.text), words
 
 
+def test_what_was_pruned_is_told_group_by_group_with_warnings(tmp_path: Path) -> None:
+    group = {"name": "conv_a", "channels": 24, "kept": 16, "error": 0.01, "reason": "others cost less"}
+    pruning = {
+        "ratio": 0.31,
+        "multiple": 8,
+        "macs_before": 1000,
+        "macs_after": 690,
+        "parameters_before": 100,
+        "parameters_after": 80,
+        "groups": [group, {**group, "name": "conv_b", "kept": 24}],
+        "repaired": [{"layer": "c", "before": 0.2, "after": 0.05}],
+        "kept": {"conv_z": "it is the model's output 'y'"},
+        "warnings": ["too few calibration samples"],
+    }
+    trials = [trial(1, "fp32"), trial(2, "int8", pruned=0.31)]
+    page = page_of(write_dist(tmp_path, {"one": manifest("one", pruning=pruning, trials=trials)}))
+    text = re.sub(r"\s+", " ", Elements(page).text)
+    for words in (
+        "What was pruned",
+        "31 % of the multiply-accumulates: 1 000 → 690",
+        "1 of 2 groups of channels",
+        "24 → 16",
+        "20.00 %",
+        "5.00 %",
+        "too few calibration samples",
+        "31% of its multiply-accumulates are pruned",
+    ):
+        assert words in text, words
+
+
 def test_plots_are_there_with_what_they_show_in_words(dist: Path) -> None:
     page = page_of(dist)
     assert page.count("<svg") == 9
