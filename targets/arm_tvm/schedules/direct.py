@@ -83,7 +83,8 @@ def _cost(workload: ConvWorkload, machine: Machine, q: int, rows: int, columns: 
             for _, q_count, tile_q in split(blocks(workload.filters, lanes), q):
                 tile = _tile_cost(flat, machine, tile_q, tile_rows, tile_columns)
                 total += row_count * column_count * q_count * tile
-    return total * workload.batch
+    weights = blocks(workload.filters, lanes) * lanes * workload.channels * workload.kernel[0] * workload.kernel[1]
+    return total * workload.batch + machine.streaming_cost(weights, workload.dtype)
 
 
 def _tile_cost(flat: ConvWorkload, machine: Machine, q: int, rows: int, columns: int) -> float:
