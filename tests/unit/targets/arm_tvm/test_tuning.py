@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +20,7 @@ from compiler.testing import text_case
 from compiler.tune import Tunable, profile_device
 from targets.arm_tvm import TARGET
 from targets.arm_tvm.emulate import host_arch
+from tests.boards import free_port, running_tracker, start_board, stop
 
 pytestmark = [
     pytest.mark.needs_tvm,
@@ -63,64 +57,10 @@ def kernel(cache: Path) -> Tunable:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", f"tvm.exec.{module}", "--host", "127.0.0.1", *arguments]
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail("the tracker did not start")
-
-
 @pytest.fixture(scope="module")
 def tracker() -> Iterator[str]:
-    for module in ("tornado", "cloudpickle"):
-        pytest.importorskip(module, reason=f"TVM's tracker needs {module}")
-    port = free_port()
-    process = start("rpc_tracker", "--port", str(port), "--port-end", str(port + 1))
-    try:
-        wait_for(port, process)
-        yield f"127.0.0.1:{port}"
-    finally:
-        stop(process)
-
-
-def start_board(tracker: str, key: str) -> subprocess.Popen[bytes]:
-    port = free_port()
-    ports = ("--port", str(port), "--port-end", str(port + 9))
-    process = start("rpc_server", *ports, "--tracker", tracker, "--key", key)
-    from targets.arm_tvm.benches import find_board
-
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            find_board(Backend("rpc", tracker, key)).close()
-            return process
-        except TargetUnavailable:
-            time.sleep(0.3)
-    stop(process)
-    pytest.fail("the board did not register")
+    with running_tracker() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
