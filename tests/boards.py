@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -41,14 +41,28 @@ def running_tracker() -> Iterator[str]:
 
 
 def start_board(tracker: str, key: str) -> subprocess.Popen[bytes]:
-    """A server that the tracker knows under the key."""
-    from targets.arm_tvm.benches import find_board
-
+    """TVM's own server, in Python, which the tracker knows under the key."""
     port = free_port()
     ports = ("--port", str(port), "--port-end", str(port + 9))
-    process = _start("rpc_server", *ports, "--tracker", tracker, "--key", key)
+    return _registered(tracker, key, _start("rpc_server", *ports, "--tracker", tracker, "--key", key))
+
+
+@contextmanager
+def running_board(tracker: str, key: str, program: Sequence[str]) -> Iterator[None]:
+    """A program that takes the key as its last argument and registers under it."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = _registered(tracker, key, subprocess.Popen([*program, key], start_new_session=True, **pipes))
+    try:
+        yield
+    finally:
+        stop(process)
+
+
+def _registered(tracker: str, key: str, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    from targets.arm_tvm.benches import find_board
+
     deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         try:
             find_board(Backend("rpc", tracker, key)).close()
             return process

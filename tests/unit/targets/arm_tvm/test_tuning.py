@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,9 @@ from compiler.target import Backend, TargetPlan
 from compiler.testing import text_case
 from compiler.tune import Tunable, profile_device
 from targets.arm_tvm import TARGET
-from targets.arm_tvm.emulate import host_arch
-from tests.boards import free_port, running_tracker, start_board, stop
+from targets.arm_tvm.bundle import write_server
+from targets.arm_tvm.emulate import emulator, host_arch
+from tests.boards import free_port, running_board, running_tracker, start_board, stop
 
 pytestmark = [
     pytest.mark.needs_tvm,
@@ -158,3 +160,37 @@ def test_integer_kernels_have_choices_and_are_counted(cache_dir: Path, pi5: Hard
     assert all(choice["family"] == "integer" for kernel in kernels for choice in kernel.choices)
     measurer = TARGET.measurer(network, plan(pi5, cache_dir), pi5, Backend("emulator"))
     assert measurer.measure(kernels[0], kernels[0].choices[1]).median > 100
+
+
+@pytest.mark.needs_emulator
+@needs_aarch64
+def test_an_emulated_board_without_python_serves_kernels_behind_the_tracker(
+    cache_dir: Path, pi5: HardwareProfile, tracker: str, tmp_path: Path
+) -> None:
+    write_server("aarch64", workdir=tmp_path / "server", cache_dir=cache_dir)
+    host, port = tracker.split(":")
+    with running_board(tracker, "emulated", [*emulator("cortex-a76"), str(tmp_path / "server/serve"), host, port]):
+        backend = Backend("rpc", tracker, "emulated", trial_s=60)
+        measurer = TARGET.measurer(model(), plan(pi5, cache_dir), pi5, backend)
+        [kernel] = TARGET.tunables(model(), plan(pi5, cache_dir), pi5)
+        assert len(measurer.measure(kernel, kernel.default).values) == 10
+        with pytest.raises(ToolchainFailed, match="no choice of"):
+            measurer.measure(kernel, {"family": "direct", "blocks": 99})
+        assert len(measurer.measure(kernel, kernel.choices[1]).values) == 10
+    with pytest.raises(TargetUnavailable, match="emulated"):
+        measurer.measure(kernel, kernel.default)
+
+
+@pytest.mark.needs_emulator
+@needs_aarch64
+def test_the_server_of_a_board_says_what_it_needs(cache_dir: Path, tmp_path: Path) -> None:
+    write_server("aarch64", workdir=tmp_path / "server", cache_dir=cache_dir)
+    program = [*emulator("cortex-a76"), str(tmp_path / "server/serve")]
+
+    def told(*arguments: str) -> tuple[int, str]:
+        ended = subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+        return ended.returncode, ended.stderr
+
+    assert told() == (2, told()[1]) and "Usage: serve HOST PORT KEY" in told()[1]
+    assert told("127.0.0.1", str(free_port()), "k")[1].startswith("serve: no tracker at 127.0.0.1")
+    assert "a key is of letters" in told("127.0.0.1", "1", 'k"')[1]
