@@ -108,7 +108,8 @@ def _cost(workload: ConvWorkload, machine: Machine, parameters: dict[str, int]) 
         loads = ceil(tiles / pair) + lanes * ceil(q / pair) if machine.by_element else lanes * (tiles + q)
         part = sources * (lanes * tiles * q + loads + 4) + 2 * tiles * q + 12
         total += bands * results // q * (m + 2) ** 2 * part
-    return total * workload.batch
+    weights = bands * (m + 2) ** 2 * sources * results * lanes**2
+    return workload.batch * (total + machine.streaming_cost(weights, workload.dtype))
 
 
 def pack(workload: ConvWorkload, choice: Choice, weights: Array, machine: Machine) -> Array:
@@ -319,21 +320,25 @@ class _Winograd:
             data = emitter.let(xi * self.v_step + (block * self.band + tile) * lanes)
             start = ((group * self.n**2 + xi) * self.sources + block) * (lanes * q * lanes)
             weights = emitter.view(self.weights, start)
-            columns = [self._vector(v, data + t * lanes) for t in range(tiles)] if self.machine.by_element else []
-            for step in range(lanes):
-                factors = [self._vector(weights, (step * q + g) * lanes) for g in range(q)]
-                for t in range(tiles):
-                    scalar = lane(columns[t], step) if columns else load(v, data + (t * lanes + step), 1)
-                    self._accumulate(sums, factors, broadcast(scalar, lanes), t * q)
+            if self.machine.by_element:
+                columns = [self._vector(v, data + t * lanes) for t in range(tiles)]
+                for step in range(lanes):
+                    self._step(sums, weights, [lane(column, step) for column in columns], step)
+            else:  # of a longer body LLVM moves the broadcasts up and spills the sums
+                with emitter.loop(lanes) as step:
+                    self._step(sums, weights, [load(v, data + (t * lanes + step), 1) for t in range(tiles)], step)
         results = emitter.let(xi * self.m_step + tile * lanes)
         for t, g in product(range(tiles), range(q)):
             self._store(m, results + (g * self.band + t) * lanes, load(sums, t * q + g, 1))
 
-    def _accumulate(self, sums: Any, factors: list[Any], scalar: Any, first: int) -> None:
-        operand = self.emitter.let(scalar)
-        for place, factor in enumerate(factors, first):
-            total = fma(factor, operand, load(sums, place, 1), f"{self.dtype}x{self.lanes}")
-            self.emitter.add(store(sums, place, total, 1))
+    def _step(self, sums: Any, weights: Any, scalars: list[Any], step: Any) -> None:
+        """One input channel: its weights times the scalar of every tile."""
+        factors = [self._vector(weights, (step * self.q + g) * self.lanes) for g in range(self.q)]
+        for tile, scalar in enumerate(scalars):
+            operand = self.emitter.let(broadcast(scalar, self.lanes))
+            for place, factor in enumerate(factors, tile * self.q):
+                total = fma(factor, operand, load(sums, place, 1), f"{self.dtype}x{self.lanes}")
+                self.emitter.add(store(sums, place, total, 1))
 
 
 def _spans(result: int, size: int, padding: int, m: int) -> tuple[_Span, ...]:
