@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from targets.arm_tvm.integer.emitter import (
+from targets.arm_tvm.emitter import (
     PARALLEL_WORK,
     Emitter,
     broadcast,
@@ -27,7 +27,6 @@ from targets.arm_tvm.integer.emitter import (
     int32,
     intrinsic,
     load,
-    parameter,
     shuffle,
     store,
 )
@@ -72,11 +71,12 @@ def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
     """The kernel: (source, weights, scale, bias[, residual], result), all flat."""
     emitter = Emitter()
     groups = spec.result.blocks * BLOCK
-    source = parameter(spec.source.elements, "int8", "x")
-    weights = parameter(groups * spec.kernel[0] * _row_bytes(spec, dot), "int8", "w")
-    scale, bias = (parameter(groups, "float32", name) for name in ("scale", "bias"))
-    result = parameter(spec.result.elements, "int8" if spec.epilogue.quantized else "float32", "y")
-    residual = parameter(spec.result.elements, "int8", "residual") if spec.epilogue.residual_scale is not None else None
+    source = emitter.parameter((spec.source.elements,), "int8", "x")
+    weights = emitter.parameter((groups * spec.kernel[0] * _row_bytes(spec, dot),), "int8", "w")
+    scale, bias = (emitter.parameter((groups,), "float32", name) for name in ("scale", "bias"))
+    size, adds = spec.result.elements, spec.epilogue.residual_scale is not None
+    residual = emitter.parameter((size,), "int8", "residual") if adds else None
+    result = emitter.parameter((size,), "int8" if spec.epilogue.quantized else "float32", "y")
     with emitter.loop(spec.source.batch) as batch:
         image, origin, place = spec.source, source, batch * spec.source.batch_stride
         if spec.padded and spec.source.layout == "blocked":
@@ -84,7 +84,7 @@ def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
             place = int32(0)
         arrays = _Arrays(origin, weights, scale, bias, residual, result, image)
         _tiles(emitter, spec, tile, dot, arrays, (place, batch * spec.result.batch_stride))
-    return emitter.function([source, weights, scale, bias, *([residual] if residual is not None else []), result])
+    return emitter.function()
 
 
 def _row_bytes(spec: ConvSpec, dot: Dot) -> int:
@@ -212,9 +212,9 @@ class _Product:
     def __init__(self, emitter: Emitter, tile: Tile, wide: bool) -> None:
         self.emitter, self.tile, self.wide = emitter, tile, wide
         count = self.count()
-        self.buffer = emitter.allocate(count * self.lanes, "int32")
+        self.buffer = emitter.allocate(count * self.lanes, "int32", "global")
         for index in range(count):
-            emitter.add(store(self.buffer, index * self.lanes, broadcast(0, "int32", self.lanes), self.lanes))
+            emitter.add(store(self.buffer, index * self.lanes, broadcast(0, self.lanes, "int32"), self.lanes))
 
     def count(self) -> int:
         """Accumulators."""
