@@ -19,7 +19,6 @@ as long as 4 tiles share each weight, and by the loads of U below that.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby, product
 from math import ceil
 from typing import Any
@@ -31,6 +30,7 @@ from targets.arm_tvm.emitter import PARALLEL_WORK, Emitter, broadcast, fma, lane
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules.epilogue import finish
 from targets.arm_tvm.schedules.sources import result_shape, source_shape
+from targets.arm_tvm.schedules.spans import Span, find_spans
 from targets.arm_tvm.schedules.winograd_transforms import transform_input, transform_output, weight_matrix
 from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks, packed_bytes
 
@@ -45,23 +45,6 @@ UNROLLED = 4
 """Largest m whose transforms are written out; beyond, registers do not hold a tile and rows are looped over."""
 INPUT_COST, OUTPUT_COST = {2: 70.0, 4: 200.0, 6: 660.0}, {2: 50.0, 4: 180.0, 6: 560.0}
 """Instructions to transform one tile of one vector."""
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Consecutive tiles along one axis that lie alike on the border.
-
-    Args:
-        first: Number of the first tile.
-        count: Tiles.
-        inside: First and past the last of a tile's n source lines that exist.
-        kept: Result lines that exist.
-    """
-
-    first: int
-    count: int
-    inside: tuple[int, int]
-    kept: int
 
 
 def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
@@ -289,7 +272,7 @@ class _Winograd:
             final = finish(self.emitter, value, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
             self._store(result, j * self.lanes, final)
 
-    def _kinds(self, band: Any, row: Any) -> Iterator[tuple[_Span, _Span, Any, Any]]:
+    def _kinds(self, band: Any, row: Any) -> Iterator[tuple[Span, Span, Any, Any]]:
         """Opens, one after the other, the code of each kind of tile in a row; then yields the tile's row and column."""
         from tvm import tirx
 
@@ -341,21 +324,11 @@ class _Winograd:
                 self.emitter.add(store(sums, place, total, 1))
 
 
-def _spans(result: int, size: int, padding: int, m: int) -> tuple[_Span, ...]:
-    """The tiles along an axis of `result` result and `size` source lines, by how they lie on its borders."""
-    kinds = []
-    for tile in range(ceil(result / m)):
-        origin = tile * m - padding
-        kinds.append((max(0, -origin), min(m + 2, size - origin), min(m, result - tile * m)))
-    spans, first = [], 0
-    for (low, high, kept), same in groupby(kinds):
-        count = len(list(same))
-        spans.append(_Span(first, count, (low, high), kept))
-        first += count
-    return tuple(spans)
+def _spans(result: int, size: int, padding: int, m: int) -> tuple[Span, ...]:
+    return find_spans(result, m, source=size, padding=padding, stride=1, reach=m + 2)
 
 
-def _count(spans: tuple[_Span, ...]) -> int:
+def _count(spans: tuple[Span, ...]) -> int:
     return sum(span.count for span in spans)
 
 
