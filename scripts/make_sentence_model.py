@@ -34,7 +34,7 @@ NAMES = {
     "value": "self.value",
     "up": "intermediate.dense",
 }
-"""Module here → module there, where the names differ; `norm` and the last linear layer of a block depend on the block."""
+"""Module here → module there; `norm` and the last linear layer of a block are named by the block."""
 
 Floats = NDArray[np.float32]
 
@@ -82,7 +82,12 @@ def make_sentence_model(folder: Path) -> ir.Model:
     y.name, y.dtype, y.shape = "embedding", ir.DataType.FLOAT, ir.Shape(["batch", ENCODER.width])
     tape = exporter.tape
     graph = ir.Graph(
-        [tokens], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": ENCODER.opset}, name="minilm"
+        [tokens],
+        [y],
+        nodes=tape.nodes,
+        initializers=tape.initializers,
+        opset_imports={"": ENCODER.opset},
+        name="minilm",
     )
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="fleetc make_sentence_model")
 
@@ -104,6 +109,7 @@ def read_safetensors(path: Path) -> dict[str, Floats]:
 def make_texts(folder: Path, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Two sets of windows (count, 64) of different help topics of Python."""
     from pydoc_data.topics import topics
+
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -116,7 +122,7 @@ def make_texts(folder: Path, count: int) -> tuple[NDArray[np.int64], NDArray[np.
             [101, *ids[start : start + TOKENS - 2], 102] for start in range(0, len(ids) - TOKENS, 4 * TOKENS)
         )
     first, second = (np.array(rows, np.int64) for rows in found)
-    return tuple(rows[np.linspace(0, len(rows) - 1, count).round().astype(int)] for rows in (first, second))  # type: ignore[return-value]
+    return tuple(rows[np.linspace(0, len(rows) - 1, count).round().astype(int)] for rows in (first, second))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,7 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CompilerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{options.output}  {options.output.with_name(options.output.name + '.data').stat().st_size} bytes of weights")
+    print(
+        f"{options.output}  {options.output.with_name(options.output.name + '.data').stat().st_size} bytes of weights"
+    )
     return 0
 
 

@@ -54,7 +54,7 @@ class LayerRank:
 
 def quantized_entry(bench: Bench, rule: PrecisionRule, variant: Variant, rewritten: Entry) -> Entry:
     """The quantized form of a rewritten model, with its `QuantPlan` beside it."""
-    scheme, data = _needs(bench, rule)
+    scheme, data = _needs(bench, rule, variant)
     parts = _parts(rewritten, scheme, data, variant)
 
     def make(folder: Path) -> None:
@@ -96,7 +96,7 @@ def quantizer_warnings(bench: Bench, rule: PrecisionRule, entries: Iterable[Entr
 
 def rank_layers(bench: Bench, rule: PrecisionRule, variant: Variant, entries: Iterable[Entry]) -> tuple[LayerRank, ...]:
     """The quantized layers, the worst first."""
-    scheme, needed = _needs(bench, rule)
+    scheme, needed = _needs(bench, rule, variant)
     data = needed or (bench.data.judge.dataset if bench.data.judge else None)
     kept = list(entries)
     rewritten = next(entry for entry in kept if entry.stage == "rewrite")
@@ -122,10 +122,12 @@ def options_to_dict(options: QuantOptions) -> dict[str, Any]:
     return asdict(options)
 
 
-def _needs(bench: Bench, rule: PrecisionRule) -> tuple[QuantScheme, Dataset | None]:
+def _needs(bench: Bench, rule: PrecisionRule, variant: Variant) -> tuple[QuantScheme, Dataset | None]:
+    """The scheme, and the calibration data: where ranges are needed, or where there are some to fit layers on."""
     if rule.scheme is None:
         raise InternalError(f"{rule.name} has no scheme")
-    return rule.scheme, bench.data.calibration if rule.scheme.needs_calibration else None
+    used = rule.scheme.needs_calibration or variant.options.compensate or variant.options.correct
+    return rule.scheme, bench.data.calibration if used else None
 
 
 def _parts(
