@@ -34,6 +34,7 @@ from compiler.passes.run import run_passes
 from compiler.quant import QuantOptions, can_balance, quantize
 from compiler.search.calibrated import Batches
 from targets.intel_openvino.quantized import INT8
+from targets.nvidia_tensorrt.quantized import FP8, INT4_WEIGHTS
 
 OURS: Mapping[str, QuantOptions] = {
     "nearest": QuantOptions(compensate=False),
@@ -44,6 +45,7 @@ OURS: Mapping[str, QuantOptions] = {
     "percentile": QuantOptions(observer="percentile"),
     "min-max": QuantOptions(observer="min-max"),
 }
+SCHEMES = {scheme.name: scheme for scheme in (INT8, FP8, INT4_WEIGHTS)}
 Figures = dict[str, Any]
 
 
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128, help="most of each (default: %(default)s)")
     parser.add_argument("--margin", type=float, default=0.0, help="percent around pictures of folders")
     parser.add_argument("--name", help="of the row; the file's without suffix where absent")
+    parser.add_argument("--scheme", choices=list(SCHEMES), default=INT8.name, help="peers are asked for int8 alone")
     parser.add_argument("--only", nargs="+", choices=list(OURS), help="of ours; all where absent")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "benchmarks" / "quantizers.json")
     asked = parser.parse_args()
@@ -83,9 +86,11 @@ def _quantized(
     for name, options in OURS.items():
         if (not asked.only or name in asked.only) and can_balance(model, options.balance):
             started = time.perf_counter()
-            found = quantize(model, Batches(calibration), INT8, options)
+            found = quantize(model, Batches(calibration), SCHEMES[asked.scheme], options)
             seconds = time.perf_counter() - started
             yield f"fleetc, {name}", run_dataset(found.model, evaluation), seconds
+    if asked.scheme != INT8.name:
+        return
     with tempfile.TemporaryDirectory(prefix="fleetc-bench-") as folder:
         started = time.perf_counter()
         path = quantize_ort(asked.model, list(_single(calibration)), Path(folder))
