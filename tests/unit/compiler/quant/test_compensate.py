@@ -10,7 +10,7 @@ from quant_models import batches_of, model_of, scheme_of
 
 from compiler.numerics import Array
 from compiler.quant import QuantOptions, quantize
-from compiler.quant.compensate import compensate
+from compiler.quant.compensate import DAMPING, compensate, inverse_root
 from compiler.quant.unfold import Layout, find_layout
 from compiler.quant.weights import dequantize, quantize_weight, round_weight
 from compiler.scheme import TensorFormat
@@ -151,3 +151,13 @@ def test_weights_that_two_layers_share_are_left_alone_and_stored_once() -> None:
     stored = [name for name, value in found.graph.initializers.items() if value.dtype == ir.DataType.INT8]
     weights = [name for name in stored if found.graph.initializers[name].shape.rank() == 2]  # type: ignore[union-attr]
     assert len(weights) == 1
+
+
+@pytest.mark.parametrize("size", [1, 5, 128, 301])
+def test_the_root_of_the_inverse_is_triangular_and_gives_the_inverse(size: int) -> None:
+    rows = np.random.default_rng(4).normal(size=(2 * size, size)).astype(np.float32)
+    gram = rows.T @ rows
+    root = inverse_root(gram)
+    damped = gram + DAMPING * np.diag(gram).mean() * np.eye(size)
+    assert np.array_equal(root, np.triu(root))
+    assert np.allclose(root.T @ root @ damped, np.eye(size), atol=1e-3)
