@@ -78,13 +78,14 @@ class BuildRequest:
     threads: int
     cache_dir: Path
     schedule: Mapping[str, Choice] = field(default_factory=dict)
+    payload_bytes: int | None = None
 
     @classmethod
     def of(cls, plan: Plan) -> BuildRequest:
         """What the plan's own build is told."""
         told = plan.target_plan
         dims = {name: asdict(sizes) for name, sizes in told.dims.items()}
-        return cls(plan.precision, dims, told.threads, told.cache_dir, dict(told.schedule))
+        return cls(plan.precision, dims, told.threads, told.cache_dir, dict(told.schedule), told.payload_bytes)
 
 
 def build_in_child(
@@ -137,6 +138,7 @@ def target_key(border: Border, plan: Plan, target: Target) -> tuple[tuple[str, s
         ("options", canonical_json(options_to_dict(plan.target_plan.options))),
         ("dims", canonical_json({name: asdict(sizes) for name, sizes in plan.target_plan.dims.items()})),
         ("threads", str(plan.target_plan.threads)),
+        ("payload_bytes", str(plan.target_plan.payload_bytes)),
         ("profile", plan.profile_digest),
         *sorted(plan.toolchain.items()),
     )

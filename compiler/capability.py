@@ -50,6 +50,8 @@ class PrecisionRule:
         gain: Inferences per second against float32, as the target's makers expect them on this profile: the order in
             which candidates are tried, never a figure of a report.
         scheme: How operators are quantized; None for a precision of floating point.
+        width_multiple: Channels that its kernels work on at once on this profile: a pruned layer is as wide as a
+            multiple of it, since the lanes left over would cost as much as if they were used.
     """
 
     name: str
@@ -58,6 +60,7 @@ class PrecisionRule:
     tolerance: str
     gain: float = 1.0
     scheme: QuantScheme | None = None
+    width_multiple: int = 4
 
 
 @dataclass(frozen=True)

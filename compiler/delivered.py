@@ -15,17 +15,19 @@ import onnx_ir as ir
 from compiler.artifact import Artifact, Evidence, TensorSpec
 from compiler.build import BuildRequest, build_in_child, check_artifact
 from compiler.disk import output_errors
+from compiler.dist import note_finished
 from compiler.errors import ArtifactError, DataError, OutputError
 from compiler.fleet import Range
 from compiler.frontend import bind_shapes, describe_inputs, describe_outputs, free_dims, read_model
 from compiler.inputs import sizes_label
 from compiler.isolate import ChildLimits
-from compiler.manifest import Delivered, border_of, read_artifact, write_artifact
+from compiler.manifest import MANIFEST, Delivered, border_of, read_artifact, write_artifact
 from compiler.numerics import Arrays, write_arrays
 from compiler.passes.probe import run_unoptimized
 from compiler.portable import Border
 from compiler.profile import profile_of
 from compiler.samples import batch_of, load_samples, make_samples, read_arrays
+from compiler.store import file_digest
 from compiler.target import find_target
 from compiler.verify import (
     Point,
@@ -110,7 +112,7 @@ def verify_delivered(
     Args:
         folder: The artifact's folder.
         model: The original model to compare with; the folder's border model where None, and where the border model is
-            quantized: `recheck_accuracy` compares that with the original.
+            quantized or pruned: `recheck_accuracy` compares that with the original.
         samples: Input data; random inputs where None.
         limits: What the child process may use.
 
@@ -122,8 +124,8 @@ def verify_delivered(
     delivered = read_artifact(folder)
     artifact = complete(delivered)
     original = None if model is None else original_of(delivered, model)
-    is_quantized = delivered.manifest["verdict"]["reference"] == "border model"
-    reference = ir.load(border_of(folder)) if original is None or is_quantized else original
+    was_changed = delivered.manifest["verdict"]["reference"] == "border model"
+    reference = ir.load(border_of(folder)) if original is None or was_changed else original
     points = _points(delivered, reference, samples)
     return delivered, judge(
         artifact, points, tolerance=_tolerance(delivered), repeat=0, where=str(folder), limits=limits
@@ -143,6 +145,7 @@ def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdi
         raise ArtifactError(
             "the artifact is complete already", where=str(folder), remedy="`fleetc verify` judges it again."
         )
+    before = file_digest(folder / MANIFEST)
     border = Border(border_of(folder), str(delivered.manifest["border"]["sha256"]), (), ())
     with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
         artifact = _build_again(delivered, border, Path(name), cache, limits)
@@ -154,9 +157,12 @@ def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdi
             if key not in ("schema", "fleetc", "artifact", "files")
         }
         facts["verdict"] = {**facts["verdict"], "parity": verdict_facts(verdict)}
-        measured = {key: value for key, value in delivered.measurements.items() if key in ("passes_ms", "seconds")}
+        measured = {
+            key: value for key, value in delivered.measurements.items() if key in ("passes_ms", "seconds", "tuning")
+        }
         measured |= verdict_measurements(verdict)
         write_artifact(artifact, border, facts=facts, measurements=measured, folder=folder)
+    note_finished(folder, deferred=before)
     return verdict
 
 

@@ -60,7 +60,27 @@ def settle_folder(reports: Sequence[DeviceReport], fleet: Fleet, model_digest: s
             "fleet": fleet.path.name,
             "model": model_digest,
         }
-        write_json(out / BUILD, {**summary, "devices": ordered})
+        write_json(out / BUILD, {**summary, "devices": ordered}, keeps_order=True)
+
+
+def note_finished(folder: Path, *, deferred: str) -> None:
+    """`build.json` beside a finished artifact names its new manifest; one of another build, or none, is left alone.
+
+    Args:
+        folder: The artifact's folder.
+        deferred: SHA-256 of the manifest that it had.
+    """
+    path = folder.parent / BUILD
+    try:
+        summary = json.loads(path.read_bytes())
+        row = summary["devices"][folder.name]
+        is_its_own = row["manifest"] == deferred
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if is_its_own:
+        summary["devices"][folder.name] = {**row, "status": "finished", "manifest": file_digest(folder / MANIFEST)}
+        with output_errors(folder.parent):
+            write_json(path, summary, keeps_order=True)
 
 
 def _others(fleet: Fleet, out: Path) -> dict[str, Any]:

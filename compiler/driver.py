@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiler.clock import Clock
+from compiler.clock import Clock, Pace
 from compiler.dist import claim_folder, settle_folder
 from compiler.errors import CompilerError, InternalError
 from compiler.fleet import Fleet
@@ -47,22 +46,25 @@ def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
     source = _read_source(fleet, jobs)
     store = Store(options.cache)
     reports = {name: DeviceReport(name, "failed", options.out / name, error) for name, error in missing.items()}
-    started = time.monotonic()
+    pace = Pace(sum(job.plan.pieces for job in jobs))
     for index, job in enumerate(jobs):
-        log.info("%s (%d of %d)%s", job.device.name, index + 1, len(jobs), _eta(started, index, len(jobs)))
-        reports[job.device.name] = _attempt(job, fleet, source, options, store)
+        pace.done = sum(earlier.plan.pieces for earlier in jobs[:index])
+        log.info("%s (%d of %d)%s", job.device.name, index + 1, len(jobs), pace.left)
+        reports[job.device.name] = _attempt(job, fleet, source, options, store, pace)
     ordered = tuple(reports[device.name] for device in selected_devices(fleet, options))
     settle_folder(ordered, fleet, source.digest, options.out)
     return FleetReport(options.out, ordered, source.imported.notes, _write_page(options.out))
 
 
-def compile_device(job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store) -> DeviceReport:
+def compile_device(
+    job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store, pace: Pace
+) -> DeviceReport:
     """The whole line for one device class.
 
     Raises:
         CompilerError: Whatever stopped it before there was anything to judge; nothing was delivered.
     """
-    clock = Clock()
+    clock = Clock(pace)
     ready = source.prepared[job.device.name]
     if options.dump_passes:
         passes = job.target.passes(job.profile)
@@ -91,19 +93,14 @@ def _write_page(out: Path) -> Path:
     return write_report(build)
 
 
-def _attempt(job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store) -> DeviceReport:
+def _attempt(job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store, pace: Pace) -> DeviceReport:
     try:
-        return compile_device(job, fleet, source, options, store)
+        return compile_device(job, fleet, source, options, store, pace)
     except CompilerError as error:
-        log.error("%s failed: %s", job.device.name, error.what.splitlines()[0])
+        log.error("%s failed: %s", job.device.name, error.brief)
         return DeviceReport(job.device.name, "failed", options.out / job.device.name, error, job.plan)
     except Exception as error:  # our bug must not take the other devices along; its traceback is for -v
         log.debug("%s", job.device.name, exc_info=error)
         remedy = "Report it with what `fleetc -v` prints."
         bug = InternalError(f"{type(error).__name__}: {error}", where=job.device.name, remedy=remedy)
         return DeviceReport(job.device.name, "failed", options.out / job.device.name, bug, job.plan)
-
-
-def _eta(started: float, done: int, total: int) -> str:
-    left = (time.monotonic() - started) / done * (total - done) if done else 0.0
-    return f", about {left:.0f} s left" if left > 5 else ""

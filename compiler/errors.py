@@ -48,6 +48,17 @@ class CompilerError(Exception):
         advice = f"\n  {self.remedy}" if self.remedy else ""
         return f"{place}{self.what}{advice}"
 
+    @property
+    def page(self) -> str:
+        """Where the documentation tells of this class."""
+        return f"docs/errors.md#{type(self).__name__.lower()}"
+
+    @property
+    def brief(self) -> str:
+        """What is wrong in one line: the first, and the next where that only announces it."""
+        first, *rest = [line.strip().removeprefix("- ") for line in self.what.splitlines() if line.strip()] or [""]
+        return f"{first} {rest[0]}" if first.endswith(":") and rest else first
+
     def to_dict(self) -> dict[str, object]:
         """The error as a JSON-ready value; `from_dict` reads it back on the other side of a process border."""
         return {

@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from compiler.errors import FleetError, ProfileError, combine
 from compiler.fleet_data import Calibration, Evaluation, Preprocess, is_function
 from compiler.profile import find_profile, is_path
 from compiler.validate import validate
-from compiler.yamlfile import KeyPath, Origin, read_yaml
+from compiler.yamlfile import Document, KeyPath, Origin, read_yaml
 
 Precision: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int4-weights"]
+Prune: TypeAlias = Literal["off", "auto"] | float
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,15 @@ class Limits:
         float | None,
         Field(gt=0, description="Longest median time of one inference at the optimal batch, in milliseconds."),
     ] = None
+    saliency_correlation_min: Annotated[
+        float | None,
+        Field(
+            ge=-1,
+            le=1,
+            description="Least rank correlation between the given model's saliency maps and the build's, for models "
+            "of pictures.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +77,7 @@ class DeviceClass:
         batch: Sizes of the batch dimension.
         dims: Sizes of other named dimensions of the model's inputs.
         precision: `auto`, or the number format asked for.
+        prune: `off`, `auto`, or the share of the multiply-accumulates to prune; None where the file does not say.
         limits: The fleet's limits with the device's own over them.
         origin: The fleet file; its key path there is `("devices", name)`.
     """
@@ -76,6 +87,7 @@ class DeviceClass:
     batch: Range = Range(1, 1, 1)
     dims: Mapping[str, Range] = field(default_factory=dict)
     precision: Precision = "auto"
+    prune: Prune | None = None
     limits: Limits = Limits()
     origin: Origin = field(default=Origin(), compare=False, repr=False)
 
@@ -108,6 +120,19 @@ def _widen(value: object) -> object:
     return value
 
 
+def read_prune(value: object) -> Prune:
+    """`off`, `auto`, or a ratio between 0 and 1.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if value == "off" or value == "auto":
+        return "off" if value == "off" else "auto"
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1:
+        return float(value)
+    raise ValueError("must be off, auto, or a ratio above 0 and below 1 (0.3 prunes 30 % of the multiply-accumulates)")
+
+
 _Size: TypeAlias = Annotated[Range, BeforeValidator(_widen, json_schema_input_type=int | Range)]
 _Batch: TypeAlias = Annotated[
     _Size | None, Field(description="Batch sizes: one size, or min, opt and max; 1 when nothing is said.")
@@ -117,6 +142,14 @@ _Dims: TypeAlias = Annotated[
 ]
 _Asked: TypeAlias = Annotated[
     Precision | None, Field(description="Number format to build in; auto (the default) lets the plan choose.")
+]
+_PruneText: TypeAlias = Literal["off", "auto"] | Annotated[float, Field(gt=0, lt=1)]
+_Pruned: TypeAlias = Annotated[
+    Annotated[Prune, PlainValidator(read_prune, json_schema_input_type=_PruneText)] | None,
+    Field(
+        description="Channel pruning: off (the default), auto to search how much pays inside the limits, or the share "
+        "of the multiply-accumulates to cut, above 0 and below 1."
+    ),
 ]
 
 
@@ -131,6 +164,7 @@ class DeviceEntry:
     batch: _Batch = None
     dims: _Dims = field(default_factory=dict)
     precision: _Asked = None
+    prune: _Pruned = None
     limits: Annotated[Limits, Field(description="Limits of this device class, over the fleet's.")] = Limits()
 
 
@@ -160,6 +194,7 @@ class FleetFile:
     batch: _Batch = None
     dims: _Dims = field(default_factory=dict)
     precision: _Asked = None
+    prune: _Pruned = None
     devices: Annotated[
         Mapping[_DeviceName, DeviceEntry],
         Field(min_length=1, description="The device classes by name; the name becomes the folder of the artifact."),
@@ -176,12 +211,10 @@ def load_fleet(path: str | Path) -> Fleet:
     """
     document = read_yaml(Path(path), error=FleetError)
     written, problems = validate(FleetFile, document.data, origin=document.origin, error=FleetError)
-    if written is None:
+    problems += _missing(document)
+    if written is None or problems:
         raise combine(problems)
-    fleet = _resolve(written, document.origin)
-    if problems := list(_missing(fleet)):
-        raise combine(problems)
-    return fleet
+    return _resolve(written, document.origin)
 
 
 def _resolve(written: FleetFile, origin: Origin) -> Fleet:
@@ -219,6 +252,7 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
         batch=entry.batch or fleet.batch or Range(1, 1, 1),
         dims={**fleet.dims, **entry.dims},
         precision=entry.precision or fleet.precision or "auto",
+        prune=entry.prune or fleet.prune,
         limits=replace(
             fleet.limits, **{key: value for key, value in asdict(entry.limits).items() if value is not None}
         ),
@@ -226,41 +260,48 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
     )
 
 
-def _missing(fleet: Fleet) -> Iterator[FleetError]:
-    """What the file names and is not there, each at its line."""
-    place = fleet.origin.place
-    if not _is(fleet.model, stat.S_ISREG):
-        yield FleetError(f"there is no file {str(fleet.model)!r}", where=place(("model",)))
-    if (calibration := fleet.calibration) and not _holds_samples(calibration.path):
-        what = f"expected a .npz or .npy file, a folder or module:function, found none at {str(calibration.path)!r}"
-        yield FleetError(what, where=place(("calibration", "path")))
-    if evaluation := fleet.evaluation:
-        yield from _missing_evaluation(evaluation, place)
-    for name, device in fleet.devices.items():
-        where = place(("devices", name, "profile"))
+def _missing(document: Document) -> Iterator[FleetError]:
+    """What the file names and is not there, each at its line; read from the raw file to be told with all else."""
+    folder, place = Path(document.origin.path).absolute().parent, document.origin.place
+    for keys, is_there, what in _NAMED:
+        text = _text_at(document.data, keys)
+        if text is not None and not is_there(folder / text):
+            yield FleetError(f"{what} {str(folder / text)!r}", where=place(keys))
+    devices = document.data.get("devices")
+    for name in devices if isinstance(devices, dict) else ():
+        keys = ("devices", name, "profile")
+        text = _text_at(document.data, keys)
         try:
-            file = find_profile(device.profile)
+            file = find_profile(str(folder / text) if is_path(text) else text) if text else None
         except ProfileError as reason:
-            yield FleetError(reason.what, where=where, remedy=reason.remedy)
+            yield FleetError(reason.what, where=place(keys), remedy=reason.remedy)
         else:
-            if not _is(file, stat.S_ISREG):
-                yield FleetError(f"there is no file {str(file)!r}", where=where)
+            if file and not _is_file(file):
+                yield FleetError(f"there is no file {str(file)!r}", where=place(keys))
 
 
-def _missing_evaluation(evaluation: Evaluation, place: Callable[[KeyPath], str]) -> Iterator[FleetError]:
-    path = evaluation.path
-    if not (_is(path, stat.S_ISDIR) or _is(path, stat.S_ISREG) or is_function(path.name)):
-        what = f"expected a file, a folder or module:function, found none at {str(path)!r}"
-        yield FleetError(what, where=place(("evaluation", "path")))
-    if evaluation.images and not _is(evaluation.images, stat.S_ISDIR):
-        yield FleetError(f"there is no folder {str(evaluation.images)!r}", where=place(("evaluation", "images")))
-    if evaluation.classes and not _is(evaluation.classes, stat.S_ISREG):
-        yield FleetError(f"there is no file {str(evaluation.classes)!r}", where=place(("evaluation", "classes")))
+def _text_at(value: object, keys: KeyPath) -> str | None:
+    """The text at a key path; None where there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _holds_samples(path: Path) -> bool:
-    is_arrays = path.suffix in (".npz", ".npy") and _is(path, stat.S_ISREG)
-    return is_arrays or _is(path, stat.S_ISDIR) or is_function(path.name)
+    is_arrays = path.suffix in (".npz", ".npy") and _is_file(path)
+    return is_arrays or _is_folder(path) or is_function(path.name)
+
+
+def _holds_labels(path: Path) -> bool:
+    return _is_file(path) or _is_folder(path) or is_function(path.name)
+
+
+def _is_file(path: Path) -> bool:
+    return _is(path, stat.S_ISREG)
+
+
+def _is_folder(path: Path) -> bool:
+    return _is(path, stat.S_ISDIR)
 
 
 def _is(path: Path, kind: Callable[[int], bool]) -> bool:
@@ -268,3 +309,18 @@ def _is(path: Path, kind: Callable[[int], bool]) -> bool:
         return kind(path.stat().st_mode)
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return False
+
+
+_OR = "a folder or module:function, found none"
+_NAMED: tuple[tuple[KeyPath, Callable[[Path], bool], str], ...] = (
+    (("model",), _is_file, "there is no file"),
+    (
+        ("calibration", "path"),
+        _holds_samples,
+        "expected a .npz or .npy file, a folder or module:function, found none at",
+    ),
+    (("evaluation", "path"), _holds_labels, f"expected a file, {_OR} at"),
+    (("evaluation", "images"), _is_folder, "there is no folder"),
+    (("evaluation", "classes"), _is_file, "there is no file"),
+)
+"""What a fleet file names by path: where, whether it is there, and what to say if it is not."""

@@ -1,4 +1,4 @@
-"""The gates of a device: what accuracy, memory and latency a build must hold, and the verdict on each.
+"""The gates of a device: what accuracy, memory, latency and saliency a build must hold, and the verdict on each.
 
 A limit comes from the fleet file, or from `DEFAULTS` where the file has an evaluation and says nothing. What nobody
 could measure or estimate is not judged, and its gate says so; it is never called passed.
@@ -43,6 +43,11 @@ class Demands:
         """Whether there is a gate at all."""
         return any(value is not None for value in asdict(self.limits).values())
 
+    @property
+    def explains(self) -> bool:
+        """Whether saliency maps are compared: a limit asks, or there is an evaluation whose pictures they can show."""
+        return self.limits.saliency_correlation_min is not None or self.data == "evaluation"
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -66,10 +71,10 @@ class Gate:
     """One verdict.
 
     Args:
-        name: `accuracy`, `memory: weights`, `memory: run` or `latency`.
+        name: `accuracy`, `memory: weights`, `memory: run`, `latency` or `saliency`.
         limit: What must hold, in `unit`.
         value: What was found; None where nobody could tell.
-        unit: `points lost`, `% less` or `ms`.
+        unit: `points lost`, `% less`, `ms` or `correlation`.
         passed: The verdict; None where the gate was not judged.
         evidence: Where the value is from.
         rule: What of the figure was judged.
@@ -92,17 +97,29 @@ class Gate:
     def __str__(self) -> str:
         if self.value is None:
             return f"{self.name}: not judged: {self.why}"
-        verdict = "passed" if self.passed else "failed"
-        bound = "at least" if _KINDS[self.name].is_floor else "at most"
-        found = f"{round(self.value, 2):g} {self.unit}, limit {bound} {self.limit:g}"
+        kind, verdict = _KINDS[self.name], "passed" if self.passed else "failed"
+        bound = "at least" if kind.is_floor else "at most"
+        found = f"{round(self.value, kind.places + 1):g} {self.unit}, limit {bound} {self.limit:g}"
         return f"{self.name} {verdict}: {found} ({self.rule}; {self.evidence})"
 
 
 @dataclass(frozen=True)
 class _Kind:
+    """How a gate judges.
+
+    Args:
+        limit: Its limit in the fleet file.
+        unit: Its figure's.
+        is_floor: Whether the limit is the least that must be found.
+        lowest: The least that can be asked.
+        places: Decimals that a person writes the limit with.
+    """
+
     limit: str
     unit: str
     is_floor: bool = False
+    lowest: float = 0.0
+    places: int = 1
 
 
 _KINDS: Mapping[str, _Kind] = {
@@ -110,15 +127,22 @@ _KINDS: Mapping[str, _Kind] = {
     "memory: weights": _Kind("memory_reduction_pct", "% less", is_floor=True),
     "memory: run": _Kind("memory_reduction_pct", "% less", is_floor=True),
     "latency": _Kind("latency_ms", "ms"),
+    "saliency": _Kind("saliency_correlation_min", "correlation", is_floor=True, lowest=-1.0, places=2),
 }
 """Gate → the limit it judges by."""
+
+_NEED_DATA = {
+    "accuracy_drop_pct": "the loss of accuracy",
+    "saliency_correlation_min": "the change of saliency maps",
+}
+"""Limit → what it limits, of those that samples are needed for."""
 
 
 def make_demands(fleet: Fleet, device: DeviceClass) -> Demands:
     """The limits of one device with the defaults below them, and the task its accuracy is judged by.
 
     Raises:
-        FleetError: A limit on accuracy is stated, and there are no data to judge it on.
+        FleetError: A limit on accuracy or saliency is stated, and there are no data to judge it on.
     """
     stated = {name: value for name, value in asdict(device.limits).items() if value is not None}
     reasons = dict.fromkeys(stated, "stated in the fleet file")
@@ -126,15 +150,16 @@ def make_demands(fleet: Fleet, device: DeviceClass) -> Demands:
         given = {name: value for name, value in asdict(DEFAULTS).items() if value is not None and name not in stated}
         reasons |= dict.fromkeys(given, "the default where the fleet file has an evaluation")
         return Demands(Limits(**stated, **given), fleet.evaluation.task, "evaluation", reasons)
+    for name in _NEED_DATA:
+        if name in stated and fleet.calibration is None:
+            raise FleetError(
+                f"{name} limits {_NEED_DATA[name]}, and there are no data to measure it on",
+                where=device.place,
+                remedy="Add `evaluation: {task: …, path: …}`, or `calibration: {path: …}` to compare outputs with the "
+                "float model's.",
+            )
     if "accuracy_drop_pct" not in stated:
         return Demands(Limits(**stated), reasons=reasons)
-    if fleet.calibration is None:
-        raise FleetError(
-            "accuracy_drop_pct limits the loss of accuracy, and there are no data to measure it on",
-            where=device.place,
-            remedy="Add `evaluation: {task: …, path: …}`, or `calibration: {path: …}` to compare outputs with the "
-            "float model's.",
-        )
     reasons["accuracy_drop_pct"] += (
         "; the file has no evaluation: outputs on the calibration data are compared with the float model's"
     )
@@ -166,7 +191,7 @@ def nearest_limits(gates: Sequence[Gate]) -> Limits:
     for gate in gates:
         if gate.passed is False and gate.value is not None:
             kind = _KINDS[gate.name]
-            rounded = _down(gate.value) if kind.is_floor else _up(gate.value)
+            rounded = _rounded(gate.value, kind)
             worst = min if kind.is_floor else max
             needed[kind.limit] = worst(rounded, needed.get(kind.limit, rounded))
     return replace(Limits(), **needed)
@@ -186,9 +211,8 @@ def _judge(name: str, limit: float, figure: Figure) -> Gate:
     return Gate(name, limit, figure.value, kind.unit, passed, figure.evidence, figure.rule, figure.why)
 
 
-def _up(value: float) -> float:
-    return math.ceil(round(value * 10, 6)) / 10
-
-
-def _down(value: float) -> float:
-    return max(0.0, math.floor(round(value * 10, 6)) / 10)
+def _rounded(value: float, kind: _Kind) -> float:
+    """To the places of a limit, on the side that the value holds."""
+    unit: float = 10.0**kind.places
+    scaled = round(value * unit, 6)
+    return max(kind.lowest, math.floor(scaled) / unit) if kind.is_floor else math.ceil(scaled) / unit

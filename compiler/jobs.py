@@ -10,6 +10,7 @@ from compiler.errors import CompilerError, MissingError, UsageError, combine
 from compiler.fleet import DeviceClass, Fleet, load_fleet
 from compiler.plan import BuildOptions, Plan, make_plan, plan_passes
 from compiler.profile import HardwareProfile, load_profile
+from compiler.pruning import parse_prune
 from compiler.target import Target, find_target
 
 
@@ -34,6 +35,8 @@ def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...
     """
     fleet = load_fleet(path)
     plan_passes(options)
+    if options.prune:
+        parse_prune(options.prune)
     jobs: list[Job] = []
     missing: dict[str, MissingError] = {}
     problems: list[CompilerError] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.errors import CompilerError, UsageError, combine
-from compiler.evaluate import Dataset, Task, find_task, open_calibration, open_evaluation
+from compiler.evaluate import Dataset, Images, Task, find_task, open_calibration, open_evaluation, open_images
 from compiler.fleet import Fleet
 from compiler.fleet_data import Calibration, Evaluation
 from compiler.frontend import describe_inputs
@@ -48,11 +48,13 @@ class Data:
 
     Args:
         judge: What its accuracy is judged by; None where no gate asks.
-        calibration: What ranges are observed on; None where the fleet file names none.
+        calibration: What ranges are observed on, and pruning is repaired on; None where the fleet file names none.
+        images: What its saliency is compared on, or why that is not done.
     """
 
     judge: Judge | None = None
     calibration: Dataset | None = None
+    images: Images | str = "neither a limit nor an evaluation asks for saliency"
 
 
 def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared]) -> dict[str, Data]:
@@ -61,13 +63,13 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared
     Raises:
         UsageError: Data do not fit the model or the task; every such problem is named once.
     """
-    known: dict[tuple[int, str, bool], Data] = {}
+    known: dict[tuple[int, str, bool, bool], Data] = {}
     problems: dict[str, CompilerError] = {}
     found: dict[str, Data] = {}
     for job in jobs:
         ready, demands = prepared[job.device.name], job.plan.demands
-        calibrates = any(rule.scheme is not None for rule in job.plan.candidates)
-        key = (id(ready), demands.task, calibrates)
+        calibrates = job.plan.pruning.reads_data or any(rule.scheme is not None for rule in job.plan.candidates)
+        key = (id(ready), demands.task, calibrates, demands.explains)
         try:
             known[key] = known.get(key) or _open(fleet, ready, demands, calibrates=calibrates)
             found[job.device.name] = known[key]
@@ -82,13 +84,15 @@ def _open(fleet: Fleet, ready: Prepared, demands: Demands, *, calibrates: bool) 
     specs = describe_inputs(ready.model)
     given = fleet.calibration if calibrates else None
     calibration = open_calibration(given, specs, fleet.preprocess) if given else None
-    if not demands.task:
+    if not (demands.task or demands.explains):
         return Data(calibration=calibration)
-    evaluation = fleet.evaluation if demands.data == "evaluation" else None
-    evaluation = evaluation or _embedding(fleet.calibration)
+    evaluation = fleet.evaluation or _embedding(fleet.calibration)
     dataset = open_evaluation(evaluation, specs, fleet.preprocess)
+    images = open_images(evaluation, dataset, specs, fleet.preprocess) if demands.explains else Data.images
+    if not demands.task:
+        return Data(None, calibration, images)
     task = find_task(evaluation)
-    return Data(Judge(task, dataset, (*dataset.warnings, *task.check(dataset))), calibration)
+    return Data(Judge(task, dataset, (*dataset.warnings, *task.check(dataset))), calibration, images)
 
 
 def _embedding(calibration: Calibration | None) -> Evaluation:

@@ -10,25 +10,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from compiler.build import BuildRequest, target_key, told_child
 from compiler.isolate import ChildLimits, run_child
+from compiler.passes.instrument import measure
 from compiler.plan import Choice as Decision
 from compiler.plan import Plan, options_to_dict
 from compiler.portable import Border
 from compiler.profile import HardwareProfile
 from compiler.store import Stage, Store, canonical_json
 from compiler.target import Target, Tunes
-from compiler.tune import DeviceType, Scheduled, Tunable, TuningKey, TuningLog, profile_device, schedule
+from compiler.tune import Curve, DeviceType, Scheduled, Tunable, TuningKey, TuningLog, curves, profile_device, schedule
 
 KERNELS = "kernels.json"
+MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """A plan with the choice of every kernel in it, and where each is from."""
+    """A plan with the choice of every kernel in it, where each is from, and the trials behind those measured."""
 
     plan: Plan
     scheduled: tuple[Scheduled, ...]
+    curves: tuple[Curve, ...] = ()
 
     def to_dict(self) -> list[dict[str, Any]]:
         """JSON values, as the manifest keeps them."""
@@ -38,6 +43,23 @@ class Kernels:
 def tuning_log(cache: Path) -> TuningLog:
     """The log of a cache."""
     return TuningLog(cache / "tuning")
+
+
+def bound_payload(plan: Plan, original: ir.Model) -> Plan:
+    """The plan with the bytes that its build's payload may take, where a limit on memory holds.
+
+    Args:
+        plan: A device's plan.
+        original: The model as imported, whose weights the limit counts from.
+    """
+    reduction_pct = plan.demands.limits.memory_reduction_pct
+    if reduction_pct is None:
+        return plan
+    given = measure(original).bytes
+    most = int(given * (1 - reduction_pct / 100))
+    reason = f"memory_reduction_pct is {reduction_pct:g}, and the model's weights take {given / MIB:.1f} MiB"
+    choices = {**plan.choices, "payload": Decision(f"at most {most / MIB:.1f} MiB", reason)}
+    return replace(plan, choices=choices, target_plan=replace(plan.target_plan, payload_bytes=most))
 
 
 def list_kernels(
@@ -82,12 +104,13 @@ def choose_schedule(kernels: Sequence[Tunable], plan: Plan, profile: HardwarePro
     if not kernels:
         return Kernels(plan, ())
     keys = tuning_keys(kernels, plan, profile_device(profile))
-    found = schedule(kernels, keys, log.records())
+    records = log.records()
+    found = schedule(kernels, keys, records)
     defaults = {one.workload: one.default for one in kernels}
     chosen = {one.workload: dict(one.choice) for one in found if one.choice != defaults[one.workload]}
     target_plan = replace(plan.target_plan, schedule=dict(sorted(chosen.items())))
     choices = {**plan.choices, "tuning": _decision(found)}
-    return Kernels(replace(plan, choices=choices, target_plan=target_plan), found)
+    return Kernels(replace(plan, choices=choices, target_plan=target_plan), found, curves(kernels, keys, records))
 
 
 def _decision(found: Sequence[Scheduled]) -> Decision:

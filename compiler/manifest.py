@@ -24,7 +24,7 @@ from typing import Any
 from compiler.artifact import Artifact, artifact_from_dict, artifact_to_dict, leaves_folder
 from compiler.disk import output_errors
 from compiler.errors import ArtifactError, combine
-from compiler.manifest_shape import manifest_problems, measurements_problems
+from compiler.manifest_shape import Manifest, Measurements, problems_of
 from compiler.portable import BORDER, BORDER_DATA, Border
 from compiler.store import file_digest
 
@@ -91,7 +91,7 @@ def read_artifact(folder: Path) -> Delivered:
     manifest = read_manifest(folder)
     has_measurements = (folder / MEASUREMENTS).is_file()
     measurements = _read_json(folder / MEASUREMENTS) if has_measurements else {}
-    _refuse(folder / MEASUREMENTS, measurements_problems(measurements) if has_measurements else [])
+    _refuse(folder / MEASUREMENTS, problems_of(Measurements, measurements) if has_measurements else [])
     artifact = _described(folder, manifest["artifact"])
     loose = {name: measurements.get("unrepeatable_files", {}).get(name) for name in artifact.unrepeatable}
     expected = {name: row for name, row in {**loose, **manifest["files"]}.items() if row}
@@ -119,7 +119,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             where=str(folder / MANIFEST),
             remedy="Use the version of fleetc that wrote it (its `fleetc` key).",
         )
-    _refuse(folder / MANIFEST, manifest_problems(manifest))
+    _refuse(folder / MANIFEST, problems_of(Manifest, manifest))
     return manifest
 
 
@@ -128,9 +128,9 @@ def border_of(folder: Path) -> Path:
     return folder / BORDER
 
 
-def write_json(path: Path, value: object) -> None:
-    """Readable JSON, atomically: the same value gives the same bytes."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+def write_json(path: Path, value: object, *, keeps_order: bool = False) -> None:
+    """Readable JSON, atomically: equal values give the same bytes, or those of their order where it says something."""
+    text = json.dumps(value, indent=1, sort_keys=not keeps_order, ensure_ascii=False, allow_nan=False) + "\n"
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         partial.write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ from compiler.gates import Demands, make_demands
 from compiler.isolate import ChildLimits
 from compiler.passes.pipelines import PORTABLE
 from compiler.profile import HardwareProfile, profile_digest, validate_options
+from compiler.pruning import UNPRUNED, Pruning, asked_of, choose_pruning
 from compiler.target import Target, TargetPlan, Tunes
 
 
@@ -27,6 +28,7 @@ class BuildOptions:
         cache: Root of the store.
         devices: Names of the devices to build; empty means all.
         precision: Precision for every device, over the fleet file's; empty leaves the file's.
+        prune: `off`, `auto` or a ratio for every device, over the fleet file's; empty leaves the file's.
         skip_passes: Names of passes to leave out.
         stop_after: Number of the last pass of the portable half to run.
         dump_passes: Folder that gets the model before the first and after every pass that changed it.
@@ -39,6 +41,7 @@ class BuildOptions:
     cache: Path = Path(".fleetc-cache")
     devices: tuple[str, ...] = ()
     precision: str = ""
+    prune: str = ""
     skip_passes: tuple[str, ...] = ()
     stop_after: int | None = None
     dump_passes: Path | None = None
@@ -83,6 +86,7 @@ class Plan:
         demands: The gates that must hold.
         candidates: The precisions to try, most promising first; one where there is nothing to search.
         yardstick: The float32 build that the candidates are measured against; None if the target has none.
+        pruning: How much of the model is pruned.
     """
 
     device: str
@@ -98,6 +102,7 @@ class Plan:
     demands: Demands
     candidates: tuple[PrecisionRule, ...]
     yardstick: PrecisionRule | None
+    pruning: Pruning = UNPRUNED
 
     @property
     def precision(self) -> str:
@@ -109,6 +114,22 @@ class Plan:
         """What the target says of that precision."""
         known = (*self.candidates, *([self.yardstick] if self.yardstick else []))
         return next(rule for rule in known if rule.name == self.precision)
+
+    @property
+    def is_yardstick(self) -> bool:
+        """Whether it makes the float original that the others are measured against."""
+        return self.rule == self.yardstick and not self.pruning.ratio
+
+    @property
+    def changes_results(self) -> bool:
+        """Whether the border model computes something else than the imported model on purpose."""
+        return self.rule.scheme is not None or self.pruning.ratio > 0
+
+    @property
+    def pieces(self) -> int:
+        """Candidates that are made, the yardstick among them: how long a build takes goes by them."""
+        extra = self.demands.any and self.yardstick is not None and self.yardstick not in self.candidates
+        return len(self.candidates) + extra
 
     @property
     def reason(self) -> str:
@@ -171,6 +192,8 @@ def make_plan(
         where="--precision" if options.precision else device.place,
     )
     rule = found.rules[0]
+    asked, place = asked_of(options.prune, device)
+    pruning = choose_pruning(asked, fleet, demands=demands, where=place)
     _refuse_ranges(device, capability, target)
     threads = _choose_threads(profile)
     return Plan(
@@ -188,7 +211,7 @@ def make_plan(
             "layout": Choice(
                 "as imported", "the portable half keeps ONNX's channels-first layout; the target chooses its own"
             ),
-            "pruning": Choice("off", "nothing asks for it"),
+            "pruning": Choice(pruning.value, pruning.reason),
             "tuning": _choose_tuning(target),
             "threads": threads,
         },
@@ -202,6 +225,7 @@ def make_plan(
         demands=demands,
         candidates=found.rules,
         yardstick=next((rule for rule in capability.precisions if rule.name == YARDSTICK), None),
+        pruning=pruning,
     )
 
 
@@ -214,7 +238,15 @@ def settle(plan: Plan, rule: PrecisionRule, reason: str) -> Plan:
         reason: Why this one.
     """
     choices = {**plan.choices, "precision": Choice(rule.name, reason), **_rule_choices(rule)}
+    if plan.pruning.ratio:
+        choices["tolerance"] = Choice(rule.tolerance, f"the level for {rule.name} results against the border model")
     return replace(plan, choices=choices, target_plan=replace(plan.target_plan, precision=rule.name))
+
+
+def settle_pruning(plan: Plan, pruning: Pruning) -> Plan:
+    """The plan with another decision on pruning: what a trial builds, and what the chosen artifact was built by."""
+    choices = {**plan.choices, "pruning": Choice(pruning.value, pruning.reason)}
+    return replace(plan, choices=choices, pruning=pruning)
 
 
 def options_to_dict(options: object) -> dict[str, Any]:

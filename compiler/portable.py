@@ -63,6 +63,7 @@ def make_border(
     *,
     inputs: Arrays,
     store: Store,
+    prune: Callable[[Entry], Entry] | None = None,
     quantize: Callable[[Entry], Entry] | None = None,
 ) -> Border:
     """Runs the portable half of a plan, or takes it from the store.
@@ -74,15 +75,18 @@ def make_border(
         target_passes: The target's own passes.
         inputs: What the probe is run on, one array per graph input.
         store: Where finished stages are.
-        quantize: Rewritten model → its quantized form, both as entries of the store; None where it stays float.
+        prune: Rewritten model → the same without some of its channels, both as entries of the store; None where it
+            keeps them all.
+        quantize: Float model → its quantized form, both as entries of the store; None where it stays float.
 
     Raises:
         InternalError: A pass failed, or left an invalid model.
     """
     rewritten = _rewrite(model, digest, plan, inputs, store)
-    middle = quantize(rewritten) if quantize else rewritten
+    pruned = prune(rewritten) if prune else rewritten
+    middle = quantize(pruned) if quantize else pruned
     last = _specialize(middle, plan, target_passes, inputs, store)
-    entries = tuple(dict.fromkeys((rewritten, middle, last)))
+    entries = tuple(dict.fromkeys((rewritten, pruned, middle, last)))
     return Border(last.files / BORDER, _border_digest(last), tuple(_records(entries, plan)), entries)
 
 

@@ -18,7 +18,7 @@ from compiler.numerics import arrays_digest
 from compiler.passes.instrument import measure
 from compiler.plan import Plan
 from compiler.profile import to_dict
-from compiler.search import Found, Made
+from compiler.search import Found, Made, read_pruning
 from compiler.verify import Verdict, verdict_facts, verdict_measurements
 
 
@@ -115,6 +115,7 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, found: Fo
         "source": vars(measure(ready.model)),
         "border": vars(measure(border.load())) | {"sha256": border.digest},
         "plan": made.plan.to_dict(),
+        "pruning": read_pruning(made.entries),
         "passes": [{key: value for key, value in record.items() if key != "milliseconds"} for record in border.records],
         "stages": [{"stage": entry.stage, "sha256": entry.digest} for entry in made.entries],
         "tuning": [kernel.to_dict() for kernel in made.kernels],
@@ -148,6 +149,7 @@ def search_facts(found: Found) -> dict[str, Any]:
         "gates": [gate.to_dict() for gate in chosen.gates] if chosen else [],
         "trials": [trial.to_dict() for trial in found.trials],
         "layers": [layer.to_dict() for layer in found.layers],
+        "saliency": found.saliency.to_report() if found.saliency else None,
     }
 
 
@@ -158,6 +160,7 @@ def measured_facts(made: Made, seconds: Mapping[str, float]) -> dict[str, Any]:
         "passes_ms": [[record["name"], record["milliseconds"]] for record in made.border.records],
         "stages": [{"stage": entry.stage, "from_store": entry.hit} for entry in made.entries],
         "seconds": dict(seconds),
+        "tuning": [asdict(curve) for curve in made.curves],
     }
 
 

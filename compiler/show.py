@@ -6,21 +6,34 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this file for every command, and these import all of the compiler
-    from compiler.compare import Change
     from compiler.plan import Plan
     from compiler.record import DeviceReport, FleetReport
 
 MIB = 1 << 20
+COLUMNS = 100
 NOTE_COLUMNS = 96
+LEAST_WIDTH = 12
+"""Cells are not cut to less: better a line too long than one that says nothing."""
 
 
 def table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
-    """Left-aligned columns, two spaces apart."""
+    """Left-aligned columns, two spaces apart; the widest are cut in the middle until a line fits."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    while sum(widths) + 2 * (len(widths) - 1) > COLUMNS and max(widths) > LEAST_WIDTH:
+        widths[widths.index(max(widths))] -= 1
     lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+        "  ".join(_fit(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
     )
     return "\n".join(lines)
+
+
+def _fit(text: str, width: int) -> str:
+    """The text, or its beginning and its end: names differ in either."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 def fleet_text(report: FleetReport) -> str:
@@ -84,7 +97,8 @@ def manifest_text(manifest: Mapping[str, Any], measurements: Mapping[str, Any]) 
         f"    {name}  {row['bytes']} bytes  not repeatable"
         for name, row in measurements.get("unrepeatable_files", {}).items()
     ]
-    sections = [search_text(manifest), layers_text(manifest["layers"]), passes_text(manifest["passes"])]
+    pruned = [pruning_text(manifest["pruning"])] if manifest["pruning"] else []
+    sections = [search_text(manifest), *pruned, layers_text(manifest["layers"]), passes_text(manifest["passes"])]
     return "\n\n".join(["\n".join(lines), *sections])
 
 
@@ -93,7 +107,40 @@ def search_text(manifest: Mapping[str, Any]) -> str:
     head = ("trial", "precision", "status", "speed", "MiB", "run MiB", "points lost")
     lines = [table([_trial_row(one) for one in manifest["trials"]], head)]
     lines += [f"  {one['number']}: {one['why']}" for one in manifest["trials"] if one["why"]]
-    return "\n".join([*lines, *(f"  {gate_text(gate)}" for gate in manifest["gates"])])
+    lines += [f"  {gate_text(gate)}" for gate in manifest["gates"]]
+    found = manifest.get("saliency")
+    return "\n".join([*lines, *([f"  {saliency_text(found)}"] if found else [])])
+
+
+def saliency_text(found: Mapping[str, Any]) -> str:
+    """How alike the saliency maps are, or why nobody knows."""
+    if found["correlation"] is None:
+        return f"saliency maps: not compared: {found['note']}"
+    return (
+        f"saliency maps of {found['images']} images: rank correlation {found['correlation']:.3f}, "
+        f"at least {found['lowest_correlation']:.3f} ({found['evidence']}; {found['note']})"
+    )
+
+
+def pruning_text(pruning: Mapping[str, Any]) -> str:
+    """What was cut, group by group, and what is left of each error behind the cuts after the repair."""
+    rows = [(one["name"], f"{one['channels']} -> {one['kept']}", one["reason"]) for one in pruning["groups"]]
+    repairs = [
+        (one["layer"], f"{100 * one['before']:.2f} %", f"{100 * one['after']:.2f} %") for one in pruning["repaired"]
+    ]
+    macs, parameters = (
+        f"{pruning[f'{key}_before'] / 1e6:.2f} M -> {pruning[f'{key}_after'] / 1e6:.2f} M"
+        for key in ("macs", "parameters")
+    )
+    return "\n".join(
+        [
+            f"pruned by {pruning['ratio']:.0%}: MACs {macs}, parameters {parameters}",
+            table(rows, ("group", "channels", "why")),
+            table(repairs, ("repaired layer", "error", "after")),
+            *(f"  kept {layer}: {reason}" for layer, reason in pruning["kept"].items()),
+            *(f"  warning: {warning}" for warning in pruning["warnings"]),
+        ]
+    )
 
 
 def layers_text(layers: Sequence[Mapping[str, Any]]) -> str:
@@ -145,19 +192,14 @@ def passes_text(records: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join([table(rows, head), *(["notes", *notes] if notes else [])])
 
 
-def node_text(manifest: Mapping[str, Any], matches: Sequence[Mapping[str, str]]) -> str:
-    """What became of a source node: the operators of the border model that were made of it."""
-    precision = manifest["artifact"]["precision"]
-    return "\n".join(f"{one['op']} '{one['node']}' in {precision}, made of {one['origin']}" for one in matches)
-
-
-def changes_text(changes: Sequence[Change]) -> str:
-    """Differences, grouped by device and section."""
-    if not changes:
-        return "no difference"
-    return "\n".join(
-        f"{c.device or 'artifact'}  {c.section}.{c.key}: {_short(c.before)} -> {_short(c.after)}" for c in changes
-    )
+def node_text(trace: Mapping[str, Any]) -> str:
+    """What became of a source node: what happened to it, and the operators of the artifact that it is in now."""
+    lines = list(trace["steps"])
+    for one in trace["operators"]:
+        lines += [f"{one['op']} '{one['node']}' in {one['precision']}, made of {one['origin']}"]
+        lines += [f"  why: {one['why']}"] if one["why"] else []
+        lines += [f"  kernel: {one['kernel']}"] if one["kernel"] else []
+    return "\n".join(lines)
 
 
 def targets_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -184,9 +226,10 @@ def _trial_row(trial: Mapping[str, Any]) -> tuple[str, ...]:
     speed, memory, accuracy = trial["speed"] or {}, trial["footprint"] or {}, trial["accuracy"] or {}
     speedup, run, drop = speed.get("speedup"), memory.get("run_bytes"), accuracy.get("drop_pct")
     kept = f" ({len(trial['kept_float'])} float)" if trial["kept_float"] else ""
+    pruned = f" -{trial['pruned']:.0%}" if trial["pruned"] else ""
     return (
         str(trial["number"]),
-        trial["precision"] + kept,
+        trial["precision"] + kept + pruned,
         trial["status"],
         "-" if speedup is None else f"{speedup:.2f} x ({speed['evidence']})",
         f"{memory['weights_bytes'] / MIB:.1f}" if memory else "-",
@@ -254,8 +297,3 @@ def _difference(record: Mapping[str, Any]) -> str:
     if record["largest_difference"] is None:
         return record["not_measured"] if record["modified"] else "unchanged"
     return f"{float(record['largest_difference']):.3g}"
-
-
-def _short(value: Any) -> str:
-    text = "absent" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

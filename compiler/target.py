@@ -44,6 +44,8 @@ class TargetPlan:
         threads: Threads the artifact shall use on the device.
         schedule: Workload of a kernel → the choice it is built with; a kernel that is not in it is built with the
             target's own first choice.
+        payload_bytes: Most bytes that the artifact's payload should take; None: no limit. A target may spend memory on
+            speed up to it.
         cache_dir: Where toolchain downloads and intermediate caches may be kept; never part of a key.
     """
 
@@ -52,6 +54,7 @@ class TargetPlan:
     dims: Mapping[str, Range] = field(default_factory=dict)
     threads: int = 1
     schedule: Mapping[str, Choice] = field(default_factory=dict)
+    payload_bytes: int | None = None
     cache_dir: Path = field(default=Path(), compare=False)
 
 

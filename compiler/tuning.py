@@ -14,7 +14,7 @@ from compiler.frontend import read_model
 from compiler.inputs import prepare
 from compiler.isolate import ChildLimits
 from compiler.jobs import Job
-from compiler.kernels import Kernels, choose_schedule, list_kernels, tuning_keys, tuning_log
+from compiler.kernels import Kernels, bound_payload, choose_schedule, list_kernels, tuning_keys, tuning_log
 from compiler.measuring import MeasuringChild, Subject
 from compiler.plan import BuildOptions, Plan, make_plan, settle
 from compiler.portable import Border, make_border
@@ -82,8 +82,8 @@ def tune_model(options: TuneOptions) -> TuneReport:
     """
     fleet, device = _device(options)
     job = _job(fleet, device, options)
-    border, kernels = _border_and_kernels(job, fleet, cache=options.cache, child=options.child)
-    plan, keep = job.plan, tuning_log(options.cache)
+    plan, border, kernels = _border_and_kernels(job, fleet, cache=options.cache, child=options.child)
+    keep = tuning_log(options.cache)
     if not kernels:
         raise TargetUnavailable(
             f"target '{plan.target}' has no kernels with a choice in this model",
@@ -113,8 +113,8 @@ def plan_kernels(job: Job, fleet: Fleet, *, cache: Path, child: ChildLimits) -> 
     """
     settled = Job(job.device, job.profile, job.target, settle(job.plan, job.plan.rule, job.plan.reason))
     job.target.check(job.profile)
-    _, kernels = _border_and_kernels(settled, fleet, cache=cache, child=child)
-    return choose_schedule(kernels, settled.plan, job.profile, tuning_log(cache))
+    plan, _, kernels = _border_and_kernels(settled, fleet, cache=cache, child=child)
+    return choose_schedule(kernels, plan, job.profile, tuning_log(cache))
 
 
 def _job(fleet: Fleet, device: DeviceClass, options: TuneOptions) -> Job:
@@ -128,13 +128,14 @@ def _job(fleet: Fleet, device: DeviceClass, options: TuneOptions) -> Job:
 
 def _border_and_kernels(
     job: Job, fleet: Fleet, *, cache: Path, child: ChildLimits
-) -> tuple[Border, tuple[Tunable, ...]]:
+) -> tuple[Plan, Border, tuple[Tunable, ...]]:
+    """The job's plan with what the model adds to it, its border model, and the kernels of that."""
     store, target, profile = Store(cache), job.target, job.profile
     ready = prepare(fleet, read_model(fleet.model).model, [job.device])[job.device.name]
-    passes = target.passes(profile)
-    border = make_border(ready.model, ready.digest, job.plan, passes, inputs=ready.inputs.probe, store=store)
+    plan, passes = bound_payload(job.plan, ready.model), target.passes(profile)
+    border = make_border(ready.model, ready.digest, plan, passes, inputs=ready.inputs.probe, store=store)
     refuse_unsupported(border.load(), target.capability(profile), target=target.name)
-    return border, list_kernels(border, job.plan, profile, target, store=store, limits=child)
+    return plan, border, list_kernels(border, plan, profile, target, store=store, limits=child)
 
 
 def _device(options: TuneOptions) -> tuple[Fleet, DeviceClass]:

@@ -38,6 +38,7 @@ def planned(request: Mapping[str, Any]) -> tuple[HardwareProfile, Target, Target
         dims={name: Range(**sizes) for name, sizes in request["dims"].items()},
         threads=request["threads"],
         schedule=request.get("schedule", {}),
+        payload_bytes=request.get("payload_bytes"),
         cache_dir=Path(request["cache_dir"]),
     )
     return device, target, plan

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from typing import NoReturn
 
@@ -17,6 +17,7 @@ from compiler.cli.artifact import bench, finish, inspect, run, verify
 from compiler.cli.fleet import build, diff, plan
 from compiler.cli.machine import cache, profiles, targets
 from compiler.cli.output import PARTIAL, print_json
+from compiler.cli.progress import Progress
 from compiler.cli.report import report
 from compiler.cli.tune import tune
 from compiler.errors import CompilerError, InternalError, Interrupted, UsageError
@@ -26,22 +27,18 @@ Exit codes: 0 done · 1 a bug of fleetc · 2 usage, profile, fleet or data file 
 supported · 4 toolchain, device or disk space missing · 5 a gate failed · 6 some devices failed, the
 others were delivered · 130 interrupted, run again to resume"""
 
-_STARTED = time.monotonic()
-
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fleetc")
 @click.option("--quiet", "-q", is_flag=True, help="Only warnings and errors on stderr.")
-@click.option("--verbose", "-v", is_flag=True, help="Cache keys part by part, and what the store does.")
+@click.option("--verbose", "-v", is_flag=True, help="Every stage, cache keys part by part, and what the store does.")
 def cli(quiet: bool, verbose: bool) -> None:
     """One ONNX model in; for every device class of a fleet, one build, verified, with its reasons."""
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(relativeSeconds)8.1f s  %(message)s"))
-    handler.addFilter(_stamp)
     logger = logging.getLogger("fleetc")
-    logger.handlers, logger.propagate = [handler], False
+    logger.handlers, logger.propagate = [Progress(verbose=verbose)], False
     logger.setLevel(level)
+    logging.getLogger("fleetc.step").setLevel(logging.WARNING if quiet else logging.DEBUG)
 
 
 for command in (build, plan, verify, run, bench, inspect, diff, report, finish, tune, targets, profiles, cache):
@@ -57,7 +54,7 @@ def main() -> NoReturn:
 def _exit_code() -> int:
     PARTIAL.clear()
     try:
-        cli.main(standalone_mode=False)
+        _invoke()
         return 0
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
@@ -66,7 +63,9 @@ def _exit_code() -> int:
     except CompilerError as error:
         return _failed(error)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: what was finished is in the cache; run the same command again to resume", err=True)
+        again = shlex.join(["fleetc", *sys.argv[1:]])
+        click.echo("interrupted: what was finished is in the cache; run the same command again to resume:", err=True)
+        click.echo(f"  {again}", err=True)
         return Interrupted.exit_code
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  the reader left; nothing more can be said
@@ -75,11 +74,20 @@ def _exit_code() -> int:
         return _failed(_bug(error))
 
 
+def _invoke() -> None:
+    """Runs the command; whatever comes of it, its last line of progress does not stand in the way of what is said."""
+    try:
+        cli.main(standalone_mode=False)
+    finally:
+        for handler in logging.getLogger("fleetc").handlers:
+            handler.close()
+
+
 def _failed(error: CompilerError) -> int:
     """Says what went wrong on stderr and, where JSON was asked for, in the one document on stdout."""
-    click.echo(f"error: {error}", err=True)
+    click.echo(f"error: {error}\n  {type(error).__name__}: {error.page}", err=True)
     if "--json" in sys.argv[1:]:
-        print_json({**PARTIAL, **error.to_dict()})
+        print_json({**PARTIAL, **error.to_dict(), "page": error.page})
     return error.exit_code
 
 
@@ -96,8 +104,3 @@ def _bug(error: Exception) -> InternalError:
         report.write("".join(traceback.format_exception(error)))
     remedy = f"This is a bug of fleetc. Please report it with {report.name}."
     return InternalError(f"{type(error).__name__}: {error}", remedy=remedy)
-
-
-def _stamp(record: logging.LogRecord) -> bool:
-    record.relativeSeconds = time.monotonic() - _STARTED
-    return True

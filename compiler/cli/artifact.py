@@ -115,8 +115,8 @@ def inspect(artifact: Path, as_json: bool, node: str | None) -> None:
 
     found = read_artifact(artifact)
     if node is not None:
-        matches = find_node(artifact, node)
-        print_json(matches) if as_json else click.echo(show.node_text(found.manifest, matches))
+        trace = find_node(artifact, node, found.manifest)
+        print_json(trace) if as_json else click.echo(show.node_text(trace))
     elif as_json:
         print_json({"manifest": found.manifest, "measurements": found.measurements})
     else:

@@ -12,6 +12,7 @@ from compiler import show
 from compiler.cli.options import FILE, FOLDER, build_options, cache_option, child_options, json_option, options_of
 from compiler.cli.output import PARTIAL, print_json
 from compiler.plan import BuildOptions
+from compiler.show_changes import changes_text
 from compiler.show_tuning import kernels_text
 
 if TYPE_CHECKING:
@@ -91,11 +92,11 @@ def plan(fleet: Path, as_json: bool, kernels: bool, **options: Any) -> None:
 @click.argument("second", type=FOLDER)
 @json_option
 def diff(first: Path, second: Path, as_json: bool) -> None:
-    """Compare two dist folders, or two devices' folders: inputs, plan, passes, files, verdicts."""
+    """Tell what changed from one dist folder, or device's folder, to another, and which change explains which."""
     from compiler.compare import compare_builds
 
     changes = compare_builds(first, second)
-    print_json([asdict(change) for change in changes]) if as_json else click.echo(show.changes_text(changes))
+    print_json([asdict(change) for change in changes]) if as_json else click.echo(changes_text(changes))
 
 
 def _kernels(fleet: Fleet, jobs: Sequence[Job], options: BuildOptions, *, as_json: bool) -> dict[str, Any]:

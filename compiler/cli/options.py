@@ -65,6 +65,13 @@ def build_options(function: F) -> F:
             "int4-weights.",
         ),
         click.option(
+            "--prune",
+            default="",
+            metavar="HOW",
+            help="Channel pruning of every device, over the fleet file's: off, auto, or a share of the "
+            "multiply-accumulates such as 0.3.",
+        ),
+        click.option(
             "--skip-pass", "skip_passes", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated."
         ),
         click.option(

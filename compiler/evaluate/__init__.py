@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from compiler.evaluate.data import open_calibration, open_dataset, open_evaluation
+from compiler.evaluate.data import open_calibration, open_dataset, open_evaluation, open_images
 from compiler.evaluate.dataset import Dataset
 from compiler.evaluate.find import find_task
 from compiler.evaluate.run import run_dataset
+from compiler.evaluate.saliency import Images
 from compiler.evaluate.task import AccuracyDrop, Score, Task
 from compiler.fleet_data import Preprocess
 
 __all__ = [
     "AccuracyDrop",
     "Dataset",
+    "Images",
     "Preprocess",
     "Score",
     "Task",
@@ -19,5 +21,6 @@ __all__ = [
     "open_calibration",
     "open_dataset",
     "open_evaluation",
+    "open_images",
     "run_dataset",
 ]

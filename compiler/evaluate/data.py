@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from compiler.artifact import TensorSpec
@@ -11,6 +12,8 @@ from compiler.evaluate.arrays import open_arrays
 from compiler.evaluate.dataset import Dataset
 from compiler.evaluate.folder import open_folder, open_pairs
 from compiler.evaluate.function import open_function
+from compiler.evaluate.saliency import IMAGES, Images
+from compiler.evaluate.saliency_maps import find_picture
 from compiler.fleet_data import Calibration, Evaluation, Preprocess, is_function
 from compiler.samples import SUFFIXES as ARRAY_SUFFIXES
 
@@ -81,3 +84,24 @@ def open_evaluation(
         count=evaluation.samples,
         images=evaluation.images,
     )
+
+
+def open_images(
+    evaluation: Evaluation, dataset: Dataset, inputs: Sequence[TensorSpec], preprocess: Preprocess | None = None
+) -> Images | str:
+    """A few of an evaluation's samples, to explain what a model makes of their pictures; or why none can be explained.
+
+    Args:
+        evaluation: The evaluation; twice as many samples are taken as are explained, so that people have pairs.
+        dataset: All of its samples.
+        inputs: What the model takes.
+        preprocess: How a picture becomes an input.
+    """
+    picture = find_picture(inputs)
+    if isinstance(picture, str):
+        return picture
+    if dataset.whole:
+        return "its samples are complete inputs, and no axis counts pictures"
+    there = len(dataset.labels) if dataset.labels is not None and dataset.labels.ndim == 2 else dataset.count
+    few = open_evaluation(replace(evaluation, samples=min(2 * IMAGES, there)), inputs, preprocess)
+    return Images(few, picture, evaluation.task, evaluation.output)

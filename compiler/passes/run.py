@@ -1,4 +1,4 @@
-"""Runs passes one after another: numbered, measured, checked, dumped."""
+"""Runs passes one after another: numbered, measured, checked, dumped, and asked where each node went."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from compiler.errors import InternalError, OutputError
 from compiler.graph import Pass, check_model, skeleton
+from compiler.passes.fates import Fate, add_fates, find_fates, look
 from compiler.passes.instrument import PassRecord, measure, run_measured
 from compiler.passes.probe import Probe
 from compiler.save import save_model
@@ -44,15 +45,19 @@ def run_passes(
     kept = passes if stop_after is None else passes[: max(0, stop_after - first + 1)]
     _dump(model, dump_dir, first - 1, "input")
     records: list[PassRecord] = []
-    stats = measure(model)
+    fates: dict[str, Fate] = {}
+    stats, seen = measure(model), look(model)
     for number, step in enumerate(kept, start=first):
         record = run_measured(number, step, model, before=stats, probe=probe)
         stats = record.after
         records.append(record)
         if record.modified:
+            before, seen = seen, look(model)
+            fates |= find_fates(before, seen, by=f"{number} {step.name}")
             _dump(model, dump_dir, number, step.name)
         if check_each or number == first + len(kept) - 1:
             _check(model, records)
+    add_fates(model, fates)
     return tuple(records)
 
 

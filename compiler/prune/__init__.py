@@ -3,6 +3,6 @@
 find_ties → removal_order per group → choose_channels → cut_channels → repair
 """
 
-from compiler.prune.prune import Pruned, Unprunable, find_order, prune
+from compiler.prune.prune import SHORTFALL, Pruned, Unprunable, find_order, prune
 
-__all__ = ["Pruned", "Unprunable", "find_order", "prune"]
+__all__ = ["SHORTFALL", "Pruned", "Unprunable", "find_order", "prune"]

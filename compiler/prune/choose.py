@@ -1,19 +1,16 @@
-"""How much of every group goes: the cheapest error per multiply-accumulate first, in steps the kernels like."""
+"""How much of every group goes: the least error for what the device saves first, in steps its kernels like."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import onnx_ir as ir
 
-from compiler.passes.macs import node_macs
-from compiler.passes.values import display_name
-from compiler.prune.cut import why_not
-from compiler.prune.groups import Ties, positions
+from compiler.prune.costs import Costs
+from compiler.prune.groups import Ties
 from compiler.prune.importance import Removal
-from compiler.prune.walk import Cut
 
 
 @dataclass(frozen=True)
@@ -62,9 +59,15 @@ class PrunePlan:
 
 
 def choose_channels(
-    model: ir.Model, ties: Ties, removals: Sequence[Removal], *, ratio: float, multiple: int
+    model: ir.Model,
+    ties: Ties,
+    removals: Sequence[Removal],
+    *,
+    ratio: float,
+    multiple: int,
+    prices: Mapping[str, float] | None = None,
 ) -> PrunePlan:
-    """Takes steps of `multiple` channels, always where the error per saved multiply-accumulate is least.
+    """Takes steps of `multiple` channels, always where the error is least for what the device saves.
 
     Args:
         model: The model the ties were found in.
@@ -72,34 +75,36 @@ def choose_channels(
         removals: The order in which each group's channels go.
         ratio: Share of the multiply-accumulates to save, 0 to 1; less is saved where nothing is left to cut.
         multiple: Widths that are left are multiples of this, where a group is at least that wide.
+        prices: Layer → what a multiply-accumulate of it costs the device; 1 where it is not named.
     """
-    costs = Costs(model, ties)
-    whole = costs.macs(())
-    taken = dict.fromkeys(range(len(removals)), 0)
-    removed: set[int] = set()
-    while costs.macs(removed) > whole * (1 - ratio):
-        steps = [_step(index, removals[index], taken[index], multiple, removed, costs) for index in taken]
-        possible = [step for step in steps if step is not None and not why_not(ties, removed | {*step[2]})]
+    costs = Costs(model, ties, prices or {})
+    whole = costs.macs
+    taken = [0] * len(removals)
+    removed: list[int] = []
+    while costs.macs > whole * (1 - ratio):
+        steps = [_step(index, removal, taken[index], multiple, costs) for index, removal in enumerate(removals)]
+        possible = [step for step in steps if step is not None]
         if not possible:
             break
         _, index, channels = min(possible)
         taken[index] += len(channels)
-        removed |= {*channels}
+        removed.extend(channels)
+        costs.take(channels)
     groups = tuple(_told(removal, taken[index], multiple) for index, removal in enumerate(removals))
-    return PrunePlan(tuple(sorted(removed)), groups, whole, costs.macs(removed))
+    return PrunePlan(tuple(sorted(removed)), groups, round(whole), round(costs.macs))
 
 
 def _step(
-    index: int, removal: Removal, taken: int, multiple: int, removed: Collection[int], costs: Costs
+    index: int, removal: Removal, taken: int, multiple: int, costs: Costs
 ) -> tuple[float, int, tuple[int, ...]] | None:
-    """Error per saved multiply-accumulate of the group's next step, and the channels it takes."""
+    """Error per saved cost of the group's next step, the group, and the channels it takes; None if there is none."""
     left = len(removal.order) - taken
     size = left % multiple or multiple
-    if left - size < 1:
-        return None
     channels = removal.order[taken : taken + size]
+    if left - size < 1 or costs.empties(channels):
+        return None
     error = removal.errors[taken + size - 1] - (removal.errors[taken - 1] if taken else 0.0)
-    saved = costs.macs(removed) - costs.macs({*removed, *channels})
+    saved = costs.saved(channels)
     return (error / saved, index, channels) if saved > 0 else None
 
 
@@ -108,34 +113,7 @@ def _told(removal: Removal, taken: int, multiple: int) -> GroupChoice:
     if count <= multiple:
         reason = f"it has no more than {multiple} channels, the width its kernels work in"
     elif taken:
-        reason = (
-            f"its least valuable channels cost least per multiply-accumulate saved; widths are multiples of {multiple}"
-        )
+        reason = f"its least valuable channels cost least for what they save; widths are multiples of {multiple}"
     else:
-        reason = "others cost less per multiply-accumulate saved"
+        reason = "others cost less for what they save"
     return GroupChoice(removal.group.name, count, count - taken, removal.errors[taken - 1] if taken else 0.0, reason)
-
-
-class Costs:
-    """Multiply-accumulates of a model without some of its channels, found without cutting them."""
-
-    def __init__(self, model: ir.Model, ties: Ties) -> None:
-        cuts: dict[str, list[Cut]] = {}
-        for cut in ties.cuts:
-            if cut.role != "follows" or cut.axis == 0:
-                cuts.setdefault(cut.node, []).append(cut)
-        self._nodes = [
-            (macs, [cut.ids for cut in cuts.get(display_name(node), []) if cut.initializer == str(node.inputs[1].name)])
-            for node in model.graph
-            if len(node.inputs) > 1 and node.inputs[1] is not None and (macs := node_macs(node))
-        ]
-
-    def macs(self, removed: Collection[int]) -> int:
-        """The count without these channels."""
-        total = 0.0
-        for macs, axes in self._nodes:
-            share = 1.0
-            for ids in axes:
-                share *= float(positions(ids, removed).mean()) if removed else 1.0
-            total += macs * share
-        return round(total)

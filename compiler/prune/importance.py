@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -11,14 +11,14 @@ import onnx_ir as ir
 
 from compiler.passes.values import constant_of
 from compiler.prune.groups import Group, Ties
-from compiler.prune.repair import Batches
-from compiler.prune.rows import Layer, Matrix, as_matrix, layer_of, sample_rows
-from compiler.prune.tap import watch
+from compiler.prune.moments import Batches, Moments, gather_moments
+from compiler.prune.rows import Layer, Matrix, as_matrix, layer_of
+from compiler.prune.sensitivity import output_losses
 
-Measure: TypeAlias = Literal["weights", "activations", "redundancy"]
+Measure: TypeAlias = Literal["weights", "activations", "sensitivity", "redundancy"]
 
-PER_ITEM = 24
-"""Places of one image that a layer is looked at."""
+MOMENT_BYTES = 1 << 30
+"""Of the moments that are in memory at a time."""
 
 STEPS = 8
 """How often on the way to no channel at all the error is computed; between these it is interpolated."""
@@ -61,27 +61,71 @@ class _Reader:
     energy: float
 
 
-def removal_order(model: ir.Model, ties: Ties, group: Group, batches: Batches, *, measure: Measure) -> Removal:
-    """Orders a group's channels.
+def removal_orders(
+    model: ir.Model, ties: Ties, groups: Sequence[Group], batches: Batches, *, measure: Measure
+) -> tuple[Removal, ...]:
+    """Orders the channels of groups; the data go by once for as many groups as their moments fit into memory.
 
     Args:
         model: The model the ties were found in.
         ties: Its ties.
-        group: One of its groups.
+        groups: Some of its groups.
         batches: Calibration data; `weights` does not read them.
         measure: `weights`, the L2 norm of what makes a channel (Li et al., Pruning Filters for Efficient ConvNets,
-            2017); `activations`, the energy it carries into its readers (first order); `redundancy`, the error that
-            is left when the readers make up for it as well as they can (Optimal Brain Compression, Frantar and
-            Alistarh, 2022, with a channel's filter as the block), computed anew after every removal.
+            2017); `activations`, the energy it carries into its readers; `sensitivity`, what the model's outputs lose
+            without it, to first order (Molchanov et al., Importance Estimation for Neural Network Pruning, 2019;
+            measured, since there is no graph of gradients); `redundancy`, the error that is left when the readers
+            make up for it as well as they can (Optimal Brain Compression, Frantar and Alistarh, 2022, with a channel's
+            filter as the block), computed anew after every removal.
     """
     if measure == "weights":
-        norms = _norms(model, ties, group)
-        order = sorted(group.channels, key=lambda channel: (norms[channel], channel))
-        return Removal(group, tuple(order), tuple(np.cumsum([norms[channel] ** 2 for channel in order]).tolist()))
-    readers = _readers(model, ties, group, batches)
-    if measure == "activations":
-        return _by_energy(group, readers)
-    return _by_redundancy(group, readers)
+        return tuple(_by_score(group, _norms(model, ties, group)) for group in groups)
+    if measure == "sensitivity":
+        losses = output_losses(model, ties, groups, batches())
+        return tuple(_by_score(group, losses) for group in groups)
+    order = _by_energy if measure == "activations" else _by_redundancy
+    found: list[Removal] = []
+    for some in _affordable(model, ties, groups):
+        moments = gather_moments(model, [layer for _, reads in some for layer, _ in reads], batches)
+        for group, reads in some:
+            readers = [_reader(model, layer, ids, {*group.channels}, moments[layer.weights]) for layer, ids in reads]
+            found.append(order(group, readers))
+    return tuple(found)
+
+
+Reads: TypeAlias = Sequence[tuple[Layer, Sequence[int]]]
+"""Layers that read a group, each with the channel at every place of its inputs."""
+
+
+def _affordable(model: ir.Model, ties: Ties, groups: Sequence[Group]) -> Iterator[list[tuple[Group, Reads]]]:
+    """The groups in runs whose readers' moments fit into `MOMENT_BYTES`; one group at least."""
+    run: list[tuple[Group, Reads]] = []
+    size = 0
+    for group in groups:
+        reads = _reads(model, ties, group)
+        own = sum(16 * _inputs(model, layer) ** 2 for layer, _ in reads)
+        if run and size + own > MOMENT_BYTES:
+            yield run
+            run, size = [], 0
+        run.append((group, reads))
+        size += own
+    yield run
+
+
+def _inputs(model: ir.Model, layer: Layer) -> int:
+    return len(layer.matrix(np.asarray(constant_of(model.graph.initializers[layer.weights]))))
+
+
+def _reads(model: ir.Model, ties: Ties, group: Group) -> Reads:
+    layers = {layer.weights: layer for node in model.graph if (layer := layer_of(node)) is not None}
+    cuts = [cut for cut in ties.cuts if cut.role == "reads" and cut.node in group.readers and cut.initializer in layers]
+    return [(layers[cut.initializer], cut.ids.tolist()) for cut in cuts]
+
+
+def _by_score(group: Group, scores: Mapping[int, float]) -> Removal:
+    """The least score first; scores add up."""
+    order = sorted(group.channels, key=lambda channel: (scores[channel], channel))
+    return Removal(group, tuple(order), tuple(np.cumsum([scores[channel] for channel in order]).tolist()))
 
 
 def _norms(model: ir.Model, ties: Ties, group: Group) -> dict[int, float]:
@@ -93,27 +137,20 @@ def _norms(model: ir.Model, ties: Ties, group: Group) -> dict[int, float]:
             for channel, norm in zip(cut.ids.tolist(), norms / max(float(norms.max()), 1e-30), strict=True):
                 if channel in scores:
                     scores[channel] += float(norm)
-    return scores
+    return {channel: score**2 for channel, score in scores.items()}
 
 
-def _readers(model: ir.Model, ties: Ties, group: Group, batches: Batches) -> list[_Reader]:
-    layers = {layer.weights: layer for node in model.graph if node.op_type in ("Conv", "Gemm", "MatMul")
-              and (layer := layer_of(node)) is not None}  # fmt: skip
-    cuts = [cut for cut in ties.cuts if cut.role == "reads" and cut.node in group.readers and cut.initializer in layers]
-    return [_reader(model, layers[cut.initializer], cut.ids.tolist(), {*group.channels}, batches) for cut in cuts]
-
-
-def _reader(model: ir.Model, layer: Layer, ids: Sequence[int], channels: set[int], batches: Batches) -> _Reader:
+def _reader(model: ir.Model, layer: Layer, ids: Sequence[int], channels: set[int], found: Moments) -> _Reader:
     weights = layer.matrix(np.asarray(constant_of(model.graph.initializers[layer.weights])))
-    halves, rows = _moments(model, layer, len(weights), batches)
-    moments = halves[0] + halves[1]
+    moments = found.halves[0] + found.halves[1]
     blocks: dict[int, list[int]] = {}
     size = len(weights) // len(ids)
     for place, channel in enumerate(ids):
         if channel in channels:
             blocks.setdefault(channel, []).extend(range(place * size, (place + 1) * size))
     energy = max(float((weights * (moments @ weights)).sum()), 1e-30)
-    return _Reader(weights, as_matrix(np.linalg.inv(shrunk(moments, rows))), halves, rows, blocks, energy)
+    inverse = as_matrix(np.linalg.inv(shrunk(moments, found.rows)))
+    return _Reader(weights, inverse, found.halves, found.rows, blocks, energy)
 
 
 def shrunk(moments: Matrix, rows: int) -> Matrix:
@@ -121,20 +158,6 @@ def shrunk(moments: Matrix, rows: int) -> Matrix:
     share = 1e-3 + 0.1 * len(moments) / max(1, rows)
     floor = 1e-6 * float(np.trace(moments)) / len(moments) + 1e-12
     return moments + np.diag(share * np.diag(moments) + floor)
-
-
-def _moments(model: ir.Model, layer: Layer, size: int, batches: Batches) -> tuple[tuple[Matrix, Matrix], int]:
-    sums = [np.zeros((size, size)), np.zeros((size, size))]
-    totals, rows = [np.zeros(size), np.zeros(size)], [0, 0]
-    random = np.random.default_rng(0)
-    for index, (read, given) in enumerate(watch(model, [layer.source, layer.node], batches())):
-        x, _ = sample_rows(layer, read, given, per_item=PER_ITEM, random=random)
-        sums[index % 2] += x.T @ x
-        totals[index % 2] += x.sum(axis=0)
-        rows[index % 2] += len(x)
-    if layer.bias:
-        sums = [one - np.outer(mean, mean) / max(1, n) for one, mean, n in zip(sums, totals, rows, strict=True)]
-    return (sums[0], sums[1]), sum(rows)
 
 
 def _by_energy(group: Group, readers: Sequence[_Reader]) -> Removal:
@@ -146,8 +169,7 @@ def _by_energy(group: Group, readers: Sequence[_Reader]) -> Removal:
                 float((part * ((reader.halves[0] + reader.halves[1])[np.ix_(block, block)] @ part)).sum())
                 / reader.energy
             )
-    order = sorted(group.channels, key=lambda channel: (scores[channel], channel))
-    return Removal(group, tuple(order), tuple(np.cumsum([scores[channel] for channel in order]).tolist()))
+    return _by_score(group, scores)
 
 
 def _by_redundancy(group: Group, readers: Sequence[_Reader]) -> Removal:

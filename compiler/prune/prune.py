@@ -9,18 +9,27 @@ from typing import Any
 import onnx_ir as ir
 
 from compiler.errors import UnsupportedModel
+from compiler.passes.instrument import measure
 from compiler.passes.macs import count_macs
+from compiler.passes.quantized import is_quantized
 from compiler.prune.choose import PrunePlan, choose_channels
 from compiler.prune.cut import cut_channels
 from compiler.prune.groups import find_ties
-from compiler.prune.importance import Removal, removal_order
+from compiler.prune.importance import Measure, Removal, removal_orders
+from compiler.prune.moments import Batches
 from compiler.prune.prepare import prepare
-from compiler.prune.repair import Batches, Repaired, repair
+from compiler.prune.repair import Repaired, repair
+from compiler.prune.views import with_mirrors
 
 Order = Mapping[str, Any]
 """What `find_order` gives, as a JSON-ready value."""
 
-_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
+SHORTFALL = 0.02
+"""A ratio missed by more than this was not reached: widths go in steps, and never meet it to the digit."""
+
+
+FEW = 64
+"""With mirror images. Places of one picture say nearly the same: fewer samples than this are few, however many rows."""
 
 
 class Unprunable(UnsupportedModel):
@@ -35,6 +44,8 @@ class Pruned:
         model: The model; inputs and outputs as they were.
         plan: What was cut.
         repaired: What became of the layers behind the cuts.
+        parameters: Elements of its constants, before and after.
+        multiple: Widths are multiples of this.
         kept: Layer → why its channels stayed.
         warnings: What its reader should know.
     """
@@ -42,6 +53,8 @@ class Pruned:
     model: ir.Model
     plan: PrunePlan
     repaired: tuple[Repaired, ...]
+    parameters: tuple[int, int]
+    multiple: int
     kept: Mapping[str, str]
     warnings: tuple[str, ...]
 
@@ -49,15 +62,18 @@ class Pruned:
         """All but the model, JSON-ready."""
         layers = [{**asdict(one), "ridge": None if one.ridge == float("inf") else one.ridge} for one in self.repaired]
         plan = {key: value for key, value in self.plan.to_dict().items() if key != "removed"}
-        return {**plan, "repaired": layers, "kept": dict(self.kept), "warnings": list(self.warnings)}
+        sizes = {"parameters_before": self.parameters[0], "parameters_after": self.parameters[1]}
+        notes = {"kept": dict(self.kept), "warnings": list(self.warnings)}
+        return {**plan, **sizes, "multiple": self.multiple, "repaired": layers, **notes}
 
 
-def find_order(model: ir.Model, batches: Batches) -> Order:
+def find_order(model: ir.Model, batches: Batches, *, measure: Measure = "redundancy") -> Order:
     """In which order every group's channels go, with the error each step costs.
 
     Args:
         model: A border model in float; left as it is.
         batches: Calibration data, at least two batches.
+        measure: What a channel is worth by: `removal_orders` has them.
 
     Raises:
         Unprunable: It is quantized already, has no shapes to count work by, or nothing in it can be cut.
@@ -68,11 +84,19 @@ def find_order(model: ir.Model, batches: Batches) -> Order:
     if not ties.groups:
         reasons = "; ".join(f"'{layer}': {reason}" for layer, reason in list(ties.kept.items())[:5])
         raise Unprunable(f"no channel of the model can be cut{': ' + reasons if reasons else ''}")
-    removals = [removal_order(ready, ties, group, batches, measure="redundancy") for group in ties.groups]
+    removals = removal_orders(ready, ties, ties.groups, with_mirrors(batches), measure=measure)
     return {"groups": [{"order": list(one.order), "errors": list(one.errors)} for one in removals]}
 
 
-def prune(model: ir.Model, order: Order, batches: Batches, *, ratio: float, multiple: int) -> Pruned:
+def prune(
+    model: ir.Model,
+    order: Order,
+    batches: Batches,
+    *,
+    ratio: float,
+    multiple: int,
+    prices: Mapping[str, float] | None = None,
+) -> Pruned:
     """Cuts channels until the share of multiply-accumulates is saved, and repairs the layers behind the cuts.
 
     Args:
@@ -81,6 +105,7 @@ def prune(model: ir.Model, order: Order, batches: Batches, *, ratio: float, mult
         batches: Calibration data.
         ratio: Share of the multiply-accumulates to save, between 0 and 1.
         multiple: Widths that are left are multiples of this.
+        prices: Layer → what a multiply-accumulate of it costs the device; 1 where it is not named.
     """
     ready = prepare(model)
     ties = find_ties(ready)
@@ -88,14 +113,15 @@ def prune(model: ir.Model, order: Order, batches: Batches, *, ratio: float, mult
         Removal(group, tuple(one["order"]), tuple(one["errors"]))
         for group, one in zip(ties.groups, order["groups"], strict=True)
     ]
-    plan = choose_channels(ready, ties, removals, ratio=ratio, multiple=multiple)
+    plan = choose_channels(ready, ties, removals, ratio=ratio, multiple=multiple, prices=prices)
     small = cut_channels(ready, ties, plan.removed)
-    repaired = repair(ready, small, ties, plan.removed, batches)
-    return Pruned(small, plan, repaired, ties.kept, tuple(_warnings(plan, repaired, ratio)))
+    repaired = repair(ready, small, ties, plan.removed, with_mirrors(batches))
+    sizes = measure(ready).parameters, measure(small).parameters
+    return Pruned(small, plan, repaired, sizes, multiple, ties.kept, tuple(_warnings(plan, repaired, ratio)))
 
 
 def _refuse(model: ir.Model) -> None:
-    if any(node.op_type in _QUANTIZERS for node in model.graph.all_nodes()):
+    if is_quantized(model):
         raise Unprunable(
             "the model is quantized already", remedy="Prune the float model; fleetc quantizes it afterwards."
         )
@@ -107,11 +133,12 @@ def _refuse(model: ir.Model) -> None:
 
 def _warnings(plan: PrunePlan, repaired: Sequence[Repaired], ratio: float) -> list[str]:
     found = []
-    if plan.ratio < ratio - 0.02:
+    if plan.ratio < ratio - SHORTFALL:
         found.append(f"{plan.ratio:.0%} of the multiply-accumulates could be saved, {ratio:.0%} were asked for")
-    if thin := [one.layer for one in repaired if one.is_thin]:
-        found.append(
-            f"too few calibration samples to solve {len(thin)} layers by themselves ({', '.join(thin[:3])}): "
-            "their old weights weigh in"
-        )
+    thin = [one.layer for one in repaired if one.is_thin]
+    few = [one.samples for one in repaired if one.samples < FEW]
+    if thin or few:
+        layers = f" to solve {len(thin)} layers by themselves ({', '.join(thin[:3])})" if thin else ""
+        seen = f"{repaired[0].samples} with mirror images"
+        found.append(f"too few calibration samples ({seen}){layers}: old weights weigh in; give a hundred or more")
     return found

@@ -9,7 +9,7 @@ not grow with the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,15 +18,13 @@ import onnx_ir as ir
 from compiler.numerics import Array, Arrays
 from compiler.passes.values import constant_of
 from compiler.prune.groups import Ties, positions
-from compiler.prune.rows import Layer, Matrix, layer_of, sample_rows
-from compiler.prune.sums import Sums, solve, sums_of
+from compiler.prune.moments import Batches
+from compiler.prune.rows import Layer, layer_of, sample_rows
+from compiler.prune.sums import solve, sums_of
 from compiler.prune.tap import watch
 
 PER_ITEM = 48
 """Places of one image that a convolution is matched at: neighbours say nearly the same."""
-
-Batches = Callable[[], Iterable[Arrays]]
-"""Gives the calibration data from the start, as often as it is called; at least two batches."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class Repaired:
         ridge: How strongly the old weights were kept; infinite if only the bias was corrected.
         rows: Equations that were solved.
         unknowns: Weights per output that were solved for.
+        samples: Inputs of the model they are from, mirror images among them.
     """
 
     layer: str
@@ -48,6 +47,7 @@ class Repaired:
     ridge: float
     rows: int
     unknowns: int
+    samples: int
 
     @property
     def is_thin(self) -> bool:
@@ -60,6 +60,8 @@ def repair(
 ) -> tuple[Repaired, ...]:
     """Solves every layer that reads fewer channels, in place of its weights in `pruned`.
 
+    Layers that none of the others feeds are solved while the data go by once.
+
     Args:
         original: The model the ties were found in.
         pruned: What `cut_channels` made of it; changed in place.
@@ -70,45 +72,83 @@ def repair(
     gone = [*removed]
     hit = {cut.initializer for cut in ties.cuts if cut.role == "reads" and not positions(cut.ids, gone).all()}
     outputs = {cut.initializer: positions(cut.ids, gone) for cut in ties.cuts if cut.role == "makes"}
-    layers = [layer for node in pruned.graph if (layer := layer_of(node)) is not None and layer.weights in hit]
-    return tuple(_repair(original, pruned, layer, outputs.get(layer.weights), batches) for layer in layers)
+    found: list[Repaired] = []
+    for layers in by_depth(pruned, hit):
+        tasks = [_Task(pruned, layer, outputs.get(layer.weights)) for layer in layers]
+        _gather(original, pruned, tasks, batches)
+        found += [task.solve(pruned) for task in tasks]
+    return tuple(found)
 
 
-def _repair(original: ir.Model, pruned: ir.Model, layer: Layer, kept: Array | None, batches: Batches) -> Repaired:
-    weights, bias = pruned.graph.initializers[layer.weights], pruned.graph.initializers.get(layer.bias)
-    old = np.asarray(constant_of(weights))
-    matrix = layer.matrix(old)
-    halves = _gather(original, pruned, layer, matrix, kept, batches)
-    change, ridge, after = solve([half.centred() if bias is not None else half for half in halves])
-    whole = halves[0] + halves[1]
-    _write(weights, layer.weights_of(matrix + change, old))
-    if bias is not None:
-        shape = np.asarray(constant_of(bias))
-        moved = (whole.r - whole.x @ change) / max(1, whole.rows)
-        _write(bias, (shape + moved.reshape(shape.shape)).astype(shape.dtype))
-    return Repaired(layer.node, whole.rr / max(whole.yy, 1e-30), after, ridge, whole.rows, len(matrix))
+def by_depth(model: ir.Model, weights: Collection[str]) -> list[list[Layer]]:
+    """Layers with these weights, in runs of which none reads what another one makes; a run only reads earlier ones."""
+    depths: dict[str, int] = {}
+    runs: list[list[Layer]] = []
+    for node in model.graph:
+        read = max((depths.get(str(value.name), 0) for value in node.inputs if value is not None), default=0)
+        layer = layer_of(node)
+        if layer is not None and layer.weights in weights:
+            if read == len(runs):
+                runs.append([])
+            runs[read].append(layer)
+            read += 1
+        depths |= {str(value.name): read for value in node.outputs}
+    return runs
 
 
-def _gather(
-    original: ir.Model, pruned: ir.Model, layer: Layer, matrix: Matrix, kept: Array | None, batches: Batches
-) -> list[Sums]:
-    """Moments of every other batch, and of the rest."""
-    halves: list[Sums | None] = [None, None]
-    random = np.random.default_rng(0)
-    pairs = zip(
-        watch(pruned, [layer.source, layer.node], batches()), watch(original, [layer.node], batches()), strict=True
-    )
-    for index, ((read, now), (given,)) in enumerate(pairs):
-        wanted = given if kept is None else np.compress(kept.astype(bool), given, axis=1 if layer.kernel else -1)
-        places = random.integers(1 << 62)
-        x, y = sample_rows(layer, read, wanted, per_item=PER_ITEM, random=np.random.default_rng(places))
-        _, z = sample_rows(layer, read, now, per_item=PER_ITEM, random=np.random.default_rng(places))
-        half, one = halves[index % 2], sums_of(x, y - z, y)
-        halves[index % 2] = one if half is None else half + one
-    return [
-        half if half is not None else sums_of(np.zeros((0, len(matrix))), *[np.zeros((0, matrix.shape[1]))] * 2)
-        for half in halves
-    ]
+class _Task:
+    """One layer while the data go by.
+
+    Args:
+        model: The pruned model.
+        layer: The layer.
+        kept: Which of its outputs there still are; None for all.
+    """
+
+    def __init__(self, model: ir.Model, layer: Layer, kept: Array | None) -> None:
+        self.layer, self._kept = layer, kept
+        self._old = np.asarray(constant_of(model.graph.initializers[layer.weights]))
+        self._matrix = layer.matrix(self._old)
+        nothing = np.zeros((0, self._matrix.shape[1]))
+        self._samples = 0
+        self._halves = [sums_of(np.zeros((0, len(self._matrix))), nothing, nothing)] * 2
+
+    def add(self, half: int, read: Array, now: Array, given: Array, seed: int) -> None:
+        """One batch: what the pruned layer reads and gives, and what the original one gave."""
+        axis = 1 if self.layer.kernel else -1
+        wanted = given if self._kept is None else np.compress(self._kept.astype(bool), given, axis=axis)
+        x, y = sample_rows(self.layer, read, wanted, per_item=PER_ITEM, random=np.random.default_rng(seed))
+        _, z = sample_rows(self.layer, read, now, per_item=PER_ITEM, random=np.random.default_rng(seed))
+        self._halves[half] += sums_of(x, y - z, y)
+        self._samples += len(read)
+
+    def solve(self, model: ir.Model) -> Repaired:
+        """Writes the new weights, and the bias that takes up the mean of what is left."""
+        layer, bias = self.layer, model.graph.initializers.get(self.layer.bias)
+        halves = [half.centred() if bias is not None else half for half in self._halves]
+        change, ridge, after = solve(halves)
+        whole = self._halves[0] + self._halves[1]
+        _write(model.graph.initializers[layer.weights], layer.weights_of(self._matrix + change, self._old))
+        if bias is not None:
+            old = np.asarray(constant_of(bias))
+            moved = (whole.r - whole.x @ change) / max(1, whole.rows)
+            _write(bias, (old + moved.reshape(old.shape)).astype(old.dtype))
+        before = whole.rr / max(whole.yy, 1e-30)
+        return Repaired(layer.node, before, after, ridge, whole.rows, len(self._matrix), self._samples)
+
+
+def _gather(original: ir.Model, pruned: ir.Model, tasks: Sequence[_Task], batches: Batches) -> None:
+    """Shows every batch to all tasks, every other one as the second half."""
+    given = list(dict.fromkeys(task.layer.node for task in tasks))
+    read = list(dict.fromkeys([*given, *(task.layer.source for task in tasks)]))
+    seeds = np.random.default_rng(0)
+    pairs = zip(watch(pruned, read, batches()), watch(original, given, batches()), strict=True)
+    for index, (found, wanted) in enumerate(pairs):
+        now, before = dict(zip(read, found, strict=True)), dict(zip(given, wanted, strict=True))
+        seed = int(seeds.integers(1 << 62))
+        for task in tasks:
+            node = task.layer.node
+            task.add(index % 2, now[task.layer.source], now[node], before[node], seed)
 
 
 def _write(value: ir.Value, array: Array) -> None:

@@ -1,55 +1,43 @@
-"""Values inside a model, watched while it runs on calibration data: one truncated session, one batch at a time."""
+"""Values inside a model, watched while it runs on calibration data; nothing behind them is computed."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
-import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import skeleton
+from compiler.evaluate.background import run_ahead
 from compiler.numerics import Array, Arrays
 from compiler.passes.remove_dead_nodes import remove_dead_nodes
+from compiler.unoptimized import Unoptimized
 
 
 def watch(model: ir.Model, names: Sequence[str], batches: Iterable[Arrays]) -> Iterator[tuple[Array, ...]]:
-    """What the named values are on every batch, in their order; nothing behind them is computed.
+    """What the named values are on every batch, in their order; a few batches ahead of who reads them.
 
     Args:
         model: Any valid model; left as it is.
-        names: Values of its main graph.
+        names: Values of its main graph, each once.
         batches: Graph inputs by name.
+
+    Raises:
+        UnsupportedModel: ONNX Runtime does not run the model.
     """
-    session, weights = _open(model, names)
-    for batch in batches:
-        yield tuple(session.run(list(names), {**{name: batch[name] for name in _wanted(session, batch)}, **weights}))
+    session = Unoptimized(_cut_behind(model, names))
+    workers = os.cpu_count() or 1
+    for found in run_ahead((partial(session.run, batch) for batch in batches), workers=workers, ahead=workers):
+        yield tuple(found[name] for name in names)
 
 
-def _wanted(session: Any, batch: Arrays) -> list[str]:
-    return [value.name for value in session.get_inputs() if value.name in batch]
-
-
-def _open(model: ir.Model, names: Sequence[str]) -> tuple[Any, dict[str, Array]]:
-    import onnxruntime as ort
-
+def _cut_behind(model: ir.Model, names: Sequence[str]) -> ir.Model:
     cut = model.clone()
-    values = {str(value.name): value for node in cut.graph for value in node.outputs}
-    values |= {str(value.name): value for value in cut.graph.inputs}
+    values = {str(value.name): value for value in cut.graph.inputs}
+    values |= {str(value.name): value for node in cut.graph for value in node.outputs}
     cut.graph.outputs[:] = [_typed(values[name]) for name in names]
     remove_dead_nodes(cut)
-    weights = {
-        name: np.ascontiguousarray(value.const_value.numpy())
-        for name, value in cut.graph.initializers.items()
-        if value.const_value is not None
-    }
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 4
-    bare = skeleton(cut)
-    session = ort.InferenceSession(bare.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    taken = {value.name for value in session.get_inputs()}
-    return session, {name: array for name, array in weights.items() if name in taken}
+    return cut
 
 
 def _typed(value: ir.Value) -> ir.Value:

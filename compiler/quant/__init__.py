@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from compiler.passes.quantized import is_quantized
 from compiler.quant.apply import apply
 from compiler.quant.calibration import CalibrationStats, check_calibration, check_coverage
 from compiler.quant.choose import choose
 from compiler.quant.observe import Observations, observations_from_bytes, observe
 from compiler.quant.options import QuantOptions
 from compiler.quant.plan import LayerQuant, QuantPlan, TensorQuant, plan_from_dict
-from compiler.quant.quantize import Quantized, quantize
-from compiler.quant.recognize import is_quantized
+from compiler.quant.quantize import Calibrated, Quantized, calibrate, quantize
 from compiler.quant.sensitivity import LayerError, measure_sensitivity
 
 __all__ = [
+    "Calibrated",
     "CalibrationStats",
     "LayerError",
     "LayerQuant",
@@ -22,6 +23,7 @@ __all__ = [
     "Quantized",
     "TensorQuant",
     "apply",
+    "calibrate",
     "check_calibration",
     "check_coverage",
     "choose",

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from compiler.errors import InternalError, UnsupportedModel
 from compiler.graph import skeleton
 from compiler.passes.pipelines import precision_passes
+from compiler.passes.quantized import is_quantized
 from compiler.passes.values import Names, constant_of, replace_input
 from compiler.quant.plan import QuantPlan, TensorQuant
-from compiler.quant.recognize import is_quantized
 from compiler.quant.weights import round_weight, scale_array
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import DataError, UnsupportedModel
-from compiler.passes.values import constant_of
+from compiler.passes.quantized import is_quantized
+from compiler.passes.values import constant_of, constant_tensor
 from compiler.quant.histogram import Histogram, empty_histogram
 from compiler.quant.observe import Observations
 from compiler.quant.options import QuantOptions
-from compiler.quant.place import Placement, place
+from compiler.quant.place import Placement, place, run_time_inputs
 from compiler.quant.plan import LayerQuant, QuantPlan, TensorQuant
 from compiler.quant.ranges import quantize_tensor
-from compiler.quant.recognize import is_quantized
 from compiler.quant.weights import quantize_weight
 from compiler.scheme import OpScheme, QuantScheme, TensorFormat
 
@@ -70,9 +70,16 @@ def choose(
     return plan
 
 
-def observed_values(model: ir.Model, scheme: QuantScheme, keep_float: Mapping[str, str] | None = None) -> list[str]:
-    """Names of the values whose ranges a scheme needs; fewer than all of them take less time to observe."""
-    return [str(value.name) for value in place(model, scheme, keep_float or {}).formats]
+def observed_values(model: ir.Model, scheme: QuantScheme) -> list[str]:
+    """Names of the values that may need a range, whichever layers stay float."""
+    read = (
+        node.inputs[index]
+        for node in model.graph
+        if node.domain == "" and node.op_type in scheme.ops
+        for index, _ in run_time_inputs(node, scheme.ops[node.op_type])
+    )
+    moving = (value for value in read if value is not None and constant_tensor(value) is None)
+    return list(dict.fromkeys(str(value.name) for value in moving if value.dtype == ir.DataType.FLOAT))
 
 
 def _observed(placed: Placement, observations: Observations | None) -> dict[ir.Value, Histogram]:

@@ -14,10 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compiler.numerics import Array, Arrays
-from compiler.passes.values import Names, constant_of, replace_input
-from compiler.quant.plan import QuantPlan
-from compiler.quant.walk import can_walk, walk
+from compiler.numerics import Array
+from compiler.passes.values import constant_of
 
 _BIASED = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1}
 """Operator with a bias as third input → the dimension of its result that the bias goes along."""
@@ -25,36 +23,10 @@ _BIASED = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1}
 Float64s = NDArray[np.float64]
 
 
-def correct_biases(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays]) -> ir.Model:
-    """A copy of the model whose biases suit its quantized form.
-
-    Args:
-        model: The float model; left as it is.
-        plan: What will be quantized.
-        batches: Calibration inputs; the more samples, the less noise.
-
-    Returns:
-        The copy; unchanged where the graph has subgraphs.
-    """
-    copy = model.clone()
-    if not can_walk(copy):
-        return copy
-    names = Names(copy)
-    low = {key.rsplit("/", 1)[0] for key in plan.weights}
-    shifts: list[tuple[ir.Node, Float64s]] = []
-    for step in walk(copy, plan, batches):
-        axis = _BIASED.get(step.node.op_type)
-        if axis is None or step.node.name not in low or not _has_plain_bias(step.node):
-            continue
-        shift = estimate_shift(step.expected, step.found, axis)
-        shape = [1] * step.found[0].ndim
-        shape[axis] = -1
-        moved = shift.astype(np.float32).reshape(shape)
-        step.found = [array.astype(np.float32) + moved for array in step.found]
-        shifts.append((step.node, shift))
-    for node, shift in shifts:
-        _add_to_bias(copy, node, shift, names)
-    return copy
+def bias_axis(node: ir.Node) -> int | None:
+    """The dimension of a node's result that its bias goes along; None where it has no plain one, or cannot have."""
+    axis = _BIASED.get(node.op_type)
+    return axis if axis is not None and _has_plain_bias(node) else None
 
 
 def estimate_shift(expected: Sequence[Array], found: Sequence[Array], axis: int) -> Float64s:
@@ -87,19 +59,3 @@ def _has_plain_bias(node: ir.Node) -> bool:
         return False
     array = constant_of(bias)
     return bias is None or (array is not None and array.ndim == 1 and array.size > 1)
-
-
-def _add_to_bias(model: ir.Model, node: ir.Node, shift: Float64s, names: Names) -> None:
-    old = node.inputs[2] if len(node.inputs) > 2 else None
-    before = constant_of(old)
-    after = (shift if before is None else before.astype(np.float64) + shift).astype(np.float32)
-    wish = f"{node.name}_bias" if old is None else f"{old.name}_corrected"
-    name = names.fresh(wish)
-    tensor = ir.tensor(after, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(after.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    if len(node.inputs) < 3:
-        node.resize_inputs(3)
-    replace_input(node, 2, value)
-    if old is not None and old.producer() is None and not old.uses() and not old.is_graph_output():
-        model.graph.initializers.pop(str(old.name), None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Observer: TypeAlias = Literal["min-max", "percentile", "mse", "entropy"]
+Balance: TypeAlias = Literal["none", "weights", "activations"]
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,21 @@ class QuantOptions:
     Args:
         observer: How the range of an activation follows from its histogram.
         percentile: Share of values inside the range, in percent, for `percentile`.
+        balance: Which ranges are made equal across layers before anything is observed: those of weights on both sides of
+            an activation (equalize.py), or those of activations and the weights that read them (smooth.py).
         correct: Whether biases make up for what quantization shifts, measured on calibration data.
+        compensate: Whether weights are rounded so that their errors make up for each other on calibration data.
         fit_samples: Samples kept in memory to fit on.
     """
 
     observer: Observer = "mse"
     percentile: float = 99.99
+    balance: Balance = "none"
     correct: bool = True
+    compensate: bool = False
     fit_samples: int = 32
+
+    @property
+    def before_observing(self) -> dict[str, str | int]:
+        """What changes the model before it is observed: variants that are equal in it share one observation."""
+        return {"balance": self.balance, "samples": self.fit_samples if self.balance == "activations" else 0}

@@ -130,7 +130,7 @@ def _place_node(
     fused = _fused_input(node, roots) if not rule.weights or not _constant_weights(node, rule) else None
     placed.weights[node] = _constant_weights(node, rule)
     reads = placed.reads.setdefault(node, [])
-    for index, format_ in _run_time_inputs(node, rule):
+    for index, format_ in run_time_inputs(node, rule):
         value = node.inputs[index]
         if value is None or index in placed.weights[node]:
             continue
@@ -151,7 +151,7 @@ def _place_node(
         placed.why[node] = "hands on what it was given"
 
 
-def _run_time_inputs(node: ir.Node, rule: OpScheme) -> list[tuple[int, TensorFormat]]:
+def run_time_inputs(node: ir.Node, rule: OpScheme) -> list[tuple[int, TensorFormat]]:
     """Inputs that the rule quantizes; a Concat has all of them by the rule of its first."""
     if node.op_type == "Concat" and 0 in rule.inputs:
         return [(index, rule.inputs[0]) for index in range(len(node.inputs))]
@@ -170,14 +170,14 @@ def _why_float(node: ir.Node, rule: OpScheme, scheme: QuantScheme) -> str:
     """Why a node cannot run quantized; empty where it can."""
     weights = _constant_weights(node, rule)
     for index, value in enumerate(node.inputs):
-        if value is None or not (index in rule.weights or index in dict(_run_time_inputs(node, rule))):
+        if value is None or not (index in rule.weights or index in dict(run_time_inputs(node, rule))):
             continue
         if value.dtype != ir.DataType.FLOAT:
             return f"input {index} is {value.dtype.name if value.dtype else 'of unknown type'}, not float32"
         constant = constant_tensor(value) is not None
         if constant and index not in weights:
             return f"input {index} is a constant, which the scheme does not quantize"
-        if not constant and index not in dict(_run_time_inputs(node, rule)):
+        if not constant and index not in dict(run_time_inputs(node, rule)):
             return f"input {index} is computed at run time, and the scheme wants it constant"
     if len([value for value in node.outputs if value.name]) > 1:
         return "it has more than one result"

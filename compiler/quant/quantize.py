@@ -11,18 +11,33 @@ import onnx_ir as ir
 
 from compiler.errors import DataError, UnsupportedModel
 from compiler.numerics import Arrays
+from compiler.passes.quantized import is_quantized
 from compiler.quant.apply import apply
 from compiler.quant.calibration import CalibrationStats, check_calibration
 from compiler.quant.choose import choose, observed_values
-from compiler.quant.correct import correct_biases
+from compiler.quant.equalize import equalize
+from compiler.quant.fit import fit
 from compiler.quant.observe import Observations, observe
 from compiler.quant.options import QuantOptions
 from compiler.quant.plan import QuantPlan
-from compiler.quant.recognize import is_quantized
+from compiler.quant.smooth import smooth
 from compiler.scheme import QuantScheme
 
 _FIT_BYTES = 64 << 20
 """Of one value over all samples that layers are fitted on; a dozen such values are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a model computes on calibration data: all that choices of ranges are made from.
+
+    Args:
+        observations: Histograms of every value that the scheme needs a range of.
+        warnings: What is poor about the data, each with its effect.
+    """
+
+    observations: Observations
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,7 @@ def quantize(
     options: QuantOptions | None = None,
     *,
     keep_float: Mapping[str, str] | None = None,
+    calibrated: Calibrated | None = None,
 ) -> Quantized:
     """Quantizes a model for a scheme.
 
@@ -58,6 +74,8 @@ def quantize(
         scheme: The target's.
         options: How; the defaults if None.
         keep_float: Node → why it stays in floating point.
+        calibrated: What `calibrate` found on the same data with the same scheme and options; then only the samples that
+            layers are fitted on are read.
 
     Raises:
         UnsupportedModel: The model is quantized already, has nothing to quantize, or does not run.
@@ -71,16 +89,63 @@ def quantize(
             f"{scheme.name} needs calibration data: ranges of random inputs would be those of noise",
             remedy="Give a hundred or more typical inputs.",
         )
-    if batches is None or not scheme.needs_calibration:
-        plan = choose(model, None, scheme, how, keep_float=keep_float)
-        return Quantized(apply(model, plan), plan, None)
+    start = _begin(model, batches or (), how)
+    if scheme.needs_calibration and calibrated is None:
+        calibrated = _observe_all(start, scheme)
+    seen = calibrated.observations if calibrated else None
+    plan = choose(start.model, seen, scheme, how, keep_float=keep_float)
+    fitted = fit(start.model, plan, _affordable(start.model, start.head), how) if start.head else start.model
+    return Quantized(apply(fitted, plan), plan, seen, calibrated.warnings if calibrated else ())
+
+
+def calibrate(
+    model: ir.Model, batches: Iterable[Arrays], scheme: QuantScheme, options: QuantOptions | None = None
+) -> Calibrated:
+    """Observes a model on calibration data, for any number of calls of `quantize`.
+
+    Args:
+        model: As for `quantize`.
+        batches: All of the data; read once.
+        scheme: Which values need a range.
+        options: Those of the quantizer that change the model before it is observed count.
+
+    Raises:
+        UnsupportedModel: ONNX Runtime does not run the model.
+        DataError: There are no data, or the model computes NaN or infinity on them.
+    """
+    return _observe_all(_begin(model, batches, options or QuantOptions()), scheme)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The model to be observed, and the data: the samples held for fitting, and all of them as they stream by."""
+
+    model: ir.Model
+    head: list[Arrays]
+    stream: Iterable[Arrays]
+    stats: CalibrationStats
+
+
+def _begin(model: ir.Model, batches: Iterable[Arrays], options: QuantOptions) -> _Start:
     stats = CalibrationStats()
     stream = stats.passing(batches)
-    head = _head(stream, how.fit_samples)
-    seen = observe(model, chain(head, stream), tensors=observed_values(model, scheme, keep_float))
-    plan = choose(model, seen, scheme, how, keep_float=keep_float)
-    fitted = correct_biases(model, plan, _affordable(model, head)) if how.correct else model
-    return Quantized(apply(fitted, plan), plan, seen, check_calibration(stats))
+    head = _head(stream, options.fit_samples)
+    return _Start(_balanced(model, head, options), head, chain(head, stream), stats)
+
+
+def _balanced(model: ir.Model, head: list[Arrays], options: QuantOptions) -> ir.Model:
+    match options.balance:
+        case "none":
+            return model
+        case "weights":
+            return equalize(model)
+        case "activations":
+            return smooth(model, head)
+
+
+def _observe_all(start: _Start, scheme: QuantScheme) -> Calibrated:
+    seen = observe(start.model, start.stream, tensors=observed_values(start.model, scheme))
+    return Calibrated(seen, check_calibration(start.stats))
 
 
 def _affordable(model: ir.Model, head: list[Arrays]) -> list[Arrays]:

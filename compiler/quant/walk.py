@@ -24,11 +24,20 @@ class Step:
         node: The node.
         expected: Its first result in the float model, one array per batch.
         found: The same in the quantized model; whoever walks may exchange them, and later nodes then read those.
+        low: All it reads in the quantized model, by name, rounded as it is read there, of each batch.
     """
 
     node: ir.Node
     expected: list[Array]
     found: list[Array]
+    low: list[dict[str, Array]]
+    _session: Unoptimized
+
+    def compute_with(self, weight: Array, index: int) -> None:
+        """Computes `found` anew with another constant as that input of the node."""
+        name = str(self.node.inputs[index].name)  # type: ignore[union-attr]  # a node with weights reads them
+        made = next(str(value.name) for value in self.node.outputs if value.name)
+        self.found = [self._session.run(feeds | {name: weight})[made] for feeds in self.low]
 
 
 def walk(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays]) -> Iterator[Step]:
@@ -50,12 +59,13 @@ def walk(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays]) -> Iterato
     for node in model.graph:
         session = Unoptimized(_alone(model, node))
         expected = [session.run(_feeds(node, exact, index)) for index in range(len(batches))]
-        found = [session.run(_low_feeds(node, low, index, plan)) for index in range(len(batches))]
+        reads = [_low_feeds(node, low, index, plan) for index in range(len(batches))]
+        found = [session.run(feeds) for feeds in reads]
         made = [value for value in node.outputs if value.name]
         for value in made:
             exact[id(value)] = [one[str(value.name)] for one in expected]
             low[id(value)] = [one[str(value.name)] for one in found]
-        step = Step(node, exact[id(made[0])], low[id(made[0])])
+        step = Step(node, exact[id(made[0])], low[id(made[0])], reads, session)
         yield step
         low[id(made[0])] = step.found
         _forget(node, readers, exact, low)

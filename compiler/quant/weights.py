@@ -71,9 +71,14 @@ def spread(quant: TensorQuant, shape: tuple[int, ...]) -> Float32s:
 
 def round_weight(weight: NDArray[Any], quant: TensorQuant) -> NDArray[Any]:
     """The integers (as float32 numbers, or float8) of the nearest representable weights."""
-    scaled = weight / spread(quant, weight.shape)
+    return nearest(weight / spread(quant, weight.shape), quant)
+
+
+def nearest(scaled: NDArray[Any], quant: TensorQuant) -> NDArray[Any]:
+    """The integers (or float8) nearest to numbers that were divided by their scales."""
     if quant.dtype.startswith("float8"):
-        return np.clip(scaled, -FLOAT8_MAX, FLOAT8_MAX).astype(ml_dtypes.float8_e4m3fn)
+        narrow: NDArray[Any] = np.clip(scaled, -FLOAT8_MAX, FLOAT8_MAX).astype(ml_dtypes.float8_e4m3fn)
+        return narrow
     first, last = levels_of(quant.dtype, narrow=quant.narrow)
     found: NDArray[Any] = np.clip(np.rint(scaled) + quant.zero_point, first, last)
     return found

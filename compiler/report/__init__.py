@@ -6,11 +6,11 @@ import uuid
 from pathlib import Path
 
 from compiler.disk import output_errors
-from compiler.report.read import Build, read_build
+from compiler.report.read import Build, Device, payload_bytes, read_build, read_device
 
 REPORT = "report.html"
 
-__all__ = ["REPORT", "Build", "read_build", "write_report"]
+__all__ = ["REPORT", "Build", "Device", "payload_bytes", "read_build", "read_device", "write_report"]
 
 
 def write_report(build: Build, *, previous: Build | None = None) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from compiler.report import plots, words
+from compiler.report import plots, saliency, words
 from compiler.report.read import Build
 from compiler.report.rows import Row, rows_of
 
@@ -27,16 +27,18 @@ class Section:
     proofs: tuple[words.Proof, ...]
     speed_plot: str
     size_plot: str
+    memory_plot: str
     layers_plot: str
+    tuning_plot: str
 
 
 def render_page(build: Build, previous: Build | None = None) -> str:
     """A build as one HTML page."""
     sections = [_section(row, f"device-{number}") for number, row in enumerate(rows_of(build, previous), 1)]
-    return (
-        _templates()
-        .get_template("report.html")
-        .render(build=build, previous=previous, sections=sections, evidence=words.EVIDENCE, model=_model(sections))
+    page = _templates().get_template("report.html")
+    seen = words.evidence_texts([section.row for section in sections])
+    return page.render(
+        build=build, previous=previous, sections=sections, seen=seen, evidence=words.EVIDENCE, model=_model(sections)
     )
 
 
@@ -50,7 +52,9 @@ def _section(row: Row, anchor: str) -> Section:
         proofs=words.proofs(device),
         speed_plot=plots.speed_plot(searched, device.name) if searched else "",
         size_plot=plots.size_plot(searched, device.name) if searched else "",
+        memory_plot=plots.memory_plot(searched, device.name) if searched else "",
         layers_plot=plots.layers_plot(searched.layers, device.name) if searched else "",
+        tuning_plot=plots.tuning_plot(device.measurements.tuning, device.name),
     )
 
 
@@ -69,12 +73,14 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Any] = {
         "mib": lambda size: "–" if size is None else f"{size / MIB:.1f}",
         "count": lambda number: "unknown" if number is None else f"{number:,}".replace(",", "\u202f"),
         "gate": words.gate_words,
         "difference": _difference,
+        "strips": saliency.strips,
     }
+    environment.filters |= filters
     return environment
 
 

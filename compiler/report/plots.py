@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from compiler.manifest_shape import Curve, Layer, Searched, Trial
 from compiler.report.drawing import BAD, GOOD, INK, LINE, MUTED, drawing, precision_color, svg_of
-from compiler.report.facts import Layer, Searched, Trial
 
 MIB = 1 << 20
 MOST_LAYERS = 400
@@ -16,7 +16,7 @@ MOST_LAYERS = 400
 
 def speed_plot(searched: Searched, name: str) -> str:
     """Points of accuracy lost against the speed-up over float32; empty where no trial has both."""
-    chosen = _chosen(searched)
+    chosen = searched.chosen
     points = [(one, one.speed.speedup) for one in searched.trials if one.speed and one.speed.speedup is not None]
     return _trials(
         searched, name, "speed-up over float32 (more is better)", points, _latency_mark(chosen), "latency limit"
@@ -53,6 +53,75 @@ def layers_plot(layers: Sequence[Layer], name: str) -> str:
             f"{len(layers)} layers: {kinds}. The busiest, {busiest.node}, takes {100 * busiest.share:.1f} % of time."
         )
         return svg_of(figure, label)
+
+
+def memory_plot(searched: Searched, name: str) -> str:
+    """What each trial takes on disk and when run, with what the limit allows; empty where nothing was run."""
+    found = [(one, one.footprint) for one in searched.trials if one.footprint and one.footprint.run_bytes is not None]
+    if not found:
+        return ""
+    with drawing(4.8, 1.2 + 0.42 * len(found), salt=f"{name}/memory") as figure:
+        axes = figure.subplots()
+        for place, (trial, footprint) in enumerate(found):
+            color = precision_color(trial.precision)
+            for shift, size, alpha in ((-0.2, footprint.weights_bytes, 1.0), (0.2, footprint.run_bytes, 0.45)):
+                mib = (size or 0) / MIB
+                axes.barh(place + shift, mib, height=0.36, color=color, alpha=alpha)
+                axes.annotate(f" {mib:.1f}", (mib, place + shift), va="center", color=MUTED, fontsize=8)
+        _memory_limits(axes, searched, len(found))
+        labels = [f"{one.number} {one.precision}" for one, _ in found]
+        axes.set_yticks(range(len(found)), labels)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_xlabel("MiB: weights on disk (full), process when run (pale)")
+        axes.grid(axis="x")
+        return svg_of(figure, f"Memory of {len(found)} trials on disk and when run; the table has the figures.")
+
+
+def _memory_limits(axes: Axes, searched: Searched, rows: int) -> None:
+    """Dashes at the most that the limit allows, on disk and when run, of the float original's."""
+    limit, original = searched.plan.gates.limits.memory_reduction_pct, searched.original
+    for shift, size in ((-0.2, original and original.weights_bytes), (0.2, original and original.run_bytes)):
+        if limit is not None and size:
+            most = size * (1 - limit / 100) / MIB
+            for place in range(rows):
+                axes.plot([most, most], [place + shift - 0.18, place + shift + 0.18], color=BAD, linewidth=1.5)
+
+
+def tuning_plot(curves: Sequence[Curve], name: str) -> str:
+    """How the best choice of each kernel improved, trial by trial, and all of them together; empty without tuning."""
+    firsts = [next((value for value in one.values if value is not None), None) for one in curves]
+    found = [(one, first, _best_so_far(one.values)) for one, first in zip(curves, firsts, strict=True) if first]
+    if not found:
+        return ""
+    most = max(len(best) for _, _, best in found)
+    with drawing(4.8, 3.0, salt=f"{name}/tuning") as figure:
+        axes = figure.subplots()
+        for _, first, best in found:
+            shares = [100 * (one or first) / first for one in best]
+            axes.step(range(1, len(best) + 1), shares, where="post", color=MUTED, linewidth=0.7, alpha=0.7)
+        whole = sum(one.count * first for one, first, _ in found)
+        sums = [
+            100 * sum(one.count * (best[min(at, len(best) - 1)] or first) for one, first, best in found) / whole
+            for at in range(most)
+        ]
+        axes.step(range(1, most + 1), sums, where="post", color=GOOD, linewidth=2)
+        axes.annotate(f"{sums[-1]:.0f} %", (most, sums[-1]), xytext=(4, 0), textcoords="offset points", color=GOOD)
+        axes.set_xlabel("trials of each kernel")
+        axes.set_ylabel("best so far, % of untuned")
+        axes.margins(x=0.08)
+        axes.grid()
+        label = f"Tuning of {len(found)} kernels: together they came to {sums[-1]:.0f} % of what they took untuned."
+        return svg_of(figure, label)
+
+
+def _best_so_far(values: Sequence[float | None]) -> list[float | None]:
+    """The smallest value up to each trial; None before the first that gave one."""
+    found: list[float | None] = []
+    for value in values:
+        before = found[-1] if found else None
+        found.append(before if value is None or (before is not None and before < value) else value)
+    return found
 
 
 def precision_counts(layers: Sequence[Layer]) -> dict[str, int]:
@@ -134,10 +203,6 @@ def _name(axes: Axes, trial: Trial, x: float, drop: float, is_chosen: bool, *, t
     )
 
 
-def _chosen(searched: Searched) -> Trial | None:
-    return next((one for one in searched.trials if one.number == searched.decision.trial), None)
-
-
 def _latency_mark(chosen: Trial | None) -> float | None:
     """The speed-up at which the latency limit is met, by what the chosen trial's latency and speed-up say together."""
     gate = next((one for one in chosen.gates if one.name == "latency"), None) if chosen else None
@@ -148,8 +213,7 @@ def _latency_mark(chosen: Trial | None) -> float | None:
 
 def _memory_mark(searched: Searched) -> float | None:
     """The size that the memory limit allows, of the float32 trial's."""
-    limit = searched.plan.gates.limits.memory_reduction_pct
-    original = next((one.footprint for one in searched.trials if one.precision == "fp32" and one.footprint), None)
+    limit, original = searched.plan.gates.limits.memory_reduction_pct, searched.original
     if limit is None or original is None or original.weights_bytes is None:
         return None
     return original.weights_bytes * (1 - limit / 100) / MIB

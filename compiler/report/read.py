@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from compiler.artifact import leaves_folder
 from compiler.dist import BUILD
 from compiler.errors import ArtifactError
 from compiler.manifest import MANIFEST, MAX_JSON_BYTES, MEASUREMENTS, SCHEMA, read_manifest
-from compiler.report.facts import Failure, Manifest, Measurements, Row, Searched, Summary, parse
+from compiler.manifest_shape import UNMEASURED, Failure, Manifest, Measurements, Row, Searched, Summary, parse
 from compiler.store import file_digest
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Device:
     status: str
     searched: Searched | None = None
     manifest: Manifest | None = None
-    measurements: Measurements = field(default_factory=Measurements)
+    measurements: Measurements = UNMEASURED
     failure: Failure | None = None
 
 
@@ -84,10 +84,30 @@ def read_build(folder: Path) -> Build:
     return Build(folder, summary.fleet, summary.model, summary.fleetc, tuple(devices), tuple(problems))
 
 
+def read_device(folder: Path) -> Device:
+    """Reads one device's folder by itself; whether it is what a build delivered, only `read_build` can tell.
+
+    Raises:
+        ArtifactError: It holds no manifest, or one of another schema or shape.
+    """
+    manifest = _manifest(folder)
+    status = "deferred" if manifest.artifact.deferred else "delivered"
+    return Device(manifest.device, status, manifest, manifest, _measurements(folder))
+
+
+def payload_bytes(device: Device) -> int:
+    """Bytes that the device loads."""
+    if device.manifest is None:
+        return 0
+    files = {**device.manifest.files, **device.measurements.unrepeatable_files}
+    return sum(file.bytes for name, file in files.items() if name.startswith("payload/"))
+
+
 def _summary(folder: Path) -> Summary:
     path = folder / BUILD
     if not path.is_file():
-        raise ArtifactError(f"there is no {BUILD}: {_what_it_is(folder)}", where=str(folder), remedy=_REMEDY)
+        what, remedy = _what_it_is(folder)
+        raise ArtifactError(f"there is no {BUILD}: {what}", where=str(folder), remedy=remedy)
     value = _json(path)
     if value.get("schema") != SCHEMA:
         raise ArtifactError(
@@ -98,17 +118,18 @@ def _summary(folder: Path) -> Summary:
     return _parsed(path, lambda: parse(Summary, value))
 
 
-_REMEDY = "Name the folder that `fleetc build --out` wrote, for example dist."
+_NAME_IT = "Name the folder that `fleetc build --out` wrote, for example dist."
 
 
-def _what_it_is(folder: Path) -> str:
+def _what_it_is(folder: Path) -> tuple[str, str]:
+    """What a folder without `build.json` is instead, and what to do."""
     if not folder.is_dir():
-        return "there is no such folder"
+        return "there is no such folder", _NAME_IT
     if (folder / MANIFEST).is_file():
-        return "it is the folder of one device, not of a build"
+        return "it is the folder of one device, not of a build", _NAME_IT
     if any(folder.glob(f"[!.]*/{MANIFEST}")):
-        return "the build that wrote here has not come to its end; run it again to resume"
-    return "no build of fleetc was written here"
+        return "the build that wrote here has not come to its end", "Run the same build again: it resumes."
+    return "no build of fleetc was written here", _NAME_IT
 
 
 def _device(folder: Path, name: str, row: Row, model: str) -> Device:
@@ -119,8 +140,7 @@ def _device(folder: Path, name: str, row: Row, model: str) -> Device:
         if row.error is None:
             raise ArtifactError(f"{BUILD} says that {name} failed, and not why", where=str(folder), remedy=_AGAIN)
         return Device(name, row.status, row.report, failure=row.error)
-    raw = read_manifest(place)
-    manifest = _parsed(place / MANIFEST, lambda: parse(Manifest, raw))
+    manifest = _manifest(place)
     status: str = row.status
     if file_digest(place / MANIFEST) != row.manifest:
         status = _finished(place, row, manifest, model)
@@ -128,6 +148,11 @@ def _device(folder: Path, name: str, row: Row, model: str) -> Device:
 
 
 _AGAIN = "Build the device again."
+
+
+def _manifest(place: Path) -> Manifest:
+    raw = read_manifest(place)
+    return _parsed(place / MANIFEST, lambda: parse(Manifest, raw))
 
 
 def _finished(place: Path, row: Row, manifest: Manifest, model: str) -> str:
@@ -144,7 +169,7 @@ def _finished(place: Path, row: Row, manifest: Manifest, model: str) -> str:
 def _measurements(place: Path) -> Measurements:
     path = place / MEASUREMENTS
     if not path.is_file():
-        return Measurements()
+        return UNMEASURED
     value = _json(path)
     return _parsed(path, lambda: parse(Measurements, value))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from compiler.report.facts import Footprint, Gate, Manifest, Trial
-from compiler.report.read import Build, Device
+from compiler.manifest_shape import Footprint, Gate, Trial
+from compiler.report.read import Build, Device, payload_bytes
 
 MIB = 1 << 20
 NONE = "none"
+FLOAT = "the float original"
 
 
 @dataclass(frozen=True)
@@ -55,23 +55,7 @@ def rows_of(build: Build, previous: Build | None) -> tuple[Row, ...]:
 
 def chosen_trial(device: Device) -> Trial | None:
     """The trial that was delivered; None if none was."""
-    found = device.searched
-    return next((one for one in found.trials if one.number == found.decision.trial), None) if found else None
-
-
-def payload_bytes(device: Device) -> int:
-    """Bytes that the device loads."""
-    if device.manifest is None:
-        return 0
-    files = {**device.manifest.files, **device.measurements.unrepeatable_files}
-    return sum(file.bytes for name, file in files.items() if name.startswith("payload/"))
-
-
-def worst_sqnr(manifest: Manifest) -> float | None:
-    """The parity's worst SQNR in dB over sizes and outputs; None where everything is equal or nothing ran."""
-    stats = (one for point in manifest.verdict.parity.points for one in dict(point.get("outputs", {})).values())
-    found = [float(one["sqnr_db"]) for one in stats if isinstance(one, dict) and "sqnr_db" in one]
-    return min(found, default=None)
+    return device.searched.chosen if device.searched else None
 
 
 def _row(device: Device, before: Device | None, compares: bool) -> Row:
@@ -96,18 +80,18 @@ def _size(device: Device) -> Figure:
         return Figure("–", "nothing was delivered")
     if device.manifest.artifact.deferred:
         return Figure("deferred", device.manifest.artifact.deferred)
-    mine, original = _footprint(device), _original(device)
-    detail = f"float model {device.manifest.source.bytes / MIB:.1f} MiB"
+    mine, original, size = _footprint(device), device.manifest.original, payload_bytes(device)
+    detail = _less(size, device.manifest.source.bytes, "the float model's weights")
     if mine and original and mine.weights_bytes is not None and original.weights_bytes:
-        detail = _less(mine.weights_bytes, original.weights_bytes)
-    return Figure(f"{payload_bytes(device) / MIB:.1f} MiB", detail, mine.weights_evidence if mine else "measured-host")
+        detail = _less(mine.weights_bytes, original.weights_bytes, FLOAT)
+    return Figure(f"{size / MIB:.1f} MiB", detail, mine.weights_evidence if mine else "measured-host")
 
 
 def _memory(device: Device) -> Figure:
-    mine, original = _footprint(device), _original(device)
+    mine, original = _footprint(device), device.searched.original if device.searched else None
     if mine is None or mine.run_bytes is None:
         return Figure("–", (mine.why if mine else "") or "not measured")
-    detail = _less(mine.run_bytes, original.run_bytes) if original and original.run_bytes else mine.why
+    detail = _less(mine.run_bytes, original.run_bytes, FLOAT) if original and original.run_bytes else mine.why
     return Figure(f"{mine.run_bytes / MIB:.1f} MiB", detail, mine.run_evidence)
 
 
@@ -140,7 +124,8 @@ def _accuracy(device: Device) -> Figure:
         return Figure(text, f"{score.metric}: {lost}".strip() + where, found.evidence)
     if device.manifest is None:
         return Figure("–")
-    parity, worst = device.manifest.verdict.parity, worst_sqnr(device.manifest)
+    parity = device.manifest.verdict.parity
+    worst = parity.worst_sqnr_db
     why = found.note if found else "no evaluation"
     if parity.status != "passed":
         return Figure("–", why or parity.reason or parity.status)
@@ -165,16 +150,13 @@ def _footprint(device: Device) -> Footprint | None:
     return trial.footprint if trial else None
 
 
-def _original(device: Device) -> Footprint | None:
-    trials: Iterable[Trial] = device.searched.trials if device.searched else ()
-    return next((one.footprint for one in trials if one.precision == "fp32" and one.footprint), None)
-
-
-def _less(mine: float, original: float) -> str:
+def _less(mine: float, original: float, whose: str) -> str:
+    if not original:
+        return ""
     change = 100 * (1 - mine / original)
     if round(change) == 0:
-        return "as the float original"
-    return f"{abs(change):.0f} % {'less' if change > 0 else 'more'} than the float original"
+        return f"as much as {whose}"
+    return f"{abs(change):.0f} % {'less' if change > 0 else 'more'} than {whose}"
 
 
 def _changes(device: Device, before: Device | None) -> tuple[str, ...]:

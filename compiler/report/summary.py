@@ -11,11 +11,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from compiler.report.facts import Gate
+from compiler.manifest_shape import Gate
 from compiler.report.page import MIB
 from compiler.report.plots import precision_counts
-from compiler.report.read import Build, Device
-from compiler.report.rows import Figure, Row, chosen_trial, payload_bytes, rows_of
+from compiler.report.read import Build, Device, payload_bytes
+from compiler.report.rows import Figure, Row, chosen_trial, rows_of
 from compiler.report.words import gate_words
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -61,7 +61,12 @@ def cloud_yaml(build: Build) -> str:
         found = precisions.setdefault(precision, {"components": {build.fleet: {"performance_metrics": {}}}})
         metrics = found["components"][build.fleet]["performance_metrics"]
         metrics[device.name] = {runtime: _performance(device)}
-    value = {"supported_devices": [one.name for one in build.devices if not one.failure], "precisions": precisions}
+    made = [device for device in build.devices if device.manifest]
+    value = {
+        "supported_devices": [device.name for device in made],
+        "supported_chipsets": list(dict.fromkeys(filter(None, map(_chipset, made)))),
+        "precisions": precisions,
+    }
     text = io.StringIO()
     yaml = YAML()
     yaml.width = 120
@@ -93,6 +98,13 @@ def _performance(device: Device) -> Mapping[str, Any]:
         "artifact_bytes": payload_bytes(device),
         "tool_versions": dict(device.manifest.artifact.tools) if device.manifest else {},
     }
+
+
+def _chipset(device: Device) -> str:
+    """What runs the model, as the profile names it."""
+    facts = device.manifest.inputs.profile.facts if device.manifest else {}
+    found = facts.get("accelerator") or facts.get("cpu") or {}
+    return str(found.get("model", "")) if isinstance(found, dict) else ""
 
 
 def _unit(profile: Mapping[str, Any]) -> str:

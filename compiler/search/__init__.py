@@ -1,6 +1,7 @@
 """The search for a device's precision: trials in order of expected gain, each judged by all gates; the best is settled.
 
-    yardstick → candidate → candidate → … → the fastest that passes, or all figures and the nearest limits
+    yardstick → candidate → candidate → … → pruning → the fastest that passes, or all figures and the nearest limits
+                    │                          └ of the fastest: as much as the limit holds, where it makes it faster
                     └ an accuracy limit missed: worst layers back to float, until it holds
 
 It is the one loop of a build outside tuning. Every part of a trial is a stage in the store, so a search that was killed
@@ -10,21 +11,26 @@ goes on where it was.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compiler.capability import PrecisionRule
 from compiler.errors import CompilerError
-from compiler.plan import settle
-from compiler.search.bench import Bench
+from compiler.plan import settle, settle_pruning
+from compiler.pruning import UNPRUNED, Pruning
+from compiler.search.bench import Bench, with_plan
 from compiler.search.layers import Layer, list_layers
 from compiler.search.made import Made, make_candidate_border
 from compiler.search.mixed import search_mixed
+from compiler.search.narrowed import search_ratio
 from compiler.search.observe import OBSERVED
+from compiler.search.pruned import read_pruning
 from compiler.search.quantized import Variant, rank_layers
+from compiler.search.saliency import Saliency, show_saliency
 from compiler.search.select import choose_trial, describe, explain_choice, explain_failure
 from compiler.search.trial import Trial, is_missing, run_trial
 
-__all__ = ["OBSERVED", "Bench", "Found", "Made", "Trial", "search_precision"]
+__all__ = ["OBSERVED", "Bench", "Found", "Made", "Trial", "read_pruning", "search_precision"]
 
 log = logging.getLogger("fleetc.build")
 
@@ -39,6 +45,7 @@ class Found:
         made: The same, under the settled plan with its reason.
         error: Why none passed.
         layers: Every layer of what is delivered.
+        saliency: How alike its saliency maps are to the float model's; None where nothing asks.
     """
 
     trials: tuple[Trial, ...]
@@ -46,6 +53,7 @@ class Found:
     made: Made | None = None
     error: CompilerError | None = None
     layers: tuple[Layer, ...] = ()
+    saliency: Saliency | None = None
 
 
 def search_precision(bench: Bench) -> Found:
@@ -57,22 +65,30 @@ def search_precision(bench: Bench) -> Found:
     plan = bench.job.plan
     if not plan.demands.any:
         only = run_trial(bench, plan.rule, number=1, original=None, is_only=True)
-        return _found(bench, (only,), only, plan.reason)
+        return _found(bench, (only,), only, plan.reason, plan.pruning)
     trials = _run_trials(bench)
+    if plan.pruning.is_searched:
+        narrowed = search_ratio(bench, trials, _original(trials))
+        trials = (*trials, *narrowed.trials)
+        plan = settle_pruning(plan, Pruning(0.0, False, narrowed.reason))
     chosen = choose_trial(trials)
     if chosen is None or chosen.made is None:
         return Found(trials, error=explain_failure(trials, bench.name))
     log.info("%s: %s: %s", bench.name, chosen.precision, describe(chosen))
-    return _found(bench, trials, chosen, explain_choice(chosen, trials) if len(plan.candidates) > 1 else plan.reason)
+    is_choice = len(plan.candidates) > 1 or bench.job.plan.pruning.is_searched
+    return _found(bench, trials, chosen, explain_choice(chosen, trials) if is_choice else plan.reason, plan.pruning)
 
 
-def _found(bench: Bench, trials: tuple[Trial, ...], chosen: Trial, reason: str) -> Found:
+def _found(bench: Bench, trials: tuple[Trial, ...], chosen: Trial, reason: str, pruning: Pruning) -> Found:
     if chosen.made is None:
         return Found(trials)
-    made = replace(chosen.made, plan=settle(chosen.made.plan, chosen.made.plan.rule, reason))
+    settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
+    made = replace(chosen.made, plan=settle_pruning(settled, replace(pruning, ratio=settled.pruning.ratio)))
     with bench.clock.timed("layers"):
         layers = list_layers(bench, made, sqnr_db=_errors(bench, chosen.made))
-    return Found(trials, chosen, made, layers=layers)
+    explains = bench.job.plan.demands.explains
+    saliency = chosen.saliency or (show_saliency(bench, chosen.made) if explains else None)
+    return Found(trials, chosen, made, layers=layers, saliency=saliency)
 
 
 def _errors(bench: Bench, made: Made) -> dict[str, float]:
@@ -92,14 +108,36 @@ def _run_trials(bench: Bench) -> tuple[Trial, ...]:
     candidates = _candidates(bench)
     is_only = len(candidates) == 1
     if plan.yardstick is not None:
-        original = run_trial(bench, plan.yardstick, number=1, original=None, is_only=candidates == (plan.yardstick,))
+        original = _run_yardstick(bench, plan.yardstick, is_only=candidates == (plan.yardstick,))
         trials.append(original)
         if is_missing(original) and original.error:
             raise original.error
+        bench.clock.pace.done += 1
     for rule in candidates:
-        if rule != plan.yardstick:
+        if rule != plan.yardstick or plan.pruning.ratio:
+            _tell(bench, rule, trials)
             trials += _try(bench, rule, number=len(trials) + 1, original=original, is_only=is_only)
+            bench.clock.pace.done += 1
     return tuple(trials)
+
+
+def _run_yardstick(bench: Bench, rule: PrecisionRule, *, is_only: bool) -> Trial:
+    """The float original, which is a candidate too unless what is delivered must be pruned."""
+    plan = bench.job.plan
+    if not plan.pruning.ratio:
+        return run_trial(bench, rule, number=1, original=None, is_only=is_only)
+    whole = with_plan(bench, settle_pruning(plan, UNPRUNED))
+    return run_trial(whole, rule, number=1, original=None, is_only=False, purpose="yardstick")
+
+
+def _original(trials: tuple[Trial, ...]) -> Trial | None:
+    return next((one for one in trials if one.made is not None and one.made.plan.is_yardstick), None)
+
+
+def _tell(bench: Bench, rule: PrecisionRule, trials: Sequence[Trial]) -> None:
+    best = choose_trial(trials)
+    words = f"{best.precision}, {describe(best)}" if best else "none"
+    log.info("%s: next %s; best so far: %s%s", bench.name, rule.name, words, bench.clock.pace.left)
 
 
 def _candidates(bench: Bench) -> tuple[PrecisionRule, ...]:

@@ -67,22 +67,50 @@ class Accuracy:
         return {**drop, "measured_on": self.measured_on, "evidence": str(self.evidence), "note": self.why}
 
 
-def measure_accuracy(bench: Bench, judge: Judge, made: Made) -> Accuracy:
-    """The accuracy of a built candidate."""
-    dataset = judge.dataset
-    if made.verdict.evidence == Evidence.HOST and not dataset.whole:
-        found = artifact_outputs(bench, made, dataset)
-        return Accuracy(_drop(bench, judge, found), "artifact", Evidence.HOST)
+@dataclass(frozen=True)
+class Venue:
+    """What is run in place of a candidate on its device.
+
+    Args:
+        runs: `artifact` or `border model`; empty where neither can be.
+        note: Why not the artifact, and what speaks for the other.
+    """
+
+    runs: str
+    note: str = ""
+
+
+def choose_venue(made: Made, *, whole: bool) -> Venue:
+    """The nearest thing to the device that many samples can be run on here.
+
+    Args:
+        made: The candidate.
+        whole: Whether samples are complete inputs, which the artifact is not given one after another.
+    """
+    if made.verdict.evidence == Evidence.HOST and not whole:
+        return Venue("artifact")
     if not (made.plan.converts_graph or made.plan.rule.scheme or made.plan.rule == made.plan.yardstick):
         why = "the target converts while it builds, and the artifact cannot be run on the whole data set here"
-        return Accuracy(None, "", Evidence.NONE, f"{why}: {made.verdict.reason}" if made.verdict.reason else why)
+        return Venue("", f"{why}: {made.verdict.reason}" if made.verdict.reason else why)
     executed = made.verdict.evidence == Evidence.EMULATOR
     note = (
         f"the artifact agreed with it on {len(made.points)} sets of inputs under the emulator"
         if executed
         else f"the artifact itself was not executed: {made.verdict.reason}"
     )
-    return Accuracy(border_drop(bench, judge, made.border), "border model", Evidence.HOST, note)
+    return Venue("border model", note)
+
+
+def measure_accuracy(bench: Bench, judge: Judge, made: Made) -> Accuracy:
+    """The accuracy of a built candidate."""
+    venue = choose_venue(made, whole=judge.dataset.whole)
+    if not venue.runs:
+        return Accuracy(None, "", Evidence.NONE, venue.note)
+    if venue.runs == "artifact":
+        drop = _drop(bench, judge, artifact_outputs(bench, made, judge.dataset))
+    else:
+        drop = border_drop(bench, judge, made.border)
+    return Accuracy(drop, venue.runs, Evidence.HOST, venue.note)
 
 
 def border_drop(bench: Bench, judge: Judge, border: Border) -> AccuracyDrop:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from compiler.clock import Clock
 from compiler.inputs import Prepared
 from compiler.jobs import Job
 from compiler.judge import Data
-from compiler.plan import BuildOptions
+from compiler.plan import BuildOptions, Plan
 from compiler.quant import is_quantized
 from compiler.store import Store
 
@@ -42,3 +42,8 @@ class Bench:
     def is_quantized(self) -> bool:
         """Whether the model came with quantizers in it: then it is passed on as it is."""
         return is_quantized(self.ready.model)
+
+
+def with_plan(bench: Bench, plan: Plan) -> Bench:
+    """The same device by another plan."""
+    return replace(bench, job=replace(bench.job, plan=plan))

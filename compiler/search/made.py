@@ -10,13 +10,14 @@ from compiler.bisect import explain_divergence
 from compiler.build import Built, build_artifact
 from compiler.errors import GateFailed
 from compiler.inputs import sizes_label
-from compiler.kernels import choose_schedule, list_kernels, tuning_log
+from compiler.kernels import bound_payload, choose_schedule, list_kernels, tuning_log
 from compiler.plan import Plan
 from compiler.portable import Border, make_border
 from compiler.search.bench import Bench
+from compiler.search.pruned import pruned_entry
 from compiler.search.quantized import Variant, quantized_entry
 from compiler.store import Entry
-from compiler.tune import Scheduled
+from compiler.tune import Curve, Scheduled
 from compiler.verify import Point, Verdict, reference_points, verify_artifact
 
 log = logging.getLogger("fleetc.build")
@@ -33,6 +34,7 @@ class Made:
         points: Inputs and expected outputs it was compared on.
         verdict: Parity, and what was timed or counted beside.
         kernels: What each of its kernels is built with, and by which record; none where the target cannot be tuned.
+        curves: The trials behind those records.
     """
 
     plan: Plan
@@ -41,11 +43,12 @@ class Made:
     points: tuple[Point, ...]
     verdict: Verdict
     kernels: tuple[Scheduled, ...] = ()
+    curves: tuple[Curve, ...] = ()
 
     @property
     def reference(self) -> str:
-        """What parity was judged against: quantizing changes results on purpose, and accuracy judges that."""
-        return "border model" if self.plan.rule.scheme else "imported model"
+        """What parity was judged against: pruning and quantizing change results on purpose; accuracy judges that."""
+        return "border model" if self.plan.changes_results else "imported model"
 
     @property
     def typical(self) -> Point:
@@ -73,6 +76,7 @@ def make(bench: Bench, plan: Plan, variant: Variant, *, explain: bool) -> Made:
         CompilerError: It cannot be built, or differs from what it was made of.
     """
     job, ready = bench.job, bench.ready
+    plan = bound_payload(plan, ready.model)
     border = make_candidate_border(bench, plan, variant)
     with bench.clock.timed("kernels"):
         found = list_kernels(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
@@ -81,17 +85,17 @@ def make(bench: Bench, plan: Plan, variant: Variant, *, explain: bool) -> Made:
     with bench.clock.timed("build"):
         built = build_artifact(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
     with bench.clock.timed("reference"):
-        model, digest = (border.load(), border.digest) if plan.rule.scheme else (ready.model, ready.digest)
+        model, digest = (border.load(), border.digest) if plan.changes_results else (ready.model, ready.digest)
         points = reference_points(model, digest, ready.inputs.points, bench.store)
     with bench.clock.timed("verify"):
         verdict = _verify(bench, plan, border, built, points, explain=explain)
-    return Made(plan, border, built, points, verdict, kernels.scheduled)
+    return Made(plan, border, built, points, verdict, kernels.scheduled, kernels.curves)
 
 
 def make_candidate_border(bench: Bench, plan: Plan, variant: Variant) -> Border:
-    """The border model of a candidate: converted, quantized, or the rewritten model as it is."""
+    """The border model of a candidate: pruned, converted, quantized, or the rewritten model as it is."""
     ready, quantizes = bench.ready, plan.rule.scheme is not None and not bench.is_quantized
-    with bench.clock.timed("quantize" if quantizes else "passes"):
+    with bench.clock.timed("quantize" if quantizes else "prune" if plan.pruning.ratio else "passes"):
         return make_border(
             ready.model,
             ready.digest,
@@ -99,6 +103,7 @@ def make_candidate_border(bench: Bench, plan: Plan, variant: Variant) -> Border:
             bench.job.target.passes(bench.job.profile),
             inputs=ready.inputs.probe,
             store=bench.store,
+            prune=partial(pruned_entry, bench, plan) if plan.pruning.ratio else None,
             quantize=partial(quantized_entry, bench, plan.rule, variant) if quantizes else None,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from compiler.artifact import Evidence
 from compiler.capability import PrecisionRule
@@ -18,9 +18,9 @@ from compiler.quant import QuantOptions
 from compiler.search.accuracy import Accuracy, border_drop, measure_accuracy
 from compiler.search.bench import Bench
 from compiler.search.made import make, make_candidate_border
-from compiler.search.quantized import LayerRank, Variant, rank_layers, read_plan
-from compiler.search.reversal import fewest_layers
-from compiler.search.trial import Trial, run_trial
+from compiler.search.quantized import LayerRank, Variant, rank_layers
+from compiler.search.reversal import FAR, WHY, fewest_layers, is_far, is_gain
+from compiler.search.trial import Trial, read_notes, run_trial
 from compiler.search.work import list_work
 
 log = logging.getLogger("fleetc.build")
@@ -75,6 +75,11 @@ class Trail:
         """Trials that may still be made, with one kept for the build of what was found."""
         return self.bench.options.search_budget - self.number
 
+    def note(self, text: str) -> None:
+        """Says, with the last trial, why the search goes no further there."""
+        log.info("%s: %s: %s", self.bench.name, self.rule.name, text)
+        self.trials[-1] = replace(self.trials[-1], note=text)
+
     def measure(self, variant: Variant, purpose: str) -> float:
         """The judged drop of a variant, and no more of it: infinite where it cannot be made.
 
@@ -105,11 +110,8 @@ class Trail:
                 drop = border_drop(self.bench, self.judge, border)
             accuracy = Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")
         gates = judge_gates(Limits(accuracy_drop_pct=self.limit), {"accuracy": accuracy.figure})
-        found = read_plan(border.entries)
-        warnings = found[1] if found else ()
-        return Trial(
-            self.number, purpose, self.rule.name, gates=gates, accuracy=accuracy, variant=variant, warnings=warnings
-        )
+        trial = Trial(self.number, purpose, self.rule.name, gates=gates, accuracy=accuracy, variant=variant)
+        return replace(trial, **read_notes(self.bench, self.rule, border))
 
 
 def search_mixed(
@@ -146,9 +148,13 @@ def _best_options(trail: Trail, default: float) -> tuple[QuantOptions, float]:
         if trail.budget <= 0:
             break
         drop = trail.measure(Variant(options), "options")
+        useless = is_far(least, trail.limit) and not is_gain(drop, least, trail.limit)
         if drop < least:
             best, least = options, drop
         if drop <= trail.limit:
+            break
+        if useless:
+            trail.note(f"no more options are tried: over {FAR:g} times the limit is lost, and these gain nothing")
             break
     return best, least
 
@@ -168,7 +174,7 @@ def _revert(trail: Trail, options: QuantOptions, drop: float, original: Trial | 
         budget=trail.budget,
     )
     if found.count is None:
-        log.info("%s: %s: layers in float do not help: %s", trail.bench.name, trail.rule.name, found.why)
+        trail.note(f"layers in float do not help: {WHY[found.why]}")
         return
     count = found.count
     for _ in range(1 + RETRIES):

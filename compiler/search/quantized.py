@@ -6,9 +6,8 @@ Nothing in their keys names a device: two device classes with equal schemes shar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,14 @@ from compiler.capability import PrecisionRule
 from compiler.digests import code_digest, portable_tools
 from compiler.errors import InternalError
 from compiler.evaluate import Dataset
-from compiler.numerics import Arrays
 from compiler.portable import BORDER, EMBED_BYTES, RECORDS
 from compiler.quant import QuantOptions, QuantPlan, measure_sensitivity, plan_from_dict, quantize
 from compiler.save import save_model
 from compiler.scheme import QuantScheme
 from compiler.search.bench import Bench
+from compiler.search.calibrated import Batches, coverage, observed
 from compiler.store import Entry, Stage, canonical_json
 
-BATCH = 8
 SENSITIVITY_BATCHES = 4
 """Batches on which each layer's error is measured: the ranking is what counts, and it settles early."""
 
@@ -54,22 +52,6 @@ class LayerRank:
     sqnr_db: float
 
 
-class Batches(Iterable[Arrays]):
-    """A data set's batches, from the first each time they are asked for.
-
-    Args:
-        dataset: The samples.
-        most: Batches at most; 0 means all.
-    """
-
-    def __init__(self, dataset: Dataset, most: int = 0) -> None:
-        self._dataset, self._most = dataset, most
-
-    def __iter__(self) -> Iterator[Arrays]:
-        found = self._dataset.batches(_fixed_batch(self._dataset) or BATCH)
-        return islice(found, self._most) if self._most else found
-
-
 def quantized_entry(bench: Bench, rule: PrecisionRule, variant: Variant, rewritten: Entry) -> Entry:
     """The quantized form of a rewritten model, with its `QuantPlan` beside it."""
     scheme, data = _needs(bench, rule)
@@ -78,7 +60,10 @@ def quantized_entry(bench: Bench, rule: PrecisionRule, variant: Variant, rewritt
     def make(folder: Path) -> None:
         model = ir.load(rewritten.files / BORDER)
         batches = Batches(data) if data else None
-        found = quantize(model, batches, scheme, variant.options, keep_float=variant.kept)
+        seen = None
+        if data and scheme.needs_calibration:
+            seen = observed(bench.store, rewritten, scheme, data, variant.options)
+        found = quantize(model, batches, scheme, variant.options, keep_float=variant.kept, calibrated=seen)
         save_model(found.model, folder / BORDER, external_above_bytes=EMBED_BYTES)
         (folder / RECORDS).write_text("[]", encoding="utf-8")
         value = {"plan": found.plan.to_dict(), "warnings": list(found.warnings)}
@@ -96,12 +81,25 @@ def read_plan(entries: Iterable[Entry]) -> tuple[QuantPlan, tuple[str, ...]] | N
     return None
 
 
+def quantizer_warnings(bench: Bench, rule: PrecisionRule, entries: Iterable[Entry]) -> tuple[str, ...]:
+    """What is poor about the data that a candidate was quantized with; empty where it is not quantized."""
+    kept = list(entries)
+    found = read_plan(kept)
+    if found is None or rule.scheme is None:
+        return ()
+    rewritten = _float_entry(kept)
+    data, judge = bench.data.calibration, bench.data.judge
+    if data is None or judge is None or not rule.scheme.needs_calibration:
+        return found[1]
+    return (*found[1], *coverage(bench.store, rewritten, rule.scheme, data, judge.dataset))
+
+
 def rank_layers(bench: Bench, rule: PrecisionRule, variant: Variant, entries: Iterable[Entry]) -> tuple[LayerRank, ...]:
     """The quantized layers, the worst first."""
     scheme, needed = _needs(bench, rule)
     data = needed or (bench.data.judge.dataset if bench.data.judge else None)
     kept = list(entries)
-    rewritten = next(entry for entry in kept if entry.stage == "rewrite")
+    rewritten = _float_entry(kept)
     found = read_plan(kept)
     if found is None or data is None:
         raise InternalError("a candidate with a scheme has no quantized border model, or no data to rank its layers on")
@@ -124,6 +122,11 @@ def options_to_dict(options: QuantOptions) -> dict[str, Any]:
     return asdict(options)
 
 
+def _float_entry(entries: Sequence[Entry]) -> Entry:
+    """What was quantized: the rewritten model, or what pruning left of it."""
+    return next(entry for entry in reversed(entries) if entry.stage in ("rewrite", "prune"))
+
+
 def _needs(bench: Bench, rule: PrecisionRule) -> tuple[QuantScheme, Dataset | None]:
     if rule.scheme is None:
         raise InternalError(f"{rule.name} has no scheme")
@@ -142,8 +145,3 @@ def _parts(
         ("compiler", code_digest("compiler.quant")),
         *portable_tools(),
     )
-
-
-def _fixed_batch(data: Dataset) -> int | None:
-    sizes = [spec.shape[0] for spec in data.inputs if spec.shape]
-    return next((size for size in sizes if isinstance(size, int)), None)

@@ -14,8 +14,21 @@ from dataclasses import dataclass
 PLATEAU = 4
 """Doublings without a gain after which the search for this candidate ends."""
 
+FAR = 5.0
+"""A drop of more limits than this is far off, and is given up after `FAR_PLATEAU` doublings without a gain."""
+
+FAR_PLATEAU = 2
+
 GAIN = 0.05
 """Less than this part of the limit is no gain."""
+
+WHY = {
+    "plateau": f"{PLATEAU} doublings in turn brought nothing",
+    "far": f"over {FAR:g} times the limit is lost, and {FAR_PLATEAU} doublings in turn brought nothing",
+    "budget": "the budget of trials is spent",
+    "layers": "no more may be reverted, or nothing would be gained from the others",
+}
+"""Ways to end without an answer, in words."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,7 @@ class Reversal:
 
     Args:
         count: Fewest layers in float with which the limit held; None where it never did.
-        why: Why it ended: `held`, `plateau`, `budget`, or `layers` where no more may be reverted.
+        why: Why it ended: `held`, or a key of `WHY`.
     """
 
     count: int | None
@@ -50,10 +63,22 @@ def fewest_layers(drop_at: Callable[[int], float], *, most: int, limit: float, f
         drop, budget = drop_at(count), budget - 1
         if drop <= limit:
             return Reversal(_halved(drop_at, low, count, limit, budget), "held")
-        stale = stale + 1 if drop > best - GAIN * max(limit, 1.0) else 0
+        stale = 0 if is_gain(drop, best, limit) else stale + 1
         if stale >= PLATEAU:
             return Reversal(None, "plateau")
+        if stale >= FAR_PLATEAU and is_far(min(best, drop), limit):
+            return Reversal(None, "far")
         best, low, count = min(best, drop), count, min(2 * count, most) if count < most else most + 1
+
+
+def is_gain(drop: float, best: float, limit: float) -> bool:
+    """Whether a drop is better than the best so far by more than nothing."""
+    return drop <= best - GAIN * max(limit, 1.0)
+
+
+def is_far(drop: float, limit: float) -> bool:
+    """Whether a drop is so far off the limit that one thing that brings nothing is as good as many."""
+    return drop > FAR * max(limit, 1.0)
 
 
 def _halved(drop_at: Callable[[int], float], low: int, high: int, limit: float, budget: int) -> int:

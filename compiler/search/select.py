@@ -13,13 +13,24 @@ SAME_SPEED = 0.03
 
 
 def choose_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The fastest of those that pass; the smaller one where two are about as fast."""
-    passed = [trial for trial in trials if trial.passed and trial.purpose != "yardstick"]
-    if not passed:
-        return None
-    best = max(_speedup(trial) for trial in passed)
-    fast = [trial for trial in passed if _speedup(trial) >= best * (1.0 - SAME_SPEED)]
+    """The fastest of those that pass and pay; the smaller one where two are about as fast."""
+    passed = [trial for trial in trials if trial.passed and trial.purpose != "yardstick" and pays(trial, trials)]
+    return fastest(passed) if passed else None
+
+
+def fastest(trials: Sequence[Trial]) -> Trial:
+    """The fastest of some trials; the smaller one where two are about as fast."""
+    best = max(_speedup(trial) for trial in trials)
+    fast = [trial for trial in trials if _speedup(trial) >= best * (1.0 - SAME_SPEED)]
     return min(fast, key=lambda trial: (_bytes(trial), -_speedup(trial), trial.number))
+
+
+def pays(trial: Trial, trials: Sequence[Trial]) -> bool:
+    """Whether pruning that nobody forced makes the device faster than anything unpruned that passes."""
+    if trial.purpose != "pruning":
+        return True
+    others = [one for one in trials if one.passed and one.purpose not in ("yardstick", "pruning")]
+    return all(_speedup(trial) * (1.0 - SAME_SPEED) > _speedup(one) for one in others)
 
 
 def explain_choice(chosen: Trial, trials: Sequence[Trial]) -> str:
@@ -57,13 +68,16 @@ def describe(trial: Trial) -> str:
         parts.append(f"{trial.speed.speedup:.2f} × float32 ({trial.speed.evidence})")
     if trial.footprint:
         parts.append(f"{trial.footprint.weights_bytes / (1 << 20):.1f} MiB of weights")
+    if trial.pruned:
+        parts.append(f"{trial.pruned:.0%} of the multiply-accumulates pruned")
     if trial.accuracy and trial.accuracy.drop:
         parts.append(f"{trial.accuracy.drop.drop_pct:.2f} points of {trial.accuracy.drop.metric} lost")
     return ", ".join(parts) or "nothing measured"
 
 
 def _variant(trial: Trial) -> str:
-    return f" with {len(trial.kept_float)} layers in float" if trial.kept_float else ""
+    kept = f" with {len(trial.kept_float)} layers in float" if trial.kept_float else ""
+    return kept + (f" pruned by {trial.pruned:.0%}" if trial.pruned else "")
 
 
 def _speedup(trial: Trial) -> float:

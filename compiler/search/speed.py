@@ -63,7 +63,7 @@ def measure_speed(bench: Bench, made: Made, original: Made | None) -> Speed:
         made: The candidate.
         original: The float original; None where this is it, or where the target cannot build it.
     """
-    base = original or (made if made.plan.rule == made.plan.yardstick else None)
+    base = original or (made if made.plan.is_yardstick else None)
     if base is not None and {made.verdict.evidence, base.verdict.evidence} == {Evidence.HOST}:
         return _race(bench, made, base)
     count, other = made.verdict.instructions, base.verdict.instructions if base else None

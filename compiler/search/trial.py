@@ -10,13 +10,16 @@ from typing import Any
 from compiler.artifact import Evidence
 from compiler.capability import PrecisionRule
 from compiler.errors import CompilerError, MissingError, StorageError
-from compiler.gates import Figure, Gate, hold, judge_gates
+from compiler.gates import Demands, Figure, Gate, hold, judge_gates
 from compiler.plan import settle
+from compiler.portable import Border
 from compiler.search.accuracy import Accuracy, measure_accuracy
 from compiler.search.bench import Bench
 from compiler.search.footprint import Footprint, as_given, compare_footprints, measure_footprint, unbuilt_footprint
 from compiler.search.made import Made, make
-from compiler.search.quantized import Variant, options_to_dict, read_plan
+from compiler.search.pruned import read_pruning
+from compiler.search.quantized import Variant, options_to_dict, quantizer_warnings
+from compiler.search.saliency import Saliency, measure_saliency
 from compiler.search.speed import Speed, latency_figure, measure_speed
 
 log = logging.getLogger("fleetc.build")
@@ -30,7 +33,7 @@ class Trial:
 
     Args:
         number: Its place in the search, from 1.
-        purpose: `yardstick`, `candidate`, `reversal` or `options`: why it was tried.
+        purpose: `yardstick`, `candidate`, `reversal`, `options` or `pruning`: why it was tried.
         precision: Its precision.
         made: What was built; None if nothing could be.
         error: Why not, or how its results differ.
@@ -38,8 +41,11 @@ class Trial:
         footprint: Its memory.
         speed: Its speed against the float original.
         accuracy: Its accuracy; None where no gate asks.
+        saliency: How alike its saliency maps are; None where no gate asks.
         variant: How it was quantized; None where its precision is one of floating point.
-        warnings: What the quantizer says of its data.
+        pruned: Share of the multiply-accumulates that was cut, 0 to 1.
+        warnings: What the quantizer and the pruner say of their data.
+        note: Why the search went no further from here, where it ended.
     """
 
     number: int
@@ -51,8 +57,11 @@ class Trial:
     footprint: Footprint | None = None
     speed: Speed | None = None
     accuracy: Accuracy | None = None
+    saliency: Saliency | None = None
     variant: Variant | None = None
+    pruned: float = 0.0
     warnings: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def kept_float(self) -> Mapping[str, str]:
@@ -75,7 +84,7 @@ class Trial:
     def why(self) -> str:
         """What it failed at; empty if it passed."""
         if self.error:
-            return self.error.what.splitlines()[0]
+            return self.error.brief
         return "; ".join(str(gate) for gate in self.gates if gate.passed is False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,10 +95,13 @@ class Trial:
             "precision": self.precision,
             "status": self.status,
             "why": self.why,
+            "pruned": round(self.pruned, 4),
             "kept_float": dict(self.kept_float),
             "options": options_to_dict(self.variant.options) if self.variant else None,
             "warnings": list(self.warnings),
+            "note": self.note,
             "accuracy": self.accuracy.to_dict() if self.accuracy else None,
+            "saliency": self.saliency.to_dict() if self.saliency else None,
             "footprint": asdict(self.footprint) if self.footprint else None,
             "speed": self.speed.to_dict() if self.speed else None,
             "gates": [gate.to_dict() for gate in self.gates],
@@ -128,13 +140,26 @@ def run_trial(
     try:
         made = make(bench, plan, how or Variant(), explain=is_only)
         trial = judge_made(bench, made, original=original, number=number, purpose=purpose)
-        found = read_plan(made.border.entries)
-        return replace(trial, variant=how, warnings=found[1] if found else ())
+        if trial.gates:
+            log.info(
+                "%s: trial %d: %s %s", bench.name, number, rule.name, ": ".join(filter(None, (trial.status, trial.why)))
+            )
+        trial = replace(trial, variant=how, **read_notes(bench, rule, made.border))
+        for warning in trial.warnings if purpose == "candidate" else ():
+            log.warning("%s: %s: %s", bench.name, rule.name, warning)
+        return trial
     except CompilerError as error:
         if is_only or isinstance(error, StorageError):
             raise
-        log.info("%s: trial %d: %s: %s", bench.name, number, rule.name, error.what.splitlines()[0])
-        return Trial(number, purpose, rule.name, error=error, variant=how)
+        log.info("%s: trial %d: %s failed: %s", bench.name, number, rule.name, error.brief)
+        return Trial(number, purpose, rule.name, error=error, variant=how, pruned=plan.pruning.ratio)
+
+
+def read_notes(bench: Bench, rule: PrecisionRule, border: Border) -> dict[str, Any]:
+    """`pruned` and `warnings` of a trial, as its border model's stages noted them."""
+    pruned = read_pruning(border.entries)
+    warnings = (*quantizer_warnings(bench, rule, border.entries), *(pruned["warnings"] if pruned else ()))
+    return {"pruned": pruned["ratio"] if pruned else 0.0, "warnings": warnings}
 
 
 def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int, purpose: str) -> Trial:
@@ -145,12 +170,15 @@ def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int,
     judge = bench.data.judge
     with bench.clock.timed("accuracy"):
         accuracy = measure_accuracy(bench, judge, made) if judge else None
+    saliency = measure_saliency(bench, made) if _limits_saliency(demands, purpose) else None
     with bench.clock.timed("measure"):
         speed = measure_speed(bench, made, original.made if original else None)
         footprint = measure_footprint(bench, made)
         figures = _memory(bench, footprint, made, original) | {"latency": latency_figure(bench, made, speed)}
     if accuracy:
         figures["accuracy"] = accuracy.figure
+    if saliency:
+        figures["saliency"] = saliency.figure
     return Trial(
         number,
         purpose,
@@ -160,14 +188,20 @@ def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int,
         footprint=footprint,
         speed=speed,
         accuracy=accuracy,
+        saliency=saliency,
     )
+
+
+def _limits_saliency(demands: Demands, purpose: str) -> bool:
+    """Whether a trial is judged by its maps; a yardstick is judged by nothing."""
+    return demands.limits.saliency_correlation_min is not None and purpose != "yardstick"
 
 
 def _memory(bench: Bench, footprint: Footprint, made: Made, original: Trial | None) -> dict[str, Figure]:
     if bench.is_quantized:
         none = Figure(None, Evidence.NONE, why=QUANTIZED)
         return {"memory: weights": none, "memory: run": none}
-    if made.plan.rule == made.plan.yardstick:
+    if made.plan.is_yardstick:
         return compare_footprints(as_given(footprint, made), footprint)
     if original is None or original.footprint is None:
         return compare_footprints(unbuilt_footprint(made), footprint)

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from compiler.capability import op_key
 from compiler.passes.macs import node_macs
+from compiler.passes.quantized import QUANTIZERS
 
-QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _NO_WORK = QUANTIZERS | {"Constant", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape"}
 
 

@@ -6,7 +6,7 @@ Nothing of a target is known here: a kernel is a name, a digest and a list of ch
 from __future__ import annotations
 
 from compiler.tune.log import TuningLog, read_lines
-from compiler.tune.lookup import Scheduled, schedule
+from compiler.tune.lookup import Curve, Scheduled, curves, schedule
 from compiler.tune.loop import Budget, Tuned, tune
 from compiler.tune.record import (
     Choice,
@@ -21,6 +21,7 @@ from compiler.tune.record import (
 __all__ = [
     "Budget",
     "Choice",
+    "Curve",
     "DeviceType",
     "Measurement",
     "Scheduled",
@@ -29,6 +30,7 @@ __all__ = [
     "TuningKey",
     "TuningLog",
     "TuningRecord",
+    "curves",
     "profile_device",
     "read_lines",
     "schedule",

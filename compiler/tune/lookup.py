@@ -47,6 +47,43 @@ class Scheduled:
         return {**asdict(self), "evidence": str(self.evidence)}
 
 
+@dataclass(frozen=True)
+class Curve:
+    """What measuring one kernel on the device that is built for came to, trial by trial.
+
+    Args:
+        kernel: Its name.
+        count: How often the model executes it.
+        unit: `us` or `instructions`.
+        evidence: Where the figures are from.
+        values: Median of each trial, in the order of the log; None for one that failed.
+    """
+
+    kernel: str
+    count: int
+    unit: str
+    evidence: str
+    values: tuple[float | None, ...]
+
+
+def curves(
+    kernels: Sequence[Tunable], keys: Mapping[str, TuningKey], records: Sequence[TuningRecord]
+) -> tuple[Curve, ...]:
+    """The trials behind every kernel that was measured; arguments as of `schedule`."""
+    by_workload = _by_workload(records)
+    found = (_curve(one, keys[one.workload], by_workload.get(one.workload, [])) for one in kernels)
+    return tuple(curve for curve in found if curve)
+
+
+def _curve(kernel: Tunable, key: TuningKey, records: Sequence[TuningRecord]) -> Curve | None:
+    own = [record for record in records if record.key == key]
+    best = best_of(own)
+    if best is None:
+        return None
+    values = tuple(one.median if not one.error else None for one in own if one.evidence == best.evidence)
+    return Curve(kernel.name, kernel.count, best.unit, str(best.evidence), values)
+
+
 def schedule(
     kernels: Sequence[Tunable], keys: Mapping[str, TuningKey], records: Sequence[TuningRecord]
 ) -> tuple[Scheduled, ...]:
@@ -57,10 +94,15 @@ def schedule(
         keys: Workload → the key of a measurement on the device that is built for.
         records: The log, all device types.
     """
-    by_workload: dict[str, list[TuningRecord]] = {}
-    for record in records:
-        by_workload.setdefault(record.key.workload, []).append(record)
+    by_workload = _by_workload(records)
     return tuple(_scheduled(one, keys[one.workload], by_workload.get(one.workload, [])) for one in kernels)
+
+
+def _by_workload(records: Sequence[TuningRecord]) -> Mapping[str, list[TuningRecord]]:
+    found: dict[str, list[TuningRecord]] = {}
+    for record in records:
+        found.setdefault(record.key.workload, []).append(record)
+    return found
 
 
 def best_of(records: Iterable[TuningRecord]) -> TuningRecord | None:

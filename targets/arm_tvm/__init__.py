@@ -20,6 +20,7 @@ from compiler.target import API_VERSION, Backend, Measurer, Runner, TargetPlan, 
 from compiler.tune import Tunable
 from targets.arm_tvm.integer.isa import dot_of
 from targets.arm_tvm.integer.specs import Dot
+from targets.arm_tvm.machine import machine_of
 from targets.arm_tvm.operators import capability_of
 from targets.arm_tvm.options import Options
 from targets.arm_tvm.runtime import FFI_VERSION, TVM_VERSION
@@ -71,7 +72,13 @@ class Tvm:
         options: Options = plan.options
         cores = Cores(plan.threads, max(plan.threads, profile.cpu.cores if profile.cpu else 1))
         lowered, files = write_bundle(
-            model, options, cores, schedule=plan.schedule, workdir=workdir, cache_dir=plan.cache_dir
+            model,
+            options,
+            cores,
+            schedule=plan.schedule,
+            workdir=workdir,
+            cache_dir=plan.cache_dir,
+            payload_bytes=plan.payload_bytes,
         )
         return Artifact(
             root=workdir,
@@ -90,10 +97,16 @@ class Tvm:
         )
 
     def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
-        """The convolutions and products that our kernels compute, each with its register tiles."""
+        """The convolutions and products that our kernels compute, each with the register tiles the payload allows."""
+        from targets.arm_tvm.budget import within_payload
+        from targets.arm_tvm.lower import import_relax
         from targets.arm_tvm.tuning import list_tunables
 
-        return list_tunables(model, plan.options)
+        found = list_tunables(model, plan.options)
+        if plan.payload_bytes is None:
+            return found
+        module = import_relax(model, _dot_of(profile))
+        return within_payload(found, module, machine_of(plan.options), plan.payload_bytes)
 
     def measurer(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Measurer:
         """Times kernels on this machine or on a board; raises TargetUnavailable where it is not there."""

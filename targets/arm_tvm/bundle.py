@@ -33,7 +33,14 @@ class Cores:
 
 
 def write_bundle(
-    model: ir.Model, options: Options, cores: Cores, *, schedule: Schedule, workdir: Path, cache_dir: Path
+    model: ir.Model,
+    options: Options,
+    cores: Cores,
+    *,
+    schedule: Schedule,
+    workdir: Path,
+    cache_dir: Path,
+    payload_bytes: int | None = None,
 ) -> tuple[Lowered, tuple[str, ...]]:
     """Compiles a model of static shapes and writes the folder that runs it.
 
@@ -44,12 +51,13 @@ def write_bundle(
         schedule: Workload → the choice to build it with; others get the analytic default.
         workdir: The folder to fill.
         cache_dir: Where the device's libraries and zig's own cache are kept.
+        payload_bytes: Most bytes of `payload/`; None: no limit.
 
     Returns:
         What was compiled, and the files written, relative to `workdir`.
     """
     with tempfile.TemporaryDirectory() as objects:
-        lowered = lower(model, options, workdir=Path(objects), schedule=schedule)
+        lowered = lower(model, options, workdir=Path(objects), schedule=schedule, payload_bytes=payload_bytes)
         return lowered, pack_bundle(lowered, options, cores, workdir=workdir, cache_dir=cache_dir)
 
 

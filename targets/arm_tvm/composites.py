@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from compiler.numerics import Array
+from targets.arm_tvm.graph import constant, number, operator_name, readers_of, shape_of
 from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.regions import Users, find_region
 from targets.arm_tvm.schedules.workload import ConvWorkload
 
 PLANAR_CHANNELS = 4
@@ -41,7 +43,7 @@ class Composite:
 def find_composites(main: Any, machine: Machine) -> dict[Any, Composite]:
     """Composites of a function by their first variable; no binding is in two."""
     block = main.body.blocks[0]
-    users = _users(block, main.body.body)
+    users = readers_of(block, main.body.body)
     claimed: set[Any] = set()
     found: dict[Any, Composite] = {}
     for binding in block.bindings:
@@ -51,50 +53,6 @@ def find_composites(main: Any, machine: Machine) -> dict[Any, Composite]:
             claimed |= {*composite.inner, composite.last}
             found[binding.var] = composite
     return found
-
-
-def static_shape(var: Any) -> tuple[int, ...]:
-    """The shape of a tensor; empty where it is not known in numbers."""
-    return shape_of(var)
-
-
-def shape_of(expression: Any) -> tuple[int, ...]:
-    """The shape of a tensor; empty where it is not known in numbers."""
-    sizes = getattr(getattr(expression.ty, "shape", None), "values", None) or ()
-    return tuple(int(size) for size in sizes) if all(hasattr(size, "value") for size in sizes) else ()
-
-
-def operator_name(value: Any) -> str:
-    """Relax's name of the operator called; empty for anything else."""
-    from tvm import relax
-
-    op = value.op if isinstance(value, relax.Call) else None
-    return str(getattr(op, "name", ""))
-
-
-def constant(expression: Any) -> Array | None:
-    """The array of a tensor constant."""
-    value: Any = getattr(expression, "value", None)
-    return value.numpy() if hasattr(value, "numpy") else None
-
-
-def _users(block: Any, result: Any) -> dict[Any, list[Any]]:
-    """Variable → bindings that read it; None stands for the function's result."""
-    from tvm import relax
-
-    users: dict[Any, list[Any]] = {}
-
-    def note(expression: Any, user: Any) -> None:
-        def visit(part: Any) -> None:
-            if isinstance(part, relax.Var):
-                users.setdefault(part, []).append(user)
-
-        relax.analysis.post_order_visit(expression, visit)
-
-    for binding in block.bindings:
-        note(binding.value, binding)
-    note(result, None)
-    return users
 
 
 def _start(binding: Any, machine: Machine) -> Composite | None:
@@ -153,26 +111,34 @@ def _pair(sizes: Any) -> tuple[int, int]:
     return first, second
 
 
-def _extended(found: Composite, users: dict[Any, list[Any]], claimed: set[Any]) -> Composite:
+def _extended(found: Composite, users: Users, claimed: set[Any]) -> Composite:
     """The composite with all steps that follow it and that no one else reads between."""
-    while True:
-        readers = users.get(found.last, [])
-        if len(readers) != 1 or readers[0] is None or readers[0].var in claimed:
-            return found
+    while (longer := _longer(found, users, claimed)) is not None:
+        found = longer
+    return found
+
+
+def _longer(found: Composite, users: Users, claimed: set[Any]) -> Composite | None:
+    """The composite with one more step: a bias, a residual, an activation."""
+    readers = users.get(found.last, ())
+    if len(readers) == 1 and readers[0] is not None and readers[0].var not in claimed:
         longer = _step(found, readers[0])
-        if longer is None:
-            return found
-        found = replace(longer, last=readers[0].var, inner=(*found.inner, found.last))
+        if longer is not None:
+            return replace(longer, last=readers[0].var, inner=(*found.inner, found.last))
+    region = find_region(found.last, users)
+    if region is None or claimed & {region.last, *region.inner}:
+        return None
+    return replace(_with(found, region.text), last=region.last, inner=(*found.inner, found.last, *region.inner))
 
 
 def _step(found: Composite, binding: Any) -> Composite | None:
     name, value = operator_name(binding.value), binding.value
-    if str(binding.var.ty.dtype) != found.workload.dtype or shape_of(binding.var) != shape_of(found.last):
+    if shape_of(binding.var) != shape_of(found.last) or str(binding.var.ty.dtype) != found.workload.dtype:
         return None
     if name == "relax.nn.relu":
         return _with(found, "relu")
     if name == "relax.clip":
-        low, high = (_number(bound) for bound in value.args[1:])
+        low, high = (number(bound) for bound in value.args[1:])
         return None if low is None or high is None else _with(found, f"clip {low!r} {high!r}")
     return _sum(found, *value.args) if name == "relax.add" else None
 
@@ -203,9 +169,3 @@ def _per_filter(array: Array, found: Composite) -> Array | None:
 
 def _with(found: Composite, step: str) -> Composite:
     return replace(found, workload=replace(found.workload, epilogue=(*found.workload.epilogue, step)))
-
-
-def _number(expression: Any) -> float | None:
-    value = getattr(expression, "value", None)
-    number = getattr(value, "value", value)
-    return float(number) if isinstance(number, int | float) else None

@@ -9,6 +9,8 @@ from typing import Any
 
 PARALLEL_WORK = 1 << 17
 """Vector operations below which starting the other threads costs more than they bring."""
+OPAQUE = 8
+"""TVM's pattern kind of a function that is not to be fused with others."""
 
 
 class Emitter:
@@ -98,10 +100,11 @@ class Emitter:
 
     def function(self) -> Any:
         """The kernel of the parameters so far, in their order; no pass is to look into it."""
-        from tvm import tirx
+        from tvm import s_tir, tirx
 
-        attributes = {"tirx.noalias": True, "op_pattern": 8, "fleetc.kernel": True, "s_tir": True}
-        return tirx.PrimFunc(self._parameters, _sequence(self._open.pop())).with_attrs(attributes)
+        attributes = {"tirx.noalias": True, "op_pattern": OPAQUE, "fleetc.kernel": True, "s_tir": True}
+        root = s_tir.SBlock([], [], [], "root", _sequence(self._open.pop()))  # TVM's passes look for one
+        return tirx.PrimFunc(self._parameters, s_tir.SBlockRealize([], True, root)).with_attrs(attributes)
 
 
 def _sequence(statements: list[Any]) -> Any:
@@ -139,10 +142,16 @@ def _at(offset: Any, lanes: int) -> Any:
 
 
 def broadcast(value: Any, lanes: int, dtype: str = "float32") -> Any:
-    """A vector of one value: a number or a scalar expression."""
+    """A vector of one value: a number or a scalar expression; the scalar itself for one lane."""
     from tvm import tirx
 
-    return tirx.Broadcast(tirx.const(value, dtype) if isinstance(value, int | float) else value, lanes)
+    scalar = tirx.const(value, dtype) if isinstance(value, int | float) else value
+    return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
+
+
+def vector_type(dtype: str, lanes: int) -> str:
+    """TVM's name of a vector type; of the scalar for one lane."""
+    return f"{dtype}x{lanes}" if lanes > 1 else dtype
 
 
 def lane(vector: Any, index: int) -> Any:
@@ -150,6 +159,13 @@ def lane(vector: Any, index: int) -> Any:
     from tvm import tirx
 
     return tirx.Shuffle([vector], [int32(index)])
+
+
+def gather(scalars: Sequence[Any]) -> Any:
+    """The vector of these scalars."""
+    from tvm import tirx
+
+    return tirx.Shuffle(list(scalars), [int32(index) for index in range(len(scalars))])
 
 
 def fma(left: Any, right: Any, addend: Any, dtype: str) -> Any:

@@ -75,17 +75,24 @@ def count_instructions(
 
     Raises:
         TargetUnavailable: No emulator.
-        ToolchainFailed: The program failed, or QEMU has no plugins.
+        ToolchainFailed: The program failed or did not end, or QEMU has no plugins.
     """
     with tempfile.TemporaryDirectory() as place:
         plugin = Path(place) / "count.so"
         link_counter(plugin, arch=host_arch(), plugin_api=plugin_api(), workdir=Path(place))
         command = (*emulator(cpu, root=root), "-plugin", str(plugin), "-d", "plugin", *program)
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+        ended = _run(command, environment, timeout_s)
     found = re.search(r"^instructions (\d+)$", ended.stderr, re.MULTILINE)
     if ended.returncode or not found:
         raise ToolchainFailed(f"QEMU could not count instructions: {ended.stderr.strip()[-500:]}")
     return int(found[1])
+
+
+def _run(command: tuple[str, ...], environment: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ToolchainFailed(f"the emulated program did not end within {timeout_s:g} s") from error
 
 
 def _qemu() -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compiler.numerics import Array
-from targets.arm_tvm.composites import constant, operator_name, shape_of
+from targets.arm_tvm.graph import constant, number, operator_name, shape_of
 from targets.arm_tvm.schedules.workload import blocks
 
 if TYPE_CHECKING:
@@ -63,12 +63,20 @@ def pack_constant(array: Array, channels: int, lanes: int, dtype: str) -> Array:
 
 def packed_operator(binding: Any, packing: _Packing) -> Any:
     """The call on packed values that a binding's operator becomes, or nothing."""
+    from tvm import relax
+
+    if isinstance(binding.value, relax.TupleGetItem):
+        parts = packing.packed.get(binding.value.tuple_value)
+        return None if parts is None else relax.TupleGetItem(parts, binding.value.index)
     name = operator_name(binding.value)
+    if name == "relax.split":
+        return _split(binding, packing)
     rule = _RULES.get(name)
     first = binding.value.args[0] if rule else None
     if rule is None or len(shape_of(binding.var)) != 4 or str(binding.var.ty.dtype) not in ("float32", "float16"):
         return None
-    if not any(argument in packing.packed for argument in binding.value.args if _is_var(argument)):
+    operands = [one for argument in binding.value.args for one in (_fields(argument) or [argument])]
+    if not any(operand in packing.packed for operand in operands if _is_var(operand)):
         return None
     return rule(binding, first, packing)
 
@@ -163,6 +171,68 @@ def _pad_value(call: Any) -> list[Any]:
     return [float(call.attrs.pad_value)]
 
 
+def _concat(binding: Any, _: Any, packing: _Packing) -> Any:
+    """Of channels, where each operand fills whole blocks."""
+    from tvm import relax
+
+    operands = [_operand(field, packing) for field in _fields(binding.value.args[0])]
+    if int(binding.value.attrs.axis) % 4 != 1 or any(one is None or not _is_var(one) for one in operands):
+        return None
+    return relax.op.concat(operands, axis=1)
+
+
+def _fields(expression: Any) -> Sequence[Any]:
+    """What a tuple is made of; nothing where it is a variable."""
+    return list(getattr(expression, "fields", ()))
+
+
+def _split(binding: Any, packing: _Packing) -> Any:
+    """Of channels, at borders of blocks."""
+    from tvm import relax
+
+    source, attrs = binding.value.args[0], binding.value.attrs
+    shape = shape_of(source)
+    if source not in packing.packed or len(shape) != 4 or int(attrs.axis) % 4 != 1:
+        return None
+    lanes, given = packing.lanes(source), attrs.indices_or_sections
+    borders = [int(at) for at in given] if hasattr(given, "__len__") else []
+    size = shape[1] // lanes
+    if shape[1] % lanes or any(at % lanes for at in borders) or (not borders and size % int(given)):
+        return None
+    blocks_at = [at // lanes for at in borders]
+    return relax.op.split(packing.packed[source], blocks_at or int(given), axis=1)
+
+
+def _slice(binding: Any, source: Any, packing: _Packing) -> Any:
+    """Of channels, from one block's border to another's."""
+    from tvm import relax
+
+    ranges = [[number(one) for one in _fields(argument)] for argument in binding.value.args[1:]]
+    if len(ranges) != 4 or any(len(values) != 1 or values[0] is None for values in ranges):
+        return None
+    axis, first, last, step = (int(values[0] or 0) for values in ranges)
+    lanes, channels = packing.lanes(source), shape_of(source)[1]
+    first, last = (min(at + channels if at < 0 else at, channels) for at in (first, last))
+    if axis % 4 != 1 or step != 1 or first % lanes or last % lanes or channels % lanes or first >= last:
+        return None
+    return relax.op.strided_slice(packing.packed[source], [1], [first // lanes], [last // lanes], [1])
+
+
+def _resize(binding: Any, source: Any, packing: _Packing) -> Any:
+    from tvm import relax
+
+    attrs, packed = binding.value.attrs, packing.packed[source]
+    given = {name: getattr(attrs, name) for name in _RESIZE_ATTRIBUTES}
+    roi, layout = tuple(number(one) or 0.0 for one in attrs.roi), f"NCHW{packing.lanes(source)}c"
+    return relax.op.image.resize2d(packed, shape_of(binding.var)[2:], roi=roi, layout=layout, **given)
+
+
+_RESIZE_ATTRIBUTES = (
+    *("method", "coordinate_transformation_mode", "rounding_method"),
+    *("cubic_alpha", "cubic_exclude", "extrapolation_value"),
+)
+
+
 def _is_var(expression: Any) -> bool:
     from tvm import relax
 
@@ -174,6 +244,9 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_UNARY, _unary),
     **dict.fromkeys(_BINARY, _binary),
     **dict.fromkeys(_POOLS, _pool),
+    "relax.concat": _concat,
+    "relax.image.resize2d": _resize,
     "relax.mean": _mean,
     "relax.nn.pad": _pad,
+    "relax.strided_slice": _slice,
 }

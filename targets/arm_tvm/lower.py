@@ -17,6 +17,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.numerics import Array
+from targets.arm_tvm.conversions import convert, write_pads
 from targets.arm_tvm.integer.isa import dot_of
 from targets.arm_tvm.integer.kernels import Kernel, call
 from targets.arm_tvm.integer.rewrite import DOMAIN, OPERATOR, use_integers
@@ -46,7 +47,9 @@ class Lowered:
     outputs: tuple[TensorSpec, ...]
 
 
-def lower(model: ir.Model, options: Options, *, workdir: Path, schedule: Schedule) -> Lowered:
+def lower(
+    model: ir.Model, options: Options, *, workdir: Path, schedule: Schedule, payload_bytes: int | None = None
+) -> Lowered:
     """Compiles a model of static shapes.
 
     Args:
@@ -54,18 +57,20 @@ def lower(model: ir.Model, options: Options, *, workdir: Path, schedule: Schedul
         options: What to compile for.
         workdir: An existing folder for the object files.
         schedule: Digest of a workload → the choice to take for it; others take the analytic default.
+        payload_bytes: Most bytes of the bundle's payload; None: no limit.
 
     Raises:
         UnsupportedModel: TVM's importer refuses a node, which is named.
         ToolchainFailed: TVM fails later, in a pass or in code generation.
     """
     _refuse_details(model)
-    module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr))
+    module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr), schedule)
     names = [str(value.name) for value in _model_inputs(model)], [str(value.name) for value in model.graph.outputs]
     inputs, outputs = read_signature(module, *names)
     _check_outputs(model, outputs)
     try:
-        objects, weights = _compile(module, options, workdir, schedule)
+        packed = pack_graph(module, machine_of(options), schedule=schedule, payload_bytes=payload_bytes)
+        objects, weights = _compile(packed, options, workdir)
     except Exception as error:  # TVM raises whatever its passes raise
         raise ToolchainFailed(
             f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {last_line(error)}",
@@ -74,17 +79,18 @@ def lower(model: ir.Model, options: Options, *, workdir: Path, schedule: Schedul
     return Lowered(objects, weights, inputs, outputs)
 
 
-def import_relax(model: ir.Model, dot: Dot = "generic") -> Any:
+def import_relax(model: ir.Model, dot: Dot = "generic", schedule: Schedule | None = None) -> Any:
     """The model as a Relax module whose function `main` holds the weights as constants.
 
     Args:
         model: The border model; left as it is.
         dot: How the machine multiplies int8; for what runs in integers.
+        schedule: Digest of a workload → the choice to take for it; for what runs in integers.
 
     Raises:
         UnsupportedModel: The importer refuses a node, which is named.
     """
-    integer = use_integers(_prepared(model), dot)
+    integer = use_integers(_prepared(model), dot, schedule)
     proto = ir.to_proto(integer.model)
     importer = _importer(integer.kernels)(shape_dict={}, dtype_dict="float32")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -95,6 +101,11 @@ def import_relax(model: ir.Model, dot: Dot = "generic") -> Any:
             raise
         except Exception as error:  # from outside of any one node
             raise UnsupportedModel(f"TVM cannot import the model: {last_line(error)}") from error
+
+
+def integer_kernels(model: ir.Model, dot: Dot) -> Mapping[int, Kernel]:
+    """The kernels of what runs in integers, each as often as the model has it; arguments as in `import_relax`."""
+    return use_integers(_prepared(model), dot).kernels
 
 
 def _importer(kernels: Mapping[int, Kernel]) -> Any:
@@ -112,8 +123,9 @@ def _importer(kernels: Mapping[int, Kernel]) -> Any:
             if op_name == OPERATOR:
                 return call(self.bb, kernels[attrs["kernel"]], list(inputs))
             try:
-                if op_name == "Pad" and (padded := _padded(inputs, attrs)) is not None:
-                    return padded
+                converted = convert(op_name, list(inputs), attrs)
+                if converted is not None:
+                    return self.bb.normalize(converted)
                 return super()._convert_operator(op_name, inputs, attrs, opset)
             except Exception as error:
                 name = attrs["tvm_custom"]["name"] or "(unnamed)"
@@ -126,25 +138,11 @@ def _importer(kernels: Mapping[int, Kernel]) -> Any:
     return Importer
 
 
-def _padded(inputs: Any, attrs: dict[str, Any]) -> Any:
-    """A padding of the last axes with a constant as an operator of Relax, not as a kernel already."""
-    from tvm import relax
-
-    given = [value for value in inputs if value is not None]
-    if attrs.get("mode", b"constant") not in (b"constant", "constant") or len(given) not in (2, 3):
-        return None
-    pads, fill = (value.value.numpy() if hasattr(value, "value") else None for value in (given[1], given[-1]))
-    if pads is None or fill is None or (pads < 0).any() or not str(given[0].ty.dtype).startswith("float"):
-        return None
-    half = len(pads) // 2
-    width = [int(size) for axis in range(half) for size in (pads[axis], pads[axis + half])]
-    return relax.op.nn.pad(given[0], width, "constant", float(fill.item()) if len(given) == 3 else 0.0)
-
-
 def _prepared(model: ir.Model) -> ir.Model:
     """A copy as TVM takes it: constants as initializers, and inputs named in0, in1, …."""
     copy = model.clone()
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    write_pads(copy)
     taken = {value.name for node in copy.graph.all_nodes() for value in node.outputs} | set(copy.graph.initializers)
     for index, value in enumerate(_model_inputs(copy)):
         name = f"in{index}"
@@ -158,18 +156,21 @@ def _model_inputs(model: ir.Model) -> Iterator[ir.Value]:
     return (value for value in model.graph.inputs if value.name not in model.graph.initializers)
 
 
-def _compile(
-    module: Any, options: Options, workdir: Path, schedule: Schedule
-) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
+def _compile(packed: Any, options: Options, workdir: Path) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
+    import tvm
+
+    module, weights = lift_weights(_fuse(packed, tvm.target.Target(options.target)))
+    return compile_kernels(module, options, workdir), weights
+
+
+def compile_kernels(module: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
+    """Object files, in link order, of a Relax module whose `main` calls only kernels."""
     import tvm
     from tvm.relax.backend.cpu_generic import pipeline as cpu
 
     target = tvm.target.Target(options.target)
-    packed = pack_graph(module, machine_of(options), schedule=schedule)
-    module, weights = lift_weights(_fuse(packed, target))
     rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
-    executable = tvm.compile(module, target=target, relax_pipeline=rest)
-    return write_objects(executable, options, workdir), weights
+    return write_objects(tvm.compile(module, target=target, relax_pipeline=rest), options, workdir)
 
 
 def write_objects(executable: Any, options: Options, workdir: Path) -> tuple[Path, ...]:

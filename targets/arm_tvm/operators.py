@@ -78,12 +78,20 @@ _SECOND_OUTPUTS = frozenset({"BatchNormalization", "Dropout", "LayerNormalizatio
 """Operators of which only the first output is right or there at all."""
 
 
+_FLOAT32 = PrecisionRule(
+    "fp32",
+    "the code generator computes in float32",
+    converts_graph=False,
+    tolerance="fp32",
+    width_multiple=4,
+)
 _HALF = PrecisionRule(
     "fp16",
     "the cores compute in float16 (asimdhp), twice as many elements at a time",
     converts_graph=True,
     tolerance="fp16",
     gain=1.9,
+    width_multiple=8,
 )
 
 
@@ -108,7 +116,7 @@ def capability_of(dot: Dot, *, half: bool = False) -> Capability:
     return Capability(
         ops={name: _with_half(rule) for name, rule in ops.items()} if half else ops,
         precisions=(
-            PrecisionRule("fp32", "the code generator computes in float32", converts_graph=False, tolerance="fp32"),
+            _FLOAT32,
             *halves,
             int8_rule(dot),
         ),

@@ -1,7 +1,8 @@
 """Relax → Relax with our kernels: values stay in blocks of channels from kernel to kernel.
 
 One pass over the bindings of `main`. A convolution or matrix product with constant weights becomes, with the bias,
-residual and activation that follow it, one call of a kernel family's PrimFunc. Element-wise operators, pooling, padding
+residual and activation that follow it, one call of a kernel family's PrimFunc. Softmax, normalisations and products of
+two values become kernels on plain tensors. Element-wise operators, pooling, padding
 and means over the image are done on packed values with TVM's own kernels. A value is unpacked where something else
 needs it; everything not recognised is left to TVM's default path.
 """
@@ -11,9 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from targets.arm_tvm.composites import Composite, find_composites, shape_of, static_shape
+from targets.arm_tvm.budget import allot_weights
+from targets.arm_tvm.composites import Composite, find_composites
+from targets.arm_tvm.graph import shape_of
 from targets.arm_tvm.layouts import pack_constant, pack_value, packed_operator, reshape_of_packed, unpack_value
 from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.rowwise import Plain, find_plain
 from targets.arm_tvm.schedules.families import FAMILIES, choose
 from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
 
@@ -21,13 +25,14 @@ Schedule = Mapping[str, Mapping[str, object]]
 """Digest of a workload → the choice to take, as `Choice.to_dict` gives it."""
 
 
-def pack_graph(module: Any, machine: Machine, *, schedule: Schedule) -> Any:
+def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, payload_bytes: int | None = None) -> Any:
     """The module with our kernels where they apply.
 
     Args:
         module: Relax as imported, weights as constants.
         machine: What to choose and write kernels for.
         schedule: Digest of a workload → the choice to take.
+        payload_bytes: Most bytes of the bundle's payload; None: no limit.
     """
     from tvm import relax
 
@@ -38,34 +43,39 @@ def pack_graph(module: Any, machine: Machine, *, schedule: Schedule) -> Any:
     if not isinstance(main.body.blocks[0], relax.DataflowBlock):
         return module
     composites = find_composites(main, machine)
+    most = allot_weights(main, composites, machine, payload_bytes)
     chosen = {
-        at: (found, choice) for at, found in composites.items() if (choice := choose(found.workload, machine, schedule))
+        at: (found, choice)
+        for at, found in composites.items()
+        if (choice := choose(found.workload, machine, schedule, most_bytes=most.get(found.workload)))
     }
-    return _Packing(folded, machine, chosen).rewrite() if chosen else module
-
-
-def find_workloads(module: Any, machine: Machine) -> tuple[ConvWorkload, ...]:
-    """Every workload of a Relax module that some family takes, each once, in the order of the graph."""
-    from tvm import relax
-
-    found = find_composites(relax.transform.FoldConstant()(module)["main"], machine)
-    return tuple(dict.fromkeys(composite.workload for composite in found.values()))
+    claimed = {var for found, _ in chosen.values() for var in (*found.inner, found.last)}
+    plain = find_plain(main, machine, claimed=claimed)
+    return _Packing(folded, machine, chosen, plain).rewrite() if chosen or plain else module
 
 
 class _Packing:
     """The rewritten function while it grows."""
 
-    def __init__(self, module: Any, machine: Machine, chosen: Mapping[Any, tuple[Composite, Choice]]) -> None:
+    def __init__(
+        self,
+        module: Any,
+        machine: Machine,
+        chosen: Mapping[Any, tuple[Composite, Choice]],
+        kernels: Mapping[Any, Plain],
+    ) -> None:
         from tvm import relax
 
         self.module, self.machine = module, machine
         self.main = module["main"]
         self.builder = relax.BlockBuilder(module)
         self.by_last = {found.last: (found, choice) for found, choice in chosen.values()}
+        self.kernels = kernels
         self.inner = {var for found, _ in chosen.values() for var in found.inner}
+        self.inner |= {var for found in kernels.values() for var in found.inner}
         self.plain: dict[Any, Any] = {}
         self.packed: dict[Any, Any] = {}
-        self.functions: dict[tuple[str, str], Any] = {}
+        self.functions: dict[str, Any] = {}
 
     def rewrite(self) -> Any:
         """The module with a new `main`."""
@@ -92,6 +102,9 @@ class _Packing:
         if binding.var in self.by_last:
             self._kernel(binding.var, *self.by_last[binding.var])
             return
+        if binding.var in self.kernels:
+            self.plain[binding.var] = self._plain_kernel(self.kernels[binding.var])
+            return
         packed = packed_operator(binding, self)
         if packed is not None:
             self.packed[binding.var] = self.builder.emit(packed)
@@ -106,13 +119,13 @@ class _Packing:
     def as_plain(self, var: Any) -> Any:
         """The value in the layout it has in the model."""
         if var not in self.plain:
-            self.plain[var] = unpack_value(self.builder, self.packed[var], static_shape(var))
+            self.plain[var] = unpack_value(self.builder, self.packed[var], shape_of(var))
         return self.plain[var]
 
     def as_packed(self, var: Any) -> Any:
         """The value in blocks of channels."""
         if var not in self.packed:
-            self.packed[var] = pack_value(self.builder, self.plain[var], static_shape(var), self.lanes(var))
+            self.packed[var] = pack_value(self.builder, self.plain[var], shape_of(var), self.lanes(var))
         return self.packed[var]
 
     def _kernel(self, var: Any, found: Composite, choice: Choice) -> None:
@@ -130,9 +143,21 @@ class _Packing:
         shape = _result_shape(work, lanes)
         value = self.builder.emit(relax.call_tir(function, operands, relax.TensorType(shape, work.dtype)))
         if work.layout == "rows":
-            self.plain[var] = self._reshaped(value, static_shape(var))
+            self.plain[var] = self._reshaped(value, shape_of(var))
         else:
             self.packed[var] = value
+
+    def _plain_kernel(self, found: Plain) -> Any:
+        """The call of a kernel on plain tensors, in the shape that the model has for its result."""
+        from tvm import relax
+
+        operands = [self._reshaped(self._substitute(value), shape) for value, shape in found.operands]
+        if found.name not in self.functions:
+            name = f"{found.name.split('_')[0]}_{len(self.functions)}"
+            self.functions[found.name] = self.builder.add_func(found.emit(), name)
+        given = relax.TensorType(found.shape, str(found.last.ty.dtype))
+        value = self.builder.emit(relax.call_tir(self.functions[found.name], operands, given))
+        return self._reshaped(value, shape_of(found.last))
 
     def _operand(self, var: Any, work: ConvWorkload, *, residual: bool = False) -> Any:
         if work.layout == "rows":
@@ -146,7 +171,7 @@ class _Packing:
         return value if shape_of(value) == tuple(shape) else self.builder.emit(relax.op.reshape(value, tuple(shape)))
 
     def _function(self, work: ConvWorkload, choice: Choice) -> Any:
-        key = (work.digest, str(choice.to_dict()))
+        key = f"{work.digest} {choice.to_dict()}"
         if key not in self.functions:
             function = FAMILIES[choice.family].emit(work, choice, self.machine)
             name = f"{choice.family}_{work.layout}_{len(self.functions)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
+from dataclasses import replace
 
 from compiler.capability import Capability, OpRule, PrecisionRule
 from compiler.profile import HardwareProfile
@@ -77,12 +78,18 @@ PRECISION_ISA = {
 at 16 bits."""
 
 
+_LANES = {"avx512f": 16, "avx2": 8}
+"""Flag → float32 lanes of its vectors: oneDNN blocks channels by as many, in every precision (nChw16c, nChw8c)."""
+
+
 def capability_of(profile: HardwareProfile) -> Capability:
     """The capability on one CPU: all have the same operators, the precisions go by the instruction set."""
     isa = set(profile.cpu.isa if profile.cpu else ())
     return Capability(
         ops={name: _RULES.get(name, OpRule(_DTYPES)) for name in _OPS.split()},
-        precisions=tuple(rule for rule in _precisions() if computes(rule.name, isa)),
+        precisions=tuple(
+            replace(rule, width_multiple=_width_multiple(isa)) for rule in _precisions() if computes(rule.name, isa)
+        ),
         precision_refusals={
             name: f"the CPU of {profile.name} has {'neither ' + ' nor '.join(flags)}"
             for name, flags in PRECISION_ISA.items()
@@ -96,6 +103,10 @@ def capability_of(profile: HardwareProfile) -> Capability:
 def computes(precision: str, isa: Set[str]) -> bool:
     """Whether a CPU with these flags has arithmetic of that precision."""
     return precision not in PRECISION_ISA or not isa.isdisjoint(PRECISION_ISA[precision])
+
+
+def _width_multiple(isa: Set[str]) -> int:
+    return next((lanes for flag, lanes in _LANES.items() if flag in isa), 4)
 
 
 def _precisions() -> Iterator[PrecisionRule]:

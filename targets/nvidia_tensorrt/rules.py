@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from compiler.capability import Capability, OpRule, PrecisionRule
 from targets.nvidia_tensorrt.quantized import FP8, INT4_WEIGHTS, INT8
@@ -64,6 +65,11 @@ _SPECIAL: Mapping[str, OpRule] = {
 }
 
 
+_WIDTHS = {"fp32": 4, "fp16": 8, "bf16": 8, "int8": 16, "fp8": 16, "int4-weights": 8}
+"""Precision → channels that tensor cores take at once: 16 bytes of them (NVIDIA, Matrix Multiplication Background
+User's Guide); of weights in 4 bits, which are computed in float16, as many as of those."""
+
+
 def capability_of(library: str, compute_capability: str, *, tf32: bool) -> Capability:
     """What one library does on one compute capability.
 
@@ -75,7 +81,10 @@ def capability_of(library: str, compute_capability: str, *, tf32: bool) -> Capab
     no_fp32_products = library == "tensorrt-rtx" and compute_capability == TURING
     return Capability(
         ops=_operators(no_fp32_products),
-        precisions=_precisions(compute_capability, tf32, no_fp32_products),
+        precisions=tuple(
+            replace(rule, width_multiple=_WIDTHS[rule.name])
+            for rule in _precisions(compute_capability, tf32, no_fp32_products)
+        ),
         dynamic_dims=True,
         opset_max=_OPSET_MAX,
         precision_refusals=_refusals(compute_capability),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.cli.conftest import Place
@@ -124,6 +125,8 @@ def test_deferred_artifact_is_refused_until_it_is_finished(place: Place) -> None
     finished = place.run("finish", folder, "--json")
     assert finished.code == 0, finished.err
     assert finished.json["status"] == "passed"
+    assert json.loads((place.dist / "build.json").read_text())["devices"]["late"]["status"] == "finished"
+    assert place.run("report", place.dist).code == 0
     assert place.run("verify", folder).code == 0
     again = place.run("finish", folder)
     assert again.code == 2
@@ -216,9 +219,18 @@ def test_inspect_traces_a_source_node_into_the_fused_one(place: Place) -> None:
     assert place.build("--skip-pass", "simplify-onnxsim").code == 0
     outcome = place.run("inspect", place.dist / "one", "--node", "mul_m", "--json")
     assert outcome.code == 0, outcome.err
-    assert [match["op"] for match in outcome.json] == ["Conv"]
-    assert "mul_m" in outcome.json[0]["origin"]
-    assert "Conv" in place.run("inspect", place.dist / "one", "--node", "mul_m").out
+    (operator,) = outcome.json["operators"]
+    assert operator["op"] == "Conv" and "mul_m" in operator["origin"] and operator["precision"] == "fp32"
+    text = place.run("inspect", place.dist / "one", "--node", "mul_m").out
+    assert "Conv" in text and "why: " in text
+
+
+def test_inspect_answers_for_every_source_node_after_the_whole_pipeline(shared: Place) -> None:
+    names = [node.name for node in onnx.load(shared.root / "model.onnx").graph.node]
+    for name in names:
+        found = shared.run("inspect", shared.dist / "one", "--node", name, "--json").json
+        assert found["node"] == name and found["operators"], name
+        assert all(one["precision"] == "fp32" and one["why"] for one in found["operators"])
 
 
 def test_inspect_of_an_unknown_node_tells_near_names(shared: Place) -> None:
@@ -237,12 +249,15 @@ def test_inspect_prints_plan_parity_and_passes(shared: Place) -> None:
 
 def test_diff_tells_what_changed_from_cause_to_effect(shared: Place, delivered: Place) -> None:
     assert shared.run("diff", shared.dist, shared.dist).out == "no difference\n"
-    value = json.loads((delivered.dist / "one" / "manifest.json").read_text())
+    path = delivered.dist / "one" / "manifest.json"
+    path.write_text(path.read_text().replace('"model.onnx"', '"other.onnx"'))
+    assert shared.run("diff", shared.dist, delivered.dist).code == 2
+    value = json.loads(path.read_text())
     value["inputs"]["model"]["sha256"] = "0" * 64
-    (delivered.dist / "one" / "manifest.json").write_text(json.dumps(value))
-    changes = shared.run("diff", shared.dist, delivered.dist, "--json").json
-    assert [(change["device"], change["section"], change["key"]) for change in changes] == [
-        ("one", "inputs", "model.sha256")
+    path.write_text(json.dumps(value))
+    outcome = shared.run("diff", shared.dist / "one", delivered.dist / "one", "--json")
+    assert [(change["section"], change["name"], change["because"]) for change in outcome.json] == [
+        ("inputs", "model", [])
     ]
 
 
@@ -251,7 +266,8 @@ def test_diff_of_what_is_no_build_is_code_2(shared: Place, tmp_path: Path) -> No
     assert shared.run("diff", shared.dist, shared.dist / "one").code == 2
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "manifest.json").write_text("{")
-    assert shared.run("diff", shared.dist, tmp_path).code == 2
+    half = shared.run("diff", shared.dist, tmp_path)
+    assert half.code == 2 and "has not come to its end" in half.err
 
 
 def test_plan_prints_reasons_in_text_and_json(shared: Place) -> None:

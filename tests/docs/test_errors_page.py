@@ -27,3 +27,10 @@ def test_an_entry_states_the_class_s_exit_code_first(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(CODES) - {"CompilerError", "ModelError", "MissingError"}))
 def test_an_entry_of_a_class_that_is_raised_shows_a_message(name: str) -> None:
     assert "```text\n" in ENTRIES[name]
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_a_message_names_the_heading_of_its_class(name: str) -> None:
+    page, anchor = CLASSES[name]("what").page.split("#")
+    assert (Path(__file__).parents[2] / page).is_file()
+    assert anchor in {heading.lower() for heading in ENTRIES}

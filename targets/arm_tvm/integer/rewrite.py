@@ -16,7 +16,7 @@ from targets.arm_tvm.integer.packing import pack_depthwise, pack_weights
 from targets.arm_tvm.integer.recognize import Match, image_of, match
 from targets.arm_tvm.integer.specs import BLOCK, ConvSpec, Dot, Image, PackSpec, Spec, UnpackSpec
 from targets.arm_tvm.integer.tensors import Quantized, dequantized, is_op, quantized, static_shape
-from targets.arm_tvm.integer.tiles import tile_choices
+from targets.arm_tvm.integer.tiles import choose_tile
 
 DOMAIN = "fleetc.integer"
 OPERATOR = "IntegerKernel"
@@ -35,14 +35,15 @@ class IntegerModel:
     kernels: Mapping[int, Kernel]
 
 
-def use_integers(model: ir.Model, dot: Dot) -> IntegerModel:
+def use_integers(model: ir.Model, dot: Dot, schedule: Mapping[str, Mapping[str, object]] | None = None) -> IntegerModel:
     """Replaces what integer kernels can compute.
 
     Args:
         model: With shapes and types; left as it is.
         dot: How the machine multiplies int8.
+        schedule: Digest of a convolution → the tile to take; others get the cheapest by prediction.
     """
-    work = _Rewrite(model.clone(), dot)
+    work = _Rewrite(model.clone(), dot, schedule or {})
     for found in _matches(work.model):
         work.take(found)
     work.finish()
@@ -66,6 +67,7 @@ def _matches(model: ir.Model) -> list[Match]:
 class _Rewrite:
     model: ir.Model
     dot: Dot
+    schedule: Mapping[str, Mapping[str, object]]
     kernels: dict[int, Kernel] = field(default_factory=dict)
     replaced: set[ir.Node] = field(default_factory=set)
     packed: dict[tuple[ir.Value, Image], ir.Value] = field(default_factory=dict)
@@ -156,7 +158,7 @@ class _Rewrite:
         if spec.depthwise:
             kernel, packed = Kernel(spec, dot), pack_depthwise(found.weights)
         else:
-            tile = tile_choices(spec, dot)[0]
+            tile = choose_tile(spec, dot, self.schedule)
             kernel, packed = Kernel(spec, dot, tile), pack_weights(found.weights, spec, tile, dot)
         missing = spec.result.blocks * BLOCK - spec.result.channels
         scale, bias = (np.pad(factor, (0, missing)).astype(np.float32) for factor in found.factors)

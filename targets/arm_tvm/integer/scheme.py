@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from compiler.capability import PrecisionRule
 from compiler.scheme import OpScheme, QuantScheme, TensorFormat
-from targets.arm_tvm.integer.specs import Dot
+from targets.arm_tvm.integer.specs import BLOCK, Dot
 
 _ACTIVATION = TensorFormat("int8")
 _WEIGHT = TensorFormat("int8", granularity="channel", narrow=True)
@@ -48,4 +48,12 @@ _REASONS: dict[Dot, tuple[float, str]] = {
 def int8_rule(dot: Dot) -> PrecisionRule:
     """The precision `int8` on a core that multiplies so."""
     gain, reason = _REASONS[dot]
-    return PrecisionRule("int8", reason, converts_graph=False, tolerance="int8", gain=gain, scheme=SCHEME)
+    return PrecisionRule(
+        "int8",
+        reason,
+        converts_graph=False,
+        tolerance="int8",
+        gain=gain,
+        scheme=SCHEME,
+        width_multiple=BLOCK,
+    )

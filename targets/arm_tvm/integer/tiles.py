@@ -6,11 +6,16 @@ instruction per dot product, two vectors per load (ldp), loop control, and the e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from targets.arm_tvm.integer.specs import BLOCK, ConvSpec, Dot
 
 REGISTERS = 32
+MAX_CHOICES = 24
 COLUMNS_MAX = 16
 ROWS_MAX = 4
 EPILOGUE = 8
@@ -40,6 +45,15 @@ class Tile:
         """Pixels of the tile."""
         return self.rows * self.columns
 
+    def to_dict(self) -> dict[str, Any]:
+        """What schedules and tuning records keep of it."""
+        return {"family": "integer", **asdict(self)}
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> Tile:
+        """The tile that `to_dict` wrote."""
+        return Tile(value["groups"], value["rows"], value["columns"])
+
 
 def split(size: int, most: int) -> list[tuple[int, int, int]]:
     """A size in parts that differ by at most one: (first, parts, size of a part), at most two of them."""
@@ -56,7 +70,26 @@ def tile_choices(spec: ConvSpec, dot: Dot) -> tuple[Tile, ...]:
     high = [(rows, spec.result.width) for rows in range(2, min(spec.result.height, ROWS_MAX) + 1)]
     tiles = [Tile(count, rows, columns) for count in groups for rows, columns in wide + high]
     fitting = [tile for tile in tiles if _registers(tile, dot) <= REGISTERS]
-    return tuple(sorted(fitting, key=lambda tile: predicted_instructions(spec, tile, dot)))
+    return tuple(sorted(fitting, key=lambda tile: predicted_instructions(spec, tile, dot))[:MAX_CHOICES])
+
+
+def choose_tile(spec: ConvSpec, dot: Dot, schedule: Mapping[str, Mapping[str, object]]) -> Tile:
+    """The schedule's tile for the convolution where it has one that still exists, else the cheapest.
+
+    Args:
+        spec: The convolution.
+        dot: How the machine multiplies int8.
+        schedule: `workload_digest` → a tile, as `Tile.to_dict` gives it.
+    """
+    found = tile_choices(spec, dot)
+    wanted = dict(schedule.get(workload_digest(spec, dot), {}))
+    return next((tile for tile in found if tile.to_dict() == wanted), found[0])
+
+
+def workload_digest(spec: ConvSpec, dot: Dot) -> str:
+    """Names the convolution in tuning logs and plans (64 hex digits)."""
+    value = {"family": "int8", "dot": dot, **asdict(spec)}
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def predicted_instructions(spec: ConvSpec, tile: Tile, dot: Dot) -> float:

@@ -21,9 +21,9 @@ import numpy as np
 from compiler.numerics import Array
 from targets.arm_tvm.emitter import PARALLEL_WORK, Emitter, fma, load, store
 from targets.arm_tvm.machine import Machine
-from targets.arm_tvm.schedules.direct import result_shape, source_shape
 from targets.arm_tvm.schedules.epilogue import finish
-from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
+from targets.arm_tvm.schedules.sources import result_shape, source_shape
+from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks, packed_bytes
 
 MAX_CHOICES = 16
 MAX_ROWS, MAX_COLUMNS = 3, 8
@@ -53,17 +53,23 @@ class _Span:
 
 def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     """Register tiles that fit, the cheapest first; none where channels are mixed or the window is large."""
-    one_each = workload.groups == workload.channels == workload.filters
     taps = workload.kernel[0] * workload.kernel[1]
-    if not one_each or workload.layout != "blocked" or taps > MAX_TAPS or workload.dtype not in ("float32", "float16"):
+    if not applies(workload):
         return ()
     height, width = workload.result
+    size = packed_bytes(workload, machine.lanes(workload.dtype), taps, sources=1)
     found = [
-        Choice("depthwise", {"rows": rows, "columns": columns}, _cost(workload, machine, rows, columns))
+        Choice("depthwise", {"rows": rows, "columns": columns}, _cost(workload, machine, rows, columns), size)
         for rows, columns in product(range(1, min(MAX_ROWS, height) + 1), range(1, min(MAX_COLUMNS, width) + 1))
         if rows * columns + workload.kernel[1] + SPARE_REGISTERS <= machine.registers
     ]
     return tuple(sorted(found, key=lambda choice: choice.cost)[:MAX_CHOICES])
+
+
+def applies(workload: ConvWorkload) -> bool:
+    """Whether each channel is convolved by itself, with a window of not too many taps."""
+    one_each = workload.groups == workload.channels == workload.filters
+    return one_each and workload.layout == "blocked" and workload.kernel[0] * workload.kernel[1] <= MAX_TAPS
 
 
 def _cost(workload: ConvWorkload, machine: Machine, rows: int, columns: int) -> float:
@@ -155,7 +161,7 @@ class _Depthwise:
         for (row, column), total in sums.items():
             at = (row * self.work.result[1] + column) * self.lanes
             added = None if residual is None else load(residual, at, self.lanes)
-            value = finish(total, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
+            value = finish(self.emitter, total, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
             self.emitter.add(store(result, at, value, self.lanes))
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from targets.arm_tvm.emitter import broadcast
+from targets.arm_tvm.emitter import Emitter, broadcast
+from targets.arm_tvm.schedules.expressions import evaluate
 
 
-def finish(value: Any, steps: Sequence[str], residual: Any, *, lanes: int, dtype: str) -> Any:
+def finish(emitter: Emitter, value: Any, steps: Sequence[str], residual: Any, *, lanes: int, dtype: str) -> Any:
     """The vector after all steps.
 
     Args:
+        emitter: Takes what is computed on the way.
         value: The sum with its bias.
         steps: As in `ConvWorkload.epilogue`.
         residual: The vector that `add` takes; None where there is none.
@@ -25,7 +27,9 @@ def finish(value: Any, steps: Sequence[str], residual: Any, *, lanes: int, dtype
 
     for step in steps:
         name, *numbers = step.split()
-        if name == "add" and residual is not None:
+        if "(" in step:
+            value = evaluate(step, value, emitter=emitter, lanes=lanes, dtype=dtype)
+        elif name == "add" and residual is not None:
             value = value + residual
         elif name == "relu":
             value = tirx.max(value, broadcast(0.0, lanes, dtype))

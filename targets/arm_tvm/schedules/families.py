@@ -18,14 +18,21 @@ def all_choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     return tuple(sorted(found, key=lambda choice: choice.cost))
 
 
-def choose(workload: ConvWorkload, machine: Machine, schedule: Mapping[str, Mapping[str, object]]) -> Choice | None:
+def choose(
+    workload: ConvWorkload,
+    machine: Machine,
+    schedule: Mapping[str, Mapping[str, object]],
+    *,
+    most_bytes: int | None = None,
+) -> Choice | None:
     """The plan's choice for the workload where it has one that still exists, else the analytic default.
 
     Args:
         workload: What to compute.
         machine: Where.
         schedule: Digest of a workload → a choice, as `Choice.to_dict` gives it.
+        most_bytes: What its packed weights may take; None: whatever they take.
     """
-    found = all_choices(workload, machine)
+    found = [one for one in all_choices(workload, machine) if most_bytes is None or one.weight_bytes <= most_bytes]
     wanted = dict(schedule.get(workload.digest, {}))
     return next((choice for choice in found if choice.to_dict() == wanted), next(iter(found), None))

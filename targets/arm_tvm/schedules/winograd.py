@@ -29,10 +29,10 @@ import numpy as np
 from compiler.numerics import Array
 from targets.arm_tvm.emitter import PARALLEL_WORK, Emitter, broadcast, fma, lane, load, store
 from targets.arm_tvm.machine import Machine
-from targets.arm_tvm.schedules.direct import result_shape, source_shape
 from targets.arm_tvm.schedules.epilogue import finish
+from targets.arm_tvm.schedules.sources import result_shape, source_shape
 from targets.arm_tvm.schedules.winograd_transforms import transform_input, transform_output, weight_matrix
-from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
+from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks, packed_bytes
 
 TILE_SIZES = {"float32": (2, 4, 6), "float16": (2, 4)}
 """Values of m. In float16 the transforms of m = 6 lose too many bits."""
@@ -71,12 +71,13 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     lanes = machine.lanes(workload.dtype)
     groups = [q for q in range(1, MAX_BLOCKS + 1) if blocks(workload.filters, lanes) % q == 0]
     found = [
-        Choice("winograd", parameters, _cost(workload, machine, parameters))
+        Choice("winograd", parameters, _cost(workload, machine, parameters), size)
         for m in TILE_SIZES[workload.dtype]
         for rows in _bands(workload, lanes, m)
         for tiles, q in product(range(1, MAX_TILES + 1), groups)
         if _registers(machine, tiles, q) <= machine.registers
         for parameters in [{"m": m, "rows": rows, "tiles": tiles, "blocks": q}]
+        for size in [packed_bytes(workload, lanes, (m + 2) ** 2, sources=blocks(workload.channels, lanes) * lanes)]
     ]
     return tuple(sorted(found, key=lambda choice: choice.cost)[:MAX_CHOICES])
 
@@ -284,7 +285,7 @@ class _Winograd:
         residual = None if self.residual is None else self.emitter.view(self.residual, at)
         for j, value in enumerate(self._collected(biased)[:kept]):
             added = None if residual is None else load(residual, j * self.lanes, self.lanes)
-            final = finish(value, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
+            final = finish(self.emitter, value, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
             self._store(result, j * self.lanes, final)
 
     def _kinds(self, band: Any, row: Any) -> Iterator[tuple[_Span, _Span, Any, Any]]:

@@ -21,9 +21,9 @@ class ConvWorkload:
         filters: Output channels.
         kernel, strides, dilations: Rows, columns.
         padding: Top, left, bottom, right.
-        groups: 1, or `channels` where each channel is convolved by itself.
+        groups: Parts of the channels that are convolved by themselves; `channels` where each is.
         epilogue: Steps after the sum and its bias, in order: `add` (a residual of the result's shape), `relu`,
-            `clip LOW HIGH`.
+            `clip LOW HIGH`, or an expression as in `expressions`.
     """
 
     layout: str
@@ -67,11 +67,13 @@ class Choice:
         family: Name of the module in `targets.arm_tvm.schedules`.
         parameters: The family's own, by name.
         cost: Predicted instructions; what choices are ordered by.
+        weight_bytes: Of the weights as they are packed for it.
     """
 
     family: str
     parameters: Mapping[str, int] = field(default_factory=dict)
     cost: float = 0.0
+    weight_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """What a tuning record keeps: the choice, not the prediction."""
@@ -81,3 +83,18 @@ class Choice:
 def blocks(channels: int, lanes: int) -> int:
     """Blocks of `lanes` channels that hold all of them."""
     return -(-channels // lanes)
+
+
+def packed_bytes(work: ConvWorkload, lanes: int, positions: int, *, sources: int) -> int:
+    """Bytes of weights that are packed in whole blocks of channels.
+
+    Args:
+        work: What they are of.
+        lanes: Channels of a block.
+        positions: Weights per pair of channels: the window's size, or that of its transform.
+        sources: Channels that each filter reads, filled up to whole blocks.
+    """
+    return blocks(work.filters, lanes) * lanes * sources * positions * _ITEM_BYTES[work.dtype]
+
+
+_ITEM_BYTES = {"float32": 4, "float16": 2}

@@ -126,6 +126,11 @@ def test_everything_that_is_missing_is_told_at_once(folder: Path) -> None:
     assert refusal(folder, text).startswith("3 problems:")
 
 
+def test_unknown_keys_are_told_together_with_what_is_missing(folder: Path) -> None:
+    said = refusal(folder, "modle: x\n" + FLEET.replace("nvidia-l4", "nvidia-l44"))
+    assert "modle: unknown key" in said and "'nvidia-l44'" in said
+
+
 @pytest.mark.parametrize("name", ["boards", "faces.npz", "faces.npy"])
 def test_calibration_data_is_found_beside_the_fleet_file(folder: Path, name: str) -> None:
     if name != "boards":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,12 @@ from compiler.numerics import Arrays
 from compiler.passes.infer_shapes import INFER_SHAPES
 from compiler.passes.probe import run_unoptimized
 from compiler.prune import Unprunable, find_order, prune
+from compiler.prune.costs import Costs
+from compiler.prune.groups import find_ties
+from compiler.prune.importance import Measure
+from compiler.prune.prepare import prepare
+from compiler.prune.repair import by_depth
+from compiler.prune.views import with_mirrors
 
 HEADER = '<ir_version: 10, opset_import: ["": 20]>'
 
@@ -37,6 +44,19 @@ def network(channels: int = 16) -> ir.Model:
     for value in list(model.graph.inputs)[1:]:
         model.graph.inputs.remove(value)
         value.const_value = ir.tensor(arrays[str(value.name)], name=value.name)
+        model.graph.register_initializer(value)
+    INFER_SHAPES(model)
+    return model
+
+
+def with_weights(text: str) -> ir.Model:
+    """A model whose inputs but the first are weights of random numbers."""
+    model = ir.from_onnx_text(text)
+    random = np.random.default_rng(0)
+    for value in list(model.graph.inputs)[1:]:
+        model.graph.inputs.remove(value)
+        array = random.standard_normal([int(size) for size in value.shape or ()]).astype(np.float32)
+        value.const_value = ir.tensor(array, name=value.name)
         model.graph.register_initializer(value)
     INFER_SHAPES(model)
     return model
@@ -80,6 +100,59 @@ def test_too_few_samples_are_said() -> None:
 
     pruned = prune(model, find_order(model, few), few, ratio=0.25, multiple=4)
     assert any("too few calibration samples" in warning for warning in pruned.warnings)
+
+
+@pytest.mark.parametrize("measure", get_args(Measure))
+def test_channels_that_carry_nothing_go_first_by_every_measure(measure: Measure) -> None:
+    model = network()
+    for name, axis in (("a", 0), ("b", 0), ("c", 1)):
+        value = model.graph.initializers[name]
+        array = np.moveaxis(np.array(value.const_value.numpy()), axis, 0)
+        array[[2, 9]] = 0
+        value.const_value = ir.tensor(np.moveaxis(array, 0, axis), name=name)
+    (group,) = find_order(model, lambda: batches(4), measure=measure)["groups"]
+    first = find_ties(prepare(model)).groups[0].channels
+    assert sorted(first.index(channel) for channel in group["order"][:2]) == [2, 9]
+    assert group["errors"] == sorted(group["errors"]) and group["errors"][1] < 1e-6 < group["errors"][-1]
+
+
+def test_a_device_pays_for_layers_at_their_prices() -> None:
+    model = network()
+    ties = find_ties(prepare(model))
+    for prices, saved in (({}, 3 + 4), ({"Conv:y": 10.0}, 3 + 40)):
+        costs = Costs(prepare(model), ties, prices)
+        assert costs.saved(ties.groups[0].channels[:4]) == pytest.approx(4 * saved * 9 * 64)
+
+
+def test_control_flow_keeps_what_it_reads_and_says_so() -> None:
+    text = f"""{HEADER}
+        g (bool q, float[N,4,8,8] x) => (float[N,4,8,8] y)
+        <float[4,4,1,1] w = {{{",".join(["1"] * 16)}}}> {{
+          s = Conv(x, w)
+          y = If (q) <then_branch = t () => (float[N,4,8,8] a) {{ a = Relu(s) }},
+                      else_branch = e () => (float[N,4,8,8] b) {{ b = Abs(s) }}> }}"""
+    model = ir.from_onnx_text(text)
+    INFER_SHAPES(model)
+    with pytest.raises(Unprunable, match="If 'If:y' mixes channels in a way that is not known"):
+        find_order(model, batches)
+
+
+def test_mirror_images_follow_their_pictures_in_the_same_half() -> None:
+    seen = list(with_mirrors(lambda: batches(5))())
+    assert len(seen) == 9
+    for index in (0, 1, 4, 5):
+        np.testing.assert_array_equal(seen[index]["x"][..., ::-1], seen[index + 2]["x"])
+    flat = list(with_mirrors(lambda: iter([{"x": np.ones((2, 3), np.float32)}] * 2))())
+    assert len(flat) == 2
+
+
+def test_layers_of_two_branches_are_repaired_in_one_pass_and_a_chain_in_order() -> None:
+    text = f"""{HEADER}
+        g (float[N,3,8,8] x, float[8,3,1,1] a, float[4,8,1,1] b, float[4,8,1,1] c, float[2,4,1,1] d)
+          => (float[N,2,8,8] y) {{
+          s = Conv(x, a) r = Relu(s) t = Conv(r, b) u = Conv(r, c) v = Add(t, u) y = Conv(v, d) }}"""
+    runs = by_depth(with_weights(text), {"b", "c", "d"})
+    assert [[layer.weights for layer in run] for run in runs] == [["b", "c"], ["d"]]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from compiler.store import file_digest
 
@@ -27,6 +30,7 @@ def trial(number: int, precision: str, **changes: Any) -> dict[str, Any]:
         "precision": precision,
         "status": "passed",
         "why": "",
+        "pruned": 0.0,
         "kept_float": {},
         "accuracy": {
             "metric": "TAR@FAR=0.001",
@@ -61,8 +65,10 @@ def searched(**changes: Any) -> dict[str, Any]:
     facts = {
         "plan": {
             "profile": "board",
+            "profile_digest": "2" * 64,
             "target": "reference",
             "dims": {},
+            "candidates": [{"precision": "int8", "reason": "it is the fastest"}],
             "toolchain": {"onnxruntime": "1.32.0"},
             "choices": {
                 name: {"value": "int8", "reason": "it is the fastest"} for name in ("precision", "tolerance", "threads")
@@ -75,6 +81,11 @@ def searched(**changes: Any) -> dict[str, Any]:
         "layers": [layer("first"), layer("second", precision="fp32", sqnr_db=None)],
     }
     return {**facts, **changes}
+
+
+def kernel(name: str, **changes: Any) -> dict[str, Any]:
+    facts = {"workload": "6" * 64, "count": 2, "choice": {"tile": 4}, "basis": "measured", "evidence": "measured-host"}
+    return {"kernel": name, "reason": "33.3 us, 3 runs, measured-host, 2026-11-24", **facts, **changes}
 
 
 def manifest(name: str, **changes: Any) -> dict[str, Any]:
@@ -94,6 +105,7 @@ def manifest(name: str, **changes: Any) -> dict[str, Any]:
         "border": {**counts, "nodes": 7, "sha256": "3" * 64},
         "passes": [{**record, "largest_difference": 1e-6, "not_measured": "", "notes": []}],
         "stages": [],
+        "pruning": None,
         "verdict": {
             "reference": "imported model",
             "parity": {
@@ -121,9 +133,20 @@ def manifest(name: str, **changes: Any) -> dict[str, Any]:
             "deferred": "",
         },
         "files": {"payload/model.onnx": {"sha256": "4" * 64, "bytes": 10 * MIB}},
+        "tuning": [kernel("conv 3x3"), kernel("gemm", basis="predicted", evidence="none")],
         **searched(),
     }
     return {**facts, **changes}
+
+
+def saliency(**changes: Any) -> dict[str, Any]:
+    """A comparison of maps with one picture, of 8 × 8 pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(file, "PNG")
+    rows = [[0.1, 0.2, 0.3], [0.0, 1.0, -0.5], [0.0, 0.0, 0.2]]
+    shown = {"png": base64.b64encode(file.getvalue()).decode(), "original": rows, "build": rows, "correlation": 0.97}
+    facts = {"correlation": 0.95, "lowest_correlation": 0.91, "images": 6, "score": "the score", "note": "on the build"}
+    return {"evidence": "measured-host", "shown": [shown], **facts, **changes}
 
 
 def measurements(p50_ms: float = 4.0) -> dict[str, Any]:
@@ -136,6 +159,16 @@ def measurements(p50_ms: float = 4.0) -> dict[str, Any]:
         "passes_ms": [["fold", 1.5]],
         "seconds": {"build": 1.0},
         "unrepeatable_files": {},
+        "tuning": [
+            {
+                "kernel": "conv 3x3",
+                "count": 2,
+                "unit": "us",
+                "evidence": "measured-host",
+                "values": [100.0, None, 60.0],
+            },
+            {"kernel": "conv 1x1", "count": 1, "unit": "us", "evidence": "measured-host", "values": [None, 50.0, 45.0]},
+        ],
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from compiler.report import read_build, write_report
-from tests.unit.compiler.report.conftest import layer, manifest, searched, write_dist
+from tests.unit.compiler.report.conftest import layer, manifest, saliency, searched, write_dist
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (390, 1440)
@@ -36,7 +36,7 @@ def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     refused = {"status": "failed", "error": {"error": "GateFailed", "exit_code": 5, "what": "no\n" + "gate" * 40}}
     dist = write_dist(
         tmp_path_factory.mktemp("page"),
-        {"kiosk": manifest("kiosk", layers=layers), long: manifest(long)},
+        {"kiosk": manifest("kiosk", layers=layers, saliency=saliency()), long: manifest(long)},
         {"gate": {**refused, "report": searched()}, "early": refused},
     )
     build = read_build(dist)
@@ -57,7 +57,7 @@ def test_the_page_opens_without_errors_fits_and_is_accessible(
     page.goto(page_url)
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert not said
-    assert _plots_seen(page) == page.locator("svg").count() == 9
+    assert _plots_seen(page) == page.locator("svg").count() == 14
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not _cut_off(page)
     options = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}}

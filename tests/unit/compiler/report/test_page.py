@@ -58,7 +58,9 @@ def test_every_device_is_told_with_its_figures_and_their_evidence(dist: Path) ->
 
 def test_plots_are_there_with_what_they_show_in_words(dist: Path) -> None:
     page = page_of(dist)
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 9
+    assert "Memory of 2 trials on disk and when run" in page
+    assert "Tuning of 2 kernels: together they came to 66 % of what they took untuned." in page
     assert 'aria-label="2 trials by points of TAR@FAR=0.001 lost and speed-up' in page
     assert "2 layers: 1 in fp32, 1 in int8. The busiest, first, takes 50.0 % of time." in page
     assert "#0101" not in page and "var(--int8)" in page
@@ -92,7 +94,7 @@ def test_a_fleet_without_devices_says_so(tmp_path: Path) -> None:
 def test_a_build_without_evaluation_has_no_plot_of_accuracy(tmp_path: Path) -> None:
     bare = trial(1, "fp32", accuracy=None, footprint=None, speed=None, gates=[])
     decision = {"precision": "fp32", "trial": 1, "reason": "asked for"}
-    facts = manifest("one", trials=[bare], gates=[], layers=[], decision=decision)
+    facts = manifest("one", trials=[bare], gates=[], layers=[], tuning=[], decision=decision)
     page = page_of(write_dist(tmp_path, {"one": facts}))
     assert "<svg" not in page
     assert "No accuracy was measured in any trial" in page and "SQNR 40 dB" in page
@@ -105,6 +107,14 @@ def test_differences_to_an_earlier_build_are_told(tmp_path: Path) -> None:
     assert "latency -50.0 %" in text and "was failed, is delivered" in text and "new" in text
 
 
+def test_the_head_says_what_was_executed_and_what_never(tmp_path: Path) -> None:
+    unseen = manifest("gpu")
+    unseen["verdict"]["parity"] |= {"status": "not executed", "evidence": "none", "reason": "no GPU", "points": []}
+    text = Elements(page_of(write_dist(tmp_path, {"kiosk": manifest("kiosk"), "gpu": unseen}))).text
+    assert "Executed on the machine that built it, outputs compared: kiosk." in text
+    assert "Built and never executed: its speed is an estimate: gpu." in text
+
+
 def test_the_same_manifests_give_the_same_bytes(dist: Path) -> None:
     assert page_of(dist) == page_of(dist)
 
@@ -113,4 +123,4 @@ def test_many_layers_and_trials_are_drawn(tmp_path: Path) -> None:
     layers = [layer(f"layer{index}", share=1 / 300) for index in range(300)]
     trials = [trial(number, "int8") for number in range(1, 25)]
     page = page_of(write_dist(tmp_path, {"one": manifest("one", layers=layers, trials=trials)}))
-    assert page.count("<svg") == 3 and "layer299" in page
+    assert page.count("<svg") == 5 and "layer299" in page

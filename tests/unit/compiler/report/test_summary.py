@@ -4,6 +4,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from junitparser import JUnitXml, Skipped
+from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 
 from compiler.report import read_build
@@ -40,6 +42,29 @@ def test_junit_has_a_case_per_gate(dist: Path) -> None:
     assert broken.get("failures") == "1"
 
 
+def test_a_ci_server_s_reader_counts_what_the_suites_say(dist: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gates.xml"
+    path.write_text(junit(read_build(dist)))
+    suites = list(JUnitXml.fromfile(str(path)))
+    stated = [(suite.name, suite.tests, suite.failures, suite.skipped) for suite in suites]
+    for suite in suites:
+        suite.update_statistics()
+    assert stated == [(suite.name, suite.tests, suite.failures, suite.skipped) for suite in suites]
+    (unjudged,) = [case for case in suites[-1] if case.name == "memory: run"]
+    assert unjudged.classname == "kiosk" and isinstance(unjudged.result[0], Skipped)
+
+
+@pytest.mark.parametrize("what", ["no disk", NASTY])
+def test_markdown_is_read_as_one_heading_one_table_and_one_list(tmp_path: Path, what: str) -> None:
+    failed = {"one": failure(what=what), "two": failure(what=what)}
+    text = markdown(read_build(write_dist(tmp_path, {"kiosk": manifest("kiosk")}, failed)))
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    kinds = [token.type for token in tokens]
+    assert [kinds.count(kind) for kind in ("heading_open", "table_open", "tr_open", "list_item_open")] == [1, 1, 4, 2]
+    assert kinds.count("th_open") * 4 == kinds.count("th_open") + kinds.count("td_open")
+    assert "html_block" not in kinds and "<img" not in MarkdownIt().enable("table").render(text)
+
+
 def test_a_failed_gate_is_a_failed_case(tmp_path: Path) -> None:
     failed = gate(value=3.0, passed=False)
     facts = manifest("one", gates=[failed])
@@ -61,11 +86,12 @@ def test_junit_is_well_formed_whatever_the_names_hold(tmp_path: Path) -> None:
         ({"accelerator": {"model": "X"}}, "NPU"),
     ],
 )
-def test_yaml_has_the_shape_of_device_clouds(tmp_path: Path, profile: dict[str, object], unit: str) -> None:
+def test_yaml_has_the_shape_of_device_clouds(tmp_path: Path, profile: dict[str, dict[str, str]], unit: str) -> None:
     facts = manifest("kiosk")
     facts["inputs"]["profile"]["facts"] = profile
     value = YAML(typ="safe").load(cloud_yaml(read_build(write_dist(tmp_path, {"kiosk": facts}, {"two": failure()}))))
     assert value["supported_devices"] == ["kiosk"]
+    assert value["supported_chipsets"] == [one["model"] for one in profile.values()]
     metrics = value["precisions"]["int8"]["components"]["fleet.yaml"]["performance_metrics"]["kiosk"]["reference"]
     assert metrics["inference_time_milliseconds"] == 4.0
     assert metrics["evidence"] == "measured-host"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.search.reversal import PLATEAU, fewest_layers
+from compiler.search.reversal import FAR_PLATEAU, PLATEAU, fewest_layers
 
 
 @given(st.integers(1, 60), st.integers(1, 60))
@@ -17,7 +17,7 @@ def test_where_more_layers_never_hurt_the_least_count_that_holds_is_found(needed
         return 10.0 - 9.0 * min(1.0, count / needed)
 
     found = fewest_layers(drop_at, most=most, limit=1.0, first=10.0, budget=100)
-    if needed <= most and found.why != "plateau":
+    if needed <= most and found.why not in ("plateau", "far"):
         assert found.count == needed and found.why == "held"
     else:
         assert found.count is None
@@ -45,3 +45,20 @@ def test_an_exhausted_budget_ends_it_with_what_was_seen_to_hold() -> None:
 def test_no_more_layers_are_reverted_than_may_be() -> None:
     found = fewest_layers(lambda count: 9.0 - count, most=5, limit=1.0, first=9.0, budget=100)
     assert (found.count, found.why) == (None, "layers")
+
+
+def test_a_drop_far_off_the_limit_that_nothing_moves_ends_the_search_sooner() -> None:
+    calls: list[int] = []
+
+    def drop_at(count: int) -> float:
+        calls.append(count)
+        return 60.0
+
+    found = fewest_layers(drop_at, most=1000, limit=2.0, first=60.0, budget=100)
+    assert (found.count, found.why) == (None, "far")
+    assert len(calls) == FAR_PLATEAU < PLATEAU
+
+
+def test_a_drop_far_off_the_limit_that_still_falls_is_searched_on() -> None:
+    found = fewest_layers(lambda count: max(0.0, 60.0 - count), most=1000, limit=2.0, first=60.0, budget=100)
+    assert (found.count, found.why) == (58, "held")

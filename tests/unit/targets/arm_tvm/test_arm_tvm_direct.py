@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules import direct
+from targets.arm_tvm.schedules.sources import result_shape
 from targets.arm_tvm.schedules.workload import ConvWorkload, blocks
 
 pytestmark = pytest.mark.needs_tvm
@@ -57,12 +59,44 @@ def test_product_of_matrices_equals_numpy(rows: int) -> None:
     np.testing.assert_allclose(found, np.maximum(source @ weights.T + bias, 0), rtol=1e-4, atol=1e-4)
 
 
-def test_products_of_ragged_rows_are_declined() -> None:
-    assert direct.choices(ConvWorkload("rows", "float32", 1, 23, 1, 4, 40), NEON) == ()
+@pytest.mark.parametrize(("channels", "filters"), [(24, 37), (23, 40), (6, 5), (9, 3)])
+@pytest.mark.parametrize("machine", [NEON, AVX512])
+def test_rows_that_end_within_a_vector_equal_numpy(channels: int, filters: int, machine: Machine) -> None:
+    workload = ConvWorkload("rows", "float32", 1, channels, 1, 5, filters, epilogue=("add", "relu"))
+    rng = np.random.default_rng(channels)
+    source, residual = (rng.normal(size=(5, size)).astype(np.float32) for size in (channels, filters))
+    weights, bias = (rng.normal(size=size).astype(np.float32) for size in ((filters, channels), filters))
+    found = _call(workload, machine, source, weights.reshape(filters, channels, 1, 1), bias, residual)
+    expected = np.maximum(source @ weights.T + bias + residual, 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_grouped_convolutions_are_declined() -> None:
+def test_depthwise_convolutions_are_declined() -> None:
     assert direct.choices(ConvWorkload("blocked", "float32", 1, 8, 9, 9, 8, groups=8), NEON) == ()
+
+
+@pytest.mark.parametrize(
+    ("channels", "filters", "groups"),
+    [(16, 24, 2), (12, 20, 2), (16, 16, 8), (8, 16, 8), (6, 9, 3), (32, 64, 4)],
+    ids=["whole blocks", "half blocks", "two in a block", "a multiplier", "ragged", "several blocks"],
+)
+@pytest.mark.parametrize("machine", [NEON, AVX512])
+def test_grouped_convolution_equals_numpy(channels: int, filters: int, groups: int, machine: Machine) -> None:
+    workload = ConvWorkload(
+        *("blocked", "float32", 2, channels, 6, 7, filters),
+        kernel=(3, 3),
+        padding=(1, 1, 1, 1),
+        groups=groups,
+        epilogue=("add", "relu"),
+    )
+    found, expected = _run(workload, machine, groups)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_groups_share_no_products_where_they_fill_blocks() -> None:
+    dense = ConvWorkload("blocked", "float32", 1, 64, 9, 9, 64, kernel=(3, 3))
+    costs = [direct.choices(replace(dense, groups=groups), NEON)[0].cost for groups in (1, 2, 4)]
+    assert costs[0] > 1.8 * costs[1] > 3.2 * costs[2]
 
 
 def test_tiles_fit_the_registers_and_come_cheapest_first() -> None:
@@ -77,7 +111,8 @@ def _run(workload: ConvWorkload, machine: Machine, seed: int) -> tuple[Any, Any]
     rng = np.random.default_rng(seed)
     shape = (workload.batch, workload.channels, workload.height, workload.width)
     source = rng.normal(size=shape).astype(np.float32)
-    weights = rng.normal(size=(workload.filters, workload.channels, *workload.kernel)).astype(np.float32)
+    channels = workload.channels // workload.groups
+    weights = rng.normal(size=(workload.filters, channels, *workload.kernel)).astype(np.float32)
     bias = rng.normal(size=workload.filters).astype(np.float32)
     result = (workload.batch, workload.filters, *workload.result)
     residual = rng.normal(size=result).astype(np.float32) if "add" in workload.epilogue else None
@@ -100,7 +135,7 @@ def _call(workload: ConvWorkload, machine: Machine, source: Any, weights: Any, b
     full_bias[: workload.filters] = bias
     arguments = [source, direct.pack(workload, choice, weights, machine), full_bias]
     arguments += [] if residual is None else [residual]
-    result = tvm.runtime.tensor(np.zeros(direct.result_shape(workload, lanes), np.float32))
+    result = tvm.runtime.tensor(np.zeros(result_shape(workload, lanes), np.float32))
     tvm.compile(function, target=target)["main"](*map(tvm.runtime.tensor, arguments), result)
     return result.numpy()
 
@@ -121,7 +156,9 @@ def _expected(workload: ConvWorkload, source: Any, weights: Any, bias: Any, resi
         for column in range(workload.kernel[1]):
             part = padded[:, :, row * workload.dilations[0] :, column * workload.dilations[1] :]
             part = part[:, :, :: workload.strides[0], :: workload.strides[1]][:, :, :rows, :columns]
-            total += np.einsum("nchw,oc->nohw", part, weights[:, :, row, column])
+            parts = np.split(part, workload.groups, axis=1), np.split(weights[:, :, row, column], workload.groups)
+            sums = [np.einsum("nchw,oc->nohw", *pair) for pair in zip(*parts, strict=True)]
+            total += np.concatenate(sums, axis=1)
     for step in workload.epilogue:
         total = total + residual if step == "add" else np.maximum(total, 0)
         total = np.minimum(total, 6) if step.startswith("clip") else total

@@ -16,6 +16,7 @@ from targets.arm_tvm import TARGET
 from targets.arm_tvm.integer.isa import dot_of
 from targets.arm_tvm.integer.rewrite import DOMAIN, use_integers
 from targets.arm_tvm.integer.specs import ConvSpec, Dot
+from targets.arm_tvm.integer.tiles import tile_choices, workload_digest
 from targets.arm_tvm.options import Options
 
 SQNR_DB = 40.0
@@ -82,6 +83,17 @@ def test_a_residual_and_its_activation_are_computed_in_the_convolution() -> None
     assert isinstance(depthwise, ConvSpec)
     assert depthwise.epilogue.residual_scale == pytest.approx(0.05 / 0.06)
     assert depthwise.epilogue.low == 0
+
+
+def test_a_schedule_takes_the_place_of_the_predicted_tile() -> None:
+    first = next(kernel for kernel in use_integers(residual_network(), "sdot").kernels.values() if kernel.tile)
+    assert isinstance(first.spec, ConvSpec) and first.tile is not None
+    other = tile_choices(first.spec, first.dot)[1]
+    schedule = {workload_digest(first.spec, first.dot): other.to_dict()}
+    tiles = [kernel.tile for kernel in use_integers(residual_network(), "sdot", schedule).kernels.values()]
+    assert other in tiles
+    gone = {workload_digest(first.spec, first.dot): other.to_dict() | {"columns": 99}}
+    assert first.tile in [kernel.tile for kernel in use_integers(residual_network(), "sdot", gone).kernels.values()]
 
 
 def one_conv(weights: str = "w", **attributes: object) -> ir.Model:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+from arm_tvm_models import needs_aarch64
+from integer_models import residual_network
 
 from compiler.artifact import Evidence
 from compiler.detect import detect_profile
@@ -108,7 +110,7 @@ def start_board(tracker: str, key: str) -> subprocess.Popen[bytes]:
     port = free_port()
     ports = ("--port", str(port), "--port-end", str(port + 9))
     process = start("rpc_server", *ports, "--tracker", tracker, "--key", key)
-    from targets.arm_tvm.tuning import find_board
+    from targets.arm_tvm.benches import find_board
 
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -192,6 +194,27 @@ def test_this_machine_measures_nothing_of_another_architecture(cache: Path) -> N
         TARGET.measurer(model(), plan(profile, cache), profile, Backend())
 
 
-def test_the_emulator_is_refused(cache: Path) -> None:
-    with pytest.raises(TargetUnavailable, match="not counted under the emulator"):
+def test_this_machines_own_architecture_is_not_emulated(cache: Path) -> None:
+    with pytest.raises(TargetUnavailable, match="which is not emulated"):
         TARGET.measurer(model(), plan(host(), cache), host(), Backend("emulator"))
+
+
+@pytest.mark.needs_emulator
+@needs_aarch64
+def test_a_choice_is_counted_under_the_emulator_as_the_devices_own(cache_dir: Path, pi5: HardwareProfile) -> None:
+    [kernel] = TARGET.tunables(model(), plan(pi5, cache_dir), pi5)
+    measurer = TARGET.measurer(model(), plan(pi5, cache_dir), pi5, Backend("emulator"))
+    found = measurer.measure(kernel, kernel.default)
+    assert (measurer.evidence, measurer.device) == (Evidence.EMULATOR, profile_device(pi5))
+    assert found.median / 2 < kernel.work / kernel.count < found.median * 2
+
+
+@pytest.mark.needs_emulator
+@needs_aarch64
+def test_integer_kernels_have_choices_and_are_counted(cache_dir: Path, pi5: HardwareProfile) -> None:
+    network = residual_network()
+    kernels = TARGET.tunables(network, plan(pi5, cache_dir), pi5)
+    assert any(kernel.name.startswith("int8 conv 3x3") for kernel in kernels)
+    assert all(choice["family"] == "integer" for kernel in kernels for choice in kernel.choices)
+    measurer = TARGET.measurer(network, plan(pi5, cache_dir), pi5, Backend("emulator"))
+    assert measurer.measure(kernels[0], kernels[0].choices[1]).median > 100

@@ -1,0 +1,215 @@
+"""What became of nodes that are in the model no more, found by comparing the model before and after each pass.
+
+A node that a pass makes lists its origins (values.py). One that is gone and in no list was
+1. folded: what was computed of it is a constant now, or it was computed of constants alone
+2. left out: who read it is as before, and reads what it read instead
+3. merged: who read it has changed, or who is read instead has, or another node computes its value
+4. removed: no output depended on it
+The answers are kept in the model's own metadata, so that they travel with the border model. Each names nodes that were
+there after the pass; if those are gone later they have an answer of their own, so every chain ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import onnx_ir as ir
+
+from compiler.passes.values import origins_of
+
+FATES_KEY = "fleetc.fates"
+"""Model metadata: name of a node that is gone → its fate, as JSON."""
+
+MOST_HEIRS = 8
+"""Nodes that one fate names: what a shape was computed for may be read by hundreds."""
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a node.
+
+    Args:
+        op: Its operator.
+        how: What happened, in words.
+        by: Number and name of the pass.
+        heirs: Source nodes whose part of the model took its place, reads its constant, or reads on without it.
+    """
+
+    op: str
+    how: str
+    by: str
+    heirs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A node by names: its operator and attributes, the source nodes it stands for, the values it reads and makes."""
+
+    op: str
+    attributes: tuple[str, ...]
+    origins: tuple[str, ...]
+    inputs: frozenset[str]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A model by names, as far as it is compared; subgraphs are part of it.
+
+    Args:
+        nodes: Every node.
+        makers: Value → the node that computes it.
+        readers: Value → nodes that read it, and the node whose subgraph gives it back.
+        constants: Names of initializers.
+    """
+
+    nodes: tuple[_Known, ...]
+    makers: Mapping[str, _Known]
+    readers: Mapping[str, tuple[_Known, ...]]
+    constants: frozenset[str]
+
+
+def look(model: ir.Model) -> Seen:
+    """What a later look is compared with."""
+    nodes, readers = [], dict[str, tuple[_Known, ...]]()
+    makers: dict[str, _Known] = {}
+    for node in model.graph.all_nodes():
+        outputs = tuple(value.name for value in node.outputs if value.name)
+        inputs = frozenset(value.name for value in node.inputs if value is not None and value.name)
+        known = _Known(node.op_type, _attributes(node), origins_of(node), inputs, outputs)
+        nodes.append(known)
+        makers |= dict.fromkeys(outputs, known)
+        for name in (*inputs, *_given_back(node)):
+            readers[name] = (*readers.get(name, ()), known)
+    graphs = (model.graph, *model.graph.subgraphs())
+    return Seen(tuple(nodes), makers, readers, frozenset(name for graph in graphs for name in graph.initializers))
+
+
+def find_fates(before: Seen, after: Seen, *, by: str) -> dict[str, Fate]:
+    """Name → fate of every source node that the second look has lost.
+
+    Args:
+        before: The model before a pass.
+        after: The model after it.
+        by: The pass.
+    """
+    alive = {name: node for node in after.nodes for name in node.origins}
+    lost = [(name, node) for node in before.nodes for name in node.origins if name not in alive]
+    return {name: _fate(node, before, after, alive, by) for name, node in lost}
+
+
+def read_fates(model: ir.Model) -> dict[str, Fate]:
+    """The fates that a model carries; none where a model from elsewhere has something else under that key."""
+    try:
+        found = json.loads(model.metadata_props.get(FATES_KEY, "{}"))
+        return {
+            name: Fate(str(fate["op"]), str(fate["how"]), str(fate["by"]), tuple(map(str, fate["heirs"])))
+            for name, fate in found.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
+def add_fates(model: ir.Model, found: Mapping[str, Fate]) -> None:
+    """Has a model carry more fates; of one name the later holds."""
+    if found:
+        fates = {name: asdict(fate) for name, fate in {**read_fates(model), **found}.items()}
+        model.metadata_props[FATES_KEY] = json.dumps(fates, ensure_ascii=False)
+
+
+def _attributes(node: ir.Node) -> tuple[str, ...]:
+    """What says of an operator how it computes; tensors and subgraphs are left aside."""
+    kinds = (ir.AttributeType.TENSOR, ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    plain = [one for one in node.attributes.values() if one.type not in kinds]
+    return tuple(sorted(f"{one.name}={one.value!r}" for one in plain))
+
+
+def _given_back(node: ir.Node) -> Iterator[str]:
+    """Values that the node's subgraphs give back: whoever computes them is read by the node."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
+            yield from (value.name for value in attribute.as_graph().outputs if value.name)
+
+
+def _fate(node: _Known, before: Seen, after: Seen, alive: Mapping[str, _Known], by: str) -> Fate:
+    heirs: list[str] = []
+    changed: list[bool] = []
+    above = _upstream(node, before, alive)
+    for value, reader in _downstream(node, before, alive):
+        if value in after.constants:
+            readers = tuple(dict.fromkeys(name for one in after.readers.get(value, ()) for name in one.origins))
+            return Fate(node.op, f"folded into the constant '{value}'", by, readers[:MOST_HEIRS])
+        if value in after.makers:
+            heirs += after.makers[value].origins
+        elif reader is not None:
+            for name in (name for name in reader.origins if name in alive):
+                found, is_changed = _heirs_of(reader, alive[name], before, after, above)
+                heirs += found
+                changed.append(is_changed)
+    names = tuple(dict.fromkeys(heirs))[:MOST_HEIRS]
+    if not names:
+        return Fate(node.op, "removed: no output depended on it", by)
+    if above <= before.constants:
+        return Fate(node.op, "folded into a constant", by, names)
+    if changed and not any(changed):
+        return Fate(node.op, "left out, as it changed nothing; what it read is read instead by", by, names)
+    return Fate(node.op, "merged", by, names)
+
+
+def _heirs_of(
+    reader: _Known, now: _Known, before: Seen, after: Seen, above: frozenset[str]
+) -> tuple[tuple[str, ...], bool]:
+    """Who took a lost node's place towards one of its readers, and whether anything there has changed.
+
+    Args:
+        reader: Who read the node, or a lost reader of it.
+        now: The same after the pass.
+        before: The model before.
+        after: The model after.
+        above: What the node was computed of.
+    """
+    gone, new = reader.inputs - now.inputs, now.inputs - reader.inputs
+    if (reader.op, reader.attributes) != (now.op, now.attributes) or not len(gone) == len(new) == 1:
+        return now.origins, True
+    (value,) = new
+    maker, was = after.makers.get(value), before.makers.get(value)
+    if maker is not None and (was is None or _work(was) != _work(maker)):
+        return maker.origins, True
+    return now.origins, not new <= above
+
+
+def _work(node: _Known) -> tuple[str, tuple[str, ...], frozenset[str]]:
+    return node.op, node.attributes, node.inputs
+
+
+def _upstream(node: _Known, before: Seen, alive: Mapping[str, _Known]) -> frozenset[str]:
+    """Values that the node and the lost nodes in front of it were computed of; constants are among them."""
+    queue, found, done = list(node.inputs), set[str](), set[str]()
+    while queue:
+        value = queue.pop()
+        maker = before.makers.get(value)
+        if value in done:
+            continue
+        done.add(value)
+        if maker is not None and not any(name in alive for name in maker.origins):
+            queue += maker.inputs
+        else:
+            found.add(value)
+    return frozenset(found)
+
+
+def _downstream(node: _Known, before: Seen, alive: Mapping[str, _Known]) -> Iterator[tuple[str, _Known | None]]:
+    """Values the node makes with their readers (None first), and those of readers that are lost too, nearest first."""
+    queue, done = list(node.outputs), set[str]()
+    while queue:
+        value = queue.pop(0)
+        if value in done:
+            continue
+        done.add(value)
+        yield value, None
+        for reader in before.readers.get(value, ()):
+            yield value, reader
+            if not any(name in alive for name in reader.origins):
+                queue += reader.outputs

@@ -1,0 +1,35 @@
+"""Constants of a node exchanged for others, without a change for those who read the same constant elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from compiler.passes.values import Names, replace_input
+
+_FITTED = "_fitted"
+"""Ends the names of constants that the quantizer made of the model's."""
+
+
+def give_constant(model: ir.Model, node: ir.Node, index: int, array: NDArray[np.float32], names: Names) -> None:
+    """Lets a node read another constant; the old one goes where nobody else reads it.
+
+    Args:
+        model: The node's; it is changed.
+        node: Of the main graph.
+        index: Of the input, which may be missing so far.
+        array: The new constant.
+        names: Of the model.
+    """
+    old = node.inputs[index] if index < len(node.inputs) else None
+    stem = f"{node.name}_{index}" if old is None else str(old.name).partition(_FITTED)[0]
+    name = names.fresh(stem + _FITTED)
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    replace_input(node, index, value)
+    if old is not None and old.producer() is None and not old.uses() and not old.is_graph_output():
+        model.graph.initializers.pop(str(old.name), None)

@@ -1,0 +1,77 @@
+"""Winograd's larger weights against a limit on the payload."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from arm_tvm_models import make
+from onnx import helper
+
+from compiler.profile import HardwareProfile, validate_options
+from compiler.target import TargetPlan
+from targets.arm_tvm import TARGET
+from targets.arm_tvm.budget import fit_weights
+from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.schedules.families import all_choices, choose
+from targets.arm_tvm.schedules.workload import ConvWorkload
+
+NEON = Machine()
+EARLY = ConvWorkload("blocked", "float32", 1, 64, 48, 48, 64, kernel=(3, 3), padding=(1, 1, 1, 1))
+LATE = replace(EARLY, height=12, width=12)
+BOTH = Counter([EARLY, LATE])
+
+
+def _bytes(most: dict[ConvWorkload, int]) -> int:
+    found = {work: choose(work, NEON, {}, most_bytes=most.get(work)) for work in BOTH}
+    return sum(choice.weight_bytes for choice in found.values() if choice is not None)
+
+
+def test_without_need_every_kernel_has_its_fastest_choice() -> None:
+    assert fit_weights(BOTH, NEON, _bytes({})) == {}
+
+
+def test_layer_with_most_bytes_for_an_instruction_saved_gives_up_first() -> None:
+    """The same weights save a sixteenth of the instructions on the smaller map."""
+    most = dict(fit_weights(BOTH, NEON, _bytes({}) - 1))
+    assert list(most) == [LATE]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.3])
+def test_weights_stay_below_a_limit_that_can_be_met(share: float) -> None:
+    limit = int(share * _bytes({}))
+    assert _bytes(dict(fit_weights(BOTH, NEON, limit))) <= limit
+
+
+def test_nothing_is_given_up_for_a_limit_that_no_choice_meets() -> None:
+    least = sum(min(one.weight_bytes for one in all_choices(work, NEON)) for work in BOTH)
+    assert fit_weights(BOTH, NEON, least)
+    assert fit_weights(BOTH, NEON, least - 1) == {}
+
+
+def _model(channels: int = 64) -> ir.Model:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4, name="conv")]
+    weights = {"w": np.ones((channels, channels, 3, 3))}
+    return make(nodes, {"x": (1, channels, 20, 20)}, {"y": (1, channels, 20, 20)}, weights)
+
+
+@pytest.mark.needs_tvm
+def test_payload_of_a_build_keeps_the_limit_and_its_kernels_say_so(
+    tmp_path: Path, cache_dir: Path, pi5: HardwareProfile
+) -> None:
+    pytest.importorskip("tvm")
+    free = TargetPlan("fp32", validate_options(TARGET.Options, pi5), cache_dir=cache_dir)
+    given = 64 * 64 * 9 * 4
+    bound = replace(free, payload_bytes=2 * given + (400 << 10))
+    (before,), (after,) = (TARGET.tunables(_model(), plan, pi5) for plan in (free, bound))
+    assert before.default["family"] == "winograd"
+    assert before.default["m"] > 2
+    assert "limit" in after.name
+    assert set(map(str, after.choices)) < set(map(str, before.choices))
+    TARGET.build(_model(), bound, pi5, workdir=tmp_path)
+    payload = sum(file.stat().st_size for file in (tmp_path / "payload").iterdir())
+    assert payload <= bound.payload_bytes

@@ -1,0 +1,58 @@
+"""Operators that are converted otherwise than by TVM's importer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from arm_tvm_models import make
+from onnx import helper
+
+from targets.arm_tvm.composites import find_composites
+from targets.arm_tvm.machine import Machine
+
+pytestmark = pytest.mark.needs_tvm
+pytest.importorskip("tvm")
+
+NAN, INF = float("nan"), float("inf")
+
+
+def _clip(low: float | None, high: float | None) -> str:
+    """What Clip with these constant bounds is imported as."""
+    from targets.arm_tvm.lower import import_relax
+
+    bounds = {name: np.array(value) for name, value in (("low", low), ("high", high)) if value is not None}
+    names = ["x", "low" if low is not None else "", *(["high"] if high is not None else [])]
+    node = helper.make_node("Clip", names, ["y"])
+    return import_relax(make([node], {"x": (2, 3)}, {"y": (2, 3)}, bounds)).script()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "operator"),
+    [(0.0, 6.0, "R.clip("), (-1.0, None, "R.maximum("), (None, 2.0, "R.minimum("), (-INF, 2.0, "R.minimum(")],
+)
+def test_clip_of_constant_bounds_is_one_operator(low: float | None, high: float | None, operator: str) -> None:
+    text = _clip(low, high)
+    assert operator in text
+    assert "isnan" not in text
+
+
+@pytest.mark.parametrize(("low", "high"), [(NAN, 1.0), (0.0, NAN), (2.0, 1.0)])
+def test_clip_of_bounds_that_are_no_interval_is_left_to_tvm(low: float, high: float) -> None:
+    assert "R.clip(" not in _clip(low, high)
+
+
+def test_clip_behind_a_convolution_is_a_step_of_its_kernel() -> None:
+    assert _epilogue([helper.make_node("Clip", ["c", "low", "high"], ["y"])]) == ("clip 0.0 6.0",)
+
+
+def _epilogue(nodes: list[Any]) -> tuple[str, ...]:
+    """Steps of the kernel of a convolution with `nodes` behind it, from `c` to `y`."""
+    from targets.arm_tvm.lower import import_relax
+
+    weights = {"w": np.ones((8, 8, 1, 1)), "low": np.array(0.0), "high": np.array(6.0)}
+    conv = helper.make_node("Conv", ["x", "w"], ["c"])
+    module = import_relax(make([conv, *nodes], {"x": (1, 8, 4, 4)}, {"y": (1, 8, 4, 4)}, weights))
+    (found,) = find_composites(module["main"], Machine()).values()
+    return found.workload.epilogue

@@ -1,0 +1,77 @@
+"""Products of two computed matrices: the kernel against NumPy, and what of a graph becomes one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from arm_tvm_models import make
+from onnx import helper
+
+from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.rowwise import Plain, find_plain
+from targets.arm_tvm.schedules.matmul import Matmul, applies, emit_matmul
+
+pytestmark = pytest.mark.needs_tvm
+pytest.importorskip("tvm")
+
+NEON = Machine()
+AVX512 = Machine(vector_bits=512, by_element=False, pairs=False)
+
+
+@pytest.mark.parametrize("machine", [NEON, AVX512])
+@pytest.mark.parametrize("sizes", [(2, 5, 7, 35), (1, 1, 32, 32), (3, 9, 3, 40)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_products_equal_numpy_for_any_rest(machine: Machine, sizes: tuple[int, ...], dtype: str) -> None:
+    import tvm
+
+    batch, rows, depth, columns = sizes
+    work = Matmul(*sizes, dtype, ("multiply(x,0.5)",))
+    assert applies(work, machine)
+    rng = np.random.default_rng(rows)
+    left, right = (rng.normal(size=size).astype(dtype) for size in ((batch, rows, depth), (batch, depth, columns)))
+    module = tvm.IRModule({"kernel": emit_matmul(work, machine).with_attr("global_symbol", "kernel")})
+    tensors = [tvm.runtime.tensor(one) for one in (left, right, np.zeros((batch, rows, columns), dtype))]
+    tvm.compile(module, target="llvm")["kernel"](*tensors)
+    expected = left.astype(np.float64) @ right.astype(np.float64) / 2
+    np.testing.assert_allclose(tensors[-1].numpy(), expected, rtol=0, atol=2e-5 if dtype == "float32" else 2e-2)
+
+
+def test_results_narrower_than_a_vector_are_declined() -> None:
+    assert not applies(Matmul(1, 8, 8, 3, "float32"), NEON)
+
+
+def _kernels(nodes: list[Any], inputs: dict[str, tuple[int, ...]], result: tuple[int, ...]) -> list[Plain]:
+    from targets.arm_tvm.lower import import_relax
+
+    weights = {"two": np.array(2.0), "scale": np.ones(8), "shift": np.ones(8)}
+    main = import_relax(make(nodes, inputs, {"y": result}, weights))["main"]
+    return list(find_plain(main, NEON, claimed=()).values())
+
+
+MATMUL = helper.make_node("MatMul", ["a", "b"], ["c"])
+
+
+def test_product_takes_the_division_behind_it() -> None:
+    nodes = [MATMUL, helper.make_node("Div", ["c", "two"], ["y"])]
+    (found,) = _kernels(nodes, {"a": (2, 3, 4, 5), "b": (2, 3, 5, 6)}, (2, 3, 4, 6))
+    assert found.shape == (6, 4, 6)
+    assert "multiply(x,0.5)" in found.name
+
+
+def test_product_that_broadcasts_is_left_alone() -> None:
+    node = helper.make_node("MatMul", ["a", "b"], ["y"])
+    assert _kernels([node], {"a": (2, 4, 5), "b": (5, 6)}, (2, 4, 6)) == []
+
+
+@pytest.mark.parametrize(("axis", "count"), [(-1, 1), (2, 1), (1, 0)])
+def test_softmax_of_the_last_axis_only_is_a_kernel_of_rows(axis: int, count: int) -> None:
+    node = helper.make_node("Softmax", ["a"], ["y"], axis=axis)
+    assert len(_kernels([node], {"a": (2, 3, 8)}, (2, 3, 8))) == count
+
+
+@pytest.mark.parametrize(("axis", "shape", "count"), [(-1, (2, 3, 8), 1), (2, (2, 3, 8), 1)])
+def test_layer_norm_is_a_kernel_of_rows(axis: int, shape: tuple[int, ...], count: int) -> None:
+    node = helper.make_node("LayerNormalization", ["a", "scale", "shift"], ["y"], axis=axis)
+    assert len(_kernels([node], {"a": shape}, shape)) == count
