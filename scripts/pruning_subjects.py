@@ -21,6 +21,7 @@ from compiler.fleet import Range
 from compiler.fleet_data import Evaluation
 from compiler.frontend import import_model
 from compiler.numerics import Arrays, compare
+from compiler.passes.infer_shapes import INFER_SHAPES
 from compiler.passes.pipelines import PORTABLE, load_passes
 from compiler.passes.run import run_passes
 from compiler.prune.repair import in_batches
@@ -117,6 +118,10 @@ def text_direction() -> Subject | None:
     if path is None or not path.is_file():
         return None
     model = border_of(path, {"x.0": Range(1, 1, 32), "x.2": Range(48, 48, 48), "x.3": Range(192, 192, 192)})
+    for node in model.graph:
+        if node.op_type == "Reshape" and (shape := node.inputs[0].shape if node.inputs[0] else None) is not None:
+            node.outputs[0].shape = ir.Shape([shape[0], int(np.prod(shape[1:]))])  # computed as it runs
+    INFER_SHAPES(model)
     lines = draw_lines(LINES)
     said = f"{LINES} lines of random text in two typefaces, half of them upside down; every other one prunes"
     return Subject("text direction", model, lines[::2], lines[1::2], None, said)
