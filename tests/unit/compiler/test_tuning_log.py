@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from compiler.artifact import Evidence
-from compiler.tune import DeviceType, Tunable, TuningKey, TuningLog, TuningRecord, schedule
+from compiler.tune import DeviceType, Tunable, TuningKey, TuningLog, TuningRecord, curves, schedule
 
 BOARD = DeviceType("Cortex-A76", ("asimd", "asimddp"), 4, (64, 512, 2048))
 KEY = TuningKey("w" * 64, "tvm", {"apache-tvm": "0.27"}, {"threads": "4"}, BOARD)
@@ -98,3 +98,13 @@ def test_with_any_part_of_the_key_different_a_record_is_no_measurement(other: Tu
     found, tile, evidence = decided(replace(FAST, key=other))
     assert (found, evidence) == (basis, Evidence.NONE)
     assert tile == (2 if basis == "transferred" else 1)
+
+
+def test_a_curve_holds_the_trials_of_this_device_in_order_with_gaps_where_they_failed() -> None:
+    slow, failed = replace(FAST, choice={"tile": 1}, median=12.0), replace(FAST, choice={"tile": 3}, error="crash")
+    elsewhere = replace(FAST, key=replace(KEY, toolchain={"apache-tvm": "0.26"}), median=1.0)
+    counted = replace(FAST, evidence=Evidence.EMULATOR, median=5e6)
+    [found] = curves([KERNEL], {KEY.workload: KEY}, [slow, failed, elsewhere, counted, FAST])
+    assert (found.kernel, found.unit, found.evidence) == ("conv", "us", "measured-device")
+    assert found.values == (12.0, None, 10.0)
+    assert curves([KERNEL], {KEY.workload: KEY}, [elsewhere, failed]) == ()
