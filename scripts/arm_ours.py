@@ -18,6 +18,8 @@ from compiler.target import find_target
 
 FLEETC = str(Path(sys.executable).with_name("fleetc"))
 PROFILES = {"cortex-a76": "raspberry-pi-5", "cortex-a72": "raspberry-pi-4"}
+DEAREST = 6
+"""How many kernels are named one by one."""
 FLEET = """schema: 1
 model: {model}
 calibration: {{path: {samples}}}
@@ -53,11 +55,6 @@ def precisions_of(profile: str) -> tuple[str, ...]:
     """What the target offers on a profile, by itself or not."""
     loaded = load_profile(profile)
     return tuple(rule.name for rule in find_target(loaded.target).capability(loaded).precisions)
-
-
-def can_tune() -> bool:
-    """Whether this fleetc has the command."""
-    return subprocess.run([FLEETC, "tune", "--help"], capture_output=True, check=False).returncode == 0
 
 
 def build(wanted: Build) -> Figures:
@@ -121,8 +118,9 @@ def tune(wanted: Build, *, backend: str, options: Sequence[str] = ()) -> Figures
 
 
 def sum_kernels(told: Figures) -> Figures:
-    """What all kernels of a tuned model take together, each as often as the model has it."""
+    """What all kernels of a tuned model take together, each as often as the model has it, and the dearest of them."""
     kernels = [one for one in told["kernels"] if one["best"] and one["untuned"]]
+    dearest = sorted(kernels, key=lambda one: -one["count"] * one["untuned"])[:DEAREST]
     return {
         "unit": told["unit"],
         "evidence": told["evidence"],
@@ -131,4 +129,15 @@ def sum_kernels(told: Figures) -> Figures:
         "untuned": round(sum(one["count"] * one["untuned"] for one in kernels), 1),
         "best": round(sum(one["count"] * one["best"]["median"] for one in kernels), 1),
         "stopped": sorted({one["stopped"] for one in told["kernels"]}),
+        "dearest": [{name: one[name] for name in ("kernel", "count", "untuned")} for one in dearest],
     }
+
+
+def shares(told: Figures, instructions: float | None) -> Figures:
+    """Where a build's instructions go: kernel → share of all; `the rest` is TVM's own kernels and its machine."""
+    if not instructions or "dearest" not in told:
+        return {"unavailable": told.get("unavailable", "the build's instructions are not known")}
+    kernels = {f"{one['kernel']} x{one['count']}": one["count"] * one["untuned"] for one in told["dearest"]}
+    others = told["untuned"] - sum(kernels.values())
+    parts = {**kernels, "other kernels with choices": others, "the rest": instructions - told["untuned"]}
+    return {name: round(part / instructions, 3) for name, part in parts.items()}

@@ -6,7 +6,8 @@
 FOLDER holds one folder per person with two or more photographs. Contenders: ONNX Runtime in float32 and with its own
 int8 quantizer, OpenVINO in float32 and bfloat16, OpenVINO with NNCF's defaults (`pip install nncf`; left out where it
 is absent), and what `fleetc build` chose for this machine. All calibrate on the same photographs. Each runs in a
-process of its own; latency and throughput are measured in turns, block by block.
+process of its own; latency and throughput are measured in turns, block by block. "fleetc at 99 %" is what the same
+command chose when the limit was a hundredth of the float model's metric instead of the default of two points.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from bench_quantizers import quantize_ort
+from bench_record import commit, machine
 from make_face_model import main as make_face_model
+from precision_search import FAR, KEPT_PCT, SAMPLES, face_fleet, search, strict_search
 
 from compiler.artifact import TensorSpec
 from compiler.evaluate import Preprocess, Task, find_task, open_dataset
 from compiler.fleet_data import Evaluation
+from compiler.numerics import Arrays
 
 ROOT = Path(__file__).resolve().parent.parent
-FLEETC = str(Path(sys.executable).with_name("fleetc"))
 CONTENDER = str(Path(__file__).with_name("precision_contender.py"))
-SAMPLES = 64
-FAR = 1e-3
 WARM_UP = 5
 SPEC = TensorSpec("image", "float32", (1, 3, 150, 150))
 ONE_NODE = '<ir_version: 8, opset_import: ["" : 13]> one_node (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }'
@@ -104,18 +106,23 @@ def main() -> None:
         scratch = Path(name)
         model = arguments.model or _face_model(scratch)
         images, labels = _photographs(arguments.faces)
-        search = _search(model.absolute(), arguments.faces.absolute(), scratch)
-        contenders = _peers(model, images, scratch) | {"fleetc": _ours(scratch)}
+        fleet = face_fleet(model.absolute(), arguments.faces.absolute(), scratch)
+        found_here = search(fleet, scratch)
+        contenders = _peers(model, images, scratch) | {"fleetc": _ours(scratch, "here")}
+        strict = strict_search(fleet, scratch)
+        if strict["built"]:
+            contenders["fleetc at 99 %"] = _ours(scratch, "strict")
         found = _measure(contenders, images, labels, scratch, arguments.rounds, arguments.seconds)
     result: Figures = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
-        "machine": _machine(),
+        **commit(),
+        "machine": machine(),
         "load_average_before": [round(one, 2) for one in load],
         "versions": dict(_versions()),
         "photographs": {"origin": arguments.faces.name, "count": len(images), "calibration": SAMPLES},
         "contenders": found,
-        "search": search,
+        "search": found_here,
+        "search_at_99_pct": strict,
     }
     result["bars"] = _bars(result)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -137,53 +144,18 @@ def _photographs(folder: Path) -> tuple[Floats, npt.NDArray[Any]]:
     return np.concatenate(batches), np.asarray(data.labels)
 
 
-def _search(model: Path, faces: Path, scratch: Path) -> Figures:
-    """The whole search for this machine from an empty store, then for a second device class with the same scheme."""
-    subprocess.run([FLEETC, "profiles", "detect", "-o", str(scratch / "here.yaml")], check=True)
-    text = (scratch / "here.yaml").read_text(encoding="utf-8")
-    (scratch / "twin.yaml").write_text(text.replace("\nname: ", "\nname: twin-"), encoding="utf-8")
-    fleet = {
-        "schema": 1,
-        "model": str(model),
-        "calibration": {"path": str(faces), "samples": SAMPLES},
-        "evaluation": {"task": "verification", "path": str(faces), "far": [FAR]},
-        "preprocess": {"margin_pct": 10},
-        "devices": {"here": {"profile": "./here.yaml"}, "twin": {"profile": "./twin.yaml"}},
-    }
-    (scratch / "fleet.yaml").write_text(json.dumps(fleet), encoding="utf-8")
-    first, second = (_build(scratch, device) for device in ("here", "twin"))
-    manifest = json.loads((scratch / "dist" / "here" / "manifest.json").read_text(encoding="utf-8"))
-    return {
-        "first_device_s": first,
-        "second_device_of_the_same_scheme_s": second,
-        "decision": manifest["decision"],
-        "gates": manifest["gates"],
-        "trials": [
-            {key: trial[key] for key in ("number", "purpose", "precision", "status", "why", "speed", "footprint")}
-            | {"drop_pct": (trial["accuracy"] or {}).get("drop_pct"), "layers_in_float": len(trial["kept_float"])}
-            for trial in manifest["trials"]
-        ],
-    }
-
-
-def _build(scratch: Path, device: str) -> float:
-    started = time.perf_counter()
-    command = [FLEETC, "-q", "build", "fleet.yaml", "-d", device, "--cache", "cache", "-o", "dist"]
-    subprocess.run(command, cwd=scratch, check=True, stdout=subprocess.DEVNULL)
-    return round(time.perf_counter() - started, 1)
-
-
-def _ours(scratch: Path) -> Contender:
-    payload = scratch / "dist" / "here" / "payload"
+def _ours(scratch: Path, device: str) -> Contender:
+    payload = scratch / "dist" / device / "payload"
     config = json.loads((payload / "config.json").read_text(encoding="utf-8"))
     return Contender("openvino", payload / "model.xml", config["INFERENCE_PRECISION_HINT"])
 
 
 def _peers(model: Path, images: Floats, scratch: Path) -> dict[str, Contender]:
     calibration = images[np.linspace(0, len(images) - 1, SAMPLES).round().astype(int)]
+    samples: list[Arrays] = [{SPEC.name: image[None]} for image in calibration]
     found = {
         "onnxruntime fp32": Contender("onnxruntime", model),
-        "onnxruntime int8": Contender("onnxruntime", _quantize_ort(model, calibration, scratch)),
+        "onnxruntime int8": Contender("onnxruntime", quantize_ort(model, samples, scratch)),
         "openvino fp32": Contender("openvino", _convert(model, scratch / "fp32.xml"), "f32"),
         "openvino bf16": Contender("openvino", _convert(model, scratch / "bf16.xml", half=True), "bf16"),
     }
@@ -206,28 +178,6 @@ def _fixed(model: Path) -> Any:
     network = ov.Core().read_model(model)
     network.reshape(list(SPEC.shape))
     return network
-
-
-def _quantize_ort(model: Path, calibration: Floats, scratch: Path) -> Path:
-    """ONNX Runtime's own quantizer: Q/DQ, weights per channel and symmetric, after its own preparation."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
-        def __init__(self) -> None:
-            self._left = iter(calibration)
-
-        def get_next(self) -> dict[str, Floats] | None:
-            image = next(self._left, None)
-            return None if image is None else {SPEC.name: image[None]}
-
-    prepared, path = scratch / "prepared.onnx", scratch / "ort-int8.onnx"
-    quant_pre_process(str(model), str(prepared))
-    options = {"WeightSymmetric": True, "ActivationSymmetric": True}
-    quantize_static(
-        str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, extra_options=options
-    )
-    return path
 
 
 def _quantize_nncf(model: Path, calibration: Floats, scratch: Path) -> Path | None:
@@ -348,8 +298,9 @@ def _accuracy(task: Task, reference: Floats, found: Floats, labels: npt.NDArray[
 def _bars(result: Figures) -> list[Figures]:
     found = result["contenders"]
     ours, base, nncf = found["fleetc"], found["onnxruntime fp32"], found.get("openvino + nncf")
-    faster = ours["items_per_s"] / base["items_per_s"]
-    metric = 100 * ours["tar_pct"] / base["tar_pct"]
+    strict = found.get("fleetc at 99 %", base)
+    faster, strictly = (one["items_per_s"] / base["items_per_s"] for one in (ours, strict))
+    metric = 100 * strict["tar_pct"] / base["tar_pct"]
     original = found["openvino fp32"]["memory"]["model_bytes"]
     saved = 100 * (1 - ours["memory"]["model_bytes"] / original)
     bars = [
@@ -363,8 +314,8 @@ def _bars(result: Figures) -> list[Figures]:
         ),
         _bar("percent of run memory saved against OpenVINO float32", saved, 40.0),
         _bar("seconds of the whole search for one device", result["search"]["first_device_s"], 600.0, most=True),
-        _bar("40 -> 100 images/s: speed-up over ONNX Runtime float32", faster, 2.5),
-        _bar("40 -> 100 images/s: percent of the metric kept", metric, 99.0),
+        _bar("40 -> 100 images/s: speed-up over ONNX Runtime float32", strictly, 2.5),
+        _bar("40 -> 100 images/s: percent of the metric kept", metric, KEPT_PCT),
     ]
     if nncf:
         rate = ours["items_per_s"] / nncf["items_per_s"]
@@ -377,22 +328,12 @@ def _bar(what: str, value: float, bar: float, *, most: bool = False) -> Figures:
     return {"what": what, "found": round(value, 3), "bar": bar, "at": "most" if most else "least", "met": met}
 
 
-def _machine() -> Figures:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    return {"cpu": model, "cores": os.cpu_count()}
-
-
 def _versions() -> Iterator[tuple[str, str]]:
     for name in TOOLS:
         try:
             yield name, version(name)
         except PackageNotFoundError:
             yield name, "absent"
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

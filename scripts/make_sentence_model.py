@@ -34,7 +34,7 @@ NAMES = {
     "value": "self.value",
     "up": "intermediate.dense",
 }
-"""Module here → module there, where the names differ; `norm` and the last linear layer of a block depend on the block."""
+"""Module here → module there; `norm` and the last linear layer of a block are named by the block."""
 
 Floats = NDArray[np.float32]
 
@@ -122,7 +122,7 @@ def make_texts(folder: Path, count: int) -> tuple[NDArray[np.int64], NDArray[np.
             [101, *ids[start : start + TOKENS - 2], 102] for start in range(0, len(ids) - TOKENS, 4 * TOKENS)
         )
     first, second = (np.array(rows, np.int64) for rows in found)
-    return tuple(rows[np.linspace(0, len(rows) - 1, count).round().astype(int)] for rows in (first, second))  # type: ignore[return-value]
+    return tuple(rows[np.linspace(0, len(rows) - 1, count).round().astype(int)] for rows in (first, second))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ not grow with the data.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +19,15 @@ from compiler.numerics import Array, Arrays
 from compiler.passes.values import constant_of
 from compiler.prune.groups import Ties, positions
 from compiler.prune.moments import Batches
-from compiler.prune.rows import Layer, layer_of, sample_rows
-from compiler.prune.sums import solve, sums_of
+from compiler.prune.rows import Layer, Matrix, layer_of, sample_rows
+from compiler.prune.sums import Sums, error_of, solve, sums_of
 from compiler.prune.tap import watch
 
 PER_ITEM = 48
 """Places of one image that a convolution is matched at: neighbours say nearly the same."""
+
+Fit = Callable[[Layer, Matrix, Sums], Matrix]
+"""Solved weights (K, N) and the equations they solve → weights in another form that solve them nearly as well."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,33 @@ def repair(
     gone = [*removed]
     hit = {cut.initializer for cut in ties.cuts if cut.role == "reads" and not positions(cut.ids, gone).all()}
     outputs = {cut.initializer: positions(cut.ids, gone) for cut in ties.cuts if cut.role == "makes"}
+    return solve_layers(original, pruned, _behind(pruned, hit), batches, outputs=outputs)
+
+
+def solve_layers(
+    original: ir.Model,
+    changed: ir.Model,
+    weights: Collection[str],
+    batches: Batches,
+    *,
+    outputs: Mapping[str, Array] | None = None,
+    fit: Fit | None = None,
+) -> tuple[Repaired, ...]:
+    """Solves layers in place, those that read earlier ones after them.
+
+    Args:
+        original: Gives what the layers shall give.
+        changed: The model that they are layers of.
+        weights: Names of their weights.
+        batches: Calibration data.
+        outputs: Weights → which outputs of the original's layer there still are; all where nothing is said.
+        fit: Brings solved weights into a form of its own; None leaves them.
+    """
     found: list[Repaired] = []
-    for spots in by_depth(pruned, _behind(pruned, hit)):
-        tasks = [_Task(pruned, spot, outputs.get(spot.layer.weights)) for spot in spots]
-        _gather(original, pruned, tasks, batches)
-        found += [task.solve(pruned) for task in tasks]
+    for spots in by_depth(changed, weights):
+        tasks = [_Task(changed, spot, (outputs or {}).get(spot.layer.weights)) for spot in spots]
+        _gather(original, changed, tasks, batches)
+        found += [task.solve(changed, fit) for task in tasks]
     return tuple(found)
 
 
@@ -172,11 +197,15 @@ class _Task:
         self._halves[half] += sums_of(x, y - z, y)
         self._samples += len(read)
 
-    def solve(self, model: ir.Model) -> Repaired:
+    def solve(self, model: ir.Model, fit: Fit | None) -> Repaired:
         """Writes the new weights, and the bias that takes up the mean of what is left."""
         layer, bias = self.layer, model.graph.initializers.get(self.layer.bias)
         halves = [half.centred() if bias is not None else half for half in self._halves]
         change, ridge, after = solve(halves)
+        if fit is not None:
+            both = halves[0] + halves[1]
+            change = fit(layer, self._matrix + change, both) - self._matrix
+            after = error_of(both, change) / max(both.yy, 1e-30)
         whole = self._halves[0] + self._halves[1]
         _write(model.graph.initializers[layer.weights], layer.weights_of(self._matrix + change, self._old))
         if bias is not None:

@@ -9,7 +9,7 @@ from compiler.quant.choose import choose
 from compiler.quant.observe import Observations, observations_from_bytes, observe
 from compiler.quant.options import QuantOptions
 from compiler.quant.plan import LayerQuant, QuantPlan, TensorQuant, plan_from_dict
-from compiler.quant.quantize import Calibrated, Quantized, calibrate, quantize
+from compiler.quant.quantize import Calibrated, Quantized, calibrate, can_balance, quantize
 from compiler.quant.sensitivity import LayerError, measure_sensitivity
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "TensorQuant",
     "apply",
     "calibrate",
+    "can_balance",
     "check_calibration",
     "check_coverage",
     "choose",

@@ -51,18 +51,31 @@ def compensate(weight: Floats, quant: TensorQuant, layout: Layout, read: Sequenc
 def _compensate_group(matrix: Floats, scales: Floats, gram: Floats, quant: TensorQuant) -> Floats:
     """One group's weights (outputs, terms)."""
     order = np.argsort(-np.diag(gram), kind="stable")
-    upper = _inverse_root(gram[np.ix_(order, order)])
+    upper = inverse_root(gram[np.ix_(order, order)])
     found = np.empty_like(matrix)
     found[:, order] = _round_in_turn(matrix[:, order], scales[:, order], upper, quant)
     return found
 
 
-def _inverse_root(gram: Floats) -> Floats:
+def inverse_root(gram: Floats) -> Floats:
     """U, upper triangular, with Uᵀ·U = (H + λ·I)⁻¹: the inverse of R, with R·Rᵀ = H + λ·I and R upper triangular."""
     mean = float(np.diag(gram).mean())
     damped = gram + np.float32(DAMPING * mean if mean > 0 else 1.0) * np.eye(len(gram), dtype=np.float32)
     root = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    return np.triu(np.asarray(np.linalg.inv(root), np.float32))
+    return _inverse_triangle(np.asarray(root, np.float32))
+
+
+def _inverse_triangle(matrix: Floats) -> Floats:
+    """The inverse of an upper triangular matrix [A B; 0 D]: [A⁻¹ −A⁻¹·B·D⁻¹; 0 D⁻¹]."""
+    size = len(matrix)
+    if size <= _BLOCK:
+        return np.triu(np.asarray(np.linalg.inv(matrix), np.float32))
+    half = size // 2
+    found = np.zeros_like(matrix)
+    found[:half, :half] = _inverse_triangle(matrix[:half, :half])
+    found[half:, half:] = _inverse_triangle(matrix[half:, half:])
+    found[:half, half:] = -found[:half, :half] @ matrix[:half, half:] @ found[half:, half:]
+    return found
 
 
 def _round_in_turn(wanted: Floats, scales: Floats, upper: Floats, quant: TensorQuant) -> Floats:

@@ -55,10 +55,11 @@ def fit(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays], options: Qu
 
 
 def _fitted_weight(step: Step, plan: QuantPlan) -> NDArray[np.float32] | None:
-    """The weights that round to the least error of the layer; None where it has none to fit."""
+    """The weights that round to the least error of the layer; None where it has none of its own to fit."""
     quant = plan.weights.get(f"{step.node.name}/{_WEIGHT}")
-    weight = constant_of(step.node.inputs[_WEIGHT]) if quant else None
-    if quant is None or weight is None or not step.low:
+    value = step.node.inputs[_WEIGHT] if quant else None
+    weight = constant_of(value)
+    if quant is None or value is None or weight is None or len(value.uses()) > 1 or not step.low:
         return None
     layout = find_layout(step.node, weight.shape)
     if isinstance(layout, str) or layout.terms > MOST_TERMS:

@@ -11,7 +11,10 @@ source     Conv; Gemm, or MatMul, with constant weight and bias; LayerNormalizat
 steps      Relu, LeakyRelu; behind a Conv pools; behind others Add of a constant vector, which is divided too
 readers    of channels in dimension 1 Conv, of those in the last Gemm or MatMul, with v as first input
 
-There is no site where a value in between has another reader or is an output of the graph, where a step is not
+On request a value that has readers but no such source gets a Mul by 1/s of its own before those readers: an operator
+more, and the only way where LayerNormalization feeds a residual sum too, or where Gelu stands before the product.
+
+There is no other site where a value in between has another reader or is an output of the graph, where a step is not
 positively homogeneous (Clip, Gelu, Sigmoid), or where a constant has other readers.
 """
 
@@ -71,7 +74,7 @@ class Site:
     Args:
         value: What the readers read.
         axis: The dimension of its channels.
-        divided: Constants of the source and of steps; the source's first one first.
+        divided: Constants of the source and of steps, the source's first one first; none where a Mul is put in.
         readers: Weights that take the factors.
     """
 
@@ -81,9 +84,10 @@ class Site:
     readers: tuple[Reader, ...]
 
 
-def find_sites(model: ir.Model) -> tuple[Site, ...]:
-    """The sites of the main graph, in its order."""
-    found = (_site(value) for node in model.graph for value in node.outputs[:1])
+def find_sites(model: ir.Model, *, inserts: bool = False) -> tuple[Site, ...]:
+    """The sites of the main graph, in its order; also those that need a Mul put in, where asked."""
+    values = [value for node in model.graph for value in node.outputs[:1]]
+    found = (_site(value) or (_bare_site(value) if inserts else None) for value in values)
     return tuple(site for site in found if site is not None)
 
 
@@ -116,6 +120,24 @@ def apply_factors(model: ir.Model, site: Site, factors: Floats, names: Names) ->
         groups, _, channels, _ = reader.view
         scaled = reader.array * factors.reshape(groups, 1, channels, 1)
         give_constant(model, reader.node, 1, scaled.reshape(_array(reader.node, 1).shape), names)
+    if not site.divided:
+        _insert_mul(model, site, np.asarray(1.0 / factors, np.float32), names)
+
+
+def _insert_mul(model: ir.Model, site: Site, factors: Floats, names: Names) -> None:
+    value = site.value
+    name = names.fresh(f"{value.name}_smoothed")
+    tensor = ir.tensor(factors, name=names.fresh(f"{name}_by"))
+    by = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
+    model.graph.register_initializer(by)
+    node = ir.node("Mul", [value, by], name=names.fresh(f"Mul:{name}"))
+    made = node.outputs[0]
+    made.name, made.type, made.shape = name, value.type, value.shape
+    source = value.producer()
+    if source is not None:
+        model.graph.insert_after(source, node)
+    for reader in site.readers:
+        reader.node.replace_input_with(0, made)
 
 
 def _site(value: ir.Value) -> Site | None:
@@ -129,6 +151,15 @@ def _site(value: ir.Value) -> Site | None:
     if not divided or any((one.node.op_type == "Conv") != is_picture for one in found):
         return None
     return Site(value, 1 if is_picture else -1, divided, tuple(found))
+
+
+def _bare_site(value: ir.Value) -> Site | None:
+    """The products that read a value, whoever made it."""
+    readers = [reader for reader in (_reader(node, index) for node, index in value.uses()) if reader is not None]
+    products = tuple(one for one in readers if one.node.op_type != "Conv")
+    if not products or value.dtype != ir.DataType.FLOAT or any(one.view[2] != products[0].view[2] for one in products):
+        return None
+    return Site(value, -1, (), products)
 
 
 def _reader(node: ir.Node, index: int) -> Reader | None:

@@ -16,8 +16,8 @@ class QuantOptions:
     Args:
         observer: How the range of an activation follows from its histogram.
         percentile: Share of values inside the range, in percent, for `percentile`.
-        balance: Which ranges are made equal across layers before anything is observed: those of weights on both sides of
-            an activation (equalize.py), or those of activations and the weights that read them (smooth.py).
+        balance: Which ranges are made alike before anything is observed: `weights`, on both sides of an activation
+            (equalize.py), or `activations` and the weights that read them (smooth.py).
         correct: Whether biases make up for what quantization shifts, measured on calibration data.
         compensate: Whether weights are rounded so that their errors make up for each other on calibration data.
         fit_samples: Samples kept in memory to fit on.
@@ -27,7 +27,7 @@ class QuantOptions:
     percentile: float = 99.99
     balance: Balance = "none"
     correct: bool = True
-    compensate: bool = False
+    compensate: bool = True
     fit_samples: int = 32
 
     @property

@@ -17,8 +17,9 @@ from compiler.quant.calibration import CalibrationStats, check_calibration
 from compiler.quant.choose import choose, observed_values
 from compiler.quant.equalize import equalize
 from compiler.quant.fit import fit
+from compiler.quant.migrate import find_sites
 from compiler.quant.observe import Observations, observe
-from compiler.quant.options import QuantOptions
+from compiler.quant.options import Balance, QuantOptions
 from compiler.quant.plan import QuantPlan
 from compiler.quant.smooth import smooth
 from compiler.scheme import QuantScheme
@@ -131,6 +132,11 @@ def _begin(model: ir.Model, batches: Iterable[Arrays], options: QuantOptions) ->
     stream = stats.passing(batches)
     head = _head(stream, options.fit_samples)
     return _Start(_balanced(model, head, options), head, chain(head, stream), stats)
+
+
+def can_balance(model: ir.Model, balance: Balance) -> bool:
+    """Whether balancing changes a model, or none is asked for."""
+    return balance == "none" or bool(find_sites(model, inserts=balance == "activations"))
 
 
 def _balanced(model: ir.Model, head: list[Arrays], options: QuantOptions) -> ir.Model:

@@ -1,9 +1,10 @@
 """Outliers of activations moved into weights, so that one scale for a whole activation is not set by a few channels.
 
 With a the largest absolute value of a channel on calibration data and r′ the largest absolute weight that reads it,
-s = √(a / r′) (α = ½ of G. Xiao et al., SmoothQuant, 2022) makes the channel's activation and its weights equally hard
-to quantize. Where LayerNormalization or a linear layer makes the activation, its constants take 1/s; see migrate.py
-for where that is possible. The float model computes the same.
+s = a^α / r′^(1 − α) shares out how hard both are to quantize (G. Xiao et al., SmoothQuant, 2022). Weights have a scale
+per output channel and an activation has one for all of it, so more than half goes to the weights: α > ½. Where
+LayerNormalization or a linear layer makes the activation for nobody else, its constants take 1/s; elsewhere a Mul does,
+see migrate.py. The float model computes the same.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import onnx_ir as ir
 
 from compiler.numerics import Array, Arrays
 from compiler.passes.values import Names
-from compiler.quant.equalize import balance
 from compiler.quant.migrate import Floats, Site, apply_factors, find_sites, reader_ranges
 from compiler.quant.observe import watch
 from compiler.unoptimized import Unoptimized
+
+ALPHA = 0.95
+"""How much of an activation's unevenness goes into weights, 0..1: what `docs/adr/0018` measured to be best."""
 
 
 def smooth(model: ir.Model, batches: Sequence[Arrays]) -> ir.Model:
@@ -29,13 +32,20 @@ def smooth(model: ir.Model, batches: Sequence[Arrays]) -> ir.Model:
         batches: Calibration inputs; one is computed at a time.
     """
     copy = model.clone()
-    sites = find_sites(copy)
+    sites = find_sites(copy, inserts=True)
     if not sites or not batches:
         return copy
     names = Names(copy)
     for site, reach in _reaches(copy, sites, batches):
-        apply_factors(copy, site, balance(reach, reader_ranges(site)), names)
+        apply_factors(copy, site, _factors(reach, reader_ranges(site)), names)
     return copy
+
+
+def _factors(reach: Floats, weights: Floats) -> Floats:
+    """The factors (C,) for the largest activations and weights (C,); 1 where a channel is all zeros."""
+    good = (reach > 0) & (weights > 0)
+    a, r = np.where(good, reach, 1.0), np.where(good, weights, 1.0)
+    return np.asarray(a**ALPHA / r ** (1 - ALPHA), np.float32)
 
 
 def _reaches(model: ir.Model, sites: Sequence[Site], batches: Sequence[Arrays]) -> Iterator[tuple[Site, Floats]]:

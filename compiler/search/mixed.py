@@ -7,13 +7,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import onnx_ir as ir
+
 from compiler.artifact import Evidence
 from compiler.capability import PrecisionRule
 from compiler.judge import Judge
-from compiler.quant import QuantOptions
+from compiler.portable import BORDER
+from compiler.quant import QuantOptions, can_balance
 from compiler.search.accuracy_trial import try_accuracy
 from compiler.search.bench import Bench
-from compiler.search.quantized import LayerRank, Variant, rank_layers
+from compiler.search.made import Made
+from compiler.search.quantized import LayerRank, Variant, float_entry, rank_layers
 from compiler.search.reversal import FAR, WHY, fewest_layers, is_far, is_gain
 from compiler.search.trial import Trial, run_trial
 from compiler.search.work import list_work
@@ -21,11 +25,13 @@ from compiler.search.work import list_work
 log = logging.getLogger("fleetc.build")
 
 ALTERNATIVES: tuple[QuantOptions, ...] = (
+    QuantOptions(balance="activations"),
     QuantOptions(observer="percentile"),
-    QuantOptions(observer="entropy"),
     QuantOptions(observer="min-max"),
+    QuantOptions(observer="entropy"),
+    QuantOptions(balance="weights"),
 )
-"""Options that are tried before layers go back to float: they cost no speed."""
+"""Options that are tried before layers go back to float, since they cost little speed or none: `docs/adr/0018`."""
 
 MOST_WORK = 0.5
 """Beyond this part of the multiply-accumulates in float there is nothing left to gain from the others."""
@@ -115,7 +121,7 @@ def search_mixed(
     first = trail.trials[0]
     if first.made is None or _drop(first) <= limit:
         return tuple(trail.trials)
-    options, drop = _best_options(trail, _drop(first))
+    options, drop = _best_options(trail, _drop(first), _alternatives(rule, first.made))
     if drop <= limit:
         _build(trail, Variant(options), original, "options")
     else:
@@ -123,11 +129,19 @@ def search_mixed(
     return tuple(trail.trials)
 
 
-def _best_options(trail: Trail, default: float) -> tuple[QuantOptions, float]:
+def _alternatives(rule: PrecisionRule, made: Made) -> list[QuantOptions]:
+    """Those that change anything: ranges that are observed, and ranges that the model lets be balanced."""
+    if rule.scheme is None or not rule.scheme.needs_calibration:
+        return []
+    rewritten = float_entry(made.entries)
+    model = ir.load(rewritten.files / BORDER)
+    return [options for options in ALTERNATIVES if can_balance(model, options.balance)]
+
+
+def _best_options(trail: Trail, default: float, alternatives: list[QuantOptions]) -> tuple[QuantOptions, float]:
     """The options that lose least; they are tried until one holds the limit."""
     best, least = QuantOptions(), default
-    calibrated = trail.rule.scheme is not None and trail.rule.scheme.needs_calibration
-    for options in ALTERNATIVES if calibrated else ():
+    for options in alternatives:
         if trail.budget <= 0:
             break
         drop = trail.measure(Variant(options), "options")

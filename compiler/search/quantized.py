@@ -54,7 +54,7 @@ class LayerRank:
 
 def quantized_entry(bench: Bench, rule: PrecisionRule, variant: Variant, rewritten: Entry) -> Entry:
     """The quantized form of a rewritten model, with its `QuantPlan` beside it."""
-    scheme, data = _needs(bench, rule)
+    scheme, data = _needs(bench, rule, variant)
     parts = _parts(rewritten, scheme, data, variant)
 
     def make(folder: Path) -> None:
@@ -87,7 +87,7 @@ def quantizer_warnings(bench: Bench, rule: PrecisionRule, entries: Iterable[Entr
     found = read_plan(kept)
     if found is None or rule.scheme is None:
         return ()
-    rewritten = _float_entry(kept)
+    rewritten = float_entry(kept)
     data, judge = bench.data.calibration, bench.data.judge
     if data is None or judge is None or not rule.scheme.needs_calibration:
         return found[1]
@@ -96,10 +96,10 @@ def quantizer_warnings(bench: Bench, rule: PrecisionRule, entries: Iterable[Entr
 
 def rank_layers(bench: Bench, rule: PrecisionRule, variant: Variant, entries: Iterable[Entry]) -> tuple[LayerRank, ...]:
     """The quantized layers, the worst first."""
-    scheme, needed = _needs(bench, rule)
+    scheme, needed = _needs(bench, rule, variant)
     data = needed or (bench.data.judge.dataset if bench.data.judge else None)
     kept = list(entries)
-    rewritten = _float_entry(kept)
+    rewritten = float_entry(kept)
     found = read_plan(kept)
     if found is None or data is None:
         raise InternalError("a candidate with a scheme has no quantized border model, or no data to rank its layers on")
@@ -122,15 +122,17 @@ def options_to_dict(options: QuantOptions) -> dict[str, Any]:
     return asdict(options)
 
 
-def _float_entry(entries: Sequence[Entry]) -> Entry:
+def float_entry(entries: Sequence[Entry]) -> Entry:
     """What was quantized: the rewritten model, or what pruning left of it."""
     return next(entry for entry in reversed(entries) if entry.stage in ("rewrite", "prune"))
 
 
-def _needs(bench: Bench, rule: PrecisionRule) -> tuple[QuantScheme, Dataset | None]:
+def _needs(bench: Bench, rule: PrecisionRule, variant: Variant) -> tuple[QuantScheme, Dataset | None]:
+    """The scheme, and the calibration data: where ranges are needed, or where there are some to fit layers on."""
     if rule.scheme is None:
         raise InternalError(f"{rule.name} has no scheme")
-    return rule.scheme, bench.data.calibration if rule.scheme.needs_calibration else None
+    used = rule.scheme.needs_calibration or variant.options.compensate or variant.options.correct
+    return rule.scheme, bench.data.calibration if used else None
 
 
 def _parts(

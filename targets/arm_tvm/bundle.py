@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from compiler.artifact import TensorSpec
-from targets.arm_tvm.link import link_model, link_runner
+from targets.arm_tvm.link import link_model, link_runner, link_server
 from targets.arm_tvm.lower import Lowered, lower
 from targets.arm_tvm.options import Options
 from targets.arm_tvm.packing import Schedule
@@ -65,18 +65,34 @@ def pack_bundle(lowered: Lowered, options: Options, cores: Cores, *, workdir: Pa
     """Links compiled code and writes the folder that runs it; arguments and files as in `write_bundle`."""
     payload, runtime = workdir / "payload", workdir / "runtime"
     payload.mkdir(parents=True)
-    runtime.mkdir()
     link_model(lowered.objects, payload / "model.so", cache_dir=cache_dir)
     weights = write_weights(payload / "weights.bin", lowered.weights)
     (payload / "io.txt").write_text(_signature(lowered, weights), encoding="utf-8")
     (payload / "cores.txt").write_text(f"threads {cores.threads}\nfast_cores {cores.fast}\n", encoding="utf-8")
-    available = runtime_files(options.arch, cache_dir=cache_dir)
-    for name in available:
-        if name != EXTRA or _needs_extra(payload / "model.so"):
-            shutil.copyfile(available[name], runtime / name)
+    _copy_runtime(options.arch, runtime, cache_dir=cache_dir, with_extra=_needs_extra(payload / "model.so"))
     link_runner(options.arch, workdir / "run", runtime=runtime, cache_dir=cache_dir)
     files = sorted(path.relative_to(workdir).as_posix() for path in workdir.rglob("*") if path.is_file())
     return tuple(files)
+
+
+def write_server(arch: str, *, workdir: Path, cache_dir: Path) -> None:
+    """Writes the folder that offers a board to TVM's tracker: the program `serve` and its libraries, no Python.
+
+    Args:
+        arch: First part of the board's triple.
+        workdir: The folder to fill.
+        cache_dir: As of `write_bundle`.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    _copy_runtime(arch, workdir / "runtime", cache_dir=cache_dir, with_extra=True)
+    link_server(arch, workdir / "serve", runtime=workdir / "runtime", cache_dir=cache_dir)
+
+
+def _copy_runtime(arch: str, folder: Path, *, cache_dir: Path, with_extra: bool) -> None:
+    folder.mkdir()
+    for name, path in runtime_files(arch, cache_dir=cache_dir).items():
+        if name != EXTRA or with_extra:
+            shutil.copyfile(path, folder / name)
 
 
 def _signature(lowered: Lowered, weights: Iterable[TensorSpec]) -> str:

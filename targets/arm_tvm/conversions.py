@@ -76,7 +76,7 @@ def _pad(inputs: Sequence[Any], attributes: Attributes) -> Any:
 def _clip(inputs: Sequence[Any], attributes: Attributes) -> Any:
     """Bounds that are constants as numbers; TVM's importer makes kernels that ask at run time whether they are NaN.
 
-    An element that is NaN becomes the lower bound, or the upper where there is no lower.
+    An element that is NaN becomes one of the bounds.
     """
     from tvm import relax, tirx
 

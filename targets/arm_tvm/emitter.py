@@ -25,6 +25,9 @@ class Emitter:
         from tvm import tirx
 
         tensor = tirx.decl_buffer(tuple(shape), dtype, name)
+        if len(shape) == 1:
+            self._parameters.append(tensor)
+            return tensor
         flat = tirx.decl_buffer((prod(shape),), dtype, f"{name}_flat")
         self._parameters.append(tensor)
         self.add(tirx.DeclBuffer(flat, data=tensor.data))
@@ -43,7 +46,14 @@ class Emitter:
         return variable
 
     def allocate(self, elements: int, dtype: str, scope: str = "local") -> Any:
-        """A buffer of the innermost loop; a small local one that is indexed by constants becomes registers."""
+        """A buffer of the innermost loop; a small one that is indexed by constants becomes registers.
+
+        Args:
+            elements: How many.
+            dtype: Of one; a vector where every access is to one whole element.
+            scope: `local` for elements that are vectors; `global` for scalars, which TVM groups into vectors, and for
+                workspaces.
+        """
         from tvm import tirx
 
         buffer = tirx.decl_buffer((elements,), dtype, "buffer", scope=scope)
@@ -52,7 +62,7 @@ class Emitter:
 
     @contextmanager
     def loop(self, extent: Any, *, parallel: bool = False) -> Iterator[Any]:
-        """What is added inside is repeated; yields the counter. A loop of one iteration is none.
+        """What is added inside is repeated; yields the counter. A loop of one iteration is none, of fewer is nothing.
 
         Args:
             extent: Iterations: a number, or an expression that may be 0.
@@ -60,8 +70,11 @@ class Emitter:
         """
         from tvm import tirx
 
-        if isinstance(extent, int) and extent == 1:
-            yield tirx.const(0, "int32")
+        if isinstance(extent, int) and extent <= 1:
+            self._open.append([])
+            yield int32(0)
+            once = self._open.pop()
+            self._open[-1].extend(once if extent == 1 else [])
             return
         counter = tirx.Var("i", "int32")
         self._open.append([])
@@ -141,6 +154,27 @@ def _at(offset: Any, lanes: int) -> Any:
     return tirx.Ramp(index, tirx.const(1, index.ty.dtype), lanes) if lanes > 1 else index
 
 
+def shuffle(vectors: Sequence[Any], lanes: Sequence[int]) -> Any:
+    """A vector of the lanes of others, counted through."""
+    from tvm import tirx
+
+    return tirx.Shuffle(list(vectors), [int32(lane) for lane in lanes])
+
+
+def cast(dtype: str, value: Any) -> Any:
+    """Conversion, lane by lane."""
+    from tvm import tirx
+
+    return tirx.Cast(dtype, value)
+
+
+def intrinsic(dtype: str, name: str, *arguments: Any) -> Any:
+    """One machine instruction without side effects, by LLVM's name of it."""
+    from tvm import tirx
+
+    return tirx.call_llvm_pure_intrin(dtype, name, *arguments)
+
+
 def broadcast(value: Any, lanes: int, dtype: str = "float32") -> Any:
     """A vector of one value: a number or a scalar expression; the scalar itself for one lane."""
     from tvm import tirx
@@ -156,20 +190,14 @@ def vector_type(dtype: str, lanes: int) -> str:
 
 def lane(vector: Any, index: int) -> Any:
     """One lane of a vector, as a scalar."""
-    from tvm import tirx
-
-    return tirx.Shuffle([vector], [int32(index)])
+    return shuffle([vector], [index])
 
 
 def gather(scalars: Sequence[Any]) -> Any:
     """The vector of these scalars."""
-    from tvm import tirx
-
-    return tirx.Shuffle(list(scalars), [int32(index) for index in range(len(scalars))])
+    return shuffle(scalars, range(len(scalars)))
 
 
 def fma(left: Any, right: Any, addend: Any, dtype: str) -> Any:
     """left · right + addend, rounded once; `dtype` as `float32x4`."""
-    from tvm import tirx
-
-    return tirx.call_llvm_pure_intrin(dtype, "llvm.fma", left, right, addend)
+    return intrinsic(dtype, "llvm.fma", left, right, addend)

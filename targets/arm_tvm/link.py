@@ -11,6 +11,7 @@ from targets.arm_tvm.zig import REMEDY, run_zig
 
 NATIVE = Path(__file__).parent / "native"
 RUNNER_SOURCES = ("main.c", "model.c", "tensor.c", "cores.c")
+SERVER_SOURCES = ("serve.c",)
 GLIBC = "2.28"
 """Oldest C library the runner starts with; TVM's own libraries need 2.27."""
 
@@ -40,12 +41,21 @@ def link_runner(arch: str, output: Path, *, runtime: Path, cache_dir: Path) -> N
         runtime: Folder of the device's TVM libraries; the program looks for them in `runtime/` beside it.
         cache_dir: Where zig keeps what it compiles once.
     """
+    _link_program(RUNNER_SOURCES, arch, output, runtime=runtime, cache_dir=cache_dir)
+
+
+def link_server(arch: str, output: Path, *, runtime: Path, cache_dir: Path) -> None:
+    """Compiles the program that offers a board to TVM's tracker; arguments as of `link_runner`."""
+    _link_program(SERVER_SOURCES, arch, output, runtime=runtime, cache_dir=cache_dir)
+
+
+def _link_program(sources: Sequence[str], arch: str, output: Path, *, runtime: Path, cache_dir: Path) -> None:
     includes = [argument for folder in _headers() for argument in ("-isystem", folder)]
     run_zig(
         "cc",
         *("-target", f"{arch}-linux-gnu.{GLIBC}", "-std=c11", "-D_GNU_SOURCE", "-O2", "-g0", "-s"),
         *includes,
-        *(NATIVE / name for name in RUNNER_SOURCES),
+        *(NATIVE / name for name in sources),
         *("-o", output, "-L", runtime),
         "-Wl,--no-as-needed",  # zig would drop libtvm_runtime, whose static registrations load the model
         *("-ltvm_runtime", "-ltvm_ffi", "-ldl", "-Wl,-rpath,$ORIGIN/runtime", "-Wl,--build-id=none"),

@@ -20,6 +20,8 @@ class Machine:
         dot: Whether it has four-way int8 dot products.
         i8mm: Whether it has int8 matrix products.
         l1_bytes: First-level data cache.
+        bytes_per_instruction: Weights that arrive from memory while one vector instruction is executed; 0 where costs
+            leave memory out, because they are to be confirmed as instruction counts.
     """
 
     vector_bits: int = 128
@@ -30,12 +32,20 @@ class Machine:
     dot: bool = False
     i8mm: bool = False
     l1_bytes: int = 32768
+    bytes_per_instruction: float = 0.0
 
     def lanes(self, dtype: str) -> int:
         """Elements of a type in one register: the block of channels in the packed layout."""
         return self.vector_bits // {"float16": 16, "float32": 32}[dtype]
 
+    def streaming_cost(self, elements: float, dtype: str) -> float:
+        """Instructions that could be executed while weights come from memory, as those of a whole model do."""
+        size = {"float16": 2, "float32": 4}[dtype]
+        return elements * size / self.bytes_per_instruction if self.bytes_per_instruction else 0.0
 
+
+WIDE_BYTES = 4.0
+"""Of one core with AVX-512: about 6 bytes a cycle from the third-level cache or memory, 1.5 vector instructions."""
 _AVX512 = ("skylake-avx512", "cascadelake", "icelake-server", "sapphirerapids", "znver4", "znver5", "emeraldrapids")
 
 
@@ -47,6 +57,6 @@ def machine_of(options: Options) -> Machine:
         )
     wide = options.mcpu in _AVX512 or "+avx512f" in options.mattr
     if wide:
-        return Machine(vector_bits=512, by_element=False, pairs=False)
+        return Machine(vector_bits=512, by_element=False, pairs=False, bytes_per_instruction=WIDE_BYTES)
     avx = "+avx2" in options.mattr or options.mcpu in ("haswell", "skylake", "alderlake", "znver2", "znver3")
     return Machine(vector_bits=256 if avx else 128, registers=16, by_element=False, pairs=False)

@@ -292,6 +292,26 @@ def test_a_limit_on_accuracy_that_nothing_meets_says_the_best_reached(wide: Plac
     assert any(trial["purpose"] == "options" for trial in trials)
     assert all(trial["accuracy"]["drop_pct"] > 0 for trial in trials if trial["precision"] == "int8")
     assert "points lost, limit at most 0" in outcome.err and "Nearest:" in outcome.err
+    assert any(trial["note"] for trial in trials), "where the search went no further it says why"
+    tried = {json.dumps([trial["options"]["balance"]]) for trial in trials if trial["options"]}
+    assert len(entries_of(wide, "observe")) == len(tried) + 1, (
+        "ranges are chosen anew, and data observed once; evaluation"
+    )
+
+
+@SLOW
+def test_evaluation_data_beyond_what_calibration_showed_are_warned_of_in_the_trial_and_on_the_screen(
+    wide: Place,
+) -> None:
+    data = {**labelled(wide), "task": "embedding"}
+    with np.load(wide.root / "labelled.npz") as found:
+        np.savez(wide.root / "dim.npz", x=found["x"] / 8)
+    fleet = {"calibration": {"path": "dim.npz"}, "evaluation": data, "limits": {"accuracy_drop_pct": 50}}
+    wide.write_fleet({"one": {"profile": wide.profile("one"), "precision": "int8"}}, **fleet)
+    outcome = wide.build()
+    assert outcome.code == 0, outcome.err
+    (warning,) = wide.manifest("one")["trials"][1]["warnings"]
+    assert "the evaluation data leave the calibrated range of" in warning and warning in outcome.err
 
 
 @SLOW

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from targets.arm_tvm.integer.emitter import (
+from targets.arm_tvm.emitter import (
     PARALLEL_WORK,
     Emitter,
     broadcast,
     cast,
     int32,
     load,
-    parameter,
     shuffle,
     store,
 )
@@ -24,8 +23,8 @@ def emit_pack(spec: PackSpec, dot: Dot) -> Any:
     """The kernel: (source, result), all flat."""
     emitter = Emitter()
     batch, channels, height, width = spec.source
-    source = parameter(batch * channels * height * width, spec.dtype, "x")
-    result = parameter(spec.result.elements, "int8", "y")
+    source = emitter.parameter((batch * channels * height * width,), spec.dtype, "x")
+    result = emitter.parameter((spec.result.elements,), "int8", "y")
     if spec.result.layout == "rows" and channels % BLOCK == 0:
         with emitter.loop(spec.result.elements // BLOCK, parallel=spec.result.elements > PARALLEL_WORK) as index:
             value = _quantize(load(source, index * BLOCK, BLOCK), spec, dot)
@@ -34,7 +33,7 @@ def emit_pack(spec: PackSpec, dot: Dot) -> Any:
         _pack_pixels(emitter, spec, source, result, dot)
     else:
         _pack_blocked(emitter, _as_blocks(spec), source, result, dot)
-    return emitter.function([source, result])
+    return emitter.function()
 
 
 def _as_blocks(spec: PackSpec) -> PackSpec:
@@ -53,8 +52,8 @@ def _quantize(value: Any, spec: PackSpec, dot: Dot) -> Any:
     if spec.dtype == "int8":
         return value
     if spec.dtype == "uint8":
-        return cast("int8x16", cast("int16x16", value) - broadcast(128, "int16", BLOCK))
-    scaled = value * broadcast(1.0 / spec.scale, "float32", BLOCK)
+        return cast("int8x16", cast("int16x16", value) - broadcast(128, BLOCK, "int16"))
+    scaled = value * broadcast(1.0 / spec.scale, BLOCK, "float32")
     parts = [shuffle([scaled], range(at, at + 4)) for at in range(0, BLOCK, 4)]
     return quantized(parts, Epilogue(zero_point=spec.zero_point), dot)
 
@@ -105,7 +104,7 @@ def _fill(emitter: Emitter, spec: PackSpec, result: Any) -> None:
     """The zero point everywhere; what the image covers is written over."""
     elements = spec.result.elements
     with emitter.loop(elements // BLOCK) as index:
-        emitter.add(store(result, index * BLOCK, broadcast(spec.zero_point, "int8", BLOCK), BLOCK))
+        emitter.add(store(result, index * BLOCK, broadcast(spec.zero_point, BLOCK, "int8"), BLOCK))
     for at in range(elements - elements % BLOCK, elements):
         from tvm import tirx
 
@@ -122,7 +121,7 @@ def _pack_blocked(emitter: Emitter, spec: PackSpec, source: Any, result: Any, do
             block = tirx.floordiv(index, int32(height * width)) + first
             pixel = tirx.floormod(index, int32(height * width))
             begin = image * (channels * height * width) + block * (BLOCK * height * width) + pixel
-            gathered = emitter.allocate(BLOCK, spec.dtype)
+            gathered = emitter.allocate(BLOCK, spec.dtype, "global")
             for channel in range(BLOCK):
                 present = min(channel, channels - first * BLOCK - 1)
                 value = load(source, begin + present * (height * width), 1)
@@ -143,13 +142,13 @@ def emit_unpack(spec: UnpackSpec, dot: Dot) -> Any:
     emitter, image = Emitter(), spec.source
     whole = image.layout == "rows" and image.channels % BLOCK == 0
     image = image if image.layout == "blocked" or whole else _row_images(image)
-    source = parameter(image.elements, spec.source_dtype, "x")
+    source = emitter.parameter((image.elements,), spec.source_dtype, "x")
     area = image.height * image.width
-    result = parameter(image.batch * image.channels * area, spec.dtype, "y")
+    result = emitter.parameter((image.batch * image.channels * area,), spec.dtype, "y")
     if whole:
         with emitter.loop(image.elements // BLOCK) as index:
             emitter.add(store(result, index * BLOCK, _restore(load(source, index * BLOCK, BLOCK), spec), BLOCK))
-        return emitter.function([source, result])
+        return emitter.function()
     for first, blocks in _block_ranges(image.channels):
         with (
             emitter.loop(image.batch) as batch,
@@ -159,12 +158,12 @@ def emit_unpack(spec: UnpackSpec, dot: Dot) -> Any:
 
             block, pixel = tirx.floordiv(at, int32(area)) + first, tirx.floormod(at, int32(area))
             place = batch * image.batch_stride + block * image.block_stride + pixel * BLOCK
-            held = emitter.allocate(BLOCK, spec.dtype)
+            held = emitter.allocate(BLOCK, spec.dtype, "global")
             emitter.add(store(held, 0, _restore(load(source, place, BLOCK), spec), BLOCK))
             into = batch * (image.channels * area) + block * (BLOCK * area) + pixel
             for channel in range(min(BLOCK, image.channels - first * BLOCK)):
                 emitter.add(store(result, into + channel * area, load(held, channel, 1), 1))
-    return emitter.function([source, result])
+    return emitter.function()
 
 
 def _restore(value: Any, spec: UnpackSpec) -> Any:
@@ -172,6 +171,6 @@ def _restore(value: Any, spec: UnpackSpec) -> Any:
     if spec.source_dtype == spec.dtype:
         return value
     if spec.dtype == "uint8":
-        return cast("uint8x16", cast("int16x16", value) + broadcast(128, "int16", BLOCK))
-    whole = shuffle(quarters(value), range(BLOCK)) - broadcast(spec.zero_point, "int32", BLOCK)
-    return cast("float32x16", whole) * broadcast(spec.scale, "float32", BLOCK)
+        return cast("uint8x16", cast("int16x16", value) + broadcast(128, BLOCK, "int16"))
+    whole = shuffle(quarters(value), range(BLOCK)) - broadcast(spec.zero_point, BLOCK, "int32")
+    return cast("float32x16", whole) * broadcast(spec.scale, BLOCK, "float32")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from targets.arm_tvm.integer.emitter import Emitter, broadcast, cast, intrinsic, load, shuffle, store
+from targets.arm_tvm.emitter import Emitter, broadcast, cast, intrinsic, load, shuffle, store
 from targets.arm_tvm.integer.specs import Dot, Epilogue
 
 
@@ -31,7 +31,7 @@ def scaled(
     ]
     if residual is None or epilogue.residual_scale is None:
         return values
-    factor = broadcast(epilogue.residual_scale, "float32", 4)
+    factor = broadcast(epilogue.residual_scale, 4, "float32")
     return [value + cast("float32x4", part) * factor for value, part in zip(values, quarters(residual), strict=True)]
 
 
@@ -54,9 +54,9 @@ def quantized(values: Sequence[Any], epilogue: Epilogue, dot: Dot) -> Any:
     from tvm import tirx
 
     if epilogue.low > -128:
-        vector = tirx.Max(vector, broadcast(int(epilogue.low), "int8", lanes))
+        vector = tirx.Max(vector, broadcast(int(epilogue.low), lanes, "int8"))
     if epilogue.high < 127:
-        vector = tirx.Min(vector, broadcast(int(epilogue.high), "int8", lanes))
+        vector = tirx.Min(vector, broadcast(int(epilogue.high), lanes, "int8"))
     return vector
 
 
@@ -65,8 +65,8 @@ def _generic(values: Sequence[Any], epilogue: Epilogue) -> Any:
 
     whole = values[0] if len(values) == 1 else shuffle(values, range(4 * len(values)))
     lanes = 4 * len(values)
-    rounded = tirx.nearbyint(whole) + broadcast(epilogue.zero_point, "float32", lanes)
-    limited = tirx.Min(tirx.Max(rounded, broadcast(-128.0, "float32", lanes)), broadcast(127.0, "float32", lanes))
+    rounded = tirx.nearbyint(whole) + broadcast(epilogue.zero_point, lanes, "float32")
+    limited = tirx.Min(tirx.Max(rounded, broadcast(-128.0, lanes, "float32")), broadcast(127.0, lanes, "float32"))
     return cast(f"int8x{lanes}", cast(f"int32x{lanes}", limited))
 
 
@@ -82,7 +82,7 @@ def _saturated(values: Sequence[Any], epilogue: Epilogue) -> Any:
     pairs = [shuffle(narrow[at : at + 2], range(8)) for at in range(0, len(narrow) - 1, 2)]
     pairs = pairs or [shuffle([narrow[0], narrow[0]], range(8))]
     if epilogue.zero_point:
-        offset = broadcast(epilogue.zero_point, "int16", 8)
+        offset = broadcast(epilogue.zero_point, 8, "int16")
         pairs = [intrinsic("int16x8", "llvm.sadd.sat.v8i16", pair, offset) for pair in pairs]
     bytes_ = [intrinsic("int8x8", "llvm.aarch64.neon.sqxtn.v8i8", pair) for pair in pairs]
     if len(values) == 1:
@@ -110,9 +110,9 @@ def write(emitter: Emitter, values: Sequence[Any], target: tuple[Any, Any], epil
         return
     for index, value in enumerate(values):
         if epilogue.low > float("-inf"):
-            value = tirx.Max(value, broadcast(epilogue.low, "float32", 4))
+            value = tirx.Max(value, broadcast(epilogue.low, 4, "float32"))
         if epilogue.high < float("inf"):
-            value = tirx.Min(value, broadcast(epilogue.high, "float32", 4))
+            value = tirx.Min(value, broadcast(epilogue.high, 4, "float32"))
         emitter.add(store(buffer, offset + 4 * index, value, 4))
 
 

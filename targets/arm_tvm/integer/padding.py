@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from targets.arm_tvm.integer.emitter import Emitter, broadcast, int32, load, parameter, store
+from targets.arm_tvm.emitter import Emitter, broadcast, int32, load, store
 from targets.arm_tvm.integer.specs import BLOCK, Image, PadSpec
 
 
@@ -29,7 +29,7 @@ def emit_padded(
         The copy's buffer and shape.
     """
     image = replace(source[2], batch=1, height=extent[0], width=extent[1])
-    buffer = emitter.allocate(image.elements, "int8")
+    buffer = emitter.allocate(image.elements, "int8", "global")
     copy_into(emitter, source, (buffer, int32(0), image), (0, *pads), fill)
     return buffer, image
 
@@ -82,14 +82,14 @@ def _copy(
 def _fill(emitter: Emitter, target: tuple[Any, Any, Image], pixel: Any, count: int, fill: int) -> None:
     with emitter.loop(count) as index:
         offset = target[1] + (pixel + index) * BLOCK
-        emitter.add(store(target[0], offset, broadcast(fill, "int8", BLOCK), BLOCK))
+        emitter.add(store(target[0], offset, broadcast(fill, BLOCK, "int8"), BLOCK))
 
 
 def emit_pad(spec: PadSpec) -> Any:
     """The kernel: (source, result)."""
     emitter = Emitter()
-    source = parameter(spec.source.elements, "int8", "x")
-    result = parameter(spec.result.elements, "int8", "y")
+    source = emitter.parameter((spec.source.elements,), "int8", "x")
+    result = emitter.parameter((spec.result.elements,), "int8", "y")
     with emitter.loop(spec.source.batch) as batch:
         copy_into(
             emitter,
@@ -98,4 +98,4 @@ def emit_pad(spec: PadSpec) -> Any:
             (spec.offset[0] // BLOCK, *spec.offset[1:]),
             spec.fill,
         )
-    return emitter.function([source, result])
+    return emitter.function()

@@ -8,66 +8,40 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from targets.arm_tvm.integer.emitter import (
-    PARALLEL_WORK,
+from targets.arm_tvm.emitter import (
     Emitter,
     broadcast,
     cast,
-    int32,
     load,
-    parameter,
     shuffle,
     store,
 )
 from targets.arm_tvm.integer.epilogue import quarters, scaled, write
-from targets.arm_tvm.integer.padding import emit_padded
 from targets.arm_tvm.integer.specs import BLOCK, Dot, Image, PoolSpec
+from targets.arm_tvm.integer.windows import each_row
 
 UNROLLED_TAPS = 16
 
 
 def emit_pool(spec: PoolSpec, dot: Dot) -> Any:
     """The kernel: (source, result), all flat."""
-    from tvm import tirx
-
     emitter = Emitter()
-    source = parameter(spec.source.elements, "int8", "x")
+    source = emitter.parameter((spec.source.elements,), "int8", "x")
     quantized = spec.epilogue is None or spec.epilogue.quantized
-    result = parameter(spec.result.elements, "int8" if quantized else "float32", "y")
+    result = emitter.parameter((spec.result.elements,), "int8" if quantized else "float32", "y")
     work = spec.result.elements // BLOCK * spec.kernel[0] * spec.kernel[1]
-    with emitter.loop(spec.source.batch) as batch:
-        image, origin, place = spec.source, source, batch * spec.source.batch_stride
-        if any(spec.pads) or _extent(spec) != _inside(spec):
-            origin, image = emit_padded(emitter, (source, place, spec.source), _extent(spec), spec.pads, spec.fill)
-            place = int32(0)
-        with emitter.loop(spec.result.blocks * spec.result.height, parallel=work > PARALLEL_WORK) as part:
-            block = tirx.floordiv(part, int32(spec.result.height))
-            row = tirx.floormod(part, int32(spec.result.height))
-            start = place + block * image.block_stride + row * (spec.strides[0] * image.row_stride)
-            into = batch * spec.result.batch_stride + block * spec.result.block_stride + row * spec.result.row_stride
-            with emitter.loop(spec.result.width) as column:
-                value = _window(emitter, spec, (origin, start + column * (spec.strides[1] * BLOCK), image))
-                _finish(emitter, spec, value, (result, into + column * BLOCK), dot)
-    return emitter.function([source, result])
-
-
-def _extent(spec: PoolSpec) -> tuple[int, int]:
-    sizes = zip((spec.result.height, spec.result.width), spec.strides, spec.kernel, strict=True)
-    rows, columns = ((size - 1) * stride + taps for size, stride, taps in sizes)
-    return rows, columns
-
-
-def _inside(spec: PoolSpec) -> tuple[int, int]:
-    rows, columns = _extent(spec)
-    return min(rows, spec.source.height), min(columns, spec.source.width)
+    with each_row(emitter, spec, source, work=work) as row, emitter.loop(spec.result.width) as column:
+        value = _window(emitter, spec, (row.source, row.start + column * (spec.strides[1] * BLOCK), row.image))
+        _finish(emitter, spec, value, (result, row.into + column * BLOCK), dot)
+    return emitter.function()
 
 
 def _window(emitter: Emitter, spec: PoolSpec, source: tuple[Any, Any, Image]) -> Any:
     from tvm import tirx
 
     dtype, least = ("int8", -128) if spec.maximum else ("int32", 0)
-    held = emitter.allocate(BLOCK, dtype)
-    emitter.add(store(held, 0, broadcast(least, dtype, BLOCK), BLOCK))
+    held = emitter.allocate(BLOCK, dtype, "global")
+    emitter.add(store(held, 0, broadcast(least, BLOCK, dtype), BLOCK))
     for offset in _offsets(emitter, spec, source[2]):
         value = load(source[0], source[1] + offset, BLOCK)
         before = load(held, 0, BLOCK)
@@ -91,5 +65,5 @@ def _finish(emitter: Emitter, spec: PoolSpec, value: Any, target: tuple[Any, Any
         emitter.add(store(*target, value, BLOCK))
         return
     parts = quarters(value) if spec.maximum else [shuffle([value], range(at, at + 4)) for at in range(0, BLOCK, 4)]
-    scale, bias = broadcast(spec.scale, "float32", 4), broadcast(spec.bias, "float32", 4)
+    scale, bias = broadcast(spec.scale, 4, "float32"), broadcast(spec.bias, 4, "float32")
     write(emitter, scaled(parts, [scale] * 4, [bias] * 4, None, spec.epilogue), target, spec.epilogue, dot)

@@ -125,17 +125,12 @@ class ConvSpec:
     @property
     def extent(self) -> tuple[int, int]:
         """Rows and columns of the input that the windows touch, padding included."""
-        sizes = (self.result.height, self.result.width)
-        return tuple(  # type: ignore[return-value]  # two of them
-            (size - 1) * stride + (taps - 1) * dilation + 1
-            for size, stride, taps, dilation in zip(sizes, self.strides, self.kernel, self.dilations, strict=True)
-        )
+        return _extent(self.result, self.kernel, self.strides, self.dilations)
 
     @property
     def padded(self) -> bool:
         """Whether a window reaches beyond the input."""
-        rows, columns = self.extent
-        return any(self.pads) or rows > self.source.height or columns > self.source.width
+        return any(self.pads) or _is_beyond(self.extent, self.source)
 
 
 @dataclass(frozen=True)
@@ -152,6 +147,28 @@ class PoolSpec:
     epilogue: Epilogue | None
     scale: float = 1.0
     bias: float = 0.0
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns of the input that the windows touch, padding included."""
+        return _extent(self.result, self.kernel, self.strides, (1, 1))
+
+    @property
+    def padded(self) -> bool:
+        """Whether a window reaches beyond the input."""
+        return any(self.pads) or _is_beyond(self.extent, self.source)
+
+
+def _extent(
+    result: Image, kernel: tuple[int, int], strides: tuple[int, int], dilations: tuple[int, int]
+) -> tuple[int, int]:
+    sizes = zip((result.height, result.width), strides, kernel, dilations, strict=True)
+    rows, columns = ((size - 1) * stride + (taps - 1) * dilation + 1 for size, stride, taps, dilation in sizes)
+    return rows, columns
+
+
+def _is_beyond(extent: tuple[int, int], source: Image) -> bool:
+    return extent[0] > source.height or extent[1] > source.width
 
 
 @dataclass(frozen=True)

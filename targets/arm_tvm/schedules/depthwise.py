@@ -12,8 +12,7 @@ Roofline: at stride 1 and 3×3, 9 multiply-adds per element: the loads of a larg
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from targets.arm_tvm.emitter import PARALLEL_WORK, Emitter, fma, load, store
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules.epilogue import finish
 from targets.arm_tvm.schedules.sources import result_shape, source_shape
+from targets.arm_tvm.schedules.spans import Span, find_spans
 from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks, packed_bytes
 
 MAX_CHOICES = 16
@@ -32,23 +32,6 @@ SPARE_REGISTERS = 3
 MAX_TAPS = 49
 """Taps that are written out, at most."""
 TILE_OVERHEAD = 8
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Consecutive tiles along one axis that lie alike on the border.
-
-    Args:
-        first: Number of the first tile.
-        count: Tiles.
-        inside: First and past the last of a tile's source lines that exist.
-        kept: Result lines that exist.
-    """
-
-    first: int
-    count: int
-    inside: tuple[int, int]
-    kept: int
 
 
 def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
@@ -126,7 +109,7 @@ class _Depthwise:
                 self._tile(plane, block, (rows, columns), (ty, tx))
         return emitter.function()
 
-    def _kinds(self) -> Iterator[tuple[_Span, _Span, Any, Any]]:
+    def _kinds(self) -> Iterator[tuple[Span, Span, Any, Any]]:
         """Opens, one after the other, the code of each kind of tile; yields the tile's row and column."""
         for rows in self.down:
             with self.emitter.loop(rows.count) as ty:
@@ -134,7 +117,7 @@ class _Depthwise:
                     with self.emitter.loop(columns.count) as tx:
                         yield rows, columns, ty + rows.first, tx + columns.first
 
-    def _tile(self, plane: Any, block: Any, spans: tuple[_Span, _Span], at: tuple[Any, Any]) -> None:
+    def _tile(self, plane: Any, block: Any, spans: tuple[Span, Span], at: tuple[Any, Any]) -> None:
         work, lanes, emitter, (rows, columns), (ty, tx) = self.work, self.lanes, self.emitter, spans, at
         (down, right), (top, left), (height, width) = work.strides, work.padding[:2], work.result
         line, column = ty * (self.rows * down) - top, tx * (self.columns * right) - left
@@ -165,18 +148,13 @@ class _Depthwise:
             self.emitter.add(store(result, at, value, self.lanes))
 
 
-def _spans(work: ConvWorkload, axis: int, tile: int) -> tuple[_Span, ...]:
+def _spans(work: ConvWorkload, axis: int, tile: int) -> tuple[Span, ...]:
     """The tiles along an axis, by how they lie on its borders."""
-    size, padding = (work.height, work.width)[axis], work.padding[axis]
-    stride, result = work.strides[axis], work.result[axis]
-    kinds = []
-    for first in range(0, result, tile):
-        origin = first * stride - padding
-        under = _reach(work, axis, tile)
-        kinds.append((max(0, -origin), min(under, size - origin), min(tile, result - first)))
-    spans, number = [], 0
-    for (low, high, kept), same in groupby(kinds):
-        count = len(list(same))
-        spans.append(_Span(number, count, (low, high), kept))
-        number += count
-    return tuple(spans)
+    return find_spans(
+        work.result[axis],
+        tile,
+        source=(work.height, work.width)[axis],
+        padding=work.padding[axis],
+        stride=work.strides[axis],
+        reach=_reach(work, axis, tile),
+    )

@@ -81,7 +81,11 @@ def _cost(workload: ConvWorkload, machine: Machine, q: int, rows: int, columns: 
             for _, q_count, tile_q in _block_groups(flat, lanes, q):
                 tile = _tile_cost(flat, machine, tile_q, tile_rows, tile_columns)
                 total += row_count * column_count * q_count * tile
-    return total * workload.batch * (workload.channels // flat.channels)
+    terms = workload.channels // workload.groups * workload.kernel[0] * workload.kernel[1]
+    weights = blocks(workload.filters, lanes) * lanes * terms
+    return total * workload.batch * (workload.channels // flat.channels) + machine.streaming_cost(
+        weights, workload.dtype
+    )
 
 
 def _tile_cost(flat: ConvWorkload, machine: Machine, q: int, rows: int, columns: int) -> float:

@@ -19,7 +19,6 @@ as long as 4 tiles share each weight, and by the loads of U below that.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby, product
 from math import ceil
 from typing import Any
@@ -31,6 +30,7 @@ from targets.arm_tvm.emitter import PARALLEL_WORK, Emitter, broadcast, fma, lane
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules.epilogue import finish
 from targets.arm_tvm.schedules.sources import result_shape, source_shape
+from targets.arm_tvm.schedules.spans import Span, find_spans
 from targets.arm_tvm.schedules.winograd_transforms import transform_input, transform_output, weight_matrix
 from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks, packed_bytes
 
@@ -45,23 +45,6 @@ UNROLLED = 4
 """Largest m whose transforms are written out; beyond, registers do not hold a tile and rows are looped over."""
 INPUT_COST, OUTPUT_COST = {2: 70.0, 4: 200.0, 6: 660.0}, {2: 50.0, 4: 180.0, 6: 560.0}
 """Instructions to transform one tile of one vector."""
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Consecutive tiles along one axis that lie alike on the border.
-
-    Args:
-        first: Number of the first tile.
-        count: Tiles.
-        inside: First and past the last of a tile's n source lines that exist.
-        kept: Result lines that exist.
-    """
-
-    first: int
-    count: int
-    inside: tuple[int, int]
-    kept: int
 
 
 def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
@@ -108,7 +91,8 @@ def _cost(workload: ConvWorkload, machine: Machine, parameters: dict[str, int]) 
         loads = ceil(tiles / pair) + lanes * ceil(q / pair) if machine.by_element else lanes * (tiles + q)
         part = sources * (lanes * tiles * q + loads + 4) + 2 * tiles * q + 12
         total += bands * results // q * (m + 2) ** 2 * part
-    return total * workload.batch
+    weights = bands * (m + 2) ** 2 * sources * results * lanes**2
+    return workload.batch * (total + machine.streaming_cost(weights, workload.dtype))
 
 
 def pack(workload: ConvWorkload, choice: Choice, weights: Array, machine: Machine) -> Array:
@@ -288,7 +272,7 @@ class _Winograd:
             final = finish(self.emitter, value, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
             self._store(result, j * self.lanes, final)
 
-    def _kinds(self, band: Any, row: Any) -> Iterator[tuple[_Span, _Span, Any, Any]]:
+    def _kinds(self, band: Any, row: Any) -> Iterator[tuple[Span, Span, Any, Any]]:
         """Opens, one after the other, the code of each kind of tile in a row; then yields the tile's row and column."""
         from tvm import tirx
 
@@ -319,38 +303,32 @@ class _Winograd:
             data = emitter.let(xi * self.v_step + (block * self.band + tile) * lanes)
             start = ((group * self.n**2 + xi) * self.sources + block) * (lanes * q * lanes)
             weights = emitter.view(self.weights, start)
-            columns = [self._vector(v, data + t * lanes) for t in range(tiles)] if self.machine.by_element else []
-            for step in range(lanes):
-                factors = [self._vector(weights, (step * q + g) * lanes) for g in range(q)]
-                for t in range(tiles):
-                    scalar = lane(columns[t], step) if columns else load(v, data + (t * lanes + step), 1)
-                    self._accumulate(sums, factors, broadcast(scalar, lanes), t * q)
+            if self.machine.by_element:
+                columns = [self._vector(v, data + t * lanes) for t in range(tiles)]
+                for step in range(lanes):
+                    self._step(sums, weights, [lane(column, step) for column in columns], step)
+            else:  # of a longer body LLVM moves the broadcasts up and spills the sums
+                with emitter.loop(lanes) as step:
+                    self._step(sums, weights, [load(v, data + (t * lanes + step), 1) for t in range(tiles)], step)
         results = emitter.let(xi * self.m_step + tile * lanes)
         for t, g in product(range(tiles), range(q)):
             self._store(m, results + (g * self.band + t) * lanes, load(sums, t * q + g, 1))
 
-    def _accumulate(self, sums: Any, factors: list[Any], scalar: Any, first: int) -> None:
-        operand = self.emitter.let(scalar)
-        for place, factor in enumerate(factors, first):
-            total = fma(factor, operand, load(sums, place, 1), f"{self.dtype}x{self.lanes}")
-            self.emitter.add(store(sums, place, total, 1))
+    def _step(self, sums: Any, weights: Any, scalars: list[Any], step: Any) -> None:
+        """One input channel: its weights times the scalar of every tile."""
+        factors = [self._vector(weights, (step * self.q + g) * self.lanes) for g in range(self.q)]
+        for tile, scalar in enumerate(scalars):
+            operand = self.emitter.let(broadcast(scalar, self.lanes))
+            for place, factor in enumerate(factors, tile * self.q):
+                total = fma(factor, operand, load(sums, place, 1), f"{self.dtype}x{self.lanes}")
+                self.emitter.add(store(sums, place, total, 1))
 
 
-def _spans(result: int, size: int, padding: int, m: int) -> tuple[_Span, ...]:
-    """The tiles along an axis of `result` result and `size` source lines, by how they lie on its borders."""
-    kinds = []
-    for tile in range(ceil(result / m)):
-        origin = tile * m - padding
-        kinds.append((max(0, -origin), min(m + 2, size - origin), min(m, result - tile * m)))
-    spans, first = [], 0
-    for (low, high, kept), same in groupby(kinds):
-        count = len(list(same))
-        spans.append(_Span(first, count, (low, high), kept))
-        first += count
-    return tuple(spans)
+def _spans(result: int, size: int, padding: int, m: int) -> tuple[Span, ...]:
+    return find_spans(result, m, source=size, padding=padding, stride=1, reach=m + 2)
 
 
-def _count(spans: tuple[_Span, ...]) -> int:
+def _count(spans: tuple[Span, ...]) -> int:
     return sum(span.count for span in spans)
 
 

@@ -3,8 +3,10 @@
 import pytest
 from arm_host import summarize
 from arm_models import sqnr_db
-from arm_ours import sum_kernels
+from arm_ours import shares, sum_kernels
 from bench_arm import judge
+
+KERNEL = {"kernel": "conv", "count": 1, "tried": 2, "untuned": 400, "best": {"median": 400}, "stopped": "plateau"}
 
 
 def bars(sections: dict) -> dict[str, dict]:
@@ -43,7 +45,7 @@ def test_share_of_peak_must_be_reached(share, is_met, missed):
 
 def test_kernels_count_as_often_as_the_model_has_them():
     def kernel(count: int, untuned: float, best: float) -> dict:
-        return {"count": count, "tried": 2, "untuned": untuned, "best": {"median": best}, "stopped": "plateau"}
+        return KERNEL | {"count": count, "untuned": untuned, "best": {"median": best}}
 
     failed = kernel(9, 1, 1) | {"best": None}
     found = sum_kernels({"unit": "us", "evidence": "e", "kernels": [kernel(2, 10, 7), kernel(1, 5, 5), failed]})
@@ -51,8 +53,23 @@ def test_kernels_count_as_often_as_the_model_has_them():
 
 
 def test_ratio_is_that_of_the_pairs():
-    found = summarize([(1.0, 2.0), (10.0, 5.0), (3.0, 3.0)])
+    found = summarize([((1.0, 1.0, 9.0), (2.0,)), ((10.0,), (5.0,)), ((3.0,), (3.0, 2.5, 9.0))])
     assert (found["ratio"], found["ours_ms"], found["onnxruntime_ms"]) == (1.0, 3.0, 3.0)
+    assert (found["fastest_ms"], found["fastest_ratio"]) == ([1.0, 2.0], 0.5)
+
+
+def test_missed_bar_names_where_the_instructions_go():
+    told = {
+        "kernels": [KERNEL | {"count": 2}, KERNEL | {"kernel": "small", "untuned": 10}],
+        "unit": "i",
+        "evidence": "e",
+    }
+    goes_to = shares(sum_kernels(told), 1000)
+    assert goes_to == {"conv x2": 0.8, "small x1": 0.01, "other kernels with choices": 0.0, "the rest": 0.19}
+    sections = instructions(81.2e6, None)
+    sections["instructions"]["face"]["cores"]["cortex-a76"]["ours"]["fp32"]["goes_to"] = goes_to
+    assert bars(sections)["face, cortex-a76, fp32: instructions"]["goes_to"] == goes_to
+    assert shares({"unavailable": "no QEMU"}, 1000) == {"unavailable": "no QEMU"}
 
 
 def test_equal_outputs_have_no_noise(rng):

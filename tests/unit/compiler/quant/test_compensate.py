@@ -10,8 +10,7 @@ from quant_models import batches_of, model_of, scheme_of
 
 from compiler.numerics import Array
 from compiler.quant import QuantOptions, quantize
-from compiler.quant.compensate import compensate
-from compiler.quant.plan import TensorQuant
+from compiler.quant.compensate import DAMPING, compensate, inverse_root
 from compiler.quant.unfold import Layout, find_layout
 from compiler.quant.weights import dequantize, quantize_weight, round_weight
 from compiler.scheme import TensorFormat
@@ -124,10 +123,41 @@ def squared(found: ir.Model, model: ir.Model, batches: list[dict[str, Array]]) -
     return sum(float(np.square(want - got).sum()) for want, got in pairs)
 
 
-def test_the_format_of_the_lattice_is_kept() -> None:
+FORMATS = {
+    "narrow": TensorFormat("int8", granularity="channel", narrow=True),
+    "shifted": TensorFormat("uint8", granularity="channel"),
+    "float8": TensorFormat("float8e4m3fn", granularity="channel"),
+    "blocks": TensorFormat("int4", granularity="block", block_size=3),
+    "one scale": TensorFormat("int8"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rounding_again_to_the_nearest_changes_nothing_in_any_format(name: str) -> None:
     model, node, weight, layout = layer("MatMul")
-    quant = quantize_weight(weight, node, TensorFormat("int8", granularity="channel", narrow=True))
-    assert isinstance(quant, TensorQuant)
+    quant = quantize_weight(weight, node, FORMATS[name])
     inputs = [batch["x"] for batch in batches_of(model)]
-    integers = round_weight(compensate(weight, quant, layout, inputs), quant)
-    assert np.abs(integers).max() <= 127
+    found = compensate(weight, quant, layout, inputs)
+    integers = round_weight(found, quant)
+    assert np.allclose(dequantize(integers, quant), found, atol=1e-6)
+    assert name != "narrow" or np.abs(integers).max() <= 127
+
+
+def test_weights_that_two_layers_share_are_left_alone_and_stored_once() -> None:
+    model = model_of(
+        "(float[N, 6] x, float[6, 6] c_w) => (float[N, 6] y) { a = MatMul(x, c_w) r = Relu(a) y = MatMul(r, c_w) }"
+    )
+    found = quantize(model, batches_of(model), scheme_of(), QuantOptions(compensate=True, correct=False)).model
+    stored = [name for name, value in found.graph.initializers.items() if value.dtype == ir.DataType.INT8]
+    weights = [name for name in stored if found.graph.initializers[name].shape.rank() == 2]  # type: ignore[union-attr]
+    assert len(weights) == 1
+
+
+@pytest.mark.parametrize("size", [1, 5, 128, 301])
+def test_the_root_of_the_inverse_is_triangular_and_gives_the_inverse(size: int) -> None:
+    rows = np.random.default_rng(4).normal(size=(2 * size, size)).astype(np.float32)
+    gram = rows.T @ rows
+    root = inverse_root(gram)
+    damped = gram + DAMPING * np.diag(gram).mean() * np.eye(size)
+    assert np.array_equal(root, np.triu(root))
+    assert np.allclose(root.T @ root @ damped, np.eye(size), atol=1e-3)

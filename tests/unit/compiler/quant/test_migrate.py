@@ -144,3 +144,23 @@ def test_outliers_of_a_normalization_cost_less_when_they_are_smoothed() -> None:
         for one in (plain, better)
     ]
     assert errors[1] < 0.7 * errors[0]
+
+
+RESIDUAL = (
+    "(float[N, 3, 6] x, float[6] c_s, float[6] c_t, float[6, 4] c_q, float[6, 4] c_k, float[4, 6] c_o) => "
+    "(float[N, 3, 6] y) { n = LayerNormalization<axis = -1>(x, c_s, c_t) q = MatMul(n, c_q) k = MatMul(n, c_k)"
+    " a = Add(q, k) g = Sigmoid(a) o = MatMul(g, c_o) y = Add(o, n) }"
+)
+
+
+def test_a_value_that_others_read_too_is_smoothed_by_a_mul_before_its_products_alone() -> None:
+    model = uneven(model_of(RESIDUAL))
+    batches = batches_of(model)
+    found = smooth(model, batches)
+    check_model(found)
+    assert not find_sites(model)
+    assert [node.op_type for node in found.graph].count("Mul") == 2, "of the normalization, and of the sigmoid"
+    want, got = outputs(model, batches), outputs(found, batches)
+    assert all(TOLERANCES["fp32"].accepts(stats) for stats in compare_all(want, got).values())
+    readers = {node.op_type for node, _ in next(iter(found.graph)).outputs[0].uses()}
+    assert readers == {"Mul", "Add"}, "both products read the Mul, the sum what was there before"

@@ -71,6 +71,12 @@ def test_extremes_give_the_limits(value: float) -> None:
     np.testing.assert_allclose(_computed("erf(x)", given), np.sign(value), atol=1e-37)
 
 
+def test_nan_becomes_a_bound() -> None:
+    given = np.full(LANES, np.nan, np.float32)
+    assert set(_computed("clip(x,-1.0,6.0)", given)) <= {-1.0, 6.0}
+    assert np.isfinite(_computed("sigmoid(x)", given)).all()
+
+
 def test_float16_is_rounded_once() -> None:
     given = np.linspace(-8, 8, 1024).astype(np.float16)
     exact = 1 / (1 + np.exp(-given.astype(np.float64)))

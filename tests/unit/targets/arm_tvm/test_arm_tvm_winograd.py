@@ -127,3 +127,12 @@ def _blocked(array: Array, lanes: int) -> Array:
 
 def _sqnr_db(wanted: Array, found: Array) -> float:
     return float(10 * np.log10(np.sum(wanted**2) / np.sum((wanted - found) ** 2)))
+
+
+def test_weights_that_are_streamed_from_memory_count_where_times_are_predicted() -> None:
+    wide = Machine(vector_bits=512, by_element=False, pairs=False, bytes_per_instruction=4.0)
+    few_pixels = ConvWorkload("blocked", "float32", 1, 256, 4, 4, 256, (3, 3), padding=(1, 1, 1, 1))
+    many_pixels = ConvWorkload("blocked", "float32", 1, 64, 34, 34, 64, (3, 3), padding=(1, 1, 1, 1))
+    assert all_choices(few_pixels, wide)[0].family == "direct"
+    assert all_choices(few_pixels, NEON)[0].family == "winograd"
+    assert all_choices(many_pixels, wide)[0].family == "winograd"

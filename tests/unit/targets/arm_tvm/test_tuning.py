@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +20,9 @@ from compiler.target import Backend, TargetPlan
 from compiler.testing import text_case
 from compiler.tune import Tunable, profile_device
 from targets.arm_tvm import TARGET
-from targets.arm_tvm.emulate import host_arch
+from targets.arm_tvm.bundle import write_server
+from targets.arm_tvm.emulate import emulator, host_arch
+from tests.boards import free_port, running_board, running_tracker, start_board, stop
 
 pytestmark = [
     pytest.mark.needs_tvm,
@@ -63,64 +59,10 @@ def kernel(cache: Path) -> Tunable:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", f"tvm.exec.{module}", "--host", "127.0.0.1", *arguments]
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail("the tracker did not start")
-
-
 @pytest.fixture(scope="module")
 def tracker() -> Iterator[str]:
-    for module in ("tornado", "cloudpickle"):
-        pytest.importorskip(module, reason=f"TVM's tracker needs {module}")
-    port = free_port()
-    process = start("rpc_tracker", "--port", str(port), "--port-end", str(port + 1))
-    try:
-        wait_for(port, process)
-        yield f"127.0.0.1:{port}"
-    finally:
-        stop(process)
-
-
-def start_board(tracker: str, key: str) -> subprocess.Popen[bytes]:
-    port = free_port()
-    ports = ("--port", str(port), "--port-end", str(port + 9))
-    process = start("rpc_server", *ports, "--tracker", tracker, "--key", key)
-    from targets.arm_tvm.benches import find_board
-
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            find_board(Backend("rpc", tracker, key)).close()
-            return process
-        except TargetUnavailable:
-            time.sleep(0.3)
-    stop(process)
-    pytest.fail("the board did not register")
+    with running_tracker() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +160,37 @@ def test_integer_kernels_have_choices_and_are_counted(cache_dir: Path, pi5: Hard
     assert all(choice["family"] == "integer" for kernel in kernels for choice in kernel.choices)
     measurer = TARGET.measurer(network, plan(pi5, cache_dir), pi5, Backend("emulator"))
     assert measurer.measure(kernels[0], kernels[0].choices[1]).median > 100
+
+
+@pytest.mark.needs_emulator
+@needs_aarch64
+def test_an_emulated_board_without_python_serves_kernels_behind_the_tracker(
+    cache_dir: Path, pi5: HardwareProfile, tracker: str, tmp_path: Path
+) -> None:
+    write_server("aarch64", workdir=tmp_path / "server", cache_dir=cache_dir)
+    host, port = tracker.split(":")
+    with running_board(tracker, "emulated", [*emulator("cortex-a76"), str(tmp_path / "server/serve"), host, port]):
+        backend = Backend("rpc", tracker, "emulated", trial_s=60)
+        measurer = TARGET.measurer(model(), plan(pi5, cache_dir), pi5, backend)
+        [kernel] = TARGET.tunables(model(), plan(pi5, cache_dir), pi5)
+        assert len(measurer.measure(kernel, kernel.default).values) == 10
+        with pytest.raises(ToolchainFailed, match="no choice of"):
+            measurer.measure(kernel, {"family": "direct", "blocks": 99})
+        assert len(measurer.measure(kernel, kernel.choices[1]).values) == 10
+    with pytest.raises(TargetUnavailable, match="emulated"):
+        measurer.measure(kernel, kernel.default)
+
+
+@pytest.mark.needs_emulator
+@needs_aarch64
+def test_the_server_of_a_board_says_what_it_needs(cache_dir: Path, tmp_path: Path) -> None:
+    write_server("aarch64", workdir=tmp_path / "server", cache_dir=cache_dir)
+    program = [*emulator("cortex-a76"), str(tmp_path / "server/serve")]
+
+    def told(*arguments: str) -> tuple[int, str]:
+        ended = subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+        return ended.returncode, ended.stderr
+
+    assert told() == (2, told()[1]) and "Usage: serve HOST PORT KEY" in told()[1]
+    assert told("127.0.0.1", str(free_port()), "k")[1].startswith("serve: no tracker at 127.0.0.1")
+    assert "a key is of letters" in told("127.0.0.1", "1", 'k"')[1]

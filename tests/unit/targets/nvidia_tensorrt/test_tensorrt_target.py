@@ -168,3 +168,8 @@ def test_schemes_are_symmetric_and_leave_biases_float() -> None:
     for rule in capability_of("tensorrt-rtx", "8.9", tf32=False).precisions:
         for op in rule.scheme.ops.values() if rule.scheme else ():
             assert op.float_bias and all(one.symmetric for one in (*op.inputs.values(), *op.weights.values()))
+
+
+@pytest.mark.parametrize(("compute_capability", "reason"), [("7.5", "dense weights only"), ("8.9", "without the GPU")])
+def test_sparse_weights_are_not_made_and_the_reason_is_data(compute_capability: str, reason: str) -> None:
+    assert reason in capability_of("tensorrt-rtx", compute_capability, tf32=False).sparse_weights

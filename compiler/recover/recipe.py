@@ -1,0 +1,97 @@
+"""How a recovery is done, and what came of it: values, without PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+import onnx_ir as ir
+
+Stop: TypeAlias = Literal["budget", "steps", "enough", "no gain"]
+"""Why it ended: the time was used up, the steps were, the metric was good enough, or it no longer rose."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides about a recovery.
+
+    Args:
+        seconds: Wall-clock time it may take, checks included; infinite where only steps count.
+        steps: Most steps; None where only time counts.
+        batch: Samples per step.
+        rate: Learning rate of Adam at its highest; it falls to zero along a cosine as time or steps are used up.
+        echoes: How often each varied sample is learnt from before new ones are made (data echoing, Choi et al., 2019):
+            the teacher and the variation are then paid for once in that many steps.
+        checks: How often on the way the metric is asked.
+        patience: After how many checks without a new best it ends.
+        tap_weight: What the values inside weigh in the loss, together, against the outputs.
+        seed: Of all that is drawn.
+        save_every_s: Seconds between two checkpoints.
+        memory_bytes: What the step may use for values kept for the way back; None: half of what is free.
+    """
+
+    seconds: float = 600.0
+    steps: int | None = None
+    batch: int = 32
+    rate: float = 5e-4
+    echoes: int = 2
+    checks: int = 10
+    patience: int = 4
+    tap_weight: float = 0.5
+    seed: int = 0
+    save_every_s: float = 30.0
+    memory_bytes: int | None = None
+
+    def progress(self, step: int, elapsed_s: float) -> float:
+        """How much of the time or of the steps is used up, whichever is more: 0 to 1."""
+        return min(1.0, max(elapsed_s / self.seconds, step / self.steps if self.steps else 0.0))
+
+
+@dataclass(frozen=True)
+class Check:
+    """The metric at one time.
+
+    Args:
+        step: Steps that were done.
+        elapsed_s: Seconds that were used.
+        value: What the metric gave; higher is better.
+    """
+
+    step: int
+    elapsed_s: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A recovered model, and how it went.
+
+    Args:
+        model: The pruned model with the best weights that were seen; names, types and shapes as they were.
+        steps: Steps in all, those before a kill included.
+        seconds: Seconds in all.
+        samples_per_s: Samples that were learnt from, per second of steps, checks and checkpoints not counted.
+        way: How the steps were computed: precision, memory layout, pieces of the graph.
+        checks: The metric before the first step and at every check.
+        stopped: Why it ended.
+        resumed_at: Step of the checkpoint this run went on from; 0 if it began anew.
+    """
+
+    model: ir.Model
+    steps: int
+    seconds: float
+    samples_per_s: float
+    way: str
+    checks: tuple[Check, ...]
+    stopped: Stop
+    resumed_at: int
+
+    @property
+    def best(self) -> Check:
+        """The check whose weights the model has."""
+        return max(self.checks, key=lambda check: check.value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the model, JSON-ready."""
+        rest = {key: value for key, value in vars(self).items() if key not in ("model", "checks")}
+        return {**rest, "checks": [asdict(check) for check in self.checks], "best": asdict(self.best)}

@@ -1,0 +1,87 @@
+"""How a step is computed on this machine: measured, not guessed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil, prod, sqrt
+
+import onnx_ir as ir
+import psutil
+import torch
+
+from compiler.recover.operators import Tensor
+
+_TRIALS = 3
+"""Steps of every way that are timed; the fastest counts, what else the machine does only takes away."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the steps are computed.
+
+    Args:
+        dtype: What layers compute in: `float32`, or `bfloat16` with weights and sums kept in float32.
+        is_channels_last: Whether pictures lie in memory pixel by pixel.
+        segments: Pieces of the graph, see `network.run`.
+        device: PyTorch's name of the device.
+    """
+
+    dtype: str = "float32"
+    is_channels_last: bool = False
+    segments: int = 1
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        layout = "channels last" if self.is_channels_last else "channels first"
+        pieces = f", computed again in {self.segments} pieces" if self.segments > 1 else ""
+        return f"{self.dtype}, {layout}, {self.device}{pieces}"
+
+    def context(self) -> Tensor:
+        """Inside it, layers compute in the way's precision."""
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+    def lay_out(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device, in the way's memory layout."""
+        tensor = tensor.to(self.device)
+        last = self.is_channels_last and tensor.dim() == 4
+        return tensor.contiguous(memory_format=torch.channels_last) if last else tensor
+
+
+def choose_way(step: Callable[[Way], object], *, device: str, segments: int) -> Way:
+    """The way in which a step takes the least time here.
+
+    Args:
+        step: Computes one step, without changing the weights.
+        device: Where.
+        segments: Pieces of the graph.
+    """
+    ways = [Way(dtype, last, segments, device) for dtype in ("float32", "bfloat16") for last in (False, True)]
+    return min(ways, key=lambda way: _fastest(step, way))
+
+
+def _fastest(step: Callable[[Way], object], way: Way) -> float:
+    step(way)
+    return min(_seconds(step, way) for _ in range(_TRIALS))
+
+
+def _seconds(step: Callable[[Way], object], way: Way) -> float:
+    started = time.perf_counter()
+    step(way)
+    if way.device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def segments_for(model: ir.Model, *, batch: int, memory_bytes: int | None) -> int:
+    """Into how many pieces the graph must be divided for its values to fit: 1, or the root of the number of nodes."""
+    kept = sum(_bytes(value, batch) for node in model.graph for value in node.outputs)
+    room = psutil.virtual_memory().available // 2 if memory_bytes is None else memory_bytes
+    return 1 if kept <= room else ceil(sqrt(len(model.graph)))
+
+
+def _bytes(value: ir.Value, batch: int) -> int:
+    sizes = [size if isinstance(size, int) else 1 for size in value.shape or ()]
+    fixed = not value.shape or isinstance(value.shape[0], int)
+    return 4 * prod(sizes) * (1 if fixed else batch)
