@@ -15,9 +15,9 @@ from itertools import islice
 import numpy as np
 import onnx_ir as ir
 
-from compiler.numerics import Array, Arrays
+from compiler.numerics import Arrays
 from compiler.passes.values import Names
-from compiler.prune.rows import Layer
+from compiler.prune.rows import Layer, squares
 from compiler.prune.tap import watch
 from compiler.unoptimized import Unoptimized
 
@@ -40,16 +40,16 @@ def error_gains(model: ir.Model, layers: Sequence[Layer], batches: Iterable[Arra
     session = Unoptimized(copy)
     still = {place: np.zeros((1,) * given[name].ndim, np.float32) for name, place in places.items()}
     wanted = session.run({**inputs, **still})
-    energy = sum(_squares(array) for array in wanted.values())
+    energy = sum(squares(array) for array in wanted.values())
     gains = {}
     for name in names:
         error = SHARE * np.roll(np.asarray(given[name], np.float32), 1, axis=0 if len(given[name]) > 1 else -1)
-        share = _squares(error) / max(_squares(given[name]), 1e-30)
+        share = squares(error) / max(squares(given[name]), 1e-30)
         if name not in places or not share or not energy:
             gains[name] = 1.0
             continue
         found = session.run({**inputs, **still, places[name]: error})
-        off = sum(_squares(np.subtract(found[key], wanted[key], dtype=np.float64)) for key in wanted)
+        off = sum(squares(np.subtract(found[key], wanted[key], dtype=np.float64)) for key in wanted)
         gains[name] = off / energy / share
     return gains
 
@@ -78,7 +78,3 @@ def _disturbed(model: ir.Model, names: Sequence[str]) -> tuple[ir.Model, dict[st
         copy.graph.insert_after(source, total)
         places[name] = place
     return copy, places
-
-
-def _squares(array: Array) -> float:
-    return float(np.square(np.asarray(array, np.float64)).sum())

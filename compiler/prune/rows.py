@@ -20,6 +20,11 @@ def as_matrix(array: NDArray[Any]) -> Matrix:
     return np.asarray(array, np.float64)
 
 
+def squares(array: Array) -> float:
+    """The sum of the squares of its elements, in float64."""
+    return float(np.square(np.asarray(array, np.float64)).sum())
+
+
 @dataclass(frozen=True)
 class Layer:
     """A layer whose weights can be solved for.

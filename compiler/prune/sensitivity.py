@@ -16,7 +16,7 @@ from compiler.numerics import Array, Arrays
 from compiler.passes.values import Names
 from compiler.prune.atoms import Ids
 from compiler.prune.groups import Group, Ties
-from compiler.prune.rows import layer_of
+from compiler.prune.rows import layer_of, squares
 from compiler.unoptimized import Unoptimized
 
 BATCHES = 1
@@ -37,13 +37,13 @@ def output_losses(model: ir.Model, ties: Ties, groups: Sequence[Group], batches:
     inputs = list(islice(batches, BATCHES))
     whole = {name: np.ones(shape, np.float32) for name, (_, shape) in masks.items()}
     wanted = [session.run({**one, **whole}) for one in inputs]
-    energy = max(sum(_squares(array) for one in wanted for array in one.values()), 1e-30)
+    energy = max(sum(squares(array) for one in wanted for array in one.values()), 1e-30)
     losses = {}
     for channel in (channel for group in groups for channel in group.channels):
         without = {name: _mask(ids, shape, channel) for name, (ids, shape) in masks.items() if channel in ids}
         found = [session.run({**one, **whole, **without}) for one in inputs]
         error = sum(
-            _squares(np.subtract(after[name], before[name], dtype=np.float64))
+            squares(np.subtract(after[name], before[name], dtype=np.float64))
             for before, after in zip(wanted, found, strict=True)
             for name in before
         )
@@ -79,7 +79,3 @@ def _masked(model: ir.Model, ties: Ties) -> tuple[ir.Model, dict[str, tuple[Ids,
 def _mask(ids: Ids, shape: tuple[int, ...], channel: int) -> Array:
     kept: Array = np.asarray(ids != channel, np.float32).reshape(shape)
     return kept
-
-
-def _squares(array: Array) -> float:
-    return float((array.astype(np.float64) ** 2).sum())
