@@ -31,6 +31,8 @@ MCA_CPU = {"cortex-a76": "neoverse-n1", "cortex-a72": "cortex-a72"}
 FEATURES = "+neon,+fp-armv8,+fullfp16,+dotprod,+i8mm,+bf16"
 """By name: what LLVM before 15 does not know as `all` it leaves out of the code without an error."""
 ARITHMETIC = re.compile(r"^(fmla|fmls|sdot|udot|usdot|smmla|ummla|smlal2?|umlal2?)\s+v\d+(\.\w+)")
+SOURCE = 15
+"""The last register whose halves can be taken one by one."""
 SCALAR = re.compile(r"^(fmadd|fmsub)\s+s\d+")
 VECTOR_OF_SCALAR = "fmla\tv0.4s, v1.4s, v2.4s"
 SCALARS_PER_VECTOR = 4
@@ -77,8 +79,8 @@ def independent(code: Sequence[str], kind: str) -> list[str]:
     opcode, arrangement = kind.split()
     line = next(line for line in code if line.startswith(f"{opcode}\t") and arrangement in line)
     operands = line.split("\t", 1)[1].split(", ")
-    rest = ", ".join(re.sub(r"v\d+", "v31", one) for one in operands[1:])
-    return [f"{opcode}\tv{number}{arrangement}, {rest}" for number in range(24)]
+    rest = ", ".join(re.sub(r"v\d+", f"v{SOURCE}", one) for one in operands[1:])
+    return [f"{opcode}\tv{number}{arrangement}, {rest}" for number in range(25) if number != SOURCE]
 
 
 def hottest_loop(folder: Path, model: BenchModel, cpu: str, cache: Path) -> Figures:
