@@ -87,8 +87,7 @@ def main() -> None:
     recorded = json.loads(given.out.read_text("utf-8")) if given.out.exists() else {"sections": {}}
     for section in given.section or list(SECTIONS):
         for name, found in _measured(section, asked):
-            recorded["machine"], recorded["versions"] = machine(), versions(TOOLS)
-            recorded["sections"].setdefault(section, {})[name] = found
+            merge(recorded["sections"].setdefault(section, {}), name, found)
             recorded["bars"] = judge(recorded["sections"])
             given.out.write_text(json.dumps(recorded, indent=1) + "\n", "utf-8")
     for one in recorded.get("bars", []):
@@ -100,8 +99,15 @@ def _measured(section: str, asked: Asked) -> Iterator[tuple[str, Figures]]:
     for name in [name for name in asked.models if name in models]:
         print(f"{section} {name} …", file=sys.stderr)
         head = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **commit()}
+        head |= {"machine": machine(), "versions": versions(TOOLS)}
         head["load_average_before"] = [round(one, 2) for one in os.getloadavg()]
         yield name, head | measure(prepare_model(name, asked.cache), asked)
+
+
+def merge(models: Figures, name: str, found: Figures) -> None:
+    """Puts a model's figures in the place of older ones; cores that were not asked for this time stay."""
+    older = models.get(name, {}).get("cores", {})
+    models[name] = found | ({"cores": {**older, **found["cores"]}} if "cores" in found else {})
 
 
 def instructions(model: BenchModel, asked: Asked) -> Figures:
@@ -168,7 +174,7 @@ def loop(model: BenchModel, asked: Asked) -> Figures:
 
 def starting(model: BenchModel, asked: Asked) -> Figures:
     """Start-up instructions under QEMU, time to load and peak memory here, and where the weights are."""
-    return {core: start_up(model, core, asked.cache) for core in asked.cores}
+    return {"cores": {core: start_up(model, core, asked.cache) for core in asked.cores}}
 
 
 SECTIONS: dict[str, tuple[Callable[[BenchModel, Asked], Figures], tuple[str, ...]]] = {

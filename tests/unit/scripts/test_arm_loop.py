@@ -27,4 +27,4 @@ def test_arithmetic_that_occurs_most_is_found():
 def test_peak_is_measured_without_dependences():
     lines = independent(BODY, "fmla .4s")
     assert len({line.split(",")[0] for line in lines}) == len(lines) == 24
-    assert lines[3] == "fmla\tv3.4s, v31.4s, v31.s[1]"
+    assert lines[3] == "fmla\tv3.4s, v15.4s, v15.s[1]"

@@ -4,7 +4,7 @@ import pytest
 from arm_host import summarize
 from arm_models import sqnr_db
 from arm_ours import shares, sum_kernels
-from bench_arm import judge
+from bench_arm import judge, merge
 
 KERNEL = {"kernel": "conv", "count": 1, "tried": 2, "untuned": 400, "best": {"median": 400}, "stopped": "plateau"}
 
@@ -76,3 +76,11 @@ def test_equal_outputs_have_no_noise(rng):
     values = rng.standard_normal(8).astype("float32")
     assert sqnr_db(values, values) == float("inf")
     assert sqnr_db(values, values * 1.1) == pytest.approx(20, abs=0.01)
+
+
+def test_cores_that_were_not_measured_again_stay():
+    models = {"face": {"date": "old", "cores": {"cortex-a76": {"fp32": 1}, "cortex-a72": {"fp32": 2}}}}
+    merge(models, "face", {"date": "new", "cores": {"cortex-a76": {"fp32": 3}}})
+    assert models["face"] == {"date": "new", "cores": {"cortex-a76": {"fp32": 3}, "cortex-a72": {"fp32": 2}}}
+    merge(models, "mobilenet", {"threads_1": {}})
+    assert models["mobilenet"] == {"threads_1": {}}
