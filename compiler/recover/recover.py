@@ -16,8 +16,8 @@ from compiler.errors import TargetUnavailable, UnsupportedModel
 from compiler.graph import graph_digest
 from compiler.numerics import TOLERANCES, compare_all
 from compiler.passes.probe import run_unoptimized
-from compiler.prune.prepare import prepare
 from compiler.prune.moments import Batches
+from compiler.prune.prepare import prepare
 from compiler.recover.recipe import Check, Recipe, Recovered
 from compiler.recover.taps import Taps
 
