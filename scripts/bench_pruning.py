@@ -219,6 +219,8 @@ def _count(found: Figures, scratch: Path) -> None:
 def _bars(networks: Figures) -> Iterator[Figures]:
     """The bars of pruning that this file can judge, on the face network."""
     pruned = networks.get("face", {}).get("pruned", [])
+    if not pruned:
+        return
     repaired = [one["macs_saved"] for one in pruned if one["repaired"]["tar_drop_points"] <= 2]
     yield _bar("MACs saved at 2 points of TAR@FAR=0.001 without training", max(repaired, default=0.0), 0.30)
     done = [one["macs_saved"] for one in pruned if "recovered" in one and one["recovered"]["tar_drop_points"] <= 2]

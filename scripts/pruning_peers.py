@@ -17,6 +17,7 @@ from compiler.recover import Recipe
 from compiler.recover.network import OPERATORS, network_of, run
 from compiler.recover.samples import Samples, varied
 from compiler.recover.taps import Taps
+from compiler.recover.train import optimizer_of, set_rate
 
 Tensor = Any
 
@@ -153,16 +154,14 @@ def plain_loop(subject: Subject, pruned: ir.Model, samples: Samples, taps: Taps,
     teacher, student = network_of(prepare(subject.model)), network_of(prepare(pruned))
     for tensor in student.weights.values():
         tensor.requires_grad_(True)
-    optimizer = torch.optim.Adam([*student.weights.values()], lr=recipe.rate)
+    optimizer = optimizer_of(student)
     places = {name: torch.from_numpy(channels) for name, channels in taps.items()}
     began, busy, step, checks = time.monotonic(), 0.0, 0, list[dict[str, float]]()
     while (elapsed := time.monotonic() - began) < recipe.seconds:
         if int(elapsed / recipe.seconds * recipe.checks) >= len(checks):
             checks.append({"elapsed_s": round(elapsed, 1), "error": _error(teacher, student, samples)})
         started = time.monotonic()
-        for group in optimizer.param_groups:
-            done = recipe.progress(step, elapsed)
-            group["lr"] = recipe.rate * min(1.0, done / 0.03) * 0.5 * (1 + np.cos(np.pi * done))
+        set_rate(optimizer, recipe, step, elapsed)
         inputs = varied(samples, recipe.batch, seed=(recipe.seed, step))
         with torch.no_grad():
             given = run(teacher, inputs, taps=[*taps])

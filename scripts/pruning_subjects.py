@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,9 @@ def text_direction() -> Subject | None:
     model = border_of(path, {"x.0": Range(1, 1, 32), "x.2": Range(48, 48, 48), "x.3": Range(192, 192, 192)})
     for node in model.graph:
         if node.op_type == "Reshape" and (shape := node.inputs[0].shape if node.inputs[0] else None) is not None:
-            node.outputs[0].shape = ir.Shape([shape[0], int(np.prod(shape[1:]))])  # computed as it runs
+            node.outputs[0].shape = ir.Shape(
+                [shape[0], prod([size for size in shape[1:] if isinstance(size, int)])]
+            )  # computed as it runs
     INFER_SHAPES(model)
     lines = draw_lines(LINES)
     said = f"{LINES} lines of random text in two typefaces, half of them upside down; every other one prunes"

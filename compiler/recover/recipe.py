@@ -19,7 +19,8 @@ class Recipe:
         seconds: Wall-clock time it may take, checks included; infinite where only steps count.
         steps: Most steps; None where only time counts.
         batch: Samples per step.
-        rate: Learning rate of Adam at its highest; it falls to zero along a cosine as time or steps are used up.
+        rate: How much of its size a weight changes in a step of Adam, at most; it falls to zero along a cosine as time
+            or steps are used up.
         echoes: How often each varied sample is learnt from before new ones are made (data echoing, Choi et al., 2019):
             the teacher and the variation are then paid for once in that many steps.
         checks: How often on the way the metric is asked.
@@ -33,7 +34,7 @@ class Recipe:
     seconds: float = 600.0
     steps: int | None = None
     batch: int = 32
-    rate: float = 5e-4
+    rate: float = 3e-3
     echoes: int = 2
     checks: int = 10
     patience: int = 4

@@ -21,6 +21,12 @@ _POOL = 2
 """Batches whose samples are learnt from together, in new company at every echo."""
 _WARM_UP = 0.03
 """Share of the whole after which the learning rate is at its highest: Adam knows nothing of the gradients before."""
+_WARM_UP_STEPS = 20
+"""At least so many steps until then."""
+_SMALL = 1e-3
+"""Size that a tensor of smaller ones is given: a bias may begin with zeros."""
+_TRYING = 0.05
+"""Share of the time that finding the fastest way may take."""
 _PLAIN = 64
 """Samples, as they are, that the error is computed on where no metric is given."""
 
@@ -68,7 +74,7 @@ class Progress:
 def train(lesson: Lesson, way: Way, progress: Progress) -> Stop:
     """Steps and checks until something ends them; the state then holds the best weights and has been written."""
     state, recipe = progress.state, lesson.recipe
-    optimizer = torch.optim.Adam([*lesson.student.weights.values()], lr=recipe.rate)
+    optimizer = optimizer_of(lesson.student)
     if state.optimizer:
         optimizer.load_state_dict(state.optimizer)
     stop = _check_if_due(lesson, progress)
@@ -77,7 +83,10 @@ def train(lesson: Lesson, way: Way, progress: Progress) -> Stop:
         while not stop:
             started = time.monotonic()
             inputs, wanted = next(lessons)
-            _step(lesson, way, optimizer, inputs, wanted, recipe.progress(state.step, state.elapsed_s))
+            set_rate(optimizer, recipe, state.step, state.elapsed_s)
+            _loss(lesson, way, inputs, wanted).backward()
+            optimizer.step()
+            _forget(lesson)
             state.step += 1
             state.busy_s += time.monotonic() - started
             state.elapsed_s += time.monotonic() - progress.began
@@ -92,6 +101,22 @@ def train(lesson: Lesson, way: Way, progress: Progress) -> Stop:
     return stop
 
 
+def optimizer_of(student: Network) -> Tensor:
+    """Adam, whose steps are shares of each tensor's own size (Adafactor, Shazeer and Stern, 2018)."""
+    weights = student.weights.values()
+    return torch.optim.Adam(
+        [{"params": [tensor], "size": max(float(tensor.detach().square().mean().sqrt()), _SMALL)} for tensor in weights]
+    )
+
+
+def set_rate(optimizer: Tensor, recipe: Recipe, step: int, elapsed_s: float) -> None:
+    """The learning rate of the next step: up in a line, down along a cosine."""
+    done = recipe.progress(step, elapsed_s)
+    rate = recipe.rate * min(1.0, done / _WARM_UP, (step + 1) / _WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * done))
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["size"]
+
+
 def find_way(lesson: Lesson, *, device: str, segments: int) -> Way:
     """The fastest way to compute a step of this lesson, by trying; weights stay as they are."""
     size = min(8, lesson.recipe.batch)
@@ -103,7 +128,7 @@ def find_way(lesson: Lesson, *, device: str, segments: int) -> Way:
         _loss(lesson, way, inputs, _answers(lesson, way, inputs)).backward()
         _forget(lesson)
 
-    return choose_way(step, device=device, segments=segments)
+    return choose_way(step, device=device, segments=segments, seconds=_TRYING * lesson.recipe.seconds)
 
 
 def relative_error(lesson: Lesson, way: Way) -> float:
@@ -171,14 +196,6 @@ def _loss(lesson: Lesson, way: Way, inputs: Values, wanted: Values) -> Tensor:
     outside = [error for name, error in errors.items() if name not in lesson.taps]
     loss = torch.stack(outside).mean()
     return loss + lesson.recipe.tap_weight * torch.stack(inside).mean() if inside else loss
-
-
-def _step(lesson: Lesson, way: Way, optimizer: Tensor, inputs: Values, wanted: Values, progress: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lesson.recipe.rate * min(1.0, progress / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * progress))
-    _loss(lesson, way, inputs, wanted).backward()
-    optimizer.step()
-    _forget(lesson)
 
 
 def _forget(lesson: Lesson) -> None:

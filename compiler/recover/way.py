@@ -49,16 +49,22 @@ class Way:
         return tensor.contiguous(memory_format=torch.channels_last) if last else tensor
 
 
-def choose_way(step: Callable[[Way], object], *, device: str, segments: int) -> Way:
-    """The way in which a step takes the least time here.
+def choose_way(step: Callable[[Way], object], *, device: str, segments: int, seconds: float) -> Way:
+    """The way in which a step takes the least time here; of those that were tried in time.
 
     Args:
         step: Computes one step, without changing the weights.
         device: Where.
         segments: Pieces of the graph.
+        seconds: No further way is tried after these; the first is sound everywhere.
     """
-    ways = [Way(dtype, last, segments, device) for dtype in ("float32", "bfloat16") for last in (False, True)]
-    return min(ways, key=lambda way: _fastest(step, way))
+    end, times = time.monotonic() + seconds, dict[Way, float]()
+    for dtype, is_last in (("float32", True), ("bfloat16", True), ("bfloat16", False), ("float32", False)):
+        way = Way(dtype, is_last, segments, device)
+        times[way] = _fastest(step, way)
+        if time.monotonic() > end:
+            break
+    return min(times, key=lambda way: times[way])
 
 
 def _fastest(step: Callable[[Way], object], way: Way) -> float:

@@ -28,7 +28,7 @@ from compiler.recover.samples import gather, varied  # noqa: E402
 from compiler.recover.way import segments_for  # noqa: E402
 from compiler.testing import Case, conformance_cases  # noqa: E402
 
-SHORT = Recipe(seconds=float("inf"), steps=60, batch=8, rate=3e-3)
+SHORT = Recipe(seconds=float("inf"), steps=60, batch=8, rate=1e-2)
 CASE = Path(__file__).with_name("recovery_case.py")
 UNKNOWN = {"arg-max", "top-k", "cumsum"}
 """Cases of operators that the table does not have."""
