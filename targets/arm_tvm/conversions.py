@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from compiler.numerics import Array
-from targets.arm_tvm.graph import constant
+from targets.arm_tvm.graph import constant, shape_of
 
 Attributes = Mapping[str, Any]
 
@@ -101,4 +102,39 @@ def _bound(inputs: Sequence[Any], place: int, attributes: Attributes) -> float |
     return float(array.reshape(())) if array is not None and array.size == 1 else None
 
 
-_RULES: Mapping[str, Callable[[Sequence[Any], Attributes], Any]] = {"Pad": _pad, "Clip": _clip}
+def _conv_transpose(inputs: Sequence[Any], attributes: Attributes) -> Any:
+    """Windows side by side: each pixel becomes a block of pixels, by a pointwise convolution whose results are moved.
+
+    With stride = kernel = (a, b): y[f, a·i + p, b·j + q] = Σ_c x[c, i, j] · w[c, f, p, q] + bias[f].
+    """
+    from tvm import relax
+
+    given, shape = [one for one in inputs[1:] if one is not None], shape_of(inputs[0])
+    constants = [array for one in given if (array := constant(one)) is not None]
+    if len(constants) < len(given) or len(shape) != 4 or not _is_apart(attributes, constants[0]):
+        return None
+    weights, *biases = constants
+    (channels, filters, rows, columns), (batch, _, height, width) = weights.shape, shape
+    spread = np.ascontiguousarray(weights.transpose(1, 2, 3, 0)).reshape(-1, channels, 1, 1)
+    value = relax.op.nn.conv2d(inputs[0], relax.const(spread))
+    for bias in biases:
+        value = relax.op.add(value, relax.const(np.repeat(bias, rows * columns).reshape(1, -1, 1, 1)))
+    value = relax.op.reshape(value, (batch, filters, rows, columns, height, width))
+    value = relax.op.permute_dims(value, [0, 1, 4, 2, 5, 3])
+    return relax.op.reshape(value, (batch, filters, height * rows, width * columns))
+
+
+def _is_apart(attributes: Attributes, weights: Array) -> bool:
+    """Whether the windows of a transposed convolution lie side by side and cover exactly the result."""
+    strides = [int(one) for one in attributes.get("strides", ())]
+    extra = [int(one) for name in ("pads", "output_padding", "output_shape") for one in attributes.get(name, ())]
+    extra += [int(one) - 1 for one in (*attributes.get("dilations", ()), attributes.get("group", 1))]
+    is_plain = attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID", b"NOTSET", b"VALID")
+    return strides == list(weights.shape[2:]) and not any(extra) and is_plain
+
+
+_RULES: Mapping[str, Callable[[Sequence[Any], Attributes], Any]] = {
+    "Clip": _clip,
+    "ConvTranspose": _conv_transpose,
+    "Pad": _pad,
+}

@@ -56,3 +56,43 @@ def _epilogue(nodes: list[Any]) -> tuple[str, ...]:
     module = import_relax(make([conv, *nodes], {"x": (1, 8, 4, 4)}, {"y": (1, 8, 4, 4)}, weights))
     (found,) = find_composites(module["main"], Machine()).values()
     return found.workload.epilogue
+
+
+def _transposed(window: int, **attributes: Any) -> str:
+    """What a transposed convolution of 3 channels to 2 on 4 × 5 is imported as."""
+    from targets.arm_tvm.lower import import_relax
+
+    weights = {"w": np.ones((3, 2, window, window)), "b": np.arange(2.0)}
+    node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], **attributes)
+    size = 2 * 4 if window == 2 else 2 * 4 + 1, 2 * 5 if window == 2 else 2 * 5 + 1
+    return import_relax(make([node], {"x": (1, 3, 4, 5)}, {"y": (1, 2, *size)}, weights)).script()
+
+
+def test_transposed_convolution_whose_windows_lie_side_by_side_is_pointwise() -> None:
+    text = _transposed(2, strides=[2, 2])
+    assert "R.nn.conv2d(" in text
+    assert "transpose" not in text
+
+
+@pytest.mark.parametrize(
+    ("window", "attributes"),
+    [(3, {"strides": [2, 2]}), (2, {"strides": [2, 2], "dilations": [2, 2], "pads": [0, 0, 1, 1]})],
+    ids=["overlapping", "with holes"],
+)
+def test_other_transposed_convolutions_are_left_to_tvm(window: int, attributes: dict[str, Any]) -> None:
+    assert "R.nn.conv2d_transpose(" in _transposed(window, **attributes)
+
+
+def test_transposed_convolution_equals_its_definition() -> None:
+    import tvm
+    from tvm import relax
+
+    from targets.arm_tvm.lower import import_relax
+
+    rng = np.random.default_rng(1)
+    x, w, b = (rng.normal(size=size).astype(np.float32) for size in ((1, 3, 4, 5), (3, 2, 2, 3), 2))
+    node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], strides=[2, 3])
+    module = import_relax(make([node], {"x": x.shape}, {"y": (1, 2, 8, 15)}, {"w": w, "b": b}))
+    machine = relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())
+    expected = np.einsum("ncij,cfpq->nfipjq", x, w).reshape(1, 2, 8, 15) + b[:, None, None]
+    np.testing.assert_allclose(machine["main"](tvm.runtime.tensor(x)).numpy(), expected, rtol=1e-5, atol=1e-5)
