@@ -76,9 +76,20 @@ def _lend(array: Array) -> Any:
     whole = np.ascontiguousarray(array).reshape(array.shape)
     if whole.dtype.kind == "V" or whole.dtype.name.startswith(("bfloat16", "float8")):
         kind = ir.DataType.from_numpy(whole.dtype)
+        if kind.bitwidth == 4:
+            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_packed(whole), int(kind))
         bits = whole.view(np.uint16 if kind.itemsize == 2 else np.uint8)
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(kind))
     return ort.OrtValue.ortvalue_from_numpy(whole)
+
+
+def _packed(array: Array) -> Array:
+    """Elements of 4 bits, two to a byte as ONNX Runtime reads them, in a buffer that has the array's shape."""
+    halves = array.reshape(-1).view(np.uint8) & 0xF
+    halves = np.append(halves, np.zeros(halves.size % 2, np.uint8))
+    buffer = np.zeros(array.shape, np.uint8)
+    buffer.reshape(-1)[: halves.size // 2] = halves[0::2] | (halves[1::2] << 4)
+    return buffer
 
 
 def _take(value: Any) -> Array:

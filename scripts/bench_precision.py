@@ -108,10 +108,10 @@ def main() -> None:
         images, labels = _photographs(arguments.faces)
         fleet = face_fleet(model.absolute(), arguments.faces.absolute(), scratch)
         found_here = search(fleet, scratch)
-        contenders = _peers(model, images, scratch) | {"fleetc": _ours(scratch, "here")}
+        contenders = _peers(model, images, scratch) | {"fleetc": _ours(scratch / "dist" / "here")}
         strict = strict_search(fleet, scratch)
         if strict["built"]:
-            contenders["fleetc at 99 %"] = _ours(scratch, "strict")
+            contenders["fleetc at 99 %"] = _ours(scratch / "strict" / "strict")
         found = _measure(contenders, images, labels, scratch, arguments.rounds, arguments.seconds)
     result: Figures = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -144,8 +144,8 @@ def _photographs(folder: Path) -> tuple[Floats, npt.NDArray[Any]]:
     return np.concatenate(batches), np.asarray(data.labels)
 
 
-def _ours(scratch: Path, device: str) -> Contender:
-    payload = scratch / "dist" / device / "payload"
+def _ours(artifact: Path) -> Contender:
+    payload = artifact / "payload"
     config = json.loads((payload / "config.json").read_text(encoding="utf-8"))
     return Contender("openvino", payload / "model.xml", config["INFERENCE_PRECISION_HINT"])
 

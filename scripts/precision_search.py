@@ -59,12 +59,12 @@ def strict_search(fleet: Figures, scratch: Path) -> Figures:
         "devices": {"strict": {"profile": "./here.yaml"}},
     }
     (scratch / "fleet.yaml").write_text(json.dumps(strict), encoding="utf-8")
-    seconds = _build(scratch, "strict", check=False)
-    row = json.loads((scratch / "dist" / "build.json").read_text(encoding="utf-8"))["devices"]["strict"]
+    seconds = _build(scratch, "strict", out="strict", check=False)
+    row = json.loads((scratch / "strict" / "build.json").read_text(encoding="utf-8"))["devices"]["strict"]
     found: Figures = {"limit_points": round(limit, 3), "seconds": seconds, "built": row["status"] == "delivered"}
     if not found["built"]:
-        return found | {"why": row["error"]["message"], "trials": _trials(row["report"]["trials"])}
-    chosen = json.loads((scratch / "dist" / "strict" / "manifest.json").read_text(encoding="utf-8"))
+        return found | {"why": row["error"]["what"], "trials": _trials(row["report"]["trials"])}
+    chosen = json.loads((scratch / "strict" / "strict" / "manifest.json").read_text(encoding="utf-8"))
     return found | {"decision": chosen["decision"], "trials": _trials(chosen["trials"])}
 
 
@@ -76,8 +76,8 @@ def _trials(trials: Sequence[Figures]) -> list[Figures]:
     ]
 
 
-def _build(scratch: Path, device: str, *, check: bool = True) -> float:
+def _build(scratch: Path, device: str, *, out: str = "dist", check: bool = True) -> float:
     started = time.perf_counter()
-    command = [FLEETC, "-q", "build", "fleet.yaml", "-d", device, "--cache", "cache", "-o", "dist"]
+    command = [FLEETC, "-q", "build", "fleet.yaml", "-d", device, "--cache", "cache", "-o", out]
     subprocess.run(command, cwd=scratch, check=check, stdout=subprocess.DEVNULL)
     return round(time.perf_counter() - started, 1)

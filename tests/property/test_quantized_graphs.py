@@ -41,13 +41,17 @@ def test_quantized_graphs_are_valid_keep_their_interface_and_run(text: str, sche
     assume(not is_quantized(model))
     inputs = _inputs(model)
     try:
+        want = Unoptimized(model).run(inputs)
+    except UnsupportedModel:  # ONNX Runtime does not run some graphs of Ifs, quantized or not
+        assume(False)
+    try:
         found = quantize(model, [inputs], scheme)
     except (UnsupportedModel, DataError) as error:  # nothing to quantize, or NaN in the float model already
         assume("NaN" not in str(error) and "no operator" not in str(error))
         raise
     check_model(found.model)
     assert _interface(found.model) == _interface(model)
-    want, got = Unoptimized(model).run(inputs), Unoptimized(found.model).run(inputs)
+    got = Unoptimized(found.model).run(inputs)
     assert {name: array.shape for name, array in want.items()} == {name: array.shape for name, array in got.items()}
     assert is_quantized(found.model)
 

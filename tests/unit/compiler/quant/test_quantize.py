@@ -24,7 +24,8 @@ from compiler.quant import (
 )
 from compiler.quant.correct import estimate_shift
 from compiler.quant.options import Observer
-from compiler.scheme import TensorFormat
+from compiler.quant.weights import dequantize, round_weight
+from compiler.scheme import OpScheme, QuantScheme, TensorFormat
 from compiler.unoptimized import Unoptimized
 
 BODY = (
@@ -181,3 +182,15 @@ def test_a_correction_that_is_only_noise_is_not_made() -> None:
     found = [array + rng.normal(size=array.shape) for array in expected]
     assert np.abs(estimate_shift(expected, found, 1)).max() < 0.06
     assert np.allclose(estimate_shift([one + 0.5 for one in expected], expected, 1), 0.5)
+
+
+def test_weights_of_4_bits_compute_what_their_numbers_say_however_large_they_are() -> None:
+    model = model_of("(float[N, 256] x, float[256, 129] c_w) => (float[N, 129] y) { y = MatMul(x, c_w) }")
+    blocks = TensorFormat("int4", granularity="block", block_size=128)
+    scheme = QuantScheme("int4", {"MatMul": OpScheme(weights={1: blocks})}, needs_calibration=False)
+    found = quantize(model, None, scheme)
+    (inputs,) = batches_of(model, count=1)
+    weight = model.graph.initializers["c_w"].const_value.numpy()  # type: ignore[union-attr]
+    (quant,) = found.plan.weights.values()
+    want = inputs["x"] @ dequantize(round_weight(weight, quant), quant)
+    assert np.allclose(Unoptimized(found.model).run(inputs)["y"], want, atol=1e-3)
