@@ -77,6 +77,7 @@ def test_limits_that_nothing_holds_are_code_5_without_an_artifact_but_with_every
     assert wide.build().code == 0
 
 
+@SLOW
 def test_a_device_whose_gate_fails_does_not_sink_the_others(wide: Place) -> None:
     limited(wide, {}, one={}, two={})
     text = json.loads(wide.fleet.read_text())
@@ -97,6 +98,7 @@ def test_a_forced_precision_that_a_gate_refuses_fails_with_both_numbers(wide: Pl
     assert wide.manifest("one")["decision"]["precision"] == "fp16"
 
 
+@SLOW
 def test_a_candidate_that_cannot_be_built_is_recorded_and_the_others_are_tried(wide: Place) -> None:
     write_model(wide.root / "model.onnx", WIDE.replace("Relu", "Sin"), w1=(96, 96), w2=(96, 96))
     limited(wide, {"latency_ms": 1e6}, one={"refuses": ["Cast"]})

@@ -13,16 +13,12 @@ from compiler.testing import Status, run_case
 _TRIALS = trials()
 
 
-@pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("toolchain-cache")
-
-
 @pytest.mark.parametrize("trial", _TRIALS, ids=str)
-def test_target_computes_the_case_or_the_gap_is_known(trial: Trial, cache_dir: Path, tmp_path: Path) -> None:
+def test_target_computes_the_case_or_the_gap_is_known(trial: Trial, toolchain_cache: Path, tmp_path: Path) -> None:
     if reason := problem(trial.target, trial.profile):
         pytest.skip(reason)
-    outcome = run_case(find_target(trial.target), trial.profile, trial.case, workdir=tmp_path, cache_dir=cache_dir)
+    target = find_target(trial.target)
+    outcome = run_case(target, trial.profile, trial.case, workdir=tmp_path, cache_dir=toolchain_cache)
     gap = known_gaps().get((trial.target, trial.case.name))
     if outcome.status is Status.BUILT:
         pytest.skip(f"built, inputs and outputs as in the model; not run: {outcome.reason}")

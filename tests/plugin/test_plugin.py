@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("plugin")
+
 _EXAMPLE = Path(__file__).parents[2] / "examples" / "acme_npu"
 _JUDGE = """
 from compiler.profile import HardwareProfile

@@ -6,9 +6,9 @@ from compiler.profile import HardwareProfile, load_profile
 
 
 @pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for the whole session: zig's libc stubs and the aarch64 libraries are made once."""
-    return tmp_path_factory.mktemp("cache")
+def cache_dir(toolchain_cache: Path) -> Path:
+    """Where zig's libc stubs and the aarch64 libraries are kept."""
+    return toolchain_cache
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from targets.arm_tvm.emulate import host_arch
 from targets.arm_tvm.link import NATIVE
 from targets.arm_tvm.zig import run_zig
 
-pytestmark = pytest.mark.needs_tvm
+pytestmark = [pytest.mark.needs_tvm, pytest.mark.xdist_group("cores")]
 ALLOWED = sorted(os.sched_getaffinity(0))
 two_cpus = pytest.mark.skipif(len(ALLOWED) < 2, reason="one CPU leaves no choice")
 PRINT = r"""

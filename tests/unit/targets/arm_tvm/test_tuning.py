@@ -50,8 +50,8 @@ def plan(profile: HardwareProfile, cache: Path) -> TargetPlan:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("toolchains")
+def cache(toolchain_cache: Path) -> Path:
+    return toolchain_cache
 
 
 def kernel(cache: Path) -> Tunable:
