@@ -33,9 +33,10 @@ from compiler.evaluate.saliency import (
 )
 from compiler.gates import Figure
 from compiler.numerics import Array, Arrays, write_arrays
-from compiler.search.accuracy import BATCH, Venue, choose_venue, model_outputs, run_artifact
+from compiler.search.accuracy import Venue, choose_venue, run_artifact
 from compiler.search.bench import Bench
 from compiler.search.made import Made
+from compiler.search.outputs import BATCH, model_outputs
 from compiler.store import Entry, Stage
 from compiler.target import installed_version
 
