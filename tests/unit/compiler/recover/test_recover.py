@@ -21,8 +21,9 @@ from compiler.errors import DataError, StorageError, UnsupportedModel  # noqa: E
 from compiler.graph import check_model  # noqa: E402
 from compiler.numerics import Arrays, compare_all  # noqa: E402
 from compiler.passes.probe import run_unoptimized  # noqa: E402
+from compiler.prune.groups import find_ties  # noqa: E402
 from compiler.prune.prepare import prepare  # noqa: E402
-from compiler.recover import Recipe, recover  # noqa: E402
+from compiler.recover import Recipe, choose_taps, recover  # noqa: E402
 from compiler.recover.checkpoint import FILE  # noqa: E402
 from compiler.recover.network import network_of, run, with_weights  # noqa: E402
 from compiler.recover.samples import gather, varied  # noqa: E402
@@ -177,6 +178,11 @@ def test_integers_are_drawn_and_not_varied(tmp_path: Path) -> None:
     assert {tuple(row) for row in varied(samples, 6, seed=(0,))["ids"].tolist()} == {
         (first, first + 1) for first in range(0, 12, 2)
     }
+
+
+def test_outputs_are_no_values_inside() -> None:
+    model = prepare(network(TEXT.replace("u = Add(r, t) v = Relu(u)", "v = Relu(t)")))
+    assert [*choose_taps(model, find_ties(model), ())] == ["s", "t"]
 
 
 def test_no_samples_and_samples_of_two_shapes_are_refused(tmp_path: Path) -> None:
