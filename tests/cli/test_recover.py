@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Place, write_model
-from tests.cli.test_prune import BODY, SHAPES, fleet, write_samples
+from tests.cli.test_prune import BOARD, BODY, SHAPES, fleet, modelled, write_samples
 
 TORCH = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is not installed: pip install 'fleetc[train]'"
@@ -31,6 +31,12 @@ def conv(place: Place) -> Place:
     return place
 
 
+def judged_fleet(place: Place, limit: float, minutes: float) -> None:
+    """A device that runs nothing here, which saves measuring it: accuracy is the border model's."""
+    device = {"profile": modelled(place, **BOARD), "precision": "fp32", "prune": 0.5, "recover_minutes": minutes}
+    place.write_fleet({"one": device}, calibration={"path": "data.npz"}, limits={"accuracy_drop_pct": limit})
+
+
 @TORCH
 def test_plan_says_how_long_is_trained_and_that_it_does_not_repeat(conv: Place) -> None:
     fleet(conv, prune=0.5, recover_minutes=3)
@@ -43,7 +49,7 @@ def test_plan_says_how_long_is_trained_and_that_it_does_not_repeat(conv: Place) 
 
 @TORCH
 def test_pruned_model_is_trained_judged_by_the_gates_metric_delivered_and_told(conv: Place) -> None:
-    fleet(conv, limit=0.08, prune=0.5, precision="fp32", recover_minutes=SHORT)  # 0.06 points are lost without it
+    judged_fleet(conv, limit=0.08, minutes=SHORT)  # 0.06 points are lost without it
     outcome = conv.build()
     assert outcome.code == 0, outcome.err
     manifest = conv.manifest("one")
@@ -59,7 +65,7 @@ def test_pruned_model_is_trained_judged_by_the_gates_metric_delivered_and_told(c
 
 @TORCH
 def test_what_is_good_enough_as_it_is_is_not_trained(conv: Place) -> None:
-    fleet(conv, limit=50, prune=0.5, precision="fp32", recover_minutes=60)
+    judged_fleet(conv, limit=50, minutes=60)
     assert conv.build().code == 0
     found = conv.manifest("one")["pruning"]["recovered"]
     assert (found["steps"], found["stopped"]) == (0, "enough")
