@@ -78,6 +78,7 @@ class DeviceClass:
         dims: Sizes of other named dimensions of the model's inputs.
         precision: `auto`, or the number format asked for.
         prune: `off`, `auto`, or the share of the multiply-accumulates to prune; None where the file does not say.
+        recover_minutes: Time that a pruned model may be trained for; None where it is not.
         limits: The fleet's limits with the device's own over them.
         origin: The fleet file; its key path there is `("devices", name)`.
     """
@@ -88,6 +89,7 @@ class DeviceClass:
     dims: Mapping[str, Range] = field(default_factory=dict)
     precision: Precision = "auto"
     prune: Prune | None = None
+    recover_minutes: float | None = None
     limits: Limits = Limits()
     origin: Origin = field(default=Origin(), compare=False, repr=False)
 
@@ -152,6 +154,14 @@ _Pruned: TypeAlias = Annotated[
     ),
 ]
 
+_Recovered: TypeAlias = Annotated[
+    Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+    Field(
+        description="Minutes that each pruned form may be trained for to give what the original gave; not at all when "
+        "absent. It needs PyTorch, and pruning."
+    ),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceEntry:
@@ -165,6 +175,7 @@ class DeviceEntry:
     dims: _Dims = field(default_factory=dict)
     precision: _Asked = None
     prune: _Pruned = None
+    recover_minutes: _Recovered = None
     limits: Annotated[Limits, Field(description="Limits of this device class, over the fleet's.")] = Limits()
 
 
@@ -195,6 +206,7 @@ class FleetFile:
     dims: _Dims = field(default_factory=dict)
     precision: _Asked = None
     prune: _Pruned = None
+    recover_minutes: _Recovered = None
     devices: Annotated[
         Mapping[_DeviceName, DeviceEntry],
         Field(min_length=1, description="The device classes by name; the name becomes the folder of the artifact."),
@@ -253,6 +265,7 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
         dims={**fleet.dims, **entry.dims},
         precision=entry.precision or fleet.precision or "auto",
         prune=entry.prune or fleet.prune,
+        recover_minutes=entry.recover_minutes or (fleet.recover_minutes if entry.prune != "off" else None),
         limits=replace(
             fleet.limits, **{key: value for key, value in asdict(entry.limits).items() if value is not None}
         ),

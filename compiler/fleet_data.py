@@ -88,6 +88,13 @@ class Evaluation:
             "interval (`bound`); `auto` takes the bound where one decision weighs more than half of the limit."
         ),
     ] = "auto"
+    pictures: Annotated[
+        bool,
+        Field(
+            description="Whether manifest and report keep three shrunk pictures of the data beside saliency figures "
+            "(default true)."
+        ),
+    ] = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from compiler.gates import Demands, make_demands
 from compiler.isolate import ChildLimits
 from compiler.passes.pipelines import PORTABLE
 from compiler.profile import HardwareProfile, profile_digest, validate_options
-from compiler.pruning import UNPRUNED, Pruning, asked_of, choose_pruning
+from compiler.pruning import UNPRUNED, Pruning, asked_of, choose_pruning, choose_recovery
 from compiler.target import Target, TargetPlan, Tunes
 
 
@@ -29,6 +29,7 @@ class BuildOptions:
         devices: Names of the devices to build; empty means all.
         precision: Precision for every device, over the fleet file's; empty leaves the file's.
         prune: `off`, `auto` or a ratio for every device, over the fleet file's; empty leaves the file's.
+        recover_minutes: Time that each pruned form may be trained for, over the fleet file's; None leaves the file's.
         skip_passes: Names of passes to leave out.
         stop_after: Number of the last pass of the portable half to run.
         dump_passes: Folder that gets the model before the first and after every pass that changed it.
@@ -42,6 +43,7 @@ class BuildOptions:
     devices: tuple[str, ...] = ()
     precision: str = ""
     prune: str = ""
+    recover_minutes: float | None = None
     skip_passes: tuple[str, ...] = ()
     stop_after: int | None = None
     dump_passes: Path | None = None
@@ -180,6 +182,7 @@ def make_plan(
 
     Raises:
         UsageError: Something is asked for that cannot be had together; every such thing is named.
+        TargetUnavailable: Recovery is asked for, and PyTorch is not installed.
     """
     capability = target.capability(profile)
     demands = make_demands(fleet, device)
@@ -194,6 +197,7 @@ def make_plan(
     rule = found.rules[0]
     asked, place = asked_of(options.prune, device)
     pruning = choose_pruning(asked, fleet, demands=demands, where=place)
+    pruning = choose_recovery(options.recover_minutes, device, pruning=pruning, is_overruled=bool(options.prune))
     _refuse_ranges(device, capability, target)
     threads = _choose_threads(profile)
     return Plan(
@@ -211,7 +215,7 @@ def make_plan(
             "layout": Choice(
                 "as imported", "the portable half keeps ONNX's channels-first layout; the target chooses its own"
             ),
-            "pruning": Choice(pruning.value, pruning.reason),
+            "pruning": Choice(pruning.value, pruning.why),
             "tuning": _choose_tuning(target),
             "threads": threads,
         },
@@ -245,7 +249,7 @@ def settle(plan: Plan, rule: PrecisionRule, reason: str) -> Plan:
 
 def settle_pruning(plan: Plan, pruning: Pruning) -> Plan:
     """The plan with another decision on pruning: what a trial builds, and what the chosen artifact was built by."""
-    choices = {**plan.choices, "pruning": Choice(pruning.value, pruning.reason)}
+    choices = {**plan.choices, "pruning": Choice(pruning.value, pruning.why)}
     return replace(plan, choices=choices, pruning=pruning)
 
 

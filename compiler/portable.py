@@ -63,7 +63,7 @@ def make_border(
     *,
     inputs: Arrays,
     store: Store,
-    prune: Callable[[Entry], Entry] | None = None,
+    prune: Callable[[Entry], tuple[Entry, ...]] | None = None,
     quantize: Callable[[Entry], Entry] | None = None,
 ) -> Border:
     """Runs the portable half of a plan, or takes it from the store.
@@ -75,19 +75,19 @@ def make_border(
         target_passes: The target's own passes.
         inputs: What the probe is run on, one array per graph input.
         store: Where finished stages are.
-        prune: Rewritten model → the same without some of its channels, both as entries of the store; None where it
-            keeps them all.
+        prune: Rewritten model → the same without some of its channels, all as entries of the store, the last one what
+            counts; None where it keeps them all.
         quantize: Float model → its quantized form, both as entries of the store; None where it stays float.
 
     Raises:
         InternalError: A pass failed, or left an invalid model.
     """
     rewritten = _rewrite(model, digest, plan, inputs, store)
-    pruned = prune(rewritten) if prune else rewritten
-    middle = quantize(pruned) if quantize else pruned
+    floats = (rewritten, *(prune(rewritten) if prune else ()))
+    middle = quantize(floats[-1]) if quantize else floats[-1]
     last = _specialize(middle, plan, target_passes, inputs, store)
-    entries = tuple(dict.fromkeys((rewritten, pruned, middle, last)))
-    return Border(last.files / BORDER, _border_digest(last), tuple(_records(entries, plan)), entries)
+    entries = tuple(dict.fromkeys((*floats, middle, last)))
+    return Border(last.files / BORDER, border_digest(last), tuple(_records(entries, plan)), entries)
 
 
 def dump_passes(model: ir.Model, plan: Plan, target_passes: Sequence[Pass], folder: Path) -> None:
@@ -163,7 +163,8 @@ def _records(entries: Sequence[Entry], plan: Plan) -> Iterator[dict[str, Any]]:
             yield record if number is None else record | {"number": number}
 
 
-def _border_digest(entry: Entry) -> str:
+def border_digest(entry: Entry) -> str:
+    """SHA-256 of an entry's model, and of the weights beside it if there are."""
     data = entry.files / BORDER_DATA
     digest = file_digest(entry.files / BORDER)
     return f"{digest}+{file_digest(data)}" if data.exists() else digest

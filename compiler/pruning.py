@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from compiler.errors import FleetError, UsageError
 from compiler.fleet import DeviceClass, Fleet, Prune, read_prune
@@ -17,21 +18,37 @@ class Pruning:
         ratio: Share of the multiply-accumulates to cut, 0 to 1; 0 cuts nothing.
         is_searched: Whether a search may raise it.
         reason: Why.
+        recover_s: Seconds that each pruned form may be trained for; 0 trains none.
     """
 
     ratio: float
     is_searched: bool
     reason: str
+    recover_s: float = 0.0
 
     @property
     def value(self) -> str:
         """The decision as the plan prints it."""
-        return "auto" if self.is_searched else f"{self.ratio:g}" if self.ratio else "off"
+        cut = "auto" if self.is_searched else f"{self.ratio:g}" if self.ratio else "off"
+        return f"{cut}, at most {self.recover_s / 60:g} min of recovery" if self.recovers else cut
+
+    @property
+    def why(self) -> str:
+        """The reason, and what recovery means, as the plan prints it."""
+        if not self.recovers:
+            return self.reason
+        trained = f"each pruned form is trained for at most {self.recover_s / 60:g} min"
+        return f"{self.reason}; {trained}, and what that gives differs from run to run, as any work by the clock"
 
     @property
     def reads_data(self) -> bool:
         """Whether it needs calibration data."""
         return self.is_searched or self.ratio > 0
+
+    @property
+    def recovers(self) -> bool:
+        """Whether anything is trained."""
+        return self.reads_data and self.recover_s > 0
 
 
 UNPRUNED = Pruning(0.0, False, "the default: the model keeps all of its channels")
@@ -91,3 +108,34 @@ def choose_pruning(asked: Prune | None, fleet: Fleet, *, demands: Demands, where
 def asked_of(text: str, device: DeviceClass) -> tuple[Prune | None, str]:
     """What is asked of a device, and by whom: the command line over the fleet file."""
     return (parse_prune(text), "--prune") if text else (device.prune, device.place)
+
+
+def choose_recovery(minutes: float | None, device: DeviceClass, *, pruning: Pruning, is_overruled: bool) -> Pruning:
+    """The decision with the training that the command line or the fleet file asks for.
+
+    Args:
+        minutes: What `--recover` says; None where it is not given.
+        device: Where the fleet file may ask.
+        pruning: The decision without it.
+        is_overruled: Whether the command line decided about pruning: the fleet file's recovery goes where that goes.
+
+    Raises:
+        UsageError: The device is not pruned, or the time is none.
+        TargetUnavailable: PyTorch is not installed.
+    """
+    asked = device.recover_minutes if minutes is None else minutes
+    if asked is None or (minutes is None and is_overruled and not pruning.reads_data):
+        return pruning
+    error, where = (FleetError, device.place) if minutes is None else (UsageError, "--recover")
+    if not math.isfinite(asked):
+        raise error("must be a number of minutes", where=where, remedy="For example --recover 10.")
+    if not pruning.reads_data:
+        raise error(
+            f"recovery trains a pruned model, and {device.name} is not pruned",
+            where=where,
+            remedy="Ask for pruning, too (`prune: auto` or a ratio, `--prune`), or for no recovery.",
+        )
+    from compiler.recover import check_torch
+
+    check_torch()
+    return replace(pruning, recover_s=60 * asked)

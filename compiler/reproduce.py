@@ -8,10 +8,23 @@ from pathlib import Path
 
 from compiler.compare import compare_files
 from compiler.driver import build_fleet
-from compiler.errors import GateFailed
+from compiler.errors import GateFailed, UsageError
+from compiler.jobs import plan_fleet
 from compiler.plan import BuildOptions
 from compiler.search import OBSERVED
 from compiler.store import Store
+
+
+def refuse_unrepeatable(fleet: Path, options: BuildOptions) -> None:
+    """Raises UsageError where a build cannot give the same bytes twice: recovery ends by the clock."""
+    _, jobs, _ = plan_fleet(fleet, options)
+    names = [job.device.name for job in jobs if job.plan.pruning.recovers]
+    if names:
+        raise UsageError(
+            f"{', '.join(names)}: recovery trains for a time, and two runs do other numbers of steps in it",
+            where="--check-reproducible",
+            remedy="Build without `--recover` and `recover_minutes`, or without the check.",
+        )
 
 
 def check_reproducible(fleet: Path, options: BuildOptions) -> None:

@@ -135,12 +135,21 @@ def pruning_text(pruning: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"pruned by {pruning['ratio']:.0%}: MACs {macs}, parameters {parameters}",
+            *recovered_lines(pruning.get("recovered")),
             table(rows, ("group", "channels", "why")),
             table(repairs, ("repaired layer", "error", "after")),
             *(f"  kept {layer}: {reason}" for layer, reason in pruning["kept"].items()),
             *(f"  warning: {warning}" for warning in pruning["warnings"]),
         ]
     )
+
+
+def recovered_lines(recovered: Mapping[str, Any] | None) -> list[str]:
+    """How the pruned model was trained, in one line; none where it was not."""
+    from compiler.manifest_shape import parse
+    from compiler.manifest_shape.pruning import Recovered
+
+    return [parse(Recovered, recovered).words] if recovered else []
 
 
 def layers_text(layers: Sequence[Mapping[str, Any]]) -> str:

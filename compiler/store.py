@@ -3,7 +3,8 @@
 <root>/entries/ab/<digest>/entry.json    the stage's named key parts, and the digest of every file
 <root>/entries/ab/<digest>/files/…       what the stage made
 <root>/locks/<digest>.lock               held while one process makes the entry; the others wait
-<root>/tmp/…                             entries being made; a killed build leaves its folder here, gc removes it
+<root>/tmp/…                             entries being made; a killed build leaves its folder here, gc removes it;
+                                         one by a stage's digest is what that stage goes on from
 """
 
 from __future__ import annotations
@@ -155,6 +156,13 @@ class Store:
         _touch(folder / "entry.json")
         log.debug("cache entry %s (%s): found", stage.digest[:12], stage.name)
         return Entry(stage.name, stage.digest, folder / "files", hit=True)
+
+    def workspace(self, stage: Stage) -> Path:
+        """Where a stage that goes on after a kill keeps what it has; whoever made the stage removes the folder.
+
+        `gc` removes one that nobody wrote to for a day.
+        """
+        return self.root / "tmp" / stage.digest
 
     def info(self) -> StoreInfo:
         """Entries and bytes, in all and by stage."""

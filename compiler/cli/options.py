@@ -72,6 +72,13 @@ def build_options(function: F) -> F:
             "multiply-accumulates such as 0.3.",
         ),
         click.option(
+            "--recover",
+            "recover_minutes",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="MINUTES",
+            help="Train each pruned form for at most so long, over the fleet file's; needs PyTorch.",
+        ),
+        click.option(
             "--skip-pass", "skip_passes", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated."
         ),
         click.option(

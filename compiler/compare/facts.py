@@ -175,10 +175,14 @@ def _made(manifest: Manifest) -> Iterator[Fact]:
     names = [one.name for one in manifest.passes]
     yield Fact("decision", "passes", names, ("precision", "profile", "fleetc"), ASKED, shown=f"{len(names)} passes")
     variant = f"trial.{manifest.decision.precision}.variant"
-    graph, border = ("precision", variant, "pruned", "passes", *MADE_OF), manifest.border
+    graph, border = ("precision", variant, "pruned", "recovered", "passes", *MADE_OF), manifest.border
     if manifest.pruning:
         shown = f"{manifest.pruning.ratio:.0%} of the multiply-accumulates"
         yield Fact("artifact", "pruned", manifest.pruning.ratio, ("choice.pruning", *MADE_OF), shown=shown)
+    if manifest.pruning and manifest.pruning.recovered:
+        found = manifest.pruning.recovered
+        feeds = ("pruned", "choice.pruning", *MADE_OF)
+        yield Fact("artifact", "recovered", [found.steps, found.best.value], feeds, MEASURED, shown=found.words)
     yield Fact("artifact", "border model", border.sha256, graph, is_opaque=True, shown=border.sha256[:12])
     yield Fact("artifact", "nodes", border.nodes, graph, shown=f"{border.nodes} nodes")
     for one in manifest.tuning:

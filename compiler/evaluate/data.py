@@ -104,4 +104,4 @@ def open_images(
         return "its samples are complete inputs, and no axis counts pictures"
     there = len(dataset.labels) if dataset.labels is not None and dataset.labels.ndim == 2 else dataset.count
     few = open_evaluation(replace(evaluation, samples=min(2 * IMAGES, there)), inputs, preprocess)
-    return Images(few, picture, evaluation.task, evaluation.output)
+    return Images(few, picture, evaluation.task, evaluation.output, evaluation.pictures)

@@ -60,12 +60,14 @@ class Images:
         picture: The input that takes pictures.
         task: Of the evaluation: `classification` explains the class; everything else the outputs' direction.
         output: The output that is judged; None for the only one of a classifier, and all of them otherwise.
+        may_show: Whether pictures of the data may be kept beside what is computed of them.
     """
 
     dataset: Dataset
     picture: PictureInput
     task: str
     output: str | None = None
+    may_show: bool = True
 
 
 @dataclass(frozen=True)

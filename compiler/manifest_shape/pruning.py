@@ -28,6 +28,38 @@ class Repaired:
 
 
 @dataclass(frozen=True)
+class Check:
+    """The metric after some steps of a recovery; higher is better."""
+
+    step: int
+    elapsed_s: FiniteFloat
+    value: FiniteFloat
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How a pruned model was trained; `metric` is empty where the error of its outputs was judged."""
+
+    metric: str
+    steps: int
+    seconds: FiniteFloat
+    stopped: str
+    checks: tuple[Check, ...]
+    best: Check
+
+    @property
+    def words(self) -> str:
+        """What it came to, in one line."""
+        before, after = -self.checks[0].value, -self.best.value
+        lost = (
+            f"{before:.2f} -> {after:.2f} points of {self.metric} lost"
+            if self.metric
+            else f"error of the outputs {100 * before:.2f} % -> {100 * after:.2f} %"
+        )
+        return f"recovered in {self.steps} steps ({self.seconds:.0f} s, ended by: {self.stopped}): {lost}"
+
+
+@dataclass(frozen=True)
 class Pruning:
     """What was cut out of the model; `ratio` of the multiply-accumulates, within 0..1."""
 
@@ -40,6 +72,7 @@ class Pruning:
     groups: tuple[Group, ...]
     repaired: tuple[Repaired, ...]
     warnings: tuple[str, ...] = ()
+    recovered: Recovered | None = None
 
     @property
     def cut(self) -> tuple[Group, ...]:

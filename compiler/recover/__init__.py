@@ -9,7 +9,7 @@ distillation: a good teacher is patient and consistent, 2022; values inside as f
 """
 
 from compiler.recover.recipe import Recipe, Recovered
-from compiler.recover.recover import check_torch, recover
+from compiler.recover.recover import Metric, check_torch, recover
 from compiler.recover.taps import choose_taps
 
-__all__ = ["Recipe", "Recovered", "check_torch", "choose_taps", "recover"]
+__all__ = ["Metric", "Recipe", "Recovered", "check_torch", "choose_taps", "recover"]

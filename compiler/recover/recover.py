@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import TargetUnavailable, UnsupportedModel
@@ -18,6 +19,7 @@ from compiler.numerics import TOLERANCES, compare_all
 from compiler.passes.probe import run_unoptimized
 from compiler.prune.moments import Batches
 from compiler.prune.prepare import prepare
+from compiler.recover.batch import batch_of, with_free_batch
 from compiler.recover.recipe import Check, Recipe, Recovered
 from compiler.recover.taps import Taps
 
@@ -112,7 +114,7 @@ def _lesson(
     from compiler.recover.samples import gather
     from compiler.recover.train import Lesson
 
-    teacher, student = network_of(original, device=device), network_of(small, device=device)
+    teacher, student = (network_of(with_free_batch(model), device=device) for model in (original, small))
     samples = gather(batches(), folder)
     for network, model in ((teacher, original), (student, small)):
         _agree(network, model, samples, device)
@@ -128,7 +130,7 @@ def _begin(lesson: Lesson, small: ir.Model, folder: Path, key: str, device: str)
     from compiler.recover.train import find_way
     from compiler.recover.way import Way, segments_for
 
-    segments = segments_for(small, batch=lesson.recipe.batch, memory_bytes=lesson.recipe.memory_bytes)
+    segments = segments_for(with_free_batch(small), batch=lesson.recipe.batch, memory_bytes=lesson.recipe.memory_bytes)
     state = load_state(folder, key=key)
     if state is None:
         way = find_way(lesson, device=device, segments=segments)
@@ -141,12 +143,23 @@ def _begin(lesson: Lesson, small: ir.Model, folder: Path, key: str, device: str)
 
 
 def _agree(network: Network, model: ir.Model, samples: Samples, device: str) -> None:
-    """Holds PyTorch's outputs on one sample against those of ONNX Runtime."""
+    """Holds PyTorch's outputs on several samples at once against ONNX Runtime's on as many as the model takes."""
     from compiler.recover.network import run
 
-    sample = samples.take([0])
-    wanted = run_unoptimized(model, {name: tensor.numpy() for name, tensor in sample.items()})
-    found = run(network, {name: tensor.to(device) for name, tensor in sample.items()})
+    size = batch_of(model) or 1
+    some = samples.take(place % samples.count for place in range(2 * size))
+    parts = [
+        run_unoptimized(model, {name: tensor[at : at + size].numpy() for name, tensor in some.items()})
+        for at in (0, size)
+    ]
+    wanted = {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
+    try:
+        found = run(network, {name: tensor.to(device) for name, tensor in some.items()})
+    except RuntimeError as error:
+        raise UnsupportedModel(
+            f"PyTorch cannot compute the model on {2 * size} samples at once: {str(error).splitlines()[0]}",
+            remedy="Give the device a range of batches (`batch: {min: 1, opt: 1, max: 8}`), or leave recovery out.",
+        ) from error
     stats = compare_all(wanted, {name: tensor.detach().cpu().numpy() for name, tensor in found.items()})
     for name, one in stats.items():
         if not TOLERANCES["fp32"].accepts(one):

@@ -29,7 +29,9 @@ def choose_taps(pruned: ir.Model, ties: Ties, removed: Collection[int]) -> Taps:
         names = [
             str(node.outputs[0].name)
             for node in pruned.graph
-            if node.op_type in operators and 1 in ties.labels.get(str(node.outputs[0].name), {})
+            if node.op_type in operators
+            and not node.outputs[0].is_graph_output()  # those are compared anyway
+            and 1 in ties.labels.get(str(node.outputs[0].name), {})
         ]
         if names:
             chosen = [names[place] for place in sorted({*np.linspace(0, len(names) - 1, _MOST).round().astype(int)})]

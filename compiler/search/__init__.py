@@ -24,8 +24,8 @@ from compiler.search.made import Made, make_candidate_border
 from compiler.search.mixed import search_mixed
 from compiler.search.narrowed import search_ratio
 from compiler.search.observe import OBSERVED
-from compiler.search.pruned import read_pruning
 from compiler.search.quantized import Variant, rank_layers
+from compiler.search.recovered import read_pruning
 from compiler.search.saliency import Saliency, show_saliency
 from compiler.search.select import choose_trial, describe, explain_choice, explain_failure
 from compiler.search.trial import Trial, is_missing, run_trial
@@ -83,7 +83,8 @@ def _found(bench: Bench, trials: tuple[Trial, ...], chosen: Trial, reason: str, 
     if chosen.made is None:
         return Found(trials)
     settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
-    made = replace(chosen.made, plan=settle_pruning(settled, replace(pruning, ratio=settled.pruning.ratio)))
+    decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
+    made = replace(chosen.made, plan=settle_pruning(settled, decided))
     with bench.clock.timed("layers"):
         layers = list_layers(bench, made, sqnr_db=_errors(bench, chosen.made))
     explains = bench.job.plan.demands.explains

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from compiler.artifact import Artifact, Evidence, artifact_to_dict
 from compiler.detect import host_fingerprint
 from compiler.digests import code_digest
-from compiler.evaluate import AccuracyDrop, Dataset, run_dataset
+from compiler.evaluate import AccuracyDrop, Dataset
 from compiler.gates import Figure
 from compiler.isolate import ChildLimits, run_child
 from compiler.judge import Judge
@@ -28,13 +27,11 @@ from compiler.numerics import Array, Arrays, write_arrays
 from compiler.portable import Border
 from compiler.search.bench import Bench
 from compiler.search.made import Made
-from compiler.store import Stage, Store
-from compiler.target import installed_version
+from compiler.search.outputs import drop_of, model_outputs, read_outputs
+from compiler.store import Stage
 
 CHUNK_BYTES = 256 << 20
 """Samples that one child process gets in one file."""
-
-BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def measure_accuracy(bench: Bench, judge: Judge, made: Made) -> Accuracy:
     if not venue.runs:
         return Accuracy(None, "", Evidence.NONE, venue.note)
     if venue.runs == "artifact":
-        drop = _drop(bench, judge, artifact_outputs(bench, made, judge.dataset))
+        drop = drop_of(bench, judge, artifact_outputs(bench, made, judge.dataset))
     else:
         drop = border_drop(bench, judge, made.border)
     return Accuracy(drop, venue.runs, Evidence.HOST, venue.note)
@@ -115,23 +112,7 @@ def measure_accuracy(bench: Bench, judge: Judge, made: Made) -> Accuracy:
 
 def border_drop(bench: Bench, judge: Judge, border: Border) -> AccuracyDrop:
     """The drop of a border model under ONNX Runtime."""
-    return _drop(bench, judge, model_outputs(border.load(), border.digest, judge.dataset, bench.store))
-
-
-def model_outputs(model: ir.Model, digest: str, dataset: Dataset, store: Store) -> Arrays:
-    """A model's outputs on every sample, computed once and kept in the store."""
-    parts = (
-        ("model", digest),
-        ("data", dataset.digest),
-        ("samples", str(dataset.count)),
-        ("onnxruntime", installed_version("onnxruntime")),
-        ("compiler", code_digest("compiler.unoptimized")),
-    )
-
-    def compute(folder: Path) -> None:
-        write_arrays(folder / "outputs.npz", run_dataset(model, dataset, batch=BATCH))
-
-    return _read(store.obtain(Stage("outputs", parts), compute).files)
+    return drop_of(bench, judge, model_outputs(border.load(), border.digest, judge.dataset, bench.store))
 
 
 def artifact_outputs(bench: Bench, made: Made, dataset: Dataset) -> Arrays:
@@ -150,7 +131,7 @@ def artifact_outputs(bench: Bench, made: Made, dataset: Dataset) -> Arrays:
         found, _ = run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=bench.options.child)
         write_arrays(folder / "outputs.npz", found)
 
-    return _read(bench.store.obtain(Stage("outputs", parts), compute).files)
+    return read_outputs(bench.store.obtain(Stage("outputs", parts), compute).files)
 
 
 def run_artifact(
@@ -176,13 +157,6 @@ def run_artifact(
     return stacked, found[0][1]
 
 
-def _drop(bench: Bench, judge: Judge, outputs: Arrays) -> AccuracyDrop:
-    ready = bench.ready
-    reference = model_outputs(ready.model, ready.digest, judge.dataset, bench.store)
-    limit = bench.job.plan.demands.limits.accuracy_drop_pct
-    return judge.task.drop(reference, outputs, judge.dataset.labels, limit_pct=limit)
-
-
 def _run_chunk(
     artifact: Artifact, samples: Arrays, batch: int, where: str, limits: ChildLimits
 ) -> tuple[dict[str, Array], Evidence]:
@@ -196,7 +170,7 @@ def _run_chunk(
             "batch": batch,
         }
         said = run_child("evaluate", request, folder=folder, limits=limits, where=where)
-        return _read(folder), Evidence(said["evidence"])
+        return read_outputs(folder), Evidence(said["evidence"])
 
 
 def _chunk_rows(artifact: Artifact) -> int:
@@ -204,11 +178,6 @@ def _chunk_rows(artifact: Artifact) -> int:
     shapes = [[size if isinstance(size, int) else 64 for size in spec.shape[1:]] for spec in artifact.inputs]
     row_bytes = sum(8 * math.prod(shape) for shape in shapes)
     return max(1, CHUNK_BYTES // max(1, row_bytes))
-
-
-def _read(folder: Path) -> dict[str, Array]:
-    with np.load(folder / "outputs.npz", allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
 
 
 def _finite(value: Mapping[str, Any]) -> dict[str, Any]:

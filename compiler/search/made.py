@@ -14,8 +14,8 @@ from compiler.kernels import bound_payload, choose_schedule, list_kernels, tunin
 from compiler.plan import Plan
 from compiler.portable import Border, make_border
 from compiler.search.bench import Bench
-from compiler.search.pruned import pruned_entry
 from compiler.search.quantized import Variant, quantized_entry
+from compiler.search.recovered import narrowed_entries
 from compiler.store import Entry
 from compiler.tune import Curve, Scheduled
 from compiler.verify import Point, Verdict, reference_points, verify_artifact
@@ -93,7 +93,7 @@ def make(bench: Bench, plan: Plan, variant: Variant, *, explain: bool) -> Made:
 
 
 def make_candidate_border(bench: Bench, plan: Plan, variant: Variant) -> Border:
-    """The border model of a candidate: pruned, converted, quantized, or the rewritten model as it is."""
+    """The border model of a candidate: pruned, recovered, converted, quantized, or the rewritten model as it is."""
     ready, quantizes = bench.ready, plan.rule.scheme is not None and not bench.is_quantized
     with bench.clock.timed("quantize" if quantizes else "prune" if plan.pruning.ratio else "passes"):
         return make_border(
@@ -103,7 +103,7 @@ def make_candidate_border(bench: Bench, plan: Plan, variant: Variant) -> Border:
             bench.job.target.passes(bench.job.profile),
             inputs=ready.inputs.probe,
             store=bench.store,
-            prune=partial(pruned_entry, bench, plan) if plan.pruning.ratio else None,
+            prune=partial(narrowed_entries, bench, plan) if plan.pruning.ratio else None,
             quantize=partial(quantized_entry, bench, plan.rule, variant) if quantizes else None,
         )
 

@@ -156,6 +156,8 @@ def _nothing_held(trail: _Trail, found: Climb) -> str:
     if not trail.trials:
         return "the search's budget was spent before anything was pruned"
     least = min(trail.trials, key=lambda trial: trial.pruned)
+    if least.error:
+        return f"at {least.pruned:.0%} pruned it cannot be made: {least.why}"
     return f"already {least.pruned:.0%} pruned breaks the accuracy limit: {least.why}"
 
 

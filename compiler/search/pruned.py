@@ -29,7 +29,7 @@ from compiler.store import Entry, Stage, canonical_json
 BATCH = 8
 """Samples that go by at a time, where the model leaves that open."""
 
-_ORDER, _PRUNED = "order.json", "pruned.json"
+_ORDER, _PRUNED, _REMOVED = "order.json", "pruned.json", "removed.json"
 
 
 def pruned_entry(bench: Bench, plan: Plan, rewritten: Entry) -> Entry:
@@ -38,7 +38,7 @@ def pruned_entry(bench: Bench, plan: Plan, rewritten: Entry) -> Entry:
     Raises:
         Unprunable: Nothing of it can be cut, or less than a ratio that was asked for.
     """
-    data = _data(bench)
+    data = calibration_of(bench)
     order = _order_entry(bench, data, rewritten)
     prices = _prices(bench, plan, rewritten)
     parts = (
@@ -46,13 +46,14 @@ def pruned_entry(bench: Bench, plan: Plan, rewritten: Entry) -> Entry:
         ("ratio", f"{plan.pruning.ratio:g}"),
         ("multiple", str(plan.rule.width_multiple)),
         ("prices", canonical_json(prices)),
+        ("compiler", code_digest("compiler.search.pruned")),
     )
 
     def make(folder: Path) -> None:
         found = prune(
             ir.load(rewritten.files / BORDER),
             json.loads((order.files / _ORDER).read_text(encoding="utf-8")),
-            _batches(data),
+            batches_of(data),
             ratio=plan.pruning.ratio,
             multiple=plan.rule.width_multiple,
             prices=prices,
@@ -60,19 +61,36 @@ def pruned_entry(bench: Bench, plan: Plan, rewritten: Entry) -> Entry:
         save_model(found.model, folder / BORDER, external_above_bytes=EMBED_BYTES)
         (folder / RECORDS).write_text("[]", encoding="utf-8")
         (folder / _PRUNED).write_text(json.dumps(found.to_dict()), encoding="utf-8")
+        (folder / _REMOVED).write_text(json.dumps([int(one) for one in found.plan.removed]), encoding="utf-8")
 
     entry = bench.store.obtain(Stage("prune", parts), make)
     _refuse_shortfall(bench, plan, entry)
     return entry
 
 
-def read_pruning(entries: Iterable[Entry]) -> dict[str, Any] | None:
-    """What was pruned, of a border model's entries; None where nothing was."""
-    for entry in entries:
-        if entry.stage == "prune":
-            value: dict[str, Any] = json.loads((entry.files / _PRUNED).read_text(encoding="utf-8"))
-            return value
-    return None
+def read_pruned(entry: Entry) -> dict[str, Any]:
+    """What was pruned and repaired, of an entry of `prune`."""
+    value: dict[str, Any] = json.loads((entry.files / _PRUNED).read_text(encoding="utf-8"))
+    return value
+
+
+def read_removed(entry: Entry) -> tuple[int, ...]:
+    """The classes of channels that went, of an entry of `prune`."""
+    return tuple(json.loads((entry.files / _REMOVED).read_text(encoding="utf-8")))
+
+
+def batches_of(data: Dataset) -> Callable[[], Iterable[Arrays]]:
+    """The data from the start, as often as it is called; in two batches at least, since one half judges the other."""
+    fixed = next((spec.shape[0] for spec in data.inputs if spec.shape and isinstance(spec.shape[0], int)), None)
+    size = fixed or max(1, min(BATCH, data.count // 2))
+    return lambda: data.batches(size)
+
+
+def calibration_of(bench: Bench) -> Dataset:
+    """The data that pruning and recovery work on; a plan without them prunes nothing."""
+    if bench.data.calibration is None:
+        raise InternalError("a plan prunes, and there are no calibration data")
+    return bench.data.calibration
 
 
 def _order_entry(bench: Bench, data: Dataset, rewritten: Entry) -> Entry:
@@ -84,7 +102,7 @@ def _order_entry(bench: Bench, data: Dataset, rewritten: Entry) -> Entry:
     )
 
     def make(folder: Path) -> None:
-        found = find_order(ir.load(rewritten.files / BORDER), _batches(data))
+        found = find_order(ir.load(rewritten.files / BORDER), batches_of(data))
         (folder / _ORDER).write_text(json.dumps(found), encoding="utf-8")
 
     return bench.store.obtain(Stage("importance", parts), make)
@@ -104,7 +122,7 @@ def _prices(bench: Bench, plan: Plan, rewritten: Entry) -> Mapping[str, float]:
 
 def _refuse_shortfall(bench: Bench, plan: Plan, entry: Entry) -> None:
     """A ratio that was asked for is kept or refused; a search takes what there is, if there is anything."""
-    reached = float((read_pruning([entry]) or {"ratio": 0.0})["ratio"])
+    reached = float(read_pruned(entry)["ratio"])
     if not reached:
         raise Unprunable(
             f"no group of channels is wider than the {plan.rule.width_multiple} that the kernels of {plan.precision} "
@@ -118,16 +136,3 @@ def _refuse_shortfall(bench: Bench, plan: Plan, entry: Entry) -> None:
             where=bench.name,
             remedy=f"Ask for at most {reached:.2f}, or `prune: auto`.",
         )
-
-
-def _batches(data: Dataset) -> Callable[[], Iterable[Arrays]]:
-    """The data from the start, as often as it is called; in two batches at least, since one half judges the other."""
-    fixed = next((spec.shape[0] for spec in data.inputs if spec.shape and isinstance(spec.shape[0], int)), None)
-    size = fixed or max(1, min(BATCH, data.count // 2))
-    return lambda: data.batches(size)
-
-
-def _data(bench: Bench) -> Dataset:
-    if bench.data.calibration is None:
-        raise InternalError("a plan prunes, and there are no calibration data")
-    return bench.data.calibration

@@ -123,8 +123,8 @@ def options_to_dict(options: QuantOptions) -> dict[str, Any]:
 
 
 def float_entry(entries: Sequence[Entry]) -> Entry:
-    """What was quantized: the rewritten model, or what pruning left of it."""
-    return next(entry for entry in reversed(entries) if entry.stage in ("rewrite", "prune"))
+    """What was quantized: the rewritten model, what pruning left of it, or that recovered."""
+    return next(entry for entry in reversed(entries) if entry.stage in ("rewrite", "prune", "recover"))
 
 
 def _needs(bench: Bench, rule: PrecisionRule, variant: Variant) -> tuple[QuantScheme, Dataset | None]:

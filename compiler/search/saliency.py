@@ -33,9 +33,10 @@ from compiler.evaluate.saliency import (
 )
 from compiler.gates import Figure
 from compiler.numerics import Array, Arrays, write_arrays
-from compiler.search.accuracy import BATCH, Venue, choose_venue, model_outputs, run_artifact
+from compiler.search.accuracy import Venue, choose_venue, run_artifact
 from compiler.search.bench import Bench
 from compiler.search.made import Made
+from compiler.search.outputs import BATCH, model_outputs
 from compiler.store import Entry, Stage
 from compiler.target import installed_version
 
@@ -44,6 +45,8 @@ SHOWN = 3
 
 SIDE = 64
 """Pixels: what a kept picture is shrunk to at most, some ten kilobytes of it."""
+
+HIDDEN = "no pictures are kept: the fleet file says `pictures: false`"
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,8 @@ def measure_saliency(bench: Bench, made: Made) -> Saliency:
     likenesses = compare_explanations(want, got)
     told = json.loads((original.files / "question.json").read_text(encoding="utf-8"))
     shown = tuple(_shown(told["pictures"], want, got, likenesses))
-    return Saliency(likenesses, told["score"], venue.runs, Evidence.HOST, venue.note, shown)
+    note = "; ".join(filter(None, (venue.note, "" if images.may_show else HIDDEN)))
+    return Saliency(likenesses, told["score"], venue.runs, Evidence.HOST, note, shown)
 
 
 def show_saliency(bench: Bench, made: Made) -> Saliency:
@@ -156,14 +160,14 @@ def show_saliency(bench: Bench, made: Made) -> Saliency:
 
 
 def _float_entry(bench: Bench, images: Images) -> Entry:
-    """The float model's maps, its score in words, and the pictures to be shown."""
+    """The float model's maps, its score in words, and the pictures to be shown, if any may be."""
     ready = bench.ready
-    parts = (("model", ready.digest), *_parts(images))
+    parts = (("model", ready.digest), *_parts(images), ("pictures", str(images.may_show)))
 
     def compute(folder: Path) -> None:
         question = ask(_float_outputs(bench, images), images)
         _write(folder, explain(partial(run_dataset, ready.model, batch=BATCH), question))
-        told = {"score": question.words, "pictures": list(_thumbnails(question))}
+        told = {"score": question.words, "pictures": list(_thumbnails(question)) if images.may_show else []}
         (folder / "question.json").write_text(json.dumps(told), encoding="utf-8")
 
     return bench.store.obtain(Stage("saliency", parts), compute)

@@ -17,8 +17,8 @@ from compiler.search.accuracy import Accuracy, measure_accuracy
 from compiler.search.bench import Bench
 from compiler.search.footprint import Footprint, as_given, compare_footprints, measure_footprint, unbuilt_footprint
 from compiler.search.made import Made, make
-from compiler.search.pruned import read_pruning
 from compiler.search.quantized import Variant, options_to_dict, quantizer_warnings
+from compiler.search.recovered import read_pruning
 from compiler.search.saliency import Saliency, measure_saliency
 from compiler.search.speed import Speed, latency_figure, measure_speed
 

@@ -50,6 +50,20 @@ def test_a_gate_that_holds_keeps_figures_and_pictures_and_repeats_from_the_store
     assert images.digests() == before
 
 
+def test_pictures_are_kept_out_where_the_fleet_file_says_so_and_the_figures_stay(images: Place) -> None:
+    judged = {"task": "embedding", "path": "images.npz", "pictures": False}
+    limits = {"saliency_correlation_min": 0.9, "memory_reduction_pct": 0, "accuracy_drop_pct": 50}
+    limited(images, 0.9, precision="fp16", evaluation=judged, limits=limits)
+    assert images.build().code == 0
+    saliency = images.manifest("one")["saliency"]
+    assert saliency["shown"] == [] and saliency["correlation"] >= 0.9 and saliency["images"] == 6
+    assert "no pictures are kept: the fleet file says `pictures: false`" in saliency["note"]
+    page = (images.dist / "report.html").read_text(encoding="utf-8")
+    assert "data:image/png" not in page and "no pictures are kept" in page
+    questions = list(images.cache.rglob("question.json"))
+    assert questions and all(json.loads(one.read_text(encoding="utf-8"))["pictures"] == [] for one in questions)
+
+
 def test_a_model_without_an_image_input_is_not_judged_and_says_why(images: Place) -> None:
     write_model(images.root / "model.onnx", "(float[batch, 6] x) => (float[batch, 6] y) { y = MatMul(x, w) }", w=(6, 6))
     np.savez(images.root / "images.npz", x=np.ones((4, 6), np.float32))

@@ -22,8 +22,8 @@ g (float[N,3,8,8] x, float[16,3,3,3] a, float[16] b, float[16,16,3,3] c, float[1
   g = GlobalAveragePool(v) f = Flatten(g) y = Gemm<transB=1>(f, e) }"""
 
 
-def network() -> ir.Model:
-    model = ir.from_onnx_text(TEXT)
+def network(text: str = TEXT) -> ir.Model:
+    model = ir.from_onnx_text(text)
     random = np.random.default_rng(0)
     for value in list(model.graph.inputs)[1:]:
         shape = [int(size) for size in value.shape or ()]
@@ -41,8 +41,8 @@ def batches() -> Iterator[Arrays]:
         yield {"x": random.standard_normal((8, 3, 8, 8)).astype(np.float32)}
 
 
-def recovered(folder: Path, recipe: Recipe, **more: object) -> Recovered:
-    model = network()
+def recovered(folder: Path, recipe: Recipe, text: str = TEXT, **more: object) -> Recovered:
+    model = network(text)
     ties = find_ties(model)
     removed = ties.groups[0].channels[:4]
     pruned = cut_channels(model, ties, removed)

@@ -15,13 +15,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'fleetc[train]'")
 
-from recovery_case import KILLED, batches, network, recovered  # noqa: E402
+from recovery_case import KILLED, TEXT, batches, network, recovered  # noqa: E402
 
 from compiler.errors import DataError, StorageError, UnsupportedModel  # noqa: E402
 from compiler.graph import check_model  # noqa: E402
 from compiler.numerics import Arrays, compare_all  # noqa: E402
+from compiler.passes.probe import run_unoptimized  # noqa: E402
+from compiler.prune.groups import find_ties  # noqa: E402
 from compiler.prune.prepare import prepare  # noqa: E402
-from compiler.recover import Recipe, recover  # noqa: E402
+from compiler.recover import Recipe, choose_taps, recover  # noqa: E402
 from compiler.recover.checkpoint import FILE  # noqa: E402
 from compiler.recover.network import network_of, run, with_weights  # noqa: E402
 from compiler.recover.samples import gather, varied  # noqa: E402
@@ -58,6 +60,28 @@ def test_recovered_model_gives_what_the_original_gave_under_the_same_names_and_s
             (one.name, one.shape, one.dtype) for one in theirs
         ]
     assert [found.model.graph.initializers[name].shape for name in ("a", "c")] == [[12, 3, 3, 3], [12, 12, 3, 3]]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_model_with_a_fixed_batch_learns_from_many_samples_at_once_and_keeps_its_batch(
+    tmp_path: Path, size: int
+) -> None:
+    flat = f"<int64[2] flat = {{{size}, -1}}> {{"
+    fixed = TEXT.replace("[N", f"[{size}").replace("f = Flatten(g)", "f = Reshape(g, flat)").replace("{", flat)
+    found = recovered(tmp_path, SHORT, fixed)
+    check_model(found.model)
+    assert found.best.value > 0.1 * found.checks[0].value
+    assert found.model.graph.inputs[0].shape == [size, 3, 8, 8] and found.model.graph.outputs[0].shape == [size, 4]
+    run_unoptimized(found.model, {"x": np.zeros((size, 3, 8, 8), np.float32)})
+
+
+def test_model_that_states_its_batch_elsewhere_is_refused_before_anything_is_learnt(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float[1,3] x) => (float[2,3] y)
+    <float[1,3] row = {1.0, 2.0, 3.0}> { y = Concat<axis = 0>(x, row) }"""
+    model = ir.from_onnx_text(text)
+    data = [{"x": np.ones((4, 3), np.float32)}]
+    with pytest.raises(UnsupportedModel, match=r"output 'y'|at once"):
+        recover(model, model, lambda: data, folder=tmp_path, recipe=SHORT, taps={})
 
 
 def test_killed_run_goes_on_from_its_step_and_ends_as_one_that_was_never_killed(tmp_path: Path) -> None:
@@ -154,6 +178,11 @@ def test_integers_are_drawn_and_not_varied(tmp_path: Path) -> None:
     assert {tuple(row) for row in varied(samples, 6, seed=(0,))["ids"].tolist()} == {
         (first, first + 1) for first in range(0, 12, 2)
     }
+
+
+def test_outputs_are_no_values_inside() -> None:
+    model = prepare(network(TEXT.replace("u = Add(r, t) v = Relu(u)", "v = Relu(t)")))
+    assert [*choose_taps(model, find_ties(model), ())] == ["s", "t"]
 
 
 def test_no_samples_and_samples_of_two_shapes_are_refused(tmp_path: Path) -> None:
