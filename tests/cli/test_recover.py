@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Place, write_model
-from tests.cli.test_prune import BOARD, BODY, SHAPES, fleet, modelled, write_samples
+from tests.cli.test_pruning_command import BOARD, BODY, SHAPES, fleet, modelled, write_samples
 
 TORCH = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is not installed: pip install 'fleetc[train]'"
