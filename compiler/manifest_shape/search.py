@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, FiniteFloat
@@ -208,5 +208,22 @@ class Searched:
 
     @property
     def original(self) -> Footprint | None:
-        """The memory of the float original; None where the target built none."""
-        return next((one.footprint for one in self.trials if one.precision == "fp32" and one.footprint), None)
+        """The memory of the float original as the memory gates count it; None where the target built none.
+
+        A build may spend memory on speed, and the gates then count less of it than it takes.
+        """
+        built = next((one.footprint for one in self.trials if one.precision == "fp32" and one.footprint), None)
+        if built is None:
+            return None
+        weights = self._compared("memory: weights", lambda one: one.weights_bytes)
+        run = self._compared("memory: run", lambda one: one.run_bytes)
+        return replace(built, weights_bytes=weights or built.weights_bytes, run_bytes=run or built.run_bytes)
+
+    def _compared(self, gate: str, bytes_of: Callable[[Footprint], int | None]) -> int | None:
+        """The bytes that a gate's percentages are of; None where it judged nothing."""
+        for trial in self.trials:
+            mine = bytes_of(trial.footprint) if trial.footprint else None
+            saved = next((one.value for one in trial.gates if one.name == gate), None)
+            if mine and saved is not None and saved < 100:
+                return round(mine / (1 - saved / 100))
+        return None

@@ -97,7 +97,11 @@ def as_given(original: Footprint, made: Made) -> Footprint:
     A target may spend memory on speed (transformed weights); that is no memory a lower precision saves.
     """
     given = unbuilt_footprint(made).weights_bytes
-    return replace(original, weights_bytes=given) if original.weights_bytes > given * 1.25 + MIB else original
+    extra = original.weights_bytes - given
+    if extra <= given * 0.25 + MIB:
+        return original
+    run = original.run_bytes and max(0, original.run_bytes - extra)
+    return replace(original, weights_bytes=given, run_bytes=run)
 
 
 def compare_footprints(original: Footprint, found: Footprint) -> dict[str, Figure]:
