@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -49,16 +49,16 @@ class Trail:
         rule: The candidate's precision.
         judge: What its accuracy is judged by.
         limit: Most points it may lose.
-        first: Number of the next trial.
-        trials: In order.
+        before: How many trials the search had made before the others but the first.
+        trials: In order; the first is the candidate as it is made by default.
     """
 
     bench: Bench
     rule: PrecisionRule
     judge: Judge
     limit: float
-    first: int
-    trials: list[Trial] = field(default_factory=list)
+    before: int
+    trials: list[Trial]
 
     @property
     def runs_here(self) -> bool:
@@ -69,7 +69,7 @@ class Trail:
     @property
     def number(self) -> int:
         """Of the next trial."""
-        return self.first + len(self.trials)
+        return self.before + len(self.trials)
 
     @property
     def budget(self) -> int:
@@ -104,24 +104,25 @@ class Trail:
 
 
 def search_mixed(
-    bench: Bench, rule: PrecisionRule, judge: Judge, limit: float, *, number: int, original: Trial | None
+    bench: Bench, judge: Judge, limit: float, *, first: Trial, number: int, original: Trial | None
 ) -> tuple[Trial, ...]:
-    """All trials of a quantized candidate; the last one is what was found to hold the accuracy limit, if anything did.
+    """Other forms of a quantized candidate that loses too much; the last one holds the accuracy limit, if any does.
 
     Args:
         bench: The device.
-        rule: The candidate's precision.
         judge: What accuracy is judged by.
         limit: Most points it may lose.
-        number: Of its first trial.
+        first: The candidate's trial, as the quantizer makes it by default.
+        number: Of the next trial.
         original: The float original's trial.
+
+    Returns:
+        The candidate's trial, with a note where the search ended with it, and those after it.
     """
-    trail = Trail(bench, rule, judge, limit, number)
-    trail.trials.append(run_trial(bench, rule, number=number, original=original, is_only=False))
-    first = trail.trials[0]
     if first.made is None or _drop(first) <= limit:
-        return tuple(trail.trials)
-    options, drop = _best_options(trail, _drop(first), _alternatives(rule, first.made))
+        return (first,)
+    trail = Trail(bench, first.made.plan.rule, judge, limit, number - 1, [first])
+    options, drop = _best_options(trail, _drop(first), _alternatives(trail.rule, first.made))
     if drop <= limit:
         _build(trail, Variant(options), original, "options")
     else:
