@@ -3,8 +3,8 @@
 Channel-pruning reconstruction (He et al., Channel Pruning for Accelerating Very Deep Neural Networks, 2017): for every
 layer that reads fewer channels, in graph order, the weights that map what the pruned model feeds it to what the layer
 gave in the original, by least squares over calibration activations. The solution is drawn towards the weights it had
-(ridge); how much, one half of the data decides about the solution of the other. Only sums are kept in memory, so it does
-not grow with the data.
+(ridge); how much, one half of the data decides about the solution of the other. Memory holds only sums, so it does not
+grow with the data.
 """
 
 from __future__ import annotations

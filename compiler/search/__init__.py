@@ -104,7 +104,7 @@ def _errors(bench: Bench, made: Made) -> dict[str, float]:
 
 
 def _run_trials(bench: Bench) -> tuple[Trial, ...]:
-    """The yardstick first, then every candidate as it is made by default, then other forms of those that lose too much."""
+    """The yardstick, every candidate as it is made by default, then other forms of those that lose too much."""
     plan = bench.job.plan
     trials: list[Trial] = []
     original = None
