@@ -99,7 +99,10 @@ class Gate:
             return f"{self.name}: not judged: {self.why}"
         kind, verdict = _KINDS[self.name], "passed" if self.passed else "failed"
         bound = "at least" if kind.is_floor else "at most"
-        found = f"{round(self.value, kind.places + 1):g} {self.unit}, limit {bound} {self.limit:g}"
+        value, limit = round(self.value, kind.places + 1), f"limit {bound} {self.limit:g}"
+        found = f"{value:g} {self.unit}, {limit}"
+        if self.unit == LESS and value < 0:
+            found = f"{-value:g} % more, {limit} {LESS}"
         return f"{self.name} {verdict}: {found} ({self.rule}; {self.evidence})"
 
 
@@ -122,10 +125,12 @@ class _Kind:
     places: int = 1
 
 
+LESS = "% less"
+
 _KINDS: Mapping[str, _Kind] = {
     "accuracy": _Kind("accuracy_drop_pct", "points lost"),
-    "memory: weights": _Kind("memory_reduction_pct", "% less", is_floor=True),
-    "memory: run": _Kind("memory_reduction_pct", "% less", is_floor=True),
+    "memory: weights": _Kind("memory_reduction_pct", LESS, is_floor=True),
+    "memory: run": _Kind("memory_reduction_pct", LESS, is_floor=True),
     "latency": _Kind("latency_ms", "ms"),
     "saliency": _Kind("saliency_correlation_min", "correlation", is_floor=True, lowest=-1.0, places=2),
 }

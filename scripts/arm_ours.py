@@ -128,16 +128,19 @@ def sum_kernels(told: Figures) -> Figures:
         "trials": sum(one["tried"] for one in told["kernels"]),
         "untuned": round(sum(one["count"] * one["untuned"] for one in kernels), 1),
         "best": round(sum(one["count"] * one["best"]["median"] for one in kernels), 1),
+        "not_counted": len(told["kernels"]) - len(kernels),
         "stopped": sorted({one["stopped"] for one in told["kernels"]}),
         "dearest": [{name: one[name] for name in ("kernel", "count", "untuned")} for one in dearest],
     }
 
 
 def shares(told: Figures, instructions: float | None) -> Figures:
-    """Where a build's instructions go: kernel → share of all; `the rest` is TVM's own kernels and its machine."""
+    """Where a build's instructions go: kernel → share of all; `the rest` is TVM's own kernels and its machine, and
+    kernels of ours that there was no time to count."""
     if not instructions or "dearest" not in told:
         return {"unavailable": told.get("unavailable", "the build's instructions are not known")}
     kernels = {f"{one['kernel']} x{one['count']}": one["count"] * one["untuned"] for one in told["dearest"]}
     others = told["untuned"] - sum(kernels.values())
-    parts = {**kernels, "other kernels with choices": others, "the rest": instructions - told["untuned"]}
+    missing = f", with {told['not_counted']} kernels that were not counted" if told["not_counted"] else ""
+    parts = {**kernels, "other kernels with choices": others, f"the rest{missing}": instructions - told["untuned"]}
     return {name: round(part / instructions, 3) for name, part in parts.items()}

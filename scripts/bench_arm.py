@@ -214,7 +214,7 @@ def _loop_bars(sections: Figures) -> Iterator[Figures]:
         share = figures.get("share_of_peak")
         what = f"face, cortex-a76, {precision}: hottest loop's share of peak"
         is_met = share is not None and share >= PEAK_SHARE_AT_LEAST
-        missed = None if share is None else round(PEAK_SHARE_AT_LEAST - share, 3)
+        missed = None if share is None else max(0.0, round(PEAK_SHARE_AT_LEAST - share, 3))
         yield {"what": what, "found": share, "bar": PEAK_SHARE_AT_LEAST, "is_met": is_met, "missed_by": missed}
 
 

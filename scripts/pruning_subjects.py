@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -48,6 +48,7 @@ class Subject:
         judged: What it is judged by; nothing of it is in `own`.
         labels: Who is on each judged sample; None where only fidelity is judged.
         protocol: Where both are from, in words.
+        own_labels: Who is on each of `own`; None where that is not known.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Subject:
     judged: Floats
     labels: npt.NDArray[np.str_] | None
     protocol: str
+    own_labels: npt.NDArray[np.str_] | None = None
 
     @property
     def input(self) -> str:
@@ -66,6 +68,11 @@ class Subject:
     def output(self) -> str:
         """Name of its output."""
         return str(self.model.graph.outputs[0].name)
+
+    @property
+    def familiar(self) -> Subject | None:
+        """The same network judged by the people it was pruned with; None where nobody knows who they are."""
+        return None if self.own_labels is None else replace(self, judged=self.own, labels=self.own_labels)
 
     def batches(self) -> Iterator[Arrays]:
         """The data to prune with."""
@@ -109,7 +116,7 @@ def face(folder: Path | None) -> Subject:
     labels = np.asarray(faces.labels)
     is_own = np.isin(labels, np.unique(labels)[::2])
     said = f"{faces.origin}: every other person prunes, the others judge; nobody does both"
-    return Subject("face", model, faces.images[is_own], faces.images[~is_own], labels[~is_own], said)
+    return Subject("face", model, faces.images[is_own], faces.images[~is_own], labels[~is_own], said, labels[is_own])
 
 
 def text_direction() -> Subject | None:

@@ -64,11 +64,11 @@ def _needed(outputs: Iterable[ir.Value]) -> set[ir.Node]:
         if node is None or node in needed:
             continue
         needed.add(node)
-        waiting += [value.producer() for value in _read_by(node)]
+        waiting += [value.producer() for value in read_by(node)]
     return needed
 
 
-def _read_by(node: ir.Node) -> list[ir.Value]:
+def read_by(node: ir.Node) -> list[ir.Value]:
     """What a node reads, values its subgraphs take from outside included."""
     read = [value for value in node.inputs if value is not None]
     for attribute in node.attributes.values():

@@ -34,6 +34,7 @@ PORTABLE: tuple[str, ...] = (
     "fuse-conv-bn",
     "fuse-conv-affine",
     "fuse-pad",
+    "trim-kernels",  # after fuse-pad, which gives layers the pads that decide what is read
     "fuse-matmul-add",
     "fold-constants",  # again: what rules left of weights and shapes
     "remove-identities",

@@ -3,25 +3,28 @@
 Channel-pruning reconstruction (He et al., Channel Pruning for Accelerating Very Deep Neural Networks, 2017): for every
 layer that reads fewer channels, in graph order, the weights that map what the pruned model feeds it to what the layer
 gave in the original, by least squares over calibration activations. The solution is drawn towards the weights it had
-(ridge); how much, one half of the data decides about the solution of the other. Only sums are kept, so memory does
-not grow with the data.
+(ridge); how much, one half of the data decides about the solution of the other. Memory holds only sums, so it does not
+grow with the data.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from compiler.frontend.extract import read_by
 from compiler.numerics import Array, Arrays
 from compiler.passes.values import constant_of
 from compiler.prune.groups import Ties, positions
 from compiler.prune.moments import Batches
 from compiler.prune.rows import Layer, Matrix, layer_of, sample_rows
+from compiler.prune.stretches import Stretches
 from compiler.prune.sums import Sums, error_of, solve, sums_of
-from compiler.prune.tap import watch
 
 PER_ITEM = 48
 """Places of one image that a convolution is matched at: neighbours say nearly the same."""
@@ -99,10 +102,13 @@ def solve_layers(
         fit: Brings solved weights into a form of its own; None leaves them.
     """
     found: list[Repaired] = []
-    for spots in by_depth(changed, weights):
-        tasks = [_Task(changed, spot, (outputs or {}).get(spot.layer.weights)) for spot in spots]
-        _gather(original, changed, tasks, batches)
-        found += [task.solve(changed, fit) for task in tasks]
+    depths = depths_of(changed, weights)
+    with tempfile.TemporaryDirectory(prefix="fleetc-repair-") as folder:
+        stretches = Stretches((changed, original), batches, Path(folder))
+        for depth, spots in enumerate(by_depth(changed, weights)):
+            tasks = [_Task(changed, spot, (outputs or {}).get(spot.layer.weights)) for spot in spots]
+            _gather(stretches, tasks, _still_read(changed, depths, depth))
+            found += [task.solve(changed, fit) for task in tasks]
     return tuple(found)
 
 
@@ -144,18 +150,33 @@ def by_depth(model: ir.Model, weights: Collection[str]) -> list[list[Spot]]:
     A layer that is added to what earlier runs have settled is matched after the addition: so the last layer of a
     residual block makes up for what the shortcut has lost too (He et al. 2017, section 3.3).
     """
-    depths: dict[str, int] = {}
+    depths = depths_of(model, weights)
     runs: list[list[Spot]] = []
     for node in model.graph:
-        read = max((depths.get(str(value.name), 0) for value in node.inputs if value is not None), default=0)
         layer = layer_of(node)
         if layer is not None and layer.weights in weights:
-            if read == len(runs):
-                runs.append([])
+            read = depths[layer.node] - 1
+            runs += [[] for _ in range(read + 1 - len(runs))]
             runs[read].append(Spot(layer, _match(node, read, depths)))
-            read += 1
-        depths |= {str(value.name): read for value in node.outputs}
     return runs
+
+
+def depths_of(model: ir.Model, weights: Collection[str]) -> dict[str, int]:
+    """Name of a value → how many layers with these weights are before it, at most; inputs of the graph are at 0."""
+    depths = {str(value.name): 0 for value in model.graph.inputs}
+    for node in model.graph:
+        depth = max((depths.get(str(value.name), 0) for value in read_by(node)), default=0)
+        layer = layer_of(node)
+        depth += layer is not None and layer.weights in weights
+        depths |= {str(value.name): depth for value in node.outputs if value.name}
+    return depths
+
+
+def _still_read(model: ir.Model, depths: Mapping[str, int], depth: int) -> list[str]:
+    """Values no deeper than this that deeper ones are computed from."""
+    deeper = (node for node in model.graph if depths.get(str(node.outputs[0].name), 0) > depth)
+    names = dict.fromkeys(str(value.name) for node in deeper for value in read_by(node))
+    return [name for name in names if depths.get(name, depth + 1) <= depth]
 
 
 def _match(node: ir.Node, read: int, depths: Mapping[str, int]) -> str:
@@ -216,14 +237,12 @@ class _Task:
         return Repaired(layer.node, before, after, ridge, whole.rows, len(self._matrix), self._samples)
 
 
-def _gather(original: ir.Model, pruned: ir.Model, tasks: Sequence[_Task], batches: Batches) -> None:
+def _gather(stretches: Stretches, tasks: Sequence[_Task], kept: Sequence[str]) -> None:
     """Shows every batch to all tasks, every other one as the second half."""
     given = list(dict.fromkeys(task.match for task in tasks))
     read = list(dict.fromkeys([*given, *(task.layer.source for task in tasks)]))
     seeds = np.random.default_rng(0)
-    pairs = zip(watch(pruned, read, batches()), watch(original, given, batches()), strict=True)
-    for index, (found, wanted) in enumerate(pairs):
-        now, before = dict(zip(read, found, strict=True)), dict(zip(given, wanted, strict=True))
+    for index, (now, before) in enumerate(stretches.advance((read, given), kept)):
         seed = int(seeds.integers(1 << 62))
         for task in tasks:
             task.add(index % 2, now[task.layer.source], now[task.match], before[task.match], seed)

@@ -25,18 +25,34 @@ def watch(model: ir.Model, names: Sequence[str], batches: Iterable[Arrays]) -> I
     Raises:
         UnsupportedModel: ONNX Runtime does not run the model.
     """
-    session = Unoptimized(_cut_behind(model, names))
+    cut = cut_between(model, (), names)
+    session, reads = Unoptimized(cut), [str(value.name) for value in cut.graph.inputs]
     workers = os.cpu_count() or 1
-    for found in run_ahead((partial(session.run, batch) for batch in batches), workers=workers, ahead=workers):
+    steps = (partial(session.run, {name: batch[name] for name in reads}) for batch in batches)
+    for found in run_ahead(steps, workers=workers, ahead=workers):
         yield tuple(found[name] for name in names)
 
 
-def _cut_behind(model: ir.Model, names: Sequence[str]) -> ir.Model:
+def cut_between(model: ir.Model, given: Sequence[str], names: Sequence[str]) -> ir.Model:
+    """A copy that computes some values from others; its inputs are those it reads.
+
+    Args:
+        model: The whole model; left as it is.
+        given: Values that become inputs, beside the inputs of the model.
+        names: Values that become the outputs, none of them given.
+    """
     cut = model.clone()
-    values = {str(value.name): value for value in cut.graph.inputs}
-    values |= {str(value.name): value for node in cut.graph for value in node.outputs}
-    cut.graph.outputs[:] = [_typed(values[name]) for name in names]
+    values = {str(value.name): value for node in cut.graph for value in node.outputs}
+    inputs = {str(value.name): value for value in cut.graph.inputs}
+    for name in given:
+        if (old := values.get(name)) is not None:
+            new = ir.Value(name=name, shape=old.shape, type=_typed(old).type)
+            old.name = None
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            cut.graph.inputs.append(new)
+    cut.graph.outputs[:] = [_typed(inputs.get(name) or values[name]) for name in names]
     remove_dead_nodes(cut)
+    cut.graph.inputs[:] = [value for value in cut.graph.inputs if value.uses() or value.is_graph_output()]
     return cut
 
 

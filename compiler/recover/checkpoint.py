@@ -25,7 +25,7 @@ class State:
         step: Steps that were done.
         elapsed_s: Seconds that were used.
         busy_s: Of these in steps, without checks and checkpoints.
-        way: dtype and memory layout of the steps, as `Way` has them.
+        way: dtype, memory layout, parts and threads of the steps, as `Way` has them.
         weights: Initializer → tensor.
         optimizer: The optimizer's own state.
         best: The weights of the best check.
@@ -35,7 +35,7 @@ class State:
     step: int
     elapsed_s: float
     busy_s: float
-    way: tuple[str, bool]
+    way: tuple[str, bool, int, int]
     weights: dict[str, Tensor]
     optimizer: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)

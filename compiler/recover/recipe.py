@@ -37,7 +37,7 @@ class Recipe:
     rate: float = 3e-3
     echoes: int = 2
     checks: int = 10
-    patience: int = 4
+    patience: int = 6
     tap_weight: float = 0.5
     seed: int = 0
     save_every_s: float = 30.0

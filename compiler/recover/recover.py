@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,21 +79,25 @@ def recover(
     from compiler.recover.network import with_weights
     from compiler.recover.train import Progress, relative_error, train
 
-    began = time.monotonic()
+    began, cores = time.monotonic(), torch.get_num_threads()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     small = prepare(pruned)
-    lesson = _lesson(prepare(original), small, batches, folder, recipe, taps, device)
-    key = _key(original, pruned, lesson.samples.digest, recipe, taps)
-    way, state = _begin(lesson, small, folder, key, device)
-    resumed_at = state.step
+    with ThreadPoolExecutor(cores, thread_name_prefix="parts") as pool:
+        lesson = _lesson(prepare(original), small, batches, folder, recipe, taps, device, pool)
+        key = _key(original, pruned, lesson.samples.digest, recipe, taps)
+        way, state = _begin(lesson, small, folder, key, device)
+        resumed_at = state.step
 
-    def value() -> float:
-        if metric is None:
-            return -relative_error(lesson, way)
-        return metric(with_weights(small, lesson.student.weights))
+        def value() -> float:
+            if metric is None:
+                return -relative_error(lesson, way)
+            return metric(with_weights(small, lesson.student.weights))
 
-    progress = Progress(state, lambda now: save_state(now, folder, key=key), value, enough, began)
-    stopped = train(lesson, way, progress)
+        progress = Progress(state, lambda now: save_state(now, folder, key=key), value, enough, began)
+        try:
+            stopped = train(lesson, way, progress)
+        finally:
+            torch.set_num_threads(cores)
     return Recovered(
         model=with_weights(small, state.best),
         steps=state.step,
@@ -106,7 +111,14 @@ def recover(
 
 
 def _lesson(
-    original: ir.Model, small: ir.Model, batches: Batches, folder: Path, recipe: Recipe, taps: Taps, device: str
+    original: ir.Model,
+    small: ir.Model,
+    batches: Batches,
+    folder: Path,
+    recipe: Recipe,
+    taps: Taps,
+    device: str,
+    pool: Executor,
 ) -> Lesson:
     import torch
 
@@ -121,7 +133,7 @@ def _lesson(
     for tensor in student.weights.values():
         tensor.requires_grad_(True)
     channels = {name: torch.from_numpy(places).to(device) for name, places in taps.items()}
-    return Lesson(teacher, student, channels, samples, recipe)
+    return Lesson(teacher, student, channels, samples, recipe, pool)
 
 
 def _begin(lesson: Lesson, small: ir.Model, folder: Path, key: str, device: str) -> tuple[Way, State]:
@@ -134,12 +146,14 @@ def _begin(lesson: Lesson, small: ir.Model, folder: Path, key: str, device: str)
     state = load_state(folder, key=key)
     if state is None:
         way = find_way(lesson, device=device, segments=segments)
-        return way, State(0, 0.0, 0.0, (way.dtype, way.is_channels_last), dict(lesson.student.weights))
+        return way, State(
+            0, 0.0, 0.0, (way.dtype, way.is_channels_last, way.parts, way.threads), dict(lesson.student.weights)
+        )
     for name, tensor in lesson.student.weights.items():
         tensor.data.copy_(state.weights[name])
     state.weights = dict(lesson.student.weights)
-    dtype, is_channels_last = state.way
-    return Way(dtype, is_channels_last, segments, device), state
+    dtype, is_channels_last, parts, threads = state.way
+    return Way(dtype, is_channels_last, segments, device, parts, threads), state
 
 
 def _agree(network: Network, model: ir.Model, samples: Samples, device: str) -> None:

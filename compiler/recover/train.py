@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +28,8 @@ _SMALL = 1e-3
 """Size that a tensor of smaller ones is given: a bias may begin with zeros."""
 _TRYING = 0.05
 """Share of the time that finding the fastest way may take."""
+_TRIED = 16
+"""Samples of a step that is tried."""
 _PLAIN = 64
 """Samples, as they are, that the error is computed on where no metric is given."""
 
@@ -41,6 +44,7 @@ class Lesson:
         taps: Value → the teacher's channels that the student has.
         samples: The data.
         recipe: How.
+        pool: Threads for the parts of a batch.
     """
 
     teacher: Network
@@ -48,6 +52,7 @@ class Lesson:
     taps: Mapping[str, Tensor]
     samples: Samples
     recipe: Recipe
+    pool: Executor
 
 
 @dataclass
@@ -84,7 +89,7 @@ def train(lesson: Lesson, way: Way, progress: Progress) -> Stop:
             started = time.monotonic()
             inputs, wanted = next(lessons)
             set_rate(optimizer, recipe, state.step, state.elapsed_s)
-            _loss(lesson, way, inputs, wanted).backward()
+            _descend(lesson, way, inputs, wanted)
             optimizer.step()
             _forget(lesson)
             state.step += 1
@@ -119,16 +124,18 @@ def set_rate(optimizer: Tensor, recipe: Recipe, step: int, elapsed_s: float) -> 
 
 def find_way(lesson: Lesson, *, device: str, segments: int) -> Way:
     """The fastest way to compute a step of this lesson, by trying; weights stay as they are."""
-    size = min(8, lesson.recipe.batch)
+    size = min(_TRIED, lesson.recipe.batch)
     batch = varied(lesson.samples, size, seed=(lesson.recipe.seed, 0))
 
     def step(way: Way) -> None:
         _place(lesson, way)
         inputs = {name: way.lay_out(tensor) for name, tensor in batch.items()}
-        _loss(lesson, way, inputs, _answers(lesson, way, inputs)).backward()
+        _descend(lesson, way, inputs, _answers(lesson, way, inputs))
         _forget(lesson)
 
-    return choose_way(step, device=device, segments=segments, seconds=_TRYING * lesson.recipe.seconds)
+    seconds = _TRYING * lesson.recipe.seconds
+    cores = torch.get_num_threads()
+    return choose_way(step, device=device, segments=segments, cores=cores, samples=size, seconds=seconds)
 
 
 def relative_error(lesson: Lesson, way: Way) -> float:
@@ -162,7 +169,7 @@ def _taught(lesson: Lesson, way: Way, *, start: int) -> Generator[tuple[Values, 
             _answers(lesson, way, {name: way.lay_out(tensor[at : at + recipe.batch]) for name, tensor in pool.items()})
             for at in range(0, size, recipe.batch)
         ]
-        wanted = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        wanted = _joined(parts)
         random = np.random.default_rng((recipe.seed, number, 1))
         order = np.concatenate([random.permutation(size) for _ in range(recipe.echoes)]).reshape(steps, -1)
         for places in map(torch.from_numpy, order[skipped:]):
@@ -175,6 +182,11 @@ def _taught(lesson: Lesson, way: Way, *, start: int) -> Generator[tuple[Values, 
 
 def _answers(lesson: Lesson, way: Way, inputs: Values) -> Values:
     """The teacher's outputs, and of its values inside the channels that the student has."""
+    found = lesson.pool.map(lambda part: _answer(lesson, way, part), _parted(inputs, way))
+    return _joined(list(found))
+
+
+def _answer(lesson: Lesson, way: Way, inputs: Values) -> Values:
     with torch.no_grad(), way.context():
         values = run(lesson.teacher, inputs, taps=[*lesson.taps])
     return {
@@ -182,6 +194,28 @@ def _answers(lesson: Lesson, way: Way, inputs: Values) -> Values:
         for name, value in values.items()
         if value.is_floating_point()
     }
+
+
+def _parted(values: Values, way: Way) -> list[Values]:
+    """The values of each part of a batch."""
+    split = {name: tensor.tensor_split(way.parts) for name, tensor in values.items()}
+    return [{name: parts[place] for name, parts in split.items()} for place in range(way.parts)]
+
+
+def _joined(parts: Sequence[Values]) -> Values:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _descend(lesson: Lesson, way: Way, inputs: Values, wanted: Values) -> None:
+    """Leaves in every weight the gradient of the loss, which is the mean over the parts of the batch."""
+    weights = [*lesson.student.weights.values()]
+
+    def gradients(part: tuple[Values, Values]) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(_loss(lesson, way, *part), weights, allow_unused=True)  # type: ignore[no-any-return]
+
+    found = lesson.pool.map(gradients, zip(_parted(inputs, way), _parted(wanted, way), strict=True))
+    for weight, parts in zip(weights, zip(*found, strict=True), strict=True):
+        weight.grad = None if parts[0] is None else sum(parts[1:], start=parts[0]) / way.parts
 
 
 def _loss(lesson: Lesson, way: Way, inputs: Values, wanted: Values) -> Tensor:

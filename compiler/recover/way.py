@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from math import ceil, prod, sqrt
 
 import onnx_ir as ir
@@ -26,20 +27,26 @@ class Way:
         is_channels_last: Whether pictures lie in memory pixel by pixel.
         segments: Pieces of the graph, see `network.run`.
         device: PyTorch's name of the device.
+        parts: Into how many parts a batch is divided that are computed side by side: cores share small layers badly.
+        threads: Threads that each part is computed with.
     """
 
     dtype: str = "float32"
     is_channels_last: bool = False
     segments: int = 1
     device: str = "cpu"
+    parts: int = 1
+    threads: int = 1
 
     def __str__(self) -> str:
         layout = "channels last" if self.is_channels_last else "channels first"
         pieces = f", computed again in {self.segments} pieces" if self.segments > 1 else ""
-        return f"{self.dtype}, {layout}, {self.device}{pieces}"
+        parts = f", {self.parts} parts of a batch side by side" if self.parts > 1 else ""
+        return f"{self.dtype}, {layout}, {self.device}{parts}{pieces}"
 
     def context(self) -> Tensor:
-        """Inside it, layers compute in the way's precision."""
+        """Inside it, layers compute in the way's precision and on its share of the cores."""
+        torch.set_num_threads(self.threads)  # of the thread that calls
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def lay_out(self, tensor: Tensor) -> Tensor:
@@ -49,18 +56,24 @@ class Way:
         return tensor.contiguous(memory_format=torch.channels_last) if last else tensor
 
 
-def choose_way(step: Callable[[Way], object], *, device: str, segments: int, seconds: float) -> Way:
+def choose_way(
+    step: Callable[[Way], object], *, device: str, segments: int, cores: int, samples: int, seconds: float
+) -> Way:
     """The way in which a step takes the least time here; of those that were tried in time.
 
     Args:
         step: Computes one step, without changing the weights.
         device: Where.
         segments: Pieces of the graph.
+        cores: Threads in all; where they compute parts of a batch side by side, each of at least one sample.
+        samples: Samples of a step.
         seconds: No further way is tried after these; the first is sound everywhere.
     """
     end, times = time.monotonic() + seconds, dict[Way, float]()
-    for dtype, is_last in (("float32", True), ("bfloat16", True), ("bfloat16", False), ("float32", False)):
-        way = Way(dtype, is_last, segments, device)
+    many = min(cores, samples) if device == "cpu" else 1
+    layouts = (("float32", True), ("bfloat16", True), ("bfloat16", False), ("float32", False))
+    for (dtype, is_last), parts in product(layouts, dict.fromkeys((many, 1))):
+        way = Way(dtype, is_last, segments, device, parts, max(1, cores // parts))
         times[way] = _fastest(step, way)
         if time.monotonic() > end:
             break

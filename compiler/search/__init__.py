@@ -1,8 +1,10 @@
 """The search for a device's precision: trials in order of expected gain, each judged by all gates; the best is settled.
 
-    yardstick → candidate → candidate → … → pruning → the fastest that passes, or all figures and the nearest limits
-                    │                          └ of the fastest: as much as the limit holds, where it makes it faster
-                    └ an accuracy limit missed: worst layers back to float, until it holds
+    yardstick → candidate → candidate → … → other forms → pruning → the fastest that passes, or all figures and the
+                                              │             │        nearest limits
+                                              │             └ of the fastest: as much as the limit holds, if it gains
+                                              └ of those that break the accuracy limit and would be faster than what
+                                                passes: other options, then worst layers back to float
 
 It is the one loop of a build outside tuning. Every part of a trial is a stage in the store, so a search that was killed
 goes on where it was.
@@ -27,7 +29,7 @@ from compiler.search.observe import OBSERVED
 from compiler.search.quantized import Variant, rank_layers
 from compiler.search.recovered import read_pruning
 from compiler.search.saliency import Saliency, show_saliency
-from compiler.search.select import choose_trial, describe, explain_choice, explain_failure
+from compiler.search.select import beaten_by, choose_trial, describe, explain_choice, explain_failure
 from compiler.search.trial import Trial, is_missing, run_trial
 
 __all__ = ["OBSERVED", "Bench", "Found", "Made", "Trial", "read_pruning", "search_precision"]
@@ -102,7 +104,7 @@ def _errors(bench: Bench, made: Made) -> dict[str, float]:
 
 
 def _run_trials(bench: Bench) -> tuple[Trial, ...]:
-    """The yardstick first, then the others, most promising first."""
+    """The yardstick, every candidate as it is made by default, then other forms of those that lose too much."""
     plan = bench.job.plan
     trials: list[Trial] = []
     original = None
@@ -117,9 +119,29 @@ def _run_trials(bench: Bench) -> tuple[Trial, ...]:
     for rule in candidates:
         if rule != plan.yardstick or plan.pruning.ratio:
             _tell(bench, rule, trials)
-            trials += _try(bench, rule, number=len(trials) + 1, original=original, is_only=is_only)
+            trials.append(run_trial(bench, rule, number=len(trials) + 1, original=original, is_only=is_only))
             bench.clock.pace.done += 1
-    return tuple(trials)
+    return tuple(trials) if is_only or bench.is_quantized else _with_others(bench, trials, original)
+
+
+def _with_others(bench: Bench, trials: Sequence[Trial], original: Trial | None) -> tuple[Trial, ...]:
+    """The trials, and other forms of quantized candidates that lose too much, where those could still be chosen."""
+    judge, limit = bench.data.judge, bench.job.plan.demands.limits.accuracy_drop_pct
+    found = [*trials]
+    if judge is None or limit is None:
+        return tuple(found)
+    for place, first in enumerate(trials):
+        if first.made is None or first.made.plan.rule.scheme is None or first.purpose == "yardstick":
+            continue
+        if (better := beaten_by(first, found)) is not None and not first.passed:
+            note = f"no other form is tried: {better.precision} passes, and is faster than this would be"
+            log.info("%s: %s: %s", bench.name, first.precision, note)
+            found[place] = replace(first, note=note)
+            continue
+        first, *others = search_mixed(bench, judge, limit, first=first, number=len(found) + 1, original=original)
+        found[place] = first
+        found += others
+    return tuple(found)
 
 
 def _run_yardstick(bench: Bench, rule: PrecisionRule, *, is_only: bool) -> Trial:
@@ -148,11 +170,3 @@ def _candidates(bench: Bench) -> tuple[PrecisionRule, ...]:
         return found
     log.info("%s: the model is already quantized: it is verified and passed on", bench.name)
     return tuple(rule for rule in found if rule.scheme is None and not rule.converts_graph)
-
-
-def _try(bench: Bench, rule: PrecisionRule, *, number: int, original: Trial | None, is_only: bool) -> tuple[Trial, ...]:
-    judge, limit = bench.data.judge, bench.job.plan.demands.limits.accuracy_drop_pct
-    searched = rule.scheme is not None and not is_only and not bench.is_quantized
-    if searched and judge is not None and limit is not None:
-        return search_mixed(bench, rule, judge, limit, number=number, original=original)
-    return (run_trial(bench, rule, number=number, original=original, is_only=is_only),)

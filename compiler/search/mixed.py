@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from compiler.artifact import Evidence
 from compiler.capability import PrecisionRule
 from compiler.judge import Judge
 from compiler.portable import BORDER
 from compiler.quant import QuantOptions, can_balance
-from compiler.search.accuracy_trial import try_accuracy
 from compiler.search.bench import Bench
 from compiler.search.made import Made
 from compiler.search.quantized import LayerRank, Variant, float_entry, rank_layers
 from compiler.search.reversal import FAR, WHY, fewest_layers, is_far, is_gain
-from compiler.search.trial import Trial, run_trial
+from compiler.search.trail import Trail, judged_drop
+from compiler.search.trial import Trial
 from compiler.search.work import list_work
-
-log = logging.getLogger("fleetc.build")
 
 ALTERNATIVES: tuple[QuantOptions, ...] = (
     QuantOptions(balance="activations"),
@@ -40,92 +34,30 @@ RETRIES = 2
 """How often layers are added where the artifact loses more than its border model did."""
 
 
-@dataclass
-class Trail:
-    """The trials of one candidate so far.
-
-    Args:
-        bench: The device.
-        rule: The candidate's precision.
-        judge: What its accuracy is judged by.
-        limit: Most points it may lose.
-        first: Number of the next trial.
-        trials: In order.
-    """
-
-    bench: Bench
-    rule: PrecisionRule
-    judge: Judge
-    limit: float
-    first: int
-    trials: list[Trial] = field(default_factory=list)
-
-    @property
-    def runs_here(self) -> bool:
-        """Whether the first trial's artifact ran on this machine."""
-        first = self.trials[0].made
-        return first is not None and first.verdict.evidence == Evidence.HOST
-
-    @property
-    def number(self) -> int:
-        """Of the next trial."""
-        return self.first + len(self.trials)
-
-    @property
-    def budget(self) -> int:
-        """Trials that may still be made, with one kept for the build of what was found."""
-        return self.bench.options.search_budget - self.number
-
-    def note(self, text: str) -> None:
-        """Says, with the last trial, why the search goes no further there."""
-        log.info("%s: %s: %s", self.bench.name, self.rule.name, text)
-        self.trials[-1] = replace(self.trials[-1], note=text)
-
-    def measure(self, variant: Variant, purpose: str) -> float:
-        """The judged drop of a variant, and no more of it: infinite where it cannot be made.
-
-        The artifact is asked where it runs on this machine, and the border model elsewhere.
-        """
-        log.info(
-            "%s: trial %d: %s, %d layers in float", self.bench.name, self.number, self.rule.name, len(variant.kept)
-        )
-        trial = try_accuracy(
-            self.bench,
-            self.rule,
-            self.judge,
-            number=self.number,
-            purpose=purpose,
-            limit=self.limit,
-            variant=variant,
-            on_artifact=self.runs_here,
-        )
-        self.trials.append(trial)
-        return _drop(trial) if trial.accuracy else math.inf
-
-
 def search_mixed(
-    bench: Bench, rule: PrecisionRule, judge: Judge, limit: float, *, number: int, original: Trial | None
+    bench: Bench, judge: Judge, limit: float, *, first: Trial, number: int, original: Trial | None
 ) -> tuple[Trial, ...]:
-    """All trials of a quantized candidate; the last one is what was found to hold the accuracy limit, if anything did.
+    """Other forms of a quantized candidate that loses too much; the last one holds the accuracy limit, if any does.
 
     Args:
         bench: The device.
-        rule: The candidate's precision.
         judge: What accuracy is judged by.
         limit: Most points it may lose.
-        number: Of its first trial.
+        first: The candidate's trial, as the quantizer makes it by default.
+        number: Of the next trial.
         original: The float original's trial.
+
+    Returns:
+        The candidate's trial, with a note where the search ended with it, and those after it.
     """
-    trail = Trail(bench, rule, judge, limit, number)
-    trail.trials.append(run_trial(bench, rule, number=number, original=original, is_only=False))
-    first = trail.trials[0]
-    if first.made is None or _drop(first) <= limit:
-        return tuple(trail.trials)
-    options, drop = _best_options(trail, _drop(first), _alternatives(rule, first.made))
+    if first.made is None or judged_drop(first) <= limit:
+        return (first,)
+    trail = Trail(bench, first.made, judge, limit, number - 2, [first])
+    options, drop = _best_options(trail, judged_drop(first), _alternatives(trail.rule, first.made))
     if drop <= limit:
-        _build(trail, Variant(options), original, "options")
+        trail.build(bench, Variant(options), "options", original=original)
     else:
-        _revert(trail, options, drop, original, first)
+        _revert(trail, options, drop, original)
     return tuple(trail.trials)
 
 
@@ -144,7 +76,7 @@ def _best_options(trail: Trail, default: float, alternatives: list[QuantOptions]
     for options in alternatives:
         if trail.budget <= 0:
             break
-        drop = trail.measure(Variant(options), "options")
+        drop = judged_drop(trail.measure(trail.bench, Variant(options), "options"))
         useless = is_far(least, trail.limit) and not is_gain(drop, least, trail.limit)
         if drop < least:
             best, least = options, drop
@@ -156,15 +88,14 @@ def _best_options(trail: Trail, default: float, alternatives: list[QuantOptions]
     return best, least
 
 
-def _revert(trail: Trail, options: QuantOptions, drop: float, original: Trial | None, first: Trial) -> None:
+def _revert(trail: Trail, options: QuantOptions, drop: float, original: Trial | None) -> None:
     """Worst layers back to float until the limit holds, on the border model and then on the artifact."""
-    if first.made is None:
-        return
-    with trail.bench.clock.timed("sensitivity"):
-        ranks = rank_layers(trail.bench, trail.rule, Variant(), first.made.border.entries)
-    most = _most_layers(ranks, first)
+    bench = trail.bench
+    with bench.clock.timed("sensitivity"):
+        ranks = rank_layers(bench, trail.rule, Variant(), trail.start.border.entries)
+    most = _most_layers(ranks, trail.start)
     found = fewest_layers(
-        lambda count: trail.measure(_keeping(options, ranks, count), "reversal"),
+        lambda count: judged_drop(trail.measure(bench, _keeping(options, ranks, count), "reversal")),
         most=most,
         limit=trail.limit,
         first=drop,
@@ -175,24 +106,10 @@ def _revert(trail: Trail, options: QuantOptions, drop: float, original: Trial | 
         return
     count = found.count
     for _ in range(1 + RETRIES):
-        trial = _build(trail, _keeping(options, ranks, count), original, "reversal")
-        if trial.error or _drop(trial) <= trail.limit or count >= most or trail.budget <= 0:
+        trial = trail.build(bench, _keeping(options, ranks, count), "reversal", original=original)
+        if trial.error or judged_drop(trial) <= trail.limit or count >= most or trail.budget <= 0:
             return
         count = min(most, count + max(1, count // 4))
-
-
-def _build(trail: Trail, variant: Variant, original: Trial | None, purpose: str) -> Trial:
-    trial = run_trial(
-        trail.bench,
-        trail.rule,
-        number=trail.number,
-        original=original,
-        is_only=False,
-        variant=variant,
-        purpose=purpose,
-    )
-    trail.trials.append(trial)
-    return trial
 
 
 def _keeping(options: QuantOptions, ranks: Sequence[LayerRank], count: int) -> Variant:
@@ -204,18 +121,12 @@ def _keeping(options: QuantOptions, ranks: Sequence[LayerRank], count: int) -> V
     return Variant(options, kept)
 
 
-def _most_layers(ranks: Sequence[LayerRank], first: Trial) -> int:
+def _most_layers(ranks: Sequence[LayerRank], first: Made) -> int:
     """How many of the worst layers hold no more than `MOST_WORK` of the multiply-accumulates; never all of them."""
-    works = list_work(first.made.border.load()) if first.made else ()
-    macs = {one.node: one.macs for one in works}
+    macs = {one.node: one.macs for one in list_work(first.border.load())}
     total, done = sum(macs.values()) or 1.0, 0.0
     for count, one in enumerate(ranks):
         done += macs.get(one.node, 0.0)
         if done > MOST_WORK * total:
             return min(count, len(ranks) - 1)
     return max(0, len(ranks) - 1)
-
-
-def _drop(trial: Trial) -> float:
-    """The judged drop; nothing lost where nobody could measure it."""
-    return trial.accuracy.drop.judged_pct if trial.accuracy and trial.accuracy.drop else 0.0

@@ -25,6 +25,15 @@ def fastest(trials: Sequence[Trial]) -> Trial:
     return min(fast, key=lambda trial: (_bytes(trial), -_speedup(trial), trial.number))
 
 
+def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
+    """What passes and is faster than this one, by figures of the same kind; None where it could still be chosen."""
+    best = choose_trial(trials)
+    if best is None or best is trial or best.speed is None or trial.speed is None:
+        return None
+    is_alike = best.speed.evidence == trial.speed.evidence
+    return best if is_alike and _speedup(trial) < _speedup(best) * (1.0 - SAME_SPEED) else None
+
+
 def pays(trial: Trial, trials: Sequence[Trial]) -> bool:
     """Whether pruning that nobody forced makes the device faster than anything unpruned that passes."""
     if trial.purpose != "pruning":

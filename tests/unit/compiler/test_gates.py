@@ -88,6 +88,13 @@ def test_what_was_not_measured_is_not_judged_and_fails_nothing() -> None:
     assert str(gates[1]) == "memory: run: not judged: no GPU here"
 
 
+def test_a_build_that_needs_more_memory_is_told_so_without_a_negative_saving() -> None:
+    figures = {"memory: run": Figure(-232.86, HOST, rule="peak")}
+    gates = judge_gates(Limits(memory_reduction_pct=40), figures)
+    told = next(str(gate) for gate in gates if gate.name == "memory: run")
+    assert told == f"memory: run failed: 232.86 % more, limit at least 40 % less (peak; {HOST})"
+
+
 def test_a_limit_nobody_gave_a_figure_for_is_not_judged() -> None:
     (gate,) = judge_gates(Limits(latency_ms=5), {})
     assert gate.passed is None and gate.evidence == Evidence.NONE

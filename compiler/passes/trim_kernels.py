@@ -1,0 +1,89 @@
+"""trim-kernels: rows and columns of a filter that only ever lie on padding go.
+
+Along an axis of size I, tap k of a Conv reads i = o·stride − pad + k·dilation for the outputs o = 0 … O−1. Taps at
+either end for which no i is in 0 … I−1 meet nothing but zeros: the filter loses them, and the pads as many steps.
+Late layers have them: a 3 × 3 filter on a picture of 1 × 1 has one tap that counts, and eight that are stored, loaded
+and multiplied for nothing.
+
+Only constant filters and sizes that are numbers; a filter all of whose taps lie on padding is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.graph import FunctionPass, PassResult
+from compiler.passes.values import Names, constant_of, graphs_of, record_origin, replace_input
+
+Span = tuple[int, int]
+"""Taps of a filter along one axis that are kept: from the first to before the last."""
+
+
+def trim_kernels(model: ir.Model) -> PassResult:
+    """Trims in the main graph and in subgraphs."""
+    names = Names(model)
+    return PassResult(any([_trim(node, graph, names) for graph in graphs_of(model) for node in graph]))
+
+
+def _trim(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
+    spans = _spans(node)
+    weights, old = (constant_of(node.inputs[1]), node.inputs[1]) if spans else (None, None)
+    if spans is None or weights is None or old is None:
+        return False
+    sides, get = weights.shape[2:], node.attributes
+    if all(span == (0, side) for span, side in zip(spans, sides, strict=True)):
+        return False
+    places = [slice(None), slice(None), *(slice(*span) for span in spans)]
+    kept = np.ascontiguousarray(weights[tuple(places)])
+    new = ir.Value(name=names.fresh(f"{old.name}_trimmed"), shape=ir.Shape(kept.shape), type=old.type)
+    new.const_value = ir.tensor(kept, dtype=old.dtype, name=new.name)
+    graph.register_initializer(new)
+    record_origin(node, [node])
+    replace_input(node, 1, new)
+    rank = len(sides)
+    pads, dilations = get.get_ints("pads", (0,) * 2 * rank), get.get_ints("dilations", (1,) * rank)
+    gone = [start for start, _ in spans] + [side - end for side, (_, end) in zip(sides, spans, strict=True)]
+    left = [pad - steps * dilations[place % rank] for place, (pad, steps) in enumerate(zip(pads, gone, strict=True))]
+    get["pads"] = ir.AttrInt64s("pads", left)
+    if "kernel_shape" in get:
+        get["kernel_shape"] = ir.AttrInt64s("kernel_shape", list(kept.shape[2:]))
+    return True
+
+
+def _spans(node: ir.Node) -> list[Span] | None:
+    """Of every spatial axis the taps that count; None where that is not known, or where there are none."""
+    if node.op_type != "Conv" or node.domain != "" or len(node.inputs) < 2:
+        return None
+    values = (node.inputs[0], node.outputs[0], node.inputs[1])
+    sizes, get = [_spatial(value) for value in values], node.attributes
+    if not all(sizes) or get.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return None
+    rank = len(sizes[0])
+    strides, dilations = (get.get_ints(name, (1,) * rank) for name in ("strides", "dilations"))
+    befores = get.get_ints("pads", (0,) * 2 * rank)
+    spans = [
+        _counting(one, stride=stride, dilation=dilation, before=before)
+        for one, stride, dilation, before in zip(zip(*sizes, strict=True), strides, dilations, befores, strict=False)
+    ]
+    return None if None in spans else [span for span in spans if span is not None]
+
+
+def _spatial(value: ir.Value | None) -> list[int]:
+    """Sizes behind batch and channels; none where one is not known."""
+    sizes = list(value.shape)[2:] if value is not None and value.shape is not None else []
+    known = [size for size in sizes if isinstance(size, int)]
+    return known if len(known) == len(sizes) else []
+
+
+def _counting(sizes: Sequence[int], *, stride: int, dilation: int, before: int) -> Span | None:
+    """From the first to behind the last tap that reads an element for any output; None where none does."""
+    size, outputs, taps = sizes
+    first = np.arange(outputs) * stride - before
+    counts = [tap for tap in range(taps) if np.any((first + tap * dilation >= 0) & (first + tap * dilation < size))]
+    return (counts[0], counts[-1] + 1) if counts else None
+
+
+TRIM_KERNELS = FunctionPass("trim-kernels", trim_kernels)
