@@ -77,9 +77,10 @@ def main() -> None:
             result["networks"][name] = {"unavailable": "pip install rapidocr"}
             continue
         with tempfile.TemporaryDirectory(prefix="fleetc-bench-") as scratch:
-            result["networks"][name] = head | _network(subject, asked, Path(scratch))
-        result["bars"] = [*_bars(result["networks"])]
-        asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            for found in _network(subject, asked, Path(scratch)):
+                result["networks"][name] = head | found
+                result["bars"] = [*_bars(result["networks"])]
+                asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for bar in result.get("bars", ()):
         print(f"{'met   ' if bar['met'] else 'MISSED'} {bar['what']}: {bar['found']} (bar {bar['bar']})")
 
@@ -88,7 +89,8 @@ def _is_there(package: str) -> bool:
     return find_spec({"apache-tvm": "tvm"}.get(package, package.replace("-", "_"))) is not None
 
 
-def _network(subject: Subject, asked: argparse.Namespace, scratch: Path) -> Figures:
+def _network(subject: Subject, asked: argparse.Namespace, scratch: Path) -> Iterator[Figures]:
+    """What is known of a network so far, after each part of the work."""
     started = time.perf_counter()
     order = find_order(subject.model, subject.batches)
     found: Figures = {
@@ -106,11 +108,14 @@ def _network(subject: Subject, asked: argparse.Namespace, scratch: Path) -> Figu
             f"{subject.name} {ratio:.0%}: {json.dumps({k: v for k, v in one.items() if k != 'recovered'})[:400]}",
             flush=True,
         )
-    found["by_samples"] = [*_by_samples(subject, order)]
+        yield found
     _time(found, scratch)
+    yield found
+    found["by_samples"] = [*_by_samples(subject, order)]
+    yield found
     if asked.arm and subject.name == "face":
         _count(found, scratch)
-    return found
+        yield found
 
 
 def _ratio(subject: Subject, order: Any, ratio: float, asked: argparse.Namespace, scratch: Path) -> Figures:
@@ -173,7 +178,8 @@ def _by_samples(subject: Subject, order: Any) -> Iterator[Figures]:
     for share in (4, 2, 1):
         few = replace(subject, own=whole[: len(whole) // share])
         pruned = prune(subject.model, order, few.batches, ratio=COUNTED, multiple=MULTIPLE)
-        yield {"samples": len(few.own), "macs_saved": round(pruned.plan.ratio, 4), **_judged(few, pruned.model)}
+        judged = subject.judge(subject.outputs(pruned.model))
+        yield {"samples": len(few.own), "macs_saved": round(pruned.plan.ratio, 4), **judged}
 
 
 def _plain(subject: Subject, pruned: ir.Model, taps: Any, recipe: Recipe, minutes: float, scratch: Path) -> Figures:
