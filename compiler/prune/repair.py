@@ -174,7 +174,7 @@ def depths_of(model: ir.Model, weights: Collection[str]) -> dict[str, int]:
 
 def _still_read(model: ir.Model, depths: Mapping[str, int], depth: int) -> list[str]:
     """Values no deeper than this that deeper ones are computed from."""
-    deeper = (node for node in model.graph if depths.get(str(node.outputs[0].name), 0) > depth)
+    deeper = (node for node in model.graph if any(depths.get(str(value.name), 0) > depth for value in node.outputs))
     names = dict.fromkeys(str(value.name) for node in deeper for value in read_by(node))
     return [name for name in names if depths.get(name, depth + 1) <= depth]
 

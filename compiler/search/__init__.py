@@ -30,6 +30,7 @@ from compiler.search.quantized import Variant, rank_layers
 from compiler.search.recovered import read_pruning
 from compiler.search.saliency import Saliency, show_saliency
 from compiler.search.select import beaten_by, choose_trial, describe, explain_choice, explain_failure
+from compiler.search.trail import judged_drop
 from compiler.search.trial import Trial, is_missing, run_trial
 
 __all__ = ["OBSERVED", "Bench", "Found", "Made", "Trial", "read_pruning", "search_precision"]
@@ -131,9 +132,10 @@ def _with_others(bench: Bench, trials: Sequence[Trial], original: Trial | None) 
     if judge is None or limit is None:
         return tuple(found)
     for place, first in enumerate(trials):
-        if first.made is None or first.made.plan.rule.scheme is None or first.purpose == "yardstick":
+        is_quantized = first.made is not None and first.made.plan.rule.scheme is not None
+        if not is_quantized or judged_drop(first) <= limit:
             continue
-        if (better := beaten_by(first, found)) is not None and not first.passed:
+        if (better := beaten_by(first, found)) is not None:
             note = f"no other form is tried: {better.precision} passes, and is faster than this would be"
             log.info("%s: %s: %s", bench.name, first.precision, note)
             found[place] = replace(first, note=note)

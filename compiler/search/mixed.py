@@ -50,7 +50,7 @@ def search_mixed(
     Returns:
         The candidate's trial, with a note where the search ended with it, and those after it.
     """
-    if first.made is None or judged_drop(first) <= limit:
+    if first.made is None:
         return (first,)
     trail = Trail(bench, first.made, judge, limit, number - 2, [first])
     options, drop = _best_options(trail, judged_drop(first), _alternatives(trail.rule, first.made))
