@@ -67,15 +67,15 @@ def choose_way(
         segments: Pieces of the graph.
         cores: Threads in all; where they compute parts of a batch side by side, each of at least one sample.
         samples: Samples of a step.
-        seconds: No further way is tried after these; the first is sound everywhere.
+        seconds: No further way is tried after these; the first two are, whatever they take.
     """
     end, times = time.monotonic() + seconds, dict[Way, float]()
     many = min(cores, samples) if device == "cpu" else 1
     layouts = (("float32", True), ("bfloat16", True), ("bfloat16", False), ("float32", False))
-    for (dtype, is_last), parts in product(layouts, dict.fromkeys((many, 1))):
+    for parts, (dtype, is_last) in product(dict.fromkeys((many, 1)), layouts):
         way = Way(dtype, is_last, segments, device, parts, max(1, cores // parts))
         times[way] = _fastest(step, way)
-        if time.monotonic() > end:
+        if time.monotonic() > end and len(times) > 1:
             break
     return min(times, key=lambda way: times[way])
 
