@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from compiler.artifact import Evidence
 from compiler.capability import PrecisionRule
 from compiler.judge import Judge
+from compiler.quant import QuantOptions
 from compiler.search.accuracy_trial import try_accuracy
 from compiler.search.bench import Bench
 from compiler.search.made import Made
@@ -68,7 +69,8 @@ class Trail:
             variant: How it is quantized; None for a precision of floating point.
             purpose: Why it is tried.
         """
-        log.info("%s: trial %d: %s, %s", bench.name, self.number, self.rule.name, _told(bench, variant))
+        told = f"{self.rule.name}{_told(bench, variant)}"
+        log.info("%s: trial %d: %s", bench.name, self.number, told)
         trial = try_accuracy(
             bench,
             self.rule,
@@ -105,6 +107,8 @@ def judged_drop(trial: Trial) -> float:
 
 
 def _told(bench: Bench, variant: Variant | None) -> str:
-    pruned = bench.job.plan.pruning.ratio
-    kept = f"{len(variant.kept)} layers in float" if variant else ""
-    return ", ".join(filter(None, (kept, f"{pruned:.0%} pruned" if pruned else "")))
+    """What is not as the precision is made by default, each part with its comma."""
+    ratio = bench.job.plan.pruning.ratio
+    kept = f", {len(variant.kept)} layers in float" if variant and variant.kept else ""
+    options = ", other options of the quantizer" if variant and variant.options != QuantOptions() else ""
+    return options + kept + (f", {ratio:.0%} pruned" if ratio else "")
