@@ -141,6 +141,6 @@ def shares(told: Figures, instructions: float | None) -> Figures:
         return {"unavailable": told.get("unavailable", "the build's instructions are not known")}
     kernels = {f"{one['kernel']} x{one['count']}": one["count"] * one["untuned"] for one in told["dearest"]}
     others = told["untuned"] - sum(kernels.values())
-    missing = f", with {told['not_counted']} kernels that were not counted" if told["not_counted"] else ""
+    missing = f", kernels that were not counted among it: {told['not_counted']}" if told["not_counted"] else ""
     parts = {**kernels, "other kernels with choices": others, f"the rest{missing}": instructions - told["untuned"]}
     return {name: round(part / instructions, 3) for name, part in parts.items()}

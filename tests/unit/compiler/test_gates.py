@@ -69,7 +69,7 @@ def test_a_limit_on_accuracy_without_any_data_is_refused_with_its_place(tmp_path
         ("accuracy", Limits(accuracy_drop_pct=0.0), -1.0, True),
         ("memory: weights", Limits(memory_reduction_pct=40), 40.0, True),
         ("memory: weights", Limits(memory_reduction_pct=40), 39.9, False),
-        ("memory: run", Limits(memory_reduction_pct=40), -3.0, False),
+        ("memory: run", Limits(memory_reduction_pct=40), 3.0, False),
         ("latency", Limits(latency_ms=5), 5.0, True),
         ("latency", Limits(latency_ms=5), 5.1, False),
     ],
