@@ -30,8 +30,11 @@ def trim_kernels(model: ir.Model) -> PassResult:
 
 def _trim(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
     spans = _spans(node)
-    weights, old = (constant_of(node.inputs[1]), node.inputs[1]) if spans else (None, None)
-    if spans is None or weights is None or old is None:
+    if spans is None:
+        return False
+    old = node.inputs[1]
+    weights = constant_of(old)
+    if old is None or weights is None:
         return False
     sides, get = weights.shape[2:], node.attributes
     if all(span == (0, side) for span, side in zip(spans, sides, strict=True)):

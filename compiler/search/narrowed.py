@@ -63,7 +63,7 @@ def search_ratio(bench: Bench, trials: Sequence[Trial], original: Trial | None) 
     def measure(ratio: float) -> Rung:
         trial = trail.measure(_at(bench, ratio), base.variant, "pruning")
         drop = trial.accuracy.drop if trial.accuracy else None
-        return Rung(ratio, trial.pruned, drop.judged_pct if drop else math.inf)
+        return Rung(ratio, trial.pruned, drop.judged_pct if drop else math.inf)  # what nobody measured holds nothing
 
     try:
         found = climb(measure, limit=limit, budget=trail.budget)

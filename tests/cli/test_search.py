@@ -89,7 +89,6 @@ def test_a_device_whose_gate_fails_does_not_sink_the_others(wide: Place) -> None
     assert "latency failed" in outcome.err and "ms, limit at most 1e-06 (median; measured-host)" in outcome.err
 
 
-@SLOW
 def test_a_forced_precision_that_a_gate_refuses_fails_with_both_numbers(wide: Place) -> None:
     limited(wide, {"memory_reduction_pct": 40})
     outcome = wide.build("--precision", "fp32")
@@ -111,7 +110,7 @@ def test_a_candidate_that_cannot_be_built_is_recorded_and_the_others_are_tried(w
     ]
 
 
-@pytest.mark.parametrize("sign", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGKILL])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_a_search_ended_in_the_middle_goes_on_without_repeating_finished_trials(
     wide: Place, sign: signal.Signals
 ) -> None:

@@ -43,7 +43,8 @@ def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_report(build, previous=build).as_uri()
 
 
-@pytest.mark.parametrize(("scheme", "width"), [*zip(("light", "dark"), WIDTHS, strict=True)])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_opens_without_errors_fits_and_is_accessible(
     browser: Any, page_url: str, width: int, scheme: str, tmp_path: Path
 ) -> None:
