@@ -9,28 +9,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from compiler.artifact.manifest import read_artifact
     from compiler.driver import build_fleet
     from compiler.errors import CompilerError
     from compiler.fleet import load_fleet
-    from compiler.frontend import import_model
-    from compiler.jobs import plan_fleet
-    from compiler.manifest import read_artifact
+    from compiler.fleet.profile import load_profile
+    from compiler.model.frontend import import_model
     from compiler.plan import BuildOptions, make_plan
-    from compiler.profile import load_profile
+    from compiler.plan.jobs import plan_fleet
     from compiler.target import find_target, list_targets
 
 _PLACES = {
-    "BuildOptions": "compiler.plan",
+    "BuildOptions": "compiler.plan.plan",
     "CompilerError": "compiler.errors",
-    "build_fleet": "compiler.driver",
-    "find_target": "compiler.target",
-    "import_model": "compiler.frontend",
-    "list_targets": "compiler.target",
-    "load_fleet": "compiler.fleet",
-    "load_profile": "compiler.profile",
-    "make_plan": "compiler.plan",
-    "plan_fleet": "compiler.jobs",
-    "read_artifact": "compiler.manifest",
+    "build_fleet": "compiler.driver.build",
+    "find_target": "compiler.target.target",
+    "import_model": "compiler.model.frontend",
+    "list_targets": "compiler.target.target",
+    "load_fleet": "compiler.fleet.fleet",
+    "load_profile": "compiler.fleet.profile",
+    "make_plan": "compiler.plan.plan",
+    "plan_fleet": "compiler.plan.jobs",
+    "read_artifact": "compiler.artifact.manifest",
 }
 
 __all__ = [

@@ -15,7 +15,7 @@ from bench_record import ROOT
 from make_convolutional_model import make_images
 
 from compiler.fleet import Range
-from compiler.frontend import bind_shapes, read_model
+from compiler.model.frontend import bind_shapes, read_model
 from compiler.passes.pipelines import PORTABLE, load_passes
 from compiler.passes.run import run_passes
 

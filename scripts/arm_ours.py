@@ -13,7 +13,7 @@ from pathlib import Path
 from arm_models import BenchModel
 from bench_record import Figures
 
-from compiler.profile import load_profile
+from compiler.fleet.profile import load_profile
 from compiler.target import find_target
 
 FLEETC = str(Path(sys.executable).with_name("fleetc"))

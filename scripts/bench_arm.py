@@ -31,7 +31,7 @@ from arm_start import start_up
 from bench_record import ROOT, Figures, commit, machine, versions
 from platformdirs import user_cache_path
 
-from compiler.profile import load_profile, validate_options
+from compiler.fleet.profile import load_profile, validate_options
 from targets.arm_tvm.emulate import emulated_cpu
 from targets.arm_tvm.options import Options
 

@@ -22,16 +22,16 @@ import numpy as np
 import onnx_ir as ir
 from bench_record import ROOT, commit, machine, versions
 
+from compiler.compress.prune import find_order, prune
+from compiler.compress.prune.importance import Measure
 from compiler.evaluate import Preprocess, Task, find_task, open_evaluation
 from compiler.fleet import Range
-from compiler.fleet_data import Evaluation
-from compiler.frontend import describe_inputs, import_model
-from compiler.numerics import Array, Arrays
+from compiler.fleet.data import Evaluation
+from compiler.model.frontend import describe_inputs, import_model
+from compiler.model.numerics import Array, Arrays
+from compiler.model.reference import Unoptimized
 from compiler.passes.pipelines import PORTABLE, load_passes
 from compiler.passes.run import run_passes
-from compiler.prune import find_order, prune
-from compiler.prune.importance import Measure
-from compiler.unoptimized import Unoptimized
 
 BATCH = 8
 MULTIPLE = 8

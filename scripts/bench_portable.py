@@ -16,11 +16,11 @@ from pathlib import Path
 def main(fleet_file: Path) -> None:
     """Reads, binds, rewrites, and writes the border model into a store that is removed again."""
     clock = [time.perf_counter()]
-    from compiler.frontend import read_model
-    from compiler.inputs import prepare
-    from compiler.jobs import plan_fleet
+    from compiler.driver.stages.border import make_border
+    from compiler.driver.stages.inputs import prepare
+    from compiler.model.frontend import read_model
     from compiler.plan import BuildOptions
-    from compiler.portable import make_border
+    from compiler.plan.jobs import plan_fleet
     from compiler.store import Store
 
     with tempfile.TemporaryDirectory(prefix="fleetc-bench-") as folder:

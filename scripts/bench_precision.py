@@ -36,8 +36,8 @@ from precision_search import FAR, KEPT_PCT, SAMPLES, face_fleet, search, strict_
 
 from compiler.artifact import TensorSpec
 from compiler.evaluate import Preprocess, Task, find_task, open_dataset
-from compiler.fleet_data import Evaluation
-from compiler.numerics import Arrays
+from compiler.fleet.data import Evaluation
+from compiler.model.numerics import Arrays
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTENDER = str(Path(__file__).with_name("precision_contender.py"))

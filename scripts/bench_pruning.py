@@ -31,14 +31,14 @@ from bench_precision import WARM_UP, Contender, Process
 from bench_record import ROOT, Figures, commit, machine
 from pruning_subjects import SUBJECTS, Subject
 
+from compiler.compress.prune import find_order, prune
+from compiler.compress.prune.cut import cut_channels
+from compiler.compress.prune.groups import find_ties
+from compiler.compress.prune.prepare import prepare
+from compiler.compress.quant import quantize
+from compiler.compress.recover import Recipe, choose_taps, recover
+from compiler.model.save import save_model
 from compiler.passes.macs import count_macs
-from compiler.prune import find_order, prune
-from compiler.prune.cut import cut_channels
-from compiler.prune.groups import find_ties
-from compiler.prune.prepare import prepare
-from compiler.quant import quantize
-from compiler.recover import Recipe, choose_taps, recover
-from compiler.save import save_model
 
 RATIOS = (0.1, 0.2, 0.3, 0.45, 0.6)
 MULTIPLE = 8
@@ -186,7 +186,7 @@ def _plain(subject: Subject, pruned: ir.Model, taps: Any, recipe: Recipe, minute
     """A plain loop from the pruned model on, for some minutes; `recovered` is what it is compared with."""
     from pruning_peers import plain_loop
 
-    from compiler.recover.samples import gather
+    from compiler.compress.recover.samples import gather
 
     short = replace(recipe, seconds=60 * minutes)
     return {"plain": plain_loop(subject, pruned, gather(subject.batches(), scratch / "plain"), taps, short)}

@@ -25,14 +25,14 @@ import numpy as np
 import onnx_ir as ir
 from bench_record import commit, machine
 
+from compiler.compress.quant import QuantOptions, can_balance, quantize
+from compiler.driver.stages.calibrate import Batches
 from compiler.evaluate import Dataset, Preprocess, open_dataset, run_dataset
 from compiler.fleet import Range
-from compiler.frontend import describe_inputs, import_model
-from compiler.numerics import Array, Arrays, compare_all
+from compiler.model.frontend import describe_inputs, import_model
+from compiler.model.numerics import Array, Arrays, compare_all
 from compiler.passes.pipelines import PORTABLE, load_passes
 from compiler.passes.run import run_passes
-from compiler.quant import QuantOptions, can_balance, quantize
-from compiler.search.calibrated import Batches
 from targets.intel_openvino.quantized import INT8
 from targets.nvidia_tensorrt.quantized import FP8, INT4_WEIGHTS
 

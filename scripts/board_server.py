@@ -15,7 +15,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from compiler.errors import CompilerError
-from compiler.profile import load_profile, validate_options
+from compiler.fleet.profile import load_profile, validate_options
 from targets.arm_tvm.bundle import write_server
 from targets.arm_tvm.options import Options
 

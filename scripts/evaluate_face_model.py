@@ -22,8 +22,8 @@ import numpy as np
 from compiler.errors import CompilerError
 from compiler.evaluate import Preprocess, find_task, open_evaluation, run_dataset
 from compiler.fleet import Range
-from compiler.fleet_data import Evaluation
-from compiler.frontend import describe_inputs, import_model
+from compiler.fleet.data import Evaluation
+from compiler.model.frontend import describe_inputs, import_model
 
 FAR = 1e-3
 FACE = Preprocess(margin_pct=10)

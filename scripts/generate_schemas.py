@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from compiler.fleet import FleetFile
-from compiler.profile import HardwareProfile
+from compiler.fleet.profile import HardwareProfile
+from compiler.fleet.validate import json_schema
 from compiler.target import find_target
-from compiler.validate import json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- written by scripts/generate_schemas.py: begin -->\n"

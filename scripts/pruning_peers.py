@@ -12,12 +12,12 @@ import torch
 from bench_record import Figures
 from pruning_subjects import Subject
 
-from compiler.prune.prepare import prepare
-from compiler.recover import Recipe
-from compiler.recover.network import OPERATORS, network_of, run
-from compiler.recover.samples import Samples, varied
-from compiler.recover.taps import Taps
-from compiler.recover.train import optimizer_of, set_rate
+from compiler.compress.prune.prepare import prepare
+from compiler.compress.recover import Recipe
+from compiler.compress.recover.network import OPERATORS, network_of, run
+from compiler.compress.recover.samples import Samples, varied
+from compiler.compress.recover.taps import Taps
+from compiler.compress.recover.train import optimizer_of, set_rate
 
 Tensor = Any
 

@@ -17,16 +17,16 @@ from bench_record import Figures
 from make_face_model import main as make_face_model
 from make_face_samples import calibration_faces, load_faces, real_pairs, synthetic_pairs
 
+from compiler.compress.prune.repair import in_batches
+from compiler.compress.prune.tap import watch
 from compiler.evaluate import find_task
 from compiler.fleet import Range
-from compiler.fleet_data import Evaluation
-from compiler.frontend import import_model
-from compiler.numerics import Arrays, compare
+from compiler.fleet.data import Evaluation
+from compiler.model.frontend import import_model
+from compiler.model.numerics import Arrays, compare
 from compiler.passes.infer_shapes import INFER_SHAPES
 from compiler.passes.pipelines import PORTABLE, load_passes
 from compiler.passes.run import run_passes
-from compiler.prune.repair import in_batches
-from compiler.prune.tap import watch
 
 FAR = 1e-3
 BATCH = 10

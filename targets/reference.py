@@ -16,13 +16,13 @@ import onnx
 import onnx_ir as ir
 
 from compiler.artifact import Artifact, Evidence, TensorSpec
-from compiler.capability import Capability, OpRule, PrecisionRule
 from compiler.errors import DataError, TargetUnavailable, UnsupportedModel
-from compiler.graph import Pass
-from compiler.numerics import Array, Arrays
-from compiler.profile import HardwareProfile
-from compiler.save import save_model
+from compiler.fleet.profile import HardwareProfile
+from compiler.model.graph import Pass
+from compiler.model.numerics import Array, Arrays
+from compiler.model.save import save_model
 from compiler.target import API_VERSION, Runner, TargetPlan, installed_version
+from compiler.target.capability import Capability, OpRule, PrecisionRule
 
 _NO_KERNEL = frozenset({"BitCast", "Bernoulli", "ImageDecoder", "RoiAlign"})
 """Operators of ONNX that ONNX Runtime's CPU provider neither has nor can expand into others (at `_OPSET_MAX`)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from compiler import show
+from compiler.cli import text
 from compiler.cli.options import FILE, FOLDER, cache_option, child_options, json_option, limits_of, sizes_of
 from compiler.cli.output import print_json
 from compiler.errors import UsageError
@@ -35,9 +35,9 @@ def verify(
 
     With --evaluation, its accuracy is judged again on those data, by the limit it was built with.
     """
-    from compiler.delivered import verify_delivered
-    from compiler.recheck import recheck_accuracy
-    from compiler.verify import verdict_to_dict
+    from compiler.driver.delivered.operate import verify_delivered
+    from compiler.driver.delivered.recheck import recheck_accuracy
+    from compiler.driver.stages.verify import verdict_to_dict
 
     if evaluation is not None and model is None:
         raise UsageError(
@@ -47,12 +47,12 @@ def verify(
         )
     delivered, verdict = verify_delivered(artifact, model=model, samples=samples, limits=limits_of(limits))
     value = {"device": delivered.manifest["device"], **verdict_to_dict(verdict)}
-    text = f"{value['device']}: {verdict.status}, {verdict.evidence}, tolerance {verdict.tolerance}"
+    line = f"{value['device']}: {verdict.status}, {verdict.evidence}, tolerance {verdict.tolerance}"
     if evaluation is not None and model is not None:
         gate, accuracy = recheck_accuracy(artifact, model=model, data=evaluation, task=task, limits=limits_of(limits))
         value |= {"accuracy": accuracy.to_dict(), "gate": gate.to_dict()}
-        text += f"\n{gate}"
-    print_json(value) if as_json else click.echo(text)
+        line += f"\n{gate}"
+    print_json(value) if as_json else click.echo(line)
 
 
 @click.command()
@@ -63,7 +63,7 @@ def verify(
 @json_option
 def run(artifact: Path, inputs: Path, outputs: Path, as_json: bool, **limits: Any) -> None:
     """Run an ARTIFACT once on INPUTS (.npz, or .npy for one input) and write OUTPUTS."""
-    from compiler.delivered import run_delivered
+    from compiler.driver.delivered.operate import run_delivered
 
     specs = run_delivered(artifact, inputs, outputs, limits=limits_of(limits))
     if as_json:
@@ -89,15 +89,15 @@ def bench(
     artifact: Path, as_json: bool, samples: Path | None, sizes: tuple[str, ...], repeat: int, **limits: Any
 ) -> None:
     """Time an ARTIFACT on this machine, or count its instructions under the emulator."""
-    from compiler.delivered import bench_delivered
+    from compiler.driver.delivered.operate import bench_delivered
 
     result = bench_delivered(artifact, samples=samples, sizes=sizes_of(sizes), repeat=repeat, limits=limits_of(limits))
     if as_json:
         print_json(result)
         return
-    figures = [show.latency_text(result["latency"])] if result["latency"] else []
+    figures = [text.latency_text(result["latency"])] if result["latency"] else []
     figures += (
-        [show.instructions_text(result["instructions_per_inference"])] if result["instructions_per_inference"] else []
+        [text.instructions_text(result["instructions_per_inference"])] if result["instructions_per_inference"] else []
     )
     click.echo(
         f"{result['device']} {result['precision']}: {'; '.join(figures) or 'nothing measured'} ({result['evidence']})"
@@ -110,17 +110,17 @@ def bench(
 @json_option
 def inspect(artifact: Path, as_json: bool, node: str | None) -> None:
     """Show what an ARTIFACT is: its plan, passes, files and verdict; or what became of one node."""
-    from compiler.manifest import read_artifact
-    from compiler.trace import find_node
+    from compiler.artifact.manifest import read_artifact
+    from compiler.driver.delivered.trace import find_node
 
     found = read_artifact(artifact)
     if node is not None:
         trace = find_node(artifact, node, found.manifest)
-        print_json(trace) if as_json else click.echo(show.node_text(trace))
+        print_json(trace) if as_json else click.echo(text.node_text(trace))
     elif as_json:
         print_json({"manifest": found.manifest, "measurements": found.measurements})
     else:
-        click.echo(show.manifest_text(found.manifest, found.measurements))
+        click.echo(text.manifest_text(found.manifest, found.measurements))
 
 
 @click.command()
@@ -130,8 +130,8 @@ def inspect(artifact: Path, as_json: bool, node: str | None) -> None:
 @json_option
 def finish(artifact: Path, as_json: bool, cache: Path, **limits: Any) -> None:
     """Complete a deferred ARTIFACT on the device it is for."""
-    from compiler.delivered import finish_delivered
-    from compiler.verify import verdict_to_dict
+    from compiler.driver.delivered.operate import finish_delivered
+    from compiler.driver.stages.verify import verdict_to_dict
 
     verdict = finish_delivered(artifact, cache=cache, limits=limits_of(limits))
     print_json(verdict_to_dict(verdict)) if as_json else click.echo(

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compiler import show
+from compiler.cli import text
 from compiler.cli.options import FILE, FOLDER, build_options, cache_option, child_options, json_option, options_of
 from compiler.cli.output import PARTIAL, print_json
+from compiler.cli.text_changes import changes_text
+from compiler.cli.text_tuning import kernels_text
 from compiler.plan import BuildOptions
-from compiler.show_changes import changes_text
-from compiler.show_tuning import kernels_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from compiler.fleet import Fleet
-    from compiler.jobs import Job
+    from compiler.plan.jobs import Job
 
 
 @click.command()
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) -> None:
     """Build, verify and deliver every device class of a FLEET file."""
     from compiler.driver import build_fleet
-    from compiler.reproduce import check_reproducible as check
-    from compiler.reproduce import refuse_unrepeatable
+    from compiler.driver.delivered.reproduce import check_reproducible as check
+    from compiler.driver.delivered.reproduce import refuse_unrepeatable
 
     chosen = options_of(options)
     if check_reproducible:
@@ -53,7 +53,7 @@ def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) 
     devices = [_device_json(one) for one in report.devices]
     value: dict[str, Any] = {"out": str(report.out), "notes": report.notes, "devices": devices}
     value["report"] = str(report.page)
-    PARTIAL.update(value) if as_json else click.echo(show.fleet_text(report))
+    PARTIAL.update(value) if as_json else click.echo(text.fleet_text(report))
     report.raise_failures()
     if check_reproducible:
         check(fleet, chosen)
@@ -72,7 +72,7 @@ def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) 
 def plan(fleet: Path, as_json: bool, kernels: bool, **options: Any) -> None:
     """Print what would be done for each device of a FLEET file, and why, without touching a toolchain."""
     from compiler.errors import combine
-    from compiler.jobs import plan_fleet
+    from compiler.plan.jobs import plan_fleet
 
     chosen = BuildOptions(**options)
     read, jobs, missing = plan_fleet(fleet, chosen)
@@ -81,7 +81,7 @@ def plan(fleet: Path, as_json: bool, kernels: bool, **options: Any) -> None:
     if as_json:
         PARTIAL.update(value)
     elif jobs:
-        click.echo("\n\n".join(show.plan_text(job.plan) for job in jobs))
+        click.echo("\n\n".join(text.plan_text(job.plan) for job in jobs))
     if kernels:
         value["kernels"] = _kernels(read, jobs, chosen, as_json=as_json)
     if missing:
@@ -96,7 +96,7 @@ def plan(fleet: Path, as_json: bool, kernels: bool, **options: Any) -> None:
 @json_option
 def diff(first: Path, second: Path, as_json: bool) -> None:
     """Tell what changed from one dist folder, or device's folder, to another, and which change explains which."""
-    from compiler.compare import compare_builds
+    from compiler.artifact.diff import compare_builds
 
     changes = compare_builds(first, second)
     print_json([asdict(change) for change in changes]) if as_json else click.echo(changes_text(changes))
@@ -104,7 +104,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
 
 def _kernels(fleet: Fleet, jobs: Sequence[Job], options: BuildOptions, *, as_json: bool) -> dict[str, Any]:
     """What each kernel of each device would be built with."""
-    from compiler.tuning import plan_kernels
+    from compiler.driver.tune_kernels import plan_kernels
 
     found = {job.device.name: plan_kernels(job, fleet, cache=options.cache, child=options.child) for job in jobs}
     if not as_json:

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from compiler import show
+from compiler.cli import text
 from compiler.cli.options import FILE, cache_option, json_option
 from compiler.cli.output import print_json
-from compiler.disk import output_errors
 from compiler.errors import CompilerError
+from compiler.fleet.validate import json_schema
 from compiler.store import Store
+from compiler.store.disk import output_errors
 from compiler.target import find_target, list_targets
-from compiler.validate import json_schema
 
 
 @click.command()
@@ -25,7 +25,7 @@ def targets(as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        click.echo(show.targets_text(rows))
+        click.echo(text.targets_text(rows))
 
 
 @click.group()
@@ -37,14 +37,14 @@ def profiles() -> None:
 @json_option
 def profiles_list(as_json: bool) -> None:
     """List the built-in profiles."""
-    from compiler.profile import list_profiles, load_profile
+    from compiler.fleet.profile import list_profiles, load_profile
 
     found = [load_profile(name) for name in list_profiles()]
     if as_json:
         print_json([{"name": one.name, "target": one.target, "description": one.description} for one in found])
     else:
         click.echo(
-            show.table([(one.name, one.target, one.description) for one in found], ("profile", "target", "description"))
+            text.table([(one.name, one.target, one.description) for one in found], ("profile", "target", "description"))
         )
 
 
@@ -53,7 +53,7 @@ def profiles_list(as_json: bool) -> None:
 @json_option
 def profiles_show(profile: str, as_json: bool) -> None:
     """Print a PROFILE (a name or a file) with the provenance of its facts."""
-    from compiler.profile import load_profile, to_dict, to_yaml
+    from compiler.fleet.profile import load_profile, to_dict, to_yaml
 
     found = load_profile(profile)
     print_json(to_dict(found)) if as_json else click.echo(to_yaml(found), nl=False)
@@ -65,21 +65,21 @@ def profiles_show(profile: str, as_json: bool) -> None:
 @json_option
 def profiles_detect(as_json: bool, out: Path | None, gpu: bool) -> None:
     """Print a profile of this machine, to use or to edit."""
-    from compiler.detect import detect_gpu_profiles, detect_profile
     from compiler.errors import TargetUnavailable
-    from compiler.profile import to_dict, to_yaml
+    from compiler.fleet.detect import detect_gpu_profiles, detect_profile
+    from compiler.fleet.profile import to_dict, to_yaml
 
     found = detect_gpu_profiles() if gpu else [detect_profile()]
     if not found:
         raise TargetUnavailable("no NVIDIA GPU was found", remedy="nvidia-smi must be there and list the GPU.")
-    text = "---\n".join(to_yaml(one) for one in found)
+    document = "---\n".join(to_yaml(one) for one in found)
     if out is not None:
         with output_errors(out):
-            out.write_text(text, encoding="utf-8")
+            out.write_text(document, encoding="utf-8")
     if as_json:
         print_json([to_dict(one) for one in found])
     else:
-        click.echo(str(out) if out else text, nl=out is not None)
+        click.echo(str(out) if out else document, nl=out is not None)
 
 
 @profiles.command("check")
@@ -88,7 +88,7 @@ def profiles_detect(as_json: bool, out: Path | None, gpu: bool) -> None:
 def profiles_check(files: tuple[str, ...], as_json: bool) -> None:
     """Check profile FILES (or names): every key, unit, provenance and target option."""
     from compiler.errors import combine
-    from compiler.profile import load_profile, validate_options
+    from compiler.fleet.profile import load_profile, validate_options
 
     problems: list[CompilerError] = []
     for file in files:
@@ -116,9 +116,9 @@ def cache_info(cache: Path, as_json: bool) -> None:
     if as_json:
         print_json({"root": str(info.root), "entries": info.entries, "bytes": info.bytes, "stages": info.stages})
         return
-    rows = [(name, str(count), f"{size / show.MIB:.1f}") for name, (count, size) in info.stages.items()]
-    click.echo(f"{info.root}: {info.entries} entries, {info.bytes / show.MIB:.1f} MiB")
-    click.echo(show.table(rows, ("stage", "entries", "MiB")))
+    rows = [(name, str(count), f"{size / text.MIB:.1f}") for name, (count, size) in info.stages.items()]
+    click.echo(f"{info.root}: {info.entries} entries, {info.bytes / text.MIB:.1f} MiB")
+    click.echo(text.table(rows, ("stage", "entries", "MiB")))
 
 
 @cache.command("gc")
@@ -129,10 +129,10 @@ def cache_info(cache: Path, as_json: bool) -> None:
 def cache_gc(cache: Path, as_json: bool, max_mib: int | None, max_age_days: float | None) -> None:
     """Remove what killed builds left, and what is old or too much."""
     freed = Store(cache).gc(
-        max_bytes=None if max_mib is None else max_mib * show.MIB,
+        max_bytes=None if max_mib is None else max_mib * text.MIB,
         max_age_s=None if max_age_days is None else max_age_days * 86400,
     )
-    print_json({"freed_bytes": freed}) if as_json else click.echo(f"freed {freed / show.MIB:.1f} MiB")
+    print_json({"freed_bytes": freed}) if as_json else click.echo(f"freed {freed / text.MIB:.1f} MiB")
 
 
 @cache.command("export")

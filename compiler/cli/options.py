@@ -10,8 +10,8 @@ import click
 from platformdirs import user_cache_path
 
 from compiler.errors import UsageError
-from compiler.isolate import ChildLimits
 from compiler.plan import BuildOptions
+from compiler.target.isolate import ChildLimits
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from compiler.clock import duration
+from compiler.driver.clock import duration
 
 TICK_S, PATIENCE_S = 1.0, 30.0
 """Seconds between two looks; seconds of silence after which a line is due where nothing can be rewritten."""

@@ -12,7 +12,7 @@ from compiler.cli.output import print_json
 from compiler.errors import UsageError, combine
 
 if TYPE_CHECKING:
-    from compiler.report import Build
+    from compiler.artifact.report import Build
 
 
 @click.command()
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @json_option
 def report(dist: Path, previous: Path | None, summary: str | None, as_json: bool) -> None:
     """Make report.html of a build again from its manifests."""
-    from compiler.report import read_build, write_report
+    from compiler.artifact.report import read_build, write_report
 
     if summary and as_json:
         raise UsageError("--summary and --json both want stdout", where="fleetc report", remedy="Choose one of them.")
@@ -44,6 +44,6 @@ def report(dist: Path, previous: Path | None, summary: str | None, as_json: bool
 
 
 def _summary(kind: str, build: Build, before: Build | None) -> str:
-    from compiler.report.summary import cloud_yaml, junit, markdown
+    from compiler.artifact.report.summary import cloud_yaml, junit, markdown
 
     return markdown(build, before) if kind == "md" else junit(build) if kind == "junit" else cloud_yaml(build)

@@ -11,8 +11,8 @@ import click
 
 from compiler.cli.options import FILE, cache_option, child_options, json_option, limits_of
 from compiler.cli.output import print_json
+from compiler.cli.text_tuning import tuned_dict, tuned_text
 from compiler.errors import UsageError
-from compiler.show_tuning import tuned_dict, tuned_text
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
@@ -45,7 +45,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 @json_option
 def tune(model: Path | None, as_json: bool, cache: Path, **options: Any) -> None:
     """Measure the choices of MODEL's kernels (ONNX or a fleet file) and remember them per type of device."""
-    from compiler.kernels import tuning_log
+    from compiler.driver.stages.kernels import tuning_log
 
     if model is None and not (options["export_to"] or options["import_from"]):
         raise UsageError("there is no model", where="fleetc tune", remedy="Name an ONNX or a fleet file.")
@@ -66,9 +66,9 @@ def tune(model: Path | None, as_json: bool, cache: Path, **options: Any) -> None
 
 
 def _tuned(model: Path, cache: Path, options: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
+    from compiler.driver.tune_kernels import TuneOptions, tune_model
     from compiler.target import Backend
     from compiler.tune import Budget
-    from compiler.tuning import TuneOptions, tune_model
 
     if not options["profile"]:
         raise UsageError("there is no profile", where="--profile", remedy="`fleetc profiles list` shows some.")

@@ -8,7 +8,7 @@ from compiler.evaluate.find import find_task
 from compiler.evaluate.run import run_dataset
 from compiler.evaluate.saliency import Images
 from compiler.evaluate.task import AccuracyDrop, Score, Task
-from compiler.fleet_data import Preprocess
+from compiler.fleet.data import Preprocess
 
 __all__ = [
     "AccuracyDrop",

@@ -16,9 +16,9 @@ import numpy as np
 from compiler.artifact import TensorSpec
 from compiler.errors import CompilerError, DataError, combine
 from compiler.evaluate.dataset import Dataset, Step
+from compiler.evaluate.samples import RESERVED, misfit, reading, sample_files
 from compiler.evaluate.select import Indices, select
-from compiler.numerics import Array
-from compiler.samples import RESERVED, misfit, reading, sample_files
+from compiler.model.numerics import Array
 
 MAX_LABEL_BYTES = 1 << 30
 _CHUNK_BYTES = 1 << 22

@@ -13,7 +13,7 @@ from compiler.errors import DataError
 from compiler.evaluate.bootstrap import Measured, Values, Weights
 from compiler.evaluate.dataset import Dataset
 from compiler.evaluate.task import matched, pick_output
-from compiler.numerics import Array, Arrays
+from compiler.model.numerics import Array, Arrays
 
 TOP = 5
 MAX_CLASSES_BYTES = 1 << 24

@@ -12,7 +12,7 @@ from compiler.errors import DataError
 from compiler.evaluate.bootstrap import Measured, Values, Weights
 from compiler.evaluate.classification import mean_of
 from compiler.evaluate.function import call, takes
-from compiler.numerics import Array, Arrays
+from compiler.model.numerics import Array, Arrays
 
 RESAMPLES = 200
 """Resamples of a function that returns one number: each is a call of it."""

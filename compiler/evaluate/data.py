@@ -14,8 +14,8 @@ from compiler.evaluate.folder import open_folder, open_pairs
 from compiler.evaluate.function import open_function
 from compiler.evaluate.saliency import IMAGES, Images
 from compiler.evaluate.saliency_maps import find_picture
-from compiler.fleet_data import Calibration, Evaluation, Preprocess, is_function
-from compiler.samples import SUFFIXES as ARRAY_SUFFIXES
+from compiler.evaluate.samples import SUFFIXES as ARRAY_SUFFIXES
+from compiler.fleet.data import Calibration, Evaluation, Preprocess, is_function
 
 _NEEDS_LABELS = {"verification": True, "classification": True, "embedding": False}
 

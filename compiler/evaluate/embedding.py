@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from compiler.errors import DataError, InternalError
 from compiler.evaluate.bootstrap import Measured
 from compiler.evaluate.classification import mean_of
-from compiler.numerics import Array, Arrays
+from compiler.model.numerics import Array, Arrays
 
 METRIC = "cosine"
 

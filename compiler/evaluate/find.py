@@ -9,7 +9,7 @@ from compiler.evaluate import classification, custom, embedding, verification
 from compiler.evaluate.dataset import Dataset
 from compiler.evaluate.function import find_function
 from compiler.evaluate.task import Task
-from compiler.fleet_data import Evaluation, is_function
+from compiler.fleet.data import Evaluation, is_function
 
 
 def find_task(evaluation: Evaluation) -> Task:

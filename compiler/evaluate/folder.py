@@ -18,8 +18,8 @@ from compiler.evaluate.dataset import MAX_PROBLEMS, Dataset, Step
 from compiler.evaluate.images import SUFFIXES, check_picture, input_layout, load_picture
 from compiler.evaluate.pairs import read_pairs
 from compiler.evaluate.select import select
-from compiler.fleet_data import Preprocess
-from compiler.numerics import Array, Arrays
+from compiler.fleet.data import Preprocess
+from compiler.model.numerics import Array, Arrays
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import numpy as np
 from compiler.artifact import TensorSpec
 from compiler.errors import CompilerError, DataError, combine
 from compiler.evaluate.dataset import MAX_PROBLEMS, Dataset, Step
-from compiler.numerics import Array, arrays_digest
-from compiler.samples import misfit
+from compiler.evaluate.samples import misfit
+from compiler.model.numerics import Array, arrays_digest
 
 
 def find_function(spec: str, folder: Path) -> Callable[..., Any]:

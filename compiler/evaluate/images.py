@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from compiler.artifact import TensorSpec
 from compiler.errors import DataError
-from compiler.fleet_data import Preprocess
-from compiler.numerics import Array
+from compiler.fleet.data import Preprocess
+from compiler.model.numerics import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import DataError
-from compiler.evaluate.background import run_ahead
 from compiler.evaluate.dataset import Dataset
-from compiler.numerics import Array, Arrays
-from compiler.unoptimized import Unoptimized
+from compiler.model.background import run_ahead
+from compiler.model.numerics import Array, Arrays
+from compiler.model.reference import Unoptimized
 
 
 def run_dataset(model: ir.Model, dataset: Dataset, *, batch: int = 8) -> dict[str, Array]:

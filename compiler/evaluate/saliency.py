@@ -30,7 +30,7 @@ from compiler.evaluate.saliency_maps import (
     window_masks,
 )
 from compiler.evaluate.task import pick_output, refuse_not_finite
-from compiler.numerics import Array, Arrays
+from compiler.model.numerics import Array, Arrays
 
 IMAGES = 6
 """Pictures that are explained: each costs a hundred inferences."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.artifact import TensorSpec
-from compiler.numerics import Array
+from compiler.model.numerics import Array
 
 Floats: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.errors import DataError
-from compiler.numerics import Array
+from compiler.model.numerics import Array
 
 Indices = NDArray[np.int64]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from compiler.errors import DataError, InvalidModel
 from compiler.evaluate.bootstrap import Measured, interval, resampled
 from compiler.evaluate.dataset import Dataset
-from compiler.fleet_data import Rule
-from compiler.numerics import Array, Arrays
+from compiler.fleet.data import Rule
+from compiler.model.numerics import Array, Arrays
 
 Measure: TypeAlias = Callable[[Arrays, "Array | None", "Arrays | None"], Measured]
 

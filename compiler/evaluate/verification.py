@@ -20,7 +20,7 @@ from compiler.errors import DataError, InvalidModel
 from compiler.evaluate.bootstrap import Measured, Values, Weights
 from compiler.evaluate.dataset import Dataset
 from compiler.evaluate.task import matched, pick_output
-from compiler.numerics import Array, Arrays
+from compiler.model.numerics import Array, Arrays
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]

@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from compiler.errors import InternalError, UnsupportedModel
-from compiler.graph import PassResult
+from compiler.model.graph import PassResult
 from compiler.passes.half_table import STAYS_FLOAT32
 from compiler.passes.values import Names, constant_tensor, display_name, nodes_at, record_origin
 

@@ -18,8 +18,8 @@ import onnx
 import onnx_ir as ir
 
 from compiler.errors import UnsupportedModel
-from compiler.graph import PassResult, skeleton
-from compiler.numerics import Array
+from compiler.model.graph import PassResult, skeleton
+from compiler.model.numerics import Array
 from compiler.passes.known_sizes import known_sizes
 from compiler.passes.probe import RANDOM_OPERATORS, run_unoptimized
 from compiler.passes.values import Names, constant_tensor, display_name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from compiler.graph import FunctionPass, PassResult, skeleton
+from compiler.model.graph import FunctionPass, PassResult, skeleton
 from compiler.passes.values import graphs_of
 
 

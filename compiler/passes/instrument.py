@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from compiler.errors import CompilerError, InternalError, UnsupportedModel
-from compiler.graph import Pass, skeleton
+from compiler.model.graph import Pass, skeleton
 from compiler.passes.macs import count_macs
 from compiler.passes.probe import Probe
 from compiler.passes.values import graphs_of

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from compiler.graph import FunctionPass, PassResult
+from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.remove_identities import become_identity, bypass
 from compiler.passes.values import display_name, graphs_of, record_origin, replace_input
 

@@ -14,7 +14,7 @@ from collections.abc import Hashable
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import FunctionPass, PassResult
+from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.probe import RANDOM_OPERATORS
 from compiler.passes.values import display_name, graphs_of, record_origin
 

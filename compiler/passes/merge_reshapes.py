@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import FunctionPass, PassResult
+from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.remove_identities import become_identity, bypass
 from compiler.passes.values import Names, constant_of, display_name, graphs_of, record_origin, replace_input
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compiler.graph import FunctionPass, PassResult
+from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.remove_identities import become_identity, bypass
 from compiler.passes.values import graphs_of, record_origin, replace_input
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from compiler.errors import InternalError
 
 if TYPE_CHECKING:
-    from compiler.graph import Pass
+    from compiler.model.graph import Pass
 
 PORTABLE: tuple[str, ...] = (
     "simplify-onnxsim",  # first: it works on the graph as exported, and what it makes is compared with that graph

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import UnsupportedModel
-from compiler.numerics import Array, Arrays, ErrorStats, compare_all
+from compiler.model.numerics import Array, Arrays, ErrorStats, compare_all
+from compiler.model.reference import Unoptimized
 from compiler.passes.values import graphs_of
-from compiler.unoptimized import Unoptimized
 
 SEED = 20261123
 RANDOM_OPERATORS = frozenset(

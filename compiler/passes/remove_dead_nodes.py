@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from compiler.graph import FunctionPass, PassResult
+from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.values import graphs_of
 
 

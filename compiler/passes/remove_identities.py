@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
-from compiler.graph import FunctionPass, PassResult
+from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.values import constant_of, graphs_of, record_origin, scalar_of
 
 

@@ -17,7 +17,7 @@ from onnxscript.rewriter import MatchResult, MatchStatus, RewriteRule
 from onnxscript.rewriter._pattern_ir import NodeOutputPattern, NodePattern, StringConstantPattern
 
 from compiler.errors import InternalError
-from compiler.graph import PassResult
+from compiler.model.graph import PassResult
 from compiler.passes.values import Names, constant_tensor, display_name, graphs_of, record_origin
 
 REWRITES_PER_NODE = 20

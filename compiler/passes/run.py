@@ -9,11 +9,11 @@ import onnx
 import onnx_ir as ir
 
 from compiler.errors import InternalError, OutputError
-from compiler.graph import Pass, check_model, skeleton
+from compiler.model.graph import Pass, check_model, skeleton
+from compiler.model.save import save_model
 from compiler.passes.fates import Fate, add_fates, find_fates, look
 from compiler.passes.instrument import PassRecord, measure, run_measured
 from compiler.passes.probe import Probe
-from compiler.save import save_model
 
 
 def run_passes(

@@ -21,8 +21,8 @@ import onnx
 import onnx_ir as ir
 
 from compiler.errors import UnsupportedModel
-from compiler.graph import SMALL_TENSOR_BYTES, PassResult, check_model, skeleton
-from compiler.numerics import TOLERANCES
+from compiler.model.graph import SMALL_TENSOR_BYTES, PassResult, check_model, skeleton
+from compiler.model.numerics import TOLERANCES
 from compiler.passes.probe import make_probe
 from compiler.passes.values import record_origin
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from compiler.disk import output_errors, storage_errors
 from compiler.errors import DataError
 from compiler.store import canonical_json
+from compiler.store.disk import output_errors, storage_errors
 from compiler.tune.record import DeviceType, TuningRecord, record_from_dict, record_to_dict
 
 MAX_LINE_BYTES = 1 << 20

@@ -14,7 +14,7 @@ from statistics import median, quantiles
 from typing import Any, TypeAlias
 
 from compiler.artifact import Evidence
-from compiler.profile import HardwareProfile
+from compiler.fleet.profile import HardwareProfile
 from compiler.store import canonical_json
 
 Choice: TypeAlias = Mapping[str, Any]

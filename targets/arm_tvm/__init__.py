@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.artifact import Artifact
-from compiler.capability import Capability
 from compiler.errors import TargetUnavailable, combine
-from compiler.profile import HardwareProfile, validate_options
+from compiler.fleet.profile import HardwareProfile, validate_options
 from compiler.target import API_VERSION, Backend, Measurer, Runner, TargetPlan, installed_version
+from compiler.target.capability import Capability
 from compiler.tune import Tunable
 from targets.arm_tvm.integer.isa import dot_of
 from targets.arm_tvm.integer.specs import Dot
@@ -29,7 +29,7 @@ from targets.arm_tvm.zig import REMEDY
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from compiler.graph import Pass
+    from compiler.model.graph import Pass
 
 _REQUIRED = {"apache-tvm": TVM_VERSION, "apache-tvm-ffi": FFI_VERSION}
 

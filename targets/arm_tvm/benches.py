@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from compiler.artifact import Evidence
-from compiler.detect import detect_profile, host_isa, missing_isa
 from compiler.errors import TargetUnavailable, ToolchainFailed
-from compiler.profile import HardwareProfile
+from compiler.fleet.detect import detect_profile, host_isa, missing_isa
+from compiler.fleet.profile import HardwareProfile
 from compiler.target import Backend, TargetPlan
 from compiler.tune import DeviceType, profile_device
 from targets.arm_tvm.emulate import host_arch

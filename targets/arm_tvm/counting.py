@@ -8,7 +8,7 @@ from typing import Any
 
 from compiler.artifact import Artifact, Evidence, TensorSpec
 from compiler.errors import TargetUnavailable
-from compiler.profile import HardwareProfile
+from compiler.fleet.profile import HardwareProfile
 from compiler.target import TargetPlan
 from compiler.tune import profile_device
 from targets.arm_tvm.benches import arguments_of, random_arguments, smallest_kernel

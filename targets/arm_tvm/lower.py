@@ -16,7 +16,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.artifact import TensorSpec
 from compiler.errors import ToolchainFailed, UnsupportedModel
-from compiler.numerics import Array
+from compiler.model.numerics import Array
 from targets.arm_tvm.conversions import convert, write_pads
 from targets.arm_tvm.integer.isa import dot_of
 from targets.arm_tvm.integer.kernels import Kernel, call

@@ -14,7 +14,7 @@ import numpy as np
 
 from compiler.artifact import Artifact, Evidence
 from compiler.errors import DataError, TargetUnavailable, ToolchainFailed
-from compiler.numerics import Array, Arrays
+from compiler.model.numerics import Array, Arrays
 from targets.arm_tvm.emulate import (
     REMEDY,
     count_instructions,

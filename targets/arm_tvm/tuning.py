@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.artifact import Evidence
 from compiler.errors import CompilerError, TargetUnavailable, ToolchainFailed
-from compiler.profile import HardwareProfile
+from compiler.fleet.profile import HardwareProfile
 from compiler.target import Backend, TargetPlan
 from compiler.tune import Choice, DeviceType, Measurement, Tunable
 from targets.arm_tvm.benches import Bench, BoardBench, HostBench, smallest_kernel

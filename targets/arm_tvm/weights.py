@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.artifact import TensorSpec
-from compiler.numerics import Array
+from compiler.model.numerics import Array
 
 ALIGNMENT_BYTES = 64
 """Compiled code may assume it of every tensor; native/tensor.h says the same."""

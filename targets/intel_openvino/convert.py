@@ -10,9 +10,9 @@ from typing import Any
 import onnx_ir as ir
 
 from compiler.artifact import TensorSpec
+from compiler.compress.quant import is_quantized
 from compiler.errors import ToolchainFailed, UnsupportedModel
-from compiler.quant import is_quantized
-from compiler.save import save_model
+from compiler.model.save import save_model
 from compiler.target import TargetPlan
 from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 

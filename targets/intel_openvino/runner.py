@@ -6,10 +6,10 @@ import os
 from typing import Any
 
 from compiler.artifact import Artifact, Evidence
-from compiler.detect import missing_isa
 from compiler.errors import DataError, ToolchainFailed
-from compiler.numerics import Array, Arrays
-from compiler.profile import Cpu, HardwareProfile
+from compiler.fleet.detect import missing_isa
+from compiler.fleet.profile import Cpu, HardwareProfile
+from compiler.model.numerics import Array, Arrays
 from compiler.target import LayerTime
 from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compiler.artifact import Evidence
-from compiler.detect import detect_profile, host_isa, missing_isa
 from compiler.errors import TargetUnavailable, ToolchainFailed
-from compiler.graph import graph_digest
-from compiler.profile import HardwareProfile
+from compiler.fleet.detect import detect_profile, host_isa, missing_isa
+from compiler.fleet.profile import HardwareProfile
+from compiler.model.graph import graph_digest
 from compiler.target import Backend, TargetPlan
 from compiler.tune import Choice, DeviceType, Measurement, Tunable, profile_device
 from targets.intel_openvino.convert import write_ir

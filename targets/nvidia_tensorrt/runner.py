@@ -12,7 +12,7 @@ import numpy as np
 
 from compiler.artifact import Artifact, Evidence, TensorSpec
 from compiler.errors import DataError, ToolchainFailed
-from compiler.numerics import Array, Arrays
+from compiler.model.numerics import Array, Arrays
 from targets.nvidia_tensorrt.cuda import Device, Memory
 from targets.nvidia_tensorrt.network import MODULES, recorder
 from targets.nvidia_tensorrt.signature import Signature, agree, engine_signature

@@ -19,7 +19,7 @@ import onnx
 import pytest
 
 from compiler import cli
-from compiler.testing import install_plugin, text_case
+from compiler.target.testing import install_plugin, text_case
 
 MODEL = """(float[batch, 3, 8, 8] x) => (float[batch, 4] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
@@ -40,7 +40,7 @@ from pathlib import Path
 from dataclasses import dataclass, replace
 from typing import Annotated
 from pydantic import Field
-from compiler.testing.fake import FakeTarget, Options
+from compiler.target.testing.fake import FakeTarget, Options
 
 @dataclass(frozen=True)
 class More(Options):

@@ -289,7 +289,7 @@ def test_plan_imports_no_toolchain(shared: Place) -> None:
     entries = {name: {"profile": profile} for name, profile in devices.items()}
     fleet.write_text(json.dumps({"schema": 1, "model": "model.onnx", "devices": entries}))
     code = (
-        "import sys; from compiler.jobs import plan_fleet; from compiler.plan import BuildOptions; "
+        "import sys; from compiler.plan.jobs import plan_fleet; from compiler.plan.plan import BuildOptions; "
         "from pathlib import Path; plan_fleet(Path(sys.argv[1]), BuildOptions()); "
         "print(*sorted({'tvm', 'openvino', 'tensorrt_rtx', 'tensorrt', 'onnxsim', 'onnxruntime'} & set(sys.modules)))"
     )

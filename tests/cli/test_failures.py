@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.testing import install_plugin
+from compiler.target.testing import install_plugin
 from tests.cli.conftest import Place, write_model
 
 
@@ -166,7 +166,7 @@ def test_plugin_that_raises_on_import_fails_its_device_only(place: Place, tmp_pa
 
 def test_two_plugins_of_one_name_fail_their_devices_only(place: Place, tmp_path: Path) -> None:
     for name in ("twin_a", "twin_b"):
-        install_plugin(tmp_path, name, "from compiler.testing import FakeTarget\nTARGET = FakeTarget('twin')\n")
+        install_plugin(tmp_path, name, "from compiler.target.testing import FakeTarget\nTARGET = FakeTarget('twin')\n")
         points = f"[fleetc.targets]\ntwin = fleetc_{name}:TARGET\n"
         (tmp_path / f"fleetc_{name}-1.0.dist-info" / "entry_points.txt").write_text(points)
     place.write_fleet({"one": place.profile("one"), "both": place.profile("both", "twin")})

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from compiler.testing import install_plugin
+from compiler.target.testing import install_plugin
 from tests.cli.conftest import Place, make_place
 
-PLUGIN = "from compiler.testing import FakeTunedTarget\nTARGET = FakeTunedTarget('tuned')\n"
+PLUGIN = "from compiler.target.testing import FakeTunedTarget\nTARGET = FakeTunedTarget('tuned')\n"
 BEST = {"tile": 3}
 """Of the fake target's four choices."""
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from compiler.errors import CompilerError
-from compiler.profile import HardwareProfile, list_profiles, load_profile
+from compiler.fleet.profile import HardwareProfile, list_profiles, load_profile
 from compiler.target import Target, find_target, list_targets
-from compiler.testing import Case, conformance_cases, onnx_backend_cases
+from compiler.target.testing import Case, conformance_cases, onnx_backend_cases
 
 _HERE = Path(__file__).parent
 _HOST_ARM = {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3", "mattr": []}

@@ -8,7 +8,7 @@ import pytest
 from suites import SUITES, Trial, known_gaps, problem, trials
 
 from compiler.target import find_target
-from compiler.testing import Status, run_case
+from compiler.target.testing import Status, run_case
 
 _TRIALS = trials()
 

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.xdist_group("plugin")
 
 _EXAMPLE = Path(__file__).parents[2] / "examples" / "acme_npu"
 _JUDGE = """
-from compiler.profile import HardwareProfile
+from compiler.fleet.profile import HardwareProfile
 from compiler.target import find_target, list_targets
-from compiler.testing import check_target, conformance_cases, onnx_backend_cases
+from compiler.target.testing import check_target, conformance_cases, onnx_backend_cases
 
 target = find_target("acme_npu")
 profile = HardwareProfile(schema=1, name="acme-board", target="acme_npu", target_options={"tiles": 4})

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from compiler.errors import CompilerError
 from compiler.fleet import Range
-from compiler.frontend import bind_shapes, free_dims, read_model
+from compiler.model.frontend import bind_shapes, free_dims, read_model
 
 LIMIT_S = 30.0
 

@@ -10,16 +10,16 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_quantized_graphs import SCHEMES
 
+from compiler.compress.prune.cut import cut_channels
+from compiler.compress.prune.groups import find_ties
+from compiler.compress.prune.prepare import prepare
+from compiler.compress.quant import quantize
+from compiler.driver.delivered.trace import follow
 from compiler.errors import DataError, UnsupportedModel
-from compiler.frontend.normal import normalize
+from compiler.model.frontend.normal import normalize
 from compiler.passes.pipelines import PORTABLE, load_passes, precision_passes
 from compiler.passes.run import run_passes
 from compiler.passes.values import origins_of
-from compiler.prune.cut import cut_channels
-from compiler.prune.groups import find_ties
-from compiler.prune.prepare import prepare
-from compiler.quant import quantize
-from compiler.trace import follow
 
 CHEAP = load_passes(name for name in PORTABLE if name != "simplify-onnxsim")
 

@@ -7,8 +7,8 @@ import pytest
 from graphs import models
 from hypothesis import HealthCheck, assume, given, settings
 
-from compiler.graph import Pass, check_model, graph_digest
-from compiler.numerics import TOLERANCES
+from compiler.model.graph import Pass, check_model, graph_digest
+from compiler.model.numerics import TOLERANCES
 from compiler.passes.pipelines import PORTABLE, load_passes, precision_passes
 from compiler.passes.probe import make_probe
 from compiler.passes.run import run_passes

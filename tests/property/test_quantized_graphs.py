@@ -8,12 +8,12 @@ from graphs import models
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from compiler.compress.quant import is_quantized, quantize
 from compiler.errors import DataError, UnsupportedModel
-from compiler.graph import check_model, infer_strictly
-from compiler.numerics import Arrays
-from compiler.quant import is_quantized, quantize
-from compiler.scheme import OpScheme, QuantScheme, TensorFormat
-from compiler.unoptimized import Unoptimized
+from compiler.model.graph import check_model, infer_strictly
+from compiler.model.numerics import Arrays
+from compiler.model.reference import Unoptimized
+from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
 
 
 def scheme_of(moving: TensorFormat, *, adds: bool) -> QuantScheme:

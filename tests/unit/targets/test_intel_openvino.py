@@ -13,17 +13,17 @@ import onnx_ir as ir
 import pytest
 
 from compiler.artifact import Artifact, Evidence
-from compiler.capability import find_unsupported
-from compiler.detect import host_isa
+from compiler.compress.quant import quantize
 from compiler.errors import DataError, ProfileError, TargetUnavailable, UnsupportedModel
 from compiler.fleet import Range
-from compiler.graph import infer_strictly
-from compiler.numerics import TOLERANCES, compare
-from compiler.profile import Cpu, HardwareProfile, load_profile, validate_options
-from compiler.quant import quantize
+from compiler.fleet.detect import host_isa
+from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
+from compiler.model.graph import infer_strictly
+from compiler.model.numerics import TOLERANCES, compare
+from compiler.model.reference import Unoptimized
 from compiler.target import TargetPlan
-from compiler.testing import conformance_cases, evaluate, onnx_backend_cases, text_case
-from compiler.unoptimized import Unoptimized
+from compiler.target.capability import find_unsupported
+from compiler.target.testing import conformance_cases, evaluate, onnx_backend_cases, text_case
 from targets.intel_openvino import TARGET, Options
 from targets.intel_openvino.quantized import INT8
 from targets.intel_openvino.rules import computes
@@ -236,7 +236,7 @@ def test_missing_openvino_names_the_extra(tmp_path: Path) -> None:
             if not entry.name.startswith("openvino") and not (tmp_path / entry.name).exists():
                 (tmp_path / entry.name).symlink_to(entry)
     code = (
-        "from targets.intel_openvino import TARGET; from compiler.profile import load_profile;"
+        "from targets.intel_openvino import TARGET; from compiler.fleet.profile import load_profile;"
         "TARGET.capability(load_profile('intel-n100')); TARGET.check(load_profile('intel-n100'))"
     )
     root = str(Path(__file__).parents[3])
@@ -263,7 +263,7 @@ def test_openvino_sends_and_writes_no_telemetry(tmp_path: Path) -> None:
 
 def test_importing_the_target_and_asking_what_it_can_imports_no_openvino() -> None:
     code = (
-        "import sys; from targets.intel_openvino import TARGET; from compiler.profile import load_profile;"
+        "import sys; from targets.intel_openvino import TARGET; from compiler.fleet.profile import load_profile;"
         "p = load_profile('intel-n100'); TARGET.capability(p); TARGET.check(p); TARGET.toolchain();"
         "print('openvino' in sys.modules)"
     )

@@ -9,11 +9,11 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from compiler.detect import detect_profile
 from compiler.errors import TargetUnavailable, ToolchainFailed
-from compiler.profile import HardwareProfile, validate_options
+from compiler.fleet.detect import detect_profile
+from compiler.fleet.profile import HardwareProfile, validate_options
 from compiler.target import Backend, TargetPlan, Tunes
-from compiler.testing import text_case
+from compiler.target.testing import text_case
 from targets.intel_openvino import TARGET
 
 pytestmark = pytest.mark.needs_openvino

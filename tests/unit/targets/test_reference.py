@@ -9,9 +9,9 @@ import pytest
 
 from compiler.artifact import Artifact, Evidence
 from compiler.errors import DataError, UnsupportedModel
-from compiler.profile import HardwareProfile
+from compiler.fleet.profile import HardwareProfile
 from compiler.target import TargetPlan, find_target
-from compiler.testing import Case, text_case
+from compiler.target.testing import Case, text_case
 from targets.reference import TARGET, Options
 
 _PROFILE = HardwareProfile(schema=1, name="any", target="reference")
@@ -78,7 +78,7 @@ def test_capability_names_only_operators_onnxruntime_has_or_can_expand() -> None
 
 def test_asking_what_it_can_imports_no_onnxruntime() -> None:
     code = (
-        "import sys; from targets.reference import TARGET; from compiler.profile import HardwareProfile as P;"
+        "import sys; from targets.reference import TARGET; from compiler.fleet.profile import HardwareProfile as P;"
         "p = P(schema=1, name='a', target='reference'); TARGET.capability(p); TARGET.check(p); TARGET.toolchain();"
         "print('onnxruntime' in sys.modules)"
     )

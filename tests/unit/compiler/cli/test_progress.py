@@ -12,7 +12,7 @@ import pytest
 
 from compiler.cli import progress
 from compiler.cli.progress import CLEAR, Progress
-from compiler.clock import Clock, Pace, duration
+from compiler.driver.clock import Clock, Pace, duration
 
 
 class Terminal(io.StringIO):

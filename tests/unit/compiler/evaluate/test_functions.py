@@ -10,7 +10,7 @@ import pytest
 from compiler.artifact import TensorSpec
 from compiler.errors import DataError
 from compiler.evaluate import Task, find_task, open_dataset
-from compiler.fleet_data import Evaluation
+from compiler.fleet.data import Evaluation
 
 SPEC = TensorSpec("x", "float32", ("batch", 2))
 OUTPUTS = {"y": np.array([[0, 1], [1, 0], [0, 1]], np.float32)}

@@ -26,7 +26,7 @@ from compiler.evaluate.saliency import (
     top_overlap,
 )
 from compiler.evaluate.saliency_maps import STEPS, PictureInput, cut, find_picture, order_masks, window_masks
-from compiler.numerics import Array, Arrays
+from compiler.model.numerics import Array, Arrays
 
 SPEC = TensorSpec("x", "float32", ("batch", 1, 20, 20))
 PICTURE = PictureInput("x", channels_first=True)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from compiler.artifact import TensorSpec
 from compiler.errors import DataError, InternalError, InvalidModel
 from compiler.evaluate import Dataset, Task, find_task
-from compiler.fleet_data import Evaluation
-from compiler.numerics import Array
+from compiler.fleet.data import Evaluation
+from compiler.model.numerics import Array
 
 SPEC = TensorSpec("x", "float32", ("batch", 2))
 

@@ -7,8 +7,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from compiler.graph import Pass, check_model
-from compiler.numerics import TOLERANCES, compare_all
+from compiler.model.graph import Pass, check_model
+from compiler.model.numerics import TOLERANCES, compare_all
 from compiler.passes.rules import RulePass
 from compiler.passes.values import ORIGIN_KEY, constant_of
 

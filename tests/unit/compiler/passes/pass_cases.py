@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import Pass, PassResult, check_model, to_text
-from compiler.numerics import TOLERANCES
+from compiler.model.graph import Pass, PassResult, check_model, to_text
+from compiler.model.numerics import TOLERANCES
 from compiler.passes.infer_shapes import infer_shapes
 from compiler.passes.probe import make_probe
 

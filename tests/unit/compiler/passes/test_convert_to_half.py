@@ -6,7 +6,7 @@ import pytest
 from pass_cases import apply, assert_same, parse
 
 from compiler.errors import InternalError, UnsupportedModel
-from compiler.graph import check_model
+from compiler.model.graph import check_model
 from compiler.passes.convert_to_half import convert_precision, refuse_undefined
 from compiler.passes.infer_shapes import INFER_SHAPES, infer_shapes
 from compiler.passes.pipelines import precision_passes

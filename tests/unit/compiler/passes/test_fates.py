@@ -7,12 +7,12 @@ import json
 import onnx_ir as ir
 import pytest
 
-from compiler.graph import FunctionPass, PassResult
+from compiler.driver.delivered.trace import follow
+from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.fates import FATES_KEY, read_fates
 from compiler.passes.pipelines import PORTABLE, load_passes
 from compiler.passes.run import run_passes
 from compiler.passes.simplify_onnxsim import SIMPLIFY_ONNXSIM
-from compiler.trace import follow
 
 TEXT = """<ir_version: 10, opset_import: ["": 20]>
 g (float[N,3,6,6] x) => (float[N,48] y, float[N,108] z)

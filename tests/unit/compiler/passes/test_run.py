@@ -9,7 +9,7 @@ import pytest
 from pass_cases import parse, with_weight
 
 from compiler.errors import InternalError, OutputError, UnsupportedModel
-from compiler.graph import FunctionPass, PassResult
+from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.instrument import NO_PROBE, UNCHANGED, measure
 from compiler.passes.macs import count_macs
 from compiler.passes.merge_transposes import MERGE_TRANSPOSES

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from pass_cases import assert_same, parse, with_weight
 
-from compiler.graph import check_model
+from compiler.model.graph import check_model
 from compiler.passes.probe import make_probe
 from compiler.passes.simplify_onnxsim import SIMPLIFY_ONNXSIM, SimplifyOnnxsim
 from compiler.passes.values import origins_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fusion_helpers import model_of, run
 
-from compiler.graph import check_model
+from compiler.model.graph import check_model
 from compiler.passes.trim_kernels import TRIM_KERNELS
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from compiler.profile import HardwareProfile, load_profile
+from compiler.fleet.profile import HardwareProfile, load_profile
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from arm_tvm_models import make
 from onnx import helper
 
-from compiler.profile import HardwareProfile, validate_options
+from compiler.fleet.profile import HardwareProfile, validate_options
 from compiler.target import TargetPlan
 from targets.arm_tvm import TARGET
 from targets.arm_tvm.budget import fit_weights

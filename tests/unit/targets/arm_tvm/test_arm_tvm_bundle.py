@@ -14,10 +14,10 @@ from onnx import TensorProto, helper
 
 from compiler.artifact import Artifact, Evidence, artifact_to_dict
 from compiler.errors import DataError, ToolchainFailed, UnsupportedModel
-from compiler.numerics import TOLERANCES, compare_all, write_arrays
-from compiler.profile import HardwareProfile
+from compiler.fleet.profile import HardwareProfile
+from compiler.model.numerics import TOLERANCES, compare_all, write_arrays
 from compiler.target import TargetPlan
-from compiler.worker import execute
+from compiler.target.worker import execute
 from targets.arm_tvm import TARGET, Options
 from targets.arm_tvm.emulate import emulator, host_arch
 from targets.arm_tvm.operators import find_details
@@ -185,7 +185,7 @@ def test_symbolic_dimension_is_refused(tmp_path, cache_dir, pi5):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, cache_dir):
     """A host bundle, copied to another place after it was built."""
-    from compiler.profile import load_profile
+    from compiler.fleet.profile import load_profile
 
     place = tmp_path_factory.mktemp("bundle")
     artifact = build(conv_model("the image"), HOST, place / "built", cache_dir, load_profile("raspberry-pi-5"))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler.numerics import Array
+from compiler.model.numerics import Array
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules import depthwise
 from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.profile import load_profile
+from compiler.fleet.profile import load_profile
 from targets.arm_tvm import TARGET
 
 

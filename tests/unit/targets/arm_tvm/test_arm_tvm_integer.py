@@ -10,7 +10,7 @@ from arm_tvm_models import Array, needs_aarch64
 from integer_models import Quantizing, residual_network
 
 from compiler.artifact import Artifact
-from compiler.numerics import Arrays, compare
+from compiler.model.numerics import Arrays, compare
 from compiler.target import TargetPlan
 from targets.arm_tvm import TARGET
 from targets.arm_tvm.integer.isa import dot_of
@@ -196,7 +196,7 @@ def test_the_features_of_a_core_decide_how_it_multiplies(mcpu: str, mattr: tuple
 
 
 def test_a_core_without_dot_products_is_not_promised_speed() -> None:
-    from compiler.profile import load_profile
+    from compiler.fleet.profile import load_profile
 
     rules = {
         name: next(rule for rule in TARGET.capability(load_profile(name)).precisions if rule.name == "int8")

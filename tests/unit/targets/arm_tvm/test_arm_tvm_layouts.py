@@ -11,10 +11,10 @@ import pytest
 from arm_tvm_models import make, needs_aarch64, reference
 from onnx import helper
 
-from compiler.numerics import TOLERANCES, compare_all
+from compiler.fleet.profile import HardwareProfile
+from compiler.model.numerics import TOLERANCES, compare_all
 from compiler.passes.pipelines import precision_passes
 from compiler.passes.run import run_passes
-from compiler.profile import HardwareProfile
 from compiler.target import TargetPlan
 from targets.arm_tvm import TARGET, Options
 from targets.arm_tvm.machine import Machine

@@ -5,10 +5,10 @@ import zipfile
 import pytest
 from arm_tvm_models import conv_model
 
-from compiler.capability import find_unsupported
 from compiler.errors import ProfileError, TargetUnavailable
-from compiler.profile import HardwareProfile, validate_options
+from compiler.fleet.profile import HardwareProfile, validate_options
 from compiler.target import Target, find_target
+from compiler.target.capability import find_unsupported
 from targets.arm_tvm import TARGET, runtime
 from targets.arm_tvm.operators import capability_of
 
@@ -20,7 +20,7 @@ def test_target_is_found_by_name_and_satisfies_the_contract():
 
 def test_capability_imports_no_toolchain():
     code = (
-        "import sys; from compiler.profile import load_profile; from targets.arm_tvm import TARGET; "
+        "import sys; from compiler.fleet.profile import load_profile; from targets.arm_tvm import TARGET; "
         "TARGET.capability(load_profile('raspberry-pi-5')); TARGET.toolchain(); TARGET.check(None); "
         "sys.exit(any(name.split('.')[0] in ('tvm', 'tvm_ffi', 'ziglang') for name in sys.modules))"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compiler.numerics import Array
+from compiler.model.numerics import Array
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules import winograd
 from targets.arm_tvm.schedules.families import all_choices

@@ -13,11 +13,11 @@ from arm_tvm_models import needs_aarch64
 from integer_models import residual_network
 
 from compiler.artifact import Evidence
-from compiler.detect import detect_profile
 from compiler.errors import TargetUnavailable, ToolchainFailed
-from compiler.profile import HardwareProfile, load_profile, validate_options
+from compiler.fleet.detect import detect_profile
+from compiler.fleet.profile import HardwareProfile, load_profile, validate_options
 from compiler.target import Backend, TargetPlan
-from compiler.testing import text_case
+from compiler.target.testing import text_case
 from compiler.tune import Tunable, profile_device
 from targets.arm_tvm import TARGET
 from targets.arm_tvm.bundle import write_server

@@ -11,7 +11,7 @@ from tensorrt_cases import Build, gpu_profile
 from compiler.artifact import Artifact
 from compiler.errors import TargetUnavailable
 from compiler.fleet import Range
-from compiler.profile import validate_options
+from compiler.fleet.profile import validate_options
 from compiler.target import TargetPlan
 from targets.nvidia_tensorrt import TARGET, Options
 from targets.nvidia_tensorrt.cuda import find_device

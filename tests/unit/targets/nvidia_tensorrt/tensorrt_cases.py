@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from compiler.artifact import Artifact
-from compiler.profile import HardwareProfile
+from compiler.fleet.profile import HardwareProfile
 
 Build = Callable[..., Artifact]
 

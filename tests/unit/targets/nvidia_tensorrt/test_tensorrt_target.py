@@ -10,11 +10,11 @@ import pytest
 from tensorrt_cases import Build, conv_net, gpu_profile, text_model
 
 from compiler.artifact import Evidence
-from compiler.capability import find_unsupported
 from compiler.errors import DataError, ProfileError, TargetUnavailable, ToolchainFailed
 from compiler.fleet import Range
-from compiler.profile import list_profiles, load_profile
+from compiler.fleet.profile import list_profiles, load_profile
 from compiler.target import find_target
+from compiler.target.capability import find_unsupported
 from targets.nvidia_tensorrt import TARGET, network, signature
 from targets.nvidia_tensorrt.rules import capability_of
 

@@ -1,0 +1,14 @@
+"""The delivered folder: manifest, report, and the difference of two builds."""
+
+from __future__ import annotations
+
+from compiler.artifact.artifact import (
+    Artifact,
+    Evidence,
+    TensorSpec,
+    artifact_from_dict,
+    artifact_to_dict,
+    leaves_folder,
+)
+
+__all__ = ["Artifact", "Evidence", "TensorSpec", "artifact_from_dict", "artifact_to_dict", "leaves_folder"]

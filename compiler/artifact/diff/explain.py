@@ -1,0 +1,127 @@
+"""Which change explains which: a fact that changed, and those of the facts that feed it that changed too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compiler.artifact.diff.facts import Fact
+from compiler.store import canonical_json
+
+DELIVERED = "files"
+"""The fact that only delivered devices have."""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A fact that differs, as both builds have it; None where one of them has no such thing."""
+
+    before: Fact | None
+    after: Fact | None
+
+    @property
+    def fact(self) -> Fact:
+        """The later one that is there."""
+        return next(one for one in (self.after, self.before) if one)
+
+    @property
+    def feeds(self) -> tuple[str, ...]:
+        """What feeds it in either build."""
+        return tuple(dict.fromkeys(feed for one in (self.before, self.after) if one for feed in one.feeds))
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that differs.
+
+    Args:
+        device: Device class it belongs to.
+        section: that of the fact, or `build` for a device that one of the builds lacks.
+        name: Its name.
+        before: Its value in the first build; None if it is not there.
+        after: Its value in the second.
+        was: `before` in words.
+        now: `after` in words.
+        because: Names of the changes of this device that explain it, most telling first.
+        note: What it means where no other change explains it; empty where one does.
+        is_opaque: Whether it says no more than that bytes differ.
+    """
+
+    device: str
+    section: str
+    name: str
+    before: Any
+    after: Any
+    was: str = "absent"
+    now: str = "absent"
+    because: tuple[str, ...] = ()
+    note: str = ""
+    is_opaque: bool = False
+
+
+def explain(device: str, before: Mapping[str, Fact], after: Mapping[str, Fact]) -> Iterator[Change]:
+    """The changes of one device, cause before effect, each with what explains it.
+
+    Args:
+        device: Its name.
+        before: Its facts in the first build.
+        after: Those in the second.
+    """
+    names = [name for name in dict.fromkeys((*before, *after)) if _value(before, name) != _value(after, name)]
+    if not (DELIVERED in before and DELIVERED in after):  # what nobody made is no difference
+        names = [name for name in names if name in before and name in after]
+    changed = {name: Changed(before.get(name), after.get(name)) for name in names}
+    for name in names:
+        yield _change(device, name, changed)
+
+
+def _change(device: str, name: str, changed: Mapping[str, Changed]) -> Change:
+    one = changed[name]
+    because = tuple(_causes(name, changed))
+    return Change(
+        device,
+        one.fact.section,
+        name,
+        one.before.value if one.before else None,
+        one.after.value if one.after else None,
+        _words(one.before),
+        _words(one.after),
+        because,
+        "" if because else one.fact.alone,
+        one.fact.is_opaque,
+    )
+
+
+def _causes(name: str, changed: Mapping[str, Changed]) -> list[str]:
+    """The nearest changes that feed one, without the parts and the causes of a relative of theirs that is named."""
+    found = list(dict.fromkeys(_feeding(name, changed, frozenset())))
+    behind = {other: set(_feeding(other, changed, frozenset())) for other in found}
+    told = {one for other in found for one in behind[other] if _family(one) == _family(other)}
+    parts = {one for one in found for other in found if one.startswith(f"{other}.")}
+    return [one for one in found if one not in told | parts]
+
+
+def _feeding(name: str, changed: Mapping[str, Changed], seen: frozenset[str]) -> Iterator[str]:
+    """The changes that feed one; a mere digest stands for those that feed it, if there are any."""
+    seen |= {name}
+    for feed in changed[name].feeds:
+        for other in changed:
+            if other in seen or not (other == feed.removeprefix("=") or other.startswith(f"{feed}.")):
+                continue
+            behind = list(_feeding(other, changed, seen)) if changed[other].fact.is_opaque else []
+            yield from behind or [other]
+
+
+def _family(name: str) -> str:
+    return name.split(".", 1)[0]
+
+
+def _value(facts: Mapping[str, Fact], name: str) -> Any:
+    return facts[name].value if name in facts else None
+
+
+def _words(fact: Fact | None) -> str:
+    if fact is None:
+        return "absent"
+    return fact.shown or (fact.value if isinstance(fact.value, str) else canonical_json(fact.value))

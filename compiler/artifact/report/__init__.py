@@ -1,0 +1,42 @@
+"""The report people read, made from the manifests of a build alone."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from compiler.artifact.report.read import Build, Device, payload_bytes, read_build, read_device
+from compiler.store.disk import output_errors
+
+REPORT = "report.html"
+
+__all__ = ["REPORT", "Build", "Device", "payload_bytes", "read_build", "read_device", "write_report"]
+
+
+def write_report(build: Build, *, previous: Build | None = None) -> Path:
+    """Writes a build's page into its folder, whole or not at all; the same manifests give the same bytes.
+
+    Args:
+        build: What the folder holds.
+        previous: A build to tell the differences to.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        OutputError: The folder cannot be written.
+        StorageError: The disk is full.
+    """
+    from compiler.artifact.report.page import (
+        render_page,  # half a second of imports: only who writes a page pays for them
+    )
+
+    text = render_page(build, previous)
+    partial = build.folder / f".{REPORT}.{uuid.uuid4().hex}"
+    with output_errors(build.folder):
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(build.folder / REPORT)
+        finally:
+            partial.unlink(missing_ok=True)
+    return build.folder / REPORT

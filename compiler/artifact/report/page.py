@@ -1,0 +1,90 @@
+"""The page: a build's rows, words and figures through the templates; no script, nothing from the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from compiler.artifact.report import plots, saliency, words
+from compiler.artifact.report.read import Build
+from compiler.artifact.report.rows import Row, rows_of
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Section:
+    """One device's part of the page: its row, its words, its figures as SVG text (empty where there is nothing)."""
+
+    row: Row
+    anchor: str
+    decision: str
+    others: tuple[str, ...]
+    proofs: tuple[words.Proof, ...]
+    speed_plot: str
+    size_plot: str
+    memory_plot: str
+    layers_plot: str
+    tuning_plot: str
+
+
+def render_page(build: Build, previous: Build | None = None) -> str:
+    """A build as one HTML page."""
+    sections = [_section(row, f"device-{number}") for number, row in enumerate(rows_of(build, previous), 1)]
+    page = _templates().get_template("report.html")
+    seen = words.evidence_texts([section.row for section in sections])
+    return page.render(
+        build=build, previous=previous, sections=sections, seen=seen, evidence=words.EVIDENCE, model=_model(sections)
+    )
+
+
+def _section(row: Row, anchor: str) -> Section:
+    device, searched = row.device, row.device.searched
+    return Section(
+        row=row,
+        anchor=anchor,
+        decision=words.decision_text(row),
+        others=words.others_text(device),
+        proofs=words.proofs(device),
+        speed_plot=plots.speed_plot(searched, device.name) if searched else "",
+        size_plot=plots.size_plot(searched, device.name) if searched else "",
+        memory_plot=plots.memory_plot(searched, device.name) if searched else "",
+        layers_plot=plots.layers_plot(searched.layers, device.name) if searched else "",
+        tuning_plot=plots.tuning_plot(device.measurements.tuning, device.name),
+    )
+
+
+def _model(sections: Sequence[Section]) -> Any:
+    """What a manifest says of the model that was read; None where no device was delivered."""
+    found = (section.row.device.manifest for section in sections)
+    return next((manifest.inputs.model for manifest in found if manifest), None)
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("compiler.artifact.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Any] = {
+        "mib": lambda size: "–" if size is None else f"{size / MIB:.1f}",
+        "count": lambda number: "unknown" if number is None else f"{number:,}".replace(",", "\u202f"),
+        "gate": words.gate_words,
+        "difference": _difference,
+        "strips": saliency.strips,
+    }
+    environment.filters |= filters
+    return environment
+
+
+def _difference(record: Any) -> str:
+    if record.largest_difference is None:
+        return record.not_measured if record.modified else "unchanged"
+    return f"{float(record.largest_difference):.3g}"

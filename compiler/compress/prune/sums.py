@@ -1,0 +1,91 @@
+"""Least squares from sums alone: what a layer's equations leave behind when the data have gone by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.compress.prune.rows import Matrix, as_matrix
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Weights of staying near the old weights, as shares of the energy of each input; the data choose among them."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Moments of equations X·D = R: what must be added to the weights.
+
+    Args:
+        xx: XᵀX (K, K).
+        xr: XᵀR (K, N).
+        x: Sum of the rows of X (K,).
+        r: Sum of the rows of R (N,).
+        rr: Squares of R.
+        yy: Squares of what the layer shall give.
+        rows: Count of rows.
+    """
+
+    xx: Matrix
+    xr: Matrix
+    x: Matrix
+    r: Matrix
+    rr: float
+    yy: float
+    rows: int
+
+    def __add__(self, other: Sums) -> Sums:
+        """The moments of both sets of equations."""
+        return Sums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def centred(self) -> Sums:
+        """Moments about the means: for a layer whose bias takes up the mean."""
+        count = max(1, self.rows)
+        return Sums(
+            self.xx - np.outer(self.x, self.x) / count,
+            self.xr - np.outer(self.x, self.r) / count,
+            np.zeros_like(self.x),
+            np.zeros_like(self.r),
+            self.rr - float((self.r**2).sum()) / count,
+            self.yy,
+            self.rows,
+        )
+
+
+def sums_of(x: Matrix, rest: Matrix, wanted: Matrix) -> Sums:
+    """Moments of one batch: X (R, K), what is missing (R, N), and what the layer shall give (R, N)."""
+    squares = float((rest**2).sum()), float((wanted**2).sum())
+    return Sums(x.T @ x, x.T @ rest, x.sum(axis=0), rest.sum(axis=0), *squares, len(x))
+
+
+def solve(halves: Sequence[Sums]) -> tuple[Matrix, float, float]:
+    """The change of the weights that both halves of the data agree on.
+
+    Args:
+        halves: Two sets of equations, of different samples.
+
+    Returns:
+        The change (K, N), zero where no change does better on the other half; the ridge that was chosen, infinite for
+        no change; the error that is left on data that were not solved with, as a share of the energy.
+    """
+    first, second = halves
+    best, left = float("inf"), first.rr + second.rr
+    for ridge in RIDGES:
+        error = error_of(second, _ridge(first, ridge)) + error_of(first, _ridge(second, ridge))
+        if error < left:
+            best, left = ridge, error
+    both = first + second
+    change = np.zeros_like(both.xr) if best == float("inf") else _ridge(both, best)
+    return change, best, left / max(both.yy, 1e-30)
+
+
+def error_of(sums: Sums, change: Matrix) -> float:
+    """Squared error that a change of the weights leaves."""
+    return max(0.0, sums.rr - 2 * float((change * sums.xr).sum()) + float((change * (sums.xx @ change)).sum()))
+
+
+def _ridge(sums: Sums, ridge: float) -> Matrix:
+    diagonal = np.diag(sums.xx)
+    weight = ridge * diagonal + 1e-6 * float(diagonal.mean()) + 1e-12
+    return as_matrix(np.linalg.solve(sums.xx + np.diag(weight), sums.xr))

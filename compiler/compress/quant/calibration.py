@@ -1,0 +1,98 @@
+"""Whether calibration data are good enough to take ranges from, and what it costs where they are not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from compiler.compress.quant.observe import Observations
+from compiler.model.numerics import Arrays
+
+FEW = 32
+"""Fewer samples than this leave ranges to chance."""
+
+REPEATED_SHARE = 0.2
+OUTSIDE_SHARE = 0.001
+"""Share of the evaluation set's values outside the calibrated range from which a warning is due."""
+
+
+@dataclass
+class CalibrationStats:
+    """What was noticed about samples as they went by; memory: 16 bytes a sample.
+
+    Args:
+        count: Samples.
+        constant: Samples of which every element of every input is the same.
+        digests: Of the different samples.
+    """
+
+    count: int = 0
+    constant: int = 0
+    digests: set[bytes] = field(default_factory=set)
+
+    def passing(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
+        """The same batches, looked at."""
+        for batch in batches:
+            self.look(batch)
+            yield batch
+
+    def look(self, batch: Arrays) -> None:
+        """Takes note of one batch, whose first axis counts samples."""
+        for row in range(min((len(array) for array in batch.values() if array.ndim), default=0)):
+            parts = [np.ascontiguousarray(batch[name][row]) for name in sorted(batch) if batch[name].ndim]
+            digest = hashlib.sha256()
+            for part in parts:
+                digest.update(part.tobytes())
+            self.digests.add(digest.digest()[:16])
+            self.count += 1
+            self.constant += all(part.size > 1 and bool((part == part.flat[0]).all()) for part in parts)
+
+
+def check_calibration(stats: CalibrationStats) -> tuple[str, ...]:
+    """Warnings about samples that have all gone by, each with its effect."""
+    found = []
+    if stats.count < FEW:
+        found.append(
+            f"{stats.count} calibration samples: values beyond the ranges they show are cut off; give {FEW} or more"
+        )
+    if stats.constant:
+        found.append(
+            f"{stats.constant} of {stats.count} calibration samples are constant: they show no range that real "
+            "inputs have"
+        )
+    repeated = stats.count - len(stats.digests)
+    if repeated > REPEATED_SHARE * stats.count:
+        found.append(
+            f"{repeated} of {stats.count} calibration samples repeat another: the ranges are those of "
+            f"{len(stats.digests)} samples"
+        )
+    return tuple(found)
+
+
+def check_coverage(calibration: Observations, evaluation: Observations) -> tuple[str, ...]:
+    """Warnings about values that the evaluation data reach and the calibration data do not, each with its effect.
+
+    Args:
+        calibration: Observed on the calibration data.
+        evaluation: Of the same model on the evaluation data.
+    """
+    outside = {}
+    for name, seen in calibration.tensors.items():
+        other = evaluation.tensors.get(name)
+        if other is None or other.exponent is None:
+            continue
+        beyond = (other.centers < seen.low) | (other.centers > seen.high)
+        share = float(other.counts[beyond].sum()) / float(other.counts.sum() + other.zeros)
+        if share > OUTSIDE_SHARE:
+            outside[name] = share
+    if not outside:
+        return ()
+    name, share = max(outside.items(), key=lambda item: item[1])
+    return (
+        f"the evaluation data leave the calibrated range of {len(outside)} of {len(calibration.tensors)} values, "
+        f"'{name}' in {share:.2%} of its elements: these are cut off, and accuracy is lost that more typical "
+        "calibration data would keep",
+    )

@@ -1,0 +1,134 @@
+"""One node at a time on real inputs: what it computes in the float model and in the quantized one, side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.compress.quant.plan import QuantPlan, TensorQuant
+from compiler.compress.quant.weights import dequantize, round_weight
+from compiler.model.numerics import Array, Arrays
+from compiler.model.reference import Unoptimized
+from compiler.passes.values import constant_of
+
+
+@dataclass
+class Step:
+    """A node that was just computed.
+
+    Args:
+        node: The node.
+        expected: Its first result in the float model, one array per batch.
+        found: The same in the quantized model; whoever walks may exchange them, and later nodes then read those.
+        low: All it reads in the quantized model, by name, rounded as it is read there, of each batch.
+    """
+
+    node: ir.Node
+    expected: list[Array]
+    found: list[Array]
+    low: list[dict[str, Array]]
+    _session: Unoptimized
+
+    def compute_with(self, weight: Array, index: int) -> None:
+        """Computes `found` anew with another constant as that input of the node."""
+        name = str(self.node.inputs[index].name)  # type: ignore[union-attr]  # a node with weights reads them
+        made = next(str(value.name) for value in self.node.outputs if value.name)
+        self.found = [self._session.run(feeds | {name: weight})[made] for feeds in self.low]
+
+
+def walk(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays]) -> Iterator[Step]:
+    """Computes both models in graph order; values nobody reads any more are dropped.
+
+    Args:
+        model: The float model, without subgraphs.
+        plan: The quantized model's.
+        batches: Inputs; values of all of them are in memory at a time.
+
+    Raises:
+        UnsupportedModel: ONNX Runtime does not run a node.
+    """
+    readers = Counter(id(value) for node in model.graph for value in node.inputs if value is not None)
+    exact: dict[int, list[Array]] = {
+        id(value): [batch[str(value.name)] for batch in batches] for value in model.graph.inputs
+    }
+    low = dict(exact)
+    for node in model.graph:
+        session = Unoptimized(_alone(model, node))
+        expected = [session.run(_feeds(node, exact, index)) for index in range(len(batches))]
+        reads = [_low_feeds(node, low, index, plan) for index in range(len(batches))]
+        found = [session.run(feeds) for feeds in reads]
+        made = [value for value in node.outputs if value.name]
+        for value in made:
+            exact[id(value)] = [one[str(value.name)] for one in expected]
+            low[id(value)] = [one[str(value.name)] for one in found]
+        step = Step(node, exact[id(made[0])], low[id(made[0])], reads, session)
+        yield step
+        low[id(made[0])] = step.found
+        _forget(node, readers, exact, low)
+
+
+def can_walk(model: ir.Model) -> bool:
+    """Whether every node of the main graph stands for itself: none has a subgraph, none is a function's."""
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    plain = all(attribute.type not in kinds for node in model.graph for attribute in node.attributes.values())
+    return plain and not model.functions and all(any(out.name for out in node.outputs) for node in model.graph)
+
+
+def fake_quantize(array: Array, quant: TensorQuant) -> Array:
+    """What is left of a run-time value after QuantizeLinear and DequantizeLinear."""
+    return dequantize(round_weight(array.astype(np.float32), quant), quant).astype(np.float32)
+
+
+def _forget(node: ir.Node, readers: Counter[int], *known: dict[int, list[Array]]) -> None:
+    for value in node.inputs:
+        if value is not None:
+            readers[id(value)] -= 1
+            if not readers[id(value)]:
+                for values in known:
+                    values.pop(id(value), None)
+
+
+def _alone(model: ir.Model, node: ir.Node) -> ir.Model:
+    """A model of one node, that is given everything it reads."""
+    fresh: dict[str, ir.Value] = {}
+    for value in node.inputs:
+        if value is not None and str(value.name) not in fresh:
+            fresh[str(value.name)] = ir.Value(name=value.name, type=value.type)
+    inputs = [None if value is None else fresh[str(value.name)] for value in node.inputs]
+    copy = ir.Node(node.domain, node.op_type, inputs, list(node.attributes.values()), num_outputs=len(node.outputs))
+    for made, value in zip(copy.outputs, node.outputs, strict=True):
+        made.name, made.type = value.name, value.type
+    outputs = [made for made in copy.outputs if made.name]
+    opsets = dict(model.graph.opset_imports)
+    graph = ir.Graph(list(fresh.values()), outputs, nodes=[copy], name="alone", opset_imports=opsets)
+    return ir.Model(graph, ir_version=model.ir_version)
+
+
+def _feeds(node: ir.Node, values: dict[int, list[Array]], index: int) -> dict[str, Array]:
+    return {str(value.name): _array(value, values, index) for value in node.inputs if value is not None}
+
+
+def _low_feeds(node: ir.Node, values: dict[int, list[Array]], index: int, plan: QuantPlan) -> dict[str, Array]:
+    feeds = _feeds(node, values, index)
+    reads = plan.reads.get(str(node.name), ())
+    for position, value in enumerate(node.inputs):
+        name = "" if value is None else str(value.name)
+        weight = plan.weights.get(f"{node.name}/{position}")
+        if position in reads:
+            feeds[name] = fake_quantize(feeds[name], plan.tensors[name])
+        elif weight is not None:
+            feeds[name] = fake_quantize(feeds[name], weight)
+    return feeds
+
+
+def _array(value: ir.Value, values: dict[int, list[Array]], index: int) -> Array:
+    if id(value) in values:
+        return values[id(value)][index]
+    constant = constant_of(value)
+    if constant is None:
+        raise KeyError(value.name)
+    return constant

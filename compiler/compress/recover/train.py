@@ -1,0 +1,258 @@
+"""The loop: the student learns what the teacher gives, from varied samples, until time, steps or the metric end it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from compiler.compress.recover.checkpoint import State
+from compiler.compress.recover.network import Network, Values, run
+from compiler.compress.recover.operators import Tensor
+from compiler.compress.recover.recipe import Recipe, Stop
+from compiler.compress.recover.samples import Samples, varied, varied_batches
+from compiler.compress.recover.way import Way, choose_way
+
+_POOL = 2
+"""Batches whose samples are learnt from together, in new company at every echo."""
+_WARM_UP = 0.03
+"""Share of the whole after which the learning rate is at its highest: Adam knows nothing of the gradients before."""
+_WARM_UP_STEPS = 20
+"""At least so many steps until then."""
+_SMALL = 1e-3
+"""Size that a tensor of smaller ones is given: a bias may begin with zeros."""
+_TRYING = 0.05
+"""Share of the time that finding the fastest way may take."""
+_TRIED = 16
+"""Samples of a step that is tried."""
+_PLAIN = 64
+"""Samples, as they are, that the error is computed on where no metric is given."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt, from what, and how.
+
+    Args:
+        teacher: The original.
+        student: The pruned model; its weights are changed in place.
+        taps: Value → the teacher's channels that the student has.
+        samples: The data.
+        recipe: How.
+        pool: Threads for the parts of a batch.
+    """
+
+    teacher: Network
+    student: Network
+    taps: Mapping[str, Tensor]
+    samples: Samples
+    recipe: Recipe
+    pool: Executor
+
+
+@dataclass
+class Progress:
+    """What `train` needs to go on, and to report.
+
+    Args:
+        state: Where it stands; changed in place.
+        save: Writes the state.
+        metric: What the student's weights are worth; higher is better.
+        enough: The metric that ends it.
+        began: When this run began, so that its state's seconds are those of all runs.
+        saved: When the state was written last.
+    """
+
+    state: State
+    save: Callable[[State], None]
+    metric: Callable[[], float]
+    enough: float
+    began: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
+
+
+def train(lesson: Lesson, way: Way, progress: Progress) -> Stop:
+    """Steps and checks until something ends them; the state then holds the best weights and has been written."""
+    state, recipe = progress.state, lesson.recipe
+    optimizer = optimizer_of(lesson.student)
+    if state.optimizer:
+        optimizer.load_state_dict(state.optimizer)
+    stop = _check_if_due(lesson, progress)
+    lessons = _taught(lesson, way, start=state.step)
+    try:
+        while not stop:
+            started = time.monotonic()
+            inputs, wanted = next(lessons)
+            set_rate(optimizer, recipe, state.step, state.elapsed_s)
+            _descend(lesson, way, inputs, wanted)
+            optimizer.step()
+            _forget(lesson)
+            state.step += 1
+            state.busy_s += time.monotonic() - started
+            state.elapsed_s += time.monotonic() - progress.began
+            progress.began = time.monotonic()
+            stop = _check_if_due(lesson, progress) or _end(recipe, state)
+            if stop or time.monotonic() - progress.saved > recipe.save_every_s:
+                state.optimizer = optimizer.state_dict()
+                progress.save(state)
+                progress.saved = time.monotonic()
+    finally:
+        lessons.close()
+    return stop
+
+
+def optimizer_of(student: Network) -> Tensor:
+    """Adam, whose steps are shares of each tensor's own size (Adafactor, Shazeer and Stern, 2018)."""
+    weights = student.weights.values()
+    return torch.optim.Adam(
+        [{"params": [tensor], "size": max(float(tensor.detach().square().mean().sqrt()), _SMALL)} for tensor in weights]
+    )
+
+
+def set_rate(optimizer: Tensor, recipe: Recipe, step: int, elapsed_s: float) -> None:
+    """The learning rate of the next step: up in a line, down along a cosine."""
+    done = recipe.progress(step, elapsed_s)
+    rate = recipe.rate * min(1.0, done / _WARM_UP, (step + 1) / _WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * done))
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["size"]
+
+
+def find_way(lesson: Lesson, *, device: str, segments: int) -> Way:
+    """The fastest way to compute a step of this lesson, by trying; weights stay as they are."""
+    size = min(_TRIED, lesson.recipe.batch)
+    batch = varied(lesson.samples, size, seed=(lesson.recipe.seed, 0))
+
+    def step(way: Way) -> None:
+        _place(lesson, way)
+        inputs = {name: way.lay_out(tensor) for name, tensor in batch.items()}
+        _descend(lesson, way, inputs, _answers(lesson, way, inputs))
+        _forget(lesson)
+
+    seconds = _TRYING * lesson.recipe.seconds
+    cores = torch.get_num_threads()
+    return choose_way(step, device=device, segments=segments, cores=cores, samples=size, seconds=seconds)
+
+
+def relative_error(lesson: Lesson, way: Way) -> float:
+    """Squared error of the student's outputs on samples as they are, as a share of the energy of the teacher's."""
+    wrong = energy = 0.0
+    plain = Way(device=way.device)
+    for start in range(0, min(_PLAIN, lesson.samples.count), lesson.recipe.batch):
+        places = range(start, min(start + lesson.recipe.batch, _PLAIN, lesson.samples.count))
+        inputs = {name: plain.lay_out(tensor) for name, tensor in lesson.samples.take(places).items()}
+        with torch.no_grad():
+            wanted, found = run(lesson.teacher, inputs), run(lesson.student, inputs)
+        wrong += sum(float((found[name].double() - wanted[name].double()).square().sum()) for name in wanted)
+        energy += sum(float(wanted[name].double().square().sum()) for name in wanted)
+    return wrong / max(energy, 1e-30)
+
+
+def _place(lesson: Lesson, way: Way) -> None:
+    """Weights of convolutions lie in memory as the pictures do."""
+    for tensor in (*lesson.student.weights.values(), *lesson.teacher.weights.values()):
+        tensor.data = way.lay_out(tensor.data) if way.is_channels_last else tensor.data.contiguous()
+
+
+def _taught(lesson: Lesson, way: Way, *, start: int) -> Generator[tuple[Values, Values], None, None]:
+    """Inputs of every step from number `start` on, with the teacher's answers."""
+    _place(lesson, way)
+    recipe = lesson.recipe
+    size, steps = _POOL * recipe.batch, _POOL * recipe.echoes
+    number, skipped = divmod(start, steps)
+    for pool in varied_batches(lesson.samples, size, seed=recipe.seed, start=number):
+        parts = [
+            _answers(lesson, way, {name: way.lay_out(tensor[at : at + recipe.batch]) for name, tensor in pool.items()})
+            for at in range(0, size, recipe.batch)
+        ]
+        wanted = _joined(parts)
+        random = np.random.default_rng((recipe.seed, number, 1))
+        order = np.concatenate([random.permutation(size) for _ in range(recipe.echoes)]).reshape(steps, -1)
+        for places in map(torch.from_numpy, order[skipped:]):
+            yield (
+                {name: way.lay_out(tensor[places]) for name, tensor in pool.items()},
+                {name: tensor[places.to(tensor.device)] for name, tensor in wanted.items()},
+            )
+        number, skipped = number + 1, 0
+
+
+def _answers(lesson: Lesson, way: Way, inputs: Values) -> Values:
+    """The teacher's outputs, and of its values inside the channels that the student has."""
+    found = lesson.pool.map(lambda part: _answer(lesson, way, part), _parted(inputs, way))
+    return _joined(list(found))
+
+
+def _answer(lesson: Lesson, way: Way, inputs: Values) -> Values:
+    with torch.no_grad(), way.context():
+        values = run(lesson.teacher, inputs, taps=[*lesson.taps])
+    return {
+        name: value.index_select(1, lesson.taps[name]) if name in lesson.taps else value
+        for name, value in values.items()
+        if value.is_floating_point()
+    }
+
+
+def _parted(values: Values, way: Way) -> list[Values]:
+    """The values of each part of a batch."""
+    split = {name: tensor.tensor_split(way.parts) for name, tensor in values.items()}
+    return [{name: parts[place] for name, parts in split.items()} for place in range(way.parts)]
+
+
+def _joined(parts: Sequence[Values]) -> Values:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _descend(lesson: Lesson, way: Way, inputs: Values, wanted: Values) -> None:
+    """Leaves in every weight the gradient of the loss, which is the mean over the parts of the batch."""
+    weights = [*lesson.student.weights.values()]
+
+    def gradients(part: tuple[Values, Values]) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(_loss(lesson, way, *part), weights, allow_unused=True)  # type: ignore[no-any-return]
+
+    found = lesson.pool.map(gradients, zip(_parted(inputs, way), _parted(wanted, way), strict=True))
+    for weight, parts in zip(weights, zip(*found, strict=True), strict=True):
+        weight.grad = None if parts[0] is None else sum(parts[1:], start=parts[0]) / way.parts
+
+
+def _loss(lesson: Lesson, way: Way, inputs: Values, wanted: Values) -> Tensor:
+    """Squared errors as shares of the energy: mean over the outputs, and over the values inside by their weight."""
+    with way.context():
+        found = run(lesson.student, inputs, taps=[*lesson.taps], segments=way.segments)
+    errors = {
+        name: (found[name].float() - value.float()).square().sum() / (value.float().square().sum() + 1e-12)
+        for name, value in wanted.items()
+    }
+    inside = [error for name, error in errors.items() if name in lesson.taps]
+    outside = [error for name, error in errors.items() if name not in lesson.taps]
+    loss = torch.stack(outside).mean()
+    return loss + lesson.recipe.tap_weight * torch.stack(inside).mean() if inside else loss
+
+
+def _forget(lesson: Lesson) -> None:
+    for tensor in lesson.student.weights.values():
+        tensor.grad = None
+
+
+def _check_if_due(lesson: Lesson, progress: Progress) -> Stop | None:
+    """Asks the metric at the beginning and then in equal parts of the whole; says whether that ends it."""
+    state, recipe = progress.state, lesson.recipe
+    if int(recipe.progress(state.step, state.elapsed_s) * recipe.checks) < len(state.checks):
+        return None
+    value = progress.metric()
+    if all(value > earlier for _, _, earlier in state.checks):
+        state.best = {name: tensor.detach().clone() for name, tensor in lesson.student.weights.items()}
+    state.checks.append((state.step, round(state.elapsed_s, 2), value))
+    if value >= progress.enough:
+        return "enough"
+    values = [value for _, _, value in state.checks]
+    return "no gain" if len(values) - 1 - values.index(max(values)) >= recipe.patience else None
+
+
+def _end(recipe: Recipe, state: State) -> Stop | None:
+    if recipe.steps is not None and state.step >= recipe.steps:
+        return "steps"
+    return "budget" if state.elapsed_s >= recipe.seconds else None

@@ -1,0 +1,315 @@
+"""What is done with an artifact after delivery: run it, time it, judge it again, finish it on its device."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.artifact import Artifact, Evidence, TensorSpec
+from compiler.artifact.manifest import MANIFEST, Delivered, border_of, read_artifact, write_artifact
+from compiler.driver.dist import note_finished
+from compiler.driver.stages.border import Border
+from compiler.driver.stages.compile import BuildRequest, build_in_child, check_artifact
+from compiler.driver.stages.inputs import sizes_label
+from compiler.driver.stages.verify import (
+    Point,
+    Verdict,
+    batch_size,
+    execute,
+    judge,
+    latency_summary,
+    verdict_facts,
+    verdict_measurements,
+)
+from compiler.errors import ArtifactError, DataError, OutputError
+from compiler.evaluate.samples import batch_of, load_samples, make_samples, read_arrays
+from compiler.fleet import Range
+from compiler.fleet.profile import profile_of
+from compiler.fleet.yamlfile import Document, Origin
+from compiler.model.frontend import bind_shapes, describe_inputs, describe_outputs, free_dims, read_model
+from compiler.model.numerics import Arrays, write_arrays
+from compiler.passes.probe import run_unoptimized
+from compiler.store import file_digest
+from compiler.store.disk import output_errors
+from compiler.target import find_target
+from compiler.target.isolate import ChildLimits
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs for a delivered artifact at one size of its dimensions, and where they are from."""
+
+    label: str
+    arrays: Arrays
+    origin: str
+
+
+def run_delivered(folder: Path, source: Path, destination: Path, *, limits: ChildLimits) -> tuple[TensorSpec, ...]:
+    """Runs an artifact once on a file of inputs and writes its outputs.
+
+    Args:
+        folder: The artifact's folder.
+        source: A `.npz` with one array per input, or a `.npy` for an artifact with one input.
+        destination: The `.npz` to write, one array per output; or a `.npy` where there is one output.
+        limits: What the child process may use.
+
+    Raises:
+        ArtifactError: The folder is not whole, or the artifact is deferred.
+        DataError: The inputs do not fit.
+        TargetUnavailable: It cannot run here.
+    """
+    artifact = complete(read_artifact(folder))
+    inputs = _read_inputs(source, artifact.inputs)
+    _refuse_destination(destination, artifact.outputs)
+    (outputs,) = execute(artifact, [inputs], repeat=0, instructions=False, where=str(folder), limits=limits).outputs
+    _write_outputs(destination, outputs)
+    return artifact.outputs
+
+
+def bench_delivered(
+    folder: Path, *, samples: Path | None, sizes: Mapping[str, int], repeat: int, limits: ChildLimits
+) -> dict[str, Any]:
+    """Times an artifact on this machine, or counts its instructions under the emulator; each figure says which.
+
+    Args:
+        folder: The artifact's folder.
+        samples: Input data; random inputs where None.
+        sizes: Size of each symbolic dimension; `opt` of the plan where it is not given.
+        repeat: Timed runs, after one that is not counted.
+        limits: What the child process may use.
+    """
+    delivered = read_artifact(folder)
+    artifact = complete(delivered)
+    inputs = _inputs_at(delivered, _specs(delivered), samples, {**_sizes(delivered, "opt"), **sizes})
+    run = execute(artifact, [inputs.arrays], repeat=repeat, instructions=True, where=str(folder), limits=limits)
+    is_emulated = run.evidence == Evidence.EMULATOR
+    times = run.latencies_ms[0]
+    return {
+        "device": delivered.manifest.get("device"),
+        "precision": artifact.precision,
+        "evidence": str(run.evidence),
+        "note": run.note,
+        "inputs": inputs.origin,
+        "latency": None
+        if is_emulated or not times
+        else latency_summary(inputs.label, batch_size(inputs.arrays), times),
+        "instructions_per_inference": run.instructions,
+    }
+
+
+def verify_delivered(
+    folder: Path, *, model: Path | None, samples: Path | None, limits: ChildLimits
+) -> tuple[Delivered, Verdict]:
+    """Judges an artifact again, at the smallest, optimal and largest sizes of its plan.
+
+    Args:
+        folder: The artifact's folder.
+        model: The original model to compare with; the folder's border model where None, and where the border model is
+            quantized or pruned: `recheck_accuracy` compares that with the original.
+        samples: Input data; random inputs where None.
+        limits: What the child process may use.
+
+    Raises:
+        ArtifactError: The folder is not whole, or the artifact is deferred.
+        GateFailed: It differs from the reference.
+        TargetUnavailable: It cannot run here.
+    """
+    delivered = read_artifact(folder)
+    artifact = complete(delivered)
+    original = None if model is None else original_of(delivered, model)
+    was_changed = delivered.manifest["verdict"]["reference"] == "border model"
+    reference = ir.load(border_of(folder)) if original is None or was_changed else original
+    points = _points(delivered, reference, samples)
+    return delivered, judge(
+        artifact, points, tolerance=_tolerance(delivered), repeat=0, where=str(folder), limits=limits
+    )
+
+
+def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdict:
+    """Completes a deferred artifact on its device: builds the border model, verifies, and replaces the folder.
+
+    Raises:
+        ArtifactError: The folder is not whole, or the artifact is complete already.
+        TargetUnavailable: What the artifact waits for is not here either.
+        GateFailed: What was built differs from the border model; the deferred artifact stays as it was.
+    """
+    delivered = read_artifact(folder)
+    if not delivered.artifact.deferred:
+        raise ArtifactError(
+            "the artifact is complete already", where=str(folder), remedy="`fleetc verify` judges it again."
+        )
+    before = file_digest(folder / MANIFEST)
+    border = Border(border_of(folder), str(delivered.manifest["border"]["sha256"]), (), ())
+    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
+        artifact = _build_again(delivered, border, Path(name), cache, limits)
+        points = _points(delivered, border.load(), None)
+        verdict = judge(artifact, points, tolerance=_tolerance(delivered), repeat=20, where=str(folder), limits=limits)
+        facts = {
+            key: value
+            for key, value in delivered.manifest.items()
+            if key not in ("schema", "fleetc", "artifact", "files")
+        }
+        facts["verdict"] = {**facts["verdict"], "parity": verdict_facts(verdict)}
+        measured = {
+            key: value for key, value in delivered.measurements.items() if key in ("passes_ms", "seconds", "tuning")
+        }
+        measured |= verdict_measurements(verdict)
+        write_artifact(artifact, border, facts=facts, measurements=measured, folder=folder)
+    note_finished(folder, deferred=before)
+    return verdict
+
+
+def _build_again(delivered: Delivered, border: Border, folder: Path, cache: Path, limits: ChildLimits) -> Artifact:
+    plan, facts = delivered.manifest["plan"], delivered.manifest["inputs"]["profile"]["facts"]
+    profile = profile_of(Document(facts, Origin(str(delivered.folder))))
+    target = find_target(profile.target, where=str(delivered.folder))
+    target.check(profile)
+    request = BuildRequest(
+        precision=plan["choices"]["precision"]["value"],
+        dims={name: sizes for name, sizes in plan["dims"].items() if sizes["min"] != sizes["max"]},
+        threads=int(plan["choices"]["threads"]["value"]),
+        cache_dir=cache / "toolchains",
+        schedule={one["workload"]: one["choice"] for one in delivered.manifest.get("tuning", ())},
+    )
+    where = f"{delivered.manifest['device']}: finish"
+    artifact = build_in_child(border.path, request, profile, workdir=folder, limits=limits, where=where)
+    if artifact.deferred:
+        raise ArtifactError(
+            f"it still cannot be built here: {artifact.deferred}",
+            where=str(delivered.folder),
+            remedy="Run `fleetc finish` on the device itself.",
+        )
+    check_artifact(artifact, border)
+    return artifact
+
+
+def complete(delivered: Delivered) -> Artifact:
+    """The artifact; raises ArtifactError where its device must finish it first."""
+    if delivered.artifact.deferred:
+        raise ArtifactError(
+            f"the artifact is deferred: {delivered.artifact.deferred}",
+            where=str(delivered.folder),
+            remedy="Run `fleetc finish` on the device first.",
+        )
+    return delivered.artifact
+
+
+def original_of(delivered: Delivered, model: Path) -> ir.Model:
+    """The original model with the sizes the artifact was built for."""
+    dims = {name: Range(**sizes) for name, sizes in delivered.manifest["plan"]["dims"].items()}
+    free = {name: sizes for name, sizes in dims.items() if name != "batch" or not sizes.is_fixed}
+    read = read_model(model).model
+    bound = bind_shapes(read, dims if free_dims(read) else free, where=str(delivered.folder)).model
+    _refuse_other_model(bound, delivered, model)
+    return bound
+
+
+def _refuse_other_model(model: ir.Model, delivered: Delivered, path: Path) -> None:
+    wanted, found = (
+        {spec.name: (spec.dtype, len(spec.shape)) for spec in (*describe_inputs(one), *describe_outputs(one))}
+        for one in (ir.load(border_of(delivered.folder)), model)
+    )
+    if wanted != found:
+        raise DataError(
+            f"the model's inputs and outputs ({', '.join(found)}) are not the artifact's ({', '.join(wanted)})",
+            where=str(path),
+            remedy="Name the model the artifact was built from.",
+        )
+
+
+def _sizes(delivered: Delivered, step: str) -> dict[str, int]:
+    dims = delivered.manifest["plan"]["dims"]
+    return {name: int(sizes[step]) for name, sizes in dims.items() if sizes["min"] != sizes["max"]}
+
+
+def _tolerance(delivered: Delivered) -> str:
+    return str(delivered.manifest["plan"]["choices"]["tolerance"]["value"])
+
+
+def _points(delivered: Delivered, reference: ir.Model, samples: Path | None) -> list[Point]:
+    """Inputs and the reference's outputs at the smallest, optimal and largest sizes of the plan."""
+    steps = [_sizes(delivered, step) for step in ("min", "opt", "max")]
+    specs = _specs(delivered)
+    inputs = {sizes_label(sizes): _inputs_at(delivered, specs, samples, sizes) for sizes in steps}
+    return [Point(label, one.arrays, run_unoptimized(reference, one.arrays)) for label, one in inputs.items()]
+
+
+def _specs(delivered: Delivered) -> tuple[TensorSpec, ...]:
+    """What the border model takes, free dimensions by the names the plan has for them."""
+    return describe_inputs(ir.load(border_of(delivered.folder)))
+
+
+def _inputs_at(
+    delivered: Delivered, specs: tuple[TensorSpec, ...], samples: Path | None, sizes: Mapping[str, int]
+) -> Inputs:
+    unknown = sorted(set(sizes) - {str(size) for spec in specs for size in spec.shape})
+    if unknown:
+        raise DataError(
+            f"the artifact has no free dimension {', '.join(unknown)}",
+            where=str(delivered.folder),
+            remedy="`fleetc inspect` shows its inputs.",
+        )
+    others = {name: size for name, size in sizes.items() if name != "batch"}
+    drawn = load_samples(samples, specs) if samples else make_samples(specs, count=8, sizes=others)
+    return Inputs(sizes_label(sizes), batch_of(drawn, specs, sizes.get("batch", 1)), drawn.origin)
+
+
+def _read_inputs(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+    """Arrays as they are, checked against names, types and fixed sizes."""
+    arrays = read_arrays(path)
+    if set(arrays) == {""} and len(specs) == 1:
+        arrays = {specs[0].name: arrays[""]}
+    problems = [*_input_problems(arrays, specs)]
+    if problems:
+        raise DataError("; ".join(problems), where=str(path))
+    return arrays
+
+
+def _input_problems(arrays: Mapping[str, Any], specs: tuple[TensorSpec, ...]) -> list[str]:
+    names = {spec.name for spec in specs}
+    problems = [f"there is no input '{name}'" for name in arrays if name not in names]
+    for spec in specs:
+        array = arrays.get(spec.name)
+        if array is None:
+            problems.append(f"input '{spec.name}' is missing")
+        elif array.dtype.name != spec.dtype or not _fits(array.shape, spec.shape):
+            problems.append(
+                f"input '{spec.name}' is {array.dtype}{list(array.shape)}, wanted {spec.dtype}{list(spec.shape)}"
+            )
+    return problems
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
+    return len(shape) == len(wanted) and all(a == b for a, b in zip(shape, wanted, strict=True) if isinstance(b, int))
+
+
+def _refuse_destination(path: Path, outputs: tuple[TensorSpec, ...]) -> None:
+    if path.suffix != ".npz" and not (path.suffix == ".npy" and len(outputs) == 1):
+        raise OutputError(
+            f"{len(outputs)} outputs cannot be written to this kind of file",
+            where=str(path),
+            remedy="Name a .npz file, or a .npy file where there is one output.",
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        what = "it is a folder" if path.is_dir() else "its folder does not exist"
+        raise OutputError(f"the outputs cannot be written here: {what}", where=str(path), remedy="Name a file.")
+
+
+def _write_outputs(path: Path, outputs: Arrays) -> None:
+    with output_errors(path):
+        partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+        try:
+            if path.suffix == ".npy":
+                np.save(partial, next(iter(outputs.values())), allow_pickle=False)
+            else:
+                write_arrays(partial, outputs)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

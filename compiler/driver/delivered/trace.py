@@ -1,0 +1,102 @@
+"""From a node of the source model to what became of it in an artifact: operators, precision, kernel, and why."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from compiler.artifact.manifest import border_of
+from compiler.errors import UsageError
+from compiler.passes.fates import Fate, read_fates
+from compiler.passes.values import origins_of
+from compiler.target.capability import op_key
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What became of a node.
+
+    Args:
+        nodes: Operators of the border model that are named so, were made of it, or took its place.
+        steps: What happened on the way, in words; empty where it is still there or fused.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    steps: tuple[str, ...]
+
+
+def find_node(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What became of a source node, or of a node of the border model, as a JSON-ready value.
+
+    Args:
+        folder: The artifact's folder.
+        name: The node's name.
+        manifest: The artifact's, for precision, kernel and reasons.
+
+    Returns:
+        `node`: the name; `steps`: what happened to it; `operators`: what it is now, each with `node`, `op`, `origin`,
+        `precision`, `why` and `kernel`.
+
+    Raises:
+        UsageError: There never was a node of that name; the nearest names are told.
+    """
+    model = ir.load(border_of(folder))
+    found = follow(model, name)
+    if found is None:
+        near = difflib.get_close_matches(name, _known(model), n=3)
+        raise UsageError(
+            f"no operator is named '{name}', was made of it or took its place",
+            where=str(folder),
+            remedy=f"Near names: {', '.join(near)}." if near else "`fleetc inspect` lists what each pass did.",
+        )
+    layers = {one["node"]: one for one in manifest["layers"]}
+    operators = [_operator(node, layers.get(str(node.name)), manifest) for node in found.nodes]
+    return {"node": name, "steps": list(found.steps), "operators": operators}
+
+
+def follow(model: ir.Model, name: str) -> Trace | None:
+    """Follows a name through what is told of nodes that are gone, to nodes that are there; None if nothing knows it."""
+    holders: dict[str, list[ir.Node]] = {}
+    for node in model.graph.all_nodes():
+        for known in dict.fromkeys((str(node.name), *origins_of(node))):
+            holders.setdefault(known, []).append(node)
+    fates = read_fates(model)
+    if name not in holders and name not in fates:
+        return None
+    nodes: dict[ir.Node, None] = {}
+    steps: list[str] = []
+    queue = [name]
+    for one in queue:  # grows while it is read
+        if one in holders:
+            nodes |= dict.fromkeys(holders[one])
+        elif one in fates:
+            steps.append(_step(one, fates[one]))
+            queue += [heir for heir in fates[one].heirs if heir not in queue]
+    return Trace(tuple(nodes), tuple(steps))
+
+
+def _step(name: str, fate: Fate) -> str:
+    heirs = ", ".join(f"'{heir}'" for heir in fate.heirs)
+    link = {"merged": " into ", "folded": ", read by "}.get(fate.how.split()[0], ": ")
+    return f"{fate.op} '{name}' was {fate.how}{link + heirs if heirs else ''} (pass {fate.by})"
+
+
+def _operator(node: ir.Node, layer: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    facts = layer or {"precision": manifest["artifact"]["precision"], "why": "", "kernel": ""}
+    return {
+        "node": str(node.name),
+        "op": op_key(node),
+        "origin": ", ".join(origins_of(node)),
+        **{key: facts[key] for key in ("precision", "why", "kernel")},
+    }
+
+
+def _known(model: ir.Model) -> set[str]:
+    nodes = list(model.graph.all_nodes())
+    names = {*(str(node.name) for node in nodes), *(origin for node in nodes for origin in origins_of(node))}
+    return names | set(read_fates(model))

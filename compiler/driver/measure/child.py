@@ -1,0 +1,73 @@
+"""One observation of a built artifact in a child process, kept in the store."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compiler.artifact import artifact_to_dict
+from compiler.driver.stages.compile import Built
+from compiler.driver.stages.context import Bench
+from compiler.fleet.detect import host_fingerprint
+from compiler.model.numerics import Arrays, arrays_digest, write_arrays
+from compiler.store import Stage, canonical_json
+from compiler.store.digests import code_digest
+from compiler.target.isolate import run_child
+
+OBSERVED = frozenset({"footprint", "profile", "race"})
+"""Stages whose results are observations of this machine at one time: no second observation is the same."""
+
+
+def observe(
+    bench: Bench, work: str, builds: Sequence[tuple[Built, Arrays]], *, times: int = 1, **more: Any
+) -> list[dict[str, Any]]:
+    """Does one work of `compiler.target.worker_measure` on built artifacts, or takes its results from the store.
+
+    Args:
+        bench: The device.
+        work: `footprint`, `race` or `profile`; the name of the stage.
+        builds: The artifacts, each with its inputs.
+        times: Child processes to ask, one after another.
+        more: Further arguments of the work.
+
+    Returns:
+        What each child said.
+
+    Raises:
+        CompilerError: Whatever the work raised, or how the child ended.
+    """
+    parts = (
+        ("builds", canonical_json([built.entry.digest for built, _ in builds])),
+        ("inputs", canonical_json([arrays_digest(inputs) for _, inputs in builds])),
+        ("arguments", canonical_json({**more, "times": times})),
+        ("host", host_fingerprint()),
+        ("compiler", code_digest("compiler.target.worker_measure")),
+    )
+
+    def make(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
+            request = _request(builds, Path(name)) | more
+            where = f"{bench.name}: {work}"
+            found = [
+                run_child(work, dict(request), folder=Path(name), limits=bench.options.child, where=where)
+                for _ in range(times)
+            ]
+        (folder / "observed.json").write_text(json.dumps(found), encoding="utf-8")
+
+    entry = bench.store.obtain(Stage(work, parts), make)
+    values: list[dict[str, Any]] = json.loads((entry.files / "observed.json").read_text(encoding="utf-8"))
+    return values
+
+
+def _request(builds: Sequence[tuple[Built, Arrays]], folder: Path) -> dict[str, Any]:
+    """One artifact by its own name, several in lists."""
+    paths = [folder / f"in{index}.npz" for index in range(len(builds))]
+    for path, (_, inputs) in zip(paths, builds, strict=True):
+        write_arrays(path, inputs)
+    artifacts = [{**artifact_to_dict(built.artifact), "root": str(built.artifact.root)} for built, _ in builds]
+    if len(builds) == 1:
+        return {"artifact": artifacts[0], "inputs": str(paths[0])}
+    return {"artifacts": artifacts, "inputs": [str(path) for path in paths]}

@@ -1,0 +1,144 @@
+"""Every layer of the chosen artifact: its precision and why, how much it errs, and its share of the time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from compiler.artifact import Evidence
+from compiler.driver.measure.child import observe
+from compiler.driver.roofline import describe_machine, layer_seconds
+from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.context import Bench
+from compiler.driver.stages.quantize import read_plan
+from compiler.driver.work import LayerWork, list_work
+from compiler.errors import CompilerError
+from compiler.passes.values import origins_of
+
+_TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operator of the border model.
+
+    Args:
+        node: Its name.
+        op: Its operator.
+        origin: Nodes of the source model that it was made of.
+        precision: What it computes in.
+        why: Why that.
+        sqnr_db: Signal-to-noise ratio of the model's outputs when this layer alone is in low precision; None where
+            nobody measured it.
+        share: Its part of the time of one inference, 0 to 1.
+        evidence: Where the share is from.
+        kernel: What the toolchain runs it as, where it says so; a layer that was fused names the kernel it is in.
+    """
+
+    node: str
+    op: str
+    origin: tuple[str, ...]
+    precision: str
+    why: str
+    sqnr_db: float | None
+    share: float
+    evidence: Evidence
+    kernel: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layer as the manifest keeps it."""
+        return {**asdict(self), "origin": list(self.origin), "evidence": str(self.evidence)}
+
+
+def list_layers(bench: Bench, made: Made, *, sqnr_db: Mapping[str, float]) -> tuple[Layer, ...]:
+    """The layers in graph order.
+
+    Args:
+        bench: The device.
+        made: What is delivered.
+        sqnr_db: Layer → its measured error.
+    """
+    quantized = read_plan(made.border.entries)
+    reasons = {one.node: one.reason for one in quantized[0].layers} if quantized else {}
+    model = made.border.load()
+    works = list_work(model, batch=made.plan.dims["batch"].opt if "batch" in made.plan.dims else 1)
+    nodes = {str(node.name): node for node in model.graph}
+    shares, kernels, evidence = _shares(bench, made, works)
+    found = []
+    for work in works:
+        precision = _precision(nodes[work.node], work, made)
+        why = reasons.get(work.node) or _why(work, made, precision)
+        found.append(
+            Layer(
+                work.node,
+                work.op,
+                tuple(origins_of(nodes[work.node])),
+                precision,
+                why,
+                sqnr_db.get(work.node),
+                round(shares.get(work.node, 0.0), 6),
+                evidence,
+                kernels.get(work.node, ""),
+            )
+        )
+    return tuple(found)
+
+
+def _precision(node: ir.Node, work: LayerWork, made: Made) -> str:
+    rule = made.plan.rule
+    if rule.scheme is not None and work.is_low:
+        return rule.name
+    if rule.scheme is None and not rule.converts_graph:
+        return rule.name
+    values = [value for value in (*node.outputs, *node.inputs) if value is not None and value.dtype is not None]
+    return next((_TYPES[value.dtype.name] for value in values if value.dtype and value.dtype.name in _TYPES), "exact")
+
+
+def _why(work: LayerWork, made: Made, precision: str) -> str:
+    rule = made.plan.rule
+    if precision == "exact":
+        return "integers and booleans"
+    if precision == rule.name:
+        return rule.reason
+    if rule.scheme is not None:
+        fused = any(work.op in one.fuses for one in rule.scheme.ops.values())
+        return "done on the sums of the operator before it" if fused else "the scheme has no such operator"
+    return "the conversion keeps it: see the notes of its pass"
+
+
+def _shares(
+    bench: Bench, made: Made, works: tuple[LayerWork, ...]
+) -> tuple[dict[str, float], dict[str, str], Evidence]:
+    """Node → share of the time, and node → kernel, by the best evidence there is."""
+    timed = bench.job.plan.demands.any and made.verdict.evidence == Evidence.HOST
+    if timed and (measured := _measured(bench, made, works)):
+        return *measured, Evidence.HOST
+    machine = describe_machine(bench.job.profile)
+    times = {
+        one.node: layer_seconds(one, machine, made.plan.precision if one.is_low else "fp32") if machine else one.macs
+        for one in works
+    }
+    total = sum(times.values()) or 1.0
+    return {node: time / total for node, time in times.items()}, {}, Evidence.ESTIMATED
+
+
+def _measured(bench: Bench, made: Made, works: tuple[LayerWork, ...]) -> tuple[dict[str, float], dict[str, str]] | None:
+    """The toolchain's own times: a kernel's time is that of the layer in it with the most to compute."""
+    try:
+        (found,) = observe(bench, "profile", [(made.built, made.typical.inputs)])
+    except CompilerError:  # a runner that cannot profile itself leaves the estimate
+        return None
+    known = {one.node: one for one in works}
+    shares: dict[str, float] = {}
+    kernels: dict[str, str] = {}
+    for row in found["layers"]:
+        inside = [node for node in row["nodes"] if node in known]
+        if inside:
+            main = max(inside, key=lambda node: known[node].macs)
+            shares[main] = shares.get(main, 0.0) + float(row["us"])
+            kernels |= dict.fromkeys(inside, str(row["kernel"]))
+    total = sum(float(row["us"]) for row in found["layers"])
+    return ({node: us / total for node, us in shares.items()}, kernels) if total and shares else None

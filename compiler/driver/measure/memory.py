@@ -1,0 +1,180 @@
+"""Memory of an artifact: what its weights take on the device, and what the model itself takes when it runs.
+
+weights   bytes of `payload/`; of the border models where nothing was built
+run       peak resident memory of a process that loads the artifact and runs it, less that of the same runtime with a
+          model of one node, the heaviest operator; the least of several runs: what else a process touches only adds
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.artifact import Evidence
+from compiler.driver.measure.child import observe
+from compiler.driver.stages.border import BORDER, Border
+from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.compile import Built, build_artifact
+from compiler.driver.stages.context import Bench
+from compiler.driver.work import list_work
+from compiler.errors import CompilerError
+from compiler.evaluate.gates import Figure
+from compiler.model.numerics import Arrays
+from compiler.model.save import save_model
+from compiler.passes.instrument import measure
+from compiler.plan import settle
+from compiler.plan.candidates import YARDSTICK
+from compiler.store import Stage, file_digest
+
+RUNS = 3
+RULE = f"minimum of {RUNS} runs"
+
+MIB = 1 << 20
+
+NO_ORIGINAL = "the target has no float32 build of this model to compare with"
+
+SMALLEST_BYTES = 4 << 20
+"""A float model that takes less than this when it runs cannot be told from a process's own variation."""
+
+_WEAKEST = [Evidence.HOST, Evidence.ESTIMATED]
+
+_HEAD = '<ir_version: 8, opset_import: ["" : 13]> one_node '
+_ONE_NODE = {
+    "Conv": "(float[1, 16, 8, 8] x, float[16, 16, 3, 3] w) => (float[1, 16, 6, 6] y) { y = Conv(x, w) }",
+    "MatMul": "(float[1, 16] x, float[16, 16] w) => (float[1, 16] y) { y = MatMul(x, w) }",
+    "Relu": "(float[1, 16] x) => (float[1, 16] y) { y = Relu(x) }",
+}
+"""The model's heaviest operator alone: a runtime that has never run it has read less of its own code."""
+
+_INPUTS = {"Conv": (1, 16, 8, 8), "MatMul": (1, 16), "Relu": (1, 16)}
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of one artifact.
+
+    Args:
+        weights_bytes: Bytes of its payload.
+        weights_evidence: `measured-host`, or `estimated` where nothing was built.
+        run_bytes: What the model itself takes when it runs; None where nobody could measure it.
+        run_evidence: Where that was measured.
+        why: Why there is no such figure.
+    """
+
+    weights_bytes: int
+    weights_evidence: Evidence
+    run_bytes: int | None
+    run_evidence: Evidence
+    why: str = ""
+
+
+def measure_footprint(bench: Bench, made: Made) -> Footprint:
+    """Measures an artifact's memory, or takes it from the store."""
+    weights, evidence = _weights(made)
+    if made.verdict.evidence == Evidence.NONE:
+        return Footprint(weights, evidence, None, Evidence.NONE, made.verdict.reason)
+    try:
+        op = _heaviest(made)
+        empty, _ = _peak(bench, _one_node(bench, op), {"x": np.zeros(_INPUTS[op], np.float32)})
+        peak, where = _peak(bench, made.built, made.typical.inputs)
+    except CompilerError as error:  # a runtime without the one operator, or a system that does not tell
+        return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
+    return Footprint(weights, evidence, max(0, peak - empty), where)
+
+
+def unbuilt_footprint(made: Made) -> Footprint:
+    """Memory of the float original where the target has no build of it: the weights of the rewritten model."""
+    float_model = ir.load(made.border.entries[0].files / BORDER)
+    return Footprint(measure(float_model).bytes, Evidence.ESTIMATED, None, Evidence.NONE, NO_ORIGINAL)
+
+
+def as_given(original: Footprint, made: Made) -> Footprint:
+    """The float original's memory, its weights counted as the model has them where its build made clearly more of them.
+
+    A target may spend memory on speed (transformed weights); that is no memory a lower precision saves.
+    """
+    given = unbuilt_footprint(made).weights_bytes
+    extra = original.weights_bytes - given
+    if extra <= given * 0.25 + MIB:
+        return original
+    run = original.run_bytes and max(0, original.run_bytes - extra)
+    return replace(original, weights_bytes=given, run_bytes=run)
+
+
+def compare_footprints(original: Footprint, found: Footprint) -> dict[str, Figure]:
+    """The two figures that the memory gates judge: percent less than the float original, negative where it is more."""
+    return {"memory: weights": _weights_saved(original, found), "memory: run": _run_saved(original, found)}
+
+
+def _weights_saved(original: Footprint, found: Footprint) -> Figure:
+    evidence = max(original.weights_evidence, found.weights_evidence, key=_WEAKEST.index)
+    value = 100.0 * (1.0 - found.weights_bytes / max(1, original.weights_bytes))
+    why = "weights of border models stand in for what was not built" if evidence == Evidence.ESTIMATED else ""
+    return Figure(value, evidence, "payload bytes", why)
+
+
+def _run_saved(original: Footprint, found: Footprint) -> Figure:
+    if original.run_bytes is None or found.run_bytes is None:
+        return Figure(None, Evidence.NONE, RULE, original.why or found.why)
+    if original.run_bytes < SMALLEST_BYTES:
+        why = f"the float model itself takes {original.run_bytes / MIB:.1f} MiB, less than can be told from noise"
+        return Figure(None, Evidence.NONE, RULE, why)
+    return Figure(100.0 * (1.0 - found.run_bytes / original.run_bytes), found.run_evidence, RULE)
+
+
+def _weights(made: Made) -> tuple[int, Evidence]:
+    artifact = made.built.artifact
+    if artifact.deferred:
+        return measure(made.border.load()).bytes, Evidence.ESTIMATED
+    files = [artifact.root / name for name in artifact.files if name.startswith("payload/")]
+    return sum(file.stat().st_size for file in files), Evidence.HOST
+
+
+def _heaviest(made: Made) -> str:
+    """The operator of the model that computes most, of those there is a model of one node for."""
+    macs = dict.fromkeys(_ONE_NODE, 0.0)
+    for work in list_work(made.border.load()):
+        if work.op in macs:
+            macs[work.op] += work.macs
+    return max(macs, key=lambda op: (macs[op], op == "Relu"))
+
+
+def _one_node(bench: Bench, op: str) -> Built:
+    """The same runtime with next to nothing to run."""
+    plan = bench.job.plan
+    rule = next((rule for rule in plan.candidates if rule.name == YARDSTICK), plan.rule)
+    model = _with_weights(ir.from_onnx_text(_HEAD + _ONE_NODE[op]))
+
+    def write(folder: Path) -> None:
+        save_model(model, folder / BORDER)
+
+    entry = bench.store.obtain(Stage("one-node", (("model", _HEAD + _ONE_NODE[op]),)), write)
+    border = Border(entry.files / BORDER, file_digest(entry.files / BORDER), (), (entry,))
+    return build_artifact(
+        border,
+        settle(plan, rule, "the runtime's own memory is measured with it"),
+        bench.job.profile,
+        bench.job.target,
+        store=bench.store,
+        limits=bench.options.child,
+    )
+
+
+def _with_weights(model: ir.Model) -> ir.Model:
+    """The model with its second input, if it has one, as weights."""
+    for value in model.graph.inputs[1:]:
+        shape = tuple(size for size in value.shape or () if isinstance(size, int))
+        value.const_value = ir.tensor(np.ones(shape, np.float32), name=value.name)
+        model.graph.register_initializer(value)
+        model.graph.inputs.remove(value)
+    return model
+
+
+def _peak(bench: Bench, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
+    """Peak bytes of a process that runs an artifact once, the least of `RUNS`."""
+    found = observe(bench, "footprint", [(built, inputs)], times=RUNS)
+    least = min(found, key=lambda run: int(run["peak_bytes"]))
+    return int(least["peak_bytes"]), Evidence(least["evidence"])

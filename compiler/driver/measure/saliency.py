@@ -1,0 +1,265 @@
+"""How alike a candidate's saliency maps are to the float model's, on the nearest thing to the device that runs here.
+
+The float model's maps are made once for all devices of the same sizes; a candidate's once for each build.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.artifact import Evidence
+from compiler.driver.measure.accuracy import Venue, choose_venue, run_artifact
+from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.context import Bench
+from compiler.driver.stages.outputs import BATCH, model_outputs
+from compiler.errors import CompilerError, StorageError
+from compiler.evaluate import Images, run_dataset
+from compiler.evaluate.gates import Figure
+from compiler.evaluate.saliency import (
+    Explanation,
+    Likeness,
+    Question,
+    Run,
+    ask,
+    compare_explanations,
+    explain,
+    too_large,
+)
+from compiler.fleet.detect import host_fingerprint
+from compiler.model.numerics import Array, Arrays, write_arrays
+from compiler.store import Entry, Stage
+from compiler.store.digests import code_digest
+from compiler.target import installed_version
+
+SHOWN = 3
+"""Pictures that the manifest keeps for the report."""
+
+SIDE = 64
+"""Pixels: what a kept picture is shrunk to at most, some ten kilobytes of it."""
+
+HIDDEN = "no pictures are kept: the fleet file says `pictures: false`"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture of the report: base64 of a PNG, and both maps by rows, the largest value of each being 1."""
+
+    png: str
+    original: tuple[tuple[float, ...], ...]
+    build: tuple[tuple[float, ...], ...]
+    correlation: float | None
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """How alike a candidate's maps are to the float model's.
+
+    Args:
+        likenesses: Picture by picture; none where nothing was compared.
+        score: What the maps are of, in words.
+        measured_on: `artifact` or `border model`; empty where nothing was run.
+        evidence: Where.
+        note: Why nothing was compared, or what its reader should know.
+        shown: Some pictures with both maps.
+    """
+
+    likenesses: tuple[Likeness, ...]
+    score: str
+    measured_on: str
+    evidence: Evidence
+    note: str = ""
+    shown: tuple[Shown, ...] = ()
+
+    @property
+    def correlations(self) -> tuple[float, ...]:
+        """Of the pictures for which it is defined."""
+        return tuple(one.correlation for one in self.likenesses if one.correlation is not None)
+
+    @property
+    def figure(self) -> Figure:
+        """What the gate judges."""
+        if not self.correlations:
+            return Figure(None, Evidence.NONE, why=self.why)
+        rule = f"mean of {len(self.correlations)} images"
+        return Figure(_mean(self.correlations), self.evidence, rule, self.why)
+
+    @property
+    def why(self) -> str:
+        """What is to be known of it, and of single pictures."""
+        counts: dict[str, int] = {}
+        for one in self.likenesses:
+            counts[one.why] = counts.get(one.why, 0) + 1
+        odd = [f"{count} of {len(self.likenesses)} images: {why}" for why, count in counts.items() if why]
+        where = f"measured on the {self.measured_on}" if self.measured_on else ""
+        return "; ".join(filter(None, (*odd, where, self.note)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the pictures; rounded to what repeats."""
+        return {
+            "correlation": _mean(self.correlations),
+            "lowest_correlation": _rounded(min(self.correlations, default=None)),
+            "top_overlap": _mean(one.overlap for one in self.likenesses),
+            "insertion_change": _mean(one.insertion for one in self.likenesses),
+            "deletion_change": _mean(one.deletion for one in self.likenesses),
+            "images": len(self.likenesses),
+            "score": self.score,
+            "measured_on": self.measured_on,
+            "evidence": str(self.evidence),
+            "note": self.why,
+        }
+
+    def to_report(self) -> dict[str, Any]:
+        """The same with the pictures."""
+        return {**self.to_dict(), "shown": [asdict(one) for one in self.shown]}
+
+
+def measure_saliency(bench: Bench, made: Made) -> Saliency:
+    """Compares a built candidate's maps with the float model's.
+
+    Raises:
+        CompilerError: The model or the candidate cannot be run on the pictures.
+    """
+    images = bench.data.images
+    if isinstance(images, str):
+        return Saliency((), "", "", Evidence.NONE, images)
+    venue = choose_venue(made, whole=images.dataset.whole)
+    if why := venue.note if not venue.runs else too_large(_float_outputs(bench, images)):
+        return Saliency((), "", "", Evidence.NONE, why)
+    with bench.clock.timed("saliency"):
+        original = _float_entry(bench, images)
+        build = _candidate_entry(bench, images, made, venue, original)
+    want, got = _read(original.files), _read(build.files)
+    likenesses = compare_explanations(want, got)
+    told = json.loads((original.files / "question.json").read_text(encoding="utf-8"))
+    shown = tuple(_shown(told["pictures"], want, got, likenesses))
+    note = "; ".join(filter(None, (venue.note, "" if images.may_show else HIDDEN)))
+    return Saliency(likenesses, told["score"], venue.runs, Evidence.HOST, note, shown)
+
+
+def show_saliency(bench: Bench, made: Made) -> Saliency:
+    """The same where no limit asks for it: what cannot be compared is said and stops nothing.
+
+    Raises:
+        StorageError: The cache's disk is full.
+    """
+    try:
+        return measure_saliency(bench, made)
+    except StorageError:
+        raise
+    except CompilerError as error:
+        return Saliency((), "", "", Evidence.NONE, error.what.splitlines()[0])
+
+
+def _float_entry(bench: Bench, images: Images) -> Entry:
+    """The float model's maps, its score in words, and the pictures to be shown, if any may be."""
+    ready = bench.ready
+    parts = (("model", ready.digest), *_parts(images), ("pictures", str(images.may_show)))
+
+    def compute(folder: Path) -> None:
+        question = ask(_float_outputs(bench, images), images)
+        _write(folder, explain(partial(run_dataset, ready.model, batch=BATCH), question))
+        told = {"score": question.words, "pictures": list(_thumbnails(question)) if images.may_show else []}
+        (folder / "question.json").write_text(json.dumps(told), encoding="utf-8")
+
+    return bench.store.obtain(Stage("saliency", parts), compute)
+
+
+def _candidate_entry(bench: Bench, images: Images, made: Made, venue: Venue, original: Entry) -> Entry:
+    on_artifact = venue.runs == "artifact"
+    subject = (
+        (("build", made.built.entry.digest), ("host", host_fingerprint()))
+        if on_artifact
+        else (("model", made.border.digest),)
+    )
+    parts = (*subject, ("float", original.digest), *_parts(images))
+
+    def compute(folder: Path) -> None:
+        question = ask(_float_outputs(bench, images), images)
+        run = _run_artifact(bench, made) if on_artifact else partial(run_dataset, made.border.load(), batch=BATCH)
+        _write(folder, explain(run, question))
+
+    return bench.store.obtain(Stage("saliency", parts), compute)
+
+
+def _parts(images: Images) -> tuple[tuple[str, str], ...]:
+    return (
+        ("data", images.dataset.digest),
+        ("task", images.task),
+        ("output", images.output or ""),
+        ("onnxruntime", installed_version("onnxruntime")),
+        ("compiler", code_digest("compiler.evaluate")),
+        ("runs", code_digest("compiler.model.reference") + code_digest("compiler.target.worker_measure")),
+    )
+
+
+def _float_outputs(bench: Bench, images: Images) -> Arrays:
+    return model_outputs(bench.ready.model, bench.ready.digest, images.dataset, bench.store)
+
+
+def _run_artifact(bench: Bench, made: Made) -> Run:
+    batch = made.plan.dims["batch"].opt if "batch" in made.plan.dims else 1
+    where, limits = f"{bench.name}: saliency", bench.options.child
+    return lambda dataset: run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=limits)[0]
+
+
+def _write(folder: Path, found: Explanation) -> None:
+    maps: Arrays = {f"map{place}": one for place, one in enumerate(found.maps)}
+    rest = {name: getattr(found, name) for name in ("intact", "blank", "deletion", "insertion")}
+    write_arrays(folder / "maps.npz", {**maps, **rest})
+
+
+def _read(folder: Path) -> Explanation:
+    with np.load(folder / "maps.npz", allow_pickle=False) as file:
+        maps = tuple(file[f"map{place}"] for place in range(len(file["intact"])))
+        return Explanation(maps, *(file[name] for name in ("intact", "blank", "deletion", "insertion")))
+
+
+def _shown(
+    pictures: Sequence[str], want: Explanation, got: Explanation, likenesses: Sequence[Likeness]
+) -> Iterator[Shown]:
+    for png, first, second, likeness in zip(pictures, want.maps, got.maps, likenesses, strict=False):
+        yield Shown(png, _rows(first), _rows(second), _rounded(likeness.correlation))
+
+
+def _rows(found: Array) -> tuple[tuple[float, ...], ...]:
+    """A map with its largest magnitude at 1, or zeros where it says nothing."""
+    values = np.nan_to_num(found.astype(np.float64), posinf=0.0, neginf=0.0)
+    top = float(np.abs(values).max())
+    scaled = values / top if top else values
+    return tuple(tuple(round(float(value), 3) for value in row) for row in scaled)
+
+
+def _thumbnails(question: Question) -> Iterator[str]:
+    """The pictures that are shown as base64 of PNG, from least to most of all channels; the model's own order of
+    colours, since nothing tells another."""
+    from PIL import Image
+
+    for picture in question.pictures[:SHOWN]:
+        planes = picture[0].astype(np.float64)
+        planes = planes.transpose(1, 2, 0) if question.picture.channels_first else planes
+        span = float(np.ptp(planes)) or 1.0
+        bytes_ = ((planes - planes.min()) / span * 255).round().astype(np.uint8)
+        image = Image.fromarray(bytes_[..., 0] if bytes_.shape[-1] == 1 else bytes_[..., :3])
+        image.thumbnail((SIDE, SIDE))
+        file = io.BytesIO()
+        image.save(file, "PNG", optimize=True)
+        yield base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are defined; None where none is."""
+    found = [value for value in values if value is not None]
+    return _rounded(float(np.mean(found))) if found else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

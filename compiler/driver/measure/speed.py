@@ -1,0 +1,134 @@
+"""How much faster a candidate is than the float original, by the best evidence there is.
+
+measured-host       both builds run here in turn, block by block: the ratio of the fastest runs of two neighbouring
+                    blocks, which other work on the machine disturbs least, and of those ratios the median
+measured-emulator   guest instructions of one inference
+estimated           a roofline of the profile
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from compiler.artifact import Evidence
+from compiler.driver.measure.child import observe
+from compiler.driver.roofline import describe_machine, model_seconds
+from compiler.driver.stages.border import BORDER
+from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.context import Bench
+from compiler.driver.work import list_work
+from compiler.evaluate.gates import Figure
+from compiler.fleet.detect import detect_profile
+from compiler.fleet.profile import HardwareProfile
+
+ROUNDS = 7
+INSTRUCTIONS_PER_CYCLE = 2.0
+"""Assumed of an ARM core on vector code when instructions become a time: half of what a Cortex-A76 issues at most."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A candidate's speed.
+
+    Args:
+        speedup: Inferences per second against the float original; None where nothing tells.
+        value: One inference, in `unit`; of milliseconds the median.
+        original: The float original's, in the same unit, from the same measurement.
+        unit: `ms`, `instructions`, or `ms by roofline`.
+        evidence: Where it is from.
+        note: What its reader should know.
+    """
+
+    speedup: float | None
+    value: float | None
+    original: float | None
+    unit: str
+    evidence: Evidence
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "evidence": str(self.evidence)}
+
+
+def measure_speed(bench: Bench, made: Made, original: Made | None) -> Speed:
+    """The candidate against the float original of the same target and profile.
+
+    Args:
+        bench: The device.
+        made: The candidate.
+        original: The float original; None where this is it, or where the target cannot build it.
+    """
+    base = original or (made if made.plan.is_yardstick else None)
+    if base is not None and {made.verdict.evidence, base.verdict.evidence} == {Evidence.HOST}:
+        return _race(bench, made, base)
+    count, other = made.verdict.instructions, base.verdict.instructions if base else None
+    if count and other:
+        return Speed(other / count, count, other, "instructions", Evidence.EMULATOR, made.verdict.reason)
+    return _roofline(bench, made)
+
+
+def latency_figure(bench: Bench, made: Made, speed: Speed) -> Figure:
+    """Milliseconds of one inference on the device at the optimal sizes, for the latency gate."""
+    profile = bench.job.profile
+    if speed.unit == "ms" and speed.value is not None and (found := _from_host(profile, speed.value, made)):
+        return found
+    if speed.unit == "instructions" and speed.value is not None and profile.cpu and profile.cpu.clock_mhz:
+        value = speed.value / (profile.cpu.clock_mhz * 1e3 * INSTRUCTIONS_PER_CYCLE)
+        why = f"{speed.value / 1e6:.1f} M instructions on one core, {INSTRUCTIONS_PER_CYCLE:g} a cycle assumed"
+        return Figure(value, Evidence.ESTIMATED, "instructions", why)
+    bound = _roofline(bench, made)
+    if bound.value is None:
+        return Figure(None, Evidence.NONE, why=bound.note)
+    return Figure(bound.value, Evidence.ESTIMATED, "roofline", f"a lower bound: {bound.note}")
+
+
+def _from_host(profile: HardwareProfile, value_ms: float, made: Made) -> Figure | None:
+    """This machine's time, scaled to the device where it is another; None where a profile says too little for that."""
+    host = detect_profile()
+    if profile.cpu is None or (host.cpu is not None and profile.cpu.model == host.cpu.model):
+        return Figure(value_ms, Evidence.HOST, "median")
+    here, there = describe_machine(host), describe_machine(profile)
+    if here is None or there is None:
+        return None
+    rates = [machine.macs_per_s.get(made.plan.precision, machine.macs_per_s["fp32"]) for machine in (here, there)]
+    scale = rates[0] / rates[1]
+    why = f"{value_ms:.2f} ms on this machine × {scale:.2f}, the ratio of peak rates ({there.source})"
+    return Figure(value_ms * scale, Evidence.ESTIMATED, "scaled by peak rates", why)
+
+
+def _race(bench: Bench, made: Made, original: Made) -> Speed:
+    times = [row["p50_ms"] for row in made.verdict.latency if row["sizes"] == made.typical.label]
+    if made.built.entry.digest == original.built.entry.digest and times:
+        return Speed(1.0, times[0], times[0], "ms", Evidence.HOST, made.verdict.reason)
+    builds = [(one.built, one.typical.inputs) for one in (made, original)]
+    (found,) = observe(bench, "race", builds, rounds=ROUNDS)
+    own, other = found["fastest_ms"]
+    value, base = (statistics.median(times) for times in found["medians_ms"])
+    return Speed(
+        statistics.median(b / a for a, b in zip(own, other, strict=True)),
+        value,
+        base,
+        "ms",
+        Evidence.HOST,
+        made.verdict.reason,
+    )
+
+
+def _roofline(bench: Bench, made: Made) -> Speed:
+    """An estimate of both: of the candidate's border model, and of the rewritten float model in float32."""
+    machine = describe_machine(bench.job.profile)
+    if machine is None:
+        why = "the profile states too little for an estimate: cores, clock_mhz and isa or compute_capability"
+        return Speed(None, None, None, "", Evidence.NONE, why)
+    batch = bench.job.device.batch.opt
+    value = 1e3 * model_seconds(list_work(made.border.load(), batch=batch), machine, made.plan.precision)
+    float_model = ir.load(made.border.entries[0].files / BORDER)
+    base = 1e3 * model_seconds(list_work(float_model, batch=batch), machine, "fp32")
+    if not value or not base:
+        return Speed(None, None, None, "", Evidence.NONE, "the model has no work that an estimate could count")
+    return Speed(base / value, value, base, "ms by roofline", Evidence.ESTIMATED, machine.source)

@@ -1,0 +1,1 @@
+"""The candidates of a device: made, judged, varied, and one of them chosen."""

@@ -1,0 +1,73 @@
+"""A trial of accuracy alone: what a search asks on its way, before anything is measured that takes longer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compiler.artifact import Evidence
+from compiler.compress.prune import Unprunable
+from compiler.driver.measure.accuracy import Accuracy, border_drop, measure_accuracy
+from compiler.driver.search.trial import Trial, read_notes
+from compiler.driver.stages.border import Border
+from compiler.driver.stages.candidate import make, make_candidate_border
+from compiler.driver.stages.context import Bench
+from compiler.driver.stages.data import Judge
+from compiler.driver.stages.quantize import Variant
+from compiler.errors import CompilerError, StorageError
+from compiler.evaluate.gates import judge_gates
+from compiler.fleet import Limits
+from compiler.plan import settle
+from compiler.target.capability import PrecisionRule
+
+
+def try_accuracy(
+    bench: Bench,
+    rule: PrecisionRule,
+    judge: Judge,
+    *,
+    number: int,
+    purpose: str,
+    limit: float,
+    variant: Variant | None,
+    on_artifact: bool,
+) -> Trial:
+    """Makes a candidate as far as its accuracy needs it, and judges that.
+
+    Args:
+        bench: The device.
+        rule: The candidate's precision.
+        judge: What accuracy is judged by.
+        number: Its place in the search.
+        purpose: Why it is tried.
+        limit: Most points it may lose.
+        variant: How it is quantized; None for a precision of floating point.
+        on_artifact: Whether the artifact is asked, which runs on this machine; else the border model.
+
+    Raises:
+        Unprunable: Nothing of the model can be cut.
+        StorageError: The cache's disk is full.
+    """
+    trial = Trial(number, purpose, rule.name, variant=variant, pruned=bench.job.plan.pruning.ratio)
+    try:
+        border, accuracy = _measured(bench, rule, judge, variant or Variant(), on_artifact=on_artifact)
+        notes = read_notes(bench, rule, border)
+    except (StorageError, Unprunable):
+        raise
+    except CompilerError as error:
+        return replace(trial, error=error)
+    gates = judge_gates(Limits(accuracy_drop_pct=limit), {"accuracy": accuracy.figure})
+    return replace(trial, gates=gates, accuracy=accuracy, **notes)
+
+
+def _measured(
+    bench: Bench, rule: PrecisionRule, judge: Judge, variant: Variant, *, on_artifact: bool
+) -> tuple[Border, Accuracy]:
+    plan = settle(bench.job.plan, rule, "tried by the search")
+    if on_artifact:
+        made = make(bench, plan, variant, explain=False)
+        with bench.clock.timed("accuracy"):
+            return made.border, measure_accuracy(bench, judge, made)
+    border = make_candidate_border(bench, plan, variant)
+    with bench.clock.timed("accuracy"):
+        drop = border_drop(bench, judge, border)
+    return border, Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")

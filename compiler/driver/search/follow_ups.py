@@ -1,0 +1,114 @@
+"""The trials that follow from one: other forms of it, measured by accuracy alone or made and judged by all gates."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+
+from compiler.artifact import Evidence
+from compiler.compress.quant import QuantOptions
+from compiler.driver.search.accuracy_trial import try_accuracy
+from compiler.driver.search.trial import Trial, run_trial
+from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.context import Bench
+from compiler.driver.stages.data import Judge
+from compiler.driver.stages.quantize import Variant
+from compiler.target.capability import PrecisionRule
+
+log = logging.getLogger("fleetc.build")
+
+
+@dataclass
+class Trail:
+    """What follows from a trial.
+
+    Args:
+        bench: The device.
+        start: What was made in that trial.
+        judge: What accuracy is judged by.
+        limit: Most points it may lose.
+        before: Trials of the search that are not among these.
+        trials: In order; that one may be the first.
+    """
+
+    bench: Bench
+    start: Made
+    judge: Judge
+    limit: float
+    before: int
+    trials: list[Trial]
+
+    @property
+    def rule(self) -> PrecisionRule:
+        """The precision of all trials."""
+        return self.start.plan.rule
+
+    @property
+    def number(self) -> int:
+        """Of the next trial."""
+        return self.before + len(self.trials) + 1
+
+    @property
+    def budget(self) -> int:
+        """Trials that may still be made, with one kept for the build of what was found."""
+        return self.bench.options.search_budget - self.number
+
+    def note(self, text: str) -> None:
+        """Says, with the last trial, why the search goes no further there."""
+        log.info("%s: %s: %s", self.bench.name, self.rule.name, text)
+        self.trials[-1] = replace(self.trials[-1], note=text)
+
+    def measure(self, bench: Bench, variant: Variant | None, purpose: str) -> Trial:
+        """The judged drop of a form, and no more of it.
+
+        The artifact is asked where it runs on this machine, and the border model elsewhere.
+
+        Args:
+            bench: The device, with the plan that the form is made by.
+            variant: How it is quantized; None for a precision of floating point.
+            purpose: Why it is tried.
+        """
+        told = f"{self.rule.name}{_told(bench, variant)}"
+        log.info("%s: trial %d: %s", bench.name, self.number, told)
+        trial = try_accuracy(
+            bench,
+            self.rule,
+            self.judge,
+            number=self.number,
+            purpose=purpose,
+            limit=self.limit,
+            variant=variant,
+            on_artifact=self.start.verdict.evidence == Evidence.HOST,
+        )
+        self.trials.append(trial)
+        return trial
+
+    def build(self, bench: Bench, variant: Variant | None, purpose: str, *, original: Trial | None) -> Trial:
+        """A form made and judged by all gates."""
+        trial = run_trial(
+            bench,
+            self.rule,
+            number=self.number,
+            original=original,
+            is_only=False,
+            variant=variant,
+            purpose=purpose,
+        )
+        self.trials.append(trial)
+        return trial
+
+
+def judged_drop(trial: Trial) -> float:
+    """Points lost as they are judged: infinite where it could not be made, none where nobody could measure them."""
+    if trial.error is not None:
+        return math.inf
+    return trial.accuracy.drop.judged_pct if trial.accuracy and trial.accuracy.drop else 0.0
+
+
+def _told(bench: Bench, variant: Variant | None) -> str:
+    """What is not as the precision is made by default, each part with its comma."""
+    ratio = bench.job.plan.pruning.ratio
+    kept = f", {len(variant.kept)} layers in float" if variant and variant.kept else ""
+    options = ", other options of the quantizer" if variant and variant.options != QuantOptions() else ""
+    return options + kept + (f", {ratio:.0%} pruned" if ratio else "")

@@ -1,0 +1,132 @@
+"""The trials of one quantized candidate: as the quantizer makes it, with other options, with its worst layers float."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from compiler.compress.quant import QuantOptions, can_balance
+from compiler.driver.search.float_layers import FAR, WHY, fewest_layers, is_far, is_gain
+from compiler.driver.search.follow_ups import Trail, judged_drop
+from compiler.driver.search.trial import Trial
+from compiler.driver.stages.border import BORDER
+from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.context import Bench
+from compiler.driver.stages.data import Judge
+from compiler.driver.stages.quantize import LayerRank, Variant, float_entry, rank_layers
+from compiler.driver.work import list_work
+from compiler.target.capability import PrecisionRule
+
+ALTERNATIVES: tuple[QuantOptions, ...] = (
+    QuantOptions(balance="activations"),
+    QuantOptions(observer="percentile"),
+    QuantOptions(observer="min-max"),
+    QuantOptions(observer="entropy"),
+    QuantOptions(balance="weights"),
+)
+"""Options that are tried before layers go back to float, since they cost little speed or none: `docs/adr/0018`."""
+
+MOST_WORK = 0.5
+"""Beyond this part of the multiply-accumulates in float there is nothing left to gain from the others."""
+
+RETRIES = 2
+"""How often layers are added where the artifact loses more than its border model did."""
+
+
+def search_mixed(
+    bench: Bench, judge: Judge, limit: float, *, first: Trial, number: int, original: Trial | None
+) -> tuple[Trial, ...]:
+    """Other forms of a quantized candidate that loses too much; the last one holds the accuracy limit, if any does.
+
+    Args:
+        bench: The device.
+        judge: What accuracy is judged by.
+        limit: Most points it may lose.
+        first: The candidate's trial, as the quantizer makes it by default.
+        number: Of the next trial.
+        original: The float original's trial.
+
+    Returns:
+        The candidate's trial, with a note where the search ended with it, and those after it.
+    """
+    if first.made is None:
+        return (first,)
+    trail = Trail(bench, first.made, judge, limit, number - 2, [first])
+    options, drop = _best_options(trail, judged_drop(first), _alternatives(trail.rule, first.made))
+    if drop <= limit:
+        trail.build(bench, Variant(options), "options", original=original)
+    else:
+        _revert(trail, options, drop, original)
+    return tuple(trail.trials)
+
+
+def _alternatives(rule: PrecisionRule, made: Made) -> list[QuantOptions]:
+    """Those that change anything: ranges that are observed, and ranges that the model lets be balanced."""
+    if rule.scheme is None or not rule.scheme.needs_calibration:
+        return []
+    rewritten = float_entry(made.entries)
+    model = ir.load(rewritten.files / BORDER)
+    return [options for options in ALTERNATIVES if can_balance(model, options.balance)]
+
+
+def _best_options(trail: Trail, default: float, alternatives: list[QuantOptions]) -> tuple[QuantOptions, float]:
+    """The options that lose least; they are tried until one holds the limit."""
+    best, least = QuantOptions(), default
+    for options in alternatives:
+        if trail.budget <= 0:
+            break
+        drop = judged_drop(trail.measure(trail.bench, Variant(options), "options"))
+        useless = is_far(least, trail.limit) and not is_gain(drop, least, trail.limit)
+        if drop < least:
+            best, least = options, drop
+        if drop <= trail.limit:
+            break
+        if useless:
+            trail.note(f"no more options are tried: over {FAR:g} times the limit is lost, and these gain nothing")
+            break
+    return best, least
+
+
+def _revert(trail: Trail, options: QuantOptions, drop: float, original: Trial | None) -> None:
+    """Worst layers back to float until the limit holds, on the border model and then on the artifact."""
+    bench = trail.bench
+    with bench.clock.timed("sensitivity"):
+        ranks = rank_layers(bench, trail.rule, Variant(), trail.start.border.entries)
+    most = _most_layers(ranks, trail.start)
+    found = fewest_layers(
+        lambda count: judged_drop(trail.measure(bench, _keeping(options, ranks, count), "reversal")),
+        most=most,
+        limit=trail.limit,
+        first=drop,
+        budget=trail.budget,
+    )
+    if found.count is None:
+        trail.note(f"layers in float do not help: {WHY[found.why]}")
+        return
+    count = found.count
+    for _ in range(1 + RETRIES):
+        trial = trail.build(bench, _keeping(options, ranks, count), "reversal", original=original)
+        if trial.error or judged_drop(trial) <= trail.limit or count >= most or trail.budget <= 0:
+            return
+        count = min(most, count + max(1, count // 4))
+
+
+def _keeping(options: QuantOptions, ranks: Sequence[LayerRank], count: int) -> Variant:
+    """The worst `count` layers in float, each with its reason."""
+    kept = {
+        one.node: f"reverted to float as number {index} of the worst: quantized alone it leaves {one.sqnr_db:.1f} dB"
+        for index, one in enumerate(ranks[:count], start=1)
+    }
+    return Variant(options, kept)
+
+
+def _most_layers(ranks: Sequence[LayerRank], first: Made) -> int:
+    """How many of the worst layers hold no more than `MOST_WORK` of the multiply-accumulates; never all of them."""
+    macs = {one.node: one.macs for one in list_work(first.border.load())}
+    total, done = sum(macs.values()) or 1.0, 0.0
+    for count, one in enumerate(ranks):
+        done += macs.get(one.node, 0.0)
+        if done > MOST_WORK * total:
+            return min(count, len(ranks) - 1)
+    return max(0, len(ranks) - 1)

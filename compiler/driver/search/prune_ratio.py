@@ -1,0 +1,122 @@
+"""The search for how much to prune: of the precision that was found, the most that holds the accuracy limit, and only
+if this device gets faster by it.
+
+    base      the fastest trial that holds the accuracy limit, whatever else it fails at
+    ladder    accuracy alone, on the border model, or on the artifact where it runs here
+    build     the highest ratio that held, judged by all gates; the next lower one where the artifact loses more
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from compiler.compress.prune import Unprunable
+from compiler.driver.search.follow_ups import Trail
+from compiler.driver.search.ladder import Climb, Rung, climb
+from compiler.driver.search.select import choose_trial, fastest, pays
+from compiler.driver.search.trial import Trial
+from compiler.driver.stages.context import Bench, with_plan
+from compiler.plan import settle_pruning
+
+BUILDS = 3
+"""How many of the ratios that held are built where the artifact loses more than its border model did."""
+
+_ENDS = {
+    "limit": "more would break the accuracy limit",
+    "channels": "no more can be cut",
+    "ladder": "no more was tried",
+    "budget": "the search's budget was spent",
+}
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """What the search for a ratio came to.
+
+    Args:
+        trials: Its trials, in order.
+        reason: What it found, in words for the plan.
+    """
+
+    trials: tuple[Trial, ...]
+    reason: str
+
+
+def search_ratio(bench: Bench, trials: Sequence[Trial], original: Trial | None) -> Narrowed:
+    """Prunes what the search for a precision found.
+
+    Args:
+        bench: The device.
+        trials: Those of the search for a precision.
+        original: The float original's.
+    """
+    base, judge = _base(trials), bench.data.judge
+    limit = bench.job.plan.demands.limits.accuracy_drop_pct
+    if bench.is_quantized:
+        return Narrowed((), "the model is quantized already: float models are pruned, and quantized afterwards")
+    if base is None or base.made is None or judge is None or limit is None:
+        return Narrowed((), "no precision holds the accuracy limit without it, and pruning only loses more")
+    trail = Trail(bench, base.made, judge, limit, len(trials), [])
+
+    def measure(ratio: float) -> Rung:
+        trial = trail.measure(_at(bench, ratio), base.variant, "pruning")
+        drop = trial.accuracy.drop if trial.accuracy else None
+        return Rung(ratio, trial.pruned, drop.judged_pct if drop else math.inf)  # what nobody measured holds nothing
+
+    try:
+        found = climb(measure, limit=limit, budget=trail.budget)
+    except Unprunable as error:
+        return Narrowed(tuple(trail.trials), error.what)
+    if not found.held:
+        return Narrowed(tuple(trail.trials), _nothing_held(trail.trials))
+    for rung in reversed(found.held[-BUILDS:]):
+        trial = trail.build(_at(bench, rung.asked), base.variant, "pruning", original=original)
+        if trial.passed or not _lost_more(trial):
+            break
+    return Narrowed(tuple(trail.trials), _told(trial, base, found, [*trials, *trail.trials]))
+
+
+def _at(bench: Bench, ratio: float) -> Bench:
+    """The device with this much pruned."""
+    plan = bench.job.plan
+    return with_plan(bench, settle_pruning(plan, replace(plan.pruning, ratio=ratio)))
+
+
+def _base(trials: Sequence[Trial]) -> Trial | None:
+    """What is delivered without pruning; else the fastest of those that only fail at other things than accuracy."""
+    holding = [trial for trial in trials if trial.made and not trial.error and not _lost_more(trial) and trial.gates]
+    return choose_trial(trials) or (fastest(holding) if holding else None)
+
+
+def _lost_more(trial: Trial) -> bool:
+    return any(gate.name == "accuracy" and gate.passed is False for gate in trial.gates)
+
+
+def _nothing_held(trials: Sequence[Trial]) -> str:
+    if not trials:
+        return "the search's budget was spent before anything was pruned"
+    least = min(trials, key=lambda trial: trial.pruned)
+    if least.error:
+        return f"at {least.pruned:.0%} pruned it cannot be made: {least.why}"
+    return f"already {least.pruned:.0%} pruned breaks the accuracy limit: {least.why}"
+
+
+def _told(trial: Trial, base: Trial, found: Climb, trials: Sequence[Trial]) -> str:
+    """Why the model is delivered pruned by so much, or unpruned."""
+    where = f"at {trial.pruned:.0%} pruned"
+    if not trial.passed:
+        return f"{where} it is not delivered: {trial.why}"
+    mine, other = (one.speed.speedup if one.speed else None for one in (trial, base))
+    if mine is None or other is None:
+        return f"nothing measures or models what pruning gains on this device; {where} {_points(trial)}"
+    gain = f"{mine / other:.2f} × the speed of {base.precision} unpruned ({trial.speed and trial.speed.evidence})"
+    if not pays(trial, trials):
+        return f"no gain to measure: {where} it is {gain} for {_points(trial)}"
+    return f"auto: {where} it is {gain} for {_points(trial)}; {_ENDS[found.why]}"
+
+
+def _points(trial: Trial) -> str:
+    drop = trial.accuracy.drop if trial.accuracy else None
+    return f"{drop.drop_pct:.2f} points of {drop.metric}" if drop else "an accuracy that nobody could measure"

@@ -1,0 +1,174 @@
+"""The search for a device's precision: trials in order of expected gain, each judged by all gates; the best is settled.
+
+    yardstick → candidate → candidate → … → other forms → pruning → the fastest that passes, or all figures and the
+                                              │             │        nearest limits
+                                              │             └ of the fastest: as much as the limit holds, if it gains
+                                              └ of those that break the accuracy limit and would be faster than what
+                                                passes: other options, then worst layers back to float
+
+It is the one loop of a build outside tuning. Every part of a trial is a stage in the store, so a search that was killed
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from compiler.driver.measure.child import OBSERVED
+from compiler.driver.measure.layers import Layer, list_layers
+from compiler.driver.measure.saliency import Saliency, show_saliency
+from compiler.driver.search.follow_ups import judged_drop
+from compiler.driver.search.mixed import search_mixed
+from compiler.driver.search.prune_ratio import search_ratio
+from compiler.driver.search.select import beaten_by, choose_trial, describe, explain_choice, explain_failure
+from compiler.driver.search.trial import Trial, is_missing, run_trial
+from compiler.driver.stages.candidate import Made, make_candidate_border
+from compiler.driver.stages.context import Bench, with_plan
+from compiler.driver.stages.quantize import Variant, rank_layers
+from compiler.driver.stages.recover import read_pruning
+from compiler.errors import CompilerError
+from compiler.plan import settle, settle_pruning
+from compiler.plan.pruning import UNPRUNED, Pruning
+from compiler.target.capability import PrecisionRule
+
+__all__ = ["OBSERVED", "Bench", "Found", "Made", "Trial", "read_pruning", "search_precision"]
+
+log = logging.getLogger("fleetc.build")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search came to.
+
+    Args:
+        trials: All of them, in order.
+        chosen: The one to deliver; None if none passed.
+        made: The same, under the settled plan with its reason.
+        error: Why none passed.
+        layers: Every layer of what is delivered.
+        saliency: How alike its saliency maps are to the float model's; None where nothing asks.
+    """
+
+    trials: tuple[Trial, ...]
+    chosen: Trial | None = None
+    made: Made | None = None
+    error: CompilerError | None = None
+    layers: tuple[Layer, ...] = ()
+    saliency: Saliency | None = None
+
+
+def search_precision(bench: Bench) -> Found:
+    """Makes the candidates of a device's plan and settles on one.
+
+    Raises:
+        CompilerError: There is one candidate and it cannot be made, or this machine lacks the toolchain.
+    """
+    plan = bench.job.plan
+    if not plan.demands.any:
+        only = run_trial(bench, plan.rule, number=1, original=None, is_only=True)
+        return _found(bench, (only,), only, plan.reason, plan.pruning)
+    trials = _run_trials(bench)
+    if plan.pruning.is_searched:
+        narrowed = search_ratio(bench, trials, _original(trials))
+        trials = (*trials, *narrowed.trials)
+        plan = settle_pruning(plan, Pruning(0.0, False, narrowed.reason))
+    chosen = choose_trial(trials)
+    if chosen is None or chosen.made is None:
+        return Found(trials, error=explain_failure(trials, bench.name))
+    log.info("%s: %s: %s", bench.name, chosen.precision, describe(chosen))
+    is_choice = len(plan.candidates) > 1 or bench.job.plan.pruning.is_searched
+    return _found(bench, trials, chosen, explain_choice(chosen, trials) if is_choice else plan.reason, plan.pruning)
+
+
+def _found(bench: Bench, trials: tuple[Trial, ...], chosen: Trial, reason: str, pruning: Pruning) -> Found:
+    if chosen.made is None:
+        return Found(trials)
+    settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
+    decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
+    made = replace(chosen.made, plan=settle_pruning(settled, decided))
+    with bench.clock.timed("layers"):
+        layers = list_layers(bench, made, sqnr_db=_errors(bench, chosen.made))
+    explains = bench.job.plan.demands.explains
+    saliency = chosen.saliency or (show_saliency(bench, chosen.made) if explains else None)
+    return Found(trials, chosen, made, layers=layers, saliency=saliency)
+
+
+def _errors(bench: Bench, made: Made) -> dict[str, float]:
+    """Layer → signal-to-noise ratio of the outputs when it alone is quantized; empty where no gate asks."""
+    rule = made.plan.rule
+    if rule.scheme is None or bench.is_quantized or not bench.job.plan.demands.any:
+        return {}
+    border = make_candidate_border(bench, made.plan, Variant())
+    return {one.node: one.sqnr_db for one in rank_layers(bench, rule, Variant(), border.entries)}
+
+
+def _run_trials(bench: Bench) -> tuple[Trial, ...]:
+    """The yardstick, every candidate as it is made by default, then other forms of those that lose too much."""
+    plan = bench.job.plan
+    trials: list[Trial] = []
+    original = None
+    candidates = _candidates(bench)
+    is_only = len(candidates) == 1
+    if plan.yardstick is not None:
+        original = _run_yardstick(bench, plan.yardstick, is_only=candidates == (plan.yardstick,))
+        trials.append(original)
+        if is_missing(original) and original.error:
+            raise original.error
+        bench.clock.pace.done += 1
+    for rule in candidates:
+        if rule != plan.yardstick or plan.pruning.ratio:
+            _tell(bench, rule, trials)
+            trials.append(run_trial(bench, rule, number=len(trials) + 1, original=original, is_only=is_only))
+            bench.clock.pace.done += 1
+    return tuple(trials) if is_only or bench.is_quantized else _with_others(bench, trials, original)
+
+
+def _with_others(bench: Bench, trials: Sequence[Trial], original: Trial | None) -> tuple[Trial, ...]:
+    """The trials, and other forms of quantized candidates that lose too much, where those could still be chosen."""
+    judge, limit = bench.data.judge, bench.job.plan.demands.limits.accuracy_drop_pct
+    found = [*trials]
+    if judge is None or limit is None:
+        return tuple(found)
+    for place, first in enumerate(trials):
+        is_quantized = first.made is not None and first.made.plan.rule.scheme is not None
+        if not is_quantized or judged_drop(first) <= limit:
+            continue
+        if (better := beaten_by(first, found)) is not None:
+            note = f"no other form is tried: {better.precision} passes, and is faster than this would be"
+            log.info("%s: %s: %s", bench.name, first.precision, note)
+            found[place] = replace(first, note=note)
+            continue
+        first, *others = search_mixed(bench, judge, limit, first=first, number=len(found) + 1, original=original)
+        found[place] = first
+        found += others
+    return tuple(found)
+
+
+def _run_yardstick(bench: Bench, rule: PrecisionRule, *, is_only: bool) -> Trial:
+    """The float original, which is a candidate too unless what is delivered must be pruned."""
+    plan = bench.job.plan
+    if not plan.pruning.ratio:
+        return run_trial(bench, rule, number=1, original=None, is_only=is_only)
+    whole = with_plan(bench, settle_pruning(plan, UNPRUNED))
+    return run_trial(whole, rule, number=1, original=None, is_only=False, purpose="yardstick")
+
+
+def _original(trials: tuple[Trial, ...]) -> Trial | None:
+    return next((one for one in trials if one.made is not None and one.made.plan.is_yardstick), None)
+
+
+def _tell(bench: Bench, rule: PrecisionRule, trials: Sequence[Trial]) -> None:
+    best = choose_trial(trials)
+    words = f"{best.precision}, {describe(best)}" if best else "none"
+    log.info("%s: next %s; best so far: %s%s", bench.name, rule.name, words, bench.clock.pace.left)
+
+
+def _candidates(bench: Bench) -> tuple[PrecisionRule, ...]:
+    """The plan's; of a model that is already quantized only those that leave it as it is."""
+    found = bench.job.plan.candidates
+    if not bench.is_quantized or len(found) == 1:
+        return found
+    log.info("%s: the model is already quantized: it is verified and passed on", bench.name)
+    return tuple(rule for rule in found if rule.scheme is None and not rule.converts_graph)

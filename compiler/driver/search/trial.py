@@ -1,0 +1,213 @@
+"""One trial of the search: a candidate made, measured and judged; every part of it is kept in the store by itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from compiler.artifact import Evidence
+from compiler.driver.measure.accuracy import Accuracy, measure_accuracy
+from compiler.driver.measure.memory import Footprint, as_given, compare_footprints, measure_footprint, unbuilt_footprint
+from compiler.driver.measure.saliency import Saliency, measure_saliency
+from compiler.driver.measure.speed import Speed, latency_figure, measure_speed
+from compiler.driver.stages.border import Border
+from compiler.driver.stages.candidate import Made, make
+from compiler.driver.stages.context import Bench
+from compiler.driver.stages.quantize import Variant, options_to_dict, quantizer_warnings
+from compiler.driver.stages.recover import read_pruning
+from compiler.errors import CompilerError, MissingError, StorageError
+from compiler.evaluate.gates import Demands, Figure, Gate, hold, judge_gates
+from compiler.plan import settle
+from compiler.target.capability import PrecisionRule
+
+log = logging.getLogger("fleetc.build")
+
+QUANTIZED = "the model is already quantized: there is no float original to compare with"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one candidate.
+
+    Args:
+        number: Its place in the search, from 1.
+        purpose: `yardstick`, `candidate`, `reversal`, `options` or `pruning`: why it was tried.
+        precision: Its precision.
+        made: What was built; None if nothing could be.
+        error: Why not, or how its results differ.
+        gates: The verdicts; empty for a trial that was not judged.
+        footprint: Its memory.
+        speed: Its speed against the float original.
+        accuracy: Its accuracy; None where no gate asks.
+        saliency: How alike its saliency maps are; None where no gate asks.
+        variant: How it was quantized; None where its precision is one of floating point.
+        pruned: Share of the multiply-accumulates that was cut, 0 to 1.
+        warnings: What the quantizer and the pruner say of their data.
+        note: Why the search went no further from here, where it ended.
+    """
+
+    number: int
+    purpose: str
+    precision: str
+    made: Made | None = None
+    error: CompilerError | None = None
+    gates: tuple[Gate, ...] = ()
+    footprint: Footprint | None = None
+    speed: Speed | None = None
+    accuracy: Accuracy | None = None
+    saliency: Saliency | None = None
+    variant: Variant | None = None
+    pruned: float = 0.0
+    warnings: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def kept_float(self) -> Mapping[str, str]:
+        """Layer → why the search keeps it in float."""
+        return self.variant.kept if self.variant else {}
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may be delivered."""
+        return self.made is not None and self.error is None and hold(self.gates)
+
+    @property
+    def status(self) -> str:
+        """`passed`, `refused` by a gate, `failed` to be made; `measured` of what holds and is not for delivery."""
+        if not self.error and hold(self.gates) and (self.purpose == "yardstick" or self.made is None):
+            return "measured"
+        return "failed" if self.error else "passed" if self.passed else "refused"
+
+    @property
+    def why(self) -> str:
+        """What it failed at; empty if it passed."""
+        if self.error:
+            return self.error.brief
+        return "; ".join(str(gate) for gate in self.gates if gate.passed is False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The trial as the manifest keeps it."""
+        return {
+            "number": self.number,
+            "purpose": self.purpose,
+            "precision": self.precision,
+            "status": self.status,
+            "why": self.why,
+            "pruned": round(self.pruned, 4),
+            "kept_float": dict(self.kept_float),
+            "options": options_to_dict(self.variant.options) if self.variant else None,
+            "warnings": list(self.warnings),
+            "note": self.note,
+            "accuracy": self.accuracy.to_dict() if self.accuracy else None,
+            "saliency": self.saliency.to_dict() if self.saliency else None,
+            "footprint": asdict(self.footprint) if self.footprint else None,
+            "speed": self.speed.to_dict() if self.speed else None,
+            "gates": [gate.to_dict() for gate in self.gates],
+            "stages": [{"stage": one.stage, "sha256": one.digest} for one in self.made.entries] if self.made else [],
+        }
+
+
+def run_trial(
+    bench: Bench,
+    rule: PrecisionRule,
+    *,
+    number: int,
+    original: Trial | None,
+    is_only: bool,
+    variant: Variant | None = None,
+    purpose: str = "",
+) -> Trial:
+    """Makes, measures and judges one candidate.
+
+    Args:
+        bench: The device.
+        rule: The candidate's precision.
+        number: Its place in the search.
+        original: The float original's trial; None where this is it, or where the target has none.
+        is_only: Whether the build stands and falls with it: then it raises what goes wrong, and parity is explained.
+        variant: How it is quantized; the quantizer's defaults where None.
+        purpose: Why it is tried, where it is more than a candidate.
+
+    Raises:
+        CompilerError: It is the only one and cannot be made; or the cache's disk is full.
+    """
+    purpose = purpose or ("candidate" if rule in bench.job.plan.candidates else "yardstick")
+    how = (variant or Variant()) if rule.scheme else None
+    plan = settle(bench.job.plan, rule, "tried by the search" if not is_only else bench.job.plan.reason)
+    log.info("%s: trial %d: %s", bench.name, number, rule.name)
+    try:
+        made = make(bench, plan, how or Variant(), explain=is_only)
+        trial = judge_made(bench, made, original=original, number=number, purpose=purpose)
+        if trial.gates:
+            log.info(
+                "%s: trial %d: %s %s", bench.name, number, rule.name, ": ".join(filter(None, (trial.status, trial.why)))
+            )
+        trial = replace(trial, variant=how, **read_notes(bench, rule, made.border))
+        for warning in trial.warnings if purpose == "candidate" else ():
+            log.warning("%s: %s: %s", bench.name, rule.name, warning)
+        return trial
+    except CompilerError as error:
+        if is_only or isinstance(error, StorageError):
+            raise
+        log.info("%s: trial %d: %s failed: %s", bench.name, number, rule.name, error.brief)
+        return Trial(number, purpose, rule.name, error=error, variant=how, pruned=plan.pruning.ratio)
+
+
+def read_notes(bench: Bench, rule: PrecisionRule, border: Border) -> dict[str, Any]:
+    """`pruned` and `warnings` of a trial, as its border model's stages noted them."""
+    pruned = read_pruning(border.entries)
+    warnings = (*quantizer_warnings(bench, rule, border.entries), *(pruned["warnings"] if pruned else ()))
+    return {"pruned": pruned["ratio"] if pruned else 0.0, "warnings": warnings}
+
+
+def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int, purpose: str) -> Trial:
+    """Measures what was made and judges it by the device's gates."""
+    demands = bench.job.plan.demands
+    if not demands.any:
+        return Trial(number, purpose, made.plan.precision, made)
+    judge = bench.data.judge
+    with bench.clock.timed("accuracy"):
+        accuracy = measure_accuracy(bench, judge, made) if judge else None
+    saliency = measure_saliency(bench, made) if _limits_saliency(demands, purpose) else None
+    with bench.clock.timed("measure"):
+        speed = measure_speed(bench, made, original.made if original else None)
+        footprint = measure_footprint(bench, made)
+        figures = _memory(bench, footprint, made, original) | {"latency": latency_figure(bench, made, speed)}
+    if accuracy:
+        figures["accuracy"] = accuracy.figure
+    if saliency:
+        figures["saliency"] = saliency.figure
+    return Trial(
+        number,
+        purpose,
+        made.plan.precision,
+        made,
+        gates=judge_gates(demands.limits, figures) if purpose != "yardstick" else (),
+        footprint=footprint,
+        speed=speed,
+        accuracy=accuracy,
+        saliency=saliency,
+    )
+
+
+def _limits_saliency(demands: Demands, purpose: str) -> bool:
+    """Whether a trial is judged by its maps; a yardstick is judged by nothing."""
+    return demands.limits.saliency_correlation_min is not None and purpose != "yardstick"
+
+
+def _memory(bench: Bench, footprint: Footprint, made: Made, original: Trial | None) -> dict[str, Figure]:
+    if bench.is_quantized:
+        none = Figure(None, Evidence.NONE, why=QUANTIZED)
+        return {"memory: weights": none, "memory: run": none}
+    if made.plan.is_yardstick:
+        return compare_footprints(as_given(footprint, made), footprint)
+    if original is None or original.footprint is None:
+        return compare_footprints(unbuilt_footprint(made), footprint)
+    return compare_footprints(as_given(original.footprint, made), footprint)
+
+
+def is_missing(trial: Trial) -> bool:
+    """Whether it failed for something that this machine lacks, as every other trial will."""
+    return isinstance(trial.error, MissingError)

@@ -1,0 +1,132 @@
+"""One candidate made: border model, artifact, and its parity with what it was made of."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+from compiler.driver.stages.bisect import explain_divergence
+from compiler.driver.stages.border import Border, make_border
+from compiler.driver.stages.compile import Built, build_artifact
+from compiler.driver.stages.context import Bench
+from compiler.driver.stages.inputs import sizes_label
+from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_kernels, tuning_log
+from compiler.driver.stages.quantize import Variant, quantized_entry
+from compiler.driver.stages.recover import narrowed_entries
+from compiler.driver.stages.verify import Point, Verdict, reference_points, verify_artifact
+from compiler.errors import GateFailed
+from compiler.plan import Plan
+from compiler.store import Entry
+from compiler.tune import Curve, Scheduled
+
+log = logging.getLogger("fleetc.build")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A candidate, built and verified.
+
+    Args:
+        plan: The plan it was made by, its precision settled.
+        border: What the target was given.
+        built: The artifact.
+        points: Inputs and expected outputs it was compared on.
+        verdict: Parity, and what was timed or counted beside.
+        kernels: What each of its kernels is built with, and by which record; none where the target cannot be tuned.
+        curves: The trials behind those records.
+    """
+
+    plan: Plan
+    border: Border
+    built: Built
+    points: tuple[Point, ...]
+    verdict: Verdict
+    kernels: tuple[Scheduled, ...] = ()
+    curves: tuple[Curve, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """What parity was judged against: pruning and quantizing change results on purpose; accuracy judges that."""
+        return "border model" if self.plan.changes_results else "imported model"
+
+    @property
+    def typical(self) -> Point:
+        """The point at the optimal sizes: what speed and memory are measured at."""
+        sizes = {name: one.opt for name, one in self.plan.target_plan.dims.items()}
+        found = [point for point in self.points if point.label == sizes_label(sizes)]
+        return found[0] if found else self.points[0]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The store's entries of its border model and artifact."""
+        return (*self.border.entries, self.built.entry)
+
+
+def make(bench: Bench, plan: Plan, variant: Variant, *, explain: bool) -> Made:
+    """Makes and verifies one candidate, from the store where it was made before.
+
+    Args:
+        bench: The device.
+        plan: Its plan with the precision settled.
+        variant: How it is quantized, where its precision has a scheme.
+        explain: Whether to look for the first operator that diverges if parity fails.
+
+    Raises:
+        CompilerError: It cannot be built, or differs from what it was made of.
+    """
+    job, ready = bench.job, bench.ready
+    plan = bound_payload(plan, ready.model)
+    border = make_candidate_border(bench, plan, variant)
+    with bench.clock.timed("kernels"):
+        found = list_kernels(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
+        kernels = choose_schedule(found, plan, job.profile, tuning_log(bench.options.cache))
+        plan = kernels.plan
+    with bench.clock.timed("build"):
+        built = build_artifact(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
+    with bench.clock.timed("reference"):
+        model, digest = (border.load(), border.digest) if plan.changes_results else (ready.model, ready.digest)
+        points = reference_points(model, digest, ready.inputs.points, bench.store)
+    with bench.clock.timed("verify"):
+        verdict = _verify(bench, plan, border, built, points, explain=explain)
+    return Made(plan, border, built, points, verdict, kernels.scheduled, kernels.curves)
+
+
+def make_candidate_border(bench: Bench, plan: Plan, variant: Variant) -> Border:
+    """The border model of a candidate: pruned, recovered, converted, quantized, or the rewritten model as it is."""
+    ready, quantizes = bench.ready, plan.rule.scheme is not None and not bench.is_quantized
+    with bench.clock.timed("quantize" if quantizes else "prune" if plan.pruning.ratio else "passes"):
+        return make_border(
+            ready.model,
+            ready.digest,
+            plan,
+            bench.job.target.passes(bench.job.profile),
+            inputs=ready.inputs.probe,
+            store=bench.store,
+            prune=partial(narrowed_entries, bench, plan) if plan.pruning.ratio else None,
+            quantize=partial(quantized_entry, bench, plan.rule, variant) if quantizes else None,
+        )
+
+
+def _verify(
+    bench: Bench, plan: Plan, border: Border, built: Built, points: tuple[Point, ...], *, explain: bool
+) -> Verdict:
+    options = bench.options
+    try:
+        return verify_artifact(
+            built.artifact,
+            built.entry.digest,
+            points,
+            tolerance=plan.tolerance,
+            repeat=options.repeat,
+            where=f"{bench.name}: verify",
+            store=bench.store,
+            limits=options.child,
+        )
+    except GateFailed as error:
+        if explain:
+            log.info("%s: looking for the first operator that diverges", bench.name)
+            error.what += "\n" + explain_divergence(
+                border.load(), points, plan, bench.job.profile, limits=options.child
+            )
+        raise

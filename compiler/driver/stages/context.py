@@ -1,0 +1,49 @@
+"""What all trials of one device share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from compiler.compress.quant import is_quantized
+from compiler.driver.clock import Clock
+from compiler.driver.stages.data import Data
+from compiler.driver.stages.inputs import Prepared
+from compiler.plan import BuildOptions, Plan
+from compiler.plan.jobs import Job
+from compiler.store import Store
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all trials of one device share.
+
+    Args:
+        job: The device with everything that was decided for it.
+        ready: The imported model with the device's sizes, and the inputs it is verified on.
+        data: What its accuracy is judged on, and its ranges are observed on.
+        options: The command line.
+        store: Where finished stages are.
+        clock: What the stages took.
+    """
+
+    job: Job
+    ready: Prepared
+    data: Data
+    options: BuildOptions
+    store: Store
+    clock: Clock = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        """The device class."""
+        return self.job.device.name
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the model came with quantizers in it: then it is passed on as it is."""
+        return is_quantized(self.ready.model)
+
+
+def with_plan(bench: Bench, plan: Plan) -> Bench:
+    """The same device by another plan."""
+    return replace(bench, job=replace(bench.job, plan=plan))

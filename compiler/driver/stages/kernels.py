@@ -1,0 +1,125 @@
+"""The kernels of a border model: what the target says can be chosen, and what the tuning log says of it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from compiler.driver.stages.border import Border
+from compiler.driver.stages.compile import BuildRequest, target_key, told_child
+from compiler.fleet.profile import HardwareProfile
+from compiler.passes.instrument import measure
+from compiler.plan import Choice as Decision
+from compiler.plan import Plan, options_to_dict
+from compiler.store import Stage, Store, canonical_json
+from compiler.target import Target, Tunes
+from compiler.target.isolate import ChildLimits, run_child
+from compiler.tune import Curve, DeviceType, Scheduled, Tunable, TuningKey, TuningLog, curves, profile_device, schedule
+
+KERNELS = "kernels.json"
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A plan with the choice of every kernel in it, where each is from, and the trials behind those measured."""
+
+    plan: Plan
+    scheduled: tuple[Scheduled, ...]
+    curves: tuple[Curve, ...] = ()
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """JSON values, as the manifest keeps them."""
+        return [one.to_dict() for one in self.scheduled]
+
+
+def tuning_log(cache: Path) -> TuningLog:
+    """The log of a cache."""
+    return TuningLog(cache / "tuning")
+
+
+def bound_payload(plan: Plan, original: ir.Model) -> Plan:
+    """The plan with the bytes that its build's payload may take, where a limit on memory holds.
+
+    Args:
+        plan: A device's plan.
+        original: The model as imported, whose weights the limit counts from.
+    """
+    reduction_pct = plan.demands.limits.memory_reduction_pct
+    if reduction_pct is None:
+        return plan
+    given = measure(original).bytes
+    most = int(given * (1 - reduction_pct / 100))
+    reason = f"memory_reduction_pct is {reduction_pct:g}, and the model's weights take {given / MIB:.1f} MiB"
+    choices = {**plan.choices, "payload": Decision(f"at most {most / MIB:.1f} MiB", reason)}
+    return replace(plan, choices=choices, target_plan=replace(plan.target_plan, payload_bytes=most))
+
+
+def list_kernels(
+    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, store: Store, limits: ChildLimits
+) -> tuple[Tunable, ...]:
+    """The kernels that have choices, from the target's child process or the store; none where it cannot be tuned.
+
+    Raises:
+        CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
+    """
+    if not isinstance(target, Tunes):
+        return ()
+
+    def make(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
+            told = told_child(border.path, BuildRequest.of(plan), profile, Path(name))
+            found = run_child("kernels", told, folder=Path(name), limits=limits, where=f"{plan.device}: kernels")
+        (folder / KERNELS).write_text(json.dumps(found), encoding="utf-8")
+
+    entry = store.obtain(Stage("kernels", target_key(border, plan, target)), make)
+    found = json.loads((entry.files / KERNELS).read_text(encoding="utf-8"))
+    return tuple(Tunable(**{**one, "choices": tuple(one["choices"])}) for one in found)
+
+
+def tuning_keys(kernels: Sequence[Tunable], plan: Plan, device: DeviceType) -> dict[str, TuningKey]:
+    """Workload → the key its measurements on a type of device have under this plan."""
+    toolchain = {**plan.toolchain, "fleetc": version("fleetc")}
+    settings = {
+        "precision": plan.precision,
+        "threads": str(plan.target_plan.threads),
+        "options": canonical_json(options_to_dict(plan.target_plan.options)),
+    }
+    return {one.workload: TuningKey(one.workload, plan.target, toolchain, settings, device) for one in kernels}
+
+
+def choose_schedule(kernels: Sequence[Tunable], plan: Plan, profile: HardwareProfile, log: TuningLog) -> Kernels:
+    """The plan with what the log has for each kernel on the profile's device.
+
+    A choice that is the target's own first is left out of the plan's schedule: a log that only confirms it changes
+    neither the build nor its key.
+    """
+    if not kernels:
+        return Kernels(plan, ())
+    keys = tuning_keys(kernels, plan, profile_device(profile))
+    records = log.records()
+    found = schedule(kernels, keys, records)
+    defaults = {one.workload: one.default for one in kernels}
+    chosen = {one.workload: dict(one.choice) for one in found if one.choice != defaults[one.workload]}
+    target_plan = replace(plan.target_plan, schedule=dict(sorted(chosen.items())))
+    choices = {**plan.choices, "tuning": _decision(found)}
+    return Kernels(replace(plan, choices=choices, target_plan=target_plan), found, curves(kernels, keys, records))
+
+
+def _decision(found: Sequence[Scheduled]) -> Decision:
+    counts = {basis: sum(one.basis == basis for one in found) for basis in ("measured", "transferred", "predicted")}
+    reasons = {
+        "measured": "by records of this type of device in the tuning log",
+        "transferred": "from another type of device or toolchain, not measured here",
+        "predicted": "by the target's cost model",
+    }
+    given = [name for name, count in counts.items() if count]
+    words = ", ".join(f"{counts[name]} {name}" for name in given)
+    return Decision(f"{words} of {len(found)} kernels", "; ".join(f"{name}: {reasons[name]}" for name in given))

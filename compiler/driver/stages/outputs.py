@@ -1,0 +1,49 @@
+"""A model's outputs on a whole dataset under ONNX Runtime, kept in the store, and what their metric is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.driver.stages.context import Bench
+from compiler.driver.stages.data import Judge
+from compiler.evaluate import AccuracyDrop, Dataset, run_dataset
+from compiler.model.numerics import Array, Arrays, write_arrays
+from compiler.store import Stage, Store
+from compiler.store.digests import code_digest
+from compiler.target import installed_version
+
+BATCH = 8
+"""Samples of a batch, where the model does not fix it."""
+
+
+def model_outputs(model: ir.Model, digest: str, dataset: Dataset, store: Store) -> Arrays:
+    """A model's outputs on every sample, computed once and kept in the store."""
+    parts = (
+        ("model", digest),
+        ("data", dataset.digest),
+        ("samples", str(dataset.count)),
+        ("onnxruntime", installed_version("onnxruntime")),
+        ("compiler", code_digest("compiler.model.reference")),
+    )
+
+    def compute(folder: Path) -> None:
+        write_arrays(folder / "outputs.npz", run_dataset(model, dataset, batch=BATCH))
+
+    return read_outputs(store.obtain(Stage("outputs", parts), compute).files)
+
+
+def drop_of(bench: Bench, judge: Judge, outputs: Arrays) -> AccuracyDrop:
+    """What outputs on the judge's samples lose against the imported model's."""
+    ready = bench.ready
+    reference = model_outputs(ready.model, ready.digest, judge.dataset, bench.store)
+    limit = bench.job.plan.demands.limits.accuracy_drop_pct
+    return judge.task.drop(reference, outputs, judge.dataset.labels, limit_pct=limit)
+
+
+def read_outputs(folder: Path) -> dict[str, Array]:
+    """The arrays of `outputs.npz`."""
+    with np.load(folder / "outputs.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}

@@ -1,0 +1,135 @@
+"""What pruning makes of a rewritten model: the form that is cut and repaired, and that form trained to make up for it.
+
+recover      ends where half of the accuracy limit holds, where time is up, or where nothing is gained; a build that was
+             killed goes on from the last checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from compiler.compress.prune.groups import find_ties
+from compiler.compress.prune.prepare import prepare
+from compiler.compress.recover import Metric, Recipe, choose_taps, recover
+from compiler.driver.stages.border import BORDER, EMBED_BYTES, RECORDS, border_digest
+from compiler.driver.stages.context import Bench
+from compiler.driver.stages.data import Judge
+from compiler.driver.stages.outputs import BATCH, drop_of, model_outputs
+from compiler.driver.stages.prune import batches_of, calibration_of, pruned_entry, read_pruned, read_removed
+from compiler.errors import UnsupportedModel
+from compiler.evaluate import run_dataset
+from compiler.model.save import save_model
+from compiler.plan import Plan
+from compiler.store import Entry, Stage, canonical_json
+from compiler.store.digests import code_digest, portable_tools
+from compiler.target import installed_version
+
+SHARE = 0.5
+"""Of the accuracy limit: a loss no greater ends a recovery, and the rest is left to the precision that comes after."""
+
+_RECOVERED = "recovered.json"
+
+log = logging.getLogger("fleetc.build")
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """What a recovery is judged by.
+
+    Args:
+        name: The task's metric; empty where nothing judges, and the error of the outputs counts.
+        key: All that its values depend on beside the model.
+        metric: Model → points lost, negated; None where nothing judges.
+        enough: The value that ends it.
+    """
+
+    name: str = ""
+    key: str = "outputs"
+    metric: Metric | None = None
+    enough: float = math.inf
+
+
+def narrowed_entries(bench: Bench, plan: Plan, rewritten: Entry) -> tuple[Entry, ...]:
+    """The rewritten model pruned, and recovered where the plan says so: the entries of both, the last what counts.
+
+    Raises:
+        Unprunable: Nothing of it can be cut, or less than a ratio that was asked for.
+        UnsupportedModel: It cannot be trained.
+    """
+    pruned = pruned_entry(bench, plan, rewritten)
+    return (pruned, _recovered_entry(bench, plan, rewritten, pruned)) if plan.pruning.recovers else (pruned,)
+
+
+def read_pruning(entries: Iterable[Entry]) -> dict[str, Any] | None:
+    """What was pruned and recovered, of a border model's entries; None where nothing was."""
+    found = {entry.stage: entry for entry in entries}
+    if "prune" not in found:
+        return None
+    last = found.get("recover")
+    recovered = json.loads((last.files / _RECOVERED).read_text(encoding="utf-8")) if last else None
+    return {**read_pruned(found["prune"]), "recovered": recovered}
+
+
+def _recovered_entry(bench: Bench, plan: Plan, rewritten: Entry, pruned: Entry) -> Entry:
+    data, recipe, goal = calibration_of(bench), Recipe(seconds=plan.pruning.recover_s), _goal(bench, pruned)
+    if data.whole:
+        raise UnsupportedModel(
+            "recovery learns from many samples at once, and the inputs have no axis that counts them"
+        )
+    parts = (
+        ("prune", pruned.digest),
+        ("data", f"{data.digest} {data.count}"),
+        ("recipe", canonical_json(asdict(recipe))),
+        ("judge", goal.key),
+        ("torch", installed_version("torch")),
+        ("compiler", code_digest("compiler.compress.recover")),
+        *portable_tools(),
+    )
+    stage = Stage("recover", parts)
+    folder = bench.store.workspace(stage)
+
+    def make(files: Path) -> None:
+        log.info("%s: recovery of at most %g min", bench.name, recipe.seconds / 60)
+        original, small = ir.load(rewritten.files / BORDER), ir.load(pruned.files / BORDER)
+        found = recover(
+            original,
+            small,
+            batches_of(data),
+            folder=folder,
+            recipe=recipe,
+            taps=choose_taps(small, find_ties(prepare(original)), read_removed(pruned)),
+            metric=goal.metric,
+            enough=goal.enough,
+        )
+        save_model(found.model, files / BORDER, external_above_bytes=EMBED_BYTES)
+        (files / RECORDS).write_text("[]", encoding="utf-8")
+        (files / _RECOVERED).write_text(json.dumps({"metric": goal.name, **found.to_dict()}), encoding="utf-8")
+
+    entry = bench.store.obtain(stage, make)
+    shutil.rmtree(folder, ignore_errors=True)
+    return entry
+
+
+def _goal(bench: Bench, pruned: Entry) -> _Goal:
+    """The gate's own metric. Its key has what the pruned model loses by it: a metric of the user's own, or another
+    setting of one of ours, tells itself by nothing else."""
+    judge, limit = bench.data.judge, bench.job.plan.demands.limits.accuracy_drop_pct
+    if judge is None:
+        return _Goal()
+    outputs = model_outputs(ir.load(pruned.files / BORDER), border_digest(pruned), judge.dataset, bench.store)
+    begins = drop_of(bench, judge, outputs)
+    key = f"{judge.task.name} {judge.dataset.digest} {judge.dataset.count} {limit} {begins}"
+    return _Goal(judge.task.metric, key, _metric(bench, judge), math.inf if limit is None else -SHARE * limit)
+
+
+def _metric(bench: Bench, judge: Judge) -> Metric:
+    return lambda model: -drop_of(bench, judge, run_dataset(model, judge.dataset, batch=BATCH)).judged_pct

@@ -1,0 +1,7 @@
+"""What is asked for: fleet files, hardware profiles, and what this machine is."""
+
+from __future__ import annotations
+
+from compiler.fleet.fleet import DeviceClass, Fleet, FleetFile, Limits, Prune, Range, load_fleet, read_prune
+
+__all__ = ["DeviceClass", "Fleet", "FleetFile", "Limits", "Prune", "Range", "load_fleet", "read_prune"]

@@ -1,0 +1,339 @@
+"""The fleet file: one model, the device classes it is built for, and what each of them asks of the build."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+
+from compiler.errors import FleetError, ProfileError, combine
+from compiler.fleet.data import Calibration, Evaluation, Preprocess, is_function
+from compiler.fleet.profile import find_profile, is_path
+from compiler.fleet.validate import validate
+from compiler.fleet.yamlfile import Document, KeyPath, Origin, read_yaml
+
+Precision: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int4-weights"]
+Prune: TypeAlias = Literal["off", "auto"] | float
+
+
+@dataclass(frozen=True)
+class Range:
+    """The sizes one dimension may take on a device: all of min..max, fastest at opt."""
+
+    min: Annotated[int, Field(ge=1, description="Smallest size.")]
+    opt: Annotated[int, Field(ge=1, description="Size to be fastest at.")]
+    max: Annotated[int, Field(ge=1, description="Largest size.")]
+
+    def __post_init__(self) -> None:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError("must hold min <= opt <= max")
+
+    def __str__(self) -> str:
+        return str(self.min) if self.is_fixed else f"{self.min}..{self.max} (fastest at {self.opt})"
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether only one size is possible."""
+        return self.min == self.max
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a build must hold to be delivered; None where nothing is asked."""
+
+    accuracy_drop_pct: Annotated[
+        float | None,
+        Field(ge=0, le=100, description="Largest loss of the task's metric against the given model, in percent."),
+    ] = None
+    memory_reduction_pct: Annotated[
+        float | None, Field(ge=0, lt=100, description="Smallest saving of memory against the given model, in percent.")
+    ] = None
+    latency_ms: Annotated[
+        float | None,
+        Field(gt=0, description="Longest median time of one inference at the optimal batch, in milliseconds."),
+    ] = None
+    saliency_correlation_min: Annotated[
+        float | None,
+        Field(
+            ge=-1,
+            le=1,
+            description="Least rank correlation between the given model's saliency maps and the build's, for models "
+            "of pictures.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceClass:
+    """Devices that are built for alike.
+
+    Args:
+        name: The device class, and the folder its artifact is written to.
+        profile: A built-in profile's name, or the path of a profile file; `load_profile` takes either.
+        batch: Sizes of the batch dimension.
+        dims: Sizes of other named dimensions of the model's inputs.
+        precision: `auto`, or the number format asked for.
+        prune: `off`, `auto`, or the share of the multiply-accumulates to prune; None where the file does not say.
+        recover_minutes: Time that a pruned model may be trained for; None where it is not.
+        limits: The fleet's limits with the device's own over them.
+        origin: The fleet file; its key path there is `("devices", name)`.
+    """
+
+    name: str
+    profile: str
+    batch: Range = Range(1, 1, 1)
+    dims: Mapping[str, Range] = field(default_factory=dict)
+    precision: Precision = "auto"
+    prune: Prune | None = None
+    recover_minutes: float | None = None
+    limits: Limits = Limits()
+    origin: Origin = field(default=Origin(), compare=False, repr=False)
+
+    @property
+    def place(self) -> str:
+        """`file:line devices.NAME`, for messages."""
+        return self.origin.place(("devices", self.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """One model and the device classes it is built for, in the order of the file; paths are absolute."""
+
+    path: Path
+    model: Path
+    devices: Mapping[str, DeviceClass]
+    calibration: Calibration | None = None
+    evaluation: Evaluation | None = None
+    preprocess: Preprocess | None = None
+    limits: Limits = Limits()
+    origin: Origin = field(default=Origin(), compare=False, repr=False)
+
+
+def _widen(value: object) -> object:
+    """A single size is a range of one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"min": value, "opt": value, "max": value}
+    if not isinstance(value, dict):
+        raise ValueError("expected an integer or {min, opt, max}")
+    return value
+
+
+def read_prune(value: object) -> Prune:
+    """`off`, `auto`, or a ratio between 0 and 1.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if value == "off" or value == "auto":
+        return "off" if value == "off" else "auto"
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1:
+        return float(value)
+    raise ValueError("must be off, auto, or a ratio above 0 and below 1 (0.3 prunes 30 % of the multiply-accumulates)")
+
+
+_Size: TypeAlias = Annotated[Range, BeforeValidator(_widen, json_schema_input_type=int | Range)]
+_Batch: TypeAlias = Annotated[
+    _Size | None, Field(description="Batch sizes: one size, or min, opt and max; 1 when nothing is said.")
+]
+_Dims: TypeAlias = Annotated[
+    Mapping[str, _Size], Field(description="Sizes of other named dimensions of the model's inputs, by their names.")
+]
+_Asked: TypeAlias = Annotated[
+    Precision | None, Field(description="Number format to build in; auto (the default) lets the plan choose.")
+]
+_PruneText: TypeAlias = Literal["off", "auto"] | Annotated[float, Field(gt=0, lt=1)]
+_Pruned: TypeAlias = Annotated[
+    Annotated[Prune, PlainValidator(read_prune, json_schema_input_type=_PruneText)] | None,
+    Field(
+        description="Channel pruning: off (the default), auto to search how much pays inside the limits, or the share "
+        "of the multiply-accumulates to cut, above 0 and below 1."
+    ),
+]
+
+_Recovered: TypeAlias = Annotated[
+    Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+    Field(
+        description="Minutes that each pruned form may be trained for to give what the original gave; not at all when "
+        "absent. It needs PyTorch, and pruning."
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceEntry:
+    """One device class, as the file writes it."""
+
+    profile: Annotated[
+        str,
+        Field(min_length=1, description="A built-in profile's name, or the path of one, relative to the fleet file."),
+    ]
+    batch: _Batch = None
+    dims: _Dims = field(default_factory=dict)
+    precision: _Asked = None
+    prune: _Pruned = None
+    recover_minutes: _Recovered = None
+    limits: Annotated[Limits, Field(description="Limits of this device class, over the fleet's.")] = Limits()
+
+
+def _not_json(name: str) -> str:
+    if name.endswith(".json"):
+        raise ValueError("must not end in .json: the name becomes a folder beside build.json")
+    return name
+
+
+_DeviceName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(_not_json)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetFile:
+    """A fleet, as the file writes it."""
+
+    schema: Annotated[Literal[1], Field(description="Version of this format.")]
+    model: Annotated[Path, Field(description="The ONNX model, relative to the fleet file.")]
+    calibration: Annotated[
+        Calibration | None, Field(description="Sample inputs for probing and verifying; random ones when absent.")
+    ] = None
+    evaluation: Annotated[Evaluation | None, Field(description="The task accuracy is judged by.")] = None
+    preprocess: Annotated[
+        Preprocess | None, Field(description="How pictures of calibration and evaluation become inputs.")
+    ] = None
+    limits: Annotated[Limits, Field(description="Limits of every device class.")] = Limits()
+    batch: _Batch = None
+    dims: _Dims = field(default_factory=dict)
+    precision: _Asked = None
+    prune: _Pruned = None
+    recover_minutes: _Recovered = None
+    devices: Annotated[
+        Mapping[_DeviceName, DeviceEntry],
+        Field(min_length=1, description="The device classes by name; the name becomes the folder of the artifact."),
+    ]
+
+
+def load_fleet(path: str | Path) -> Fleet:
+    """The fleet a file describes, its paths made absolute.
+
+    The model and the calibration data must be there, and profile names must be known; profile files are not read.
+
+    Raises:
+        FleetError: Unreadable file, or everything that is wrong in it, each with its line.
+    """
+    document = read_yaml(Path(path), error=FleetError)
+    written, problems = validate(FleetFile, document.data, origin=document.origin, error=FleetError)
+    problems += _missing(document)
+    if written is None or problems:
+        raise combine(problems)
+    return _resolve(written, document.origin)
+
+
+def _resolve(written: FleetFile, origin: Origin) -> Fleet:
+    path = Path(origin.path).absolute()
+    calibration, evaluation = written.calibration, written.evaluation
+    return Fleet(
+        path=path,
+        model=path.parent / written.model,
+        devices={name: _device(name, entry, written, origin) for name, entry in written.devices.items()},
+        calibration=calibration and replace(calibration, path=path.parent / calibration.path),
+        evaluation=evaluation and _beside(path.parent, evaluation),
+        preprocess=written.preprocess,
+        limits=written.limits,
+        origin=origin,
+    )
+
+
+def _beside(folder: Path, evaluation: Evaluation) -> Evaluation:
+    """The evaluation with absolute paths; `module:function` becomes a path too, whose folder is searched first."""
+    images, classes = evaluation.images, evaluation.classes
+    return replace(
+        evaluation,
+        path=folder / evaluation.path,
+        images=images and folder / images,
+        classes=classes and folder / classes,
+    )
+
+
+def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> DeviceClass:
+    """The device class with the fleet's defaults below what it says itself."""
+    folder = Path(origin.path).absolute().parent
+    return DeviceClass(
+        name=name,
+        profile=str(folder / entry.profile) if is_path(entry.profile) else entry.profile,
+        batch=entry.batch or fleet.batch or Range(1, 1, 1),
+        dims={**fleet.dims, **entry.dims},
+        precision=entry.precision or fleet.precision or "auto",
+        prune=entry.prune or fleet.prune,
+        recover_minutes=entry.recover_minutes or (fleet.recover_minutes if entry.prune != "off" else None),
+        limits=replace(
+            fleet.limits, **{key: value for key, value in asdict(entry.limits).items() if value is not None}
+        ),
+        origin=origin,
+    )
+
+
+def _missing(document: Document) -> Iterator[FleetError]:
+    """What the file names and is not there, each at its line; read from the raw file to be told with all else."""
+    folder, place = Path(document.origin.path).absolute().parent, document.origin.place
+    for keys, is_there, what in _NAMED:
+        text = _text_at(document.data, keys)
+        if text is not None and not is_there(folder / text):
+            yield FleetError(f"{what} {str(folder / text)!r}", where=place(keys))
+    devices = document.data.get("devices")
+    for name in devices if isinstance(devices, dict) else ():
+        keys = ("devices", name, "profile")
+        text = _text_at(document.data, keys)
+        try:
+            file = find_profile(str(folder / text) if is_path(text) else text) if text else None
+        except ProfileError as reason:
+            yield FleetError(reason.what, where=place(keys), remedy=reason.remedy)
+        else:
+            if file and not _is_file(file):
+                yield FleetError(f"there is no file {str(file)!r}", where=place(keys))
+
+
+def _text_at(value: object, keys: KeyPath) -> str | None:
+    """The text at a key path; None where there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _holds_samples(path: Path) -> bool:
+    is_arrays = path.suffix in (".npz", ".npy") and _is_file(path)
+    return is_arrays or _is_folder(path) or is_function(path.name)
+
+
+def _holds_labels(path: Path) -> bool:
+    return _is_file(path) or _is_folder(path) or is_function(path.name)
+
+
+def _is_file(path: Path) -> bool:
+    return _is(path, stat.S_ISREG)
+
+
+def _is_folder(path: Path) -> bool:
+    return _is(path, stat.S_ISDIR)
+
+
+def _is(path: Path, kind: Callable[[int], bool]) -> bool:
+    try:
+        return kind(path.stat().st_mode)
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return False
+
+
+_OR = "a folder or module:function, found none"
+_NAMED: tuple[tuple[KeyPath, Callable[[Path], bool], str], ...] = (
+    (("model",), _is_file, "there is no file"),
+    (
+        ("calibration", "path"),
+        _holds_samples,
+        "expected a .npz or .npy file, a folder or module:function, found none at",
+    ),
+    (("evaluation", "path"), _holds_labels, f"expected a file, {_OR} at"),
+    (("evaluation", "images"), _is_folder, "there is no folder"),
+    (("evaluation", "classes"), _is_file, "there is no file"),
+)
+"""What a fleet file names by path: where, whether it is there, and what to say if it is not."""

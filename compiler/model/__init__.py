@@ -1,0 +1,1 @@
+"""The one graph type: ONNX read, checked, bound, run, compared and saved."""

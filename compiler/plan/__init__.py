@@ -1,0 +1,26 @@
+"""The decision as a value: what will be done for a device, and why."""
+
+from __future__ import annotations
+
+from compiler.plan.plan import (
+    BuildOptions,
+    Choice,
+    Plan,
+    make_plan,
+    options_to_dict,
+    plan_passes,
+    settle,
+    settle_pruning,
+)
+
+__all__ = [
+    "BuildOptions",
+    "Choice",
+    "Decision",
+    "Plan",
+    "make_plan",
+    "options_to_dict",
+    "plan_passes",
+    "settle",
+    "settle_pruning",
+]

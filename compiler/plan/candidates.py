@@ -1,0 +1,99 @@
+"""Which precisions a device's build may end in: the one asked for, the target's first, or all that a search tries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compiler.errors import FleetError
+from compiler.evaluate.gates import Demands
+from compiler.fleet import DeviceClass, Fleet
+from compiler.target.capability import Capability, PrecisionRule
+
+YARDSTICK = "fp32"
+"""The precision that costs no accuracy: what the others are measured against."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The precisions to try, most promising first.
+
+    Args:
+        rules: What the target says of each.
+        value: The decision as the plan prints it: `auto`, or a precision's name.
+        reason: Why these.
+        left_out: Precision → why it is not tried.
+    """
+
+    rules: tuple[PrecisionRule, ...]
+    value: str
+    reason: str
+    left_out: dict[str, str]
+
+
+def choose_candidates(
+    asked: str, capability: Capability, fleet: Fleet, device: DeviceClass, *, demands: Demands, where: str
+) -> Candidates:
+    """The candidates of one device.
+
+    Args:
+        asked: `auto`, or a precision's name.
+        capability: The target's, on the device's profile.
+        fleet: Where calibration data are named.
+        device: The device class.
+        demands: Its gates.
+        where: Who asked: `--precision`, or the place in the fleet file.
+
+    Raises:
+        FleetError: The precision cannot be had, or needs data that the fleet file does not name.
+    """
+    if asked != "auto":
+        return _forced(asked, capability, fleet, device, where)
+    if not demands.any:
+        first = capability.precisions[0]
+        reason = (
+            f"auto takes what the target puts first: {first.reason}; nothing lower is chosen "
+            "unasked as long as no accuracy gate judges it"
+        )
+        return Candidates((first,), first.name, reason, {})
+    left_out = {rule.name: why for rule in capability.precisions if (why := _why_not(rule, fleet, demands))}
+    rules = tuple(
+        sorted((rule for rule in capability.precisions if rule.name not in left_out), key=lambda rule: -rule.gain)
+    )
+    names = ", ".join(rule.name for rule in rules)
+    return Candidates(rules, "auto", f"search among {names}, most promising first{_without(left_out)}", left_out)
+
+
+def _forced(asked: str, capability: Capability, fleet: Fleet, device: DeviceClass, where: str) -> Candidates:
+    rules = {rule.name: rule for rule in capability.precisions}
+    if asked not in rules:
+        known = ", ".join(f"{rule.name} ({rule.reason})" for rule in capability.precisions)
+        why = capability.precision_refusals.get(asked, f"the target of {device.profile} has no such precision")
+        raise FleetError(
+            f"precision {asked} cannot be had: {why}",
+            where=where,
+            remedy=f"{device.profile} can be built in: {known}.",
+        )
+    if _lacks_data(rules[asked], fleet):
+        raise FleetError(
+            f"precision {asked} needs calibration data: ranges observed on random inputs would be those of noise",
+            where=where,
+            remedy="Add `calibration: {path: …}` with a hundred or more typical inputs.",
+        )
+    return Candidates((rules[asked],), asked, f"asked for; {rules[asked].reason}", {})
+
+
+def _why_not(rule: PrecisionRule, fleet: Fleet, demands: Demands) -> str:
+    """Why a search does not try a precision; empty where it does."""
+    if _lacks_data(rule, fleet):
+        return "the fleet file names no calibration data"
+    if rule.scheme is not None and not demands.task:
+        return "no evaluation and no limit on accuracy: nothing would judge what it costs"
+    return ""
+
+
+def _lacks_data(rule: PrecisionRule, fleet: Fleet) -> bool:
+    return rule.scheme is not None and rule.scheme.needs_calibration and fleet.calibration is None
+
+
+def _without(left_out: dict[str, str]) -> str:
+    return "".join(f"; not {name}: {why}" for name, why in left_out.items())

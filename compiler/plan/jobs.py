@@ -1,0 +1,74 @@
+"""A fleet file and the command line become jobs: all that is decided for each device before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.errors import CompilerError, MissingError, UsageError, combine
+from compiler.fleet import DeviceClass, Fleet, load_fleet
+from compiler.fleet.profile import HardwareProfile, load_profile
+from compiler.plan.plan import BuildOptions, Plan, make_plan, plan_passes
+from compiler.plan.pruning import parse_prune
+from compiler.target import Target, find_target
+
+
+@dataclass(frozen=True)
+class Job:
+    """One device class, with everything that was decided for it."""
+
+    device: DeviceClass
+    profile: HardwareProfile
+    target: Target
+    plan: Plan
+
+
+def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...], dict[str, MissingError]]:
+    """Reads the fleet file and decides for every device, without touching model or toolchain.
+
+    Returns:
+        The fleet, the jobs in its order, and the devices no plan could be made for because something is not installed.
+
+    Raises:
+        UsageError: The fleet file, a profile or an option cannot be obeyed; every such problem is named.
+    """
+    fleet = load_fleet(path)
+    plan_passes(options)
+    if options.prune:
+        parse_prune(options.prune)
+    jobs: list[Job] = []
+    missing: dict[str, MissingError] = {}
+    problems: list[CompilerError] = []
+    for device in selected_devices(fleet, options):
+        try:
+            jobs.append(_plan_device(device, fleet, options))
+        except UsageError as error:
+            problems.append(error)
+        except MissingError as error:
+            missing[device.name] = error
+    if problems:
+        raise combine(problems)
+    return fleet, tuple(jobs), missing
+
+
+def selected_devices(fleet: Fleet, options: BuildOptions) -> Sequence[DeviceClass]:
+    """The devices asked for, in the order of the fleet file; all of them if none is named.
+
+    Raises:
+        UsageError: The fleet has no device of a name.
+    """
+    unknown = sorted(set(options.devices) - set(fleet.devices))
+    if unknown:
+        raise UsageError(
+            f"the fleet has no device {', '.join(unknown)}",
+            where="--device",
+            remedy=f"Its devices: {', '.join(fleet.devices)}.",
+        )
+    return [device for name, device in fleet.devices.items() if not options.devices or name in options.devices]
+
+
+def _plan_device(device: DeviceClass, fleet: Fleet, options: BuildOptions) -> Job:
+    profile = load_profile(device.profile)
+    target = find_target(profile.target, where=f"{profile.origin.place(('target',))}")
+    return Job(device, profile, target, make_plan(options, device, profile, target, fleet=fleet))

@@ -1,0 +1,350 @@
+"""The decision as a value: `make_plan` says all that will be done for a device class, and why, before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import FleetError, UsageError
+from compiler.evaluate.gates import Demands, make_demands
+from compiler.fleet import DeviceClass, Fleet, Range
+from compiler.fleet.profile import HardwareProfile, profile_digest, validate_options
+from compiler.passes.pipelines import PORTABLE
+from compiler.plan.candidates import YARDSTICK, Candidates, choose_candidates
+from compiler.plan.pruning import UNPRUNED, Pruning, asked_of, choose_pruning, choose_recovery
+from compiler.target import Target, TargetPlan, Tunes
+from compiler.target.capability import Capability, PrecisionRule
+from compiler.target.isolate import ChildLimits
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the command line says, beside the fleet file.
+
+    Args:
+        out: Folder that gets one folder per device, and `build.json`.
+        cache: Root of the store.
+        devices: Names of the devices to build; empty means all.
+        precision: Precision for every device, over the fleet file's; empty leaves the file's.
+        prune: `off`, `auto` or a ratio for every device, over the fleet file's; empty leaves the file's.
+        recover_minutes: Time that each pruned form may be trained for, over the fleet file's; None leaves the file's.
+        skip_passes: Names of passes to leave out.
+        stop_after: Number of the last pass of the portable half to run.
+        dump_passes: Folder that gets the model before the first and after every pass that changed it.
+        repeat: Timed runs per batch size when an artifact is verified on a device it can run on; 0 times nothing.
+        search_budget: Most trials that the search for a precision may make for one device.
+        child: What one target's child process may use.
+    """
+
+    out: Path = Path("dist")
+    cache: Path = Path(".fleetc-cache")
+    devices: tuple[str, ...] = ()
+    precision: str = ""
+    prune: str = ""
+    recover_minutes: float | None = None
+    skip_passes: tuple[str, ...] = ()
+    stop_after: int | None = None
+    dump_passes: Path | None = None
+    repeat: int = 20
+    search_budget: int = 24
+    child: ChildLimits = field(default=ChildLimits())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision and its reason."""
+
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """One pass of the portable half, with its number; `reason` says why it is left out, if it is."""
+
+    number: int
+    name: str
+    runs: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be done for one device class.
+
+    Args:
+        device: Name of the device class.
+        profile: Name of its profile.
+        profile_digest: SHA-256 of the profile's facts.
+        target: Name of the target.
+        toolchain: Toolchain package → installed version (`absent` if it is not).
+        passes: Passes of the portable half in order.
+        target_passes: Names of the target's own passes, run last on the border model.
+        dims: `batch` and other named dimensions → their range.
+        choices: precision, tolerance, layout, pruning, tuning, threads, evidence, …: each with its reason.
+        target_plan: The part the target sees.
+        demands: The gates that must hold.
+        candidates: The precisions to try, most promising first; one where there is nothing to search.
+        yardstick: The float32 build that the candidates are measured against; None if the target has none.
+        pruning: How much of the model is pruned.
+    """
+
+    device: str
+    profile: str
+    profile_digest: str
+    target: str
+    toolchain: Mapping[str, str]
+    passes: tuple[PlannedPass, ...]
+    target_passes: tuple[str, ...]
+    dims: Mapping[str, Range]
+    choices: Mapping[str, Choice]
+    target_plan: TargetPlan
+    demands: Demands
+    candidates: tuple[PrecisionRule, ...]
+    yardstick: PrecisionRule | None
+    pruning: Pruning = UNPRUNED
+
+    @property
+    def precision(self) -> str:
+        """The precision to build in; that of the first candidate until a search has settled it."""
+        return self.target_plan.precision
+
+    @property
+    def rule(self) -> PrecisionRule:
+        """What the target says of that precision."""
+        known = (*self.candidates, *([self.yardstick] if self.yardstick else []))
+        return next(rule for rule in known if rule.name == self.precision)
+
+    @property
+    def is_yardstick(self) -> bool:
+        """Whether it makes the float original that the others are measured against."""
+        return self.rule == self.yardstick and not self.pruning.ratio
+
+    @property
+    def changes_results(self) -> bool:
+        """Whether the border model computes something else than the imported model on purpose."""
+        return self.rule.scheme is not None or self.pruning.ratio > 0
+
+    @property
+    def pieces(self) -> int:
+        """Candidates that are made, the yardstick among them: how long a build takes goes by them."""
+        extra = self.demands.any and self.yardstick is not None and self.yardstick not in self.candidates
+        return len(self.candidates) + extra
+
+    @property
+    def reason(self) -> str:
+        """Why that precision, or why these candidates."""
+        return self.choices["precision"].reason
+
+    @property
+    def tolerance(self) -> str:
+        """Name of the tolerance that results are judged by."""
+        return self.rule.tolerance
+
+    @property
+    def converts_graph(self) -> str:
+        """Floating-point precision the border model itself is converted to; empty where it stays as it is."""
+        return self.rule.name if self.rule.converts_graph and not self.rule.scheme else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as a JSON-ready value; the same plan gives the same text in every folder."""
+        value = {key: getattr(self, key) for key in ("device", "profile", "profile_digest", "target")}
+        return value | {
+            "toolchain": dict(self.toolchain),
+            "passes": [asdict(step) for step in self.passes],
+            "target_passes": list(self.target_passes),
+            "dims": {name: asdict(sizes) for name, sizes in self.dims.items()},
+            "choices": {name: asdict(choice) for name, choice in self.choices.items()},
+            "target_options": options_to_dict(self.target_plan.options),
+            "gates": {
+                "limits": {name: value for name, value in asdict(self.demands.limits).items() if value is not None},
+                "task": self.demands.task,
+                "data": self.demands.data,
+                "reasons": dict(self.demands.reasons),
+            },
+            "candidates": [{"precision": rule.name, "reason": rule.reason} for rule in self.candidates],
+        }
+
+
+def make_plan(
+    options: BuildOptions, device: DeviceClass, profile: HardwareProfile, target: Target, *, fleet: Fleet
+) -> Plan:
+    """Decides everything for one device class; imports no toolchain and reads no model.
+
+    Args:
+        options: The command line.
+        device: The device class of the fleet file.
+        profile: Its hardware profile.
+        target: The profile's target.
+        fleet: The fleet it belongs to: which data there are to calibrate with and to judge by.
+
+    Raises:
+        UsageError: Something is asked for that cannot be had together; every such thing is named.
+        TargetUnavailable: Recovery is asked for, and PyTorch is not installed.
+    """
+    capability = target.capability(profile)
+    demands = make_demands(fleet, device)
+    found = choose_candidates(
+        options.precision or device.precision,
+        capability,
+        fleet,
+        device,
+        demands=demands,
+        where="--precision" if options.precision else device.place,
+    )
+    rule = found.rules[0]
+    asked, place = asked_of(options.prune, device)
+    pruning = choose_pruning(asked, fleet, demands=demands, where=place)
+    pruning = choose_recovery(options.recover_minutes, device, pruning=pruning, is_overruled=bool(options.prune))
+    _refuse_ranges(device, capability, target)
+    threads = _choose_threads(profile)
+    return Plan(
+        device=device.name,
+        profile=profile.name,
+        profile_digest=profile_digest(profile),
+        target=target.name,
+        toolchain=dict(target.toolchain()),
+        passes=plan_passes(options),
+        target_passes=tuple(step.name for step in target.passes(profile)),
+        dims={"batch": device.batch, **device.dims},
+        choices={
+            **_precision_choices(found),
+            **_gate_choices(demands),
+            "layout": Choice(
+                "as imported", "the portable half keeps ONNX's channels-first layout; the target chooses its own"
+            ),
+            "pruning": Choice(pruning.value, pruning.why),
+            "tuning": _choose_tuning(target),
+            "threads": threads,
+        },
+        target_plan=TargetPlan(
+            precision=rule.name,
+            options=validate_options(target.Options, profile),
+            dims={name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed},
+            threads=int(threads.value),
+            cache_dir=options.cache / "toolchains",
+        ),
+        demands=demands,
+        candidates=found.rules,
+        yardstick=next((rule for rule in capability.precisions if rule.name == YARDSTICK), None),
+        pruning=pruning,
+    )
+
+
+def settle(plan: Plan, rule: PrecisionRule, reason: str) -> Plan:
+    """The plan with its precision decided: what a trial builds, and what the chosen artifact was built by.
+
+    Args:
+        plan: The device's plan.
+        rule: One of its candidates.
+        reason: Why this one.
+    """
+    choices = {**plan.choices, "precision": Choice(rule.name, reason), **_rule_choices(rule)}
+    if plan.pruning.ratio:
+        choices["tolerance"] = Choice(rule.tolerance, f"the level for {rule.name} results against the border model")
+    return replace(plan, choices=choices, target_plan=replace(plan.target_plan, precision=rule.name))
+
+
+def settle_pruning(plan: Plan, pruning: Pruning) -> Plan:
+    """The plan with another decision on pruning: what a trial builds, and what the chosen artifact was built by."""
+    choices = {**plan.choices, "pruning": Choice(pruning.value, pruning.why)}
+    return replace(plan, choices=choices, pruning=pruning)
+
+
+def options_to_dict(options: object) -> dict[str, Any]:
+    """A target's options as a JSON-ready value."""
+    return asdict(options) if is_dataclass(options) and not isinstance(options, type) else dict(vars(options))
+
+
+def _precision_choices(found: Candidates) -> dict[str, Choice]:
+    if len(found.rules) == 1:
+        return {"precision": Choice(found.value, found.reason), **_rule_choices(found.rules[0])}
+    each = {rule.name: _rule_choices(rule) for rule in found.rules}
+    return {"precision": Choice(found.value, found.reason)} | {
+        name: Choice("as searched", "; ".join(f"{rule}: {choices[name].value}" for rule, choices in each.items()))
+        for name in ("border precision", "tolerance")
+    }
+
+
+def _rule_choices(rule: PrecisionRule) -> dict[str, Choice]:
+    against = "the quantized border model" if rule.scheme else "the float32 reference"
+    return {
+        "border precision": _border_precision(rule),
+        "tolerance": Choice(rule.tolerance, f"the level for {rule.name} results against {against}"),
+    }
+
+
+def _gate_choices(demands: Demands) -> dict[str, Choice]:
+    """What the gates are, as the plan prints it."""
+    found = {
+        name: Choice(f"{value:g}", demands.reasons.get(name, ""))
+        for name, value in asdict(demands.limits).items()
+        if value is not None
+    }
+    return found or {"gates": Choice("parity", "the fleet file states no limits and no evaluation")}
+
+
+def _border_precision(rule: PrecisionRule) -> Choice:
+    if rule.scheme:
+        return Choice(f"quantized for {rule.scheme.name}", "QuantizeLinear and DequantizeLinear are in the graph")
+    if rule.converts_graph:
+        return Choice(rule.name, "the target is strongly typed: it computes in the precision the graph is written in")
+    return Choice("as imported", "the target converts while it builds, or nothing is to be converted")
+
+
+def _refuse_ranges(device: DeviceClass, capability: Capability, target: Target) -> None:
+    ranges = {name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed}
+    if ranges and not capability.dynamic_dims:
+        raise FleetError(
+            f"target '{target.name}' builds fixed shapes only, and these are ranges: "
+            + ", ".join(f"{name} {sizes}" for name, sizes in ranges.items()),
+            where=device.place,
+            remedy="Give each one size, for example `batch: 1`, or make one device class per size.",
+        )
+
+
+def _choose_tuning(target: Target) -> Choice:
+    if not isinstance(target, Tunes):
+        return Choice("none", "the target has no kernels with a choice")
+    return Choice("by the log", "kernel by kernel once the border model is made; `fleetc plan --kernels` lists them")
+
+
+def _choose_threads(profile: HardwareProfile) -> Choice:
+    if profile.cpu is None:
+        return Choice("1", "the profile states no CPU")
+    return Choice(
+        str(profile.cpu.cores),
+        f"one per core of the profile ({profile.cpu.cores}); a second hardware thread "
+        "of a core adds no arithmetic units",
+    )
+
+
+def plan_passes(options: BuildOptions) -> tuple[PlannedPass, ...]:
+    """The passes of the portable half; which of them run is the same for every device.
+
+    Raises:
+        UsageError: A name or a number is none of theirs.
+    """
+    names = list(PORTABLE)
+    unknown = sorted(set(options.skip_passes) - set(names))
+    if unknown:
+        raise UsageError(
+            f"no pass is named {', '.join(unknown)}", where="--skip-pass", remedy=f"Passes: {', '.join(names)}."
+        )
+    if options.stop_after is not None and not 0 <= options.stop_after <= len(names):
+        raise UsageError(
+            f"there are passes 1 to {len(names)}, not {options.stop_after}",
+            where="--stop-after",
+            remedy="`fleetc plan` lists them; 0 runs none.",
+        )
+    return tuple(_planned(number, name, options) for number, name in enumerate(names, start=1))
+
+
+def _planned(number: int, name: str, options: BuildOptions) -> PlannedPass:
+    if options.stop_after is not None and number > options.stop_after:
+        return PlannedPass(number, name, runs=False, reason=f"--stop-after {options.stop_after}")
+    if name in options.skip_passes:
+        return PlannedPass(number, name, runs=False, reason="--skip-pass")
+    return PlannedPass(number, name, runs=True)

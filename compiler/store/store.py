@@ -1,0 +1,374 @@
+"""The content-addressed store: one entry per finished stage, written once, atomically, verified whenever it is read.
+
+<root>/entries/ab/<digest>/entry.json    the stage's named key parts, and the digest of every file
+<root>/entries/ab/<digest>/files/…       what the stage made
+<root>/locks/<digest>.lock               held while one process makes the entry; the others wait
+<root>/tmp/…                             entries being made; a killed build leaves its folder here, gc removes it;
+                                         one by a stage's digest is what that stage goes on from
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import tarfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from compiler.errors import DataError
+from compiler.store.disk import output_errors, storage_errors
+
+SCHEMA = 1
+STALE_TMP_S = 24 * 3600
+"""A temporary folder this old belongs to a build that was killed."""
+
+
+log = logging.getLogger("fleetc.store")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a build, named by everything that can change its result.
+
+    Args:
+        name: What the step does: `import`, `rewrite`, `build`, …
+        parts: Named key parts in a fixed order: full digests, options, tool versions.
+    """
+
+    name: str
+    parts: tuple[tuple[str, str], ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (64 hex digits) of the name and the parts."""
+        return hashlib.sha256(canonical_json([SCHEMA, self.name, self.parts]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished stage in the store.
+
+    Args:
+        stage: Name of the stage.
+        digest: Key of the entry.
+        files: Folder with what the stage made.
+        hit: Whether it was there before it was asked for.
+        seconds: Wall time that making it took in this process; 0 for a hit.
+    """
+
+    stage: str
+    digest: str
+    files: Path
+    hit: bool
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """Size of a store: entries and bytes by stage name."""
+
+    root: Path
+    entries: int
+    bytes: int
+    stages: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (64 hex digits) of a file, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digests(folder: Path) -> dict[str, str]:
+    """Relative POSIX path → SHA-256 of every file under a folder, symbolic links included, in path order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix(): _known_digest(path) for path in files}
+
+
+def _known_digest(path: Path) -> str:
+    """The digest of a file, computed once in this process as long as the system says that nobody touched it."""
+    at = path.stat()
+    return _digest_of_state(path, (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns))
+
+
+@lru_cache(maxsize=4096)
+def _digest_of_state(path: Path, state: tuple[int, ...]) -> str:
+    return file_digest(path)
+
+
+class Store:
+    """The store under one root folder; safe for several processes at once.
+
+    Args:
+        root: The folder; made when first written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    def obtain(self, stage: Stage, make: Callable[[Path], None]) -> Entry:
+        """The finished stage: from the store if it is there and whole, otherwise made now, by one process at a time.
+
+        Args:
+            stage: What is wanted.
+            make: Fills an empty folder with the result. If it raises, nothing is kept.
+
+        Raises:
+            StorageError: The store cannot be written, or the disk is full.
+        """
+        with storage_errors(self.root):
+            found = self.find(stage)
+            if found:
+                return found
+            with self._lock(stage.digest):
+                return self.find(stage) or self._make(stage, make)
+
+    def find(self, stage: Stage) -> Entry | None:
+        """The entry if it is there and every byte matches; None if it is missing or damaged."""
+        folder = self._folder(stage.digest)
+        if not folder.is_dir():
+            return None
+        problem = _damage(folder, stage)
+        if problem:
+            log.debug("cache entry %s (%s) is damaged: %s", stage.digest[:12], stage.name, problem)
+            return None
+        _touch(folder / "entry.json")
+        log.debug("cache entry %s (%s): found", stage.digest[:12], stage.name)
+        return Entry(stage.name, stage.digest, folder / "files", hit=True)
+
+    def workspace(self, stage: Stage) -> Path:
+        """Where a stage that goes on after a kill keeps what it has; whoever made the stage removes the folder.
+
+        `gc` removes one that nobody wrote to for a day.
+        """
+        return self.root / "tmp" / stage.digest
+
+    def info(self) -> StoreInfo:
+        """Entries and bytes, in all and by stage."""
+        stages: dict[str, tuple[int, int]] = {}
+        for folder in self._entries():
+            name = _stage_name(folder)
+            count, size = stages.get(name, (0, 0))
+            stages[name] = (count + 1, size + _size(folder))
+        counts = stages.values()
+        return StoreInfo(self.root, sum(c for c, _ in counts), sum(s for _, s in counts), dict(sorted(stages.items())))
+
+    def gc(self, *, max_bytes: int | None = None, max_age_s: float | None = None) -> int:
+        """Removes what killed builds left, then entries too old, then the least recently used above `max_bytes`.
+
+        Returns:
+            Bytes freed.
+        """
+        with storage_errors(self.root):
+            freed = self._sweep_tmp()
+            now, kept = time.time(), 0
+            for folder in sorted(self._entries(), key=_used, reverse=True):
+                size = _size(folder)
+                too_old = max_age_s is not None and now - _used(folder) > max_age_s
+                if too_old or (max_bytes is not None and kept + size > max_bytes):
+                    freed += size
+                    self._discard(folder)
+                else:
+                    kept += size
+            return freed
+
+    def export(self, path: Path) -> int:
+        """Writes every whole entry into one tar file. Returns the number of entries."""
+        entries = [folder for folder in self._entries() if not _damage(folder, None)]
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            try:
+                with tarfile.open(partial, "w") as tar:
+                    for folder in sorted(entries):
+                        tar.add(folder, arcname=folder.name)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        return len(entries)
+
+    def import_(self, path: Path) -> int:
+        """Takes the entries of an exported tar file that are whole and not here yet. Returns their number.
+
+        Raises:
+            DataError: The file is no such tar file, or holds an entry that does not match its digests.
+        """
+        with storage_errors(self.root), self._scratch() as scratch:
+            _unpack(path, scratch)
+            folders = sorted(folder for folder in scratch.iterdir())
+            damaged = [f"{folder.name[:12]}: {_damage(folder, None)}" for folder in folders if _damage(folder, None)]
+            if damaged:
+                raise DataError(f"damaged entries: {'; '.join(damaged)}", where=str(path), remedy="Export it again.")
+            fresh = [folder for folder in folders if not self._folder(folder.name).exists()]
+            for folder in fresh:
+                self._adopt(folder, folder.name)
+            return len(fresh)
+
+    def lend(self, stages: frozenset[str], other: Store) -> int:
+        """Copies every whole entry of some stages into another store. Returns how many."""
+        folders = [folder for folder in self._entries() if _stage_name(folder) in stages and not _damage(folder, None)]
+        with storage_errors(other.root):
+            for folder in folders:
+                shutil.copytree(folder, other._folder(folder.name), dirs_exist_ok=True)
+        return len(folders)
+
+    def _make(self, stage: Stage, make: Callable[[Path], None]) -> Entry:
+        """Makes the entry; the caller holds its lock, so nobody else removes or adds it meanwhile."""
+        started = time.perf_counter()
+        self._remove_damaged(stage)
+        log.debug("cache entry %s (%s) is made: %s", stage.digest[:12], stage.name, canonical_json(stage.parts))
+        with self._scratch() as scratch:
+            (scratch / "files").mkdir()
+            make(scratch / "files")
+            record = {
+                "schema": SCHEMA,
+                "stage": stage.name,
+                "parts": stage.parts,
+                "files": folder_digests(scratch / "files"),
+            }
+            (scratch / "entry.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+            self._adopt(scratch, stage.digest)
+        return Entry(
+            stage.name,
+            stage.digest,
+            self._folder(stage.digest) / "files",
+            hit=False,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _remove_damaged(self, stage: Stage) -> None:
+        folder = self._folder(stage.digest)
+        if folder.exists():
+            problem = _damage(folder, stage)
+            log.warning("cache entry %s (%s) is damaged: %s; it is made anew", stage.digest[:12], stage.name, problem)
+            self._discard(folder)
+
+    def _adopt(self, folder: Path, digest: str) -> None:
+        final = self._folder(digest)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+    def _discard(self, folder: Path) -> None:
+        with storage_errors(self.root), self._scratch() as scratch, contextlib.suppress(FileNotFoundError):
+            folder.rename(scratch / folder.name)  # another process may have removed it first
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        folder = self.root / "tmp" / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _sweep_tmp(self) -> int:
+        old = [path for path in self._tmp() if time.time() - _modified(path) > STALE_TMP_S]
+        freed = sum(_size(path) for path in old)
+        for path in old:
+            shutil.rmtree(path, ignore_errors=True)
+        return freed
+
+    def _tmp(self) -> list[Path]:
+        folder = self.root / "tmp"
+        return list(folder.iterdir()) if folder.is_dir() else []
+
+    def _lock(self, digest: str) -> FileLock:
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        return FileLock(self.root / "locks" / f"{digest}.lock")
+
+    def _folder(self, digest: str) -> Path:
+        return self.root / "entries" / digest[:2] / digest
+
+    def _entries(self) -> list[Path]:
+        return sorted((self.root / "entries").glob("??/*"))
+
+
+def _damage(folder: Path, stage: Stage | None) -> str:
+    """What is wrong with an entry's folder; empty if it is whole."""
+    try:
+        record = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
+        named = Stage(str(record["stage"]), tuple((str(name), str(value)) for name, value in record["parts"]))
+        expected = dict(record["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"entry.json cannot be read ({type(error).__name__})"
+    if named.digest != folder.name or (stage is not None and named != stage):
+        return "its key is not the one asked for"
+    try:
+        actual = folder_digests(folder / "files")
+    except OSError as error:
+        return f"its files cannot be read ({error.strerror})"
+    wrong = sorted(name for name in {*expected, *actual} if expected.get(name) != actual.get(name))
+    return f"{', '.join(wrong)}: not the bytes that were stored" if wrong else ""
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Unpacks a tar file; a compressed one is refused, since it may hold more than its size says."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(f"it cannot be read: {error.strerror}", where=str(path), remedy="Check the path.") from error
+    try:
+        with file, tarfile.open(fileobj=file, mode="r:") as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(
+            f"not an exported cache: {error}", where=str(path), remedy="`fleetc cache export` writes one."
+        ) from error
+
+
+def _stage_name(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "entry.json").read_text(encoding="utf-8"))["stage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "(damaged)"
+
+
+def _used(folder: Path) -> float:
+    return _modified(folder / "entry.json", missing=0.0)
+
+
+def _modified(path: Path, *, missing: float = math.inf) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return missing
+
+
+def _touch(path: Path) -> None:
+    try:
+        os.utime(path)
+    except OSError:  # a read-only shared cache still serves its entries
+        log.debug("%s: time of use not recorded", path)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it meanwhile
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -1,0 +1,153 @@
+"""The plugin contract: what a target offers, and the child process it works in.
+
+The names below are all that a target may import from fleetc; everything else may change. Each is imported when it is
+first used, so that listing targets loads no graph library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compiler.artifact import Artifact, Evidence, TensorSpec
+    from compiler.errors import (
+        CompilerError,
+        DataError,
+        FleetError,
+        StorageError,
+        TargetUnavailable,
+        ToolchainFailed,
+        UnsupportedModel,
+        combine,
+    )
+    from compiler.fleet import Range
+    from compiler.fleet.detect import detect_profile, host_isa, missing_isa
+    from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
+    from compiler.model.graph import Pass, graph_digest
+    from compiler.model.numerics import Array, Arrays
+    from compiler.model.save import save_model
+    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
+    from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
+    from compiler.target.target import (
+        API_VERSION,
+        Backend,
+        LayerTime,
+        Measurer,
+        Runner,
+        Target,
+        TargetPlan,
+        Tunes,
+        find_target,
+        installed_version,
+        list_targets,
+    )
+    from compiler.tune import Choice, DeviceType, Measurement, Tunable, profile_device
+
+_PLACES = {
+    "API_VERSION": "compiler.target.target",
+    "Array": "compiler.model.numerics",
+    "Arrays": "compiler.model.numerics",
+    "Artifact": "compiler.artifact.artifact",
+    "Backend": "compiler.target.target",
+    "Capability": "compiler.target.capability",
+    "Choice": "compiler.tune",
+    "CompilerError": "compiler.errors",
+    "Cpu": "compiler.fleet.profile",
+    "DataError": "compiler.errors",
+    "DeviceType": "compiler.tune",
+    "Evidence": "compiler.artifact.artifact",
+    "FleetError": "compiler.errors",
+    "HardwareProfile": "compiler.fleet.profile",
+    "LayerTime": "compiler.target.target",
+    "Measurement": "compiler.tune",
+    "Measurer": "compiler.target.target",
+    "OpRule": "compiler.target.capability",
+    "OpScheme": "compiler.target.scheme",
+    "Pass": "compiler.model.graph",
+    "PrecisionRule": "compiler.target.capability",
+    "QuantScheme": "compiler.target.scheme",
+    "Range": "compiler.fleet.fleet",
+    "Refusal": "compiler.target.capability",
+    "Runner": "compiler.target.target",
+    "StorageError": "compiler.errors",
+    "Target": "compiler.target.target",
+    "TargetPlan": "compiler.target.target",
+    "TargetUnavailable": "compiler.errors",
+    "TensorFormat": "compiler.target.scheme",
+    "TensorSpec": "compiler.artifact.artifact",
+    "ToolchainFailed": "compiler.errors",
+    "Tunable": "compiler.tune",
+    "Tunes": "compiler.target.target",
+    "UnsupportedModel": "compiler.errors",
+    "combine": "compiler.errors",
+    "detect_profile": "compiler.fleet.detect",
+    "find_target": "compiler.target.target",
+    "graph_digest": "compiler.model.graph",
+    "host_isa": "compiler.fleet.detect",
+    "installed_version": "compiler.target.target",
+    "list_targets": "compiler.target.target",
+    "load_profile": "compiler.fleet.profile",
+    "missing_isa": "compiler.fleet.detect",
+    "op_key": "compiler.target.capability",
+    "profile_device": "compiler.tune",
+    "save_model": "compiler.model.save",
+    "validate_options": "compiler.fleet.profile",
+}
+
+__all__ = [
+    "API_VERSION",
+    "Array",
+    "Arrays",
+    "Artifact",
+    "Backend",
+    "Capability",
+    "Choice",
+    "CompilerError",
+    "Cpu",
+    "DataError",
+    "DeviceType",
+    "Evidence",
+    "FleetError",
+    "HardwareProfile",
+    "LayerTime",
+    "Measurement",
+    "Measurer",
+    "OpRule",
+    "OpScheme",
+    "Pass",
+    "PrecisionRule",
+    "QuantScheme",
+    "Range",
+    "Refusal",
+    "Runner",
+    "StorageError",
+    "Target",
+    "TargetPlan",
+    "TargetUnavailable",
+    "TensorFormat",
+    "TensorSpec",
+    "ToolchainFailed",
+    "Tunable",
+    "Tunes",
+    "UnsupportedModel",
+    "combine",
+    "detect_profile",
+    "find_target",
+    "graph_digest",
+    "host_isa",
+    "installed_version",
+    "list_targets",
+    "load_profile",
+    "missing_isa",
+    "op_key",
+    "profile_device",
+    "save_model",
+    "validate_options",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'compiler.target' has no attribute '{name}'")
+    return getattr(import_module(_PLACES[name]), name)

@@ -1,0 +1,175 @@
+"""What a target can do, as data; and what of a model it therefore refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from compiler.errors import UnsupportedModel
+from compiler.target.scheme import QuantScheme
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """What a target takes of one operator.
+
+    Args:
+        dtypes: Names of the ONNX element types (`FLOAT`, `INT64`, …) its inputs and outputs may have; empty: any.
+        constant_inputs: Indices of inputs that must be initializers or constants.
+        rank_max: Highest rank of its inputs and outputs; 0 means any.
+        attributes: Attribute name → the values it may take (compared as int, float, str or tuple).
+        opset_min: Oldest opset of the model in which the operator means what the target implements.
+        inputs_max: Most inputs it may be given; 0 means any number.
+        outputs_max: Most outputs that may be used; 0 means any number.
+    """
+
+    dtypes: frozenset[str] = frozenset()
+    constant_inputs: tuple[int, ...] = ()
+    rank_max: int = 0
+    attributes: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    opset_min: int = 1
+    inputs_max: int = 0
+    outputs_max: int = 0
+
+
+@dataclass(frozen=True)
+class PrecisionRule:
+    """One precision a target can build for this profile.
+
+    Args:
+        name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4-weights`, or `fp16-weights` (weights stored in float16,
+            arithmetic in float32).
+        reason: Why it is there on this profile, in words for the plan.
+        converts_graph: Whether the border model itself must be converted (the target is strongly typed), or the
+            target converts while it builds.
+        tolerance: Name of the tolerance its results are judged by; those of a scheme against the border model.
+        gain: Inferences per second against float32, as the target's makers expect them on this profile: the order in
+            which candidates are tried, never a figure of a report.
+        scheme: How operators are quantized; None for a precision of floating point.
+        width_multiple: Channels that its kernels work on at once on this profile: a pruned layer is as wide as a
+            multiple of it, since the lanes left over would cost as much as if they were used.
+    """
+
+    name: str
+    reason: str
+    converts_graph: bool
+    tolerance: str
+    gain: float = 1.0
+    scheme: QuantScheme | None = None
+    width_multiple: int = 4
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What one target can do on one profile.
+
+    Args:
+        ops: Operator → rule. A key is `Conv` for the default ONNX domain, `domain::Op` for any other.
+        precisions: By name, in order of preference; refusals of the others are in `precision_refusals`.
+        precision_refusals: Precision name → why it is not to be had on this profile.
+        dynamic_dims: Whether a dimension may stay a range in the artifact.
+        opset_max: Newest version of the default domain that the toolchain reads.
+        ahead_of_time: Empty if an artifact can be built on a machine without the device, otherwise why not.
+        sparse_weights: Empty if an engine is known to compute with 2:4 sparse weights, otherwise why that is not made.
+    """
+
+    ops: Mapping[str, OpRule]
+    precisions: tuple[PrecisionRule, ...]
+    dynamic_dims: bool
+    opset_max: int
+    precision_refusals: Mapping[str, str] = field(default_factory=dict)
+    ahead_of_time: str = ""
+    sparse_weights: str = "the target has no kernels for 2:4 sparse weights"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One node that a target (or a pass) does not take, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.op} '{self.node}': {self.reason}"
+
+
+def op_key(node: ir.Node) -> str:
+    """The operator as `Capability.ops` spells it."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+def find_unsupported(model: ir.Model, capability: Capability) -> tuple[Refusal, ...]:
+    """Every node that the capability does not cover, in graph order, subgraphs included."""
+    return tuple(
+        Refusal(node.name or "(unnamed)", op_key(node), reason)
+        for node in model.graph.all_nodes()
+        for reason in _reasons(node, capability, model.graph.opset_imports.get(node.domain, 1))
+    )
+
+
+def refuse_unsupported(model: ir.Model, capability: Capability, *, target: str) -> None:
+    """Raises UnsupportedModel that lists every refusal, or says that the model's opset is too new for the toolchain."""
+    opset = model.graph.opset_imports.get("", 1)
+    if opset > capability.opset_max:
+        raise UnsupportedModel(
+            f"the model is written in opset {opset}; target '{target}' reads up to {capability.opset_max}",
+            remedy=f"Export the model with opset {capability.opset_max} or older.",
+        )
+    refusals = find_unsupported(model, capability)
+    if refusals:
+        lines = "\n".join(f"  - {refusal}" for refusal in refusals)
+        raise UnsupportedModel(
+            f"target '{target}' refuses {len(refusals)} of {sum(1 for _ in model.graph.all_nodes())} nodes:\n{lines}",
+            remedy="Choose another target for this device, or replace these operators in the model.",
+        )
+
+
+def _reasons(node: ir.Node, capability: Capability, opset: int) -> Iterator[str]:
+    key = op_key(node)
+    rule = capability.ops.get(key)
+    if rule is None:
+        yield f"the target has no operator {key}"
+        return
+    if opset < rule.opset_min:
+        yield f"opset {opset} gives it another meaning than the one the target implements, that of {rule.opset_min}"
+    yield from _dtype_reasons(node, rule)
+    yield from _input_reasons(node, rule)
+    yield from _attribute_reasons(node, rule)
+
+
+def _dtype_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.dtype is not None]
+    found = {value.dtype.name for value in values if value.dtype is not None}
+    if rule.dtypes and not found <= rule.dtypes:
+        yield f"element type {', '.join(sorted(found - rule.dtypes))} is not among {', '.join(sorted(rule.dtypes))}"
+    ranks = [len(value.shape) for value in values if value.shape is not None]
+    if rule.rank_max and max(ranks, default=0) > rule.rank_max:
+        yield f"rank {max(ranks)} is above {rule.rank_max}"
+
+
+def _input_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
+    given = max((index + 1 for index, value in enumerate(node.inputs) if value is not None), default=0)
+    if rule.inputs_max and given > rule.inputs_max:
+        yield f"it has {given} inputs; the target takes {rule.inputs_max}"
+    made = max((index + 1 for index, value in enumerate(node.outputs) if value.name), default=0)
+    if rule.outputs_max and made > rule.outputs_max:
+        yield f"it has {made} outputs; the target gives {rule.outputs_max}"
+    for index in rule.constant_inputs:
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is not None and value.const_value is None:
+            yield f"input {index} ('{value.name}') must be a constant"
+
+
+def _attribute_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
+    for name, allowed in rule.attributes.items():
+        attribute = node.attributes.get(name)
+        if attribute is None:
+            continue
+        value = tuple(attribute.value) if isinstance(attribute.value, (list, tuple)) else attribute.value
+        if value not in allowed:
+            yield f"attribute {name}={value!r} is not among {', '.join(map(repr, allowed))}"

@@ -1,0 +1,173 @@
+"""Trials of tuning in a child process that lives from trial to trial, and is started anew when a trial ends it.
+
+The parent writes one JSON line per trial into a pipe and waits for one line back, with its eye on time and memory. A
+toolchain's start-up is paid once, and yet no trial can take the run along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from compiler.artifact import Evidence
+from compiler.driver.stages.compile import BuildRequest, told_child
+from compiler.errors import CompilerError, ToolchainFailed, from_dict
+from compiler.fleet.profile import HardwareProfile
+from compiler.plan import Plan
+from compiler.target.isolate import MIB, ChildLimits, Family, death_of, kill_child, log_tail
+from compiler.target.target import Backend
+from compiler.tune import Choice, DeviceType, Measurement, Tunable
+
+POLL_S = 0.05
+GRACE_S = 2.0
+"""What a trial may take beyond its limit before its process is killed: a measurer stops by itself where it can."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What trials are of: a border model under a plan, and where they are measured."""
+
+    border: Path
+    plan: Plan
+    profile: HardwareProfile
+    backend: Backend
+
+
+class MeasuringChild:
+    """A child process that measures trials.
+
+    Args:
+        subject: What is measured, and where.
+        limits: Time for the start-up, and memory at any moment.
+
+    Raises:
+        CompilerError: On entering: the back-end is not there, or the toolchain does not start.
+    """
+
+    evidence: Evidence
+    device: DeviceType
+
+    def __init__(self, subject: Subject, limits: ChildLimits) -> None:
+        self._subject, self._limits = subject, limits
+        self._child: _Child | None = None
+
+    def __enter__(self) -> MeasuringChild:
+        self._start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop()
+
+    def measure(self, kernel: Tunable, choice: Choice) -> Measurement:
+        """One trial.
+
+        Raises:
+            TargetUnavailable: The back-end is gone.
+            CompilerError: The trial failed, hung, crashed, or used too much memory.
+        """
+        child = self._child or self._start()
+        try:
+            child.ask({"kernel": asdict(kernel), "choice": dict(choice)})
+            answer = child.answer(self._subject.backend.trial_s + GRACE_S)
+        except CompilerError:
+            self._stop()
+            raise
+        if "error" in answer:
+            raise from_dict(answer)
+        return Measurement(tuple(answer["values"]), self.evidence)
+
+    def _start(self) -> _Child:
+        self._child = child = _Child(self._subject, self._limits)
+        try:
+            hello = child.answer(self._limits.timeout_s)
+        except CompilerError:
+            self._stop()
+            raise
+        device = hello["device"]
+        self.evidence = Evidence(hello["evidence"])
+        self.device = DeviceType(
+            **{**device, "isa": tuple(device["isa"]), "caches_kib": tuple(device["caches_kib"])},
+        )
+        return child
+
+    def _stop(self) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+
+class _Child:
+    """One process and its two pipes."""
+
+    def __init__(self, subject: Subject, limits: ChildLimits) -> None:
+        self._limits = limits
+        self._folder = tempfile.TemporaryDirectory(prefix="fleetc-")
+        folder = Path(self._folder.name)
+        asked, self._questions = os.pipe()
+        self._answers, answered = os.pipe()
+        told = told_child(subject.border, BuildRequest.of(subject.plan), subject.profile, folder)
+        pipes = {"questions_fd": asked, "answers_fd": answered}
+        request = {"work": "measure", **told, "backend": asdict(subject.backend), **pipes}
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        with (folder / "log.txt").open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "compiler.target.worker", str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=(asked, answered),
+            )
+        os.close(asked)
+        os.close(answered)
+        self._family = Family(self._process.pid)
+        self._read = b""
+
+    def ask(self, value: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it died between two trials: `answer` says how
+            os.write(self._questions, (json.dumps(value) + "\n").encode())
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        """The next line. Raises what the child raised, or ToolchainFailed if it broke a limit or died."""
+        deadline, ceiling = time.monotonic() + seconds, self._limits.memory_bytes()
+        while b"\n" not in self._read:
+            if select.select([self._answers], [], [], POLL_S)[0]:
+                piece = os.read(self._answers, 1 << 16)
+                if not piece:
+                    raise self._ended()
+                self._read += piece
+            elif self._process.poll() is not None:  # its guardian may still hold the pipe open
+                raise self._ended()
+            elif time.monotonic() > deadline:
+                raise ToolchainFailed(f"the trial did not finish within {seconds:g} s")
+            elif (used := self._family.resident_bytes()) > ceiling:
+                raise ToolchainFailed(f"the trial used {used // MIB} MiB of memory, more than {ceiling // MIB} MiB")
+        line, _, self._read = self._read.partition(b"\n")
+        value: dict[str, Any] = json.loads(line)
+        return value
+
+    def close(self) -> None:
+        kill_child(self._process)
+        os.close(self._questions)
+        os.close(self._answers)
+        self._folder.cleanup()
+
+    def _ended(self) -> CompilerError:
+        """Why the process is gone: what it raised before it measured anything, or how it died."""
+        folder = Path(self._folder.name)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE_S)
+        response = folder / "response.json"
+        if response.exists() and "error" in (value := json.loads(response.read_text(encoding="utf-8"))):
+            return from_dict(value["error"])
+        return ToolchainFailed(f"the trial {death_of(self._process.returncode or 0)}{log_tail(folder)}")

@@ -1,0 +1,163 @@
+"""Compensated rounding: the layout of layers as matrices, and the least error of what a layer computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+from quant_models import batches_of, model_of, scheme_of
+
+from compiler.compress.quant import QuantOptions, quantize
+from compiler.compress.quant.compensate import DAMPING, compensate, inverse_root
+from compiler.compress.quant.unfold import Layout, find_layout
+from compiler.compress.quant.weights import dequantize, quantize_weight, round_weight
+from compiler.model.numerics import Array
+from compiler.model.reference import Unoptimized
+from compiler.target.scheme import TensorFormat
+
+INT4 = TensorFormat("int4", granularity="channel")
+LAYERS = {
+    "Conv": "(float[N, 4, 6, 6] x, float[6, 4, 3, 2] c_w) => (float[N, 6, a, b] y) { y = Conv(x, c_w) }",
+    "strided": "(float[N, 4, 9, 9] x, float[6, 4, 3, 3] c_w) => (float[N, 6, a, b] y) "
+    "{ y = Conv<pads = [1, 0, 2, 1], strides = [2, 1], dilations = [1, 2]>(x, c_w) }",
+    "depthwise": "(float[N, 6, 5, 5] x, float[6, 1, 3, 3] c_w) => (float[N, 6, a, b] y) "
+    "{ y = Conv<group = 6>(x, c_w) }",
+    "grouped": "(float[N, 6, 5] x, float[4, 3, 2] c_w) => (float[N, 4, a] y) { y = Conv<group = 2>(x, c_w) }",
+    "Gemm": "(float[N, 6] x, float[6, 5] c_w) => (float[N, 5] y) { y = Gemm(x, c_w) }",
+    "transposed": "(float[N, 6] x, float[5, 6] c_w) => (float[N, 5] y) { y = Gemm<transB = 1>(x, c_w) }",
+    "MatMul": "(float[N, 3, 6] x, float[6, 5] c_w) => (float[N, 3, 5] y) { y = MatMul(x, c_w) }",
+}
+
+
+def layer(name: str) -> tuple[ir.Model, ir.Node, NDArray[np.float32], Layout]:
+    model = model_of(LAYERS[name])
+    node = model.graph[0]
+    weight = node.inputs[1].const_value.numpy()  # type: ignore[union-attr]
+    layout = find_layout(node, weight.shape)
+    assert isinstance(layout, Layout), layout
+    return model, node, weight, layout
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_as_matrices_computes_what_the_layer_does(name: str) -> None:
+    model, _, weight, layout = layer(name)
+    (inputs,) = batches_of(model, count=1, size=2)
+    want = Unoptimized(model).run(inputs)["y"]
+    matrix, rows = layout.matrix(weight), layout.rows(inputs["x"])
+    assert matrix.shape[2] == rows.shape[2] == layout.terms
+    assert np.array_equal(layout.weight(matrix), weight)
+    found = np.einsum("got,grt->rgo", matrix, rows).reshape(len(rows[0]), -1)  # (rows, outputs)
+    channels = want if name in ("Gemm", "transposed", "MatMul") else np.moveaxis(want, 1, -1)
+    assert np.allclose(found, channels.reshape(found.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_compensated_weights_lie_on_the_lattice_and_compute_nearer_to_the_float_layer(name: str) -> None:
+    model, node, weight, layout = layer(name)
+    quant = quantize_weight(weight, node, INT4)
+    mixing = np.random.default_rng(5).normal(size=(8, 8)).astype(np.float32)
+    inputs = [correlated(batch["x"], mixing) for batch in batches_of(model, count=3)]
+    found = compensate(weight, quant, layout, inputs)
+    nearest = dequantize(round_weight(weight, quant), quant)
+    assert np.allclose(dequantize(round_weight(found, quant), quant), found, atol=1e-6)
+    assert error(layout, weight, found, inputs) < 0.8 * error(layout, weight, nearest, inputs)
+
+
+def test_an_input_that_is_always_zero_leaves_weights_rounded_to_nearest() -> None:
+    model, node, weight, layout = layer("Gemm")
+    quant = quantize_weight(weight, node, INT4)
+    zeros = [np.zeros_like(batch["x"]) for batch in batches_of(model)]
+    assert np.allclose(compensate(weight, quant, layout, zeros), dequantize(round_weight(weight, quant), quant))
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (
+            "(float[N, 4, 6] x, float[6, 4, 3] c_w) => (float[N, 6, a] y) "
+            '{ y = Conv<auto_pad = "SAME_UPPER">(x, c_w) }',
+            "padding",
+        ),
+        ("(float[6, 3] x, float[6, 5] c_w) => (float[3, 5] y) { y = Gemm<transA = 1>(x, c_w) }", "transposed"),
+        ("(float[2, 3, 6] x, float[2, 6, 5] c_w) => (float[2, 3, 5] y) { y = MatMul(x, c_w) }", "3 dimensions"),
+    ],
+)
+def test_a_layer_that_is_no_plain_product_of_matrices_says_why(body: str, why: str) -> None:
+    node = model_of(body).graph[0]
+    found = find_layout(node, tuple(node.inputs[1].shape.numpy()))  # type: ignore[union-attr]
+    assert isinstance(found, str) and why in found
+
+
+def test_a_model_quantized_with_compensation_errs_less_on_other_data() -> None:
+    body = (
+        "(float[N, 4, 8, 8] x, float[8, 4, 3, 3] c_w, float[8, 8, 3, 3] c_v, float[288, 5] c_u) => (float[N, 5] y) "
+        "{ a = Conv<pads = [1, 1, 1, 1]>(x, c_w) r = Relu(a) b = Conv(r, c_v) f = Flatten(b) y = MatMul(f, c_u) }"
+    )
+    model = model_of(body)
+    scheme = scheme_of(weight=TensorFormat("int4", granularity="channel"))
+    batches, others = (
+        [{"x": np.cumsum(one["x"], axis=2, dtype=np.float32)} for one in batches_of(model, count=8, seed=seed)]
+        for seed in (3, 99)
+    )
+    plain = quantize(model, batches, scheme, QuantOptions(fit_samples=64, compensate=False))
+    better = quantize(model, batches, scheme, QuantOptions(fit_samples=64, compensate=True))
+    assert squared(better.model, model, others) < 0.8 * squared(plain.model, model, others)
+
+
+def correlated(array: Array, mixing: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inputs that depend on each other, as those of real layers do: else rounding has nothing to make up with."""
+    axis = 1 if array.ndim > 2 and array.shape[1] != 3 else array.ndim - 1
+    mixed = np.moveaxis(np.moveaxis(array, axis, -1) @ mixing[: array.shape[axis], : array.shape[axis]], -1, axis)
+    found: NDArray[np.float32] = np.cumsum(mixed, axis=-1, dtype=np.float32)
+    return found
+
+
+def error(layout: Layout, weight: Array, found: Array, inputs: list[NDArray[np.float32]]) -> float:
+    missing = layout.matrix(weight - found)
+    return sum(float(np.square(missing @ np.swapaxes(layout.rows(one), 1, 2)).sum()) for one in inputs)
+
+
+def squared(found: ir.Model, model: ir.Model, batches: list[dict[str, Array]]) -> float:
+    pairs = [(Unoptimized(model).run(one)["y"], Unoptimized(found).run(one)["y"]) for one in batches]
+    return sum(float(np.square(want - got).sum()) for want, got in pairs)
+
+
+FORMATS = {
+    "narrow": TensorFormat("int8", granularity="channel", narrow=True),
+    "shifted": TensorFormat("uint8", granularity="channel"),
+    "float8": TensorFormat("float8e4m3fn", granularity="channel"),
+    "blocks": TensorFormat("int4", granularity="block", block_size=3),
+    "one scale": TensorFormat("int8"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rounding_again_to_the_nearest_changes_nothing_in_any_format(name: str) -> None:
+    model, node, weight, layout = layer("MatMul")
+    quant = quantize_weight(weight, node, FORMATS[name])
+    inputs = [batch["x"] for batch in batches_of(model)]
+    found = compensate(weight, quant, layout, inputs)
+    integers = round_weight(found, quant)
+    assert np.allclose(dequantize(integers, quant), found, atol=1e-6)
+    assert name != "narrow" or np.abs(integers).max() <= 127
+
+
+def test_weights_that_two_layers_share_are_left_alone_and_stored_once() -> None:
+    model = model_of(
+        "(float[N, 6] x, float[6, 6] c_w) => (float[N, 6] y) { a = MatMul(x, c_w) r = Relu(a) y = MatMul(r, c_w) }"
+    )
+    found = quantize(model, batches_of(model), scheme_of(), QuantOptions(compensate=True, correct=False)).model
+    stored = [name for name, value in found.graph.initializers.items() if value.dtype == ir.DataType.INT8]
+    weights = [name for name in stored if found.graph.initializers[name].shape.rank() == 2]  # type: ignore[union-attr]
+    assert len(weights) == 1
+
+
+@pytest.mark.parametrize("size", [1, 5, 128, 301])
+def test_the_root_of_the_inverse_is_triangular_and_gives_the_inverse(size: int) -> None:
+    rows = np.random.default_rng(4).normal(size=(2 * size, size)).astype(np.float32)
+    gram = rows.T @ rows
+    root = inverse_root(gram)
+    damped = gram + DAMPING * np.diag(gram).mean() * np.eye(size)
+    assert np.array_equal(root, np.triu(root))
+    assert np.allclose(root.T @ root @ damped, np.eye(size), atol=1e-3)

@@ -1,0 +1,76 @@
+"""Observations in the store: one for all variants, and a warning where evaluation data leave them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from compiler.artifact import TensorSpec
+from compiler.compress.quant import QuantOptions, quantize
+from compiler.driver.stages.border import BORDER
+from compiler.driver.stages.calibrate import Batches, coverage, observed
+from compiler.evaluate import Dataset
+from compiler.model.numerics import Arrays
+from compiler.store import Entry, Store
+from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
+
+TEXT = """<ir_version: 10, opset_import: ["": 18]> one (float[N, 6] x) => (float[N, 2] y)
+    <float[6, 2] w = {1, -2, 3, 0.5, 0.1, 2, 1, 1, -1, 0.3, 0.7, -0.2}> { y = MatMul(x, w) }"""
+SCHEME = QuantScheme("test", {"MatMul": OpScheme({0: TensorFormat("int8")}, {1: TensorFormat("int8")})})
+
+
+def dataset(scale: float, reads: list[int]) -> Dataset:
+    rows = np.random.default_rng(2).normal(size=(40, 6)).astype(np.float32) * np.float32(scale)
+
+    def read(index: int) -> Arrays:
+        reads.append(index)
+        return {"x": rows[index : index + 1]}
+
+    def steps() -> Iterator[partial[Arrays]]:
+        return (partial(read, index) for index in range(len(rows)))
+
+    return Dataset(len(rows), "made up", f"scale {scale}", (TensorSpec("x", "float32", ("N", 6)),), steps)
+
+
+@pytest.fixture
+def rewritten(tmp_path: Path) -> Entry:
+    model = ir.from_onnx_text(TEXT)
+    model.graph[0].name = "product"
+    ir.save(model, tmp_path / BORDER)
+    return Entry("rewrite", "0" * 64, tmp_path, hit=True)
+
+
+def test_options_that_only_choose_ranges_share_one_reading_of_all_the_data(tmp_path: Path, rewritten: Entry) -> None:
+    reads: list[int] = []
+    data, store = dataset(1, reads), Store(tmp_path / "store")
+    seen = [
+        observed(store, rewritten, SCHEME, data, QuantOptions(observer=observer))
+        for observer in ("mse", "percentile", "entropy")
+    ]
+    assert len(reads) == data.count and seen[0].observations.samples == data.count
+    assert store.info().stages["observe"][0] == 1
+    assert len({one.observations.to_bytes() for one in seen}) == 1
+    observed(store, rewritten, SCHEME, data, QuantOptions(balance="activations"))
+    assert store.info().stages["observe"][0] == 2, "what changes the model is observed for itself"
+
+
+def test_a_stored_observation_gives_the_plan_that_a_fresh_one_gives(tmp_path: Path, rewritten: Entry) -> None:
+    data, store = dataset(1, []), Store(tmp_path / "store")
+    model = ir.load(rewritten.files / BORDER)
+    for options in (QuantOptions(), QuantOptions(observer="percentile"), QuantOptions(balance="activations")):
+        stored = observed(store, rewritten, SCHEME, data, options)
+        found = quantize(model, Batches(data), SCHEME, options, calibrated=stored)
+        fresh = quantize(model, Batches(data), SCHEME, options)
+        assert found.plan == fresh.plan and found.warnings == fresh.warnings
+
+
+def test_evaluation_data_that_leave_the_calibrated_ranges_are_warned_of(tmp_path: Path, rewritten: Entry) -> None:
+    store = Store(tmp_path / "store")
+    (warning,) = coverage(store, rewritten, SCHEME, dataset(1, []), dataset(10, []))
+    assert "leave the calibrated range of 1 of 1 values, 'x'" in warning and "accuracy is lost" in warning
+    assert coverage(store, rewritten, SCHEME, dataset(10, []), dataset(1, [])) == ()

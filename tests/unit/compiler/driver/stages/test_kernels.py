@@ -1,0 +1,48 @@
+"""A limit on memory reaches the target as the bytes its payload may take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.driver.stages.kernels import bound_payload
+from compiler.fleet import load_fleet
+from compiler.fleet.profile import load_profile
+from compiler.plan import BuildOptions, Plan, make_plan
+from targets.arm_tvm import TARGET
+
+MODEL = """<ir_version: 8, opset_import: ["" : 13]>
+one (float[1, 8] x, float[8, 1000] w) => (float[1, 1000] y) { y = MatMul(x, w) }"""
+WEIGHT_BYTES = 8 * 1000 * 4
+
+
+def _model() -> ir.Model:
+    model = ir.from_onnx_text(MODEL)
+    value = model.graph.inputs[1]
+    value.const_value = ir.tensor(np.ones((8, 1000), np.float32), name="w")
+    model.graph.register_initializer(value)
+    model.graph.inputs.remove(value)
+    return model
+
+
+def _plan(folder: Path, limits: str) -> Plan:
+    (folder / "model.onnx").touch()
+    (folder / "fleet.yaml").write_text(
+        f"schema: 1\nmodel: model.onnx\n{limits}\ndevices: {{a: {{profile: raspberry-pi-5}}}}\n"
+    )
+    fleet = load_fleet(folder / "fleet.yaml")
+    return make_plan(BuildOptions(), fleet.devices["a"], load_profile("raspberry-pi-5"), TARGET, fleet=fleet)
+
+
+def test_a_limit_on_memory_counts_from_the_weights_of_the_model_as_imported(tmp_path: Path) -> None:
+    found = bound_payload(_plan(tmp_path, "limits: {memory_reduction_pct: 40}"), _model())
+    assert found.target_plan.payload_bytes == int(WEIGHT_BYTES * 0.6)
+    assert "memory_reduction_pct is 40" in found.choices["payload"].reason
+
+
+def test_without_a_limit_on_memory_the_plan_stays_as_it_is(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, "limits: {latency_ms: 40}")
+    assert bound_payload(plan, _model()) == plan
+    assert plan.target_plan.payload_bytes is None

@@ -1,0 +1,136 @@
+"""Limits become gates, gates judge figures, and what nobody measured is never called passed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compiler.artifact import Evidence
+from compiler.errors import FleetError
+from compiler.evaluate.gates import Demands, Figure, hold, judge_gates, limits_text, make_demands, nearest_limits
+from compiler.fleet import Fleet, Limits, load_fleet
+
+HOST = Evidence.HOST
+
+
+def fleet(folder: Path, text: str) -> Fleet:
+    for name in ("model.onnx", "data.npz"):
+        (folder / name).touch()
+    (folder / "fleet.yaml").write_text(
+        f"schema: 1\nmodel: model.onnx\n{text}\ndevices: {{a: {{profile: intel-n100}}}}\n"
+    )
+    return load_fleet(folder / "fleet.yaml")
+
+
+def demands(folder: Path, text: str) -> Demands:
+    found = fleet(folder, text)
+    return make_demands(found, found.devices["a"])
+
+
+def test_a_fleet_that_states_nothing_has_no_gates(tmp_path: Path) -> None:
+    found = demands(tmp_path, "calibration: {path: data.npz}")
+    assert not found.any and found.task == ""
+
+
+def test_an_evaluation_brings_the_default_limits_and_stated_ones_stand_over_them(tmp_path: Path) -> None:
+    found = demands(tmp_path, "evaluation: {task: verification, path: data.npz}\nlimits: {memory_reduction_pct: 10}")
+    assert found.limits == Limits(accuracy_drop_pct=2.0, memory_reduction_pct=10)
+    assert (found.task, found.data) == ("verification", "evaluation")
+    assert "default" in found.reasons["accuracy_drop_pct"] and "stated" in found.reasons["memory_reduction_pct"]
+
+
+def test_without_an_evaluation_only_what_is_stated_holds(tmp_path: Path) -> None:
+    found = demands(tmp_path, "calibration: {path: data.npz}\nlimits: {latency_ms: 4}")
+    assert found.limits == Limits(latency_ms=4) and found.task == ""
+
+
+def test_a_limit_on_accuracy_without_an_evaluation_is_judged_on_the_calibration_data_and_says_so(
+    tmp_path: Path,
+) -> None:
+    found = demands(tmp_path, "calibration: {path: data.npz}\nlimits: {accuracy_drop_pct: 1}")
+    assert (found.task, found.data) == ("embedding", "calibration")
+    assert "no evaluation" in found.reasons["accuracy_drop_pct"]
+
+
+def test_a_limit_on_accuracy_without_any_data_is_refused_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match="no data to measure it on") as caught:
+        demands(tmp_path, "limits: {accuracy_drop_pct: 1}")
+    assert "fleet.yaml:4 devices.a" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "value", "passed"),
+    [
+        ("accuracy", Limits(accuracy_drop_pct=2.0), 2.0, True),
+        ("accuracy", Limits(accuracy_drop_pct=2.0), 2.001, False),
+        ("accuracy", Limits(accuracy_drop_pct=0.0), -1.0, True),
+        ("memory: weights", Limits(memory_reduction_pct=40), 40.0, True),
+        ("memory: weights", Limits(memory_reduction_pct=40), 39.9, False),
+        ("memory: run", Limits(memory_reduction_pct=40), -3.0, False),
+        ("latency", Limits(latency_ms=5), 5.0, True),
+        ("latency", Limits(latency_ms=5), 5.1, False),
+    ],
+)
+def test_a_limit_holds_up_to_its_own_value(name: str, limits: Limits, value: float, passed: bool) -> None:
+    gates = {gate.name: gate for gate in judge_gates(limits, {name: Figure(value, HOST)})}
+    assert gates[name].passed is passed
+    shown = -value if name == "memory: run" else value  # told as more, not as less than nothing
+    assert str(gates[name]).startswith(f"{name} {'passed' if passed else 'failed'}: {round(shown, 2):g} ")
+
+
+def test_what_was_not_measured_is_not_judged_and_fails_nothing() -> None:
+    figure = Figure(None, Evidence.NONE, why="no GPU here")
+    gates = judge_gates(Limits(memory_reduction_pct=40), {"memory: weights": Figure(50, HOST), "memory: run": figure})
+    assert [gate.passed for gate in gates] == [True, None]
+    assert hold(gates)
+    assert str(gates[1]) == "memory: run: not judged: no GPU here"
+
+
+def test_a_build_that_needs_more_memory_is_told_so_without_a_negative_saving() -> None:
+    figures = {"memory: run": Figure(-232.86, HOST, rule="peak")}
+    gates = judge_gates(Limits(memory_reduction_pct=40), figures)
+    told = next(str(gate) for gate in gates if gate.name == "memory: run")
+    assert told == f"memory: run failed: 232.86 % more, limit at least 40 % less (peak; {HOST})"
+
+
+def test_a_limit_nobody_gave_a_figure_for_is_not_judged() -> None:
+    (gate,) = judge_gates(Limits(latency_ms=5), {})
+    assert gate.passed is None and gate.evidence == Evidence.NONE
+
+
+@given(
+    st.floats(0, 100),
+    st.floats(0, 99),
+    st.floats(-50, 99.9).filter(lambda value: value >= 0),
+    st.floats(0.01, 1000),
+    st.floats(0.01, 1000),
+)
+def test_the_nearest_limits_would_have_passed(
+    drop: float, saved: float, saved_run: float, latency: float, limit: float
+) -> None:
+    limits = Limits(accuracy_drop_pct=1.0, memory_reduction_pct=50, latency_ms=limit)
+    figures = {
+        "accuracy": Figure(drop, HOST),
+        "memory: weights": Figure(saved, HOST),
+        "memory: run": Figure(saved_run, HOST),
+        "latency": Figure(latency, HOST),
+    }
+    nearest = nearest_limits(judge_gates(limits, figures))
+    merged = {name: value for name, value in vars(nearest).items() if value is not None}
+    assert hold(judge_gates(Limits(**{**vars(limits), **merged}), figures))
+
+
+def test_nearest_limits_are_those_that_failed_only_rounded_to_the_safe_side() -> None:
+    limits = Limits(accuracy_drop_pct=2.0, memory_reduction_pct=40, latency_ms=9)
+    figures = {
+        "accuracy": Figure(5.31, HOST),
+        "memory: weights": Figure(70.0, HOST),
+        "memory: run": Figure(33.19, HOST),
+        "latency": Figure(3.0, HOST),
+    }
+    nearest = nearest_limits(judge_gates(limits, figures))
+    assert nearest == Limits(accuracy_drop_pct=5.4, memory_reduction_pct=33.1)
+    assert limits_text(nearest) == "limits: {accuracy_drop_pct: 5.4, memory_reduction_pct: 33.1}"

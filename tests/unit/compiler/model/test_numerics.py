@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from compiler.model.numerics import TOLERANCES, compare, compare_all
+
+_WANT = np.array([[3.0, 4.0], [0.0, -5.0]], dtype=np.float32)
+
+
+def test_equal_tensors_are_infinitely_close() -> None:
+    stats = compare(_WANT, _WANT.copy())
+    assert (stats.sqnr_db, stats.cosine, stats.worst_abs, stats.elements) == (math.inf, 1.0, 0.0, 4)
+
+
+def test_sqnr_is_signal_over_noise_in_decibels() -> None:
+    got = _WANT.copy()
+    got[0, 1] += 0.5
+    stats = compare(_WANT, got)
+    assert stats.sqnr_db == pytest.approx(10 * math.log10(50 / 0.25))
+    assert stats.worst_abs == pytest.approx(0.5)
+    assert stats.worst_index == (0, 1)
+
+
+def test_cosine_ignores_scale_and_sqnr_does_not() -> None:
+    stats = compare(_WANT, _WANT * 2)
+    assert stats.cosine == pytest.approx(1.0)
+    assert stats.sqnr_db == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_number_that_became_none_is_wholly_wrong_and_named(bad: float) -> None:
+    got = _WANT.copy()
+    got[1, 0] = bad
+    stats = compare(_WANT, got)
+    assert stats.sqnr_db == -math.inf
+    assert stats.worst_index == (1, 0)
+
+
+def test_nan_and_infinity_where_they_are_expected_are_equal() -> None:
+    special = np.array([math.nan, math.inf, -math.inf, 1.0], dtype=np.float32)
+    assert compare(special, special.copy()).sqnr_db == math.inf
+
+
+@pytest.mark.parametrize("level", TOLERANCES)
+def test_no_tolerance_accepts_another_shape_nan_or_zeros(level: str) -> None:
+    tolerance = TOLERANCES[level]
+    assert not tolerance.accepts(compare(_WANT, _WANT.reshape(4)))
+    assert not tolerance.accepts(compare(_WANT, np.full_like(_WANT, math.nan)))
+    assert not tolerance.accepts(compare(_WANT, np.zeros_like(_WANT)))
+
+
+@pytest.mark.parametrize(("level", "db"), [("fp32", 60.0), ("fp16", 35.0), ("bf16", 20.0)])
+def test_tolerance_draws_the_line_at_its_sqnr(level: str, db: float) -> None:
+    want = np.random.default_rng(0).standard_normal(1000)
+    noise = np.random.default_rng(1).standard_normal(1000)
+    noise *= np.sqrt(np.square(want).sum() / np.square(noise).sum())
+    inside, outside = (compare(want, want + noise * 10 ** (-(db + margin) / 20)) for margin in (0.5, -0.5))
+    assert TOLERANCES[level].accepts(inside)
+    assert not TOLERANCES[level].accepts(outside)
+
+
+def test_exact_accepts_no_difference_at_all() -> None:
+    want = np.array([1, 2, 1 << 20])
+    assert TOLERANCES["exact"].accepts(compare(want, want.copy()))
+    assert not TOLERANCES["exact"].accepts(compare(want, want + np.array([0, 0, 1])))
+
+
+def test_booleans_and_strings_are_compared_for_equality() -> None:
+    assert compare(np.array([True, False]), np.array([True, False])).sqnr_db == math.inf
+    assert compare(np.array([True, False]), np.array([True, True])).worst_abs == 1.0
+    assert compare(np.array(["a"]), np.array(["a"])).sqnr_db == math.inf
+    assert compare(np.array(["a"]), np.array(["b"])).sqnr_db == -math.inf
+
+
+def test_tensors_without_elements_are_equal() -> None:
+    assert compare(np.zeros((0, 3)), np.zeros((0, 3))).sqnr_db == math.inf
+
+
+def test_missing_output_is_wholly_wrong() -> None:
+    found = compare_all({"y": _WANT, "z": _WANT}, {"y": _WANT})
+    assert found["y"].sqnr_db == math.inf
+    assert found["z"].sqnr_db == -math.inf
