@@ -34,10 +34,10 @@ from bench_record import commit, machine
 from make_face_model import main as make_face_model
 from precision_search import FAR, KEPT_PCT, SAMPLES, face_fleet, search, strict_search
 
-from compiler.artifact import TensorSpec
 from compiler.evaluate import Preprocess, Task, find_task, open_dataset
 from compiler.fleet.data import Evaluation
 from compiler.model.numerics import Arrays
+from compiler.model.spec import TensorSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTENDER = str(Path(__file__).with_name("precision_contender.py"))

@@ -28,10 +28,10 @@ import numpy.typing as npt
 from evaluate_face_model import FACE
 from make_face_model import write_file
 
-from compiler.artifact import TensorSpec
 from compiler.errors import CompilerError, MissingError
 from compiler.evaluate import open_dataset
 from compiler.evaluate.images import to_input
+from compiler.model.spec import TensorSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image

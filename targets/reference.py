@@ -15,14 +15,26 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from compiler.artifact import Artifact, Evidence, TensorSpec
-from compiler.errors import DataError, TargetUnavailable, UnsupportedModel
-from compiler.fleet.profile import HardwareProfile
-from compiler.model.graph import Pass
-from compiler.model.numerics import Array, Arrays
-from compiler.model.save import save_model
-from compiler.target import API_VERSION, Runner, TargetPlan, installed_version
-from compiler.target.capability import Capability, OpRule, PrecisionRule
+from compiler.target import (
+    API_VERSION,
+    Array,
+    Arrays,
+    Artifact,
+    Capability,
+    DataError,
+    Evidence,
+    HardwareProfile,
+    OpRule,
+    Pass,
+    PrecisionRule,
+    Runner,
+    TargetPlan,
+    TargetUnavailable,
+    TensorSpec,
+    UnsupportedModel,
+    installed_version,
+    save_model,
+)
 
 _NO_KERNEL = frozenset({"BitCast", "Bernoulli", "ImageDecoder", "RoiAlign"})
 """Operators of ONNX that ONNX Runtime's CPU provider neither has nor can expand into others (at `_OPSET_MAX`)."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from compiler.artifact.artifact import (
     Artifact,
     Evidence,
-    TensorSpec,
     artifact_from_dict,
     artifact_to_dict,
     leaves_folder,
 )
 
-__all__ = ["Artifact", "Evidence", "TensorSpec", "artifact_from_dict", "artifact_to_dict", "leaves_folder"]
+__all__ = ["Artifact", "Evidence", "artifact_from_dict", "artifact_to_dict", "leaves_folder"]

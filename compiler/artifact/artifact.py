@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from compiler.model.spec import TensorSpec
+
 
 class Evidence(StrEnum):
     """Where a figure comes from."""
@@ -17,15 +19,6 @@ class Evidence(StrEnum):
     DEVICE = "measured-device"
     ESTIMATED = "estimated"
     NONE = "none"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output: name, numpy dtype name (`float32`), and shape, where a str is a symbolic dimension."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from typing import Any
 
 from compiler.artifact.artifact import Artifact, artifact_from_dict, artifact_to_dict, leaves_folder
 from compiler.artifact.schema import Manifest, Measurements, problems_of
-from compiler.driver.stages.border import BORDER, BORDER_DATA, Border
 from compiler.errors import ArtifactError, combine
 from compiler.store import file_digest
 from compiler.store.disk import output_errors
@@ -31,6 +30,9 @@ from compiler.store.disk import output_errors
 SCHEMA = 1
 MANIFEST = "manifest.json"
 MEASUREMENTS = "measurements.json"
+BORDER = "border.onnx"
+BORDER_DATA = "border.data"
+BUILD = "build.json"
 MAX_JSON_BYTES = 64 << 20
 """Size of the largest manifest that is read: thousands of passes and files fit into less."""
 
@@ -53,7 +55,7 @@ class Delivered:
 
 
 def write_artifact(
-    artifact: Artifact, border: Border, *, facts: Mapping[str, Any], measurements: Mapping[str, Any], folder: Path
+    artifact: Artifact, border: Path, *, facts: Mapping[str, Any], measurements: Mapping[str, Any], folder: Path
 ) -> None:
     """Writes an artifact's folder beside its place, then puts it there in one step, replacing what was there.
 
@@ -133,14 +135,14 @@ def write_json(path: Path, value: object, *, keeps_order: bool = False) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _copy_files(artifact: Artifact, border: Border, partial: Path) -> None:
+def _copy_files(artifact: Artifact, border: Path, partial: Path) -> None:
     for name in artifact.files:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(artifact.root / name, partial / name)
     partial.mkdir(exist_ok=True)
-    shutil.copyfile(border.path, partial / BORDER)
-    if border.path.with_name(BORDER_DATA).exists():
-        shutil.copyfile(border.path.with_name(BORDER_DATA), partial / BORDER_DATA)
+    shutil.copyfile(border, partial / BORDER)
+    if border.with_name(BORDER_DATA).exists():
+        shutil.copyfile(border.with_name(BORDER_DATA), partial / BORDER_DATA)
 
 
 def _file_table(folder: Path, artifact: Artifact) -> dict[str, dict[str, Any]]:

@@ -76,7 +76,9 @@ def compile_device(
     with clock.timed("deliver"):
         facts = manifest_facts(job, fleet, source, found.made, found)
         measured = measured_facts(found.made, clock.seconds)
-        write_artifact(found.made.built.artifact, found.made.border, facts=facts, measurements=measured, folder=folder)
+        write_artifact(
+            found.made.built.artifact, found.made.border.path, facts=facts, measurements=measured, folder=folder
+        )
     return delivered_report(job, folder, found.made, facts, clock.seconds)
 
 

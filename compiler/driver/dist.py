@@ -10,14 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compiler.artifact.manifest import MANIFEST, write_json
+from compiler.artifact.manifest import BUILD, MANIFEST, write_json
 from compiler.driver.record import DeviceReport
 from compiler.errors import OutputError
 from compiler.fleet import DeviceClass, Fleet
 from compiler.store import file_digest
 from compiler.store.disk import output_errors
-
-BUILD = "build.json"
 
 
 def claim_folder(out: Path, devices: Sequence[DeviceClass]) -> None:

@@ -27,6 +27,7 @@ from compiler.store import Store
 from compiler.target import Backend, find_target
 from compiler.target.capability import refuse_unsupported
 from compiler.target.isolate import ChildLimits
+from compiler.target.request import BuildRequest
 from compiler.target.tuning_process import MeasuringChild, Subject
 from compiler.tune import Budget, DeviceType, Tunable, Tuned, TuningLog, profile_device, tune
 
@@ -97,7 +98,9 @@ def tune_model(options: TuneOptions) -> TuneReport:
             where=plan.profile,
             remedy="`fleetc targets` lists the others; nothing has to be tuned for this one.",
         )
-    with MeasuringChild(Subject(border.path, plan, job.profile, options.backend), options.child) as child:
+    with MeasuringChild(
+        Subject(border.path, BuildRequest.of(plan.target_plan), job.profile, options.backend), options.child
+    ) as child:
         found, evidence = child.device, child.evidence
         log.info("%d kernels, measured on %s (%s)", len(kernels), found, evidence)
         keys = tuning_keys(kernels, plan, found)

@@ -13,12 +13,12 @@ from typing import IO
 
 import numpy as np
 
-from compiler.artifact import TensorSpec
 from compiler.errors import CompilerError, DataError, combine
 from compiler.evaluate.dataset import Dataset, Step
 from compiler.evaluate.samples import RESERVED, misfit, reading, sample_files
 from compiler.evaluate.select import Indices, select
 from compiler.model.numerics import Array
+from compiler.model.spec import TensorSpec
 
 MAX_LABEL_BYTES = 1 << 30
 _CHUNK_BYTES = 1 << 22

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from compiler.artifact import TensorSpec
 from compiler.errors import DataError
 from compiler.evaluate.arrays import open_arrays
 from compiler.evaluate.dataset import Dataset
@@ -16,6 +15,7 @@ from compiler.evaluate.saliency import IMAGES, Images
 from compiler.evaluate.saliency_maps import find_picture
 from compiler.evaluate.samples import SUFFIXES as ARRAY_SUFFIXES
 from compiler.fleet.data import Calibration, Evaluation, Preprocess, is_function
+from compiler.model.spec import TensorSpec
 
 _NEEDS_LABELS = {"verification": True, "classification": True, "embedding": False}
 

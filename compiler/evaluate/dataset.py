@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from compiler.artifact import TensorSpec
 from compiler.errors import CompilerError, DataError, combine
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Array, Arrays
+from compiler.model.spec import TensorSpec
 
 Step = Callable[[], Arrays]
 """Reads some samples: input name → array whose first axis counts them. Raises DataError for one that is unusable."""

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.artifact import TensorSpec
 from compiler.errors import CompilerError, DataError, combine
 from compiler.evaluate.dataset import MAX_PROBLEMS, Dataset, Step
 from compiler.evaluate.images import SUFFIXES, check_picture, input_layout, load_picture
@@ -20,6 +19,7 @@ from compiler.evaluate.pairs import read_pairs
 from compiler.evaluate.select import select
 from compiler.fleet.data import Preprocess
 from compiler.model.numerics import Array, Arrays
+from compiler.model.spec import TensorSpec
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from compiler.artifact import TensorSpec
 from compiler.errors import CompilerError, DataError, combine
 from compiler.evaluate.dataset import MAX_PROBLEMS, Dataset, Step
 from compiler.evaluate.samples import misfit
 from compiler.model.numerics import Array, arrays_digest
+from compiler.model.spec import TensorSpec
 
 
 def find_function(spec: str, folder: Path) -> Callable[..., Any]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.artifact import TensorSpec
 from compiler.errors import DataError
 from compiler.fleet.data import Preprocess
 from compiler.model.numerics import Array
+from compiler.model.spec import TensorSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,7 +16,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from compiler.artifact import TensorSpec
 from compiler.errors import DataError
 from compiler.evaluate.dataset import Dataset, Step
 from compiler.evaluate.saliency_maps import (
@@ -31,6 +30,7 @@ from compiler.evaluate.saliency_maps import (
 )
 from compiler.evaluate.task import pick_output, refuse_not_finite
 from compiler.model.numerics import Array, Arrays
+from compiler.model.spec import TensorSpec
 
 IMAGES = 6
 """Pictures that are explained: each costs a hundred inferences."""

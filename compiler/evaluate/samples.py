@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from compiler.artifact import TensorSpec
 from compiler.errors import CompilerError, DataError, combine
 from compiler.model.numerics import Array
+from compiler.model.spec import TensorSpec
 
 BATCH = "batch"
 """The name of a batch dimension left symbolic."""

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compiler.artifact import Artifact, Evidence, TensorSpec
+    from compiler.artifact import Artifact, Evidence
     from compiler.errors import (
         CompilerError,
         DataError,
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from compiler.model.graph import Pass, graph_digest
     from compiler.model.numerics import Array, Arrays
     from compiler.model.save import save_model
+    from compiler.model.spec import TensorSpec
+    from compiler.passes.quantized import is_quantized
     from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
     from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
     from compiler.target.target import (
@@ -75,7 +77,7 @@ _PLACES = {
     "TargetPlan": "compiler.target.target",
     "TargetUnavailable": "compiler.errors",
     "TensorFormat": "compiler.target.scheme",
-    "TensorSpec": "compiler.artifact.artifact",
+    "TensorSpec": "compiler.model.spec",
     "ToolchainFailed": "compiler.errors",
     "Tunable": "compiler.tune",
     "Tunes": "compiler.target.target",
@@ -85,6 +87,7 @@ _PLACES = {
     "find_target": "compiler.target.target",
     "graph_digest": "compiler.model.graph",
     "host_isa": "compiler.fleet.detect",
+    "is_quantized": "compiler.passes.quantized",
     "installed_version": "compiler.target.target",
     "list_targets": "compiler.target.target",
     "load_profile": "compiler.fleet.profile",
@@ -137,6 +140,7 @@ __all__ = [
     "graph_digest",
     "host_isa",
     "installed_version",
+    "is_quantized",
     "list_targets",
     "load_profile",
     "missing_isa",

@@ -1,7 +1,8 @@
 """Runs a target's work in a child process, so that a native crash, a hang or a memory blow-up stays with one device.
 
 The parent writes `request.json` into a folder, starts `python -m compiler.target.worker FOLDER`, watches time and
-memory, and reads `response.json`. What the toolchain prints goes to `log.txt`; its end is part of the message when it fails.
+memory, and reads `response.json`. What the toolchain prints goes to `log.txt`; its end is part of the message when it
+fails.
 The child's standard input is a pipe that nobody writes to: when the parent is gone, however it ended, the pipe closes,
 and the child's guardian kills the child and every tool it started.
 """

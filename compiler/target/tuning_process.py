@@ -20,11 +20,10 @@ from types import TracebackType
 from typing import Any
 
 from compiler.artifact import Evidence
-from compiler.driver.stages.compile import BuildRequest, told_child
 from compiler.errors import CompilerError, ToolchainFailed, from_dict
 from compiler.fleet.profile import HardwareProfile
-from compiler.plan import Plan
 from compiler.target.isolate import MIB, ChildLimits, Family, death_of, kill_child, log_tail
+from compiler.target.request import BuildRequest, told_child
 from compiler.target.target import Backend
 from compiler.tune import Choice, DeviceType, Measurement, Tunable
 
@@ -38,7 +37,7 @@ class Subject:
     """What trials are of: a border model under a plan, and where they are measured."""
 
     border: Path
-    plan: Plan
+    request: BuildRequest
     profile: HardwareProfile
     backend: Backend
 
@@ -115,7 +114,7 @@ class _Child:
         folder = Path(self._folder.name)
         asked, self._questions = os.pipe()
         self._answers, answered = os.pipe()
-        told = told_child(subject.border, BuildRequest.of(subject.plan), subject.profile, folder)
+        told = told_child(subject.border, subject.request, subject.profile, folder)
         pipes = {"questions_fd": asked, "answers_fd": answered}
         request = {"work": "measure", **told, "backend": asdict(subject.backend), **pipes}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")

@@ -9,12 +9,21 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from compiler.artifact import Artifact, Evidence, TensorSpec
-from compiler.fleet.profile import HardwareProfile
-from compiler.model.numerics import Array, Arrays
-from compiler.model.save import save_model
-from compiler.target import API_VERSION, TargetPlan, installed_version
-from compiler.target.capability import Capability, OpRule, PrecisionRule
+from compiler.target import (
+    API_VERSION,
+    Array,
+    Arrays,
+    Artifact,
+    Capability,
+    Evidence,
+    HardwareProfile,
+    OpRule,
+    PrecisionRule,
+    TargetPlan,
+    TensorSpec,
+    installed_version,
+    save_model,
+)
 
 OPS = "Add AveragePool BatchNormalization Clip Conv Gemm GlobalAveragePool MatMul MaxPool Mul Relu Reshape Sigmoid"
 FP32 = PrecisionRule("fp32", "the only arithmetic of the NPU", converts_graph=False, tolerance="fp32")

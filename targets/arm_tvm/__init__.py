@@ -12,12 +12,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compiler.artifact import Artifact
-from compiler.errors import TargetUnavailable, combine
-from compiler.fleet.profile import HardwareProfile, validate_options
-from compiler.target import API_VERSION, Backend, Measurer, Runner, TargetPlan, installed_version
-from compiler.target.capability import Capability
-from compiler.tune import Tunable
+from compiler.target import (
+    API_VERSION,
+    Artifact,
+    Backend,
+    Capability,
+    HardwareProfile,
+    Measurer,
+    Runner,
+    TargetPlan,
+    TargetUnavailable,
+    Tunable,
+    combine,
+    installed_version,
+    validate_options,
+)
 from targets.arm_tvm.integer.isa import dot_of
 from targets.arm_tvm.integer.specs import Dot
 from targets.arm_tvm.machine import machine_of
@@ -29,7 +38,7 @@ from targets.arm_tvm.zig import REMEDY
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from compiler.model.graph import Pass
+    from compiler.target import Pass
 
 _REQUIRED = {"apache-tvm": TVM_VERSION, "apache-tvm-ffi": FFI_VERSION}
 

@@ -12,12 +12,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from compiler.artifact import Evidence
-from compiler.errors import TargetUnavailable, ToolchainFailed
-from compiler.fleet.detect import detect_profile, host_isa, missing_isa
-from compiler.fleet.profile import HardwareProfile
-from compiler.target import Backend, TargetPlan
-from compiler.tune import DeviceType, profile_device
+from compiler.target import (
+    Backend,
+    DeviceType,
+    Evidence,
+    HardwareProfile,
+    TargetPlan,
+    TargetUnavailable,
+    ToolchainFailed,
+    detect_profile,
+    host_isa,
+    missing_isa,
+    profile_device,
+)
 from targets.arm_tvm.emulate import host_arch
 from targets.arm_tvm.link import link_model
 from targets.arm_tvm.lower import last_line, write_objects

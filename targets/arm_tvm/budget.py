@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compiler.tune import Tunable
+from compiler.target import Tunable
 from targets.arm_tvm.composites import Composite, find_composites
 from targets.arm_tvm.graph import constant
 from targets.arm_tvm.machine import Machine

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from compiler.artifact import TensorSpec
+from compiler.target import TensorSpec
 from targets.arm_tvm.link import link_model, link_runner, link_server
 from targets.arm_tvm.lower import Lowered, lower
 from targets.arm_tvm.options import Options

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.model.numerics import Array
+from compiler.target import Array
 from targets.arm_tvm.graph import constant, number, operator_name, readers_of, shape_of
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.regions import Users, find_region

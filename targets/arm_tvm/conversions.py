@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compiler.model.numerics import Array
+from compiler.target import Array
 from targets.arm_tvm.graph import constant, shape_of
 
 Attributes = Mapping[str, Any]

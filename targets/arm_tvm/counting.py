@@ -6,11 +6,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from compiler.artifact import Artifact, Evidence, TensorSpec
-from compiler.errors import TargetUnavailable
-from compiler.fleet.profile import HardwareProfile
-from compiler.target import TargetPlan
-from compiler.tune import profile_device
+from compiler.target import (
+    Artifact,
+    Evidence,
+    HardwareProfile,
+    TargetPlan,
+    TargetUnavailable,
+    TensorSpec,
+    profile_device,
+)
 from targets.arm_tvm.benches import arguments_of, random_arguments, smallest_kernel
 from targets.arm_tvm.bundle import Cores, pack_bundle
 from targets.arm_tvm.emulate import REMEDY, emulated_cpu, host_arch, why_not_runnable

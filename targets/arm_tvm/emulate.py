@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from compiler.errors import TargetUnavailable, ToolchainFailed
+from compiler.target import TargetUnavailable, ToolchainFailed
 from targets.arm_tvm.link import link_counter
 
 SYSROOTS = (Path("/usr/aarch64-linux-gnu"), Path("/"))

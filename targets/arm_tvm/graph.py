@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.model.numerics import Array
+from compiler.target import Array
 
 
 def shape_of(expression: Any) -> tuple[int, ...]:

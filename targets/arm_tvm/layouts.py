@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compiler.model.numerics import Array
+from compiler.target import Array
 from targets.arm_tvm.graph import constant, number, operator_name, shape_of
 from targets.arm_tvm.schedules.workload import blocks
 

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiler.errors import TargetUnavailable
+from compiler.target import TargetUnavailable
 from targets.arm_tvm.zig import REMEDY, run_zig
 
 NATIVE = Path(__file__).parent / "native"

@@ -14,9 +14,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from compiler.artifact import TensorSpec
-from compiler.errors import ToolchainFailed, UnsupportedModel
-from compiler.model.numerics import Array
+from compiler.target import Array, TensorSpec, ToolchainFailed, UnsupportedModel
 from targets.arm_tvm.conversions import convert, write_pads
 from targets.arm_tvm.integer.isa import dot_of
 from targets.arm_tvm.integer.kernels import Kernel, call

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from compiler.errors import ToolchainFailed
+from compiler.target import ToolchainFailed
 
 SAMPLE_S = 0.02
 """How often the maps are looked at; a peak shorter than this may be missed."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
+from compiler.target import Capability, OpRule, PrecisionRule, Refusal, op_key
 from targets.arm_tvm.integer.scheme import int8_rule
 from targets.arm_tvm.integer.specs import Dot
 

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.artifact import Artifact, Evidence
-from compiler.errors import DataError, TargetUnavailable, ToolchainFailed
-from compiler.model.numerics import Array, Arrays
+from compiler.target import Array, Arrays, Artifact, DataError, Evidence, TargetUnavailable, ToolchainFailed
 from targets.arm_tvm.emulate import (
     REMEDY,
     count_instructions,

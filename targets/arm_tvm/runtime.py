@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.errors import StorageError, TargetUnavailable
+from compiler.target import StorageError, TargetUnavailable
 from targets.arm_tvm.zig import REMEDY
 
 TVM_VERSION = "0.27.0.post1"

@@ -6,11 +6,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.artifact import Evidence
-from compiler.errors import CompilerError, TargetUnavailable, ToolchainFailed
-from compiler.fleet.profile import HardwareProfile
-from compiler.target import Backend, TargetPlan
-from compiler.tune import Choice, DeviceType, Measurement, Tunable
+from compiler.target import (
+    Backend,
+    Choice,
+    CompilerError,
+    DeviceType,
+    Evidence,
+    HardwareProfile,
+    Measurement,
+    TargetPlan,
+    TargetUnavailable,
+    ToolchainFailed,
+    Tunable,
+)
 from targets.arm_tvm.benches import Bench, BoardBench, HostBench, smallest_kernel
 from targets.arm_tvm.counting import EmulatorBench
 from targets.arm_tvm.lower import last_line

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compiler.artifact import TensorSpec
-from compiler.model.numerics import Array
+from compiler.target import Array, TensorSpec
 
 ALIGNMENT_BYTES = 64
 """Compiled code may assume it of every tensor; native/tensor.h says the same."""

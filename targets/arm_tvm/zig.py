@@ -6,7 +6,7 @@ import importlib.util
 import subprocess
 from pathlib import Path
 
-from compiler.errors import TargetUnavailable, ToolchainFailed
+from compiler.target import TargetUnavailable, ToolchainFailed
 
 TIMEOUT_S = 300
 REMEDY = "pip install 'fleetc[tvm]'"

@@ -16,19 +16,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from compiler.artifact import Artifact
-from compiler.errors import TargetUnavailable
-from compiler.fleet.detect import host_isa
-from compiler.fleet.profile import HardwareProfile
-from compiler.target import API_VERSION, Backend, Measurer, Runner, TargetPlan, installed_version
-from compiler.target.capability import Capability
-from compiler.tune import Tunable
+from compiler.target import (
+    API_VERSION,
+    Artifact,
+    Backend,
+    Capability,
+    HardwareProfile,
+    Measurer,
+    Runner,
+    TargetPlan,
+    TargetUnavailable,
+    Tunable,
+    host_isa,
+    installed_version,
+)
 from targets.intel_openvino.rules import PRECISION_ISA, capability_of, computes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from compiler.model.graph import Pass
+    from compiler.target import Pass
 
 _THREADS_PER_STREAM = 2
 _THREADS_PER_STREAM = 2

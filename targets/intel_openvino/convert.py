@@ -9,11 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from compiler.artifact import TensorSpec
 from compiler.compress.quant import is_quantized
-from compiler.errors import ToolchainFailed, UnsupportedModel
-from compiler.model.save import save_model
-from compiler.target import TargetPlan
+from compiler.target import TargetPlan, TensorSpec, ToolchainFailed, UnsupportedModel, save_model
 from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 
 _EMBED_BYTES = 1 << 20  # above it OpenVINO maps the weights from their file instead of copying them out of protobuf

@@ -7,7 +7,7 @@ the convolution before it and reads one byte per element. Biases stay float.
 
 from __future__ import annotations
 
-from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
+from compiler.target import OpScheme, QuantScheme, TensorFormat
 
 _MOVING = TensorFormat("int8", positive="uint8")
 _WEIGHT = TensorFormat("int8", granularity="channel", narrow=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from dataclasses import replace
 
-from compiler.fleet.profile import HardwareProfile
-from compiler.target.capability import Capability, OpRule, PrecisionRule
+from compiler.target import Capability, HardwareProfile, OpRule, PrecisionRule
 from targets.intel_openvino.quantized import INT8
 
 _OPS = """

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from compiler.artifact import Artifact, Evidence
-from compiler.errors import DataError, ToolchainFailed
-from compiler.fleet.detect import missing_isa
-from compiler.fleet.profile import Cpu, HardwareProfile
-from compiler.model.numerics import Array, Arrays
-from compiler.target import LayerTime
+from compiler.target import (
+    Array,
+    Arrays,
+    Artifact,
+    Cpu,
+    DataError,
+    Evidence,
+    HardwareProfile,
+    LayerTime,
+    ToolchainFailed,
+    missing_isa,
+)
 from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 
 _PROFILED_RUNS = 20

@@ -16,13 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compiler.artifact import Evidence
-from compiler.errors import TargetUnavailable, ToolchainFailed
-from compiler.fleet.detect import detect_profile, host_isa, missing_isa
-from compiler.fleet.profile import HardwareProfile
-from compiler.model.graph import graph_digest
-from compiler.target import Backend, TargetPlan
-from compiler.tune import Choice, DeviceType, Measurement, Tunable, profile_device
+from compiler.target import (
+    Backend,
+    Choice,
+    DeviceType,
+    Evidence,
+    HardwareProfile,
+    Measurement,
+    TargetPlan,
+    TargetUnavailable,
+    ToolchainFailed,
+    Tunable,
+    detect_profile,
+    graph_digest,
+    host_isa,
+    missing_isa,
+    profile_device,
+)
 from targets.intel_openvino.convert import write_ir
 from targets.intel_openvino.toolchain import first_lines, openvino
 

@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from compiler.artifact import Artifact
-from compiler.errors import TargetUnavailable
-from compiler.fleet.profile import HardwareProfile, validate_options
-from compiler.target import API_VERSION, Runner, TargetPlan, installed_version
-from compiler.target.capability import Capability
+from compiler.target import (
+    API_VERSION,
+    Artifact,
+    Capability,
+    HardwareProfile,
+    Runner,
+    TargetPlan,
+    TargetUnavailable,
+    installed_version,
+    validate_options,
+)
 from targets.nvidia_tensorrt.network import MODULES, PACKAGES, BuildSettings, build_engine, input_ranges
 from targets.nvidia_tensorrt.rules import AHEAD_OF_TIME, capability_of
 from targets.nvidia_tensorrt.signature import agree, model_signature
@@ -26,7 +32,7 @@ from targets.nvidia_tensorrt.signature import agree, model_signature
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from compiler.model.graph import Pass
+    from compiler.target import Pass
 
 _ENGINE = "payload/model.engine"
 _UNREPEATABLE = (

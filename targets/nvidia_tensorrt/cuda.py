@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import TargetUnavailable, ToolchainFailed
-from compiler.model.numerics import Array
+from compiler.target import Array, TargetUnavailable, ToolchainFailed
 
 _LIBRARY = "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR

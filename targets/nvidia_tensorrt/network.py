@@ -10,9 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.errors import FleetError, ToolchainFailed, UnsupportedModel
-from compiler.fleet import Range
-from compiler.target.capability import Refusal
+from compiler.target import FleetError, Range, Refusal, ToolchainFailed, UnsupportedModel
 from targets.nvidia_tensorrt.signature import Signature, agree, model_signature, network_signature
 
 if TYPE_CHECKING:
@@ -96,7 +94,7 @@ def build_engine(model: ir.Model, settings: BuildSettings, *, path: Path) -> Bui
         ToolchainFailed: The builder gives no engine, or the network differs from the model.
         FleetError: A symbolic dimension has no range.
     """
-    from compiler.model.save import save_model
+    from compiler.target import save_model
 
     ranges = input_ranges(model, settings.dims)
     trt = import_module(MODULES[settings.library])

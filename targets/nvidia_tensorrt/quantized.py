@@ -7,7 +7,7 @@ operand quantized.
 
 from __future__ import annotations
 
-from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
+from compiler.target import OpScheme, QuantScheme, TensorFormat
 
 INT4_BLOCK = 128
 """Weights along the summed dimension that share a scale."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from compiler.target.capability import Capability, OpRule, PrecisionRule
+from compiler.target import Capability, OpRule, PrecisionRule
 from targets.nvidia_tensorrt.quantized import FP8, INT4_WEIGHTS, INT8
 
 AHEAD_OF_TIME = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")

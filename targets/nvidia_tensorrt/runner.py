@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.artifact import Artifact, Evidence, TensorSpec
-from compiler.errors import DataError, ToolchainFailed
-from compiler.model.numerics import Array, Arrays
+from compiler.target import Array, Arrays, Artifact, DataError, Evidence, TensorSpec, ToolchainFailed
 from targets.nvidia_tensorrt.cuda import Device, Memory
 from targets.nvidia_tensorrt.network import MODULES, recorder
 from targets.nvidia_tensorrt.signature import Signature, agree, engine_signature

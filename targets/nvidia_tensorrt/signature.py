@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from compiler.artifact import TensorSpec
-from compiler.errors import ToolchainFailed
+from compiler.target import TensorSpec, ToolchainFailed
 
 if TYPE_CHECKING:
     import onnx_ir as ir

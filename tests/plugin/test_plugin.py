@@ -14,8 +14,7 @@ pytestmark = pytest.mark.xdist_group("plugin")
 
 _EXAMPLE = Path(__file__).parents[2] / "examples" / "acme_npu"
 _JUDGE = """
-from compiler.fleet.profile import HardwareProfile
-from compiler.target import find_target, list_targets
+from compiler.target import HardwareProfile, find_target, list_targets
 from compiler.target.testing import check_target, conformance_cases, onnx_backend_cases
 
 target = find_target("acme_npu")

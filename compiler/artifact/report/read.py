@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from compiler.artifact.artifact import leaves_folder
-from compiler.artifact.manifest import MANIFEST, MEASUREMENTS, read_json, read_manifest
+from compiler.artifact.manifest import BUILD, MANIFEST, MEASUREMENTS, read_json, read_manifest
 from compiler.artifact.schema import UNMEASURED, Failure, Manifest, Measurements, Row, Searched, Summary, parse
-from compiler.driver.dist import BUILD
 from compiler.errors import ArtifactError
 from compiler.store import file_digest
 

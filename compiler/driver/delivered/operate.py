@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compiler.artifact import Artifact, Evidence, TensorSpec
+from compiler.artifact import Artifact, Evidence
 from compiler.artifact.manifest import MANIFEST, Delivered, border_of, read_artifact, write_artifact
 from compiler.driver.dist import note_finished
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.compile import BuildRequest, build_in_child, check_artifact
+from compiler.driver.stages.compile import check_artifact
 from compiler.driver.stages.inputs import sizes_label
 from compiler.driver.stages.verify import (
     Point,
@@ -35,11 +35,13 @@ from compiler.fleet.profile import profile_of
 from compiler.fleet.yamlfile import Document, Origin
 from compiler.model.frontend import bind_shapes, describe_inputs, describe_outputs, free_dims, read_model
 from compiler.model.numerics import Arrays, write_arrays
+from compiler.model.spec import TensorSpec
 from compiler.passes.probe import run_unoptimized
 from compiler.store import file_digest
 from compiler.store.disk import output_errors
 from compiler.target import find_target
 from compiler.target.isolate import ChildLimits
+from compiler.target.request import BuildRequest, build_in_child
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdi
             key: value for key, value in delivered.measurements.items() if key in ("passes_ms", "seconds", "tuning")
         }
         measured |= verdict_measurements(verdict)
-        write_artifact(artifact, border, facts=facts, measurements=measured, folder=folder)
+        write_artifact(artifact, border.path, facts=facts, measurements=measured, folder=folder)
     note_finished(folder, deferred=before)
     return verdict
 

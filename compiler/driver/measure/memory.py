@@ -14,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.artifact import Evidence
+from compiler.artifact.manifest import BORDER
 from compiler.driver.measure.child import observe
-from compiler.driver.stages.border import BORDER, Border
+from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import Bench

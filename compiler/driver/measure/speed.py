@@ -15,9 +15,9 @@ from typing import Any
 import onnx_ir as ir
 
 from compiler.artifact import Evidence
+from compiler.artifact.manifest import BORDER
 from compiler.driver.measure.child import observe
 from compiler.driver.roofline import describe_machine, model_seconds
-from compiler.driver.stages.border import BORDER
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import Bench
 from compiler.driver.work import list_work

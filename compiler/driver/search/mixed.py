@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from compiler.artifact.manifest import BORDER
 from compiler.compress.quant import QuantOptions, can_balance
 from compiler.driver.search.float_layers import FAR, WHY, fewest_layers, is_far, is_gain
 from compiler.driver.search.follow_ups import Trail, judged_drop
 from compiler.driver.search.trial import Trial
-from compiler.driver.stages.border import BORDER
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import Bench
 from compiler.driver.stages.data import Judge

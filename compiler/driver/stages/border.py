@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from compiler.artifact.manifest import BORDER, BORDER_DATA
 from compiler.model.graph import Pass
 from compiler.model.numerics import Arrays, arrays_digest
 from compiler.model.save import save_model
@@ -24,8 +25,6 @@ from compiler.plan import Plan
 from compiler.store import Entry, Stage, Store, canonical_json, file_digest
 from compiler.store.digests import code_digest, portable_tools
 
-BORDER = "border.onnx"
-BORDER_DATA = "border.data"
 RECORDS = "passes.json"
 
 EMBED_BYTES = 256 << 20

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from compiler.artifact.manifest import BORDER
 from compiler.compress.quant import Calibrated, QuantOptions, calibrate, check_coverage, observations_from_bytes
-from compiler.driver.stages.border import BORDER
 from compiler.errors import DataError
 from compiler.evaluate import Dataset
 from compiler.model.numerics import Arrays

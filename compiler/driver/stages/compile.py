@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from compiler.artifact import Artifact, TensorSpec, artifact_from_dict, artifact_to_dict, leaves_folder
+from compiler.artifact import Artifact, artifact_from_dict, artifact_to_dict, leaves_folder
 from compiler.driver.stages.border import Border
 from compiler.errors import ToolchainFailed
-from compiler.fleet.profile import HardwareProfile, to_yaml
+from compiler.fleet.profile import HardwareProfile
 from compiler.model.frontend import describe_inputs, describe_outputs
+from compiler.model.spec import TensorSpec
 from compiler.plan import Plan, options_to_dict
 from compiler.store import Entry, Stage, Store, canonical_json
 from compiler.store.digests import code_digest
 from compiler.target import Target
 from compiler.target.capability import refuse_unsupported
-from compiler.target.isolate import ChildLimits, run_child
-from compiler.tune import Choice
+from compiler.target.isolate import ChildLimits
+from compiler.target.request import BuildRequest, build_in_child
 
 DESCRIPTION = "artifact.json"
 
@@ -65,48 +64,8 @@ def build_loose(border: Path, plan: Plan, profile: HardwareProfile, *, folder: P
     Raises:
         CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
     """
-    request = BuildRequest.of(plan)
+    request = BuildRequest.of(plan.target_plan)
     return build_in_child(border, request, profile, workdir=folder, limits=limits, where=f"{plan.device}: build")
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What a child process is told of the plan: JSON values, as the manifest keeps them too."""
-
-    precision: str
-    dims: Mapping[str, Mapping[str, int]]
-    threads: int
-    cache_dir: Path
-    schedule: Mapping[str, Choice] = field(default_factory=dict)
-    payload_bytes: int | None = None
-
-    @classmethod
-    def of(cls, plan: Plan) -> BuildRequest:
-        """What the plan's own build is told."""
-        told = plan.target_plan
-        dims = {name: asdict(sizes) for name, sizes in told.dims.items()}
-        return cls(plan.precision, dims, told.threads, told.cache_dir, dict(told.schedule), told.payload_bytes)
-
-
-def build_in_child(
-    border: Path, request: BuildRequest, profile: HardwareProfile, *, workdir: Path, limits: ChildLimits, where: str
-) -> Artifact:
-    """Builds in a child process, whose own files stay outside `workdir`.
-
-    Raises:
-        CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
-    """
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        told = {**told_child(border, request, profile, Path(name)), "workdir": str(workdir.absolute())}
-        value = run_child("build", told, folder=Path(name), limits=limits, where=where)
-    return artifact_from_dict({**value, "root": str(workdir)})
-
-
-def told_child(border: Path, request: BuildRequest, profile: HardwareProfile, folder: Path) -> dict[str, Any]:
-    """What a child process that works on a border model for a plan is told; the profile is written into its folder."""
-    (folder / "profile.yaml").write_text(to_yaml(profile), encoding="utf-8")
-    paths = {"border": border, "profile": folder / "profile.yaml", "cache_dir": request.cache_dir}
-    return {**asdict(request), **{name: str(path.absolute()) for name, path in paths.items()}}
 
 
 def check_artifact(artifact: Artifact, border: Border) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from compiler.compress.quant import is_quantized
 from compiler.driver.clock import Clock
 from compiler.driver.stages.data import Data
 from compiler.driver.stages.inputs import Prepared
+from compiler.passes.quantized import is_quantized
 from compiler.plan import BuildOptions, Plan
 from compiler.plan.jobs import Job
 from compiler.store import Store

@@ -8,7 +8,6 @@ from itertools import islice
 
 import onnx_ir as ir
 
-from compiler.artifact import TensorSpec
 from compiler.errors import CompilerError, ModelError, UsageError, combine
 from compiler.evaluate import open_calibration
 from compiler.evaluate.samples import SUFFIXES, Samples, batch_of, load_samples, make_samples
@@ -17,6 +16,7 @@ from compiler.fleet.data import Calibration
 from compiler.model.frontend import bind_shapes, describe_inputs, free_dims
 from compiler.model.graph import graph_digest
 from compiler.model.numerics import Arrays
+from compiler.model.spec import TensorSpec
 
 SEED = 0
 

@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.compile import BuildRequest, target_key, told_child
+from compiler.driver.stages.compile import target_key
 from compiler.fleet.profile import HardwareProfile
 from compiler.passes.instrument import measure
 from compiler.plan import Choice as Decision
@@ -21,6 +21,7 @@ from compiler.plan import Plan, options_to_dict
 from compiler.store import Stage, Store, canonical_json
 from compiler.target import Target, Tunes
 from compiler.target.isolate import ChildLimits, run_child
+from compiler.target.request import BuildRequest, told_child
 from compiler.tune import Curve, DeviceType, Scheduled, Tunable, TuningKey, TuningLog, curves, profile_device, schedule
 
 KERNELS = "kernels.json"
@@ -75,7 +76,7 @@ def list_kernels(
 
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-            told = told_child(border.path, BuildRequest.of(plan), profile, Path(name))
+            told = told_child(border.path, BuildRequest.of(plan.target_plan), profile, Path(name))
             found = run_child("kernels", told, folder=Path(name), limits=limits, where=f"{plan.device}: kernels")
         (folder / KERNELS).write_text(json.dumps(found), encoding="utf-8")
 

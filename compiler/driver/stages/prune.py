@@ -13,9 +13,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from compiler.artifact.manifest import BORDER
 from compiler.compress.prune import SHORTFALL, Unprunable, find_order, prune
 from compiler.driver.roofline import describe_machine, layer_seconds
-from compiler.driver.stages.border import BORDER, EMBED_BYTES, RECORDS
+from compiler.driver.stages.border import EMBED_BYTES, RECORDS
 from compiler.driver.stages.context import Bench
 from compiler.driver.work import list_work
 from compiler.errors import InternalError

@@ -13,8 +13,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from compiler.artifact.manifest import BORDER
 from compiler.compress.quant import QuantOptions, QuantPlan, measure_sensitivity, plan_from_dict, quantize
-from compiler.driver.stages.border import BORDER, EMBED_BYTES, RECORDS
+from compiler.driver.stages.border import EMBED_BYTES, RECORDS
 from compiler.driver.stages.calibrate import Batches, coverage, observed
 from compiler.driver.stages.context import Bench
 from compiler.errors import InternalError

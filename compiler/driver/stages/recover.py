@@ -17,10 +17,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from compiler.artifact.manifest import BORDER
 from compiler.compress.prune.groups import find_ties
 from compiler.compress.prune.prepare import prepare
 from compiler.compress.recover import Metric, Recipe, choose_taps, recover
-from compiler.driver.stages.border import BORDER, EMBED_BYTES, RECORDS, border_digest
+from compiler.driver.stages.border import EMBED_BYTES, RECORDS, border_digest
 from compiler.driver.stages.context import Bench
 from compiler.driver.stages.data import Judge
 from compiler.driver.stages.outputs import BATCH, drop_of, model_outputs

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from compiler.artifact import TensorSpec
 from compiler.errors import UnsupportedModel
+from compiler.model.spec import TensorSpec
 
 
 def describe_inputs(model: ir.Model) -> tuple[TensorSpec, ...]:

@@ -15,12 +15,13 @@ import onnx
 import onnx_ir as ir
 from pydantic import Field
 
-from compiler.artifact import Artifact, Evidence, TensorSpec
+from compiler.artifact import Artifact, Evidence
 from compiler.errors import TargetUnavailable, ToolchainFailed, UnsupportedModel
 from compiler.fleet.profile import HardwareProfile, validate_options
 from compiler.model.graph import Pass
 from compiler.model.numerics import Array, Arrays
 from compiler.model.save import save_model
+from compiler.model.spec import TensorSpec
 from compiler.target.capability import Capability, OpRule, PrecisionRule
 from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
 from compiler.target.target import API_VERSION, Runner, TargetPlan

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from compiler.model.numerics import Array
+from compiler.target import Array
 from targets.arm_tvm.integer.conv import dot_for
 from targets.arm_tvm.integer.kernels import Kernel
 from targets.arm_tvm.integer.packing import pack_depthwise, pack_weights

@@ -6,8 +6,7 @@ against int8: 40.6 M (ncnn's) to 21.6 M with sdot, 16.8 M with smmla, 64.2 M wit
 
 from __future__ import annotations
 
-from compiler.target.capability import PrecisionRule
-from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
+from compiler.target import OpScheme, PrecisionRule, QuantScheme, TensorFormat
 from targets.arm_tvm.integer.specs import BLOCK, Dot
 
 _ACTIVATION = TensorFormat("int8")

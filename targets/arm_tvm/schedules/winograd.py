@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.model.numerics import Array
+from compiler.target import Array
 from targets.arm_tvm.emitter import PARALLEL_WORK, Emitter, broadcast, fma, lane, load, store
 from targets.arm_tvm.machine import Machine
 from targets.arm_tvm.schedules.epilogue import finish

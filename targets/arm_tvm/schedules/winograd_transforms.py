@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compiler.model.numerics import Array
+from compiler.target import Array
 from targets.arm_tvm.emitter import Emitter, broadcast, fma
 
 POINTS: dict[int, tuple[float, ...]] = {

@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.compiler.report.conftest import MIB, failure, gate, layer, manifest, searched, trial, write_dist
 
 from compiler.artifact.diff import Change, compare_builds
 from compiler.artifact.diff.facts import GIVEN, MEASURED, TUNED, UNKNOWN
 from compiler.cli.text_changes import changes_text
 from compiler.errors import ArtifactError
+from tests.unit.compiler.artifact.report.conftest import (
+    MIB,
+    failure,
+    gate,
+    layer,
+    manifest,
+    searched,
+    trial,
+    write_dist,
+)
 
 LATENCY = "latency.fixed"
 

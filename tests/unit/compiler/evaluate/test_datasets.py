@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from compiler.artifact import TensorSpec
 from compiler.errors import DataError
 from compiler.evaluate import Preprocess, open_dataset, run_dataset
 from compiler.evaluate.select import select
 from compiler.model.background import run_ahead
+from compiler.model.spec import TensorSpec
 
 ROWS = TensorSpec("x", "float32", ("batch", 3))
 PICTURE = TensorSpec("image", "float32", ("batch", 3, 8, 8))

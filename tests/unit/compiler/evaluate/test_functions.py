@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.artifact import TensorSpec
 from compiler.errors import DataError
 from compiler.evaluate import Task, find_task, open_dataset
 from compiler.fleet.data import Evaluation
+from compiler.model.spec import TensorSpec
 
 SPEC = TensorSpec("x", "float32", ("batch", 2))
 OUTPUTS = {"y": np.array([[0, 1], [1, 0], [0, 1]], np.float32)}

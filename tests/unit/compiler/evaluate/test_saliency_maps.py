@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.artifact import TensorSpec
 from compiler.errors import InvalidModel
 from compiler.evaluate import Dataset, Images
 from compiler.evaluate.saliency import (
@@ -27,6 +26,7 @@ from compiler.evaluate.saliency import (
 )
 from compiler.evaluate.saliency_maps import STEPS, PictureInput, cut, find_picture, order_masks, window_masks
 from compiler.model.numerics import Array, Arrays
+from compiler.model.spec import TensorSpec
 
 SPEC = TensorSpec("x", "float32", ("batch", 1, 20, 20))
 PICTURE = PictureInput("x", channels_first=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.artifact import TensorSpec
 from compiler.errors import DataError
 from compiler.evaluate.samples import batch_of, load_samples, make_samples
 from compiler.model.numerics import Array
+from compiler.model.spec import TensorSpec
 
 IMAGE = TensorSpec("image", "float32", ("batch", 3, 4))
 IDS = TensorSpec("ids", "int64", ("batch", 2))

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.artifact import TensorSpec
 from compiler.errors import DataError, InternalError, InvalidModel
 from compiler.evaluate import Dataset, Task, find_task
 from compiler.fleet.data import Evaluation
 from compiler.model.numerics import Array
+from compiler.model.spec import TensorSpec
 
 SPEC = TensorSpec("x", "float32", ("batch", 2))
 

@@ -30,7 +30,7 @@ from compiler.fleet.profile import (
 )
 from compiler.fleet.yamlfile import parse_yaml
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 BOARD = """\
 schema: 1
 name: board

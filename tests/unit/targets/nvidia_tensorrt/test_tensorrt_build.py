@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tensorrt_cases import Build, conv_net, text_model
 
-from compiler.artifact import TensorSpec
 from compiler.errors import FleetError, ToolchainFailed, UnsupportedModel
 from compiler.fleet import Range
+from compiler.model.spec import TensorSpec
 
 pytestmark = pytest.mark.needs_tensorrt
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.compiler.report.conftest import layer, manifest, saliency, searched, write_dist
 
 from compiler.artifact.report import read_build, write_report
+from tests.unit.compiler.artifact.report.conftest import layer, manifest, saliency, searched, write_dist
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (390, 1440)

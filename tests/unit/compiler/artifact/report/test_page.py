@@ -4,9 +4,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from tests.unit.compiler.report.conftest import failure, layer, manifest, trial, write_dist
-
 from compiler.artifact.report import read_build, write_report
+from tests.unit.compiler.artifact.report.conftest import failure, layer, manifest, trial, write_dist
 
 NASTY = '<script>alert("x")</script>&amp;$x^2$'
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.unit.compiler.report.conftest import manifest, write_dist
 
 from compiler.artifact.report import read_build, write_report
 from compiler.errors import ArtifactError
+from tests.unit.compiler.artifact.report.conftest import manifest, write_dist
 
 
 def test_a_build_is_read_with_its_failed_devices(dist: Path) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.unit.compiler.report.conftest import gate, manifest, saliency, write_dist
-from tests.unit.compiler.report.test_page import Elements, page_of
 
 from compiler.artifact.report import read_build
 from compiler.artifact.report.saliency import strips
@@ -18,6 +16,8 @@ from compiler.artifact.report.summary import junit
 from compiler.artifact.schema import parse
 from compiler.artifact.schema.saliency import Saliency
 from compiler.errors import ArtifactError
+from tests.unit.compiler.artifact.report.conftest import gate, manifest, saliency, write_dist
+from tests.unit.compiler.artifact.report.test_page import Elements, page_of
 
 
 def png(size: tuple[int, int]) -> str:

@@ -7,10 +7,10 @@ import pytest
 from junitparser import JUnitXml, Skipped
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
-from tests.unit.compiler.report.conftest import failure, gate, manifest, write_dist
 
 from compiler.artifact.report import read_build
 from compiler.artifact.report.summary import cloud_yaml, junit, markdown
+from tests.unit.compiler.artifact.report.conftest import failure, gate, manifest, write_dist
 
 NASTY = "a|b <img src=x> *bold* \x1b[31m `code`"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.compiler.report.conftest import gate, manifest, trial, write_dist
 
 from compiler.artifact.report import read_build
 from compiler.artifact.report.words import Proof, proofs
+from tests.unit.compiler.artifact.report.conftest import gate, manifest, trial, write_dist
 
 
 def proof_of_accuracy(tmp_path: Path, accuracy: dict[str, Any], **judged: Any) -> Proof:

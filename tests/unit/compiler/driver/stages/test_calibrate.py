@@ -10,12 +10,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compiler.artifact import TensorSpec
+from compiler.artifact.manifest import BORDER
 from compiler.compress.quant import QuantOptions, quantize
-from compiler.driver.stages.border import BORDER
 from compiler.driver.stages.calibrate import Batches, coverage, observed
 from compiler.evaluate import Dataset
 from compiler.model.numerics import Arrays
+from compiler.model.spec import TensorSpec
 from compiler.store import Entry, Store
 from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
 
