@@ -16,7 +16,7 @@ from compiler.compress.prune.prepare import prepare
 from compiler.compress.recover import Recipe
 from compiler.compress.recover.network import OPERATORS, network_of, run
 from compiler.compress.recover.samples import Samples, varied
-from compiler.compress.recover.taps import Taps
+from compiler.compress.recover.taps import FeatureTaps
 from compiler.compress.recover.train import optimizer_of, set_rate
 
 Tensor = Any
@@ -145,7 +145,7 @@ def magnitude(subject: Subject, ratio: float) -> Figures:
     return {"macs_saved": round(saved, 4), "channels_cut": round(share, 3), **subject.judge(torch.cat(outputs).numpy())}
 
 
-def plain_loop(subject: Subject, pruned: ir.Model, samples: Samples, taps: Taps, recipe: Recipe) -> Figures:
+def plain_loop(subject: Subject, pruned: ir.Model, samples: Samples, taps: FeatureTaps, recipe: Recipe) -> Figures:
     """Eager float32, everything in one thread of Python: vary, ask the teacher, step; the same loss and data.
 
     Returns:

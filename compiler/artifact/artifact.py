@@ -34,7 +34,7 @@ class Artifact:
         files: Every file the device needs: `payload/…`, and for some targets `runtime/…` and `run`.
         tools: Toolchain package → version that made it.
         facts: What else the target wants to say or needs to load it again; JSON values only, no paths, no times.
-        unrepeatable: File → why its bytes differ from build to build.
+        non_reproducible: File → why its bytes differ from build to build.
         deferred: Empty if complete; otherwise what the device must do (`fleetc finish`), and why.
     """
 
@@ -46,7 +46,7 @@ class Artifact:
     files: tuple[str, ...]
     tools: Mapping[str, str]
     facts: Mapping[str, object] = field(default_factory=dict)
-    unrepeatable: Mapping[str, str] = field(default_factory=dict)
+    non_reproducible: Mapping[str, str] = field(default_factory=dict)
     deferred: str = ""
 
 

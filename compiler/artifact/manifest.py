@@ -1,7 +1,7 @@
 """An artifact's folder: written whole or not at all, and read back only if every byte is the one that was delivered.
 
 manifest.json        what was decided and made; the same inputs give the same bytes
-measurements.json    what was observed this time: wall times, latencies, digests of files a vendor makes unrepeatable
+measurements.json    what was observed this time: wall times, latencies, digests of non-reproducible files
 border.onnx          the border model (and border.data)
 payload/ runtime/    what the device loads
 """
@@ -75,9 +75,9 @@ def write_artifact(
         try:
             _copy_files(artifact, border, partial)
             files = _file_table(partial, artifact)
-            loose = {name: files[name] for name in artifact.unrepeatable}
+            loose = {name: files[name] for name in artifact.non_reproducible}
             manifest = _manifest(artifact, facts, {name: row for name, row in files.items() if name not in loose})
-            write_json(partial / MEASUREMENTS, {"schema": SCHEMA, **measurements, "unrepeatable_files": loose})
+            write_json(partial / MEASUREMENTS, {"schema": SCHEMA, **measurements, "non_reproducible_files": loose})
             write_json(partial / MANIFEST, manifest)
             _swap(partial, folder)
         finally:
@@ -95,7 +95,7 @@ def read_artifact(folder: Path) -> Delivered:
     measurements = read_json(folder / MEASUREMENTS) if has_measurements else {}
     _refuse(folder / MEASUREMENTS, problems_of(Measurements, measurements) if has_measurements else [])
     artifact = _described(folder, manifest["artifact"])
-    loose = {name: measurements.get("unrepeatable_files", {}).get(name) for name in artifact.unrepeatable}
+    loose = {name: measurements.get("non_reproducible_files", {}).get(name) for name in artifact.non_reproducible}
     expected = {name: row for name, row in {**loose, **manifest["files"]}.items() if row}
     problems = [
         problem for name, row in sorted(expected.items()) if (problem := _file_problem(folder, name, row["sha256"]))

@@ -44,11 +44,11 @@ def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) 
     """Build, verify and deliver every device class of a FLEET file."""
     from compiler.driver import build_fleet
     from compiler.driver.delivered.reproduce import check_reproducible as check
-    from compiler.driver.delivered.reproduce import refuse_unrepeatable
+    from compiler.driver.delivered.reproduce import refuse_non_reproducible
 
     chosen = options_of(options)
     if check_reproducible:
-        refuse_unrepeatable(fleet, chosen)
+        refuse_non_reproducible(fleet, chosen)
     report = build_fleet(fleet, chosen)
     devices = [_device_json(one) for one in report.devices]
     value: dict[str, Any] = {"out": str(report.out), "notes": report.notes, "devices": devices}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this file for every command, and these import all of the compiler
-    from compiler.driver.record import DeviceReport, FleetReport
+    from compiler.driver.reports import DeviceReport, FleetReport
     from compiler.plan import Plan
 
 MIB = 1 << 20
@@ -95,7 +95,7 @@ def manifest_text(manifest: Mapping[str, Any], measurements: Mapping[str, Any]) 
     ]
     lines += [
         f"    {name}  {row['bytes']} bytes  not repeatable"
-        for name, row in measurements.get("unrepeatable_files", {}).items()
+        for name, row in measurements.get("non_reproducible_files", {}).items()
     ]
     pruned = [pruning_text(manifest["pruning"])] if manifest["pruning"] else []
     sections = [search_text(manifest), *pruned, layers_text(manifest["layers"]), passes_text(manifest["passes"])]

@@ -10,7 +10,7 @@ from compiler.artifact.manifest import write_artifact
 from compiler.artifact.report import read_build, write_report
 from compiler.driver.clock import Clock, Pace
 from compiler.driver.dist import claim_folder, settle_folder
-from compiler.driver.record import (
+from compiler.driver.reports import (
     DeviceReport,
     FleetReport,
     Source,
@@ -19,7 +19,7 @@ from compiler.driver.record import (
     manifest_facts,
     measured_facts,
 )
-from compiler.driver.search.search import Bench, search_precision
+from compiler.driver.search.search import BuildContext, search_precision
 from compiler.driver.stages.border import dump_passes
 from compiler.driver.stages.data import open_data
 from compiler.driver.stages.inputs import prepare
@@ -69,7 +69,7 @@ def compile_device(
     if options.dump_passes:
         passes = job.target.passes(job.profile)
         dump_passes(ready.model, job.plan, passes, options.dump_passes / job.device.name)
-    found = search_precision(Bench(job, ready, source.data[job.device.name], options, store, clock))
+    found = search_precision(BuildContext(job, ready, source.data[job.device.name], options, store, clock))
     folder = options.out / job.device.name
     if found.made is None:
         return failed_report(job, folder, found)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.artifact.manifest import BUILD, MANIFEST, write_json
-from compiler.driver.record import DeviceReport
+from compiler.driver.reports import DeviceReport
 from compiler.errors import OutputError
 from compiler.fleet import DeviceClass, Fleet
 from compiler.store import file_digest

@@ -23,7 +23,7 @@ EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True)
-class Demands:
+class Constraints:
     """What one device's build must hold, decided before anything is built.
 
     Args:
@@ -143,7 +143,7 @@ _NEED_DATA = {
 """Limit → what it limits, of those that samples are needed for."""
 
 
-def make_demands(fleet: Fleet, device: DeviceClass) -> Demands:
+def make_constraints(fleet: Fleet, device: DeviceClass) -> Constraints:
     """The limits of one device with the defaults below them, and the task its accuracy is judged by.
 
     Raises:
@@ -154,7 +154,7 @@ def make_demands(fleet: Fleet, device: DeviceClass) -> Demands:
     if fleet.evaluation is not None:
         given = {name: value for name, value in asdict(DEFAULTS).items() if value is not None and name not in stated}
         reasons |= dict.fromkeys(given, "the default where the fleet file has an evaluation")
-        return Demands(Limits(**stated, **given), fleet.evaluation.task, "evaluation", reasons)
+        return Constraints(Limits(**stated, **given), fleet.evaluation.task, "evaluation", reasons)
     for name in _NEED_DATA:
         if name in stated and fleet.calibration is None:
             raise FleetError(
@@ -164,11 +164,11 @@ def make_demands(fleet: Fleet, device: DeviceClass) -> Demands:
                 "float model's.",
             )
     if "accuracy_drop_pct" not in stated:
-        return Demands(Limits(**stated), reasons=reasons)
+        return Constraints(Limits(**stated), reasons=reasons)
     reasons["accuracy_drop_pct"] += (
         "; the file has no evaluation: outputs on the calibration data are compared with the float model's"
     )
-    return Demands(Limits(**stated), EMBEDDING, "calibration", reasons)
+    return Constraints(Limits(**stated), EMBEDDING, "calibration", reasons)
 
 
 def judge_gates(limits: Limits, figures: Mapping[str, Figure]) -> tuple[Gate, ...]:

@@ -121,7 +121,7 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Similarity:
     """How alike two explanations of one picture are; None where that is not defined.
 
     Args:
@@ -191,9 +191,9 @@ def explain(run: Run, question: Question) -> Explanation:
     return Explanation(maps, intact, blank, curves[:, : STEPS - 1], curves[:, STEPS - 1 :])
 
 
-def compare_explanations(reference: Explanation, candidate: Explanation) -> tuple[Likeness, ...]:
+def compare_explanations(reference: Explanation, candidate: Explanation) -> tuple[Similarity, ...]:
     """How alike the maps of a candidate are to those of the float model, picture by picture."""
-    return tuple(_likeness(reference, candidate, place) for place in range(len(reference.maps)))
+    return tuple(_similarity(reference, candidate, place) for place in range(len(reference.maps)))
 
 
 def rank_correlation(left: Floats, right: Floats) -> float:
@@ -299,19 +299,19 @@ def _cosine_score(outputs: Array, references: Array) -> Floats:
     return cosines
 
 
-def _likeness(reference: Explanation, candidate: Explanation, place: int) -> Likeness:
+def _similarity(reference: Explanation, candidate: Explanation, place: int) -> Similarity:
     want, got = reference.maps[place], candidate.maps[place]
     scale = max(abs(reference.intact[place]), abs(reference.blank[place]))
     if not np.isfinite(want).all():
-        return Likeness(None, None, why="the float model's score is NaN or infinite where parts are covered")
+        return Similarity(None, None, why="the float model's score is NaN or infinite where parts are covered")
     if is_flat(want, scale):
-        return Likeness(None, None, why="the float model's score is the same whatever is covered")
+        return Similarity(None, None, why="the float model's score is the same whatever is covered")
     if not np.isfinite(got).all():
-        return Likeness(0.0, 0.0, why="the candidate's score is NaN or infinite: counted as no correlation")
+        return Similarity(0.0, 0.0, why="the candidate's score is NaN or infinite: counted as no correlation")
     if is_flat(got, scale):
-        return Likeness(0.0, 0.0, why="the candidate's score is the same whatever is covered: no correlation")
+        return Similarity(0.0, 0.0, why="the candidate's score is the same whatever is covered: no correlation")
     insertion, deletion = (_area_change(reference, candidate, place, curve) for curve in ("insertion", "deletion"))
-    return Likeness(rank_correlation(_tied(want), _tied(got)), top_overlap(want, got), insertion, deletion)
+    return Similarity(rank_correlation(_tied(want), _tied(got)), top_overlap(want, got), insertion, deletion)
 
 
 def is_flat(found: Floats, score: float) -> bool:

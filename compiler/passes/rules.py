@@ -182,11 +182,11 @@ def _name_new(
     nodes: Sequence[ir.Node], initializers: Sequence[ir.Value], matched: Sequence[ir.Node], *, names: Names
 ) -> None:
     base = matched[-1].name or matched[-1].outputs[0].name or matched[-1].op_type
-    heirs = list(matched)
+    successors = list(matched)
     for node in nodes:
-        heir = next((old for old in heirs if old.name and old.op_type == node.op_type), None)
+        heir = next((old for old in successors if old.name and old.op_type == node.op_type), None)
         if heir is not None:
-            heirs.remove(heir)
+            successors.remove(heir)
         node.name = heir.name if heir is not None else names.fresh(node.name or f"{base}_{node.op_type}")
         for key, text in ((key, text) for old in matched for key, text in old.metadata_props.items()):
             node.metadata_props.setdefault(key, text)

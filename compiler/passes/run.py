@@ -11,9 +11,9 @@ import onnx_ir as ir
 from compiler.errors import InternalError, OutputError
 from compiler.model.graph import Pass, check_model, skeleton
 from compiler.model.save import save_model
-from compiler.passes.fates import Fate, add_fates, find_fates, look
 from compiler.passes.instrument import PassRecord, measure, run_measured
 from compiler.passes.probe import Probe
+from compiler.passes.provenance import Provenance, add_provenance, find_provenance, look
 
 
 def run_passes(
@@ -45,7 +45,7 @@ def run_passes(
     kept = passes if stop_after is None else passes[: max(0, stop_after - first + 1)]
     _dump(model, dump_dir, first - 1, "input")
     records: list[PassRecord] = []
-    fates: dict[str, Fate] = {}
+    provenance: dict[str, Provenance] = {}
     stats, seen = measure(model), look(model)
     for number, step in enumerate(kept, start=first):
         record = run_measured(number, step, model, before=stats, probe=probe)
@@ -53,11 +53,11 @@ def run_passes(
         records.append(record)
         if record.modified:
             before, seen = seen, look(model)
-            fates |= find_fates(before, seen, by=f"{number} {step.name}")
+            provenance |= find_provenance(before, seen, by=f"{number} {step.name}")
             _dump(model, dump_dir, number, step.name)
         if check_each or number == first + len(kept) - 1:
             _check(model, records)
-    add_fates(model, fates)
+    add_provenance(model, provenance)
     return tuple(records)
 
 

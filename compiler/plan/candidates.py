@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compiler.errors import FleetError
-from compiler.evaluate.gates import Demands
+from compiler.evaluate.gates import Constraints
 from compiler.fleet import DeviceClass, Fleet
 from compiler.target.capability import Capability, PrecisionRule
 
-YARDSTICK = "fp32"
+BASELINE = "fp32"
 """The precision that costs no accuracy: what the others are measured against."""
 
 
@@ -31,7 +31,7 @@ class Candidates:
 
 
 def choose_candidates(
-    asked: str, capability: Capability, fleet: Fleet, device: DeviceClass, *, demands: Demands, where: str
+    asked: str, capability: Capability, fleet: Fleet, device: DeviceClass, *, constraints: Constraints, where: str
 ) -> Candidates:
     """The candidates of one device.
 
@@ -40,7 +40,7 @@ def choose_candidates(
         capability: The target's, on the device's profile.
         fleet: Where calibration data are named.
         device: The device class.
-        demands: Its gates.
+        constraints: Its gates.
         where: Who asked: `--precision`, or the place in the fleet file.
 
     Raises:
@@ -48,14 +48,14 @@ def choose_candidates(
     """
     if asked != "auto":
         return _forced(asked, capability, fleet, device, where)
-    if not demands.any:
+    if not constraints.any:
         first = capability.precisions[0]
         reason = (
             f"auto takes what the target puts first: {first.reason}; nothing lower is chosen "
             "unasked as long as no accuracy gate judges it"
         )
         return Candidates((first,), first.name, reason, {})
-    left_out = {rule.name: why for rule in capability.precisions if (why := _why_not(rule, fleet, demands))}
+    left_out = {rule.name: why for rule in capability.precisions if (why := _why_not(rule, fleet, constraints))}
     rules = tuple(
         sorted((rule for rule in capability.precisions if rule.name not in left_out), key=lambda rule: -rule.gain)
     )
@@ -82,11 +82,11 @@ def _forced(asked: str, capability: Capability, fleet: Fleet, device: DeviceClas
     return Candidates((rules[asked],), asked, f"asked for; {rules[asked].reason}", {})
 
 
-def _why_not(rule: PrecisionRule, fleet: Fleet, demands: Demands) -> str:
+def _why_not(rule: PrecisionRule, fleet: Fleet, constraints: Constraints) -> str:
     """Why a search does not try a precision; empty where it does."""
     if _lacks_data(rule, fleet):
         return "the fleet file names no calibration data"
-    if rule.scheme is not None and not demands.task:
+    if rule.scheme is not None and not constraints.task:
         return "no evaluation and no limit on accuracy: nothing would judge what it costs"
     return ""
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import FleetError, UsageError
-from compiler.evaluate.gates import Demands, make_demands
+from compiler.evaluate.gates import Constraints, make_constraints
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.profile import HardwareProfile, profile_digest, validate_options
 from compiler.passes.pipelines import PORTABLE
-from compiler.plan.candidates import YARDSTICK, Candidates, choose_candidates
+from compiler.plan.candidates import BASELINE, Candidates, choose_candidates
 from compiler.plan.pruning import UNPRUNED, Pruning, asked_of, choose_pruning, choose_recovery
 from compiler.target import Target, TargetPlan, Tunes
 from compiler.target.capability import Capability, PrecisionRule
@@ -85,9 +85,9 @@ class Plan:
         dims: `batch` and other named dimensions → their range.
         choices: precision, tolerance, layout, pruning, tuning, threads, evidence, …: each with its reason.
         target_plan: The part the target sees.
-        demands: The gates that must hold.
+        constraints: The gates that must hold.
         candidates: The precisions to try, most promising first; one where there is nothing to search.
-        yardstick: The float32 build that the candidates are measured against; None if the target has none.
+        baseline: The float32 build that the candidates are measured against; None if the target has none.
         pruning: How much of the model is pruned.
     """
 
@@ -101,9 +101,9 @@ class Plan:
     dims: Mapping[str, Range]
     choices: Mapping[str, Choice]
     target_plan: TargetPlan
-    demands: Demands
+    constraints: Constraints
     candidates: tuple[PrecisionRule, ...]
-    yardstick: PrecisionRule | None
+    baseline: PrecisionRule | None
     pruning: Pruning = UNPRUNED
 
     @property
@@ -114,13 +114,13 @@ class Plan:
     @property
     def rule(self) -> PrecisionRule:
         """What the target says of that precision."""
-        known = (*self.candidates, *([self.yardstick] if self.yardstick else []))
+        known = (*self.candidates, *([self.baseline] if self.baseline else []))
         return next(rule for rule in known if rule.name == self.precision)
 
     @property
-    def is_yardstick(self) -> bool:
+    def is_baseline(self) -> bool:
         """Whether it makes the float original that the others are measured against."""
-        return self.rule == self.yardstick and not self.pruning.ratio
+        return self.rule == self.baseline and not self.pruning.ratio
 
     @property
     def changes_results(self) -> bool:
@@ -129,8 +129,8 @@ class Plan:
 
     @property
     def pieces(self) -> int:
-        """Candidates that are made, the yardstick among them: how long a build takes goes by them."""
-        extra = self.demands.any and self.yardstick is not None and self.yardstick not in self.candidates
+        """Candidates that are made, the baseline among them: how long a build takes goes by them."""
+        extra = self.constraints.any and self.baseline is not None and self.baseline not in self.candidates
         return len(self.candidates) + extra
 
     @property
@@ -159,10 +159,10 @@ class Plan:
             "choices": {name: asdict(choice) for name, choice in self.choices.items()},
             "target_options": options_to_dict(self.target_plan.options),
             "gates": {
-                "limits": {name: value for name, value in asdict(self.demands.limits).items() if value is not None},
-                "task": self.demands.task,
-                "data": self.demands.data,
-                "reasons": dict(self.demands.reasons),
+                "limits": {name: value for name, value in asdict(self.constraints.limits).items() if value is not None},
+                "task": self.constraints.task,
+                "data": self.constraints.data,
+                "reasons": dict(self.constraints.reasons),
             },
             "candidates": [{"precision": rule.name, "reason": rule.reason} for rule in self.candidates],
         }
@@ -185,18 +185,18 @@ def make_plan(
         TargetUnavailable: Recovery is asked for, and PyTorch is not installed.
     """
     capability = target.capability(profile)
-    demands = make_demands(fleet, device)
+    constraints = make_constraints(fleet, device)
     found = choose_candidates(
         options.precision or device.precision,
         capability,
         fleet,
         device,
-        demands=demands,
+        constraints=constraints,
         where="--precision" if options.precision else device.place,
     )
     rule = found.rules[0]
     asked, place = asked_of(options.prune, device)
-    pruning = choose_pruning(asked, fleet, demands=demands, where=place)
+    pruning = choose_pruning(asked, fleet, constraints=constraints, where=place)
     pruning = choose_recovery(options.recover_minutes, device, pruning=pruning, is_overruled=bool(options.prune))
     _refuse_ranges(device, capability, target)
     threads = _choose_threads(profile)
@@ -211,7 +211,7 @@ def make_plan(
         dims={"batch": device.batch, **device.dims},
         choices={
             **_precision_choices(found),
-            **_gate_choices(demands),
+            **_gate_choices(constraints),
             "layout": Choice(
                 "as imported", "the portable half keeps ONNX's channels-first layout; the target chooses its own"
             ),
@@ -226,9 +226,9 @@ def make_plan(
             threads=int(threads.value),
             cache_dir=options.cache / "toolchains",
         ),
-        demands=demands,
+        constraints=constraints,
         candidates=found.rules,
-        yardstick=next((rule for rule in capability.precisions if rule.name == YARDSTICK), None),
+        baseline=next((rule for rule in capability.precisions if rule.name == BASELINE), None),
         pruning=pruning,
     )
 
@@ -276,11 +276,11 @@ def _rule_choices(rule: PrecisionRule) -> dict[str, Choice]:
     }
 
 
-def _gate_choices(demands: Demands) -> dict[str, Choice]:
+def _gate_choices(constraints: Constraints) -> dict[str, Choice]:
     """What the gates are, as the plan prints it."""
     found = {
-        name: Choice(f"{value:g}", demands.reasons.get(name, ""))
-        for name, value in asdict(demands.limits).items()
+        name: Choice(f"{value:g}", constraints.reasons.get(name, ""))
+        for name, value in asdict(constraints.limits).items()
         if value is not None
     }
     return found or {"gates": Choice("parity", "the fleet file states no limits and no evaluation")}

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from compiler.errors import FleetError, UsageError
-from compiler.evaluate.gates import Demands
+from compiler.evaluate.gates import Constraints
 from compiler.fleet import DeviceClass, Fleet, Prune, read_prune
 
 
@@ -67,13 +67,13 @@ def parse_prune(text: str) -> Prune:
         raise UsageError(f"{message}, got '{text}'", where="--prune", remedy="For example --prune auto.") from error
 
 
-def choose_pruning(asked: Prune | None, fleet: Fleet, *, demands: Demands, where: str) -> Pruning:
+def choose_pruning(asked: Prune | None, fleet: Fleet, *, constraints: Constraints, where: str) -> Pruning:
     """The decision for one device, before anything is built.
 
     Args:
         asked: `off`, `auto`, or a ratio; None where nobody asks.
         fleet: Where calibration data are named.
-        demands: The device's gates.
+        constraints: The device's gates.
         where: Who asked: `--prune`, or the place in the fleet file.
 
     Raises:
@@ -90,9 +90,11 @@ def choose_pruning(asked: Prune | None, fleet: Fleet, *, demands: Demands, where
             remedy="Add `calibration: {path: …}` with a hundred or more typical inputs, or `prune: off`.",
         )
     if asked != "auto":
-        judged = "" if demands.task else "; nothing judges what it costs: there is no evaluation and no accuracy limit"
+        judged = (
+            "" if constraints.task else "; nothing judges what it costs: there is no evaluation and no accuracy limit"
+        )
         return Pruning(float(asked), False, f"asked for: {float(asked):.0%} of the multiply-accumulates{judged}")
-    if not demands.task:
+    if not constraints.task:
         raise FleetError(
             "prune: auto has nothing to judge by: there is no evaluation and no limit on accuracy",
             where=where,

@@ -224,7 +224,7 @@ class _Search:
 
 
 def _order(kernel: Tunable, key: TuningKey, log_: TuningLog) -> list[Choice]:
-    """The default first, as the yardstick; then what was best elsewhere; then the rest as predicted."""
+    """The default first, as the baseline; then what was best elsewhere; then the rest as predicted."""
     known = {canonical_json(choice): choice for choice in kernel.choices}
     names = [
         canonical_json(kernel.default),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from compiler.target import Pass
 
 _ENGINE = "payload/model.engine"
-_UNREPEATABLE = (
+_NON_REPRODUCIBLE = (
     "TensorRT does not promise equal bytes: names its compiler makes up and timings on a GPU differ between builds"
 )
 _REMEDIES = {
@@ -186,7 +186,7 @@ def _built(model: ir.Model, plan: TargetPlan, settings: BuildSettings, workdir: 
             "network_layers": built.network_layers,
             "io_read_from": "network definition",
         },
-        unrepeatable={_ENGINE: _UNREPEATABLE},
+        non_reproducible={_ENGINE: _NON_REPRODUCIBLE},
     )
     return _read_back(artifact, model, settings)
 

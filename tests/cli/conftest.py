@@ -77,7 +77,7 @@ class Moody(FakeTarget):
         if options.random:
             (workdir / "payload" / "noise.bin").write_bytes(os.urandom(32))
             named = {"payload/noise.bin": "it is noise"} if options.random == "named" else {}
-            built = replace(built, files=(*built.files, "payload/noise.bin"), unrepeatable=named)
+            built = replace(built, files=(*built.files, "payload/noise.bin"), non_reproducible=named)
         wrong = any(node.op_type == options.wrong_at for node in model.graph)
         waits = options.wait_for and not Path(options.wait_for).exists()
         return replace(built, facts={**built.facts, "wrong": wrong},

@@ -49,7 +49,7 @@ def claim_other_bytes(folder: Path) -> None:
     from compiler.store import file_digest
 
     name = "payload/model.onnx"
-    value["unrepeatable_files"] = {name: {"sha256": file_digest(folder / name), "bytes": 1}}
+    value["non_reproducible_files"] = {name: {"sha256": file_digest(folder / name), "bytes": 1}}
     path.write_text(json.dumps(value))
 
 

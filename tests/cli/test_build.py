@@ -171,7 +171,7 @@ def test_random_bytes_that_the_manifest_names_are_allowed(place: Place) -> None:
     outcome = place.build("--check-reproducible")
     assert outcome.code == 0, outcome.err
     manifest = place.manifest("noisy")
-    assert manifest["artifact"]["unrepeatable"] == {"payload/noise.bin": "it is noise"}
+    assert manifest["artifact"]["non_reproducible"] == {"payload/noise.bin": "it is noise"}
     assert "payload/noise.bin" not in manifest["files"]
 
 

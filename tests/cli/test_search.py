@@ -258,7 +258,7 @@ def test_a_quantized_candidate_is_judged_by_its_border_model_and_every_layer_is_
     assert outcome.code == 0, outcome.err
     manifest = wide.manifest("one")
     assert manifest["verdict"]["reference"] == "border model"
-    assert [trial["purpose"] for trial in manifest["trials"]] == ["yardstick", "candidate"]
+    assert [trial["purpose"] for trial in manifest["trials"]] == ["baseline", "candidate"]
     layers = {layer["op"]: layer for layer in manifest["layers"]}
     assert layers["MatMul"]["precision"] == "int8" and layers["MatMul"]["sqnr_db"] > 10
     assert layers["Relu"]["sqnr_db"] is None
@@ -295,7 +295,7 @@ def test_a_limit_on_accuracy_that_nothing_meets_says_the_best_reached(wide: Plac
     outcome = wide.build()
     assert outcome.code == 5, outcome.err
     trials = report(wide)["report"]["trials"]
-    assert {"yardstick", "candidate", "options", "reversal"} >= {trial["purpose"] for trial in trials}
+    assert {"baseline", "candidate", "options", "float fallback"} >= {trial["purpose"] for trial in trials}
     assert any(trial["purpose"] == "options" for trial in trials)
     assert all(trial["accuracy"]["drop_pct"] > 0 for trial in trials if trial["precision"] == "int8")
     assert "points lost, limit at most 0" in outcome.err and "Nearest:" in outcome.err

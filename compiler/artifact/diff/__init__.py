@@ -39,15 +39,15 @@ def compare_builds(first: Path, second: Path) -> tuple[Change, ...]:
 def compare_files(first: Path, second: Path) -> tuple[str, ...]:
     """Files of two device folders whose bytes differ though nothing says they may.
 
-    What may differ is `measurements.json`, and what one of the two manifests names as unrepeatable.
+    What may differ is `measurements.json`, and what one of the two manifests names as non-reproducible.
     """
     left, right = folder_digests(first), folder_digests(second)
-    free = {MEASUREMENTS, *_unrepeatable(first), *_unrepeatable(second)}
+    free = {MEASUREMENTS, *_non_reproducible(first), *_non_reproducible(second)}
     return tuple(sorted(name for name in {*left, *right} if name not in free and left.get(name) != right.get(name)))
 
 
-def _unrepeatable(folder: Path) -> list[str]:
-    return list(read_manifest(folder)["artifact"]["unrepeatable"])
+def _non_reproducible(folder: Path) -> list[str]:
+    return list(read_manifest(folder)["artifact"]["non_reproducible"])
 
 
 def _read_artifact(folder: Path) -> Mapping[str, Facts]:

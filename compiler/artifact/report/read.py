@@ -97,7 +97,7 @@ def payload_bytes(device: Device) -> int:
     """Bytes that the device loads."""
     if device.manifest is None:
         return 0
-    files = {**device.manifest.files, **device.measurements.unrepeatable_files}
+    files = {**device.manifest.files, **device.measurements.non_reproducible_files}
     return sum(file.bytes for name, file in files.items() if name.startswith("payload/"))
 
 

@@ -109,7 +109,7 @@ def _name(trial: Trial) -> str:
 def _why_not(trial: Trial, chosen: Trial | None) -> str:
     if trial.why:
         return f"{trial.status}: {trial.why}"
-    if trial.status == "measured" and trial.purpose != "yardstick":
+    if trial.status == "measured" and trial.purpose != "baseline":
         return "its accuracy alone was measured, on the way to another trial"
     if trial.status == "measured":
         return "the float original, measured to compare with; the fleet file asks for something else"

@@ -29,7 +29,7 @@ class Artifact:
     files: tuple[str, ...]
     tools: Mapping[str, str]
     facts: Mapping[str, Any]
-    unrepeatable: Mapping[str, str]
+    non_reproducible: Mapping[str, str]
     deferred: str
 
 
@@ -217,7 +217,7 @@ class Measurements:
     evidence: str
     latency: tuple[Latency, ...]
     instructions: int | None
-    unrepeatable_files: Mapping[str, File]
+    non_reproducible_files: Mapping[str, File]
     passes_ms: tuple[tuple[str, FiniteFloat], ...] = ()
     seconds: Mapping[str, FiniteFloat] = field(default_factory=dict)
     tuning: tuple[Curve, ...] = ()

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from compiler.compress.prune.groups import Ties, positions
 from compiler.compress.prune.moments import Batches
 from compiler.compress.prune.rows import Layer, Matrix, layer_of, sample_rows
-from compiler.compress.prune.stretches import Stretches
+from compiler.compress.prune.segments import Segments
 from compiler.compress.prune.sums import Sums, error_of, solve, sums_of
 from compiler.model.frontend.extract import read_by
 from compiler.model.numerics import Array, Arrays
@@ -104,10 +104,10 @@ def solve_layers(
     found: list[Repaired] = []
     depths = depths_of(changed, weights)
     with tempfile.TemporaryDirectory(prefix="fleetc-repair-") as folder:
-        stretches = Stretches((changed, original), batches, Path(folder))
+        segments = Segments((changed, original), batches, Path(folder))
         for depth, spots in enumerate(by_depth(changed, weights)):
             tasks = [_Task(changed, spot, (outputs or {}).get(spot.layer.weights)) for spot in spots]
-            _gather(stretches, tasks, _still_read(changed, depths, depth))
+            _gather(segments, tasks, _still_read(changed, depths, depth))
             found += [task.solve(changed, fit) for task in tasks]
     return tuple(found)
 
@@ -237,12 +237,12 @@ class _Task:
         return Repaired(layer.node, before, after, ridge, whole.rows, len(self._matrix), self._samples)
 
 
-def _gather(stretches: Stretches, tasks: Sequence[_Task], kept: Sequence[str]) -> None:
+def _gather(segments: Segments, tasks: Sequence[_Task], kept: Sequence[str]) -> None:
     """Shows every batch to all tasks, every other one as the second half."""
     given = list(dict.fromkeys(task.match for task in tasks))
     read = list(dict.fromkeys([*given, *(task.layer.source for task in tasks)]))
     seeds = np.random.default_rng(0)
-    for index, (now, before) in enumerate(stretches.advance((read, given), kept)):
+    for index, (now, before) in enumerate(segments.advance((read, given), kept)):
         seed = int(seeds.integers(1 << 62))
         for task in tasks:
             task.add(index % 2, now[task.layer.source], now[task.match], before[task.match], seed)

@@ -76,7 +76,7 @@ def _moved(flat: Ids, wide: list[tuple[int, int]]) -> dict[int, Ids] | None:
 
 
 def _runs(before: Sequence[Size], after: Sequence[Size]) -> Iterator[Run]:
-    """Shortest stretches of axes with equal products; a symbolic size matches its own name only."""
+    """Shortest segments of axes with equal products; a symbolic size matches its own name only."""
     i = j = 0
     while i < len(before) and j < len(after):
         old, new = [i], [j]

@@ -109,7 +109,7 @@ def _part(walk: Walk, node: ir.Node, index: int, axis: int) -> Ids | None:
 
 
 def split(walk: Walk, node: ir.Node) -> bool:
-    """Every output gets its stretch of the channels; the stretches' lengths are counts."""
+    """Every output gets its segment of the channels; the segments' lengths are counts."""
     labels, shape = walk.of(node.inputs[0]), sizes(node.inputs[0])
     if shape is None:
         return False
@@ -134,7 +134,7 @@ def split(walk: Walk, node: ir.Node) -> bool:
 
 
 def slice_(walk: Walk, node: ir.Node) -> bool:
-    """A stretch of the channels with constant ends and step 1; other axes as they like."""
+    """A segment of the channels with constant ends and step 1; other axes as they like."""
     labels, shape = walk.of(node.inputs[0]), sizes(node.inputs[0])
     given = [constant_of(value) if value is not None else None for value in node.inputs[1:]]
     if shape is None or len(given) < 2 or given[0] is None or given[1] is None:

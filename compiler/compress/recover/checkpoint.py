@@ -25,7 +25,7 @@ class State:
         step: Steps that were done.
         elapsed_s: Seconds that were used.
         busy_s: Of these in steps, without checks and checkpoints.
-        way: dtype, memory layout, parts and threads of the steps, as `Way` has them.
+        way: dtype, memory layout, parts and threads of the steps, as `ExecutionConfig` has them.
         weights: Initializer → tensor.
         optimizer: The optimizer's own state.
         best: The weights of the best check.

@@ -18,7 +18,7 @@ from compiler.compress.prune.moments import Batches
 from compiler.compress.prune.prepare import prepare
 from compiler.compress.recover.batch import batch_of, with_free_batch
 from compiler.compress.recover.recipe import Check, Recipe, Recovered
-from compiler.compress.recover.taps import Taps
+from compiler.compress.recover.taps import FeatureTaps
 from compiler.errors import TargetUnavailable, UnsupportedModel
 from compiler.model.graph import graph_digest
 from compiler.model.numerics import TOLERANCES, compare_all
@@ -26,10 +26,10 @@ from compiler.passes.probe import run_unoptimized
 
 if TYPE_CHECKING:
     from compiler.compress.recover.checkpoint import State
+    from compiler.compress.recover.execution import ExecutionConfig
     from compiler.compress.recover.network import Network
     from compiler.compress.recover.samples import Samples
-    from compiler.compress.recover.train import Lesson
-    from compiler.compress.recover.way import Way
+    from compiler.compress.recover.train import DistillationSetup
 
 Metric = Callable[[ir.Model], float]
 """What a model is worth, higher is better: the share that a gate judges, for instance."""
@@ -48,7 +48,7 @@ def recover(
     *,
     folder: Path,
     recipe: Recipe,
-    taps: Taps,
+    taps: FeatureTaps,
     metric: Metric | None = None,
     enough: float = float("inf"),
 ) -> Recovered:
@@ -83,19 +83,19 @@ def recover(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     small = prepare(pruned)
     with ThreadPoolExecutor(cores, thread_name_prefix="parts") as pool:
-        lesson = _lesson(prepare(original), small, batches, folder, recipe, taps, device, pool)
-        key = _key(original, pruned, lesson.samples.digest, recipe, taps)
-        way, state = _begin(lesson, small, folder, key, device)
+        setup = _setup(prepare(original), small, batches, folder, recipe, taps, device, pool)
+        key = _key(original, pruned, setup.samples.digest, recipe, taps)
+        way, state = _begin(setup, small, folder, key, device)
         resumed_at = state.step
 
         def value() -> float:
             if metric is None:
-                return -relative_error(lesson, way)
-            return metric(with_weights(small, lesson.student.weights))
+                return -relative_error(setup, way)
+            return metric(with_weights(small, setup.student.weights))
 
         progress = Progress(state, lambda now: save_state(now, folder, key=key), value, enough, began)
         try:
-            stopped = train(lesson, way, progress)
+            stopped = train(setup, way, progress)
         finally:
             torch.set_num_threads(cores)
     return Recovered(
@@ -110,21 +110,21 @@ def recover(
     )
 
 
-def _lesson(
+def _setup(
     original: ir.Model,
     small: ir.Model,
     batches: Batches,
     folder: Path,
     recipe: Recipe,
-    taps: Taps,
+    taps: FeatureTaps,
     device: str,
     pool: Executor,
-) -> Lesson:
+) -> DistillationSetup:
     import torch
 
     from compiler.compress.recover.network import network_of
     from compiler.compress.recover.samples import gather
-    from compiler.compress.recover.train import Lesson
+    from compiler.compress.recover.train import DistillationSetup
 
     teacher, student = (network_of(with_free_batch(model), device=device) for model in (original, small))
     samples = gather(batches(), folder)
@@ -133,27 +133,29 @@ def _lesson(
     for tensor in student.weights.values():
         tensor.requires_grad_(True)
     channels = {name: torch.from_numpy(places).to(device) for name, places in taps.items()}
-    return Lesson(teacher, student, channels, samples, recipe, pool)
+    return DistillationSetup(teacher, student, channels, samples, recipe, pool)
 
 
-def _begin(lesson: Lesson, small: ir.Model, folder: Path, key: str, device: str) -> tuple[Way, State]:
+def _begin(
+    setup: DistillationSetup, small: ir.Model, folder: Path, key: str, device: str
+) -> tuple[ExecutionConfig, State]:
     """Where to go on from: the checkpoint, or the beginning with the way that is fastest here."""
     from compiler.compress.recover.checkpoint import State, load_state
+    from compiler.compress.recover.execution import ExecutionConfig, segments_for
     from compiler.compress.recover.train import find_way
-    from compiler.compress.recover.way import Way, segments_for
 
-    segments = segments_for(with_free_batch(small), batch=lesson.recipe.batch, memory_bytes=lesson.recipe.memory_bytes)
+    segments = segments_for(with_free_batch(small), batch=setup.recipe.batch, memory_bytes=setup.recipe.memory_bytes)
     state = load_state(folder, key=key)
     if state is None:
-        way = find_way(lesson, device=device, segments=segments)
+        way = find_way(setup, device=device, segments=segments)
         return way, State(
-            0, 0.0, 0.0, (way.dtype, way.is_channels_last, way.parts, way.threads), dict(lesson.student.weights)
+            0, 0.0, 0.0, (way.dtype, way.is_channels_last, way.parts, way.threads), dict(setup.student.weights)
         )
-    for name, tensor in lesson.student.weights.items():
+    for name, tensor in setup.student.weights.items():
         tensor.data.copy_(state.weights[name])
-    state.weights = dict(lesson.student.weights)
+    state.weights = dict(setup.student.weights)
     dtype, is_channels_last, parts, threads = state.way
-    return Way(dtype, is_channels_last, segments, device, parts, threads), state
+    return ExecutionConfig(dtype, is_channels_last, segments, device, parts, threads), state
 
 
 def _agree(network: Network, model: ir.Model, samples: Samples, device: str) -> None:
@@ -183,7 +185,7 @@ def _agree(network: Network, model: ir.Model, samples: Samples, device: str) -> 
             )
 
 
-def _key(original: ir.Model, pruned: ir.Model, samples: str, recipe: Recipe, taps: Taps) -> str:
+def _key(original: ir.Model, pruned: ir.Model, samples: str, recipe: Recipe, taps: FeatureTaps) -> str:
     """All that a checkpoint belongs to."""
     inside = [(name, places.tolist()) for name, places in taps.items()]
     parts = [graph_digest(original), graph_digest(pruned), samples, recipe, inside, version("torch")]

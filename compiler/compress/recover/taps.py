@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from compiler.compress.prune.groups import Ties, positions
 
-Taps = Mapping[str, NDArray[np.int64]]
+FeatureTaps = Mapping[str, NDArray[np.int64]]
 """Value → the channels, along axis 1 of the original's value, that the pruned model still has."""
 
 _MOST = 8
 """Values that are compared: one in every few layers says nearly all that every layer would."""
 
 
-def choose_taps(pruned: ir.Model, ties: Ties, removed: Collection[int]) -> Taps:
+def choose_taps(pruned: ir.Model, ties: Ties, removed: Collection[int]) -> FeatureTaps:
     """Values spread evenly over the graph: results of additions, where a network has them, else of its layers.
 
     Args:

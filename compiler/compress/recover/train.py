@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from compiler.compress.recover.checkpoint import State
+from compiler.compress.recover.execution import ExecutionConfig, choose_way
 from compiler.compress.recover.network import Network, Values, run
 from compiler.compress.recover.operators import Tensor
 from compiler.compress.recover.recipe import Recipe, Stop
 from compiler.compress.recover.samples import Samples, varied, varied_batches
-from compiler.compress.recover.way import Way, choose_way
 
 _POOL = 2
 """Batches whose samples are learnt from together, in new company at every echo."""
@@ -35,7 +35,7 @@ _PLAIN = 64
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationSetup:
     """What is learnt, from what, and how.
 
     Args:
@@ -76,27 +76,27 @@ class Progress:
     saved: float = field(default_factory=time.monotonic)
 
 
-def train(lesson: Lesson, way: Way, progress: Progress) -> Stop:
+def train(setup: DistillationSetup, way: ExecutionConfig, progress: Progress) -> Stop:
     """Steps and checks until something ends them; the state then holds the best weights and has been written."""
-    state, recipe = progress.state, lesson.recipe
-    optimizer = optimizer_of(lesson.student)
+    state, recipe = progress.state, setup.recipe
+    optimizer = optimizer_of(setup.student)
     if state.optimizer:
         optimizer.load_state_dict(state.optimizer)
-    stop = _check_if_due(lesson, progress)
-    lessons = _taught(lesson, way, start=state.step)
+    stop = _check_if_due(setup, progress)
+    lessons = _taught(setup, way, start=state.step)
     try:
         while not stop:
             started = time.monotonic()
             inputs, wanted = next(lessons)
             set_rate(optimizer, recipe, state.step, state.elapsed_s)
-            _descend(lesson, way, inputs, wanted)
+            _descend(setup, way, inputs, wanted)
             optimizer.step()
-            _forget(lesson)
+            _forget(setup)
             state.step += 1
             state.busy_s += time.monotonic() - started
             state.elapsed_s += time.monotonic() - progress.began
             progress.began = time.monotonic()
-            stop = _check_if_due(lesson, progress) or _end(recipe, state)
+            stop = _check_if_due(setup, progress) or _end(recipe, state)
             if stop or time.monotonic() - progress.saved > recipe.save_every_s:
                 state.optimizer = optimizer.state_dict()
                 progress.save(state)
@@ -122,51 +122,53 @@ def set_rate(optimizer: Tensor, recipe: Recipe, step: int, elapsed_s: float) -> 
         group["lr"] = rate * group["size"]
 
 
-def find_way(lesson: Lesson, *, device: str, segments: int) -> Way:
-    """The fastest way to compute a step of this lesson, by trying; weights stay as they are."""
-    size = min(_TRIED, lesson.recipe.batch)
-    batch = varied(lesson.samples, size, seed=(lesson.recipe.seed, 0))
+def find_way(setup: DistillationSetup, *, device: str, segments: int) -> ExecutionConfig:
+    """The fastest way to compute a step of this setup, by trying; weights stay as they are."""
+    size = min(_TRIED, setup.recipe.batch)
+    batch = varied(setup.samples, size, seed=(setup.recipe.seed, 0))
 
-    def step(way: Way) -> None:
-        _place(lesson, way)
+    def step(way: ExecutionConfig) -> None:
+        _place(setup, way)
         inputs = {name: way.lay_out(tensor) for name, tensor in batch.items()}
-        _descend(lesson, way, inputs, _answers(lesson, way, inputs))
-        _forget(lesson)
+        _descend(setup, way, inputs, _answers(setup, way, inputs))
+        _forget(setup)
 
-    seconds = _TRYING * lesson.recipe.seconds
+    seconds = _TRYING * setup.recipe.seconds
     cores = torch.get_num_threads()
     return choose_way(step, device=device, segments=segments, cores=cores, samples=size, seconds=seconds)
 
 
-def relative_error(lesson: Lesson, way: Way) -> float:
+def relative_error(setup: DistillationSetup, way: ExecutionConfig) -> float:
     """Squared error of the student's outputs on samples as they are, as a share of the energy of the teacher's."""
     wrong = energy = 0.0
-    plain = Way(device=way.device)
-    for start in range(0, min(_PLAIN, lesson.samples.count), lesson.recipe.batch):
-        places = range(start, min(start + lesson.recipe.batch, _PLAIN, lesson.samples.count))
-        inputs = {name: plain.lay_out(tensor) for name, tensor in lesson.samples.take(places).items()}
+    plain = ExecutionConfig(device=way.device)
+    for start in range(0, min(_PLAIN, setup.samples.count), setup.recipe.batch):
+        places = range(start, min(start + setup.recipe.batch, _PLAIN, setup.samples.count))
+        inputs = {name: plain.lay_out(tensor) for name, tensor in setup.samples.take(places).items()}
         with torch.no_grad():
-            wanted, found = run(lesson.teacher, inputs), run(lesson.student, inputs)
+            wanted, found = run(setup.teacher, inputs), run(setup.student, inputs)
         wrong += sum(float((found[name].double() - wanted[name].double()).square().sum()) for name in wanted)
         energy += sum(float(wanted[name].double().square().sum()) for name in wanted)
     return wrong / max(energy, 1e-30)
 
 
-def _place(lesson: Lesson, way: Way) -> None:
+def _place(setup: DistillationSetup, way: ExecutionConfig) -> None:
     """Weights of convolutions lie in memory as the pictures do."""
-    for tensor in (*lesson.student.weights.values(), *lesson.teacher.weights.values()):
+    for tensor in (*setup.student.weights.values(), *setup.teacher.weights.values()):
         tensor.data = way.lay_out(tensor.data) if way.is_channels_last else tensor.data.contiguous()
 
 
-def _taught(lesson: Lesson, way: Way, *, start: int) -> Generator[tuple[Values, Values], None, None]:
+def _taught(
+    setup: DistillationSetup, way: ExecutionConfig, *, start: int
+) -> Generator[tuple[Values, Values], None, None]:
     """Inputs of every step from number `start` on, with the teacher's answers."""
-    _place(lesson, way)
-    recipe = lesson.recipe
+    _place(setup, way)
+    recipe = setup.recipe
     size, steps = _POOL * recipe.batch, _POOL * recipe.echoes
     number, skipped = divmod(start, steps)
-    for pool in varied_batches(lesson.samples, size, seed=recipe.seed, start=number):
+    for pool in varied_batches(setup.samples, size, seed=recipe.seed, start=number):
         parts = [
-            _answers(lesson, way, {name: way.lay_out(tensor[at : at + recipe.batch]) for name, tensor in pool.items()})
+            _answers(setup, way, {name: way.lay_out(tensor[at : at + recipe.batch]) for name, tensor in pool.items()})
             for at in range(0, size, recipe.batch)
         ]
         wanted = _joined(parts)
@@ -180,23 +182,23 @@ def _taught(lesson: Lesson, way: Way, *, start: int) -> Generator[tuple[Values, 
         number, skipped = number + 1, 0
 
 
-def _answers(lesson: Lesson, way: Way, inputs: Values) -> Values:
+def _answers(setup: DistillationSetup, way: ExecutionConfig, inputs: Values) -> Values:
     """The teacher's outputs, and of its values inside the channels that the student has."""
-    found = lesson.pool.map(lambda part: _answer(lesson, way, part), _parted(inputs, way))
+    found = setup.pool.map(lambda part: _answer(setup, way, part), _parted(inputs, way))
     return _joined(list(found))
 
 
-def _answer(lesson: Lesson, way: Way, inputs: Values) -> Values:
+def _answer(setup: DistillationSetup, way: ExecutionConfig, inputs: Values) -> Values:
     with torch.no_grad(), way.context():
-        values = run(lesson.teacher, inputs, taps=[*lesson.taps])
+        values = run(setup.teacher, inputs, taps=[*setup.taps])
     return {
-        name: value.index_select(1, lesson.taps[name]) if name in lesson.taps else value
+        name: value.index_select(1, setup.taps[name]) if name in setup.taps else value
         for name, value in values.items()
         if value.is_floating_point()
     }
 
 
-def _parted(values: Values, way: Way) -> list[Values]:
+def _parted(values: Values, way: ExecutionConfig) -> list[Values]:
     """The values of each part of a batch."""
     split = {name: tensor.tensor_split(way.parts) for name, tensor in values.items()}
     return [{name: parts[place] for name, parts in split.items()} for place in range(way.parts)]
@@ -206,45 +208,45 @@ def _joined(parts: Sequence[Values]) -> Values:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _descend(lesson: Lesson, way: Way, inputs: Values, wanted: Values) -> None:
+def _descend(setup: DistillationSetup, way: ExecutionConfig, inputs: Values, wanted: Values) -> None:
     """Leaves in every weight the gradient of the loss, which is the mean over the parts of the batch."""
-    weights = [*lesson.student.weights.values()]
+    weights = [*setup.student.weights.values()]
 
     def gradients(part: tuple[Values, Values]) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(_loss(lesson, way, *part), weights, allow_unused=True)  # type: ignore[no-any-return]
+        return torch.autograd.grad(_loss(setup, way, *part), weights, allow_unused=True)  # type: ignore[no-any-return]
 
-    found = lesson.pool.map(gradients, zip(_parted(inputs, way), _parted(wanted, way), strict=True))
+    found = setup.pool.map(gradients, zip(_parted(inputs, way), _parted(wanted, way), strict=True))
     for weight, parts in zip(weights, zip(*found, strict=True), strict=True):
         weight.grad = None if parts[0] is None else sum(parts[1:], start=parts[0]) / way.parts
 
 
-def _loss(lesson: Lesson, way: Way, inputs: Values, wanted: Values) -> Tensor:
+def _loss(setup: DistillationSetup, way: ExecutionConfig, inputs: Values, wanted: Values) -> Tensor:
     """Squared errors as shares of the energy: mean over the outputs, and over the values inside by their weight."""
     with way.context():
-        found = run(lesson.student, inputs, taps=[*lesson.taps], segments=way.segments)
+        found = run(setup.student, inputs, taps=[*setup.taps], segments=way.segments)
     errors = {
         name: (found[name].float() - value.float()).square().sum() / (value.float().square().sum() + 1e-12)
         for name, value in wanted.items()
     }
-    inside = [error for name, error in errors.items() if name in lesson.taps]
-    outside = [error for name, error in errors.items() if name not in lesson.taps]
+    inside = [error for name, error in errors.items() if name in setup.taps]
+    outside = [error for name, error in errors.items() if name not in setup.taps]
     loss = torch.stack(outside).mean()
-    return loss + lesson.recipe.tap_weight * torch.stack(inside).mean() if inside else loss
+    return loss + setup.recipe.tap_weight * torch.stack(inside).mean() if inside else loss
 
 
-def _forget(lesson: Lesson) -> None:
-    for tensor in lesson.student.weights.values():
+def _forget(setup: DistillationSetup) -> None:
+    for tensor in setup.student.weights.values():
         tensor.grad = None
 
 
-def _check_if_due(lesson: Lesson, progress: Progress) -> Stop | None:
+def _check_if_due(setup: DistillationSetup, progress: Progress) -> Stop | None:
     """Asks the metric at the beginning and then in equal parts of the whole; says whether that ends it."""
-    state, recipe = progress.state, lesson.recipe
+    state, recipe = progress.state, setup.recipe
     if int(recipe.progress(state.step, state.elapsed_s) * recipe.checks) < len(state.checks):
         return None
     value = progress.metric()
     if all(value > earlier for _, _, earlier in state.checks):
-        state.best = {name: tensor.detach().clone() for name, tensor in lesson.student.weights.items()}
+        state.best = {name: tensor.detach().clone() for name, tensor in setup.student.weights.items()}
     state.checks.append((state.step, round(state.elapsed_s, 2), value))
     if value >= progress.enough:
         return "enough"

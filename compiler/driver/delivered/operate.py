@@ -19,7 +19,7 @@ from compiler.driver.stages.border import Border
 from compiler.driver.stages.compile import check_artifact
 from compiler.driver.stages.inputs import sizes_label
 from compiler.driver.stages.verify import (
-    Point,
+    ParityCase,
     Verdict,
     batch_size,
     execute,
@@ -235,12 +235,12 @@ def _tolerance(delivered: Delivered) -> str:
     return str(delivered.manifest["plan"]["choices"]["tolerance"]["value"])
 
 
-def _points(delivered: Delivered, reference: ir.Model, samples: Path | None) -> list[Point]:
+def _points(delivered: Delivered, reference: ir.Model, samples: Path | None) -> list[ParityCase]:
     """Inputs and the reference's outputs at the smallest, optimal and largest sizes of the plan."""
     steps = [_sizes(delivered, step) for step in ("min", "opt", "max")]
     specs = _specs(delivered)
     inputs = {sizes_label(sizes): _inputs_at(delivered, specs, samples, sizes) for sizes in steps}
-    return [Point(label, one.arrays, run_unoptimized(reference, one.arrays)) for label, one in inputs.items()]
+    return [ParityCase(label, one.arrays, run_unoptimized(reference, one.arrays)) for label, one in inputs.items()]
 
 
 def _specs(delivered: Delivered) -> tuple[TensorSpec, ...]:

@@ -21,7 +21,7 @@ def recheck_accuracy(folder: Path, *, model: Path, data: Path, task: str, limits
 
     Args:
         folder: The artifact's folder.
-        model: The original model, whose accuracy is the yardstick.
+        model: The original model, whose accuracy is the baseline.
         data: The data set, in any form that an evaluation's `path` may have.
         task: Name of the task; empty for the one the artifact was built with.
         limits: What the child process may use.

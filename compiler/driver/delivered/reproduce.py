@@ -8,14 +8,14 @@ from pathlib import Path
 
 from compiler.artifact.diff import compare_files
 from compiler.driver.build import build_fleet
-from compiler.driver.search.search import OBSERVED
+from compiler.driver.search.search import MEASURED_STAGES
 from compiler.errors import GateFailed, UsageError
 from compiler.plan import BuildOptions
 from compiler.plan.jobs import plan_fleet
 from compiler.store import Store
 
 
-def refuse_unrepeatable(fleet: Path, options: BuildOptions) -> None:
+def refuse_non_reproducible(fleet: Path, options: BuildOptions) -> None:
     """Raises UsageError where a build cannot give the same bytes twice: recovery ends by the clock."""
     _, jobs, _ = plan_fleet(fleet, options)
     names = [job.device.name for job in jobs if job.plan.pruning.recovers]
@@ -32,7 +32,7 @@ def check_reproducible(fleet: Path, options: BuildOptions) -> None:
 
     Toolchain downloads are shared with the first build, and so is what the search observed (times, memory): the same
     observations must lead to the same decision and the same bytes. `measurements.json`, and the files whose bytes a
-    vendor makes unrepeatable, are left out of the comparison; the manifest names the latter.
+    toolchain makes differently each time, are left out of the comparison; the manifest names the latter.
 
     Args:
         fleet: The fleet file.
@@ -46,7 +46,7 @@ def check_reproducible(fleet: Path, options: BuildOptions) -> None:
         (options.cache / "toolchains").mkdir(parents=True, exist_ok=True)
         cache.mkdir()
         (cache / "toolchains").symlink_to((options.cache / "toolchains").absolute())
-        Store(options.cache).lend(OBSERVED, Store(cache))
+        Store(options.cache).lend(MEASURED_STAGES, Store(cache))
         again = build_fleet(fleet, replace(options, cache=cache, out=out, dump_passes=None))
         again.raise_failures()
         different = [

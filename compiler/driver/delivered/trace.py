@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from compiler.artifact.manifest import border_of
 from compiler.errors import UsageError
-from compiler.passes.fates import Fate, read_fates
+from compiler.passes.provenance import Provenance, read_provenance
 from compiler.passes.values import origins_of
 from compiler.target.capability import op_key
 
@@ -65,8 +65,8 @@ def follow(model: ir.Model, name: str) -> Trace | None:
     for node in model.graph.all_nodes():
         for known in dict.fromkeys((str(node.name), *origins_of(node))):
             holders.setdefault(known, []).append(node)
-    fates = read_fates(model)
-    if name not in holders and name not in fates:
+    provenance = read_provenance(model)
+    if name not in holders and name not in provenance:
         return None
     nodes: dict[ir.Node, None] = {}
     steps: list[str] = []
@@ -74,16 +74,16 @@ def follow(model: ir.Model, name: str) -> Trace | None:
     for one in queue:  # grows while it is read
         if one in holders:
             nodes |= dict.fromkeys(holders[one])
-        elif one in fates:
-            steps.append(_step(one, fates[one]))
-            queue += [heir for heir in fates[one].heirs if heir not in queue]
+        elif one in provenance:
+            steps.append(_step(one, provenance[one]))
+            queue += [successor for successor in provenance[one].successors if successor not in queue]
     return Trace(tuple(nodes), tuple(steps))
 
 
-def _step(name: str, fate: Fate) -> str:
-    heirs = ", ".join(f"'{heir}'" for heir in fate.heirs)
-    link = {"merged": " into ", "folded": ", read by "}.get(fate.how.split()[0], ": ")
-    return f"{fate.op} '{name}' was {fate.how}{link + heirs if heirs else ''} (pass {fate.by})"
+def _step(name: str, entry: Provenance) -> str:
+    successors = ", ".join(f"'{successor}'" for successor in entry.successors)
+    link = {"merged": " into ", "folded": ", read by "}.get(entry.how.split()[0], ": ")
+    return f"{entry.op} '{name}' was {entry.how}{link + successors if successors else ''} (pass {entry.by})"
 
 
 def _operator(node: ir.Node, layer: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,4 +99,4 @@ def _operator(node: ir.Node, layer: Mapping[str, Any] | None, manifest: Mapping[
 def _known(model: ir.Model) -> set[str]:
     nodes = list(model.graph.all_nodes())
     names = {*(str(node.name) for node in nodes), *(origin for node in nodes for origin in origins_of(node))}
-    return names | set(read_fates(model))
+    return names | set(read_provenance(model))

@@ -19,8 +19,8 @@ import numpy as np
 from compiler.artifact import Artifact, Evidence, artifact_to_dict
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made
-from compiler.driver.stages.context import Bench
-from compiler.driver.stages.data import Judge
+from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.outputs import drop_of, model_outputs, read_outputs
 from compiler.evaluate import AccuracyDrop, Dataset
 from compiler.evaluate.gates import Figure
@@ -65,7 +65,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Venue:
+class MeasuredOn:
     """What is run in place of a candidate on its device.
 
     Args:
@@ -77,7 +77,7 @@ class Venue:
     note: str = ""
 
 
-def choose_venue(made: Made, *, whole: bool) -> Venue:
+def choose_measured_on(made: Made, *, whole: bool) -> MeasuredOn:
     """The nearest thing to the device that many samples can be run on here.
 
     Args:
@@ -85,37 +85,37 @@ def choose_venue(made: Made, *, whole: bool) -> Venue:
         whole: Whether samples are complete inputs, which the artifact is not given one after another.
     """
     if made.verdict.evidence == Evidence.HOST and not whole:
-        return Venue("artifact")
-    if not (made.plan.converts_graph or made.plan.rule.scheme or made.plan.rule == made.plan.yardstick):
+        return MeasuredOn("artifact")
+    if not (made.plan.converts_graph or made.plan.rule.scheme or made.plan.rule == made.plan.baseline):
         why = "the target converts while it builds, and the artifact cannot be run on the whole data set here"
-        return Venue("", f"{why}: {made.verdict.reason}" if made.verdict.reason else why)
+        return MeasuredOn("", f"{why}: {made.verdict.reason}" if made.verdict.reason else why)
     executed = made.verdict.evidence == Evidence.EMULATOR
     note = (
         f"the artifact agreed with it on {len(made.points)} sets of inputs under the emulator"
         if executed
         else f"the artifact itself was not executed: {made.verdict.reason}"
     )
-    return Venue("border model", note)
+    return MeasuredOn("border model", note)
 
 
-def measure_accuracy(bench: Bench, judge: Judge, made: Made) -> Accuracy:
+def measure_accuracy(context: BuildContext, judge: AccuracyTest, made: Made) -> Accuracy:
     """The accuracy of a built candidate."""
-    venue = choose_venue(made, whole=judge.dataset.whole)
-    if not venue.runs:
-        return Accuracy(None, "", Evidence.NONE, venue.note)
-    if venue.runs == "artifact":
-        drop = drop_of(bench, judge, artifact_outputs(bench, made, judge.dataset))
+    measured_on = choose_measured_on(made, whole=judge.dataset.whole)
+    if not measured_on.runs:
+        return Accuracy(None, "", Evidence.NONE, measured_on.note)
+    if measured_on.runs == "artifact":
+        drop = drop_of(context, judge, artifact_outputs(context, made, judge.dataset))
     else:
-        drop = border_drop(bench, judge, made.border)
-    return Accuracy(drop, venue.runs, Evidence.HOST, venue.note)
+        drop = border_drop(context, judge, made.border)
+    return Accuracy(drop, measured_on.runs, Evidence.HOST, measured_on.note)
 
 
-def border_drop(bench: Bench, judge: Judge, border: Border) -> AccuracyDrop:
+def border_drop(context: BuildContext, judge: AccuracyTest, border: Border) -> AccuracyDrop:
     """The drop of a border model under ONNX Runtime."""
-    return drop_of(bench, judge, model_outputs(border.load(), border.digest, judge.dataset, bench.store))
+    return drop_of(context, judge, model_outputs(border.load(), border.digest, judge.dataset, context.store))
 
 
-def artifact_outputs(bench: Bench, made: Made, dataset: Dataset) -> Arrays:
+def artifact_outputs(context: BuildContext, made: Made, dataset: Dataset) -> Arrays:
     """The artifact's outputs on every sample, computed once on this machine and kept in the store."""
     parts = (
         ("build", made.built.entry.digest),
@@ -126,12 +126,12 @@ def artifact_outputs(bench: Bench, made: Made, dataset: Dataset) -> Arrays:
     )
 
     def compute(folder: Path) -> None:
-        where = f"{bench.name}: accuracy"
+        where = f"{context.name}: accuracy"
         batch = made.plan.dims["batch"].opt
-        found, _ = run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=bench.options.child)
+        found, _ = run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=context.options.child)
         write_arrays(folder / "outputs.npz", found)
 
-    return read_outputs(bench.store.obtain(Stage("outputs", parts), compute).files)
+    return read_outputs(context.store.obtain(Stage("outputs", parts), compute).files)
 
 
 def run_artifact(

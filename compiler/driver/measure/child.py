@@ -10,24 +10,24 @@ from typing import Any
 
 from compiler.artifact import artifact_to_dict
 from compiler.driver.stages.compile import Built
-from compiler.driver.stages.context import Bench
+from compiler.driver.stages.context import BuildContext
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Arrays, arrays_digest, write_arrays
 from compiler.store import Stage, canonical_json
 from compiler.store.digests import code_digest
 from compiler.target.isolate import run_child
 
-OBSERVED = frozenset({"footprint", "profile", "race"})
+MEASURED_STAGES = frozenset({"footprint", "profile", "race"})
 """Stages whose results are observations of this machine at one time: no second observation is the same."""
 
 
 def observe(
-    bench: Bench, work: str, builds: Sequence[tuple[Built, Arrays]], *, times: int = 1, **more: Any
+    context: BuildContext, work: str, builds: Sequence[tuple[Built, Arrays]], *, times: int = 1, **more: Any
 ) -> list[dict[str, Any]]:
     """Does one work of `compiler.target.worker_measure` on built artifacts, or takes its results from the store.
 
     Args:
-        bench: The device.
+        context: The device.
         work: `footprint`, `race` or `profile`; the name of the stage.
         builds: The artifacts, each with its inputs.
         times: Child processes to ask, one after another.
@@ -50,14 +50,14 @@ def observe(
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
             request = _request(builds, Path(name)) | more
-            where = f"{bench.name}: {work}"
+            where = f"{context.name}: {work}"
             found = [
-                run_child(work, dict(request), folder=Path(name), limits=bench.options.child, where=where)
+                run_child(work, dict(request), folder=Path(name), limits=context.options.child, where=where)
                 for _ in range(times)
             ]
         (folder / "observed.json").write_text(json.dumps(found), encoding="utf-8")
 
-    entry = bench.store.obtain(Stage(work, parts), make)
+    entry = context.store.obtain(Stage(work, parts), make)
     values: list[dict[str, Any]] = json.loads((entry.files / "observed.json").read_text(encoding="utf-8"))
     return values
 

@@ -12,7 +12,7 @@ from compiler.artifact import Evidence
 from compiler.driver.measure.child import observe
 from compiler.driver.roofline import describe_machine, layer_seconds
 from compiler.driver.stages.candidate import Made
-from compiler.driver.stages.context import Bench
+from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import read_plan
 from compiler.driver.work import LayerWork, list_work
 from compiler.errors import CompilerError
@@ -53,11 +53,11 @@ class Layer:
         return {**asdict(self), "origin": list(self.origin), "evidence": str(self.evidence)}
 
 
-def list_layers(bench: Bench, made: Made, *, sqnr_db: Mapping[str, float]) -> tuple[Layer, ...]:
+def list_layers(context: BuildContext, made: Made, *, sqnr_db: Mapping[str, float]) -> tuple[Layer, ...]:
     """The layers in graph order.
 
     Args:
-        bench: The device.
+        context: The device.
         made: What is delivered.
         sqnr_db: Layer → its measured error.
     """
@@ -66,7 +66,7 @@ def list_layers(bench: Bench, made: Made, *, sqnr_db: Mapping[str, float]) -> tu
     model = made.border.load()
     works = list_work(model, batch=made.plan.dims["batch"].opt if "batch" in made.plan.dims else 1)
     nodes = {str(node.name): node for node in model.graph}
-    shares, kernels, evidence = _shares(bench, made, works)
+    shares, kernels, evidence = _shares(context, made, works)
     found = []
     for work in works:
         precision = _precision(nodes[work.node], work, made)
@@ -110,13 +110,13 @@ def _why(work: LayerWork, made: Made, precision: str) -> str:
 
 
 def _shares(
-    bench: Bench, made: Made, works: tuple[LayerWork, ...]
+    context: BuildContext, made: Made, works: tuple[LayerWork, ...]
 ) -> tuple[dict[str, float], dict[str, str], Evidence]:
     """Node → share of the time, and node → kernel, by the best evidence there is."""
-    timed = bench.job.plan.demands.any and made.verdict.evidence == Evidence.HOST
-    if timed and (measured := _measured(bench, made, works)):
+    timed = context.job.plan.constraints.any and made.verdict.evidence == Evidence.HOST
+    if timed and (measured := _measured(context, made, works)):
         return *measured, Evidence.HOST
-    machine = describe_machine(bench.job.profile)
+    machine = describe_machine(context.job.profile)
     times = {
         one.node: layer_seconds(one, machine, made.plan.precision if one.is_low else "fp32") if machine else one.macs
         for one in works
@@ -125,10 +125,12 @@ def _shares(
     return {node: time / total for node, time in times.items()}, {}, Evidence.ESTIMATED
 
 
-def _measured(bench: Bench, made: Made, works: tuple[LayerWork, ...]) -> tuple[dict[str, float], dict[str, str]] | None:
+def _measured(
+    context: BuildContext, made: Made, works: tuple[LayerWork, ...]
+) -> tuple[dict[str, float], dict[str, str]] | None:
     """The toolchain's own times: a kernel's time is that of the layer in it with the most to compute."""
     try:
-        (found,) = observe(bench, "profile", [(made.built, made.typical.inputs)])
+        (found,) = observe(context, "profile", [(made.built, made.typical.inputs)])
     except CompilerError:  # a runner that cannot profile itself leaves the estimate
         return None
     known = {one.node: one for one in works}

@@ -19,7 +19,7 @@ from compiler.driver.measure.child import observe
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.compile import Built, build_artifact
-from compiler.driver.stages.context import Bench
+from compiler.driver.stages.context import BuildContext
 from compiler.driver.work import list_work
 from compiler.errors import CompilerError
 from compiler.evaluate.gates import Figure
@@ -27,7 +27,7 @@ from compiler.model.numerics import Arrays
 from compiler.model.save import save_model
 from compiler.passes.instrument import measure
 from compiler.plan import settle
-from compiler.plan.candidates import YARDSTICK
+from compiler.plan.candidates import BASELINE
 from compiler.store import Stage, file_digest
 
 RUNS = 3
@@ -72,15 +72,15 @@ class Footprint:
     why: str = ""
 
 
-def measure_footprint(bench: Bench, made: Made) -> Footprint:
+def measure_footprint(context: BuildContext, made: Made) -> Footprint:
     """Measures an artifact's memory, or takes it from the store."""
     weights, evidence = _weights(made)
     if made.verdict.evidence == Evidence.NONE:
         return Footprint(weights, evidence, None, Evidence.NONE, made.verdict.reason)
     try:
         op = _heaviest(made)
-        empty, _ = _peak(bench, _one_node(bench, op), {"x": np.zeros(_INPUTS[op], np.float32)})
-        peak, where = _peak(bench, made.built, made.typical.inputs)
+        empty, _ = _peak(context, _one_node(context, op), {"x": np.zeros(_INPUTS[op], np.float32)})
+        peak, where = _peak(context, made.built, made.typical.inputs)
     except CompilerError as error:  # a runtime without the one operator, or a system that does not tell
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
     return Footprint(weights, evidence, max(0, peak - empty), where)
@@ -143,24 +143,24 @@ def _heaviest(made: Made) -> str:
     return max(macs, key=lambda op: (macs[op], op == "Relu"))
 
 
-def _one_node(bench: Bench, op: str) -> Built:
+def _one_node(context: BuildContext, op: str) -> Built:
     """The same runtime with next to nothing to run."""
-    plan = bench.job.plan
-    rule = next((rule for rule in plan.candidates if rule.name == YARDSTICK), plan.rule)
+    plan = context.job.plan
+    rule = next((rule for rule in plan.candidates if rule.name == BASELINE), plan.rule)
     model = _with_weights(ir.from_onnx_text(_HEAD + _ONE_NODE[op]))
 
     def write(folder: Path) -> None:
         save_model(model, folder / BORDER)
 
-    entry = bench.store.obtain(Stage("one-node", (("model", _HEAD + _ONE_NODE[op]),)), write)
+    entry = context.store.obtain(Stage("one-node", (("model", _HEAD + _ONE_NODE[op]),)), write)
     border = Border(entry.files / BORDER, file_digest(entry.files / BORDER), (), (entry,))
     return build_artifact(
         border,
         settle(plan, rule, "the runtime's own memory is measured with it"),
-        bench.job.profile,
-        bench.job.target,
-        store=bench.store,
-        limits=bench.options.child,
+        context.job.profile,
+        context.job.target,
+        store=context.store,
+        limits=context.options.child,
     )
 
 
@@ -174,8 +174,8 @@ def _with_weights(model: ir.Model) -> ir.Model:
     return model
 
 
-def _peak(bench: Bench, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
+def _peak(context: BuildContext, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
     """Peak bytes of a process that runs an artifact once, the least of `RUNS`."""
-    found = observe(bench, "footprint", [(built, inputs)], times=RUNS)
+    found = observe(context, "footprint", [(built, inputs)], times=RUNS)
     least = min(found, key=lambda run: int(run["peak_bytes"]))
     return int(least["peak_bytes"]), Evidence(least["evidence"])

@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 
 from compiler.artifact import Evidence
-from compiler.driver.measure.accuracy import Venue, choose_venue, run_artifact
+from compiler.driver.measure.accuracy import MeasuredOn, choose_measured_on, run_artifact
 from compiler.driver.stages.candidate import Made
-from compiler.driver.stages.context import Bench
+from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.outputs import BATCH, model_outputs
 from compiler.errors import CompilerError, StorageError
 from compiler.evaluate import Images, run_dataset
 from compiler.evaluate.gates import Figure
 from compiler.evaluate.saliency import (
     Explanation,
-    Likeness,
     Question,
     Run,
+    Similarity,
     ask,
     compare_explanations,
     explain,
@@ -64,7 +64,7 @@ class Saliency:
     """How alike a candidate's maps are to the float model's.
 
     Args:
-        likenesses: Picture by picture; none where nothing was compared.
+        similarities: Picture by picture; none where nothing was compared.
         score: What the maps are of, in words.
         measured_on: `artifact` or `border model`; empty where nothing was run.
         evidence: Where.
@@ -72,7 +72,7 @@ class Saliency:
         shown: Some pictures with both maps.
     """
 
-    likenesses: tuple[Likeness, ...]
+    similarities: tuple[Similarity, ...]
     score: str
     measured_on: str
     evidence: Evidence
@@ -82,7 +82,7 @@ class Saliency:
     @property
     def correlations(self) -> tuple[float, ...]:
         """Of the pictures for which it is defined."""
-        return tuple(one.correlation for one in self.likenesses if one.correlation is not None)
+        return tuple(one.correlation for one in self.similarities if one.correlation is not None)
 
     @property
     def figure(self) -> Figure:
@@ -96,9 +96,9 @@ class Saliency:
     def why(self) -> str:
         """What is to be known of it, and of single pictures."""
         counts: dict[str, int] = {}
-        for one in self.likenesses:
+        for one in self.similarities:
             counts[one.why] = counts.get(one.why, 0) + 1
-        odd = [f"{count} of {len(self.likenesses)} images: {why}" for why, count in counts.items() if why]
+        odd = [f"{count} of {len(self.similarities)} images: {why}" for why, count in counts.items() if why]
         where = f"measured on the {self.measured_on}" if self.measured_on else ""
         return "; ".join(filter(None, (*odd, where, self.note)))
 
@@ -107,10 +107,10 @@ class Saliency:
         return {
             "correlation": _mean(self.correlations),
             "lowest_correlation": _rounded(min(self.correlations, default=None)),
-            "top_overlap": _mean(one.overlap for one in self.likenesses),
-            "insertion_change": _mean(one.insertion for one in self.likenesses),
-            "deletion_change": _mean(one.deletion for one in self.likenesses),
-            "images": len(self.likenesses),
+            "top_overlap": _mean(one.overlap for one in self.similarities),
+            "insertion_change": _mean(one.insertion for one in self.similarities),
+            "deletion_change": _mean(one.deletion for one in self.similarities),
+            "images": len(self.similarities),
             "score": self.score,
             "measured_on": self.measured_on,
             "evidence": str(self.evidence),
@@ -122,59 +122,61 @@ class Saliency:
         return {**self.to_dict(), "shown": [asdict(one) for one in self.shown]}
 
 
-def measure_saliency(bench: Bench, made: Made) -> Saliency:
+def measure_saliency(context: BuildContext, made: Made) -> Saliency:
     """Compares a built candidate's maps with the float model's.
 
     Raises:
         CompilerError: The model or the candidate cannot be run on the pictures.
     """
-    images = bench.data.images
+    images = context.data.images
     if isinstance(images, str):
         return Saliency((), "", "", Evidence.NONE, images)
-    venue = choose_venue(made, whole=images.dataset.whole)
-    if why := venue.note if not venue.runs else too_large(_float_outputs(bench, images)):
+    measured_on = choose_measured_on(made, whole=images.dataset.whole)
+    if why := measured_on.note if not measured_on.runs else too_large(_float_outputs(context, images)):
         return Saliency((), "", "", Evidence.NONE, why)
-    with bench.clock.timed("saliency"):
-        original = _float_entry(bench, images)
-        build = _candidate_entry(bench, images, made, venue, original)
+    with context.clock.timed("saliency"):
+        original = _float_entry(context, images)
+        build = _candidate_entry(context, images, made, measured_on, original)
     want, got = _read(original.files), _read(build.files)
-    likenesses = compare_explanations(want, got)
+    similarities = compare_explanations(want, got)
     told = json.loads((original.files / "question.json").read_text(encoding="utf-8"))
-    shown = tuple(_shown(told["pictures"], want, got, likenesses))
-    note = "; ".join(filter(None, (venue.note, "" if images.may_show else HIDDEN)))
-    return Saliency(likenesses, told["score"], venue.runs, Evidence.HOST, note, shown)
+    shown = tuple(_shown(told["pictures"], want, got, similarities))
+    note = "; ".join(filter(None, (measured_on.note, "" if images.may_show else HIDDEN)))
+    return Saliency(similarities, told["score"], measured_on.runs, Evidence.HOST, note, shown)
 
 
-def show_saliency(bench: Bench, made: Made) -> Saliency:
+def show_saliency(context: BuildContext, made: Made) -> Saliency:
     """The same where no limit asks for it: what cannot be compared is said and stops nothing.
 
     Raises:
         StorageError: The cache's disk is full.
     """
     try:
-        return measure_saliency(bench, made)
+        return measure_saliency(context, made)
     except StorageError:
         raise
     except CompilerError as error:
         return Saliency((), "", "", Evidence.NONE, error.what.splitlines()[0])
 
 
-def _float_entry(bench: Bench, images: Images) -> Entry:
+def _float_entry(context: BuildContext, images: Images) -> Entry:
     """The float model's maps, its score in words, and the pictures to be shown, if any may be."""
-    ready = bench.ready
+    ready = context.ready
     parts = (("model", ready.digest), *_parts(images), ("pictures", str(images.may_show)))
 
     def compute(folder: Path) -> None:
-        question = ask(_float_outputs(bench, images), images)
+        question = ask(_float_outputs(context, images), images)
         _write(folder, explain(partial(run_dataset, ready.model, batch=BATCH), question))
         told = {"score": question.words, "pictures": list(_thumbnails(question)) if images.may_show else []}
         (folder / "question.json").write_text(json.dumps(told), encoding="utf-8")
 
-    return bench.store.obtain(Stage("saliency", parts), compute)
+    return context.store.obtain(Stage("saliency", parts), compute)
 
 
-def _candidate_entry(bench: Bench, images: Images, made: Made, venue: Venue, original: Entry) -> Entry:
-    on_artifact = venue.runs == "artifact"
+def _candidate_entry(
+    context: BuildContext, images: Images, made: Made, measured_on: MeasuredOn, original: Entry
+) -> Entry:
+    on_artifact = measured_on.runs == "artifact"
     subject = (
         (("build", made.built.entry.digest), ("host", host_fingerprint()))
         if on_artifact
@@ -183,11 +185,11 @@ def _candidate_entry(bench: Bench, images: Images, made: Made, venue: Venue, ori
     parts = (*subject, ("float", original.digest), *_parts(images))
 
     def compute(folder: Path) -> None:
-        question = ask(_float_outputs(bench, images), images)
-        run = _run_artifact(bench, made) if on_artifact else partial(run_dataset, made.border.load(), batch=BATCH)
+        question = ask(_float_outputs(context, images), images)
+        run = _run_artifact(context, made) if on_artifact else partial(run_dataset, made.border.load(), batch=BATCH)
         _write(folder, explain(run, question))
 
-    return bench.store.obtain(Stage("saliency", parts), compute)
+    return context.store.obtain(Stage("saliency", parts), compute)
 
 
 def _parts(images: Images) -> tuple[tuple[str, str], ...]:
@@ -201,13 +203,13 @@ def _parts(images: Images) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _float_outputs(bench: Bench, images: Images) -> Arrays:
-    return model_outputs(bench.ready.model, bench.ready.digest, images.dataset, bench.store)
+def _float_outputs(context: BuildContext, images: Images) -> Arrays:
+    return model_outputs(context.ready.model, context.ready.digest, images.dataset, context.store)
 
 
-def _run_artifact(bench: Bench, made: Made) -> Run:
+def _run_artifact(context: BuildContext, made: Made) -> Run:
     batch = made.plan.dims["batch"].opt if "batch" in made.plan.dims else 1
-    where, limits = f"{bench.name}: saliency", bench.options.child
+    where, limits = f"{context.name}: saliency", context.options.child
     return lambda dataset: run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=limits)[0]
 
 
@@ -224,10 +226,10 @@ def _read(folder: Path) -> Explanation:
 
 
 def _shown(
-    pictures: Sequence[str], want: Explanation, got: Explanation, likenesses: Sequence[Likeness]
+    pictures: Sequence[str], want: Explanation, got: Explanation, similarities: Sequence[Similarity]
 ) -> Iterator[Shown]:
-    for png, first, second, likeness in zip(pictures, want.maps, got.maps, likenesses, strict=False):
-        yield Shown(png, _rows(first), _rows(second), _rounded(likeness.correlation))
+    for png, first, second, similarity in zip(pictures, want.maps, got.maps, similarities, strict=False):
+        yield Shown(png, _rows(first), _rows(second), _rounded(similarity.correlation))
 
 
 def _rows(found: Array) -> tuple[tuple[float, ...], ...]:

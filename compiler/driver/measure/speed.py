@@ -19,7 +19,7 @@ from compiler.artifact.manifest import BORDER
 from compiler.driver.measure.child import observe
 from compiler.driver.roofline import describe_machine, model_seconds
 from compiler.driver.stages.candidate import Made
-from compiler.driver.stages.context import Bench
+from compiler.driver.stages.context import BuildContext
 from compiler.driver.work import list_work
 from compiler.evaluate.gates import Figure
 from compiler.fleet.detect import detect_profile
@@ -55,33 +55,33 @@ class Speed:
         return {**asdict(self), "evidence": str(self.evidence)}
 
 
-def measure_speed(bench: Bench, made: Made, original: Made | None) -> Speed:
+def measure_speed(context: BuildContext, made: Made, original: Made | None) -> Speed:
     """The candidate against the float original of the same target and profile.
 
     Args:
-        bench: The device.
+        context: The device.
         made: The candidate.
         original: The float original; None where this is it, or where the target cannot build it.
     """
-    base = original or (made if made.plan.is_yardstick else None)
+    base = original or (made if made.plan.is_baseline else None)
     if base is not None and {made.verdict.evidence, base.verdict.evidence} == {Evidence.HOST}:
-        return _race(bench, made, base)
+        return _race(context, made, base)
     count, other = made.verdict.instructions, base.verdict.instructions if base else None
     if count and other:
         return Speed(other / count, count, other, "instructions", Evidence.EMULATOR, made.verdict.reason)
-    return _roofline(bench, made)
+    return _roofline(context, made)
 
 
-def latency_figure(bench: Bench, made: Made, speed: Speed) -> Figure:
+def latency_figure(context: BuildContext, made: Made, speed: Speed) -> Figure:
     """Milliseconds of one inference on the device at the optimal sizes, for the latency gate."""
-    profile = bench.job.profile
+    profile = context.job.profile
     if speed.unit == "ms" and speed.value is not None and (found := _from_host(profile, speed.value, made)):
         return found
     if speed.unit == "instructions" and speed.value is not None and profile.cpu and profile.cpu.clock_mhz:
         value = speed.value / (profile.cpu.clock_mhz * 1e3 * INSTRUCTIONS_PER_CYCLE)
         why = f"{speed.value / 1e6:.1f} M instructions on one core, {INSTRUCTIONS_PER_CYCLE:g} a cycle assumed"
         return Figure(value, Evidence.ESTIMATED, "instructions", why)
-    bound = _roofline(bench, made)
+    bound = _roofline(context, made)
     if bound.value is None:
         return Figure(None, Evidence.NONE, why=bound.note)
     return Figure(bound.value, Evidence.ESTIMATED, "roofline", f"a lower bound: {bound.note}")
@@ -101,12 +101,12 @@ def _from_host(profile: HardwareProfile, value_ms: float, made: Made) -> Figure 
     return Figure(value_ms * scale, Evidence.ESTIMATED, "scaled by peak rates", why)
 
 
-def _race(bench: Bench, made: Made, original: Made) -> Speed:
+def _race(context: BuildContext, made: Made, original: Made) -> Speed:
     times = [row["p50_ms"] for row in made.verdict.latency if row["sizes"] == made.typical.label]
     if made.built.entry.digest == original.built.entry.digest and times:
         return Speed(1.0, times[0], times[0], "ms", Evidence.HOST, made.verdict.reason)
     builds = [(one.built, one.typical.inputs) for one in (made, original)]
-    (found,) = observe(bench, "race", builds, rounds=ROUNDS)
+    (found,) = observe(context, "race", builds, rounds=ROUNDS)
     own, other = found["fastest_ms"]
     value, base = (statistics.median(times) for times in found["medians_ms"])
     return Speed(
@@ -119,13 +119,13 @@ def _race(bench: Bench, made: Made, original: Made) -> Speed:
     )
 
 
-def _roofline(bench: Bench, made: Made) -> Speed:
+def _roofline(context: BuildContext, made: Made) -> Speed:
     """An estimate of both: of the candidate's border model, and of the rewritten float model in float32."""
-    machine = describe_machine(bench.job.profile)
+    machine = describe_machine(context.job.profile)
     if machine is None:
         why = "the profile states too little for an estimate: cores, clock_mhz and isa or compute_capability"
         return Speed(None, None, None, "", Evidence.NONE, why)
-    batch = bench.job.device.batch.opt
+    batch = context.job.device.batch.opt
     value = 1e3 * model_seconds(list_work(made.border.load(), batch=batch), machine, made.plan.precision)
     float_model = ir.load(made.border.entries[0].files / BORDER)
     base = 1e3 * model_seconds(list_work(float_model, batch=batch), machine, "fp32")

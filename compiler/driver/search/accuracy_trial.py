@@ -10,8 +10,8 @@ from compiler.driver.measure.accuracy import Accuracy, border_drop, measure_accu
 from compiler.driver.search.trial import Trial, read_notes
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import make, make_candidate_border
-from compiler.driver.stages.context import Bench
-from compiler.driver.stages.data import Judge
+from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.quantize import Variant
 from compiler.errors import CompilerError, StorageError
 from compiler.evaluate.gates import judge_gates
@@ -21,9 +21,9 @@ from compiler.target.capability import PrecisionRule
 
 
 def try_accuracy(
-    bench: Bench,
+    context: BuildContext,
     rule: PrecisionRule,
-    judge: Judge,
+    judge: AccuracyTest,
     *,
     number: int,
     purpose: str,
@@ -34,7 +34,7 @@ def try_accuracy(
     """Makes a candidate as far as its accuracy needs it, and judges that.
 
     Args:
-        bench: The device.
+        context: The device.
         rule: The candidate's precision.
         judge: What accuracy is judged by.
         number: Its place in the search.
@@ -47,10 +47,10 @@ def try_accuracy(
         Unprunable: Nothing of the model can be cut.
         StorageError: The cache's disk is full.
     """
-    trial = Trial(number, purpose, rule.name, variant=variant, pruned=bench.job.plan.pruning.ratio)
+    trial = Trial(number, purpose, rule.name, variant=variant, pruned=context.job.plan.pruning.ratio)
     try:
-        border, accuracy = _measured(bench, rule, judge, variant or Variant(), on_artifact=on_artifact)
-        notes = read_notes(bench, rule, border)
+        border, accuracy = _measured(context, rule, judge, variant or Variant(), on_artifact=on_artifact)
+        notes = read_notes(context, rule, border)
     except (StorageError, Unprunable):
         raise
     except CompilerError as error:
@@ -60,14 +60,14 @@ def try_accuracy(
 
 
 def _measured(
-    bench: Bench, rule: PrecisionRule, judge: Judge, variant: Variant, *, on_artifact: bool
+    context: BuildContext, rule: PrecisionRule, judge: AccuracyTest, variant: Variant, *, on_artifact: bool
 ) -> tuple[Border, Accuracy]:
-    plan = settle(bench.job.plan, rule, "tried by the search")
+    plan = settle(context.job.plan, rule, "tried by the search")
     if on_artifact:
-        made = make(bench, plan, variant, explain=False)
-        with bench.clock.timed("accuracy"):
-            return made.border, measure_accuracy(bench, judge, made)
-    border = make_candidate_border(bench, plan, variant)
-    with bench.clock.timed("accuracy"):
-        drop = border_drop(bench, judge, border)
+        made = make(context, plan, variant, explain=False)
+        with context.clock.timed("accuracy"):
+            return made.border, measure_accuracy(context, judge, made)
+    border = make_candidate_border(context, plan, variant)
+    with context.clock.timed("accuracy"):
+        drop = border_drop(context, judge, border)
     return border, Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")

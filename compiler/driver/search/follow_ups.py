@@ -11,8 +11,8 @@ from compiler.compress.quant import QuantOptions
 from compiler.driver.search.accuracy_trial import try_accuracy
 from compiler.driver.search.trial import Trial, run_trial
 from compiler.driver.stages.candidate import Made
-from compiler.driver.stages.context import Bench
-from compiler.driver.stages.data import Judge
+from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.quantize import Variant
 from compiler.target.capability import PrecisionRule
 
@@ -20,11 +20,11 @@ log = logging.getLogger("fleetc.build")
 
 
 @dataclass
-class Trail:
+class FollowUps:
     """What follows from a trial.
 
     Args:
-        bench: The device.
+        context: The device.
         start: What was made in that trial.
         judge: What accuracy is judged by.
         limit: Most points it may lose.
@@ -32,9 +32,9 @@ class Trail:
         trials: In order; that one may be the first.
     """
 
-    bench: Bench
+    context: BuildContext
     start: Made
-    judge: Judge
+    judge: AccuracyTest
     limit: float
     before: int
     trials: list[Trial]
@@ -52,27 +52,27 @@ class Trail:
     @property
     def budget(self) -> int:
         """Trials that may still be made, with one kept for the build of what was found."""
-        return self.bench.options.search_budget - self.number
+        return self.context.options.search_budget - self.number
 
     def note(self, text: str) -> None:
         """Says, with the last trial, why the search goes no further there."""
-        log.info("%s: %s: %s", self.bench.name, self.rule.name, text)
+        log.info("%s: %s: %s", self.context.name, self.rule.name, text)
         self.trials[-1] = replace(self.trials[-1], note=text)
 
-    def measure(self, bench: Bench, variant: Variant | None, purpose: str) -> Trial:
+    def measure(self, context: BuildContext, variant: Variant | None, purpose: str) -> Trial:
         """The judged drop of a form, and no more of it.
 
         The artifact is asked where it runs on this machine, and the border model elsewhere.
 
         Args:
-            bench: The device, with the plan that the form is made by.
+            context: The device, with the plan that the form is made by.
             variant: How it is quantized; None for a precision of floating point.
             purpose: Why it is tried.
         """
-        told = f"{self.rule.name}{_told(bench, variant)}"
-        log.info("%s: trial %d: %s", bench.name, self.number, told)
+        told = f"{self.rule.name}{_told(context, variant)}"
+        log.info("%s: trial %d: %s", context.name, self.number, told)
         trial = try_accuracy(
-            bench,
+            context,
             self.rule,
             self.judge,
             number=self.number,
@@ -84,10 +84,10 @@ class Trail:
         self.trials.append(trial)
         return trial
 
-    def build(self, bench: Bench, variant: Variant | None, purpose: str, *, original: Trial | None) -> Trial:
+    def build(self, context: BuildContext, variant: Variant | None, purpose: str, *, original: Trial | None) -> Trial:
         """A form made and judged by all gates."""
         trial = run_trial(
-            bench,
+            context,
             self.rule,
             number=self.number,
             original=original,
@@ -106,9 +106,9 @@ def judged_drop(trial: Trial) -> float:
     return trial.accuracy.drop.judged_pct if trial.accuracy and trial.accuracy.drop else 0.0
 
 
-def _told(bench: Bench, variant: Variant | None) -> str:
+def _told(context: BuildContext, variant: Variant | None) -> str:
     """What is not as the precision is made by default, each part with its comma."""
-    ratio = bench.job.plan.pruning.ratio
+    ratio = context.job.plan.pruning.ratio
     kept = f", {len(variant.kept)} layers in float" if variant and variant.kept else ""
     options = ", other options of the quantizer" if variant and variant.options != QuantOptions() else ""
     return options + kept + (f", {ratio:.0%} pruned" if ratio else "")

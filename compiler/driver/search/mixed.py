@@ -9,11 +9,11 @@ import onnx_ir as ir
 from compiler.artifact.manifest import BORDER
 from compiler.compress.quant import QuantOptions, can_balance
 from compiler.driver.search.float_layers import FAR, WHY, fewest_layers, is_far, is_gain
-from compiler.driver.search.follow_ups import Trail, judged_drop
+from compiler.driver.search.follow_ups import FollowUps, judged_drop
 from compiler.driver.search.trial import Trial
 from compiler.driver.stages.candidate import Made
-from compiler.driver.stages.context import Bench
-from compiler.driver.stages.data import Judge
+from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.quantize import LayerRank, Variant, float_entry, rank_layers
 from compiler.driver.work import list_work
 from compiler.target.capability import PrecisionRule
@@ -35,12 +35,12 @@ RETRIES = 2
 
 
 def search_mixed(
-    bench: Bench, judge: Judge, limit: float, *, first: Trial, number: int, original: Trial | None
+    context: BuildContext, judge: AccuracyTest, limit: float, *, first: Trial, number: int, original: Trial | None
 ) -> tuple[Trial, ...]:
     """Other forms of a quantized candidate that loses too much; the last one holds the accuracy limit, if any does.
 
     Args:
-        bench: The device.
+        context: The device.
         judge: What accuracy is judged by.
         limit: Most points it may lose.
         first: The candidate's trial, as the quantizer makes it by default.
@@ -52,13 +52,13 @@ def search_mixed(
     """
     if first.made is None:
         return (first,)
-    trail = Trail(bench, first.made, judge, limit, number - 2, [first])
-    options, drop = _best_options(trail, judged_drop(first), _alternatives(trail.rule, first.made))
+    follow_ups = FollowUps(context, first.made, judge, limit, number - 2, [first])
+    options, drop = _best_options(follow_ups, judged_drop(first), _alternatives(follow_ups.rule, first.made))
     if drop <= limit:
-        trail.build(bench, Variant(options), "options", original=original)
+        follow_ups.build(context, Variant(options), "options", original=original)
     else:
-        _revert(trail, options, drop, original)
-    return tuple(trail.trials)
+        _revert(follow_ups, options, drop, original)
+    return tuple(follow_ups.trials)
 
 
 def _alternatives(rule: PrecisionRule, made: Made) -> list[QuantOptions]:
@@ -70,44 +70,46 @@ def _alternatives(rule: PrecisionRule, made: Made) -> list[QuantOptions]:
     return [options for options in ALTERNATIVES if can_balance(model, options.balance)]
 
 
-def _best_options(trail: Trail, default: float, alternatives: list[QuantOptions]) -> tuple[QuantOptions, float]:
+def _best_options(
+    follow_ups: FollowUps, default: float, alternatives: list[QuantOptions]
+) -> tuple[QuantOptions, float]:
     """The options that lose least; they are tried until one holds the limit."""
     best, least = QuantOptions(), default
     for options in alternatives:
-        if trail.budget <= 0:
+        if follow_ups.budget <= 0:
             break
-        drop = judged_drop(trail.measure(trail.bench, Variant(options), "options"))
-        useless = is_far(least, trail.limit) and not is_gain(drop, least, trail.limit)
+        drop = judged_drop(follow_ups.measure(follow_ups.context, Variant(options), "options"))
+        useless = is_far(least, follow_ups.limit) and not is_gain(drop, least, follow_ups.limit)
         if drop < least:
             best, least = options, drop
-        if drop <= trail.limit:
+        if drop <= follow_ups.limit:
             break
         if useless:
-            trail.note(f"no more options are tried: over {FAR:g} times the limit is lost, and these gain nothing")
+            follow_ups.note(f"no more options are tried: over {FAR:g} times the limit is lost, and these gain nothing")
             break
     return best, least
 
 
-def _revert(trail: Trail, options: QuantOptions, drop: float, original: Trial | None) -> None:
+def _revert(follow_ups: FollowUps, options: QuantOptions, drop: float, original: Trial | None) -> None:
     """Worst layers back to float until the limit holds, on the border model and then on the artifact."""
-    bench = trail.bench
-    with bench.clock.timed("sensitivity"):
-        ranks = rank_layers(bench, trail.rule, Variant(), trail.start.border.entries)
-    most = _most_layers(ranks, trail.start)
+    context = follow_ups.context
+    with context.clock.timed("sensitivity"):
+        ranks = rank_layers(context, follow_ups.rule, Variant(), follow_ups.start.border.entries)
+    most = _most_layers(ranks, follow_ups.start)
     found = fewest_layers(
-        lambda count: judged_drop(trail.measure(bench, _keeping(options, ranks, count), "reversal")),
+        lambda count: judged_drop(follow_ups.measure(context, _keeping(options, ranks, count), "float fallback")),
         most=most,
-        limit=trail.limit,
+        limit=follow_ups.limit,
         first=drop,
-        budget=trail.budget,
+        budget=follow_ups.budget,
     )
     if found.count is None:
-        trail.note(f"layers in float do not help: {WHY[found.why]}")
+        follow_ups.note(f"layers in float do not help: {WHY[found.why]}")
         return
     count = found.count
     for _ in range(1 + RETRIES):
-        trial = trail.build(bench, _keeping(options, ranks, count), "reversal", original=original)
-        if trial.error or judged_drop(trial) <= trail.limit or count >= most or trail.budget <= 0:
+        trial = follow_ups.build(context, _keeping(options, ranks, count), "float fallback", original=original)
+        if trial.error or judged_drop(trial) <= follow_ups.limit or count >= most or follow_ups.budget <= 0:
             return
         count = min(most, count + max(1, count // 4))
 

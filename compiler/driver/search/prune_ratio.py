@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compiler.compress.prune import Unprunable
-from compiler.driver.search.follow_ups import Trail
+from compiler.driver.search.follow_ups import FollowUps
 from compiler.driver.search.ladder import Climb, Rung, climb
 from compiler.driver.search.select import choose_trial, fastest, pays
 from compiler.driver.search.trial import Trial
-from compiler.driver.stages.context import Bench, with_plan
+from compiler.driver.stages.context import BuildContext, with_plan
 from compiler.plan import settle_pruning
 
 BUILDS = 3
@@ -32,7 +32,7 @@ _ENDS = {
 
 
 @dataclass(frozen=True)
-class Narrowed:
+class PruneRatio:
     """What the search for a ratio came to.
 
     Args:
@@ -44,44 +44,44 @@ class Narrowed:
     reason: str
 
 
-def search_ratio(bench: Bench, trials: Sequence[Trial], original: Trial | None) -> Narrowed:
+def search_ratio(context: BuildContext, trials: Sequence[Trial], original: Trial | None) -> PruneRatio:
     """Prunes what the search for a precision found.
 
     Args:
-        bench: The device.
+        context: The device.
         trials: Those of the search for a precision.
         original: The float original's.
     """
-    base, judge = _base(trials), bench.data.judge
-    limit = bench.job.plan.demands.limits.accuracy_drop_pct
-    if bench.is_quantized:
-        return Narrowed((), "the model is quantized already: float models are pruned, and quantized afterwards")
+    base, judge = _base(trials), context.data.judge
+    limit = context.job.plan.constraints.limits.accuracy_drop_pct
+    if context.is_quantized:
+        return PruneRatio((), "the model is quantized already: float models are pruned, and quantized afterwards")
     if base is None or base.made is None or judge is None or limit is None:
-        return Narrowed((), "no precision holds the accuracy limit without it, and pruning only loses more")
-    trail = Trail(bench, base.made, judge, limit, len(trials), [])
+        return PruneRatio((), "no precision holds the accuracy limit without it, and pruning only loses more")
+    follow_ups = FollowUps(context, base.made, judge, limit, len(trials), [])
 
     def measure(ratio: float) -> Rung:
-        trial = trail.measure(_at(bench, ratio), base.variant, "pruning")
+        trial = follow_ups.measure(_at(context, ratio), base.variant, "pruning")
         drop = trial.accuracy.drop if trial.accuracy else None
         return Rung(ratio, trial.pruned, drop.judged_pct if drop else math.inf)  # what nobody measured holds nothing
 
     try:
-        found = climb(measure, limit=limit, budget=trail.budget)
+        found = climb(measure, limit=limit, budget=follow_ups.budget)
     except Unprunable as error:
-        return Narrowed(tuple(trail.trials), error.what)
+        return PruneRatio(tuple(follow_ups.trials), error.what)
     if not found.held:
-        return Narrowed(tuple(trail.trials), _nothing_held(trail.trials))
+        return PruneRatio(tuple(follow_ups.trials), _nothing_held(follow_ups.trials))
     for rung in reversed(found.held[-BUILDS:]):
-        trial = trail.build(_at(bench, rung.asked), base.variant, "pruning", original=original)
+        trial = follow_ups.build(_at(context, rung.asked), base.variant, "pruning", original=original)
         if trial.passed or not _lost_more(trial):
             break
-    return Narrowed(tuple(trail.trials), _told(trial, base, found, [*trials, *trail.trials]))
+    return PruneRatio(tuple(follow_ups.trials), _told(trial, base, found, [*trials, *follow_ups.trials]))
 
 
-def _at(bench: Bench, ratio: float) -> Bench:
+def _at(context: BuildContext, ratio: float) -> BuildContext:
     """The device with this much pruned."""
-    plan = bench.job.plan
-    return with_plan(bench, settle_pruning(plan, replace(plan.pruning, ratio=ratio)))
+    plan = context.job.plan
+    return with_plan(context, settle_pruning(plan, replace(plan.pruning, ratio=ratio)))
 
 
 def _base(trials: Sequence[Trial]) -> Trial | None:

@@ -1,6 +1,6 @@
 """The search for a device's precision: trials in order of expected gain, each judged by all gates; the best is settled.
 
-    yardstick → candidate → candidate → … → other forms → pruning → the fastest that passes, or all figures and the
+    baseline → candidate → candidate → … → other forms → pruning → the fastest that passes, or all figures and the
                                               │             │        nearest limits
                                               │             └ of the fastest: as much as the limit holds, if it gains
                                               └ of those that break the accuracy limit and would be faster than what
@@ -16,7 +16,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compiler.driver.measure.child import OBSERVED
+from compiler.driver.measure.child import MEASURED_STAGES
 from compiler.driver.measure.layers import Layer, list_layers
 from compiler.driver.measure.saliency import Saliency, show_saliency
 from compiler.driver.search.follow_ups import judged_drop
@@ -25,7 +25,7 @@ from compiler.driver.search.prune_ratio import search_ratio
 from compiler.driver.search.select import beaten_by, choose_trial, describe, explain_choice, explain_failure
 from compiler.driver.search.trial import Trial, is_missing, run_trial
 from compiler.driver.stages.candidate import Made, make_candidate_border
-from compiler.driver.stages.context import Bench, with_plan
+from compiler.driver.stages.context import BuildContext, with_plan
 from compiler.driver.stages.quantize import Variant, rank_layers
 from compiler.driver.stages.recover import read_pruning
 from compiler.errors import CompilerError
@@ -33,7 +33,7 @@ from compiler.plan import settle, settle_pruning
 from compiler.plan.pruning import UNPRUNED, Pruning
 from compiler.target.capability import PrecisionRule
 
-__all__ = ["OBSERVED", "Bench", "Found", "Made", "Trial", "read_pruning", "search_precision"]
+__all__ = ["MEASURED_STAGES", "BuildContext", "Found", "Made", "Trial", "read_pruning", "search_precision"]
 
 log = logging.getLogger("fleetc.build")
 
@@ -59,75 +59,75 @@ class Found:
     saliency: Saliency | None = None
 
 
-def search_precision(bench: Bench) -> Found:
+def search_precision(context: BuildContext) -> Found:
     """Makes the candidates of a device's plan and settles on one.
 
     Raises:
         CompilerError: There is one candidate and it cannot be made, or this machine lacks the toolchain.
     """
-    plan = bench.job.plan
-    if not plan.demands.any:
-        only = run_trial(bench, plan.rule, number=1, original=None, is_only=True)
-        return _found(bench, (only,), only, plan.reason, plan.pruning)
-    trials = _run_trials(bench)
+    plan = context.job.plan
+    if not plan.constraints.any:
+        only = run_trial(context, plan.rule, number=1, original=None, is_only=True)
+        return _found(context, (only,), only, plan.reason, plan.pruning)
+    trials = _run_trials(context)
     if plan.pruning.is_searched:
-        narrowed = search_ratio(bench, trials, _original(trials))
-        trials = (*trials, *narrowed.trials)
-        plan = settle_pruning(plan, Pruning(0.0, False, narrowed.reason))
+        pruned_search = search_ratio(context, trials, _original(trials))
+        trials = (*trials, *pruned_search.trials)
+        plan = settle_pruning(plan, Pruning(0.0, False, pruned_search.reason))
     chosen = choose_trial(trials)
     if chosen is None or chosen.made is None:
-        return Found(trials, error=explain_failure(trials, bench.name))
-    log.info("%s: %s: %s", bench.name, chosen.precision, describe(chosen))
-    is_choice = len(plan.candidates) > 1 or bench.job.plan.pruning.is_searched
-    return _found(bench, trials, chosen, explain_choice(chosen, trials) if is_choice else plan.reason, plan.pruning)
+        return Found(trials, error=explain_failure(trials, context.name))
+    log.info("%s: %s: %s", context.name, chosen.precision, describe(chosen))
+    is_choice = len(plan.candidates) > 1 or context.job.plan.pruning.is_searched
+    return _found(context, trials, chosen, explain_choice(chosen, trials) if is_choice else plan.reason, plan.pruning)
 
 
-def _found(bench: Bench, trials: tuple[Trial, ...], chosen: Trial, reason: str, pruning: Pruning) -> Found:
+def _found(context: BuildContext, trials: tuple[Trial, ...], chosen: Trial, reason: str, pruning: Pruning) -> Found:
     if chosen.made is None:
         return Found(trials)
     settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
     decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
     made = replace(chosen.made, plan=settle_pruning(settled, decided))
-    with bench.clock.timed("layers"):
-        layers = list_layers(bench, made, sqnr_db=_errors(bench, chosen.made))
-    explains = bench.job.plan.demands.explains
-    saliency = chosen.saliency or (show_saliency(bench, chosen.made) if explains else None)
+    with context.clock.timed("layers"):
+        layers = list_layers(context, made, sqnr_db=_errors(context, chosen.made))
+    explains = context.job.plan.constraints.explains
+    saliency = chosen.saliency or (show_saliency(context, chosen.made) if explains else None)
     return Found(trials, chosen, made, layers=layers, saliency=saliency)
 
 
-def _errors(bench: Bench, made: Made) -> dict[str, float]:
+def _errors(context: BuildContext, made: Made) -> dict[str, float]:
     """Layer → signal-to-noise ratio of the outputs when it alone is quantized; empty where no gate asks."""
     rule = made.plan.rule
-    if rule.scheme is None or bench.is_quantized or not bench.job.plan.demands.any:
+    if rule.scheme is None or context.is_quantized or not context.job.plan.constraints.any:
         return {}
-    border = make_candidate_border(bench, made.plan, Variant())
-    return {one.node: one.sqnr_db for one in rank_layers(bench, rule, Variant(), border.entries)}
+    border = make_candidate_border(context, made.plan, Variant())
+    return {one.node: one.sqnr_db for one in rank_layers(context, rule, Variant(), border.entries)}
 
 
-def _run_trials(bench: Bench) -> tuple[Trial, ...]:
-    """The yardstick, every candidate as it is made by default, then other forms of those that lose too much."""
-    plan = bench.job.plan
+def _run_trials(context: BuildContext) -> tuple[Trial, ...]:
+    """The baseline, every candidate as it is made by default, then other forms of those that lose too much."""
+    plan = context.job.plan
     trials: list[Trial] = []
     original = None
-    candidates = _candidates(bench)
+    candidates = _candidates(context)
     is_only = len(candidates) == 1
-    if plan.yardstick is not None:
-        original = _run_yardstick(bench, plan.yardstick, is_only=candidates == (plan.yardstick,))
+    if plan.baseline is not None:
+        original = _run_baseline(context, plan.baseline, is_only=candidates == (plan.baseline,))
         trials.append(original)
         if is_missing(original) and original.error:
             raise original.error
-        bench.clock.pace.done += 1
+        context.clock.pace.done += 1
     for rule in candidates:
-        if rule != plan.yardstick or plan.pruning.ratio:
-            _tell(bench, rule, trials)
-            trials.append(run_trial(bench, rule, number=len(trials) + 1, original=original, is_only=is_only))
-            bench.clock.pace.done += 1
-    return tuple(trials) if is_only or bench.is_quantized else _with_others(bench, trials, original)
+        if rule != plan.baseline or plan.pruning.ratio:
+            _tell(context, rule, trials)
+            trials.append(run_trial(context, rule, number=len(trials) + 1, original=original, is_only=is_only))
+            context.clock.pace.done += 1
+    return tuple(trials) if is_only or context.is_quantized else _with_others(context, trials, original)
 
 
-def _with_others(bench: Bench, trials: Sequence[Trial], original: Trial | None) -> tuple[Trial, ...]:
+def _with_others(context: BuildContext, trials: Sequence[Trial], original: Trial | None) -> tuple[Trial, ...]:
     """The trials, and other forms of quantized candidates that lose too much, where those could still be chosen."""
-    judge, limit = bench.data.judge, bench.job.plan.demands.limits.accuracy_drop_pct
+    judge, limit = context.data.judge, context.job.plan.constraints.limits.accuracy_drop_pct
     found = [*trials]
     if judge is None or limit is None:
         return tuple(found)
@@ -137,38 +137,38 @@ def _with_others(bench: Bench, trials: Sequence[Trial], original: Trial | None) 
             continue
         if (better := beaten_by(first, found)) is not None:
             note = f"no other form is tried: {better.precision} passes, and is faster than this would be"
-            log.info("%s: %s: %s", bench.name, first.precision, note)
+            log.info("%s: %s: %s", context.name, first.precision, note)
             found[place] = replace(first, note=note)
             continue
-        first, *others = search_mixed(bench, judge, limit, first=first, number=len(found) + 1, original=original)
+        first, *others = search_mixed(context, judge, limit, first=first, number=len(found) + 1, original=original)
         found[place] = first
         found += others
     return tuple(found)
 
 
-def _run_yardstick(bench: Bench, rule: PrecisionRule, *, is_only: bool) -> Trial:
+def _run_baseline(context: BuildContext, rule: PrecisionRule, *, is_only: bool) -> Trial:
     """The float original, which is a candidate too unless what is delivered must be pruned."""
-    plan = bench.job.plan
+    plan = context.job.plan
     if not plan.pruning.ratio:
-        return run_trial(bench, rule, number=1, original=None, is_only=is_only)
-    whole = with_plan(bench, settle_pruning(plan, UNPRUNED))
-    return run_trial(whole, rule, number=1, original=None, is_only=False, purpose="yardstick")
+        return run_trial(context, rule, number=1, original=None, is_only=is_only)
+    whole = with_plan(context, settle_pruning(plan, UNPRUNED))
+    return run_trial(whole, rule, number=1, original=None, is_only=False, purpose="baseline")
 
 
 def _original(trials: tuple[Trial, ...]) -> Trial | None:
-    return next((one for one in trials if one.made is not None and one.made.plan.is_yardstick), None)
+    return next((one for one in trials if one.made is not None and one.made.plan.is_baseline), None)
 
 
-def _tell(bench: Bench, rule: PrecisionRule, trials: Sequence[Trial]) -> None:
+def _tell(context: BuildContext, rule: PrecisionRule, trials: Sequence[Trial]) -> None:
     best = choose_trial(trials)
     words = f"{best.precision}, {describe(best)}" if best else "none"
-    log.info("%s: next %s; best so far: %s%s", bench.name, rule.name, words, bench.clock.pace.left)
+    log.info("%s: next %s; best so far: %s%s", context.name, rule.name, words, context.clock.pace.left)
 
 
-def _candidates(bench: Bench) -> tuple[PrecisionRule, ...]:
+def _candidates(context: BuildContext) -> tuple[PrecisionRule, ...]:
     """The plan's; of a model that is already quantized only those that leave it as it is."""
-    found = bench.job.plan.candidates
-    if not bench.is_quantized or len(found) == 1:
+    found = context.job.plan.candidates
+    if not context.is_quantized or len(found) == 1:
         return found
-    log.info("%s: the model is already quantized: it is verified and passed on", bench.name)
+    log.info("%s: the model is already quantized: it is verified and passed on", context.name)
     return tuple(rule for rule in found if rule.scheme is None and not rule.converts_graph)

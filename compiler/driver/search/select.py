@@ -14,7 +14,7 @@ SAME_SPEED = 0.03
 
 def choose_trial(trials: Sequence[Trial]) -> Trial | None:
     """The fastest of those that pass and pay; the smaller one where two are about as fast."""
-    passed = [trial for trial in trials if trial.passed and trial.purpose != "yardstick" and pays(trial, trials)]
+    passed = [trial for trial in trials if trial.passed and trial.purpose != "baseline" and pays(trial, trials)]
     return fastest(passed) if passed else None
 
 
@@ -38,7 +38,7 @@ def pays(trial: Trial, trials: Sequence[Trial]) -> bool:
     """Whether pruning that nobody forced makes the device faster than anything unpruned that passes."""
     if trial.purpose != "pruning":
         return True
-    others = [one for one in trials if one.passed and one.purpose not in ("yardstick", "pruning")]
+    others = [one for one in trials if one.passed and one.purpose not in ("baseline", "pruning")]
     return all(_speedup(trial) * (1.0 - SAME_SPEED) > _speedup(one) for one in others)
 
 
@@ -55,11 +55,11 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
 
     A device whose every candidate failed to be built has the first one's error.
     """
-    judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != "yardstick"]
+    judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != "baseline"]
     if not judged:
         first = next(trial.error for trial in trials if trial.error)
         return first
-    shown = [trial for trial in trials if trial.purpose != "yardstick" and trial.why]
+    shown = [trial for trial in trials if trial.purpose != "baseline" and trial.why]
     lines = [f"  - {trial.precision}{_variant(trial)}: {trial.why}" for trial in shown]
     nearest = min(judged, key=lambda trial: (sum(map(_miss, trial.gates)), trial.number))
     needed = limits_text(nearest_limits(nearest.gates))

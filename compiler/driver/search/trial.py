@@ -14,11 +14,11 @@ from compiler.driver.measure.saliency import Saliency, measure_saliency
 from compiler.driver.measure.speed import Speed, latency_figure, measure_speed
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made, make
-from compiler.driver.stages.context import Bench
+from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import Variant, options_to_dict, quantizer_warnings
 from compiler.driver.stages.recover import read_pruning
 from compiler.errors import CompilerError, MissingError, StorageError
-from compiler.evaluate.gates import Demands, Figure, Gate, hold, judge_gates
+from compiler.evaluate.gates import Constraints, Figure, Gate, hold, judge_gates
 from compiler.plan import settle
 from compiler.target.capability import PrecisionRule
 
@@ -33,7 +33,7 @@ class Trial:
 
     Args:
         number: Its place in the search, from 1.
-        purpose: `yardstick`, `candidate`, `reversal`, `options` or `pruning`: why it was tried.
+        purpose: `baseline`, `candidate`, `reversal`, `options` or `pruning`: why it was tried.
         precision: Its precision.
         made: What was built; None if nothing could be.
         error: Why not, or how its results differ.
@@ -76,7 +76,7 @@ class Trial:
     @property
     def status(self) -> str:
         """`passed`, `refused` by a gate, `failed` to be made; `measured` of what holds and is not for delivery."""
-        if not self.error and hold(self.gates) and (self.purpose == "yardstick" or self.made is None):
+        if not self.error and hold(self.gates) and (self.purpose == "baseline" or self.made is None):
             return "measured"
         return "failed" if self.error else "passed" if self.passed else "refused"
 
@@ -110,7 +110,7 @@ class Trial:
 
 
 def run_trial(
-    bench: Bench,
+    context: BuildContext,
     rule: PrecisionRule,
     *,
     number: int,
@@ -122,7 +122,7 @@ def run_trial(
     """Makes, measures and judges one candidate.
 
     Args:
-        bench: The device.
+        context: The device.
         rule: The candidate's precision.
         number: Its place in the search.
         original: The float original's trial; None where this is it, or where the target has none.
@@ -133,48 +133,52 @@ def run_trial(
     Raises:
         CompilerError: It is the only one and cannot be made; or the cache's disk is full.
     """
-    purpose = purpose or ("candidate" if rule in bench.job.plan.candidates else "yardstick")
+    purpose = purpose or ("candidate" if rule in context.job.plan.candidates else "baseline")
     how = (variant or Variant()) if rule.scheme else None
-    plan = settle(bench.job.plan, rule, "tried by the search" if not is_only else bench.job.plan.reason)
-    log.info("%s: trial %d: %s", bench.name, number, rule.name)
+    plan = settle(context.job.plan, rule, "tried by the search" if not is_only else context.job.plan.reason)
+    log.info("%s: trial %d: %s", context.name, number, rule.name)
     try:
-        made = make(bench, plan, how or Variant(), explain=is_only)
-        trial = judge_made(bench, made, original=original, number=number, purpose=purpose)
+        made = make(context, plan, how or Variant(), explain=is_only)
+        trial = judge_made(context, made, original=original, number=number, purpose=purpose)
         if trial.gates:
             log.info(
-                "%s: trial %d: %s %s", bench.name, number, rule.name, ": ".join(filter(None, (trial.status, trial.why)))
+                "%s: trial %d: %s %s",
+                context.name,
+                number,
+                rule.name,
+                ": ".join(filter(None, (trial.status, trial.why))),
             )
-        trial = replace(trial, variant=how, **read_notes(bench, rule, made.border))
+        trial = replace(trial, variant=how, **read_notes(context, rule, made.border))
         for warning in trial.warnings if purpose == "candidate" else ():
-            log.warning("%s: %s: %s", bench.name, rule.name, warning)
+            log.warning("%s: %s: %s", context.name, rule.name, warning)
         return trial
     except CompilerError as error:
         if is_only or isinstance(error, StorageError):
             raise
-        log.info("%s: trial %d: %s failed: %s", bench.name, number, rule.name, error.brief)
+        log.info("%s: trial %d: %s failed: %s", context.name, number, rule.name, error.brief)
         return Trial(number, purpose, rule.name, error=error, variant=how, pruned=plan.pruning.ratio)
 
 
-def read_notes(bench: Bench, rule: PrecisionRule, border: Border) -> dict[str, Any]:
+def read_notes(context: BuildContext, rule: PrecisionRule, border: Border) -> dict[str, Any]:
     """`pruned` and `warnings` of a trial, as its border model's stages noted them."""
     pruned = read_pruning(border.entries)
-    warnings = (*quantizer_warnings(bench, rule, border.entries), *(pruned["warnings"] if pruned else ()))
+    warnings = (*quantizer_warnings(context, rule, border.entries), *(pruned["warnings"] if pruned else ()))
     return {"pruned": pruned["ratio"] if pruned else 0.0, "warnings": warnings}
 
 
-def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int, purpose: str) -> Trial:
+def judge_made(context: BuildContext, made: Made, *, original: Trial | None, number: int, purpose: str) -> Trial:
     """Measures what was made and judges it by the device's gates."""
-    demands = bench.job.plan.demands
-    if not demands.any:
+    constraints = context.job.plan.constraints
+    if not constraints.any:
         return Trial(number, purpose, made.plan.precision, made)
-    judge = bench.data.judge
-    with bench.clock.timed("accuracy"):
-        accuracy = measure_accuracy(bench, judge, made) if judge else None
-    saliency = measure_saliency(bench, made) if _limits_saliency(demands, purpose) else None
-    with bench.clock.timed("measure"):
-        speed = measure_speed(bench, made, original.made if original else None)
-        footprint = measure_footprint(bench, made)
-        figures = _memory(bench, footprint, made, original) | {"latency": latency_figure(bench, made, speed)}
+    judge = context.data.judge
+    with context.clock.timed("accuracy"):
+        accuracy = measure_accuracy(context, judge, made) if judge else None
+    saliency = measure_saliency(context, made) if _limits_saliency(constraints, purpose) else None
+    with context.clock.timed("measure"):
+        speed = measure_speed(context, made, original.made if original else None)
+        footprint = measure_footprint(context, made)
+        figures = _memory(context, footprint, made, original) | {"latency": latency_figure(context, made, speed)}
     if accuracy:
         figures["accuracy"] = accuracy.figure
     if saliency:
@@ -184,7 +188,7 @@ def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int,
         purpose,
         made.plan.precision,
         made,
-        gates=judge_gates(demands.limits, figures) if purpose != "yardstick" else (),
+        gates=judge_gates(constraints.limits, figures) if purpose != "baseline" else (),
         footprint=footprint,
         speed=speed,
         accuracy=accuracy,
@@ -192,16 +196,16 @@ def judge_made(bench: Bench, made: Made, *, original: Trial | None, number: int,
     )
 
 
-def _limits_saliency(demands: Demands, purpose: str) -> bool:
-    """Whether a trial is judged by its maps; a yardstick is judged by nothing."""
-    return demands.limits.saliency_correlation_min is not None and purpose != "yardstick"
+def _limits_saliency(constraints: Constraints, purpose: str) -> bool:
+    """Whether a trial is judged by its maps; a baseline is judged by nothing."""
+    return constraints.limits.saliency_correlation_min is not None and purpose != "baseline"
 
 
-def _memory(bench: Bench, footprint: Footprint, made: Made, original: Trial | None) -> dict[str, Figure]:
-    if bench.is_quantized:
+def _memory(context: BuildContext, footprint: Footprint, made: Made, original: Trial | None) -> dict[str, Figure]:
+    if context.is_quantized:
         none = Figure(None, Evidence.NONE, why=QUANTIZED)
         return {"memory: weights": none, "memory: run": none}
-    if made.plan.is_yardstick:
+    if made.plan.is_baseline:
         return compare_footprints(as_given(footprint, made), footprint)
     if original is None or original.footprint is None:
         return compare_footprints(unbuilt_footprint(made), footprint)

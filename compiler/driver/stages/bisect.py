@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from compiler.driver.stages.compile import build_loose
-from compiler.driver.stages.verify import Point, execute, failures
+from compiler.driver.stages.verify import ParityCase, execute, failures
 from compiler.errors import CompilerError
 from compiler.fleet.profile import HardwareProfile
 from compiler.model.frontend import extract_prefix
@@ -77,7 +77,7 @@ class Cutter:
 
 
 def explain_divergence(
-    model: ir.Model, points: Sequence[Point], plan: Plan, profile: HardwareProfile, *, limits: ChildLimits
+    model: ir.Model, points: Sequence[ParityCase], plan: Plan, profile: HardwareProfile, *, limits: ChildLimits
 ) -> str:
     """Names the first operator at which the built border model leaves the reference, as a sentence for the error.
 

@@ -9,12 +9,12 @@ from functools import partial
 from compiler.driver.stages.bisect import explain_divergence
 from compiler.driver.stages.border import Border, make_border
 from compiler.driver.stages.compile import Built, build_artifact
-from compiler.driver.stages.context import Bench
+from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.inputs import sizes_label
 from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_kernels, tuning_log
 from compiler.driver.stages.quantize import Variant, quantized_entry
-from compiler.driver.stages.recover import narrowed_entries
-from compiler.driver.stages.verify import Point, Verdict, reference_points, verify_artifact
+from compiler.driver.stages.recover import pruned_search_entries
+from compiler.driver.stages.verify import ParityCase, Verdict, reference_cases, verify_artifact
 from compiler.errors import GateFailed
 from compiler.plan import Plan
 from compiler.store import Entry
@@ -40,7 +40,7 @@ class Made:
     plan: Plan
     border: Border
     built: Built
-    points: tuple[Point, ...]
+    points: tuple[ParityCase, ...]
     verdict: Verdict
     kernels: tuple[Scheduled, ...] = ()
     curves: tuple[Curve, ...] = ()
@@ -51,7 +51,7 @@ class Made:
         return "border model" if self.plan.changes_results else "imported model"
 
     @property
-    def typical(self) -> Point:
+    def typical(self) -> ParityCase:
         """The point at the optimal sizes: what speed and memory are measured at."""
         sizes = {name: one.opt for name, one in self.plan.target_plan.dims.items()}
         found = [point for point in self.points if point.label == sizes_label(sizes)]
@@ -63,11 +63,11 @@ class Made:
         return (*self.border.entries, self.built.entry)
 
 
-def make(bench: Bench, plan: Plan, variant: Variant, *, explain: bool) -> Made:
+def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) -> Made:
     """Makes and verifies one candidate, from the store where it was made before.
 
     Args:
-        bench: The device.
+        context: The device.
         plan: Its plan with the precision settled.
         variant: How it is quantized, where its precision has a scheme.
         explain: Whether to look for the first operator that diverges if parity fails.
@@ -75,43 +75,43 @@ def make(bench: Bench, plan: Plan, variant: Variant, *, explain: bool) -> Made:
     Raises:
         CompilerError: It cannot be built, or differs from what it was made of.
     """
-    job, ready = bench.job, bench.ready
+    job, ready = context.job, context.ready
     plan = bound_payload(plan, ready.model)
-    border = make_candidate_border(bench, plan, variant)
-    with bench.clock.timed("kernels"):
-        found = list_kernels(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
-        kernels = choose_schedule(found, plan, job.profile, tuning_log(bench.options.cache))
+    border = make_candidate_border(context, plan, variant)
+    with context.clock.timed("kernels"):
+        found = list_kernels(border, plan, job.profile, job.target, store=context.store, limits=context.options.child)
+        kernels = choose_schedule(found, plan, job.profile, tuning_log(context.options.cache))
         plan = kernels.plan
-    with bench.clock.timed("build"):
-        built = build_artifact(border, plan, job.profile, job.target, store=bench.store, limits=bench.options.child)
-    with bench.clock.timed("reference"):
+    with context.clock.timed("build"):
+        built = build_artifact(border, plan, job.profile, job.target, store=context.store, limits=context.options.child)
+    with context.clock.timed("reference"):
         model, digest = (border.load(), border.digest) if plan.changes_results else (ready.model, ready.digest)
-        points = reference_points(model, digest, ready.inputs.points, bench.store)
-    with bench.clock.timed("verify"):
-        verdict = _verify(bench, plan, border, built, points, explain=explain)
+        points = reference_cases(model, digest, ready.inputs.points, context.store)
+    with context.clock.timed("verify"):
+        verdict = _verify(context, plan, border, built, points, explain=explain)
     return Made(plan, border, built, points, verdict, kernels.scheduled, kernels.curves)
 
 
-def make_candidate_border(bench: Bench, plan: Plan, variant: Variant) -> Border:
+def make_candidate_border(context: BuildContext, plan: Plan, variant: Variant) -> Border:
     """The border model of a candidate: pruned, recovered, converted, quantized, or the rewritten model as it is."""
-    ready, quantizes = bench.ready, plan.rule.scheme is not None and not bench.is_quantized
-    with bench.clock.timed("quantize" if quantizes else "prune" if plan.pruning.ratio else "passes"):
+    ready, quantizes = context.ready, plan.rule.scheme is not None and not context.is_quantized
+    with context.clock.timed("quantize" if quantizes else "prune" if plan.pruning.ratio else "passes"):
         return make_border(
             ready.model,
             ready.digest,
             plan,
-            bench.job.target.passes(bench.job.profile),
+            context.job.target.passes(context.job.profile),
             inputs=ready.inputs.probe,
-            store=bench.store,
-            prune=partial(narrowed_entries, bench, plan) if plan.pruning.ratio else None,
-            quantize=partial(quantized_entry, bench, plan.rule, variant) if quantizes else None,
+            store=context.store,
+            prune=partial(pruned_search_entries, context, plan) if plan.pruning.ratio else None,
+            quantize=partial(quantized_entry, context, plan.rule, variant) if quantizes else None,
         )
 
 
 def _verify(
-    bench: Bench, plan: Plan, border: Border, built: Built, points: tuple[Point, ...], *, explain: bool
+    context: BuildContext, plan: Plan, border: Border, built: Built, points: tuple[ParityCase, ...], *, explain: bool
 ) -> Verdict:
-    options = bench.options
+    options = context.options
     try:
         return verify_artifact(
             built.artifact,
@@ -119,14 +119,14 @@ def _verify(
             points,
             tolerance=plan.tolerance,
             repeat=options.repeat,
-            where=f"{bench.name}: verify",
-            store=bench.store,
+            where=f"{context.name}: verify",
+            store=context.store,
             limits=options.child,
         )
     except GateFailed as error:
         if explain:
-            log.info("%s: looking for the first operator that diverges", bench.name)
+            log.info("%s: looking for the first operator that diverges", context.name)
             error.what += "\n" + explain_divergence(
-                border.load(), points, plan, bench.job.profile, limits=options.child
+                border.load(), points, plan, context.job.profile, limits=options.child
             )
         raise

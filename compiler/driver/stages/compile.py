@@ -127,8 +127,8 @@ def _file_problems(artifact: Artifact) -> Iterator[str]:
             yield f"file '{name}' is neither `run` nor under payload/ or runtime/"
         elif not (artifact.root / name).is_file():
             yield f"file '{name}' was not written"
-    for name in sorted({*artifact.unrepeatable} - {*artifact.files}):
-        yield f"'{name}' is called unrepeatable and is no file"
+    for name in sorted({*artifact.non_reproducible} - {*artifact.files}):
+        yield f"'{name}' is listed as non-reproducible but is not a file of the artifact"
 
 
 def _spec_problems(kind: str, wanted: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> Iterator[str]:

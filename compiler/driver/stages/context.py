@@ -14,7 +14,7 @@ from compiler.store import Store
 
 
 @dataclass(frozen=True)
-class Bench:
+class BuildContext:
     """What all trials of one device share.
 
     Args:
@@ -44,6 +44,6 @@ class Bench:
         return is_quantized(self.ready.model)
 
 
-def with_plan(bench: Bench, plan: Plan) -> Bench:
+def with_plan(context: BuildContext, plan: Plan) -> BuildContext:
     """The same device by another plan."""
-    return replace(bench, job=replace(bench.job, plan=plan))
+    return replace(context, job=replace(context.job, plan=plan))

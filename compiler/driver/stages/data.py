@@ -9,7 +9,7 @@ from typing import Any
 from compiler.driver.stages.inputs import Prepared
 from compiler.errors import CompilerError, UsageError, combine
 from compiler.evaluate import Dataset, Images, Task, find_task, open_calibration, open_evaluation, open_images
-from compiler.evaluate.gates import EMBEDDING, Demands
+from compiler.evaluate.gates import EMBEDDING, Constraints
 from compiler.fleet import Fleet
 from compiler.fleet.data import Calibration, Evaluation
 from compiler.model.frontend import describe_inputs
@@ -19,7 +19,7 @@ UNASKED = "neither a limit nor an evaluation asks for saliency"
 
 
 @dataclass(frozen=True)
-class Judge:
+class AccuracyTest:
     """A task with its data.
 
     Args:
@@ -54,7 +54,7 @@ class Data:
         images: What its saliency is compared on, or why that is not done.
     """
 
-    judge: Judge | None = None
+    judge: AccuracyTest | None = None
     calibration: Dataset | None = None
     images: Images | str = UNASKED
 
@@ -69,11 +69,11 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared
     problems: dict[str, CompilerError] = {}
     found: dict[str, Data] = {}
     for job in jobs:
-        ready, demands = prepared[job.device.name], job.plan.demands
+        ready, constraints = prepared[job.device.name], job.plan.constraints
         calibrates = job.plan.pruning.reads_data or any(rule.scheme is not None for rule in job.plan.candidates)
-        key = (id(ready), demands.task, calibrates, demands.explains)
+        key = (id(ready), constraints.task, calibrates, constraints.explains)
         try:
-            known[key] = known.get(key) or _open(fleet, ready, demands, calibrates=calibrates)
+            known[key] = known.get(key) or _open(fleet, ready, constraints, calibrates=calibrates)
             found[job.device.name] = known[key]
         except UsageError as error:
             problems.setdefault(str(error), error)
@@ -82,23 +82,23 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared
     return found
 
 
-def _open(fleet: Fleet, ready: Prepared, demands: Demands, *, calibrates: bool) -> Data:
+def _open(fleet: Fleet, ready: Prepared, constraints: Constraints, *, calibrates: bool) -> Data:
     specs = describe_inputs(ready.model)
     given = fleet.calibration if calibrates else None
     calibration = open_calibration(given, specs, fleet.preprocess) if given else None
-    if not (demands.task or demands.explains):
+    if not (constraints.task or constraints.explains):
         return Data(calibration=calibration)
     evaluation = fleet.evaluation or _embedding(fleet.calibration)
     dataset = open_evaluation(evaluation, specs, fleet.preprocess)
-    images = open_images(evaluation, dataset, specs, fleet.preprocess) if demands.explains else UNASKED
-    if not demands.task:
+    images = open_images(evaluation, dataset, specs, fleet.preprocess) if constraints.explains else UNASKED
+    if not constraints.task:
         return Data(None, calibration, images)
     task = find_task(evaluation)
-    return Data(Judge(task, dataset, (*dataset.warnings, *task.check(dataset))), calibration, images)
+    return Data(AccuracyTest(task, dataset, (*dataset.warnings, *task.check(dataset))), calibration, images)
 
 
 def _embedding(calibration: Calibration | None) -> Evaluation:
-    """The calibration data as an evaluation that needs no labels; `make_demands` made sure that they are there."""
+    """The calibration data as an evaluation that needs no labels; `make_constraints` made sure that they are there."""
     if calibration is None:
         raise UsageError("there are no data to judge accuracy on")
     return Evaluation(task=EMBEDDING, path=calibration.path, samples=calibration.samples)

@@ -53,7 +53,7 @@ def bound_payload(plan: Plan, original: ir.Model) -> Plan:
         plan: A device's plan.
         original: The model as imported, whose weights the limit counts from.
     """
-    reduction_pct = plan.demands.limits.memory_reduction_pct
+    reduction_pct = plan.constraints.limits.memory_reduction_pct
     if reduction_pct is None:
         return plan
     given = measure(original).bytes

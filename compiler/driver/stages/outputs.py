@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from compiler.driver.stages.context import Bench
-from compiler.driver.stages.data import Judge
+from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.data import AccuracyTest
 from compiler.evaluate import AccuracyDrop, Dataset, run_dataset
 from compiler.model.numerics import Array, Arrays, write_arrays
 from compiler.store import Stage, Store
@@ -35,11 +35,11 @@ def model_outputs(model: ir.Model, digest: str, dataset: Dataset, store: Store) 
     return read_outputs(store.obtain(Stage("outputs", parts), compute).files)
 
 
-def drop_of(bench: Bench, judge: Judge, outputs: Arrays) -> AccuracyDrop:
+def drop_of(context: BuildContext, judge: AccuracyTest, outputs: Arrays) -> AccuracyDrop:
     """What outputs on the judge's samples lose against the imported model's."""
-    ready = bench.ready
-    reference = model_outputs(ready.model, ready.digest, judge.dataset, bench.store)
-    limit = bench.job.plan.demands.limits.accuracy_drop_pct
+    ready = context.ready
+    reference = model_outputs(ready.model, ready.digest, judge.dataset, context.store)
+    limit = context.job.plan.constraints.limits.accuracy_drop_pct
     return judge.task.drop(reference, outputs, judge.dataset.labels, limit_pct=limit)
 
 

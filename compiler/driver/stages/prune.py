@@ -17,7 +17,7 @@ from compiler.artifact.manifest import BORDER
 from compiler.compress.prune import SHORTFALL, Unprunable, find_order, prune
 from compiler.driver.roofline import describe_machine, layer_seconds
 from compiler.driver.stages.border import EMBED_BYTES, RECORDS
-from compiler.driver.stages.context import Bench
+from compiler.driver.stages.context import BuildContext
 from compiler.driver.work import list_work
 from compiler.errors import InternalError
 from compiler.evaluate import Dataset
@@ -33,15 +33,15 @@ BATCH = 8
 _ORDER, _PRUNED, _REMOVED = "order.json", "pruned.json", "removed.json"
 
 
-def pruned_entry(bench: Bench, plan: Plan, rewritten: Entry) -> Entry:
+def pruned_entry(context: BuildContext, plan: Plan, rewritten: Entry) -> Entry:
     """The rewritten model without as much of its work as the plan says, with what was done beside it.
 
     Raises:
         Unprunable: Nothing of it can be cut, or less than a ratio that was asked for.
     """
-    data = calibration_of(bench)
-    order = _order_entry(bench, data, rewritten)
-    prices = _prices(bench, plan, rewritten)
+    data = calibration_of(context)
+    order = _order_entry(context, data, rewritten)
+    prices = _prices(context, plan, rewritten)
     parts = (
         ("importance", order.digest),
         ("ratio", f"{plan.pruning.ratio:g}"),
@@ -64,8 +64,8 @@ def pruned_entry(bench: Bench, plan: Plan, rewritten: Entry) -> Entry:
         (folder / _PRUNED).write_text(json.dumps(found.to_dict()), encoding="utf-8")
         (folder / _REMOVED).write_text(json.dumps([int(one) for one in found.plan.removed]), encoding="utf-8")
 
-    entry = bench.store.obtain(Stage("prune", parts), make)
-    _refuse_shortfall(bench, plan, entry)
+    entry = context.store.obtain(Stage("prune", parts), make)
+    _refuse_shortfall(context, plan, entry)
     return entry
 
 
@@ -87,14 +87,14 @@ def batches_of(data: Dataset) -> Callable[[], Iterable[Arrays]]:
     return lambda: data.batches(size)
 
 
-def calibration_of(bench: Bench) -> Dataset:
+def calibration_of(context: BuildContext) -> Dataset:
     """The data that pruning and recovery work on; a plan without them prunes nothing."""
-    if bench.data.calibration is None:
+    if context.data.calibration is None:
         raise InternalError("a plan prunes, and there are no calibration data")
-    return bench.data.calibration
+    return context.data.calibration
 
 
-def _order_entry(bench: Bench, data: Dataset, rewritten: Entry) -> Entry:
+def _order_entry(context: BuildContext, data: Dataset, rewritten: Entry) -> Entry:
     parts = (
         ("rewrite", rewritten.digest),
         ("data", f"{data.digest} {data.count}"),
@@ -106,34 +106,36 @@ def _order_entry(bench: Bench, data: Dataset, rewritten: Entry) -> Entry:
         found = find_order(ir.load(rewritten.files / BORDER), batches_of(data))
         (folder / _ORDER).write_text(json.dumps(found), encoding="utf-8")
 
-    return bench.store.obtain(Stage("importance", parts), make)
+    return context.store.obtain(Stage("importance", parts), make)
 
 
-def _prices(bench: Bench, plan: Plan, rewritten: Entry) -> Mapping[str, float]:
+def _prices(context: BuildContext, plan: Plan, rewritten: Entry) -> Mapping[str, float]:
     """Layer → what one of its multiply-accumulates costs this device against the cheapest, by the roofline; rounded,
     so that devices of one kind share what is pruned. Nothing where the profile says too little."""
-    machine = describe_machine(bench.job.profile)
+    machine = describe_machine(context.job.profile)
     if machine is None:
         return {}
-    works = [one for one in list_work(ir.load(rewritten.files / BORDER), batch=bench.job.device.batch.opt) if one.macs]
+    works = [
+        one for one in list_work(ir.load(rewritten.files / BORDER), batch=context.job.device.batch.opt) if one.macs
+    ]
     seconds = {one.node: layer_seconds(one, machine, plan.precision) / one.macs for one in works}
     least = min(seconds.values(), default=1.0)
     return {node: float(f"{cost / least:.2g}") for node, cost in seconds.items()}
 
 
-def _refuse_shortfall(bench: Bench, plan: Plan, entry: Entry) -> None:
+def _refuse_shortfall(context: BuildContext, plan: Plan, entry: Entry) -> None:
     """A ratio that was asked for is kept or refused; a search takes what there is, if there is anything."""
     reached = float(read_pruned(entry)["ratio"])
     if not reached:
         raise Unprunable(
             f"no group of channels is wider than the {plan.rule.width_multiple} that the kernels of {plan.precision} "
             "take at once on this device: nothing narrower would be faster",
-            where=bench.name,
+            where=context.name,
         )
     if not plan.pruning.is_searched and reached < plan.pruning.ratio - SHORTFALL:
         raise Unprunable(
             f"{plan.pruning.ratio:.0%} of the multiply-accumulates were asked for and {reached:.0%} can be cut: the "
             f"others are in layers that cannot be narrower, in multiples of {plan.rule.width_multiple} channels",
-            where=bench.name,
+            where=context.name,
             remedy=f"Ask for at most {reached:.2f}, or `prune: auto`.",
         )

@@ -17,7 +17,7 @@ from compiler.artifact.manifest import BORDER
 from compiler.compress.quant import QuantOptions, QuantPlan, measure_sensitivity, plan_from_dict, quantize
 from compiler.driver.stages.border import EMBED_BYTES, RECORDS
 from compiler.driver.stages.calibrate import Batches, coverage, observed
-from compiler.driver.stages.context import Bench
+from compiler.driver.stages.context import BuildContext
 from compiler.errors import InternalError
 from compiler.evaluate import Dataset
 from compiler.model.save import save_model
@@ -53,9 +53,9 @@ class LayerRank:
     sqnr_db: float
 
 
-def quantized_entry(bench: Bench, rule: PrecisionRule, variant: Variant, rewritten: Entry) -> Entry:
+def quantized_entry(context: BuildContext, rule: PrecisionRule, variant: Variant, rewritten: Entry) -> Entry:
     """The quantized form of a rewritten model, with its `QuantPlan` beside it."""
-    scheme, data = _needs(bench, rule, variant)
+    scheme, data = _needs(context, rule, variant)
     parts = _parts(rewritten, scheme, data, variant)
 
     def make(folder: Path) -> None:
@@ -63,14 +63,14 @@ def quantized_entry(bench: Bench, rule: PrecisionRule, variant: Variant, rewritt
         batches = Batches(data) if data else None
         seen = None
         if data and scheme.needs_calibration:
-            seen = observed(bench.store, rewritten, scheme, data, variant.options)
+            seen = observed(context.store, rewritten, scheme, data, variant.options)
         found = quantize(model, batches, scheme, variant.options, keep_float=variant.kept, calibrated=seen)
         save_model(found.model, folder / BORDER, external_above_bytes=EMBED_BYTES)
         (folder / RECORDS).write_text("[]", encoding="utf-8")
         value = {"plan": found.plan.to_dict(), "warnings": list(found.warnings)}
         (folder / _PLAN).write_text(json.dumps(value), encoding="utf-8")
 
-    return bench.store.obtain(Stage("quantize", parts), make)
+    return context.store.obtain(Stage("quantize", parts), make)
 
 
 def read_plan(entries: Iterable[Entry]) -> tuple[QuantPlan, tuple[str, ...]] | None:
@@ -82,23 +82,25 @@ def read_plan(entries: Iterable[Entry]) -> tuple[QuantPlan, tuple[str, ...]] | N
     return None
 
 
-def quantizer_warnings(bench: Bench, rule: PrecisionRule, entries: Iterable[Entry]) -> tuple[str, ...]:
+def quantizer_warnings(context: BuildContext, rule: PrecisionRule, entries: Iterable[Entry]) -> tuple[str, ...]:
     """What is poor about the data that a candidate was quantized with; empty where it is not quantized."""
     kept = list(entries)
     found = read_plan(kept)
     if found is None or rule.scheme is None:
         return ()
     rewritten = float_entry(kept)
-    data, judge = bench.data.calibration, bench.data.judge
+    data, judge = context.data.calibration, context.data.judge
     if data is None or judge is None or not rule.scheme.needs_calibration:
         return found[1]
-    return (*found[1], *coverage(bench.store, rewritten, rule.scheme, data, judge.dataset))
+    return (*found[1], *coverage(context.store, rewritten, rule.scheme, data, judge.dataset))
 
 
-def rank_layers(bench: Bench, rule: PrecisionRule, variant: Variant, entries: Iterable[Entry]) -> tuple[LayerRank, ...]:
+def rank_layers(
+    context: BuildContext, rule: PrecisionRule, variant: Variant, entries: Iterable[Entry]
+) -> tuple[LayerRank, ...]:
     """The quantized layers, the worst first."""
-    scheme, needed = _needs(bench, rule, variant)
-    data = needed or (bench.data.judge.dataset if bench.data.judge else None)
+    scheme, needed = _needs(context, rule, variant)
+    data = needed or (context.data.judge.dataset if context.data.judge else None)
     kept = list(entries)
     rewritten = float_entry(kept)
     found = read_plan(kept)
@@ -112,7 +114,7 @@ def rank_layers(bench: Bench, rule: PrecisionRule, variant: Variant, entries: It
         (folder / "layers.json").write_text(json.dumps(rows), encoding="utf-8")
 
     parts = (*_parts(rewritten, scheme, data, variant), ("batches", str(SENSITIVITY_BATCHES)))
-    entry = bench.store.obtain(Stage("sensitivity", parts), make)
+    entry = context.store.obtain(Stage("sensitivity", parts), make)
     rows = json.loads((entry.files / "layers.json").read_text(encoding="utf-8"))
     ranked = (LayerRank(str(row["node"]), float(row["sqnr_db"])) for row in rows)
     return tuple(sorted(ranked, key=lambda one: (one.sqnr_db, one.node)))
@@ -128,12 +130,12 @@ def float_entry(entries: Sequence[Entry]) -> Entry:
     return next(entry for entry in reversed(entries) if entry.stage in ("rewrite", "prune", "recover"))
 
 
-def _needs(bench: Bench, rule: PrecisionRule, variant: Variant) -> tuple[QuantScheme, Dataset | None]:
+def _needs(context: BuildContext, rule: PrecisionRule, variant: Variant) -> tuple[QuantScheme, Dataset | None]:
     """The scheme, and the calibration data: where ranges are needed, or where there are some to fit layers on."""
     if rule.scheme is None:
         raise InternalError(f"{rule.name} has no scheme")
     used = rule.scheme.needs_calibration or variant.options.compensate or variant.options.correct
-    return rule.scheme, bench.data.calibration if used else None
+    return rule.scheme, context.data.calibration if used else None
 
 
 def _parts(

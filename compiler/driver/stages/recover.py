@@ -22,8 +22,8 @@ from compiler.compress.prune.groups import find_ties
 from compiler.compress.prune.prepare import prepare
 from compiler.compress.recover import Metric, Recipe, choose_taps, recover
 from compiler.driver.stages.border import EMBED_BYTES, RECORDS, border_digest
-from compiler.driver.stages.context import Bench
-from compiler.driver.stages.data import Judge
+from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.outputs import BATCH, drop_of, model_outputs
 from compiler.driver.stages.prune import batches_of, calibration_of, pruned_entry, read_pruned, read_removed
 from compiler.errors import UnsupportedModel
@@ -59,15 +59,15 @@ class _Goal:
     enough: float = math.inf
 
 
-def narrowed_entries(bench: Bench, plan: Plan, rewritten: Entry) -> tuple[Entry, ...]:
+def pruned_search_entries(context: BuildContext, plan: Plan, rewritten: Entry) -> tuple[Entry, ...]:
     """The rewritten model pruned, and recovered where the plan says so: the entries of both, the last what counts.
 
     Raises:
         Unprunable: Nothing of it can be cut, or less than a ratio that was asked for.
         UnsupportedModel: It cannot be trained.
     """
-    pruned = pruned_entry(bench, plan, rewritten)
-    return (pruned, _recovered_entry(bench, plan, rewritten, pruned)) if plan.pruning.recovers else (pruned,)
+    pruned = pruned_entry(context, plan, rewritten)
+    return (pruned, _recovered_entry(context, plan, rewritten, pruned)) if plan.pruning.recovers else (pruned,)
 
 
 def read_pruning(entries: Iterable[Entry]) -> dict[str, Any] | None:
@@ -80,8 +80,8 @@ def read_pruning(entries: Iterable[Entry]) -> dict[str, Any] | None:
     return {**read_pruned(found["prune"]), "recovered": recovered}
 
 
-def _recovered_entry(bench: Bench, plan: Plan, rewritten: Entry, pruned: Entry) -> Entry:
-    data, recipe, goal = calibration_of(bench), Recipe(seconds=plan.pruning.recover_s), _goal(bench, pruned)
+def _recovered_entry(context: BuildContext, plan: Plan, rewritten: Entry, pruned: Entry) -> Entry:
+    data, recipe, goal = calibration_of(context), Recipe(seconds=plan.pruning.recover_s), _goal(context, pruned)
     if data.whole:
         raise UnsupportedModel(
             "recovery learns from many samples at once, and the inputs have no axis that counts them"
@@ -96,10 +96,10 @@ def _recovered_entry(bench: Bench, plan: Plan, rewritten: Entry, pruned: Entry) 
         *portable_tools(),
     )
     stage = Stage("recover", parts)
-    folder = bench.store.workspace(stage)
+    folder = context.store.workspace(stage)
 
     def make(files: Path) -> None:
-        log.info("%s: recovery of at most %g min", bench.name, recipe.seconds / 60)
+        log.info("%s: recovery of at most %g min", context.name, recipe.seconds / 60)
         original, small = ir.load(rewritten.files / BORDER), ir.load(pruned.files / BORDER)
         found = recover(
             original,
@@ -115,22 +115,22 @@ def _recovered_entry(bench: Bench, plan: Plan, rewritten: Entry, pruned: Entry) 
         (files / RECORDS).write_text("[]", encoding="utf-8")
         (files / _RECOVERED).write_text(json.dumps({"metric": goal.name, **found.to_dict()}), encoding="utf-8")
 
-    entry = bench.store.obtain(stage, make)
+    entry = context.store.obtain(stage, make)
     shutil.rmtree(folder, ignore_errors=True)
     return entry
 
 
-def _goal(bench: Bench, pruned: Entry) -> _Goal:
+def _goal(context: BuildContext, pruned: Entry) -> _Goal:
     """The gate's own metric. Its key has what the pruned model loses by it: a metric of the user's own, or another
     setting of one of ours, tells itself by nothing else."""
-    judge, limit = bench.data.judge, bench.job.plan.demands.limits.accuracy_drop_pct
+    judge, limit = context.data.judge, context.job.plan.constraints.limits.accuracy_drop_pct
     if judge is None:
         return _Goal()
-    outputs = model_outputs(ir.load(pruned.files / BORDER), border_digest(pruned), judge.dataset, bench.store)
-    begins = drop_of(bench, judge, outputs)
+    outputs = model_outputs(ir.load(pruned.files / BORDER), border_digest(pruned), judge.dataset, context.store)
+    begins = drop_of(context, judge, outputs)
     key = f"{judge.task.name} {judge.dataset.digest} {judge.dataset.count} {limit} {begins}"
-    return _Goal(judge.task.metric, key, _metric(bench, judge), math.inf if limit is None else -SHARE * limit)
+    return _Goal(judge.task.metric, key, _metric(context, judge), math.inf if limit is None else -SHARE * limit)
 
 
-def _metric(bench: Bench, judge: Judge) -> Metric:
-    return lambda model: -drop_of(bench, judge, run_dataset(model, judge.dataset, batch=BATCH)).judged_pct
+def _metric(context: BuildContext, judge: AccuracyTest) -> Metric:
+    return lambda model: -drop_of(context, judge, run_dataset(model, judge.dataset, batch=BATCH)).judged_pct

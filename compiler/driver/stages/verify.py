@@ -32,7 +32,7 @@ log = logging.getLogger("fleetc.build")
 
 
 @dataclass(frozen=True)
-class Point:
+class ParityCase:
     """One set of inputs and what the reference gives for them.
 
     Args:
@@ -88,7 +88,7 @@ class Verdict:
     instructions: int | None = None
 
 
-def reference_points(model: ir.Model, digest: str, inputs: Mapping[str, Arrays], store: Store) -> tuple[Point, ...]:
+def reference_cases(model: ir.Model, digest: str, inputs: Mapping[str, Arrays], store: Store) -> tuple[ParityCase, ...]:
     """The reference's outputs for every set of inputs, computed once and kept in the store.
 
     Args:
@@ -100,13 +100,13 @@ def reference_points(model: ir.Model, digest: str, inputs: Mapping[str, Arrays],
     Raises:
         UnsupportedModel: ONNX Runtime does not run the model.
     """
-    return tuple(Point(label, arrays, _expected(model, digest, arrays, store)) for label, arrays in inputs.items())
+    return tuple(ParityCase(label, arrays, _expected(model, digest, arrays, store)) for label, arrays in inputs.items())
 
 
 def verify_artifact(
     artifact: Artifact,
     digest: str,
-    points: Sequence[Point],
+    points: Sequence[ParityCase],
     *,
     tolerance: str,
     repeat: int,
@@ -147,7 +147,7 @@ def verify_artifact(
 
 
 def judge(
-    artifact: Artifact, points: Sequence[Point], *, tolerance: str, repeat: int, where: str, limits: ChildLimits
+    artifact: Artifact, points: Sequence[ParityCase], *, tolerance: str, repeat: int, where: str, limits: ChildLimits
 ) -> Verdict:
     """Runs the artifact on every point and judges it; nothing is kept.
 
@@ -265,7 +265,7 @@ def stats_to_dict(stats: ErrorStats) -> dict[str, Any]:
     return {**finite, "worst_index": list(stats.worst_index), "elements": stats.elements}
 
 
-def _raise_failures(points: Sequence[Point], run: Execution, tolerance: str, where: str) -> None:
+def _raise_failures(points: Sequence[ParityCase], run: Execution, tolerance: str, where: str) -> None:
     lines = [
         f"  - {point.label}: output '{name}': SQNR {stats.sqnr_db:.1f} dB, cosine {stats.cosine:.6f}, "
         f"worst element {list(stats.worst_index)} off by {stats.worst_abs:.4g}"
@@ -281,12 +281,12 @@ def _raise_failures(points: Sequence[Point], run: Execution, tolerance: str, whe
         )
 
 
-def _point_figures(point: Point, outputs: Arrays) -> dict[str, Any]:
+def _point_figures(point: ParityCase, outputs: Arrays) -> dict[str, Any]:
     stats = compare_all(point.expected, outputs)
     return {"sizes": point.label, "outputs": {name: stats_to_dict(one) for name, one in stats.items()}}
 
 
-def _latencies(points: Sequence[Point], run: Execution) -> tuple[dict[str, Any], ...]:
+def _latencies(points: Sequence[ParityCase], run: Execution) -> tuple[dict[str, Any], ...]:
     return tuple(
         latency_summary(point.label, batch_size(point.inputs), times)
         for point, times in zip(points, run.latencies_ms, strict=True)
@@ -319,7 +319,7 @@ def _unavailable_here(artifact: Artifact) -> str:
     return str(ask(artifact)) if ask else ""
 
 
-def _key(digest: str, points: Sequence[Point], tolerance: str, repeat: int) -> tuple[tuple[str, str], ...]:
+def _key(digest: str, points: Sequence[ParityCase], tolerance: str, repeat: int) -> tuple[tuple[str, str], ...]:
     compared = [(point.label, arrays_digest(point.inputs), arrays_digest(point.expected)) for point in points]
     return (
         ("build", digest),

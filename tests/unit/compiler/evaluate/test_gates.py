@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from compiler.artifact import Evidence
 from compiler.errors import FleetError
-from compiler.evaluate.gates import Demands, Figure, hold, judge_gates, limits_text, make_demands, nearest_limits
+from compiler.evaluate.gates import (
+    Constraints,
+    Figure,
+    hold,
+    judge_gates,
+    limits_text,
+    make_constraints,
+    nearest_limits,
+)
 from compiler.fleet import Fleet, Limits, load_fleet
 
 HOST = Evidence.HOST
@@ -25,39 +33,41 @@ def fleet(folder: Path, text: str) -> Fleet:
     return load_fleet(folder / "fleet.yaml")
 
 
-def demands(folder: Path, text: str) -> Demands:
+def constraints(folder: Path, text: str) -> Constraints:
     found = fleet(folder, text)
-    return make_demands(found, found.devices["a"])
+    return make_constraints(found, found.devices["a"])
 
 
 def test_a_fleet_that_states_nothing_has_no_gates(tmp_path: Path) -> None:
-    found = demands(tmp_path, "calibration: {path: data.npz}")
+    found = constraints(tmp_path, "calibration: {path: data.npz}")
     assert not found.any and found.task == ""
 
 
 def test_an_evaluation_brings_the_default_limits_and_stated_ones_stand_over_them(tmp_path: Path) -> None:
-    found = demands(tmp_path, "evaluation: {task: verification, path: data.npz}\nlimits: {memory_reduction_pct: 10}")
+    found = constraints(
+        tmp_path, "evaluation: {task: verification, path: data.npz}\nlimits: {memory_reduction_pct: 10}"
+    )
     assert found.limits == Limits(accuracy_drop_pct=2.0, memory_reduction_pct=10)
     assert (found.task, found.data) == ("verification", "evaluation")
     assert "default" in found.reasons["accuracy_drop_pct"] and "stated" in found.reasons["memory_reduction_pct"]
 
 
 def test_without_an_evaluation_only_what_is_stated_holds(tmp_path: Path) -> None:
-    found = demands(tmp_path, "calibration: {path: data.npz}\nlimits: {latency_ms: 4}")
+    found = constraints(tmp_path, "calibration: {path: data.npz}\nlimits: {latency_ms: 4}")
     assert found.limits == Limits(latency_ms=4) and found.task == ""
 
 
 def test_a_limit_on_accuracy_without_an_evaluation_is_judged_on_the_calibration_data_and_says_so(
     tmp_path: Path,
 ) -> None:
-    found = demands(tmp_path, "calibration: {path: data.npz}\nlimits: {accuracy_drop_pct: 1}")
+    found = constraints(tmp_path, "calibration: {path: data.npz}\nlimits: {accuracy_drop_pct: 1}")
     assert (found.task, found.data) == ("embedding", "calibration")
     assert "no evaluation" in found.reasons["accuracy_drop_pct"]
 
 
 def test_a_limit_on_accuracy_without_any_data_is_refused_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match="no data to measure it on") as caught:
-        demands(tmp_path, "limits: {accuracy_drop_pct: 1}")
+        constraints(tmp_path, "limits: {accuracy_drop_pct: 1}")
     assert "fleet.yaml:4 devices.a" in str(caught.value)
 
 

@@ -48,4 +48,4 @@ def test_colours_and_control_characters_leave_a_message() -> None:
 
 def _artifact(target: str) -> dict[str, object]:
     empty: dict[str, object] = {"inputs": [], "outputs": [], "files": [], "tools": {}, "facts": {}}
-    return {**empty, "unrepeatable": {}, "deferred": "", "target": target, "precision": "fp32", "root": "."}
+    return {**empty, "non_reproducible": {}, "deferred": "", "target": target, "precision": "fp32", "root": "."}

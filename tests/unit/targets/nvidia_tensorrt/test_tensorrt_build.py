@@ -35,8 +35,8 @@ def test_only_the_engine_is_left_in_the_payload(build: Build, tmp_path: Path) ->
     ]
 
 
-def test_an_engine_is_named_unrepeatable_with_a_reason(build: Build) -> None:
-    assert set(build(conv_net(), batch=BATCH).unrepeatable) == {"payload/model.engine"}
+def test_an_engine_is_named_non_reproducible_with_a_reason(build: Build) -> None:
+    assert set(build(conv_net(), batch=BATCH).non_reproducible) == {"payload/model.engine"}
 
 
 def test_inputs_and_outputs_are_read_back_with_their_open_dimensions_named(build: Build) -> None:

@@ -129,7 +129,7 @@ def manifest(name: str, **changes: Any) -> dict[str, Any]:
             "files": ["payload/model.onnx"],
             "tools": {"onnxruntime": "1.32.0"},
             "facts": {},
-            "unrepeatable": {},
+            "non_reproducible": {},
             "deferred": "",
         },
         "files": {"payload/model.onnx": {"sha256": "4" * 64, "bytes": 10 * MIB}},
@@ -158,7 +158,7 @@ def measurements(p50_ms: float = 4.0) -> dict[str, Any]:
         "latency": [{"sizes": "fixed", "runs": 20, **times}],
         "passes_ms": [["fold", 1.5]],
         "seconds": {"build": 1.0},
-        "unrepeatable_files": {},
+        "non_reproducible_files": {},
         "tuning": [
             {
                 "kernel": "conv 3x3",

@@ -21,9 +21,9 @@ from compiler.compress.prune.groups import find_ties  # noqa: E402
 from compiler.compress.prune.prepare import prepare  # noqa: E402
 from compiler.compress.recover import Recipe, choose_taps, recover  # noqa: E402
 from compiler.compress.recover.checkpoint import FILE  # noqa: E402
+from compiler.compress.recover.execution import segments_for  # noqa: E402
 from compiler.compress.recover.network import network_of, run, with_weights  # noqa: E402
 from compiler.compress.recover.samples import gather, varied  # noqa: E402
-from compiler.compress.recover.way import segments_for  # noqa: E402
 from compiler.errors import DataError, StorageError, UnsupportedModel  # noqa: E402
 from compiler.model.graph import check_model  # noqa: E402
 from compiler.model.numerics import Arrays, compare_all  # noqa: E402

@@ -1,4 +1,4 @@
-"""Models computed stretch by stretch give what they give at once."""
+"""Models computed segment by segment give what they give at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from compiler.compress.prune.stretches import Stretches
+from compiler.compress.prune.segments import Segments
 from compiler.compress.prune.tap import watch
 from compiler.model.numerics import Arrays
 
@@ -25,11 +25,11 @@ def batches() -> Iterator[Arrays]:
         yield {name: random.normal(size=(size, 4)).astype(np.float32) for name in ("late", "x")}
 
 
-def test_stretches_give_what_the_whole_model_gives(tmp_path: Path) -> None:
+def test_segments_give_what_the_whole_model_gives(tmp_path: Path) -> None:
     model = ir.from_onnx_text(TEXT)
-    stretches = Stretches((model, model.clone()), batches, tmp_path)
-    first = list(stretches.advance((["file"], []), ["a_1", "file", "late"]))
-    second = list(stretches.advance((["c", "a_1"], ["y"]), []))
+    segments = Segments((model, model.clone()), batches, tmp_path)
+    first = list(segments.advance((["file"], []), ["a_1", "file", "late"]))
+    second = list(segments.advance((["c", "a_1"], ["y"]), []))
     whole = list(watch(model, ["file", "c", "a_1", "y"], batches()))
     assert len(first) == len(second) == 3
     for (a, none), (b, c), wanted in zip(first, second, whole, strict=True):
@@ -38,13 +38,13 @@ def test_stretches_give_what_the_whole_model_gives(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found, right)
 
 
-def test_a_stretch_sees_what_was_changed_behind_the_one_before(tmp_path: Path) -> None:
+def test_a_segment_sees_what_was_changed_behind_the_one_before(tmp_path: Path) -> None:
     text = f"""{HEADER}
         g (float[N,4] x) => (float[N,4] y) <float[1] w = {{2}}> {{ a = Neg(x) y = Mul(a, w) }}"""
     model = ir.from_onnx_text(text)
-    stretches = Stretches((model,), batches, tmp_path)
-    assert not any(one for (one,) in stretches.advance(([],), ["a"]))
+    segments = Segments((model,), batches, tmp_path)
+    assert not any(one for (one,) in segments.advance(([],), ["a"]))
     model.graph.initializers["w"].const_value = ir.tensor(np.array([3], np.float32), name="w")
-    found = [one["y"] for (one,) in stretches.advance((["y"],), [])]
+    found = [one["y"] for (one,) in segments.advance((["y"],), [])]
     for array, batch in zip(found, batches(), strict=True):
         np.testing.assert_array_equal(array, -3 * batch["x"])

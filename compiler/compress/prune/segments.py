@@ -1,7 +1,7 @@
-"""Models of the same names computed side by side, stretch by stretch: what a later stretch needs stays on disk.
+"""Models of the same names computed side by side, segment by segment: what a later segment needs stays on disk.
 
 A layer that is solved reads what the layers solved before it give. Computing that from the inputs for every layer anew
-is quadratic in the depth of the model; a stretch begins where the one before it ended.
+is quadratic in the depth of the model; a segment begins where the one before it ended.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from compiler.model.reference import Unoptimized
 from compiler.store.disk import output_errors
 
 
-class Stretches:
+class Segments:
     """Models on their way through the data.
 
     Args:
-        models: The models; between two stretches, what is behind the last one may be changed in place.
+        models: The models; between two segments, what is behind the last one may be changed in place.
         batches: The data, read once.
         folder: Where values lie in between; of every batch only those that are still needed.
 
@@ -43,11 +43,11 @@ class Stretches:
             self._count += 1
 
     def advance(self, wanted: Sequence[Sequence[str]], kept: Sequence[str]) -> Iterator[tuple[Arrays, ...]]:
-        """Values of every batch, for each model those that are wanted of it; the next stretch begins with others.
+        """Values of every batch, for each model those that are wanted of it; the next segment begins with others.
 
         Args:
             wanted: For each model the names of values.
-            kept: Names of values that are there for the next stretch, of all models.
+            kept: Names of values that are there for the next segment, of all models.
         """
         sessions = [self._session(model, [*names, *kept]) for model, names in zip(self._models, wanted, strict=True)]
         steps = (partial(self._step, index, sessions, wanted, kept) for index in range(self._count))

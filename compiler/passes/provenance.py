@@ -19,28 +19,28 @@ import onnx_ir as ir
 
 from compiler.passes.values import origins_of
 
-FATES_KEY = "fleetc.fates"
-"""Model metadata: name of a node that is gone → its fate, as JSON."""
+PROVENANCE_KEY = "fleetc.provenance"
+"""Model metadata: name of a node that is gone → what became of it, as JSON."""
 
-MOST_HEIRS = 8
-"""Nodes that one fate names: what a shape was computed for may be read by hundreds."""
+MOST_SUCCESSORS = 8
+"""Nodes that one entry names: what a shape was computed for may be read by hundreds."""
 
 
 @dataclass(frozen=True)
-class Fate:
+class Provenance:
     """What became of a node.
 
     Args:
         op: Its operator.
         how: What happened, in words.
         by: Number and name of the pass.
-        heirs: Source nodes whose part of the model took its place, reads its constant, or reads on without it.
+        successors: Source nodes whose part of the model took its place, reads its constant, or reads on without it.
     """
 
     op: str
     how: str
     by: str
-    heirs: tuple[str, ...] = ()
+    successors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def look(model: ir.Model) -> Seen:
     return Seen(tuple(nodes), makers, readers, frozenset(name for graph in graphs for name in graph.initializers))
 
 
-def find_fates(before: Seen, after: Seen, *, by: str) -> dict[str, Fate]:
-    """Name → fate of every source node that the second look has lost.
+def find_provenance(before: Seen, after: Seen, *, by: str) -> dict[str, Provenance]:
+    """Name → what became of every source node that the second look has lost.
 
     Args:
         before: The model before a pass.
@@ -100,23 +100,25 @@ def find_fates(before: Seen, after: Seen, *, by: str) -> dict[str, Fate]:
     return {name: _fate(node, before, after, alive, by) for name, node in lost}
 
 
-def read_fates(model: ir.Model) -> dict[str, Fate]:
-    """The fates that a model carries; none where a model from elsewhere has something else under that key."""
+def read_provenance(model: ir.Model) -> dict[str, Provenance]:
+    """The provenance that a model carries; none where a model from elsewhere has something else under that key."""
     try:
-        found = json.loads(model.metadata_props.get(FATES_KEY, "{}"))
+        found = json.loads(model.metadata_props.get(PROVENANCE_KEY, "{}"))
         return {
-            name: Fate(str(fate["op"]), str(fate["how"]), str(fate["by"]), tuple(map(str, fate["heirs"])))
-            for name, fate in found.items()
+            name: Provenance(
+                str(entry["op"]), str(entry["how"]), str(entry["by"]), tuple(map(str, entry["successors"]))
+            )
+            for name, entry in found.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 
-def add_fates(model: ir.Model, found: Mapping[str, Fate]) -> None:
-    """Has a model carry more fates; of one name the later holds."""
+def add_provenance(model: ir.Model, found: Mapping[str, Provenance]) -> None:
+    """Has a model carry more provenance; of one name the later holds."""
     if found:
-        fates = {name: asdict(fate) for name, fate in {**read_fates(model), **found}.items()}
-        model.metadata_props[FATES_KEY] = json.dumps(fates, ensure_ascii=False)
+        provenance = {name: asdict(entry) for name, entry in {**read_provenance(model), **found}.items()}
+        model.metadata_props[PROVENANCE_KEY] = json.dumps(provenance, ensure_ascii=False)
 
 
 def _attributes(node: ir.Node) -> tuple[str, ...]:
@@ -133,32 +135,32 @@ def _given_back(node: ir.Node) -> Iterator[str]:
             yield from (value.name for value in attribute.as_graph().outputs if value.name)
 
 
-def _fate(node: _Known, before: Seen, after: Seen, alive: Mapping[str, _Known], by: str) -> Fate:
-    heirs: list[str] = []
+def _fate(node: _Known, before: Seen, after: Seen, alive: Mapping[str, _Known], by: str) -> Provenance:
+    successors: list[str] = []
     changed: list[bool] = []
     above = _upstream(node, before, alive)
     for value, reader in _downstream(node, before, alive):
         if value in after.constants:
             readers = tuple(dict.fromkeys(name for one in after.readers.get(value, ()) for name in one.origins))
-            return Fate(node.op, f"folded into the constant '{value}'", by, readers[:MOST_HEIRS])
+            return Provenance(node.op, f"folded into the constant '{value}'", by, readers[:MOST_SUCCESSORS])
         if value in after.makers:
-            heirs += after.makers[value].origins
+            successors += after.makers[value].origins
         elif reader is not None:
             for name in (name for name in reader.origins if name in alive):
-                found, is_changed = _heirs_of(reader, alive[name], before, after, above)
-                heirs += found
+                found, is_changed = _successors_of(reader, alive[name], before, after, above)
+                successors += found
                 changed.append(is_changed)
-    names = tuple(dict.fromkeys(heirs))[:MOST_HEIRS]
+    names = tuple(dict.fromkeys(successors))[:MOST_SUCCESSORS]
     if not names:
-        return Fate(node.op, "removed: no output depended on it", by)
+        return Provenance(node.op, "removed: no output depended on it", by)
     if above <= before.constants:
-        return Fate(node.op, "folded into a constant", by, names)
+        return Provenance(node.op, "folded into a constant", by, names)
     if changed and not any(changed):
-        return Fate(node.op, "left out, as it changed nothing; what it read is read instead by", by, names)
-    return Fate(node.op, "merged", by, names)
+        return Provenance(node.op, "left out, as it changed nothing; what it read is read instead by", by, names)
+    return Provenance(node.op, "merged", by, names)
 
 
-def _heirs_of(
+def _successors_of(
     reader: _Known, now: _Known, before: Seen, after: Seen, above: frozenset[str]
 ) -> tuple[tuple[str, ...], bool]:
     """Who took a lost node's place towards one of its readers, and whether anything there has changed.

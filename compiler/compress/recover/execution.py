@@ -19,7 +19,7 @@ _TRIALS = 3
 
 
 @dataclass(frozen=True)
-class Way:
+class ExecutionConfig:
     """How the steps are computed.
 
     Args:
@@ -57,8 +57,8 @@ class Way:
 
 
 def choose_way(
-    step: Callable[[Way], object], *, device: str, segments: int, cores: int, samples: int, seconds: float
-) -> Way:
+    step: Callable[[ExecutionConfig], object], *, device: str, segments: int, cores: int, samples: int, seconds: float
+) -> ExecutionConfig:
     """The way in which a step takes the least time here; of those that were tried in time.
 
     Args:
@@ -69,23 +69,23 @@ def choose_way(
         samples: Samples of a step.
         seconds: No further way is tried after these; the first two are, whatever they take.
     """
-    end, times = time.monotonic() + seconds, dict[Way, float]()
+    end, times = time.monotonic() + seconds, dict[ExecutionConfig, float]()
     many = min(cores, samples) if device == "cpu" else 1
     layouts = (("float32", True), ("bfloat16", True), ("bfloat16", False), ("float32", False))
     for parts, (dtype, is_last) in product(dict.fromkeys((many, 1)), layouts):
-        way = Way(dtype, is_last, segments, device, parts, max(1, cores // parts))
+        way = ExecutionConfig(dtype, is_last, segments, device, parts, max(1, cores // parts))
         times[way] = _fastest(step, way)
         if time.monotonic() > end and len(times) > 1:
             break
     return min(times, key=lambda way: times[way])
 
 
-def _fastest(step: Callable[[Way], object], way: Way) -> float:
+def _fastest(step: Callable[[ExecutionConfig], object], way: ExecutionConfig) -> float:
     step(way)
     return min(_seconds(step, way) for _ in range(_TRIALS))
 
 
-def _seconds(step: Callable[[Way], object], way: Way) -> float:
+def _seconds(step: Callable[[ExecutionConfig], object], way: ExecutionConfig) -> float:
     started = time.perf_counter()
     step(way)
     if way.device != "cpu":
