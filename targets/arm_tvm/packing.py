@@ -15,8 +15,9 @@ from typing import Any
 from targets.arm_tvm.budget import allot_weights
 from targets.arm_tvm.composites import Composite, find_composites
 from targets.arm_tvm.graph import shape_of
-from targets.arm_tvm.layouts import pack_constant, pack_value, packed_operator, reshape_of_packed, unpack_value
+from targets.arm_tvm.layouts import PackedValues, pack_constant, pack_value, unpack_value
 from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.packed_operators import packed_operator, reshape_of_packed
 from targets.arm_tvm.rowwise import Plain, find_plain
 from targets.arm_tvm.schedules.families import FAMILIES, choose
 from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
@@ -66,7 +67,7 @@ class _Packing:
     ) -> None:
         from tvm import relax
 
-        self.module, self.machine = module, machine
+        self.machine, self.values = machine, PackedValues(machine)
         self.main = module["main"]
         self.builder = relax.BlockBuilder(module)
         self.by_last = {found.last: (found, choice) for found, choice in chosen.values()}
@@ -74,7 +75,6 @@ class _Packing:
         self.inner = {var for found, _ in chosen.values() for var in found.inner}
         self.inner |= {var for found in kernels.values() for var in found.inner}
         self.plain: dict[Any, Any] = {}
-        self.packed: dict[Any, Any] = {}
         self.functions: dict[str, Any] = {}
 
     def rewrite(self) -> Any:
@@ -105,28 +105,24 @@ class _Packing:
         if binding.var in self.kernels:
             self.plain[binding.var] = self._plain_kernel(self.kernels[binding.var])
             return
-        packed = packed_operator(binding, self)
+        packed = packed_operator(binding, self.values)
         if packed is not None:
-            self.packed[binding.var] = self.builder.emit(packed)
+            self.values.packed[binding.var] = self.builder.emit(packed)
             return
-        plain = reshape_of_packed(binding, self)
+        plain = reshape_of_packed(binding, self.values)
         self.plain[binding.var] = self.builder.emit(plain if plain is not None else self._substitute(binding.value))
-
-    def lanes(self, var: Any) -> int:
-        """Lanes of a value's blocks."""
-        return self.machine.lanes(str(var.ty.dtype))
 
     def as_plain(self, var: Any) -> Any:
         """The value in the layout it has in the model."""
         if var not in self.plain:
-            self.plain[var] = unpack_value(self.builder, self.packed[var], shape_of(var))
+            self.plain[var] = unpack_value(self.builder, self.values.packed[var], shape_of(var))
         return self.plain[var]
 
     def as_packed(self, var: Any) -> Any:
         """The value in blocks of channels."""
-        if var not in self.packed:
-            self.packed[var] = pack_value(self.builder, self.plain[var], shape_of(var), self.lanes(var))
-        return self.packed[var]
+        if var not in self.values.packed:
+            self.values.packed[var] = pack_value(self.builder, self.plain[var], shape_of(var), self.values.lanes(var))
+        return self.values.packed[var]
 
     def _kernel(self, var: Any, found: Composite, choice: Choice) -> None:
         from tvm import relax
@@ -145,7 +141,7 @@ class _Packing:
         if work.layout == "rows":
             self.plain[var] = self._reshaped(value, shape_of(var))
         else:
-            self.packed[var] = value
+            self.values.packed[var] = value
 
     def _plain_kernel(self, found: Plain) -> Any:
         """The call of a kernel on plain tensors, in the shape that the model has for its result."""
