@@ -1,0 +1,38 @@
+"""All kernel families, and the choice among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+from targets.arm_tvm.kernels.floating_point import depthwise, direct, winograd
+from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload
+from targets.arm_tvm.kernels.machine import Machine
+
+FAMILIES: Mapping[str, ModuleType] = {"direct": direct, "winograd": winograd, "depthwise": depthwise}
+
+
+def all_choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
+    """Every family's ways to compute a workload, best predicted first; none where all decline."""
+    found = (choice for family in FAMILIES.values() for choice in family.choices(workload, machine))
+    return tuple(sorted(found, key=lambda choice: choice.cost))
+
+
+def choose(
+    workload: ConvWorkload,
+    machine: Machine,
+    schedule: Mapping[str, Mapping[str, object]],
+    *,
+    most_bytes: int | None = None,
+) -> Choice | None:
+    """The plan's choice for the workload where it has one that still exists, else the analytic default.
+
+    Args:
+        workload: What to compute.
+        machine: Where.
+        schedule: Digest of a workload → a choice, as `Choice.to_dict` gives it.
+        most_bytes: What its packed weights may take; None: whatever they take.
+    """
+    found = [one for one in all_choices(workload, machine) if most_bytes is None or one.weight_bytes <= most_bytes]
+    wanted = dict(schedule.get(workload.digest, {}))
+    return next((choice for choice in found if choice.to_dict() == wanted), next(iter(found), None))
