@@ -59,7 +59,7 @@ def within_payload(
     from tvm import relax
 
     main = relax.transform.FoldConstant()(module)["main"]
-    most = allot_weights(main, find_composites(main, machine), machine, payload_bytes)
+    most = allot_weights(main, find_composites(main), machine, payload_bytes)
     left = {work.digest: _fitting(work, machine, size) for work, size in most.items()}
     return tuple(_restricted(one, left.get(one.workload)) for one in tunables)
 

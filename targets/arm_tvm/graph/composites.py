@@ -11,7 +11,6 @@ from compiler.target import Array
 from targets.arm_tvm.graph.reading import constant, number, operator_name, readers_of, shape_of
 from targets.arm_tvm.graph.regions import Users, find_region
 from targets.arm_tvm.kernels.floating_point.workload import ConvWorkload
-from targets.arm_tvm.kernels.machine import Machine
 
 PLANAR_CHANNELS = 4
 """A source of fewer channels than this is read plane by plane: blocks of it would be mostly zeros."""
@@ -40,14 +39,14 @@ class Composite:
     inner: tuple[Any, ...]
 
 
-def find_composites(main: Any, machine: Machine) -> dict[Any, Composite]:
+def find_composites(main: Any) -> dict[Any, Composite]:
     """Composites of a function by their first variable; no binding is in two."""
     block = main.body.blocks[0]
     users = readers_of(block, main.body.body)
     claimed: set[Any] = set()
     found: dict[Any, Composite] = {}
     for binding in block.bindings:
-        start = _start(binding, machine)
+        start = _start(binding)
         if start is not None:
             composite = _extended(start, users, claimed)
             claimed |= {*composite.inner, composite.last}
@@ -55,11 +54,11 @@ def find_composites(main: Any, machine: Machine) -> dict[Any, Composite]:
     return found
 
 
-def _start(binding: Any, machine: Machine) -> Composite | None:
+def _start(binding: Any) -> Composite | None:
     name = operator_name(binding.value)
     if name == "relax.nn.conv2d":
         return _convolution(binding)
-    return _product(binding, machine) if name == "relax.matmul" else None
+    return _product(binding) if name == "relax.matmul" else None
 
 
 def _convolution(binding: Any) -> Composite | None:
@@ -90,7 +89,7 @@ def _convolution(binding: Any) -> Composite | None:
 _DTYPES = ("float32", "float16")
 
 
-def _product(binding: Any, machine: Machine) -> Composite | None:
+def _product(binding: Any) -> Composite | None:
     from tvm import relax
 
     source, kernel = binding.value.args

@@ -43,7 +43,7 @@ def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, payload_byt
         return module
     if not isinstance(main.body.blocks[0], relax.DataflowBlock):
         return module
-    composites = find_composites(main, machine)
+    composites = find_composites(main)
     most = allot_weights(main, composites, machine, payload_bytes)
     chosen = {
         at: (found, choice)

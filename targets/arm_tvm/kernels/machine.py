@@ -16,10 +16,6 @@ class Machine:
         registers: Vector registers there are.
         by_element: Whether a multiply-add takes one lane of a register as its scalar; else scalars come from memory.
         pairs: Whether one instruction loads two neighbouring registers.
-        fp16: Whether it computes in float16.
-        dot: Whether it has four-way int8 dot products.
-        i8mm: Whether it has int8 matrix products.
-        l1_bytes: First-level data cache.
         bytes_per_instruction: Weights that arrive from memory while one vector instruction is executed; 0 where costs
             leave memory out, because they are to be confirmed as instruction counts.
     """
@@ -28,10 +24,6 @@ class Machine:
     registers: int = 32
     by_element: bool = True
     pairs: bool = True
-    fp16: bool = False
-    dot: bool = False
-    i8mm: bool = False
-    l1_bytes: int = 32768
     bytes_per_instruction: float = 0.0
 
     def lanes(self, dtype: str) -> int:
@@ -52,9 +44,7 @@ _AVX512 = ("skylake-avx512", "cascadelake", "icelake-server", "sapphirerapids", 
 def machine_of(options: Options) -> Machine:
     """The machine that the options describe, by LLVM's names of cores and features."""
     if options.arch == "aarch64":
-        return Machine(
-            fp16="+fullfp16" in options.mattr, dot="+dotprod" in options.mattr, i8mm="+i8mm" in options.mattr
-        )
+        return Machine()
     wide = options.mcpu in _AVX512 or "+avx512f" in options.mattr
     if wide:
         return Machine(vector_bits=512, by_element=False, pairs=False, bytes_per_instruction=WIDE_BYTES)

@@ -56,7 +56,7 @@ def _float_spaces(model: ir.Model, options: Options) -> Iterator[Space]:
     machine = machine_of(options)
     module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr))
     main = relax.transform.FoldConstant()(module)["main"]
-    for composite in find_composites(main, machine).values():
+    for composite in find_composites(main).values():
         found = all_choices(composite.workload, machine)
         if found:
             yield _float_space(composite.workload, found, machine)

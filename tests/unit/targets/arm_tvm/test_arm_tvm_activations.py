@@ -11,7 +11,6 @@ from arm_tvm_models import make
 from onnx import helper
 
 from targets.arm_tvm.graph.composites import find_composites
-from targets.arm_tvm.kernels.machine import Machine
 
 pytestmark = pytest.mark.needs_tvm
 pytest.importorskip("tvm")
@@ -99,7 +98,7 @@ def _steps(nodes: list[Any], outputs: tuple[str, ...] = ("y",)) -> tuple[str, ..
     weights = {"w": np.ones((8, 8, 1, 1)), "k": np.array([1.0, 2.0] * 4).reshape(8, 1, 1), "two": np.array(2.0)}
     conv = helper.make_node("Conv", ["x", "w"], ["c"])
     model = make([conv, *nodes], {"x": (1, 8, 4, 4)}, dict.fromkeys(outputs, (1, 8, 4, 4)), weights)
-    (found,) = find_composites(import_relax(model)["main"], Machine()).values()
+    (found,) = find_composites(import_relax(model)["main"]).values()
     return found.workload.epilogue
 
 

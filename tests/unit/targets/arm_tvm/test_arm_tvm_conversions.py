@@ -10,7 +10,6 @@ from arm_tvm_models import make
 from onnx import helper
 
 from targets.arm_tvm.graph.composites import find_composites
-from targets.arm_tvm.kernels.machine import Machine
 
 pytestmark = pytest.mark.needs_tvm
 pytest.importorskip("tvm")
@@ -54,7 +53,7 @@ def _epilogue(nodes: list[Any]) -> tuple[str, ...]:
     weights = {"w": np.ones((8, 8, 1, 1)), "low": np.array(0.0), "high": np.array(6.0)}
     conv = helper.make_node("Conv", ["x", "w"], ["c"])
     module = import_relax(make([conv, *nodes], {"x": (1, 8, 4, 4)}, {"y": (1, 8, 4, 4)}, weights))
-    (found,) = find_composites(module["main"], Machine()).values()
+    (found,) = find_composites(module["main"]).values()
     return found.workload.epilogue
 
 

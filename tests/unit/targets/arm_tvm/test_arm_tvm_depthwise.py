@@ -12,7 +12,7 @@ from targets.arm_tvm.kernels.floating_point import depthwise
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks
 from targets.arm_tvm.kernels.machine import Machine
 
-NEON = Machine(fp16=True)
+NEON = Machine()
 SQNR_DB = 120.0
 
 

@@ -12,7 +12,7 @@ from targets.arm_tvm.kernels.floating_point.winograd_transforms import input_mat
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks
 from targets.arm_tvm.kernels.machine import Machine
 
-NEON = Machine(fp16=True)
+NEON = Machine()
 SCALAR_OPERANDS = Machine(vector_bits=256, registers=16, by_element=False, pairs=False)
 FLOAT32_SQNR_DB = 100.0
 
