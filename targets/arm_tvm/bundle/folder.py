@@ -13,7 +13,7 @@ import onnx_ir as ir
 from compiler.target import TensorSpec
 from targets.arm_tvm.bundle.link import link_model, link_runner, link_server
 from targets.arm_tvm.bundle.runtime_libraries import EXTRA, runtime_files
-from targets.arm_tvm.graph.lifted_weights import write_weights
+from targets.arm_tvm.bundle.weights_file import write_weights
 from targets.arm_tvm.graph.lower import Lowered, lower
 from targets.arm_tvm.graph.packing import Schedule
 from targets.arm_tvm.options import Options

@@ -1,19 +1,15 @@
-"""Weights beside the compiled code: a file that the device maps instead of copying it when the model is loaded.
+"""Weights as parameters of `main`, so that they need not be in the library.
 
-TVM keeps constants in a serialized form inside the library and copies each into memory of its own at start-up. Here
-they become further parameters of `main`; the runner passes pointers into the mapped file.
+TVM keeps constants in a serialized form inside the library and copies each into memory of its own at start-up. As
+parameters they can lie in a file that the device maps (`bundle.weights_file`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from compiler.target import Array, TensorSpec
+from compiler.target import Array
 
-ALIGNMENT_BYTES = 64
-"""Compiled code may assume it of every tensor; native/tensor.h says the same."""
 MIN_BYTES = 64
 """Constants smaller than this stay in the library: a parameter costs more than the copy."""
 
@@ -59,12 +55,3 @@ def _lifter() -> Any:
             return self.known[op.value]
 
     return Lifter
-
-
-def write_weights(path: Path, weights: Sequence[Array]) -> tuple[TensorSpec, ...]:
-    """Writes the weights one after another, each filled up to `ALIGNMENT_BYTES`, and says what stands there."""
-    with path.open("wb") as file:
-        for array in weights:
-            data = array.tobytes()
-            file.write(data + bytes(-len(data) % ALIGNMENT_BYTES))
-    return tuple(TensorSpec(f"weight{i}", array.dtype.name, array.shape) for i, array in enumerate(weights))
