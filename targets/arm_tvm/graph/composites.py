@@ -44,14 +44,14 @@ def find_composites(main: Any) -> dict[Any, Composite]:
     block = main.body.blocks[0]
     users = readers_of(block, main.body.body)
     claimed: set[Any] = set()
-    found: dict[Any, Composite] = {}
+    composites: dict[Any, Composite] = {}
     for binding in block.bindings:
         start = _start(binding)
         if start is not None:
             composite = _extended(start, users, claimed)
             claimed |= {*composite.inner, composite.last}
-            found[binding.var] = composite
-    return found
+            composites[binding.var] = composite
+    return composites
 
 
 def _start(binding: Any) -> Composite | None:
@@ -110,61 +110,63 @@ def _pair(sizes: Any) -> tuple[int, int]:
     return first, second
 
 
-def _extended(found: Composite, users: Users, claimed: set[Any]) -> Composite:
+def _extended(composite: Composite, users: Users, claimed: set[Any]) -> Composite:
     """The composite with all steps that follow it and that no one else reads between."""
-    while (longer := _longer(found, users, claimed)) is not None:
-        found = longer
-    return found
+    while (longer := _longer(composite, users, claimed)) is not None:
+        composite = longer
+    return composite
 
 
-def _longer(found: Composite, users: Users, claimed: set[Any]) -> Composite | None:
+def _longer(composite: Composite, users: Users, claimed: set[Any]) -> Composite | None:
     """The composite with one more step: a bias, a residual, an activation."""
-    readers = users.get(found.last, ())
+    readers = users.get(composite.last, ())
     if len(readers) == 1 and readers[0] is not None and readers[0].var not in claimed:
-        longer = _step(found, readers[0])
+        longer = _step(composite, readers[0])
         if longer is not None:
-            return replace(longer, last=readers[0].var, inner=(*found.inner, found.last))
-    region = find_region(found.last, users)
+            return replace(longer, last=readers[0].var, inner=(*composite.inner, composite.last))
+    region = find_region(composite.last, users)
     if region is None or claimed & {region.last, *region.inner}:
         return None
-    return replace(_with(found, region.text), last=region.last, inner=(*found.inner, found.last, *region.inner))
+    return replace(
+        _with(composite, region.text), last=region.last, inner=(*composite.inner, composite.last, *region.inner)
+    )
 
 
-def _step(found: Composite, binding: Any) -> Composite | None:
+def _step(composite: Composite, binding: Any) -> Composite | None:
     name, value = operator_name(binding.value), binding.value
-    if shape_of(binding.var) != shape_of(found.last) or str(binding.var.ty.dtype) != found.workload.dtype:
+    if shape_of(binding.var) != shape_of(composite.last) or str(binding.var.ty.dtype) != composite.workload.dtype:
         return None
     if name == "relax.nn.relu":
-        return _with(found, "relu")
+        return _with(composite, "relu")
     if name == "relax.clip":
         low, high = (number(bound) for bound in value.args[1:])
-        return None if low is None or high is None else _with(found, f"clip {low!r} {high!r}")
-    return _sum(found, *value.args) if name == "relax.add" else None
+        return None if low is None or high is None else _with(composite, f"clip {low!r} {high!r}")
+    return _sum(composite, *value.args) if name == "relax.add" else None
 
 
-def _sum(found: Composite, left: Any, right: Any) -> Composite | None:
+def _sum(composite: Composite, left: Any, right: Any) -> Composite | None:
     """Bias, or residual."""
     from tvm import relax
 
-    other = right if left.same_as(found.last) else left
+    other = right if left.same_as(composite.last) else left
     array = constant(other)
     if array is not None:
-        bias = _per_filter(array, found)
-        unchanged = not found.workload.epilogue
-        return replace(found, bias=np.add(found.bias, bias)) if bias is not None and unchanged else None
-    same = shape_of(other) == shape_of(found.last) and "add" not in found.workload.epilogue
-    if not same or not isinstance(other, relax.Var) or other.same_as(found.last):
+        bias = _per_filter(array, composite)
+        unchanged = not composite.workload.epilogue
+        return replace(composite, bias=np.add(composite.bias, bias)) if bias is not None and unchanged else None
+    same = shape_of(other) == shape_of(composite.last) and "add" not in composite.workload.epilogue
+    if not same or not isinstance(other, relax.Var) or other.same_as(composite.last):
         return None
-    return replace(_with(found, "add"), residual=other)
+    return replace(_with(composite, "add"), residual=other)
 
 
-def _per_filter(array: Array, found: Composite) -> Array | None:
-    axis = -1 if found.workload.layout == "rows" else -3
-    full = array.reshape((1,) * (len(shape_of(found.last)) - array.ndim) + array.shape)
+def _per_filter(array: Array, composite: Composite) -> Array | None:
+    axis = -1 if composite.workload.layout == "rows" else -3
+    full = array.reshape((1,) * (len(shape_of(composite.last)) - array.ndim) + array.shape)
     sizes = [1] * full.ndim
-    sizes[axis] = found.workload.filters
+    sizes[axis] = composite.workload.filters
     return full.reshape(-1) if list(full.shape) == sizes else None
 
 
-def _with(found: Composite, step: str) -> Composite:
-    return replace(found, workload=replace(found.workload, epilogue=(*found.workload.epilogue, step)))
+def _with(composite: Composite, step: str) -> Composite:
+    return replace(composite, workload=replace(composite.workload, epilogue=(*composite.workload.epilogue, step)))

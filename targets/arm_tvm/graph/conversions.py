@@ -44,7 +44,7 @@ def _same_pads(node: ir.Node, *, at_end: bool) -> list[int] | None:
     shapes = [value.shape if value is not None else None for value in (source, weights)]
     if any(shape is None or not shape.is_static() for shape in shapes):
         return None
-    size, window = ([int(one) for one in shape.numpy()[2:]] for shape in shapes if shape is not None)
+    size, window = ([int(n) for n in shape.numpy()[2:]] for shape in shapes if shape is not None)
     strides, dilations = (node.attributes.get_ints(name, [1] * len(size)) for name in ("strides", "dilations"))
     totals = [
         max(0, (-(-n // stride) - 1) * stride + (k - 1) * dilation + 1 - n)
@@ -63,15 +63,15 @@ def _pad(inputs: Sequence[Any], attributes: Attributes) -> Any:
     """A padding with a constant as an operator; TVM's importer makes a kernel of it at once."""
     from tvm import relax
 
-    given = [value for value in inputs if value is not None]
-    if attributes.get("mode", b"constant") not in (b"constant", "constant") or len(given) not in (2, 3):
+    operands = [value for value in inputs if value is not None]
+    if attributes.get("mode", b"constant") not in (b"constant", "constant") or len(operands) not in (2, 3):
         return None
-    pads, fill = constant(given[1]), constant(given[-1])
+    pads, fill = constant(operands[1]), constant(operands[-1])
     if pads is None or fill is None or min(pads.tolist(), default=0) < 0:
         return None
     half = len(pads) // 2
     width = [int(size) for axis in range(half) for size in (pads[axis], pads[axis + half])]
-    return relax.op.nn.pad(given[0], width, "constant", float(fill.item()) if len(given) == 3 else 0.0)
+    return relax.op.nn.pad(operands[0], width, "constant", float(fill.item()) if len(operands) == 3 else 0.0)
 
 
 def _clip(inputs: Sequence[Any], attributes: Attributes) -> Any:
@@ -109,9 +109,9 @@ def _conv_transpose(inputs: Sequence[Any], attributes: Attributes) -> Any:
     """
     from tvm import relax
 
-    given, shape = [one for one in inputs[1:] if one is not None], shape_of(inputs[0])
-    constants = [array for one in given if (array := constant(one)) is not None]
-    if len(constants) < len(given) or len(shape) != 4 or not _is_apart(attributes, constants[0]):
+    parameters, shape = [parameter for parameter in inputs[1:] if parameter is not None], shape_of(inputs[0])
+    constants = [array for parameter in parameters if (array := constant(parameter)) is not None]
+    if len(constants) < len(parameters) or len(shape) != 4 or not _is_apart(attributes, constants[0]):
         return None
     weights, *biases = constants
     (channels, filters, rows, columns), (batch, _, height, width) = weights.shape, shape
@@ -126,9 +126,9 @@ def _conv_transpose(inputs: Sequence[Any], attributes: Attributes) -> Any:
 
 def _is_apart(attributes: Attributes, weights: Array) -> bool:
     """Whether the windows of a transposed convolution lie side by side and cover exactly the result."""
-    strides = [int(one) for one in attributes.get("strides", ())]
-    extra = [int(one) for name in ("pads", "output_padding", "output_shape") for one in attributes.get(name, ())]
-    extra += [int(one) - 1 for one in (*attributes.get("dilations", ()), attributes.get("group", 1))]
+    strides = [int(value) for value in attributes.get("strides", ())]
+    extra = [int(value) for name in ("pads", "output_padding", "output_shape") for value in attributes.get(name, ())]
+    extra += [int(value) - 1 for value in (*attributes.get("dilations", ()), attributes.get("group", 1))]
     is_plain = attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID", b"NOTSET", b"VALID")
     return strides == list(weights.shape[2:]) and not any(extra) and is_plain
 

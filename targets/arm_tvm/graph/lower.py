@@ -240,8 +240,8 @@ def _check_outputs(model: ir.Model, outputs: tuple[TensorSpec, ...]) -> None:
             )
 
 
-def _agree(declared: object, found: object) -> bool:
-    return not isinstance(declared, int) or declared == found
+def _agree(declared: object, inferred: object) -> bool:
+    return not isinstance(declared, int) or declared == inferred
 
 
 def last_line(error: Exception) -> str:

@@ -130,7 +130,7 @@ def _concat(binding: Any, _: Any, values: PackedValues) -> Any:
     from tvm import relax
 
     operands = [_operand(field, values) for field in _fields(binding.value.args[0])]
-    if int(binding.value.attrs.axis) % 4 != 1 or any(one is None or not _is_var(one) for one in operands):
+    if int(binding.value.attrs.axis) % 4 != 1 or any(operand is None or not _is_var(operand) for operand in operands):
         return None
     return relax.op.concat(operands, axis=1)
 
@@ -148,13 +148,13 @@ def _split(binding: Any, values: PackedValues) -> Any:
     shape = shape_of(source)
     if source not in values.packed or len(shape) != 4 or int(attrs.axis) % 4 != 1:
         return None
-    lanes, given = values.lanes(source), attrs.indices_or_sections
-    borders = [int(at) for at in given] if hasattr(given, "__len__") else []
+    lanes, sections = values.lanes(source), attrs.indices_or_sections
+    borders = [int(at) for at in sections] if hasattr(sections, "__len__") else []
     size = shape[1] // lanes
-    if shape[1] % lanes or any(at % lanes for at in borders) or (not borders and size % int(given)):
+    if shape[1] % lanes or any(at % lanes for at in borders) or (not borders and size % int(sections)):
         return None
     blocks_at = [at // lanes for at in borders]
-    return relax.op.split(values.packed[source], blocks_at or int(given), axis=1)
+    return relax.op.split(values.packed[source], blocks_at or int(sections), axis=1)
 
 
 def _slice(binding: Any, source: Any, values: PackedValues) -> Any:
@@ -176,9 +176,9 @@ def _resize(binding: Any, source: Any, values: PackedValues) -> Any:
     from tvm import relax
 
     attrs, packed = binding.value.attrs, values.packed[source]
-    given = {name: getattr(attrs, name) for name in _RESIZE_ATTRIBUTES}
-    roi, layout = tuple(number(one) or 0.0 for one in attrs.roi), f"NCHW{values.lanes(source)}c"
-    return relax.op.image.resize2d(packed, shape_of(binding.var)[2:], roi=roi, layout=layout, **given)
+    attributes = {name: getattr(attrs, name) for name in _RESIZE_ATTRIBUTES}
+    roi, layout = tuple(number(value) or 0.0 for value in attrs.roi), f"NCHW{values.lanes(source)}c"
+    return relax.op.image.resize2d(packed, shape_of(binding.var)[2:], roi=roi, layout=layout, **attributes)
 
 
 _RESIZE_ATTRIBUTES = (

@@ -17,7 +17,7 @@ from targets.arm_tvm.graph.composites import Composite, find_composites
 from targets.arm_tvm.graph.layouts import PackedValues, pack_constant, pack_value, unpack_value
 from targets.arm_tvm.graph.packed_operators import packed_operator, reshape_of_packed
 from targets.arm_tvm.graph.reading import shape_of
-from targets.arm_tvm.graph.rowwise import Plain, find_plain
+from targets.arm_tvm.graph.rowwise import PlainKernel, find_plain_kernels
 from targets.arm_tvm.kernels.floating_point.families import FAMILIES, choose
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks
 from targets.arm_tvm.kernels.machine import Machine
@@ -44,14 +44,14 @@ def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, payload_byt
     if not isinstance(main.body.blocks[0], relax.DataflowBlock):
         return module
     composites = find_composites(main)
-    most = allot_weights(main, composites, machine, payload_bytes)
+    limits = allot_weights(main, composites, machine, payload_bytes)
     chosen = {
-        at: (found, choice)
-        for at, found in composites.items()
-        if (choice := choose(found.workload, machine, schedule, most_bytes=most.get(found.workload)))
+        at: (composite, choice)
+        for at, composite in composites.items()
+        if (choice := choose(composite.workload, machine, schedule, most_bytes=limits.get(composite.workload)))
     }
-    claimed = {var for found, _ in chosen.values() for var in (*found.inner, found.last)}
-    plain = find_plain(main, machine, claimed=claimed)
+    claimed = {var for composite, _ in chosen.values() for var in (*composite.inner, composite.last)}
+    plain = find_plain_kernels(main, machine, claimed=claimed)
     return _Packing(folded, machine, chosen, plain).rewrite() if chosen or plain else module
 
 
@@ -63,17 +63,17 @@ class _Packing:
         module: Any,
         machine: Machine,
         chosen: Mapping[Any, tuple[Composite, Choice]],
-        kernels: Mapping[Any, Plain],
+        kernels: Mapping[Any, PlainKernel],
     ) -> None:
         from tvm import relax
 
         self.machine, self.values = machine, PackedValues(machine)
         self.main = module["main"]
         self.builder = relax.BlockBuilder(module)
-        self.by_last = {found.last: (found, choice) for found, choice in chosen.values()}
+        self.by_last = {composite.last: (composite, choice) for composite, choice in chosen.values()}
         self.kernels = kernels
-        self.inner = {var for found, _ in chosen.values() for var in found.inner}
-        self.inner |= {var for found in kernels.values() for var in found.inner}
+        self.inner = {var for composite, _ in chosen.values() for var in composite.inner}
+        self.inner |= {var for composite in kernels.values() for var in composite.inner}
         self.plain: dict[Any, Any] = {}
         self.functions: dict[str, Any] = {}
 
@@ -124,17 +124,17 @@ class _Packing:
             self.values.packed[var] = pack_value(self.builder, self.plain[var], shape_of(var), self.values.lanes(var))
         return self.values.packed[var]
 
-    def _kernel(self, var: Any, found: Composite, choice: Choice) -> None:
+    def _kernel(self, var: Any, composite: Composite, choice: Choice) -> None:
         from tvm import relax
 
-        work, family = found.workload, FAMILIES[choice.family]
+        work, family = composite.workload, FAMILIES[choice.family]
         lanes = self.machine.lanes(work.dtype)
-        weights = family.pack(work, choice, found.weights, self.machine)
-        bias = pack_constant(found.bias, work.filters, lanes, work.dtype)
-        source = self._operand(found.source, work)
+        weights = family.pack(work, choice, composite.weights, self.machine)
+        bias = pack_constant(composite.bias, work.filters, lanes, work.dtype)
+        source = self._operand(composite.source, work)
         operands = [source, relax.const(weights), relax.const(bias)]
-        if found.residual is not None:
-            operands.append(self._operand(found.residual, work, residual=True))
+        if composite.residual is not None:
+            operands.append(self._operand(composite.residual, work, residual=True))
         function = self._function(work, choice)
         shape = _result_shape(work, lanes)
         value = self.builder.emit(relax.call_tir(function, operands, relax.TensorType(shape, work.dtype)))
@@ -143,17 +143,17 @@ class _Packing:
         else:
             self.values.packed[var] = value
 
-    def _plain_kernel(self, found: Plain) -> Any:
+    def _plain_kernel(self, kernel: PlainKernel) -> Any:
         """The call of a kernel on plain tensors, in the shape that the model has for its result."""
         from tvm import relax
 
-        operands = [self._reshaped(self._substitute(value), shape) for value, shape in found.operands]
-        if found.name not in self.functions:
-            name = f"{found.name.split('_')[0]}_{len(self.functions)}"
-            self.functions[found.name] = self.builder.add_func(found.emit(), name)
-        given = relax.TensorType(found.shape, str(found.last.ty.dtype))
-        value = self.builder.emit(relax.call_tir(self.functions[found.name], operands, given))
-        return self._reshaped(value, shape_of(found.last))
+        operands = [self._reshaped(self._substitute(value), shape) for value, shape in kernel.operands]
+        if kernel.name not in self.functions:
+            name = f"{kernel.name.split('_')[0]}_{len(self.functions)}"
+            self.functions[kernel.name] = self.builder.add_func(kernel.emit(), name)
+        result = relax.TensorType(kernel.shape, str(kernel.last.ty.dtype))
+        value = self.builder.emit(relax.call_tir(self.functions[kernel.name], operands, result))
+        return self._reshaped(value, shape_of(kernel.last))
 
     def _operand(self, var: Any, work: ConvWorkload, *, residual: bool = False) -> Any:
         if work.layout == "rows":
@@ -199,11 +199,11 @@ def _result_shape(work: ConvWorkload, lanes: int) -> tuple[int, ...]:
 def _renamed(module: Any) -> Any:
     import tvm
 
-    grown = {variable.name_hint: function for variable, function in module.functions_items()}
-    main = grown["main_packed"].with_attr("global_symbol", "main")
-    changed = tvm.IRModule({}, attrs=module.attrs)
+    functions = {variable.name_hint: function for variable, function in module.functions_items()}
+    main = functions["main_packed"].with_attr("global_symbol", "main")
+    renamed = tvm.IRModule({}, attrs=module.attrs)
     for variable, function in module.functions_items():
         if variable.name_hint not in ("main", "main_packed"):
-            changed[variable] = function
-    changed["main"] = main
-    return changed
+            renamed[variable] = function
+    renamed["main"] = main
+    return renamed

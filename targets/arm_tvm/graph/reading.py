@@ -30,8 +30,8 @@ def constant(expression: Any) -> Array | None:
 def number(expression: Any) -> float | None:
     """The number that an argument is."""
     value = getattr(expression, "value", None)
-    found = getattr(value, "value", value)
-    return float(found) if isinstance(found, int | float) else None
+    scalar = getattr(value, "value", value)
+    return float(scalar) if isinstance(scalar, int | float) else None
 
 
 def readers_of(block: Any, result: Any) -> dict[Any, list[Any]]:

@@ -81,8 +81,8 @@ def _part(binding: Any, start: Any, parts: Mapping[Any, _Part]) -> _Part | None:
         if argument in parts:
             texts.append(parts[argument].text)
             needs |= {argument, *parts[argument].needs}
-        elif (found := _scalar(argument)) is not None:
-            texts.append(repr(found))
+        elif (factor := _scalar(argument)) is not None:
+            texts.append(repr(factor))
         else:
             return None
     text = write(texts, value)

@@ -17,7 +17,7 @@ DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
-class Plain:
+class PlainKernel:
     """Bindings that become one kernel on plain tensors.
 
     Args:
@@ -37,7 +37,7 @@ class Plain:
     inner: tuple[Any, ...] = ()
 
 
-def find_plain(main: Any, machine: Machine, *, claimed: Container[Any]) -> Mapping[Any, Plain]:
+def find_plain_kernels(main: Any, machine: Machine, *, claimed: Container[Any]) -> Mapping[Any, PlainKernel]:
     """Such kernels of a function by the variable that each gives.
 
     Args:
@@ -47,15 +47,15 @@ def find_plain(main: Any, machine: Machine, *, claimed: Container[Any]) -> Mappi
     """
     block = main.body.blocks[0]
     users = readers_of(block, main.body.body)
-    found: dict[Any, Plain] = {}
+    kernels: dict[Any, PlainKernel] = {}
     for binding in block.bindings:
         rule = _RULES.get(operator_name(binding.value))
         if rule is None or binding.var in claimed or str(binding.var.ty.dtype) not in DTYPES:
             continue
         kernel = rule(binding, machine, users)
         if kernel is not None:
-            found[kernel.last] = kernel
-    return found
+            kernels[kernel.last] = kernel
+    return kernels
 
 
 def _rows(binding: Any) -> Rows | None:
@@ -70,14 +70,14 @@ def _is_last(axes: Any, binding: Any) -> bool:
     return [int(axis) % len(shape_of(binding.var)) for axis in axes] == [len(shape_of(binding.var)) - 1]
 
 
-def _softmax(binding: Any, machine: Machine, _: Users) -> Plain | None:
+def _softmax(binding: Any, machine: Machine, _: Users) -> PlainKernel | None:
     rows = _rows(binding)
     if rows is None or not _is_last([binding.value.attrs.axis], binding):
         return None
     return _row_kernel("softmax", binding, rows, lambda: emit_softmax(rows, machine))
 
 
-def _layer_norm(binding: Any, machine: Machine, _: Users) -> Plain | None:
+def _layer_norm(binding: Any, machine: Machine, _: Users) -> PlainKernel | None:
     rows, attrs = _rows(binding), binding.value.attrs
     if rows is None or not _is_last(attrs.axes, binding) or not (attrs.center and attrs.scale):
         return None
@@ -85,7 +85,7 @@ def _layer_norm(binding: Any, machine: Machine, _: Users) -> Plain | None:
     return _row_kernel(f"layernorm_{epsilon}", binding, rows, lambda: emit_layer_norm(rows, machine, epsilon=epsilon))
 
 
-def _rms_norm(binding: Any, machine: Machine, _: Users) -> Plain | None:
+def _rms_norm(binding: Any, machine: Machine, _: Users) -> PlainKernel | None:
     rows, attrs = _rows(binding), binding.value.attrs
     if rows is None or not _is_last(attrs.axes, binding):
         return None
@@ -93,17 +93,17 @@ def _rms_norm(binding: Any, machine: Machine, _: Users) -> Plain | None:
     return _row_kernel(f"rmsnorm_{epsilon}", binding, rows, lambda: emit_rms_norm(rows, machine, epsilon=epsilon))
 
 
-def _row_kernel(name: str, binding: Any, rows: Rows, emit: Callable[[], Any]) -> Plain | None:
+def _row_kernel(name: str, binding: Any, rows: Rows, emit: Callable[[], Any]) -> PlainKernel | None:
     """A kernel whose further operands are of one row's size."""
     source, *factors = binding.value.args
     shape = (rows.count, rows.size)
-    if any(shape_of(one) != (rows.size,) or str(one.ty.dtype) != rows.dtype for one in factors):
+    if any(shape_of(factor) != (rows.size,) or str(factor.ty.dtype) != rows.dtype for factor in factors):
         return None
-    operands = ((source, shape), *((one, (rows.size,)) for one in factors))
-    return Plain(f"{name}_{rows}", emit, operands, shape, binding.var)
+    operands = ((source, shape), *((factor, (rows.size,)) for factor in factors))
+    return PlainKernel(f"{name}_{rows}", emit, operands, shape, binding.var)
 
 
-def _matmul(binding: Any, machine: Machine, users: Users) -> Plain | None:
+def _matmul(binding: Any, machine: Machine, users: Users) -> PlainKernel | None:
     left, right = binding.value.args
     before, after = shape_of(left), shape_of(right)
     dtype = str(binding.var.ty.dtype)
@@ -119,7 +119,7 @@ def _matmul(binding: Any, machine: Machine, users: Users) -> Plain | None:
     while (region := find_region(last, users)) is not None:
         inner += [last, *region.inner]
         work, last = replace(work, steps=(*work.steps, region.text)), region.last
-    return Plain(
+    return PlainKernel(
         f"matmul_{work}",
         lambda: emit_matmul(work, machine),
         ((left, (batch, rows, depth)), (right, (batch, depth, columns))),
@@ -129,7 +129,7 @@ def _matmul(binding: Any, machine: Machine, users: Users) -> Plain | None:
     )
 
 
-_RULES: Mapping[str, Callable[[Any, Machine, Users], Plain | None]] = {
+_RULES: Mapping[str, Callable[[Any, Machine, Users], PlainKernel | None]] = {
     "relax.nn.softmax": _softmax,
     "relax.nn.layer_norm": _layer_norm,
     "relax.nn.rms_norm": _rms_norm,

@@ -82,10 +82,10 @@ def count_instructions(
         link_counter(plugin, arch=host_arch(), plugin_api=plugin_api(), workdir=Path(place))
         command = (*emulator(cpu, root=root), "-plugin", str(plugin), "-d", "plugin", *program)
         ended = _run(command, environment, timeout_s)
-    found = re.search(r"^instructions (\d+)$", ended.stderr, re.MULTILINE)
-    if ended.returncode or not found:
+    count = re.search(r"^instructions (\d+)$", ended.stderr, re.MULTILINE)
+    if ended.returncode or not count:
         raise ToolchainFailed(f"QEMU could not count instructions: {ended.stderr.strip()[-500:]}")
-    return int(found[1])
+    return int(count[1])
 
 
 def _run(command: tuple[str, ...], environment: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
@@ -108,5 +108,5 @@ def plugin_api() -> int:
     version = subprocess.run(
         [str(_qemu()), "--version"], capture_output=True, text=True, timeout=30, check=False
     ).stdout
-    found = re.search(r"version (\d+)\.(\d+)", version)
-    return 1 if found and (int(found[1]), int(found[2])) < (8, 2) else 2
+    release = re.search(r"version (\d+)\.(\d+)", version)
+    return 1 if release and (int(release[1]), int(release[2])) < (8, 2) else 2

@@ -28,8 +28,8 @@ def guest_resident_bytes(smaps: str) -> int:
     of_qemu = {"[heap]", "[stack]", "[vdso]", "[vvar]", "[vsyscall]"}
     name, rights = "", ""
     for line in smaps.splitlines():
-        if found := _MAPPING.match(line):
-            rights, name = found[1], found[2]
+        if mapping := _MAPPING.match(line):
+            rights, name = mapping[1], mapping[2]
             if "x" in rights and name:
                 of_qemu.add(name)
         elif line.startswith("Rss:") and not (not name and "x" in rights):

@@ -172,7 +172,7 @@ def _refuse_host(profile: HardwareProfile, options: Options) -> None:
 
 def arguments_of(function: Any) -> Arguments:
     """Shape and element type of every argument of a TIR function."""
-    return [(tuple(int(size) for size in one.shape), str(one.dtype)) for one in function.params]
+    return [(tuple(int(size) for size in parameter.shape), str(parameter.dtype)) for parameter in function.params]
 
 
 def random_arguments(arguments: Arguments) -> list[np.ndarray[Any, Any]]:

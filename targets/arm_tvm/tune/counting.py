@@ -47,9 +47,9 @@ class EmulatorBench:
 
     def compile(self, function: Any, folder: Path) -> Path:
         """The bundle, in whose file of weights lies all that the kernel takes."""
-        *given, (shape, dtype) = arguments_of(function)
+        *inputs, (shape, dtype) = arguments_of(function)
         objects = compile_kernels(_as_model(function), self._options, folder)
-        lowered = Lowered(objects, tuple(random_arguments(given)), (), (TensorSpec("y", dtype, shape),))
+        lowered = Lowered(objects, tuple(random_arguments(inputs)), (), (TensorSpec("y", dtype, shape),))
         bundle = folder / "bundle"
         pack_bundle(lowered, self._options, ONE_CORE, workdir=bundle, cache_dir=self._plan.cache_dir)
         return bundle
@@ -87,8 +87,8 @@ def _as_model(function: Any) -> Any:
     from tvm import relax
 
     builder = relax.BlockBuilder()
-    *given, (shape, dtype) = arguments_of(function)
-    params = [relax.Var(f"p{index}", relax.TensorType(sizes, kind)) for index, (sizes, kind) in enumerate(given)]
+    *inputs, (shape, dtype) = arguments_of(function)
+    params = [relax.Var(f"p{index}", relax.TensorType(sizes, kind)) for index, (sizes, kind) in enumerate(inputs)]
     with builder.function("main", params):
         with builder.dataflow():
             called = relax.call_tir(builder.add_func(function, "kernel"), params, relax.TensorType(shape, dtype))

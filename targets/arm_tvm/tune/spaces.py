@@ -57,17 +57,17 @@ def _float_spaces(model: ir.Model, options: Options) -> Iterator[Space]:
     module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr))
     main = relax.transform.FoldConstant()(module)["main"]
     for composite in find_composites(main).values():
-        found = all_choices(composite.workload, machine)
-        if found:
-            yield _float_space(composite.workload, found, machine)
+        choices = all_choices(composite.workload, machine)
+        if choices:
+            yield _float_space(composite.workload, choices, machine)
 
 
-def _float_space(work: ConvWorkload, found: tuple[Choice, ...], machine: Any) -> Space:
+def _float_space(work: ConvWorkload, choices: tuple[Choice, ...], machine: Any) -> Space:
     def write(parameters: Parameters) -> Any:
-        choice = next(one for one in found if one.to_dict() == dict(parameters))
+        choice = next(one for one in choices if one.to_dict() == dict(parameters))
         return FAMILIES[choice.family].emit(work, choice, machine)
 
-    return Space(_name(work), work.digest, tuple(one.to_dict() for one in found), found[0].cost, write)
+    return Space(_name(work), work.digest, tuple(one.to_dict() for one in choices), choices[0].cost, write)
 
 
 def _integer_spaces(model: ir.Model, options: Options) -> Iterator[Space]:

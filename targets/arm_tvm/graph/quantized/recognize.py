@@ -123,22 +123,22 @@ def _conv(node: ir.Node) -> Match | None:
 def _short(spec: ConvSpec, data: Quantized) -> ConvSpec:
     """The same on an unblocked image, padded when it is made, where it has few channels and comes from floats."""
     source = spec.source
-    made = data.value.producer()
+    quantizer = data.value.producer()
     if source.channels > SHORT_CHANNELS or spec.depthwise or spec.dilations[1] != 1 or source.width < BLOCK:
         return spec
-    if made is not None and match_behind(made):
+    if quantizer is not None and match_behind(quantizer):
         return spec
     rows, columns = spec.extent
     height, width = max(rows, source.height + spec.pads[0]), max(columns, source.width + spec.pads[1])
     return replace(spec, source=Image(source.batch, source.channels, height, width, "pixels", spec.pads))
 
 
-def match_behind(made: ir.Node) -> bool:
+def match_behind(quantizer: ir.Node) -> bool:
     """Whether the integers that a QuantizeLinear makes come out of a kernel."""
-    value = made.inputs[0] if is_op(made, "QuantizeLinear") else None
+    value = quantizer.inputs[0] if is_op(quantizer, "QuantizeLinear") else None
     while value is not None and (node := value.producer()) is not None:
-        found = match(node)
-        if found is not None and made in found.tail.nodes:
+        kernel = match(node)
+        if kernel is not None and quantizer in kernel.tail.nodes:
             return True
         value = node.inputs[0] if is_op(node, "Relu", "Clip", "Add") else None
     return False
@@ -220,13 +220,13 @@ def _sums_whole(node: ir.Node, source: Image, result: Image, kernel: tuple[int, 
         return False
     sizes = zip((source.height, source.width), (result.height, result.width), strict=True)
     pads = node.attributes.get_ints("pads", (0, 0, 0, 0))
-    given = [size + before + after for (size, _), before, after in zip(sizes, pads[:2], pads[2:], strict=True)]
+    padded = [size + before + after for (size, _), before, after in zip(sizes, pads[:2], pads[2:], strict=True)]
     steps = _pair(node, "strides")
     reached = [
         (count - 1) * step + taps
         for count, step, taps in zip((result.height, result.width), steps, kernel, strict=True)
     ]
-    return all(end <= size for end, size in zip(reached, given, strict=True))
+    return all(end <= size for end, size in zip(reached, padded, strict=True))
 
 
 def _add(node: ir.Node) -> Match | None:
@@ -267,7 +267,7 @@ def _elementwise(node: ir.Node, tensors: tuple[Quantized, ...], image: Image, ta
 def _moved(node: ir.Node) -> tuple[tuple[Quantized, ...], Tail] | None:
     """Inputs and tail of a node that only moves numbers, where all have the same scale."""
     count = len(node.inputs) if node.op_type == "Concat" else 1
-    tensors = tuple(found for value in node.inputs[:count] if (found := dequantized(value)) is not None)
+    tensors = tuple(data for value in node.inputs[:count] if (data := dequantized(value)) is not None)
     tail = follow(node.outputs[0])
     if len(tensors) != count or tail.result is None or len(tail.nodes) != 1:
         return None
@@ -277,11 +277,11 @@ def _moved(node: ir.Node) -> tuple[tuple[Quantized, ...], Tail] | None:
 def _pad(node: ir.Node) -> Match | None:
     moved, amounts = _moved(node), constant(node.inputs[1]) if len(node.inputs) > 1 else None
     source, result = image_of(static_shape(node.inputs[0])), image_of(static_shape(node.outputs[0]))
-    given = node.inputs[2] if len(node.inputs) > 2 else None
-    filled = constant(given) if given is not None else np.zeros(())
+    fill = node.inputs[2] if len(node.inputs) > 2 else None
+    fill_value = constant(fill) if fill is not None else np.zeros(())
     if moved is None or amounts is None or source is None or result is None:
         return None
-    if filled is None or np.any(filled != 0) or min(amounts.tolist()) < 0:
+    if fill_value is None or np.any(fill_value != 0) or min(amounts.tolist()) < 0:
         return None
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         return None
@@ -309,10 +309,10 @@ def _concat(node: ir.Node) -> Match | None:
     result = image_of(static_shape(node.outputs[0]))
     if moved is None or result is None or result.layout != "blocked" or node.attributes.get_int("axis", 0) != 1:
         return None
-    found = [image for image in images if image is not None and image.batch == 1 and image.channels % BLOCK == 0]
-    if len(found) != len(images):
+    whole = [image for image in images if image is not None and image.batch == 1 and image.channels % BLOCK == 0]
+    if len(whole) != len(images):
         return None
-    return Match(node, JoinSpec(result.elements), tuple(zip(moved[0], found, strict=True)), moved[1], result)
+    return Match(node, JoinSpec(result.elements), tuple(zip(moved[0], whole, strict=True)), moved[1], result)
 
 
 def _requantize(node: ir.Node) -> Match | None:
@@ -341,7 +341,7 @@ def _pads(node: ir.Node, source: Image, result: Image) -> tuple[int, int] | None
     taps = node.attributes.get_ints("kernel_shape", kernel.shape[2:] if kernel is not None else ())
     if len(taps) != 2 or automatic not in ("SAME_UPPER", "SAME_LOWER"):
         return None
-    found = []
+    before = []
     for size, count, step, tap, distance in zip(
         (source.height, source.width),
         (result.height, result.width),
@@ -351,8 +351,8 @@ def _pads(node: ir.Node, source: Image, result: Image) -> tuple[int, int] | None
         strict=True,
     ):
         total = max((count - 1) * step + (tap - 1) * distance + 1 - size, 0)
-        found.append(total // 2 if automatic == "SAME_UPPER" else -(-total // 2))
-    return found[0], found[1]
+        before.append(total // 2 if automatic == "SAME_UPPER" else -(-total // 2))
+    return before[0], before[1]
 
 
 _FINDERS = {

@@ -43,24 +43,24 @@ def use_integers(model: ir.Model, dot: Dot, schedule: Mapping[str, Mapping[str, 
         dot: How the machine multiplies int8.
         schedule: Digest of a convolution → the tile to take; others get the cheapest by prediction.
     """
-    work = _Rewrite(model.clone(), dot, schedule or {})
-    for found in _matches(work.model):
-        work.take(found)
-    work.finish()
-    return IntegerModel(work.model, work.kernels)
+    rewrite = _Rewrite(model.clone(), dot, schedule or {})
+    for matched in _matches(rewrite.model):
+        rewrite.replace(matched)
+    rewrite.reconnect()
+    return IntegerModel(rewrite.model, rewrite.kernels)
 
 
 def _matches(model: ir.Model) -> list[Match]:
     """All kernels, each after those that make what it reads."""
     place = {node: index for index, node in enumerate(model.graph)}
-    taken: set[ir.Node] = set()
-    found = []
+    claimed: set[ir.Node] = set()
+    matches = []
     for node in model.graph:
-        candidate = match(node) if node not in taken else None
+        candidate = match(node) if node not in claimed else None
         if candidate is not None:
-            found.append(candidate)
-            taken.update((node, *candidate.tail.nodes))
-    return sorted(found, key=lambda one: place[one.last])
+            matches.append(candidate)
+            claimed.update((node, *candidate.tail.nodes))
+    return sorted(matches, key=lambda matched: place[matched.last])
 
 
 @dataclass
@@ -72,28 +72,28 @@ class _Rewrite:
     replaced: set[ir.Node] = field(default_factory=set)
     packed: dict[tuple[ir.Value, Image], ir.Value] = field(default_factory=dict)
     unpacked: dict[tuple[ir.Value, Quantized | None], ir.Value] = field(default_factory=dict)
-    made: dict[ir.Value, tuple[ir.Value, Image, Quantized | None]] = field(default_factory=dict)
+    results: dict[ir.Value, tuple[ir.Value, Image, Quantized | None]] = field(default_factory=dict)
 
-    def take(self, found: Match) -> None:
+    def replace(self, matched: Match) -> None:
         """Puts one kernel in the place of what it computes."""
-        last = found.last
-        arguments = [self._packed(tensor, image, last) for tensor, image in found.inputs]
-        if found.spec is None:
+        last = matched.last
+        arguments = [self._packed(tensor, image, last) for tensor, image in matched.inputs]
+        if matched.spec is None:
             (output,) = arguments
         else:
-            kernel, constants = self._kernel(found, found.spec)
-            output = self._node(kernel, [arguments[0], *constants, *arguments[1:]], last, found.node.name)
-        self.replaced.update((found.node, *found.tail.nodes))
-        self.packed[found.tail.end, found.image] = output
-        self.made[found.tail.end] = (output, found.image, found.tail.result)
+            kernel, constants = self._kernel(matched, matched.spec)
+            output = self._node(kernel, [arguments[0], *constants, *arguments[1:]], last, matched.node.name)
+        self.replaced.update((matched.node, *matched.tail.nodes))
+        self.packed[matched.tail.end, matched.image] = output
+        self.results[matched.tail.end] = (output, matched.image, matched.tail.result)
 
-    def finish(self) -> None:
+    def reconnect(self) -> None:
         """Gives what still reads a tensor of ours the tensor it knew, and removes what nothing reads."""
-        for value, (_, _, result) in self.made.items():
+        for value, (_, _, result) in self.results.items():
             for node, index in [use for use in value.uses() if self._lives(use[0])]:
-                meant = dequantized(node.outputs[0]) if result is not None else None
-                if meant is not None:
-                    _hand_over(node.outputs[0], self._unpacked(value, meant, node.outputs[0]))
+                scheme = dequantized(node.outputs[0]) if result is not None else None
+                if scheme is not None:
+                    _hand_over(node.outputs[0], self._unpacked(value, scheme, node.outputs[0]))
                     self.replaced.add(node)
                 else:
                     node.replace_input_with(index, self._unpacked(value, None, value))
@@ -109,19 +109,19 @@ class _Rewrite:
         (made,) = node.outputs
         return made.is_graph_output() or any(reader not in self.replaced for reader, _ in made.uses())
 
-    def _unpacked(self, value: ir.Value, meant: Quantized | None, like: ir.Value) -> ir.Value:
+    def _unpacked(self, value: ir.Value, scheme: Quantized | None, like: ir.Value) -> ir.Value:
         """A tensor of ours in the model's layout; made once.
 
         Args:
             value: The tensor.
-            meant: How its integers become floats; None: it stays as it is, integers or floats.
+            scheme: How its integers become floats; None: it stays as it is, integers or floats.
             like: Has the name, the shape and the type of what is wanted.
         """
-        key = (value, meant)
+        key = (value, scheme)
         if key not in self.unpacked:
-            output, image, result = self.made[value]
-            dtype = "float32" if result is None or meant is not None else result.dtype
-            scale, zero = (meant.scale, meant.zero_point) if meant is not None else (1.0, 0)
+            output, image, result = self.results[value]
+            dtype = "float32" if result is None or scheme is not None else result.dtype
+            scale, zero = (scheme.scale, scheme.zero_point) if scheme is not None else (1.0, 0)
             source = "float32" if result is None else "int8"
             spec = UnpackSpec(image, source, dtype, _shape(like), scale, zero)
             made = self._node(Kernel(spec, self.dot), [output], _producer(value), like.name)
@@ -142,7 +142,7 @@ class _Rewrite:
 
     def _origin(self, tensor: Quantized) -> tuple[ir.Value, str, Quantized]:
         """What a tensor is packed from: the floats it is made of, or its integers in the model's layout."""
-        if tensor.value in self.made:  # by another kernel, in another layout
+        if tensor.value in self.results:  # by another kernel, in another layout
             return self._unpacked(tensor.value, None, tensor.value), tensor.dtype, tensor
         producer = tensor.value.producer()
         known = quantized(producer) if producer is not None and is_op(producer, "QuantizeLinear") else None
@@ -151,18 +151,18 @@ class _Rewrite:
             return tensor.value, tensor.dtype, tensor
         return floats, "float32", known
 
-    def _kernel(self, found: Match, spec: Spec) -> tuple[Kernel, list[ir.Value]]:
-        if not isinstance(spec, ConvSpec) or found.weights is None or found.factors is None:
+    def _kernel(self, matched: Match, spec: Spec) -> tuple[Kernel, list[ir.Value]]:
+        if not isinstance(spec, ConvSpec) or matched.weights is None or matched.factors is None:
             return Kernel(spec, self.dot), []
         dot = dot_for(spec, self.dot)
         if spec.depthwise:
-            kernel, packed = Kernel(spec, dot), pack_depthwise(found.weights)
+            kernel, packed = Kernel(spec, dot), pack_depthwise(matched.weights)
         else:
             tile = choose_tile(spec, dot, self.schedule)
-            kernel, packed = Kernel(spec, dot, tile), pack_weights(found.weights, spec, tile, dot)
+            kernel, packed = Kernel(spec, dot, tile), pack_weights(matched.weights, spec, tile, dot)
         missing = spec.result.blocks * BLOCK - spec.result.channels
-        scale, bias = (np.pad(factor, (0, missing)).astype(np.float32) for factor in found.factors)
-        name = found.node.name or found.tail.end.name
+        scale, bias = (np.pad(factor, (0, missing)).astype(np.float32) for factor in matched.factors)
+        name = matched.node.name or matched.tail.end.name
         return kernel, [
             self._constant(f"{name}.{part}", array)
             for part, array in (("weights", packed), ("scale", scale), ("bias", bias))

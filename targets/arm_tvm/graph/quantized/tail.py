@@ -77,9 +77,9 @@ def _take_bias(tail: Tail, channels: int) -> None:
     if reader is None or not is_op(reader, "Add") or static_shape(reader.outputs[0]) != static_shape(tail.end):
         return
     other = reader.inputs[1] if reader.inputs[0] is tail.end else reader.inputs[0]
-    found = bias(other, channels) if constant(other) is not None else None
-    if found is not None:
-        tail.bias = found
+    addend = bias(other, channels) if constant(other) is not None else None
+    if addend is not None:
+        tail.bias = addend
         _advance(tail, reader)
 
 
@@ -88,10 +88,10 @@ def _take_residual(tail: Tail) -> None:
     if reader is None or not is_op(reader, "Add"):
         return
     other = reader.inputs[1] if reader.inputs[0] is tail.end else reader.inputs[0]
-    found = dequantized(other)
-    if found is None or static_shape(other) != static_shape(tail.end) or static_shape(other) is None:
+    residual = dequantized(other)
+    if residual is None or static_shape(other) != static_shape(tail.end) or static_shape(other) is None:
         return
-    tail.residual = found
+    tail.residual = residual
     _advance(tail, reader)
 
 

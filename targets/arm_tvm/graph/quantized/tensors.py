@@ -87,10 +87,10 @@ def _parameters(node: ir.Node, integers: ir.Value | None) -> Quantized | None:
     if scale is None or zero is None or scale.size != 1 or zero.size != 1 or scale.dtype != np.float32:
         return None
     dtype = "int8" if integers.dtype == ir.DataType.INT8 else "uint8"
-    found = float(scale.reshape(()))
-    if not (math.isfinite(found) and found > 0.0):
+    step = float(scale.reshape(()))
+    if not (math.isfinite(step) and step > 0.0):
         return None
-    return Quantized(integers, found, int(zero.reshape(())) - (128 if dtype == "uint8" else 0), dtype)
+    return Quantized(integers, step, int(zero.reshape(())) - (128 if dtype == "uint8" else 0), dtype)
 
 
 def _zero_point(node: ir.Node) -> NDArray[np.generic] | None:
@@ -122,17 +122,17 @@ def bias(value: ir.Value | None, count: int) -> Floats | None:
     """A constant of `count` elements, float32 or int32 behind DequantizeLinear; zeros for no value; None elsewhere."""
     if value is None:
         return np.zeros(count)
-    found = constant(value)
+    array = constant(value)
     node = value.producer()
-    if found is None and node is not None and is_op(node, "DequantizeLinear"):
+    if array is None and node is not None and is_op(node, "DequantizeLinear"):
         integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
         zero = _zero_point(node)
         if integers is None or scale is None or zero is None or np.any(zero != 0) or integers.ndim != 1:
             return None
-        found = integers.astype(np.float64) * scale.astype(np.float64)
-    if found is None or found.size not in (1, count) or found.size != max(found.shape[-1:] or (1,)):
+        array = integers.astype(np.float64) * scale.astype(np.float64)
+    if array is None or array.size not in (1, count) or array.size != max(array.shape[-1:] or (1,)):
         return None
-    return np.broadcast_to(found.astype(np.float64).reshape(-1), (count,))
+    return np.broadcast_to(array.astype(np.float64).reshape(-1), (count,))
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:

@@ -41,12 +41,12 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
         return ()
     height, width = workload.result
     size = packed_bytes(workload, machine.lanes(workload.dtype), taps, sources=1)
-    found = [
+    fitting = [
         Choice("depthwise", {"rows": rows, "columns": columns}, _cost(workload, machine, rows, columns), size)
         for rows, columns in product(range(1, min(MAX_ROWS, height) + 1), range(1, min(MAX_COLUMNS, width) + 1))
         if rows * columns + workload.kernel[1] + SPARE_REGISTERS <= machine.registers
     ]
-    return tuple(sorted(found, key=lambda choice: choice.cost)[:MAX_CHOICES])
+    return tuple(sorted(fitting, key=lambda choice: choice.cost)[:MAX_CHOICES])
 
 
 def applies(workload: ConvWorkload) -> bool:
@@ -124,7 +124,7 @@ class _Depthwise:
         source = emitter.view(self.source, ((plane * work.height + line) * work.width + column) * lanes)
         weights = emitter.view(self.weights, block * (work.kernel[0] * work.kernel[1] * lanes))
         bias = emitter.let(load(self.bias, block * lanes, lanes))
-        sums = {pixel: bias for pixel in product(range(rows.kept), range(columns.kept))}
+        sums = {pixel: bias for pixel in product(range(rows.lines), range(columns.lines))}
         loaded: dict[tuple[int, int], Any] = {}
         for tap_row, tap_column in product(*map(range, work.kernel)):
             weight = emitter.let(load(weights, (tap_row * work.kernel[1] + tap_column) * lanes, lanes))

@@ -45,7 +45,7 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     height, width = _flat(workload).result
     sources = blocks(_part(workload, lanes).channels, _depth(workload, lanes)) * _depth(workload, lanes)
     size = packed_bytes(workload, lanes, workload.kernel[0] * workload.kernel[1], sources=sources)
-    found = [
+    fitting = [
         Choice(
             "direct", {"blocks": q, "rows": rows, "columns": columns}, _cost(workload, machine, q, rows, columns), size
         )
@@ -54,7 +54,7 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
         for columns in range(1, min(machine.registers, width) + 1)
         if _registers(workload, machine, q, rows * columns) <= machine.registers
     ]
-    return tuple(sorted(found, key=lambda choice: choice.cost)[:MAX_CHOICES])
+    return tuple(sorted(fitting, key=lambda choice: choice.cost)[:MAX_CHOICES])
 
 
 def _registers(workload: ConvWorkload, machine: Machine, q: int, pixels: int) -> int:
@@ -228,7 +228,7 @@ class _Direct:
                     for first, count, columns in split(width, parameters["columns"]):
                         with self.emitter.loop(count) as at:
                             place = (group * q + first_q, top, at * columns + first)
-                            self.kept = min(self.lanes, self._results_from(first_q))
+                            self.valid_lanes = min(self.lanes, self._results_from(first_q))
                             self._tile((batch, part), (q, rows, columns), place, weights)
             origin += q_count * q * self.lanes * self.reduction
 
@@ -350,16 +350,16 @@ class _Direct:
                 self._store_part(at, value)
 
     def _part(self, buffer: Any, at: Any) -> Any:
-        """A vector of which only the elements that are kept are read."""
-        if self.kept == self.lanes:
+        """A vector of which only the elements that exist are read."""
+        if self.valid_lanes == self.lanes:
             return load(buffer, at, self.lanes)
-        scalars = [load(buffer, at + min(index, self.kept - 1), 1) for index in range(self.lanes)]
+        scalars = [load(buffer, at + min(index, self.valid_lanes - 1), 1) for index in range(self.lanes)]
         return self.emitter.let(gather(scalars))
 
     def _store_part(self, at: Any, value: Any) -> None:
-        if self.kept == self.lanes:
+        if self.valid_lanes == self.lanes:
             self.emitter.add(store(self.result, at, value, self.lanes))
             return
         vector = self.emitter.let(value)
-        for index in range(self.kept):
+        for index in range(self.valid_lanes):
             self.emitter.add(store(self.result, at + index, lane(vector, index), 1))

@@ -14,8 +14,8 @@ FAMILIES: Mapping[str, ModuleType] = {"direct": direct, "winograd": winograd, "d
 
 def all_choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     """Every family's ways to compute a workload, best predicted first; none where all decline."""
-    found = (choice for family in FAMILIES.values() for choice in family.choices(workload, machine))
-    return tuple(sorted(found, key=lambda choice: choice.cost))
+    candidates = (choice for family in FAMILIES.values() for choice in family.choices(workload, machine))
+    return tuple(sorted(candidates, key=lambda choice: choice.cost))
 
 
 def choose(
@@ -33,6 +33,10 @@ def choose(
         schedule: Digest of a workload → a choice, as `Choice.to_dict` gives it.
         most_bytes: What its packed weights may take; None: whatever they take.
     """
-    found = [one for one in all_choices(workload, machine) if most_bytes is None or one.weight_bytes <= most_bytes]
+    candidates = [
+        candidate
+        for candidate in all_choices(workload, machine)
+        if most_bytes is None or candidate.weight_bytes <= most_bytes
+    ]
     wanted = dict(schedule.get(workload.digest, {}))
-    return next((choice for choice in found if choice.to_dict() == wanted), next(iter(found), None))
+    return next((choice for choice in candidates if choice.to_dict() == wanted), next(iter(candidates), None))

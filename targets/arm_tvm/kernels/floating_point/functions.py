@@ -68,9 +68,9 @@ def erf(emitter: Emitter, value: Any, lanes: int) -> Any:
     """The error function, float32."""
     from tvm import tirx
 
-    found = emitter.let(broadcast(1.0, lanes) - _complement(emitter, emitter.let(_abs(value, lanes)), lanes))
-    negative = broadcast(0.0, lanes) - found
-    return emitter.let(tirx.Select(value < broadcast(0.0, lanes), negative, found))
+    positive = emitter.let(broadcast(1.0, lanes) - _complement(emitter, emitter.let(_abs(value, lanes)), lanes))
+    negative = broadcast(0.0, lanes) - positive
+    return emitter.let(tirx.Select(value < broadcast(0.0, lanes), negative, positive))
 
 
 def gelu(emitter: Emitter, value: Any, lanes: int) -> Any:

@@ -171,20 +171,20 @@ class _Row:
             emitter.add(store(sums, part, broadcast(first, lanes), 1))
 
         def take(at: Any, part: int, count: int) -> None:
-            found = value(at, count)
+            element = value(at, count)
             if count == 1:
-                alone.append(emitter.let(combine(alone[-1], found)))
+                alone.append(emitter.let(combine(alone[-1], element)))
             else:
-                emitter.add(store(sums, part, combine(load(sums, part, 1), found), 1))
+                emitter.add(store(sums, part, combine(load(sums, part, 1), element), 1))
 
         self.each(take)
         total = emitter.let(load(sums, 0, 1))
         for part in range(1, UNROLLED):
             total = emitter.let(combine(total, load(sums, part, 1)))
-        found = alone[-1]
+        result = alone[-1]
         for index in range(lanes):
-            found = emitter.let(combine(found, lane(total, index)))
-        return found
+            result = emitter.let(combine(result, lane(total, index)))
+        return result
 
     def inverse_root(self, total: Any, epsilon: float) -> Any:
         """1 / √(mean + ε) of a sum over the row."""

@@ -13,14 +13,14 @@ class Span:
     Args:
         first: Number of the first tile.
         count: Tiles.
-        inside: First and past the last of a tile's source lines that exist.
-        kept: Result lines that exist.
+        inside: Half-open range of the source lines under a tile that are not padding.
+        lines: Result lines of a tile; the last tile of an axis may have fewer than the others.
     """
 
     first: int
     count: int
     inside: tuple[int, int]
-    kept: int
+    lines: int
 
 
 def find_spans(result: int, tile: int, *, source: int, padding: int, stride: int, reach: int) -> tuple[Span, ...]:
@@ -39,8 +39,8 @@ def find_spans(result: int, tile: int, *, source: int, padding: int, stride: int
         origin = first * stride - padding
         kinds.append((max(0, -origin), min(reach, source - origin), min(tile, result - first)))
     spans, number = [], 0
-    for (low, high, kept), same in groupby(kinds):
+    for (low, high, lines), same in groupby(kinds):
         count = len(list(same))
-        spans.append(Span(number, count, (low, high), kept))
+        spans.append(Span(number, count, (low, high), lines))
         number += count
     return tuple(spans)

@@ -53,7 +53,7 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
         return ()
     lanes = machine.lanes(workload.dtype)
     groups = [q for q in range(1, MAX_BLOCKS + 1) if blocks(workload.filters, lanes) % q == 0]
-    found = [
+    fitting = [
         Choice("winograd", parameters, _cost(workload, machine, parameters), size)
         for m in TILE_SIZES[workload.dtype]
         for rows in _bands(workload, lanes, m)
@@ -62,7 +62,7 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
         for parameters in [{"m": m, "rows": rows, "tiles": tiles, "blocks": q}]
         for size in [packed_bytes(workload, lanes, (m + 2) ** 2, sources=blocks(workload.channels, lanes) * lanes)]
     ]
-    return tuple(sorted(found, key=lambda choice: choice.cost)[:MAX_CHOICES])
+    return tuple(sorted(fitting, key=lambda choice: choice.cost)[:MAX_CHOICES])
 
 
 def _applies(work: ConvWorkload) -> bool:
@@ -229,23 +229,23 @@ class _Winograd:
                     self.at = self.emitter.let((line * width + tx * self.m) * self.lanes)
                     source = m, self.emitter.let((vector * self.band + row * self.across + tx) * self.lanes)
                     if half is None:
-                        self._transform_result(source, (rows.kept, columns.kept), bias)
+                        self._transform_result(source, (rows.lines, columns.lines), bias)
                     else:
-                        self._result_looped(source, half, (ty, columns.kept), bias)
+                        self._result_looped(source, half, (ty, columns.lines), bias)
 
-    def _transform_result(self, m: tuple[Any, Any], kept: tuple[int, int], bias: Any) -> None:
+    def _transform_result(self, m: tuple[Any, Any], lines: tuple[int, int], bias: Any) -> None:
         """The results of one tile, written out: A^T applied to M's columns, then to the rows of what that gives."""
         half = [self._collected(self._products(m, j)) for j in range(self.n)]
-        for k in range(kept[0]):
+        for k in range(lines[0]):
             self._finish_line(
-                [column[k] for column in half], kept[1], bias, self.at + k * self.work.result[1] * self.lanes
+                [column[k] for column in half], lines[1], bias, self.at + k * self.work.result[1] * self.lanes
             )
 
     def _result_looped(self, m: tuple[Any, Any], half: Any, place: tuple[Any, int], bias: Any) -> None:
         """The same with loops over columns and rows; what is between them is in memory."""
         from tvm import tirx
 
-        emitter, n, lanes, (ty, kept) = self.emitter, self.n, self.lanes, place
+        emitter, n, lanes, (ty, lines) = self.emitter, self.n, self.lanes, place
         with emitter.loop(n) as j:
             source, target = (m[0], emitter.let(m[1] + j * self.m_step)), emitter.let(j * lanes)
             for k, value in enumerate(self._collected(self._products(source, 0))):
@@ -253,7 +253,7 @@ class _Winograd:
         with emitter.loop(emitter.let(tirx.min(self.m, self.work.result[0] - ty * self.m))) as k:
             line = emitter.let(k * (n * lanes))
             values = [self._vector(half, line + j * lanes) for j in range(n)]
-            self._finish_line(values, kept, bias, self.at + k * (self.work.result[1] * lanes))
+            self._finish_line(values, lines, bias, self.at + k * (self.work.result[1] * lanes))
 
     def _products(self, m: tuple[Any, Any], j: int) -> list[Any]:
         buffer, place = m
@@ -262,12 +262,12 @@ class _Winograd:
     def _collected(self, values: list[Any]) -> list[Any]:
         return transform_output(self.emitter, values, m=self.m, dtype=self.dtype, lanes=self.lanes)
 
-    def _finish_line(self, values: list[Any], kept: int, bias: Any, at: Any) -> None:
+    def _finish_line(self, values: list[Any], lines: int, bias: Any, at: Any) -> None:
         """Stores one row of results of a tile. The point 1, whose column of A^T is all ones, takes the bias."""
         biased = [values[0], self.emitter.let(values[1] + bias), *values[2:]]
         result = self.emitter.view(self.result, at)
         residual = None if self.residual is None else self.emitter.view(self.residual, at)
-        for j, value in enumerate(self._collected(biased)[:kept]):
+        for j, value in enumerate(self._collected(biased)[:lines]):
             added = None if residual is None else load(residual, j * self.lanes, self.lanes)
             final = finish(self.emitter, value, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
             self._store(result, j * self.lanes, final)

@@ -88,13 +88,13 @@ class _Smmla(Product):
                     self.put(index, intrinsic("int32x4", name, self.get(index), pixels, held))
 
     def sums(self) -> list[list[Any]]:
-        found = []
+        results = []
         for pixel in range(self.tile.pixels):
             pair, lanes = pixel // 2, ([0, 1, 4, 5], [2, 3, 6, 7])[pixel % 2]
             pairs = [range(2 * group, 2 * group + 2) for group in range(self.tile.groups)]
             quads = [shuffle([self.get(half * self._pairs() + pair) for half in both], lanes) for both in pairs]
-            found.append(quads)
-        return found
+            results.append(quads)
+        return results
 
 
 class _Widen(Product):

@@ -81,9 +81,9 @@ def choose_tile(spec: ConvSpec, dot: Dot, schedule: Mapping[str, Mapping[str, ob
         dot: How the machine multiplies int8.
         schedule: `workload_digest` → a tile, as `Tile.to_dict` gives it.
     """
-    found = tile_choices(spec, dot)
+    tiles = tile_choices(spec, dot)
     wanted = dict(schedule.get(workload_digest(spec, dot), {}))
-    return next((tile for tile in found if tile.to_dict() == wanted), found[0])
+    return next((tile for tile in tiles if tile.to_dict() == wanted), tiles[0])
 
 
 def workload_digest(spec: ConvSpec, dot: Dot) -> str:
