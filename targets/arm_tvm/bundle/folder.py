@@ -102,9 +102,11 @@ def _signature(lowered: Lowered, weights: Iterable[TensorSpec]) -> str:
 
 def _lines(kind: str, specs: Iterable[TensorSpec]) -> Iterable[str]:
     for spec in specs:
+        # io.txt is read line by line, so a name must not hold the end of one.
         name = "".join(char if char.isprintable() else "?" for char in spec.name)
         yield f"{kind} {spec.dtype} {','.join(map(str, spec.shape)) or '-'} {name}\n"
 
 
 def _needs_extra(library: Path) -> bool:
+    # Compiled code calls what is in the extra library by global names that begin so.
     return b"tvm.contrib." in library.read_bytes()

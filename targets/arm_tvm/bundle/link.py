@@ -18,6 +18,8 @@ GLIBC = "2.28"
 
 def link_model(objects: Sequence[Path], output: Path, *, cache_dir: Path) -> None:
     """Links a shared library that takes what it needs (libm, TVM) from the program that loads it."""
+    # No debug information and no build id: a model gives the same bytes in every folder. -z now: a symbol that is
+    # missing is noticed when the library is loaded, not during an inference.
     run_zig(
         "ld.lld",
         "-shared",

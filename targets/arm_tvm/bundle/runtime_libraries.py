@@ -22,6 +22,7 @@ EXTRA = "libtvm_runtime_extra.so"
 LIBRARIES = ("libtvm_runtime.so", "libtvm_ffi.so", EXTRA)
 NOTICES = ("LICENSE", "NOTICE")
 DOWNLOAD_TIMEOUT_S = 600
+# Every tag that the wheels may have: pip accepts the named ones only.
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_24_aarch64", "manylinux_2_17_aarch64")
 
 
@@ -97,6 +98,7 @@ def _download(wheel: Wheel, folder: Path, by_hand: Path) -> None:
     with tempfile.TemporaryDirectory(dir=_ensure_folder(by_hand.parent)) as place:
         platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
         options = ("--no-deps", "--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--quiet")
+        # -P: a file pip.py in the working folder is not run instead of pip.
         pip = (sys.executable, "-P", "-m", "pip", "download")
         command = [*pip, *options, *platforms, "--dest", place, wheel.requirement]
         try:

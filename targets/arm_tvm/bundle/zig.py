@@ -23,6 +23,7 @@ def run_zig(*arguments: str | Path, cache_dir: Path) -> None:
         TargetUnavailable: ziglang is not installed.
         ToolchainFailed: The command failed or hung.
     """
+    # All of its environment: what zig makes must not depend on the variables of the caller.
     caches = {"ZIG_GLOBAL_CACHE_DIR": str(cache_dir / "zig"), "ZIG_LOCAL_CACHE_DIR": str(cache_dir / "zig")}
     command = [str(argument) for argument in (_zig(), *arguments)]
     try:

@@ -84,6 +84,7 @@ def constant_bytes(main: Any) -> int:
     def visit(part: Any) -> None:
         array = constant(part)
         if array is not None:
+            # By its value: a constant that is used twice is stored once.
             sizes[part.value] = array.nbytes
 
     relax.analysis.post_order_visit(main.body, visit)
@@ -122,6 +123,7 @@ def fit_weights(counts: Mapping[ConvWorkload, int], machine: Machine, limit: int
     limits: dict[ConvWorkload, int] = {}
     while sum(counts[work] * choice.weight_bytes for work, choice in selected.items()) > limit:
         steps = (step for work, one in selected.items() for step in _steps(work, one, choices[work], counts[work]))
+        # At least 1: a step that adds no instruction must not divide by zero.
         best = max(steps, key=lambda step: step.freed / max(step.added, 1.0))
         selected[best.workload] = best.choice
         limits[best.workload] = best.choice.weight_bytes

@@ -49,6 +49,7 @@ _RULES = {
     "DequantizeLinear": OpRule(_QUANTIZED, attributes={"block_size": (0,)}),
     "Einsum": OpRule(_FLOAT),
     "GridSample": OpRule(_FLOAT, rank_max=4),
+    # Before opset 21 its scale and bias were per group; they are per channel now.
     "GroupNormalization": OpRule(_FLOAT, opset_min=21),
     "IsInf": OpRule(_FLOAT | {"BOOL"}, attributes={"detect_negative": (1,), "detect_positive": (1,)}),
     "Mod": OpRule(frozenset({"INT64", "INT32"})),

@@ -152,8 +152,10 @@ def _sum(composite: Composite, left: Any, right: Any) -> Composite | None:
     array = constant(other)
     if array is not None:
         bias = _per_filter(array, composite)
+        # A kernel adds its bias before any other step: behind one of them a constant is no bias.
         unchanged = not composite.workload.epilogue
         return replace(composite, bias=np.add(composite.bias, bias)) if bias is not None and unchanged else None
+    # A kernel takes one residual.
     same = shape_of(other) == shape_of(composite.last) and "add" not in composite.workload.epilogue
     if not same or not isinstance(other, relax.Var) or other.same_as(composite.last):
         return None

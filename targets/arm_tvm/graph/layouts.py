@@ -42,6 +42,7 @@ def pack_value(builder: Any, value: Any, shape: Sequence[int], lanes: int) -> An
             channel = block * lanes + lane
             taken = source[n, channel, row, column]
             zero = tirx.const(0, source.dtype)
+            # Where no channel is missing the loop has no condition, and becomes plain copies.
             return taken if channels % lanes == 0 else tirx.if_then_else(channel < channels, taken, zero)
 
         return te.compute((batch, blocks(channels, lanes), height, width, lanes), element, "pack")

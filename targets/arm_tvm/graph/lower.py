@@ -113,6 +113,7 @@ def _importer(kernels: Mapping[int, Kernel]) -> Any:
         """TVM's importer, which knows our kernels and names the node that it cannot convert."""
 
         def _check_for_unsupported_ops(self, graph: Any) -> None:
+            # TVM's check knows ONNX's operators and would refuse ours.
             known = onnx.GraphProto()
             known.node.extend(node for node in graph.node if node.domain != DOMAIN)
             super()._check_for_unsupported_ops(known)
@@ -143,6 +144,7 @@ def _prepared(model: ir.Model) -> ir.Model:
     write_pads(copy)
     taken = {value.name for node in copy.graph.all_nodes() for value in node.outputs} | set(copy.graph.initializers)
     for index, value in enumerate(_model_inputs(copy)):
+        # The importer changes names that are no identifiers; these it leaves as they are.
         name = f"in{index}"
         while name in taken:
             name += "_"
@@ -167,6 +169,7 @@ def compile_kernels(module: Any, options: Options, workdir: Path) -> tuple[Path,
     from tvm.relax.backend.cpu_generic import pipeline as cpu
 
     target = tvm.target.Target(options.target)
+    # The second half of TVM's CPU pipeline; `_fuse` runs the first, before weights become parameters.
     rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
     return write_objects(tvm.compile(module, target=target, relax_pipeline=rest), options, workdir)
 

@@ -8,6 +8,7 @@ from typing import Any
 from targets.arm_tvm.graph.layouts import PackedValues
 from targets.arm_tvm.graph.reading import constant, number, operator_name, shape_of
 
+# f(0) = 0: zeros that fill up the last block stay zeros. Other operators need channels that fill whole blocks.
 _KEEP_ZERO_NAMES = "nn.relu nn.leakyrelu nn.silu nn.gelu tanh abs negative sqrt"
 _KEEP_ZERO = frozenset(f"relax.{name}" for name in _KEEP_ZERO_NAMES.split())
 _UNARY = _KEEP_ZERO | {f"relax.{name}" for name in ("sigmoid", "clip", "exp", "erf", "nn.gelu_tanh")}
@@ -96,6 +97,7 @@ def _pool(binding: Any, source: Any, values: PackedValues) -> Any:
         padding=[int(size) for size in attrs.padding],
         dilation=[int(size) for size in attrs.dilation],
         ceil_mode=bool(attrs.ceil_mode),
+        # Without padding it makes no difference, and counting all places needs no count per window.
         count_include_pad=bool(attrs.count_include_pad) or not (any(attrs.padding) or attrs.ceil_mode),
         layout=layout,
     )

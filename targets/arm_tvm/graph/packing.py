@@ -37,6 +37,7 @@ def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, payload_byt
     """
     from tvm import relax
 
+    # Weights that the model reshapes or transposes are constants only when that is computed.
     folded = relax.transform.FoldConstant()(module)
     main = folded["main"]
     if not isinstance(main.body, relax.SeqExpr) or len(main.body.blocks) != 1:
@@ -89,6 +90,7 @@ class _Packing:
                         self._bind(binding)
                 result = self.builder.emit_output(self._substitute(self.main.body.body))
             self.builder.emit_func_output(result)
+        # The builder still holds the old `main`, so the new one was written under another name.
         grown = self.builder.get()
         return _renamed(grown)
 

@@ -111,6 +111,7 @@ def _divide(texts: list[str], _: Any) -> str:
 
 def _leaky(texts: list[str], value: Any) -> str:
     slope = float(value.attrs.alpha)
+    # max(x, slope · x) is LeakyRelu for slopes from 0 to 1 only.
     return f"maximum({texts[0]},multiply({texts[0]},{slope!r}))" if 0 <= slope <= 1 else ""
 
 

@@ -19,6 +19,7 @@ def parallelize(module: Any) -> Any:
 
     scheduled = tvm.IRModule(module.functions, attrs=module.attrs)
     for variable, function in module.functions_items():
+        # Kernels of ours have their vectors and threads already.
         if isinstance(function, tvm.tirx.PrimFunc) and "fleetc.kernel" not in (function.attrs or {}):
             scheduled[variable] = _parallel_kernel(function)
     return scheduled
@@ -54,6 +55,7 @@ def _vectorize(schedule: Any) -> None:
     from tvm.s_tir.schedule import ScheduleError
 
     blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
+    # The last block writes the result; the others can be inlined into what reads them.
     for block in blocks[:-1]:
         with suppress(ScheduleError):  # reductions stay
             schedule.compute_inline(block)
@@ -68,6 +70,7 @@ def _vectorize(schedule: Any) -> None:
         if prod(int(schedule.get(loop).extent) for loop in loops) >= MIN_ITERATIONS:
             schedule.parallel(schedule.fuse(*loops[:2]))
         if reduced:
+            # Else every iteration would test whether it is the first, which sets the initial value.
             schedule.decompose_reduction(block, reduced[0])
 
 

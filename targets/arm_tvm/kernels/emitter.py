@@ -28,6 +28,7 @@ class Emitter:
         if len(shape) == 1:
             self._parameters.append(tensor)
             return tensor
+        # Kernels compute their own offsets, so they see every tensor as one row of elements.
         flat = tirx.decl_buffer((prod(shape),), dtype, f"{name}_flat")
         self._parameters.append(tensor)
         self.add(tirx.DeclBuffer(flat, data=tensor.data))
@@ -41,6 +42,7 @@ class Emitter:
         """A variable of that value: it is computed once."""
         from tvm import tirx
 
+        # TVM tells variables apart by identity, so all may have the same name.
         variable = tirx.Var("v", value.ty.dtype)
         self.add(tirx.Bind(variable, value))
         return variable
@@ -72,6 +74,7 @@ class Emitter:
 
         if isinstance(extent, int) and extent <= 1:
             self._open.append([])
+            # A constant counter: TVM folds the offsets that are computed from it.
             yield int32(0)
             once = self._open.pop()
             self._open[-1].extend(once if extent == 1 else [])
@@ -115,6 +118,8 @@ class Emitter:
         """The kernel of the parameters so far, in their order; no pass is to look into it."""
         from tvm import s_tir, tirx
 
+        # noalias: arguments do not overlap, so LLVM may move loads over stores. fleetc.kernel: `graph.tvm_kernels` is
+        # not to change its loops.
         attributes = {"tirx.noalias": True, "op_pattern": OPAQUE, "fleetc.kernel": True, "s_tir": True}
         root = s_tir.SBlock([], [], [], "root", _sequence(self._open.pop()))  # TVM's passes look for one
         return tirx.PrimFunc(self._parameters, s_tir.SBlockRealize([], True, root)).with_attrs(attributes)

@@ -12,10 +12,12 @@ from pathlib import Path
 from compiler.target import TargetUnavailable, ToolchainFailed
 from targets.arm_tvm.bundle.link import link_counter
 
+# Cross-compiler packages have their own folder; packages of a second architecture share the system folders.
 SYSROOTS = (Path("/usr/aarch64-linux-gnu"), Path("/"))
 LIBRARIES = ("lib/ld-linux-aarch64.so.1", "lib/libc.so.6", "lib/libstdc++.so.6")
 REMEDY = "sudo scripts/install-emulator"
 FALLBACK_CPU = "max"
+"""QEMU's name of a core with every instruction that it can execute."""
 
 
 def host_arch() -> str:

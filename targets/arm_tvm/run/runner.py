@@ -116,6 +116,7 @@ class BundleRunner:
         with tempfile.TemporaryDirectory() as place:
             program, *files = self._program(inputs, Path(place))
             command = (program, "--repeat", str(repeat), *files)
+            # One thread: others would execute instructions while they wait for work.
             return count_instructions(command, cpu=self.cpu, environment=self._environment(1), timeout_s=TIMEOUT_S)
 
     def _program(self, inputs: Arrays, place: Path) -> tuple[str, ...]:

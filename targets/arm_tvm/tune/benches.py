@@ -38,6 +38,7 @@ REPEAT_MS = 10
 """Time one value is the mean of, at least: shorter ones measure the clock."""
 
 CONNECT_S = 5.0
+"""After how long a tracker that does not answer is called absent."""
 BIG_CORES = 1
 """TVM's thread pool on the fastest cores, as bundles use it."""
 
@@ -139,6 +140,7 @@ def find_board(backend: Backend) -> Any:
     """
     host, _, port = backend.tracker.rpartition(":")
     try:
+        # TVM itself tries again for a long time where no tracker answers.
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
         logging.getLogger("RPCServer").setLevel(logging.ERROR)
         from tvm import rpc

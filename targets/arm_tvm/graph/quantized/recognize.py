@@ -203,6 +203,7 @@ def _pool(node: ir.Node) -> Match | None:
         kernel,
         _pair(node, "strides"),
         pads,
+        # Padding: the least int8 is never a maximum; in a sum the zero point stands for 0.
         -128 if maximum else data.zero_point,
         maximum,
         None if same else epilogue,
@@ -238,6 +239,7 @@ def _add(node: ir.Node) -> Match | None:
     tail = follow(node.outputs[0])
     if tail.result is None:
         return None
+    # The kernel reads the right operand as a residual of the left one.
     tail.residual = right
     return _elementwise(node, (left, right), image, tail)
 
@@ -246,6 +248,7 @@ def _activation(node: ir.Node) -> Match | None:
     data, image = dequantized(node.inputs[0]), image_of(static_shape(node.inputs[0]))
     if data is None or image is None or node.inputs[0] is None:
         return None
+    # The chain begins in front of the activation, which so is its first step.
     tail = follow(node.inputs[0])
     if tail.result is None or not tail.nodes or tail.nodes[0] is not node:
         return None
@@ -253,6 +256,7 @@ def _activation(node: ir.Node) -> Match | None:
 
 
 def _elementwise(node: ir.Node, tensors: tuple[Quantized, ...], image: Image, tail: Tail) -> Match | None:
+    # The kernel has no code for a part of a vector.
     if image.elements % BLOCK:
         return None
     epilogue, unit, shift = epilogue_of(tail)

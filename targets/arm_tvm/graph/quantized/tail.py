@@ -53,6 +53,7 @@ def follow(value: ir.Value, *, channels: int = 0, residual: bool = False) -> Tai
         channels: Size of the last axis, along which a constant may be added; 0: none may.
         residual: Whether another quantized tensor may be added.
     """
+    # The order of these steps is the order in which a kernel computes them.
     tail = Tail(value)
     if channels:
         _take_bias(tail, channels)

@@ -130,6 +130,7 @@ def bias(value: ir.Value | None, count: int) -> Floats | None:
         if integers is None or scale is None or zero is None or np.any(zero != 0) or integers.ndim != 1:
             return None
         array = integers.astype(np.float64) * scale.astype(np.float64)
+    # No axis but the last may be longer than 1.
     if array is None or array.size not in (1, count) or array.size != max(array.shape[-1:] or (1,)):
         return None
     return np.broadcast_to(array.astype(np.float64).reshape(-1), (count,))

@@ -26,12 +26,15 @@ from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload
 from targets.arm_tvm.kernels.machine import Machine
 
 MAX_CHOICES = 16
+"""Choices of one workload: each of them is compiled and measured when it is tuned."""
 MAX_ROWS, MAX_COLUMNS = 3, 8
+"""Pixels of one tile, at most: they bound the search, and the code that is written out."""
 SPARE_REGISTERS = 3
 """For vectors of the source on their way."""
 MAX_TAPS = 49
 """Taps that are written out, at most."""
 TILE_OVERHEAD = 8
+"""Instructions of a tile besides loads, multiply-adds and stores: its offsets and the loop around it."""
 
 
 def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
@@ -58,6 +61,7 @@ def applies(workload: ConvWorkload) -> bool:
 def _cost(workload: ConvWorkload, machine: Machine, rows: int, columns: int) -> float:
     (height, width), taps = workload.result, workload.kernel[0] * workload.kernel[1]
     under = [_reach(workload, axis, size) for axis, size in enumerate((rows, columns))]
+    # 1.5 and not 2: not every load has a neighbour that ldp could take with it.
     loads = (under[0] * under[1] + taps) / (1.5 if machine.pairs else 1)
     tile = rows * columns * (taps + 2 + len(workload.epilogue)) + loads + TILE_OVERHEAD
     planes = workload.batch * blocks(workload.channels, machine.lanes(workload.dtype))
@@ -131,6 +135,7 @@ class _Depthwise:
             for row, place in sums:
                 i, j = row * down + tap_row * work.dilations[0], place * right + tap_column * work.dilations[1]
                 if rows.inside[0] <= i < rows.inside[1] and columns.inside[0] <= j < columns.inside[1]:
+                    # One load per vector of the source, however many taps and results use it.
                     if (i, j) not in loaded:
                         loaded[i, j] = emitter.let(load(source, (i * work.width + j) * lanes, lanes))
                     total = fma(weight, loaded[i, j], sums[row, place], f"{self.dtype}x{lanes}")

@@ -31,8 +31,11 @@ from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload
 from targets.arm_tvm.kernels.machine import Machine
 
 MAX_CHOICES = 24
+"""Choices of one workload: each of them is compiled and measured when it is tuned."""
 TILE_OVERHEAD = 14
+"""Instructions of a tile besides loads, multiply-adds and stores: its offsets and the loop around it."""
 LOOP_OVERHEAD = 4
+"""Instructions of one iteration that are no arithmetic: counter, offsets, branch."""
 UNROLLED = 600
 """Multiply-adds written out in one loop's body, at most."""
 
@@ -50,6 +53,7 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
             "direct", {"blocks": q, "rows": rows, "columns": columns}, _cost(workload, machine, q, rows, columns), size
         )
         for q in range(1, min(8, blocks(_part(workload, lanes).filters, lanes)) + 1)
+        # A planar vector holds neighbouring columns of one row, so a planar tile is one row.
         for rows in range(1, min(4 if workload.layout != "planar" else 1, height) + 1)
         for columns in range(1, min(machine.registers, width) + 1)
         if _registers(workload, machine, q, rows * columns) <= machine.registers
@@ -60,6 +64,7 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
 def _registers(workload: ConvWorkload, machine: Machine, q: int, pixels: int) -> int:
     lanes = machine.lanes(workload.dtype)
     if not machine.by_element:
+        # Scalars come from memory: only the one in use takes a register.
         return q * pixels + q + 1
     if workload.layout == "planar":
         return q * pixels + _chunks(workload, lanes, pixels) + 2
@@ -125,6 +130,7 @@ def _flat(workload: ConvWorkload) -> ConvWorkload:
     plain = workload.kernel == workload.strides == (1, 1) and not any(workload.padding)
     if workload.layout != "blocked" or not plain:
         return workload
+    # Rows of the image follow each other in memory, so a tile need not end where a row does.
     return replace(workload, height=1, width=workload.height * workload.width)
 
 
@@ -135,6 +141,7 @@ def _depth(workload: ConvWorkload, lanes: int) -> int:
 def _part(workload: ConvWorkload, lanes: int) -> ConvWorkload:
     """The convolution of one part of the channels: of as many neighbouring groups as fill whole blocks."""
     groups, sizes = workload.groups, (workload.channels // workload.groups, workload.filters // workload.groups)
+    # The fewest groups that fill blocks: each further one adds products with zeros.
     for merged in range(1, groups):
         if groups % merged == 0 and all(merged * size % lanes == 0 for size in sizes) and workload.layout == "blocked":
             return replace(workload, channels=merged * sizes[0], filters=merged * sizes[1], groups=merged)
@@ -245,6 +252,7 @@ class _Direct:
         emitter = self.emitter
         sums = emitter.allocate(q * rows * columns, self.vector)
         for index in range(q):
+            # Sums begin with the bias, which saves its addition.
             bias = emitter.let(load(self.bias, (block + index) * self.lanes, self.lanes))
             for pixel in range(rows * columns):
                 emitter.add(store(sums, pixel * q + index, bias, 1))
@@ -327,6 +335,8 @@ class _Direct:
         """One product of every sum; where scalars are broadcast from memory, each is used up before the next."""
         factors = [self.emitter.let(load(self.weights, weights + index * self.lanes, self.lanes)) for index in range(q)]
         places = list(product(range(len(scalars)), range(q)))
+        # By element: one vector of weights after the other, so that its register is free early. Else: one scalar after
+        # the other, for the same reason.
         for pixel, index in places if not self.machine.by_element else sorted(places, key=lambda place: place[1]):
             at = pixel * q + index
             total = fma(factors[index], broadcast(scalars[pixel], self.lanes), load(sums, at, 1), self.vector)
@@ -353,6 +363,7 @@ class _Direct:
         """A vector of which only the elements that exist are read."""
         if self.valid_lanes == self.lanes:
             return load(buffer, at, self.lanes)
+        # Lanes past the end repeat the last element: nothing behind the tensor is read.
         scalars = [load(buffer, at + min(index, self.valid_lanes - 1), 1) for index in range(self.lanes)]
         return self.emitter.let(gather(scalars))
 

@@ -27,6 +27,7 @@ def finish(emitter: Emitter, value: Any, steps: Sequence[str], residual: Any, *,
 
     for step in steps:
         name, *numbers = step.split()
+        # Expressions have brackets; named steps have none.
         if "(" in step:
             value = evaluate(step, value, emitter=emitter, lanes=lanes, dtype=dtype)
         elif name == "add" and residual is not None:

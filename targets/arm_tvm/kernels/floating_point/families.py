@@ -15,6 +15,7 @@ FAMILIES: Mapping[str, ModuleType] = {"direct": direct, "winograd": winograd, "d
 def all_choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     """Every family's ways to compute a workload, best predicted first; none where all decline."""
     candidates = (choice for family in FAMILIES.values() for choice in family.choices(workload, machine))
+    # The sort is stable: of equal costs the family that stands first in FAMILIES wins.
     return tuple(sorted(candidates, key=lambda choice: choice.cost))
 
 

@@ -20,9 +20,11 @@ from typing import Any
 
 from targets.arm_tvm.kernels.emitter import Emitter, broadcast, fma, vector_type
 
+# Near these e^x leaves the normal numbers of float32.
 LEAST, GREATEST = -87.0, 88.0
 _POLYNOMIAL = (0.00829031690955162, 0.041897933930158615, 0.1666763573884964, 0.4999915063381195, 0.9999997019767761)
 """p without its constant 1, the highest power first."""
+# 355/512 has 9 bits, so n times it is exact in float32; the second part brings the rest of ln 2.
 _LN2_HIGH = 0.693359375
 _LN2_LOW = math.log(2) - _LN2_HIGH
 _TO_INTEGER = 1.5 * 2**23
@@ -30,6 +32,7 @@ _TO_INTEGER = 1.5 * 2**23
 _MANTISSA_BITS = 23
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 _ERF_SCALE = 0.3275911
+"""a₅ … a₁ and the factor of |x| in t: Abramowitz and Stegun, 7.1.26."""
 
 
 def in_float32(function: Callable[[Emitter, Any, int], Any], emitter: Emitter, value: Any, lanes: int) -> Any:
@@ -54,6 +57,7 @@ def exp(emitter: Emitter, value: Any, lanes: int) -> Any:
     rest = emitter.let(fma(n, broadcast(-_LN2_HIGH, lanes), x, floats))
     rest = emitter.let(fma(n, broadcast(-_LN2_LOW, lanes), rest, floats))
     total = _horner(emitter, (*_POLYNOMIAL, 1.0), rest, lanes)
+    # n is in the last bits of `shifted`; in the place of the exponent it multiplies by 2ⁿ.
     power = tirx.shift_left(tirx.reinterpret(integers, shifted), broadcast(_MANTISSA_BITS, lanes, "int32"))
     return emitter.let(tirx.reinterpret(floats, tirx.reinterpret(integers, total) + power))
 

@@ -22,7 +22,9 @@ from targets.arm_tvm.kernels.floating_point.epilogue import finish
 from targets.arm_tvm.kernels.machine import Machine
 
 MAX_ROWS, MAX_VECTORS = 8, 8
+"""Rows and vectors of one tile, at most: they bound the search."""
 TILE_OVERHEAD = 14
+"""As in `direct`."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Matmul:
 
 def applies(work: Matmul, machine: Machine) -> bool:
     """Whether a row of the result has at least one vector."""
+    # The last vector overlaps the one before it, so a row must have room for one.
     return work.columns >= machine.lanes(work.dtype)
 
 
@@ -103,6 +106,7 @@ class _Kernel:
                     with emitter.loop(count) as group:
                         self._tile(at, (group * tile_q + first) * lanes, (tile_rows, tile_q))
                 if work.columns % lanes:
+                    # Some results are computed twice, with the same value; none outside of the row.
                     self._tile(at, int32(work.columns - lanes), (tile_rows, 1))
         return emitter.function()
 

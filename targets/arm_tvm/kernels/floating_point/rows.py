@@ -35,6 +35,7 @@ from targets.arm_tvm.kernels.machine import Machine
 UNROLLED = 4
 """Vectors in a loop's body."""
 LOWEST = -3.0e38
+"""Where the search for the greatest element begins: from −∞, a row of nothing but −∞ would give NaN."""
 PASSES = 8
 """Operations per vector, about: what the threads are worth starting for."""
 
@@ -67,6 +68,7 @@ def emit_softmax(rows: Rows, machine: Machine) -> Any:
 
         def share(at: Any, lanes: int) -> Any:
             value = exp(row.emitter, row.load(x, at, lanes) - broadcast(greatest, lanes), lanes)
+            # The result holds the numerators until their sum is known: no workspace is needed.
             row.store(y, at, value, lanes)
             return value
 
@@ -166,6 +168,7 @@ class _Row:
 
         emitter, lanes = self.emitter, self.lanes
         sums = emitter.allocate(UNROLLED, vector_type("float32", lanes))
+        # What is left behind the last whole vector is summed by itself.
         alone = [tirx.const(first, "float32")]
         for part in range(UNROLLED):
             emitter.add(store(sums, part, broadcast(first, lanes), 1))

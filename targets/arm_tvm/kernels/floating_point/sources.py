@@ -74,6 +74,8 @@ class _Copy:
         height, width = work.height + top + bottom, work.width + left + right
         count = blocks(work.channels, depth)
         image = Image(count, depth, count * height * width * depth, height * width * depth, width * depth, depth)
+        # The zeros behind a row are its right border and the left border of the next row; behind the last row they
+        # need the extra `left * depth` elements.
         buffer = self.emitter.allocate(work.batch * image.batch + self.lanes + left * depth, self.dtype, "global")
         planes = work.batch * count
         with self.emitter.loop(planes, parallel=planes * height * width > PARALLEL_WORK) as plane:

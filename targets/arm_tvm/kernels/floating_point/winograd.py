@@ -37,8 +37,9 @@ from targets.arm_tvm.kernels.machine import Machine
 TILE_SIZES = {"float32": (2, 4, 6), "float16": (2, 4)}
 """Values of m. In float16 the transforms of m = 6 lose too many bits."""
 MAX_CHOICES = 24
-MAX_TILES = 12
-MAX_BLOCKS = 8
+"""Choices of one workload: each of them is compiled and measured when it is tuned."""
+MAX_TILES, MAX_BLOCKS = 12, 8
+"""Tiles and blocks of output channels of one product of matrices, at most: they bound the search."""
 BAND_BYTES = 256 * 1024
 """Most that V of one band should take: it is read once per `blocks` output blocks, from the second-level cache."""
 UNROLLED = 4
@@ -89,8 +90,10 @@ def _cost(workload: ConvWorkload, machine: Machine, parameters: dict[str, int]) 
     total = down * across * (sources * INPUT_COST[m] + results * (OUTPUT_COST[m] + m * m * len(workload.epilogue)))
     for tiles in split_evenly(parameters["rows"] * across, parameters["tiles"]):
         loads = ceil(tiles / pair) + lanes * ceil(q / pair) if machine.by_element else lanes * (tiles + q)
+        # 2 · tiles · q: the sums are zeroed and stored. 4 and 12: the loops and their offsets.
         part = sources * (lanes * tiles * q + loads + 4) + 2 * tiles * q + 12
         total += bands * results // q * (m + 2) ** 2 * part
+    # U is read from memory once per band.
     weights = bands * (m + 2) ** 2 * sources * results * lanes**2
     return workload.batch * (total + machine.streaming_cost(weights, workload.dtype))
 
@@ -99,6 +102,7 @@ def pack(workload: ConvWorkload, choice: Choice, weights: Array, machine: Machin
     """U as the kernel reads it: [group of output blocks][ξ][ic][output block][L], flat."""
     lanes, q, m = machine.lanes(workload.dtype), choice.parameters["blocks"], choice.parameters["m"]
     matrix = weight_matrix(m)
+    # In float64, so that U is rounded once: to the type it is stored in.
     transformed = (matrix @ weights.astype(np.float64) @ matrix.T).transpose(2, 3, 0, 1)
     size, sources = (m + 2) ** 2, blocks(workload.channels, lanes) * lanes
     padded = np.zeros((size, blocks(workload.filters, lanes) * lanes, sources))
@@ -143,6 +147,7 @@ class _Winograd:
         with emitter.loop(self.work.batch) as image, emitter.loop(bands, parallel=heavy) as band:
             v = self._workspace(self.n**2 * self.v_step // lanes)
             self._transform_sources(v, image, band)
+            # With one band there is nothing to spread over the threads but the groups of output blocks.
             with emitter.loop(self.results // self.q, parallel=heavy and bands == 1) as group:
                 m = self._workspace(self.n**2 * self.m_step // lanes)
                 with emitter.loop(self.n**2) as xi:
@@ -193,6 +198,7 @@ class _Winograd:
         from tvm import tirx
 
         emitter, n, lanes, (rows, column) = self.emitter, self.n, self.lanes, inside
+        # Columns left and right of the image are zeros; how many there are depends on the tile, at run time.
         low = emitter.let(tirx.max(0, 0 - column))
         high = emitter.let(tirx.min(n, self.work.width - column))
         for first, past in ((0, low), (high, n)):
@@ -279,6 +285,7 @@ class _Winograd:
         emitter = self.emitter
         ty = emitter.let(band * self.rows + row)
         for rows in self.tile_rows:
+            # The condition also excludes rows that the last band has and the image has not.
             alone = rows.count == self.down and self.down % self.rows == 0
             with emitter.when(None if alone else tirx.all(ty >= rows.first, ty < rows.first + rows.count)):
                 for columns in self.tile_columns:

@@ -72,6 +72,7 @@ def transform_input(
     result.append(arithmetic.combine(matrix[0], values))
     for row in range(1, m + 1, 2):
         even, odd = (matrix[row] + matrix[row + 1]) / 2, (matrix[row] - matrix[row + 1]) / 2
+        # Divided by its last coefficient, the odd part has one factor 1, which needs no multiplication.
         scale = float(odd[np.nonzero(odd)[0][-1]])
         parts = arithmetic.combine(even, values), arithmetic.combine(odd / scale, values)
         result += [arithmetic.add(parts[0], parts[1], scale), arithmetic.add(parts[0], parts[1], -scale)]

@@ -52,6 +52,7 @@ class ConvWorkload:
     @property
     def digest(self) -> str:
         """Names the workload in tuning logs and plans."""
+        # Sorted keys: records in tuning logs must be found again when fields change their order.
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:

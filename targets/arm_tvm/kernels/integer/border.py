@@ -123,6 +123,7 @@ def _pack_blocked(emitter: Emitter, spec: PackSpec, source: Any, result: Any, do
             begin = image * (channels * height * width) + block * (BLOCK * height * width) + pixel
             gathered = emitter.allocate(BLOCK, spec.dtype, "global")
             for channel in range(BLOCK):
+                # Channels past the last one repeat it: any value will do, their weights are zero.
                 present = min(channel, channels - first * BLOCK - 1)
                 value = load(source, begin + present * (height * width), 1)
                 emitter.add(store(gathered, channel, value, 1))

@@ -53,6 +53,8 @@ def chunks(spec: ConvSpec, dot: Dot) -> tuple[int, ...]:
         return (4,)
     lanes = -(-spec.kernel[1] * spec.source.channels // 4)
     whole, rest = divmod(lanes, 4)
+    # sdot multiplies lane by lane and leaves out what a row has not; the others take whole vectors, and weights of
+    # zero for the rest.
     short = (rest if dot == "sdot" else 4,) if rest else ()
     return (4,) * whole + short
 
@@ -76,6 +78,7 @@ def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
         image, origin, place = spec.source, source, batch * spec.source.batch_stride
         if spec.padded and spec.source.layout == "blocked":
             origin, image = emit_padded(emitter, (source, place, spec.source), spec.extent, spec.pads, spec.fill)
+            # The copy holds one image only.
             place = int32(0)
         arrays = _Arrays(origin, weights, scale, bias, residual, result, image)
         _tiles(emitter, spec, tile, dot, arrays, (place, batch * spec.result.batch_stride))

@@ -23,6 +23,7 @@ from targets.arm_tvm.kernels.integer.tiles import split
 from targets.arm_tvm.kernels.integer.windows import Row, each_row
 
 PIXELS = 4
+"""Pixels of a tile, at most: their 16 channels of int32 take 16 of the 32 registers."""
 
 
 def emit_depthwise(spec: ConvSpec, dot: Dot) -> Any:
@@ -57,6 +58,7 @@ def _sums(emitter: Emitter, spec: ConvSpec, place: tuple[Row, Any], weights: Any
     sums = emitter.allocate(pixels * BLOCK, "int32", "global")
     for pixel in range(pixels):
         emitter.add(store(sums, pixel * BLOCK, broadcast(0, BLOCK, "int32"), BLOCK))
+    # Two products fit int16 unless a weight is −128 (see `products`).
     together = 1 if spec.wide else 2
     for first in range(0, len(taps), together):
         chosen = list(enumerate(taps))[first : first + together]

@@ -24,6 +24,7 @@ def pack_weights(weights: Int8, spec: ConvSpec, tile: Tile, dot: Dot) -> Int8:
     outputs, inputs, height, width = weights.shape
     missing = spec.result.blocks * BLOCK - outputs
     if spec.source.layout == "pixels":
+        # One row of a window is one run of bytes, filled up with zeros to the lanes that are multiplied.
         length = 4 * sum(chunks(spec, dot))
         rows = weights.transpose(0, 2, 3, 1).reshape(outputs, height, 1, width * inputs)
         reduced = np.pad(rows, ((0, missing), (0, 0), (0, 0), (0, length - width * inputs)))

@@ -21,6 +21,7 @@ from targets.arm_tvm.kernels.integer.specs import BLOCK, Dot, Image, PoolSpec
 from targets.arm_tvm.kernels.integer.windows import each_row
 
 UNROLLED_TAPS = 16
+"""Taps of a window that are written out; a larger window becomes a loop."""
 
 
 def emit_pool(spec: PoolSpec, dot: Dot) -> Any:

@@ -76,6 +76,7 @@ class _Smmla(Product):
         return -(-self.tile.pixels // 2)
 
     def add(self, inputs: list[Any], weight: Callable[[int], Any], lanes: int) -> None:
+        # An odd last pixel is paired with itself; what its second half gives is never read.
         pairs = [(inputs[at], inputs[min(at + 1, len(inputs) - 1)]) for at in range(0, len(inputs), 2)]
         for half in range(lanes // 2):
             chosen = [*range(8 * half, 8 * half + 8), *range(16 + 8 * half, 24 + 8 * half)]
@@ -115,6 +116,7 @@ class _Widen(Product):
             for lanes in (range(8), range(8, 16))
         ]
         name = "llvm.aarch64.neon.saddlp.v4i32.v8i16"
+        # 2 · 127 · 128 = 32512 fits int16; with a weight of −128 it could be 32768, which does not.
         if not self.wide:
             return total + intrinsic("int32x4", name, halves[0] + halves[1])
         return total + intrinsic("int32x4", name, halves[0]) + intrinsic("int32x4", name, halves[1])

@@ -65,6 +65,7 @@ def _generic(values: Sequence[Any], epilogue: Epilogue) -> Any:
 
     whole = values[0] if len(values) == 1 else shuffle(values, range(4 * len(values)))
     lanes = 4 * len(values)
+    # nearbyint rounds halves to even, as fcvtns and QuantizeLinear do.
     rounded = tirx.nearbyint(whole) + broadcast(epilogue.zero_point, lanes, "float32")
     limited = tirx.Min(tirx.Max(rounded, broadcast(-128.0, lanes, "float32")), broadcast(127.0, lanes, "float32"))
     return cast(f"int8x{lanes}", cast(f"int32x{lanes}", limited))
@@ -80,9 +81,11 @@ def _saturated(values: Sequence[Any], epilogue: Epilogue) -> Any:
         for value in values
     ]
     pairs = [shuffle(narrow[at : at + 2], range(8)) for at in range(0, len(narrow) - 1, 2)]
+    # sqxtn takes eight elements: four of them are doubled, and the second half is dropped below.
     pairs = pairs or [shuffle([narrow[0], narrow[0]], range(8))]
     if epilogue.zero_point:
         offset = broadcast(epilogue.zero_point, 8, "int16")
+        # Saturating, since the zero point could move a value past the limits of int16.
         pairs = [intrinsic("int16x8", "llvm.sadd.sat.v8i16", pair, offset) for pair in pairs]
     bytes_ = [intrinsic("int8x8", "llvm.aarch64.neon.sqxtn.v8i8", pair) for pair in pairs]
     if len(values) == 1:

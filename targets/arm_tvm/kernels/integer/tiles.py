@@ -15,9 +15,11 @@ from typing import Any
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
 
 REGISTERS = 32
+"""Vector registers of aarch64."""
 MAX_CHOICES = 24
-COLUMNS_MAX = 16
-ROWS_MAX = 4
+"""Choices of one workload: each of them is compiled and measured when it is tuned."""
+COLUMNS_MAX, ROWS_MAX = 16, 4
+"""Pixels of one tile along each axis, at most: they bound the search."""
 EPILOGUE = 8
 """Instructions per four results."""
 WIDENED = 8
@@ -65,8 +67,10 @@ def split(size: int, most: int) -> list[tuple[int, int, int]]:
 
 def tile_choices(spec: ConvSpec, dot: Dot) -> tuple[Tile, ...]:
     """Tiles that fit, by predicted instructions."""
+    # 4, 8 and 16 channels divide a block of 16; 32 channels are two blocks.
     groups = [count for count in (1, 2, 4, 8) if spec.result.blocks * 4 % count == 0]
     wide = [(1, columns) for columns in range(1, min(spec.result.width, COLUMNS_MAX) + 1)]
+    # Tiles of several rows are for images whose rows are too short to fill the registers.
     high = [(rows, spec.result.width) for rows in range(2, min(spec.result.height, ROWS_MAX) + 1)]
     tiles = [Tile(count, rows, columns) for count in groups for rows, columns in wide + high]
     fitting = [tile for tile in tiles if _registers(tile, dot) <= REGISTERS]
@@ -105,9 +109,11 @@ def predicted_instructions(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
 def _tile_cost(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
     results = tile.groups * tile.pixels
     contiguous = spec.strides[1] == 1 and spec.source.layout == "blocked"
+    # Neighbouring pixels are loaded in pairs (ldp) where they follow each other in memory.
     loads = 2 * tile.groups + tile.pixels * (0.5 if contiguous else 1.0)
     pairs = -(-tile.pixels // 2)
     matrices = 4 * tile.groups * pairs + 2 * pairs
+    # widen and generic: 3 instructions per 16 products, for each of the 4 channels of a group.
     products = {"sdot": 4 * results, "smmla": matrices, "widen": 12 * results, "generic": 12 * results}
     taps = spec.kernel[0] * spec.kernel[1] * (1 if spec.source.layout == "pixels" else spec.source.blocks)
     return taps * (products[dot] + loads + LOOP / spec.kernel[1]) + EPILOGUE * results + 5 * LOOP
