@@ -22,8 +22,8 @@ from compiler.target import (
 from targets.arm_tvm.bundle.runtime_libraries import TVM_VERSION
 from targets.arm_tvm.graph.lower import last_line
 from targets.arm_tvm.options import Options
-from targets.arm_tvm.tune.benches import Bench, BoardBench, HostBench, smallest_kernel
-from targets.arm_tvm.tune.counting import EmulatorBench
+from targets.arm_tvm.tune.emulator_harness import EmulatorBench
+from targets.arm_tvm.tune.harness import Bench, BoardBench, HostBench, smallest_kernel
 from targets.arm_tvm.tune.spaces import find_spaces
 
 if TYPE_CHECKING:

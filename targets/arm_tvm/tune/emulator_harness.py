@@ -20,7 +20,7 @@ from targets.arm_tvm.graph.lower import Lowered, compile_kernels
 from targets.arm_tvm.options import Options
 from targets.arm_tvm.run.emulate import REMEDY, emulated_cpu, host_arch, why_not_runnable
 from targets.arm_tvm.run.runner import BundleRunner
-from targets.arm_tvm.tune.benches import arguments_of, random_arguments, smallest_kernel
+from targets.arm_tvm.tune.harness import arguments_of, random_arguments, smallest_kernel
 
 ONE_CORE = Cores(1, 1)
 
