@@ -1,4 +1,4 @@
-"""The folder that goes to the device: the model, its runtime, the program `run`, and what it takes and gives."""
+"""Writes the bundle: the model, its weights and signature, the runtime, and the program `run`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from targets.arm_tvm.options import Options
 
 @dataclass(frozen=True)
 class Cores:
-    """Where a model shall run.
+    """The CPUs a model runs on.
 
     Args:
-        threads: Threads it uses, its own included.
-        fast: How many of the device's CPUs, the fastest first, they are kept on.
+        threads: Threads of an inference, the calling one included.
+        fast: Number of CPUs they are bound to: the fastest of the device.
     """
 
     threads: int

@@ -1,4 +1,4 @@
-"""Weights beside the compiled code: a file that the device maps instead of copying it when the model is loaded."""
+"""The file of weights: the device maps it into memory instead of copying it when the model is loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ALIGNMENT_BYTES = 64
 
 
 def write_weights(path: Path, weights: Sequence[Array]) -> tuple[TensorSpec, ...]:
-    """Writes the weights one after another, each filled up to `ALIGNMENT_BYTES`, and says what stands there."""
+    """Writes the weights one after another, each padded to `ALIGNMENT_BYTES`; gives name, type and shape of each."""
     with path.open("wb") as file:
         for array in weights:
             data = array.tobytes()

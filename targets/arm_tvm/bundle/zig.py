@@ -1,4 +1,4 @@
-"""The C compiler and the linker of the `ziglang` wheel: no system compiler, no root."""
+"""Runs the C compiler and linker of the `ziglang` wheel: no system compiler and no root are needed."""
 
 from __future__ import annotations
 

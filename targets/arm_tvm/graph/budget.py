@@ -29,12 +29,12 @@ KERNEL_BYTES = 24 << 10
 def allot_weights(
     main: Any, composites: Mapping[Any, Composite], machine: Machine, payload_bytes: int | None
 ) -> Mapping[ConvWorkload, int]:
-    """Workload → most bytes of its packed weights; nothing of those that may take any choice.
+    """Workload → most bytes of its packed weights; a workload that may take any choice is not in it.
 
     Args:
         main: The Relax function, weights as constants.
-        composites: What kernels of ours compute of it.
-        machine: Where.
+        composites: The parts of it that kernels of ours compute.
+        machine: The machine they run on.
         payload_bytes: Most bytes of the bundle's payload; None: no limit.
     """
     if payload_bytes is None:
@@ -53,7 +53,7 @@ def within_payload(
     Args:
         tunables: Kernels of a model.
         module: The same model as Relax.
-        machine: Where.
+        machine: The machine they run on.
         payload_bytes: Most bytes of the bundle's payload.
     """
     from tvm import relax
@@ -93,12 +93,12 @@ def constant_bytes(main: Any) -> int:
 
 @dataclass(frozen=True)
 class _Step:
-    """One kernel's way to a choice of fewer bytes.
+    """A change of one workload to a choice with fewer bytes.
 
     Args:
-        workload: The kernel's.
-        choice: What it takes instead.
-        freed: Bytes that frees, all kernels of the workload together.
+        workload: The workload.
+        choice: Its new choice.
+        freed: Bytes saved, all kernels of the workload together.
         added: Predicted instructions it adds.
     """
 
@@ -113,7 +113,7 @@ def fit_weights(counts: Mapping[ConvWorkload, int], machine: Machine, limit: int
 
     Args:
         counts: How many kernels each workload has, each with weights of its own.
-        machine: Where.
+        machine: The machine they run on.
         limit: Most bytes of all their weights.
     """
     choices = {work: ranked for work in counts if (ranked := all_choices(work, machine))}

@@ -1,4 +1,4 @@
-"""What this target takes, as data: TVM's ONNX importer, less what it or the code generator was seen to get wrong.
+"""Operators and precisions of this target, as data: TVM's ONNX importer, less what TVM was seen to get wrong.
 
 Quantized models run in integers where `targets.arm_tvm.kernels.integer` has a kernel for what stands between
 DequantizeLinear and QuantizeLinear; TVM imports the rest of them as float arithmetic.

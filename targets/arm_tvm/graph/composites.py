@@ -1,4 +1,4 @@
-"""Finds what one kernel computes: a convolution or matrix product and the bias, residual and activation after it."""
+"""Finds composites: a convolution or matrix product with the bias, residual and activation that follow it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Composite:
         weights: Filters, channels / groups, rows, columns.
         bias: One value for each filter.
         residual: The variable that is added, if any.
-        last: The variable it gives.
-        inner: The variables between; nobody else reads them.
+        last: The variable of its result.
+        inner: The variables between; nothing else reads them.
     """
 
     workload: ConvWorkload

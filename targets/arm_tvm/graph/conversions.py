@@ -1,4 +1,4 @@
-"""ONNX operators that become other Relax than TVM's importer makes of them: what our kernels and layouts recognise."""
+"""ONNX operators converted otherwise than by TVM's importer: into Relax that our kernels and layouts recognise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def convert(operator: str, inputs: Sequence[Any], attributes: Attributes) -> Any
 
 
 def write_pads(model: ir.Model) -> None:
-    """Convolutions that ask for the source's size get the padding in numbers, in place: TVM's importer copies."""
+    """Writes `auto_pad` SAME of convolutions as explicit pads, in place: TVM's importer would pad a copy."""
     for node in model.graph.all_nodes():
         mode = node.attributes.get_string("auto_pad", "NOTSET")
         if node.op_type == "Conv" and mode in ("SAME_UPPER", "SAME_LOWER"):

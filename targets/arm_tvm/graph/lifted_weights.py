@@ -15,7 +15,7 @@ MIN_BYTES = 64
 
 
 def lift_weights(module: Any) -> tuple[Any, tuple[Array, ...]]:
-    """The Relax module with the constants of `main` as parameters after its own, and what must be passed for them."""
+    """The Relax module with the constants of `main` as parameters after its own, and the arrays to pass for them."""
     from tvm import relax
 
     main = module["main"]

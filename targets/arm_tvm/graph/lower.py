@@ -34,9 +34,9 @@ class Lowered:
 
     Args:
         objects: Object files, in link order.
-        weights: What the function takes after its inputs.
-        inputs: What the function takes, in order, as TVM sees it.
-        outputs: What it gives.
+        weights: Arguments of the function `main` after its inputs.
+        inputs: Inputs of the function, in order, with the types that TVM inferred.
+        outputs: Its outputs, likewise.
     """
 
     objects: tuple[Path, ...]
@@ -199,7 +199,7 @@ def _fuse(module: Any, target: Any) -> Any:
 def read_signature(
     module: Any, inputs: list[str], outputs: list[str]
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """What `main` takes and gives, under the model's own names.
+    """Inputs and outputs of `main`, under the model's own names.
 
     Raises:
         UnsupportedModel: A shape is not fixed.
@@ -248,6 +248,6 @@ def _agree(declared: object, inferred: object) -> bool:
 
 
 def last_line(error: Exception) -> str:
-    """What an exception of TVM says, without the trace that it puts before it."""
+    """The message of a TVM exception, without the trace that TVM puts before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:500]

@@ -17,7 +17,7 @@ _POOLS = frozenset(["relax.nn.max_pool2d", "relax.nn.avg_pool2d"])
 
 
 def packed_operator(binding: Any, values: PackedValues) -> Any:
-    """The call on packed values that a binding's operator becomes, or nothing."""
+    """The call on packed values that a binding's operator becomes; None where it cannot be computed packed."""
     from tvm import relax
 
     if isinstance(binding.value, relax.TupleGetItem):
@@ -128,7 +128,7 @@ def _pad_value(call: Any) -> list[Any]:
 
 
 def _concat(binding: Any, _: Any, values: PackedValues) -> Any:
-    """Of channels, where each operand fills whole blocks."""
+    """Concat of channels, where each operand fills whole blocks."""
     from tvm import relax
 
     operands = [_operand(field, values) for field in _fields(binding.value.args[0])]
@@ -138,12 +138,12 @@ def _concat(binding: Any, _: Any, values: PackedValues) -> Any:
 
 
 def _fields(expression: Any) -> Sequence[Any]:
-    """What a tuple is made of; nothing where it is a variable."""
+    """The fields of a tuple; none where it is a variable."""
     return list(getattr(expression, "fields", ()))
 
 
 def _split(binding: Any, values: PackedValues) -> Any:
-    """Of channels, at borders of blocks."""
+    """Split of channels, at borders of blocks."""
     from tvm import relax
 
     source, attrs = binding.value.args[0], binding.value.attrs
@@ -160,7 +160,7 @@ def _split(binding: Any, values: PackedValues) -> Any:
 
 
 def _slice(binding: Any, source: Any, values: PackedValues) -> Any:
-    """Of channels, from one block's border to another's."""
+    """Slice of channels, from one block's border to another's."""
     from tvm import relax
 
     ranges = [[number(field) for field in _fields(argument)] for argument in binding.value.args[1:]]

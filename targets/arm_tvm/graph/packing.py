@@ -31,7 +31,7 @@ def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, payload_byt
 
     Args:
         module: Relax as imported, weights as constants.
-        machine: What to choose and write kernels for.
+        machine: The machine that the kernels are for.
         schedule: Digest of a workload → the choice to take.
         payload_bytes: Most bytes of the bundle's payload; None: no limit.
     """
@@ -57,7 +57,7 @@ def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, payload_byt
 
 
 class _Packing:
-    """The rewritten function while it grows."""
+    """The function that is being written, and the values of the old one in it."""
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ class Region:
 
     Args:
         text: What it computes of `x`, as in `kernels.floating_point.expressions`.
-        last: The variable it gives.
+        last: The variable of its result.
         inner: The variables between, without the first.
     """
 

@@ -1,4 +1,4 @@
-"""Finds what kernels of ours compute in the model's own layout: softmax, normalisations, products of two values."""
+"""Finds what our kernels compute in the model's own layout: softmax, normalisations, products of two values."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class PlainKernel:
     """Bindings that become one kernel on plain tensors.
 
     Args:
-        name: Of the kernel; kernels that are equal have equal ones.
+        name: Names the kernel; equal kernels have equal names.
         emit: Writes the kernel.
         operands: What it reads, each with the shape the kernel sees it in.
-        shape: Of its result, as the kernel sees it.
-        last: The variable it gives.
-        inner: The variables between; nobody else reads them.
+        shape: Shape of its result, as the kernel sees it.
+        last: The variable of its result.
+        inner: The variables between; nothing else reads them.
     """
 
     name: str

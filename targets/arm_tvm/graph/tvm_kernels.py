@@ -1,4 +1,4 @@
-"""What TVM's own kernels get: vectors where they work on packed values, threads where they are worth it."""
+"""Schedules of TVM's own kernels: vectors where they work on packed values, threads where they are large."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a CPU executes: kernels written as TIR functions with explicit vectors, and the machine they are written for."""
+"""The code that a CPU executes: kernels as TIR functions with explicit vectors, and the machine they are for."""

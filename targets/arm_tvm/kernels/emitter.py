@@ -1,4 +1,4 @@
-"""A few verbs to write a kernel's statements one after the other."""
+"""Builds the TIR of a kernel, statement by statement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPAQUE = 8
 
 
 class Emitter:
-    """Collects the statements of one kernel, loop in loop."""
+    """Collects the statements of one kernel; loops may be nested."""
 
     def __init__(self) -> None:
         self._open: list[list[Any]] = [[]]
@@ -64,7 +64,7 @@ class Emitter:
 
     @contextmanager
     def loop(self, extent: Any, *, parallel: bool = False) -> Iterator[Any]:
-        """What is added inside is repeated; yields the counter. A loop of one iteration is none, of fewer is nothing.
+        """Repeats what is added inside; yields the counter. No loop is written for one iteration, nothing for fewer.
 
         Args:
             extent: Iterations: a number, or an expression that may be 0.
@@ -104,7 +104,7 @@ class Emitter:
 
     @contextmanager
     def when(self, condition: Any) -> Iterator[None]:
-        """What is added inside is done where the condition holds; None always holds."""
+        """Executes what is added inside only if the condition holds; None: always."""
         from tvm import tirx
 
         if condition is None:
@@ -115,7 +115,7 @@ class Emitter:
         self.add(tirx.IfThenElse(condition, _sequence(self._open.pop()), None))
 
     def function(self) -> Any:
-        """The kernel of the parameters so far, in their order; no pass is to look into it."""
+        """The PrimFunc of all statements so far; its parameters are in the order of their declaration."""
         from tvm import s_tir, tirx
 
         # noalias: arguments do not overlap, so LLVM may move loads over stores. fleetc.kernel: `graph.tvm_kernels` is
@@ -132,7 +132,7 @@ def _sequence(statements: list[Any]) -> Any:
 
 
 def int32(value: int) -> Any:
-    """A constant."""
+    """An int32 constant."""
     from tvm import tirx
 
     return tirx.const(value, "int32")
@@ -160,7 +160,7 @@ def _at(offset: Any, lanes: int) -> Any:
 
 
 def shuffle(vectors: Sequence[Any], lanes: Sequence[int]) -> Any:
-    """A vector of the lanes of others, counted through."""
+    """A vector of lanes of other vectors; lanes are numbered through all of them, as in LLVM's shufflevector."""
     from tvm import tirx
 
     return tirx.Shuffle(list(vectors), [int32(lane) for lane in lanes])

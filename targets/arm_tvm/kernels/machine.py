@@ -1,4 +1,4 @@
-"""What the schedules must know of a CPU: vector width, registers, and how scalars reach the multipliers."""
+"""What kernels must know of a CPU: vector width, registers, and how scalars reach the multipliers."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class BundleRunner:
 
     @property
     def note(self) -> str:
-        """What a reader of its results must know; empty on the host and where QEMU has the very core."""
+        """A caveat for readers of its results; empty on the host and where QEMU has a model of the core."""
         mcpu = self.artifact.facts["mcpu"]
         return f"QEMU has no model of {mcpu}; its CPU '{self.cpu}' stood in" if self.cpu not in ("", mcpu) else ""
 

@@ -1,4 +1,4 @@
-"""The bench that counts: kernels under QEMU, in guest instructions of one thread. Counts are no times."""
+"""The harness that counts: kernels under QEMU, in guest instructions of one thread. Counts are no times."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from targets.arm_tvm.tune.harness import arguments_of, random_arguments, smalles
 ONE_CORE = Cores(1, 1)
 
 
-class EmulatorBench:
-    """QEMU in the profile's place. Each kernel is a bundle of its own, run by the very program that devices run.
+class EmulatorHarness:
+    """Runs kernels under QEMU in place of the device.
+
+    Each kernel is a bundle of its own, run by the same program that devices run.
 
     Args:
         plan: How kernels are built.
@@ -46,7 +48,7 @@ class EmulatorBench:
         self._call = self._count_call()
 
     def compile(self, function: Any, folder: Path) -> Path:
-        """The bundle, in whose file of weights lies all that the kernel takes."""
+        """A bundle of this kernel alone; its arguments are the bundle's weights."""
         *inputs, (shape, dtype) = arguments_of(function)
         objects = compile_kernels(_as_model(function), self._options, folder)
         lowered = Lowered(objects, tuple(random_arguments(inputs)), (), (TensorSpec("y", dtype, shape),))
@@ -55,12 +57,12 @@ class EmulatorBench:
         return bundle
 
     def values(self, function: Any, built: Path) -> tuple[float, ...]:
-        """One count, without the call: another would differ by a few dozen instructions of the program around it."""
+        """One count, without the call. A second count would differ only by a few dozen instructions of the start-up."""
         # A kernel as small as the one of `_count_call` would count as nothing, or less.
         return (max(1.0, self._count(function, built) - self._call),)
 
     def _count_call(self) -> int:
-        """What TVM's virtual machine takes to allocate a result and to call a kernel."""
+        """Instructions of TVM's virtual machine to allocate a result and to call a kernel."""
         function = smallest_kernel()
         with tempfile.TemporaryDirectory(prefix="fleetc-") as place:
             return self._count(function, self.compile(function, Path(place)))

@@ -1,4 +1,4 @@
-"""Benches on which kernels are timed: this machine, and a board behind TVM's tracker."""
+"""Harnesses that time compiled kernels: on this machine, and on a board behind TVM's tracker."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from targets.arm_tvm.options import Options
 from targets.arm_tvm.run.emulate import host_arch
 
 REPEATS = 10
-"""Values of one trial."""
+"""Measured values of one trial."""
 
 REPEAT_MS = 10
-"""Time one value is the mean of, at least: shorter ones measure the clock."""
+"""Each value is the mean over at least so long: a shorter time would measure the clock."""
 
 CONNECT_S = 5.0
 """After how long a tracker that does not answer is called absent."""
@@ -46,22 +46,22 @@ Function = Callable[..., Any]
 Arguments = list[tuple[tuple[int, ...], str]]
 
 
-class Bench(Protocol):
-    """Where compiled kernels are measured."""
+class Harness(Protocol):
+    """Runs compiled kernels and measures them."""
 
     @property
     def device(self) -> DeviceType:
-        """What its figures are true of."""
+        """The device type that its figures hold for."""
 
     @property
     def evidence(self) -> Evidence:
-        """Where they are from."""
+        """How its figures were obtained."""
 
     def compile(self, function: Any, folder: Path) -> Path:
-        """What `values` takes of a TIR function, made in an existing folder."""
+        """Compiles a TIR function into an existing folder; gives the path that `values` takes."""
 
     def values(self, function: Any, built: Path) -> tuple[float, ...]:
-        """What executions take, in the evidence's unit.
+        """Costs of one execution, measured once or several times, in the unit of the evidence.
 
         Raises:
             TargetUnavailable: Nothing can be measured here any more.
@@ -69,7 +69,7 @@ class Bench(Protocol):
         """
 
 
-class HostBench:
+class HostHarness:
     """This machine's processor, in microseconds.
 
     Args:
@@ -95,11 +95,11 @@ class HostBench:
         return _timed(None, built, arguments_of(function), self._plan.threads)
 
 
-class BoardBench:
-    """A board behind TVM's tracker, in microseconds; one connection per trial, as a kernel may take it along.
+class BoardHarness:
+    """A board behind TVM's tracker, in microseconds; one connection per trial, since a kernel that crashes ends it.
 
     Args:
-        plan, profile: As of `HostBench`.
+        plan, profile: As of `HostHarness`.
         backend: Tracker, key, and how long a trial may take.
     """
 
@@ -178,13 +178,13 @@ def arguments_of(function: Any) -> Arguments:
 
 
 def random_arguments(arguments: Arguments) -> list[np.ndarray[Any, Any]]:
-    """Values for them, always the same."""
+    """Random values for these arguments; always the same."""
     random = np.random.default_rng(0)
     return [random.standard_normal(shape).astype(dtype) for shape, dtype in arguments]
 
 
 def smallest_kernel() -> Any:
-    """A TIR function of one vector: what cannot run it can run none, and what it takes is not the kernel's."""
+    """A TIR function of one vector: a check that kernels run at all, and the cost of a call without a kernel."""
     from tvm import te
 
     source = te.placeholder((16,), name="x")

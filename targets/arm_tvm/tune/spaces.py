@@ -1,4 +1,4 @@
-"""What there is to choose in a model: its kernels, each with the ways to compute it, whatever family they are of."""
+"""The search space of a model: its kernels, each with the ways to compute it, whatever family they are of."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Parameters = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Space:
-    """One kernel of a model and the ways to compute it.
+    """The search space of one kernel of a model.
 
     Args:
-        name: For people.
-        digest: Of its workload, as schedules and records name it.
+        name: Shown to people.
+        digest: Digest of its workload: the key in schedules and tuning records.
         choices: Best predicted first.
         work: Instructions that the first is predicted to take.
-        emit: From one of the choices to the TIR function.
+        emit: Writes the TIR function of one of the choices.
     """
 
     name: str

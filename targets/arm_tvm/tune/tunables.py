@@ -1,4 +1,4 @@
-"""The kernels of a model that can be tuned, and what measures them: each trial is compiled and put on a bench."""
+"""The kernels of a model that can be tuned, and what measures them: each trial is compiled and run in a harness."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from compiler.target import (
 from targets.arm_tvm.bundle.runtime_libraries import TVM_VERSION
 from targets.arm_tvm.graph.lower import last_line
 from targets.arm_tvm.options import Options
-from targets.arm_tvm.tune.emulator_harness import EmulatorBench
-from targets.arm_tvm.tune.harness import Bench, BoardBench, HostBench, smallest_kernel
+from targets.arm_tvm.tune.emulator_harness import EmulatorHarness
+from targets.arm_tvm.tune.harness import BoardHarness, Harness, HostHarness, smallest_kernel
 from targets.arm_tvm.tune.spaces import find_spaces
 
 if TYPE_CHECKING:
@@ -46,15 +46,15 @@ class KernelMeasurer:
         model: The border model.
         plan: How it is built.
         profile: The device's.
-        backend: Where.
+        backend: Where trials are measured.
 
     Raises:
         TargetUnavailable: The back-end is not there, or does not run what this toolchain builds.
     """
 
     def __init__(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> None:
-        self._bench = _open_bench(plan, profile, backend)
-        self.device, self.evidence = self._bench.device, self._bench.evidence
+        self._harness = _open_harness(plan, profile, backend)
+        self.device, self.evidence = self._harness.device, self._harness.evidence
         self._spaces = find_spaces(model, plan.options)
         if backend.kind == "rpc":
             self._greet(backend, plan.options)
@@ -63,7 +63,7 @@ class KernelMeasurer:
     evidence: Evidence
 
     def measure(self, kernel: Tunable, choice: Choice) -> Measurement:
-        """What one execution takes.
+        """Measures one execution of a kernel.
 
         Raises:
             TargetUnavailable: There is no board or no emulator any more.
@@ -77,15 +77,15 @@ class KernelMeasurer:
     def _values(self, function: Any) -> tuple[float, ...]:
         with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
             try:
-                built = self._bench.compile(function, Path(name))
+                built = self._harness.compile(function, Path(name))
             except CompilerError:
                 raise
             except Exception as error:  # TVM raises whatever its passes raise
                 raise ToolchainFailed(f"TVM does not compile the kernel: {last_line(error)}") from error
-            return self._bench.values(function, built)
+            return self._harness.values(function, built)
 
     def _greet(self, backend: Backend, options: Options) -> None:
-        """Lets the board run the smallest kernel."""
+        """Checks that the board runs code of this toolchain, with the smallest kernel."""
         try:
             self._values(smallest_kernel())
         except ToolchainFailed as error:
@@ -97,7 +97,7 @@ class KernelMeasurer:
             ) from error
 
 
-def _open_bench(plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Bench:
+def _open_harness(plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Harness:
     if backend.kind == "emulator":
-        return EmulatorBench(plan, profile)
-    return HostBench(plan, profile) if backend.kind == "host" else BoardBench(plan, profile, backend)
+        return EmulatorHarness(plan, profile)
+    return HostHarness(plan, profile) if backend.kind == "host" else BoardHarness(plan, profile, backend)

@@ -51,7 +51,7 @@ class Match:
 
     Args:
         node: The operator it is made of.
-        spec: The kernel; None where the integers are handed on as they are.
+        spec: The kernel; None where the integers pass unchanged.
         inputs: Tensors it reads, each with the layout it wants.
         tail: What follows the operator; its end is what the kernel makes.
         image: Layout of the result.
@@ -82,7 +82,7 @@ def match(node: ir.Node) -> Match | None:
 
 
 def image_of(shape: tuple[int, ...] | None) -> Image | None:
-    """How a tensor of that shape is held: blocked if it has four axes, else as a matrix."""
+    """The layout of a tensor of that shape: blocked if it has four axes, else a matrix."""
     if shape is None or not shape:
         return None
     if len(shape) == 4:

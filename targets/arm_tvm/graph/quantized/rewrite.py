@@ -24,7 +24,7 @@ OPERATOR = "IntegerKernel"
 
 @dataclass(frozen=True)
 class IntegerModel:
-    """A model and the kernels its nodes of our domain name.
+    """A model, and the kernels that its nodes of the domain `fleetc.integer` stand for.
 
     Args:
         model: The graph; what is not integer is as it was.
@@ -75,7 +75,7 @@ class _Rewrite:
     results: dict[ir.Value, tuple[ir.Value, Image, Quantized | None]] = field(default_factory=dict)
 
     def replace(self, matched: Match) -> None:
-        """Puts one kernel in the place of what it computes."""
+        """Inserts one kernel before the last of the nodes it replaces."""
         last = matched.last
         arguments = [self._packed(tensor, image, last) for tensor, image in matched.inputs]
         if matched.spec is None:
@@ -88,21 +88,21 @@ class _Rewrite:
         self.results[matched.tail.end] = (output, matched.image, matched.tail.result)
 
     def reconnect(self) -> None:
-        """Gives what still reads a tensor of ours the tensor it knew, and removes what nothing reads."""
+        """Connects the remaining readers to tensors in the model's own layout, and removes unused nodes."""
         for value, (_, _, result) in self.results.items():
-            for node, index in [use for use in value.uses() if self._lives(use[0])]:
+            for node, index in [use for use in value.uses() if self._is_read(use[0])]:
                 scheme = dequantized(node.outputs[0]) if result is not None else None
                 if scheme is not None:
-                    _hand_over(node.outputs[0], self._unpacked(value, scheme, node.outputs[0]))
+                    _replace_value(node.outputs[0], self._unpacked(value, scheme, node.outputs[0]))
                     self.replaced.add(node)
                 else:
                     node.replace_input_with(index, self._unpacked(value, None, value))
             if value.is_graph_output():
-                _hand_over(value, self._unpacked(value, None, value))
+                _replace_value(value, self._unpacked(value, None, value))
         self.model.graph.opset_imports[DOMAIN] = 1
         RemoveUnusedNodesPass()(self.model)
 
-    def _lives(self, node: ir.Node) -> bool:
+    def _is_read(self, node: ir.Node) -> bool:
         """Whether something outside of our kernels reads what a node makes."""
         if node in self.replaced or not is_op(node, "DequantizeLinear"):
             return node not in self.replaced
@@ -188,8 +188,8 @@ class _Rewrite:
         return node.outputs[0]
 
 
-def _hand_over(old: ir.Value, new: ir.Value) -> None:
-    """Lets all readers, and the graph's outputs, have the new value; an output keeps its name."""
+def _replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Replaces a value in all its readers and in the graph's outputs; an output keeps its name."""
     for node, index in tuple(old.uses()):
         node.replace_input_with(index, new)
     graph = _producer(new).graph

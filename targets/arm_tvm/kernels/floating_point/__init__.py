@@ -1,4 +1,4 @@
-"""Kernel families, one file each. A family that can be tuned is a module with three functions:
+"""Kernels of floating-point numbers, one family a file. A family that can be tuned is a module with three functions:
 
 choices(workload, machine) -> tuple[Choice, ...]: ways to compute it, best predicted first; none where it declines;
     each with the bytes that its packed weights take;

@@ -194,7 +194,7 @@ class _Direct:
     """One kernel while it is written."""
 
     def __init__(self, workload: ConvWorkload, choice: Choice, machine: Machine) -> None:
-        self.given, self.work, self.choice, self.machine = workload, _flat(workload), choice, machine
+        self.workload, self.work, self.choice, self.machine = workload, _flat(workload), choice, machine
         self.lanes, self.dtype = machine.lanes(workload.dtype), workload.dtype
         self.vector = f"{self.dtype}x{self.lanes}"
         self.part = _part(self.work, self.lanes)
@@ -203,15 +203,15 @@ class _Direct:
         self.emitter = Emitter()
 
     def function(self) -> Any:
-        source = self.emitter.parameter(source_shape(self.given, self.lanes), self.dtype, "x")
+        source = self.emitter.parameter(source_shape(self.workload, self.lanes), self.dtype, "x")
         depth = _depth(self.work, self.lanes)
         self.in_blocks = blocks(self.part.channels, depth)
         self.reduction = depth * self.in_blocks * self.work.kernel[0] * self.work.kernel[1]
         results = self.parts * self.out_blocks * self.lanes
         self.weights = self.emitter.parameter((results * self.reduction,), self.dtype, "w")
         self.bias = self.emitter.parameter((results,), self.dtype, "bias")
-        shape = result_shape(self.given, self.lanes)
-        self.residual = self.emitter.parameter(shape, self.dtype, "r") if "add" in self.given.epilogue else None
+        shape = result_shape(self.workload, self.lanes)
+        self.residual = self.emitter.parameter(shape, self.dtype, "r") if "add" in self.workload.epilogue else None
         self.result = self.emitter.parameter(shape, self.dtype, "y")
         self.source, self.image = readable(self.emitter, source, self.work, self.lanes)
         with self.emitter.loop(self.work.batch) as batch, self.emitter.loop(self.parts) as part:

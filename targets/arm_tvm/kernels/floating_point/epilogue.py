@@ -1,4 +1,4 @@
-"""The steps after a kernel's sum, done on the vector before it is stored."""
+"""Epilogue of a kernel: the steps after its sum, done on the vector before it is stored."""
 
 from __future__ import annotations
 

@@ -29,10 +29,10 @@ def choose(
     """The plan's choice for the workload where it has one that still exists, else the analytic default.
 
     Args:
-        workload: What to compute.
-        machine: Where.
+        workload: The convolution or product.
+        machine: The machine it is computed on.
         schedule: Digest of a workload → a choice, as `Choice.to_dict` gives it.
-        most_bytes: What its packed weights may take; None: whatever they take.
+        most_bytes: Most bytes of its packed weights; None: no limit.
     """
     candidates = [
         candidate

@@ -1,4 +1,4 @@
-"""What a kernel reads and gives: shapes of the tensors, and copies of sources of which every vector can be read."""
+"""Shapes of a kernel's tensors, and copies of sources that are padded, so that every vector can be loaded."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from itertools import groupby
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive tiles along one axis that lie alike on the border.
+    """Consecutive tiles along one axis that cross the border of the image in the same way.
 
     Args:
         first: Number of the first tile.

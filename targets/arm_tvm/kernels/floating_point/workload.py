@@ -1,4 +1,4 @@
-"""What a kernel is asked to compute, and one way to do it: the values between the graph, the families and the tuner."""
+"""A workload and a choice: what a kernel computes, and one way to compute it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ConvWorkload:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON has it."""
+        """All fields, for JSON."""
         return {"family": "conv2d", **asdict(self)}
 
 

@@ -60,7 +60,7 @@ def chunks(spec: ConvSpec, dot: Dot) -> tuple[int, ...]:
 
 
 def dot_for(spec: ConvSpec, dot: Dot) -> Dot:
-    """Short rows have no pairs of pixels that smmla could take."""
+    """The instruction a convolution uses: in short rows there are no pairs of pixels that smmla could take."""
     return "sdot" if dot == "smmla" and spec.source.layout == "pixels" else dot
 
 

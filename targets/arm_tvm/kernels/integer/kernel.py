@@ -1,4 +1,4 @@
-"""From a specification to its kernel."""
+"""From the specification of an integer kernel to its TIR function."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Kernel:
     """A specification and how it is computed.
 
     Args:
-        spec: What.
-        dot: How products are made.
-        tile: The register tile of a convolution; None for what has none.
+        spec: What it computes.
+        dot: Which instructions multiply int8.
+        tile: The register tile of a convolution; None for other kernels.
     """
 
     spec: Spec

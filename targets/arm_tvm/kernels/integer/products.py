@@ -1,4 +1,4 @@
-"""How products of int8 are made and summed in registers, a class per kind of instruction; `conv` has their costs."""
+"""How products of int8 are made and summed in registers, a class per kind of instruction; see `conv`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Product:
             emitter.add(store(self.buffer, index * self.lanes, broadcast(0, self.lanes, "int32"), self.lanes))
 
     def count(self) -> int:
-        """Accumulators."""
+        """Number of accumulators."""
         return self.tile.groups * self.tile.pixels
 
     def add(self, inputs: list[Any], weight: Callable[[int], Any], lanes: int) -> None:
@@ -41,7 +41,7 @@ class Product:
         raise NotImplementedError
 
     def get(self, index: int) -> Any:
-        """An accumulator."""
+        """Reads an accumulator."""
         return load(self.buffer, index * self.lanes, self.lanes)
 
     def put(self, index: int, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Accumulators → results, in registers.
+"""Requantization of accumulators to results, in registers.
 
 Per four results: scvtf, fmul, fadd (+ sxtl, scvtf, fmla for a residual), fcvtns, and half of two sqxtn. fcvtns rounds
 halves to even and sqxtn saturates, as ONNX's QuantizeLinear does. An activation is a clamp of the int8 result, sixteen

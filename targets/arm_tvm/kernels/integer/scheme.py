@@ -1,4 +1,4 @@
-"""What the integer kernels want of a quantizer, and what they bring, as data.
+"""How a model must be quantized for the integer kernels, and the gain in speed, as data.
 
 The gains are quotients of instructions that one inference of the face network executes, fp32 with Winograd's algorithm
 against int8: 40.6 M (ncnn's) to 21.6 M with sdot, 16.8 M with smmla, 64.2 M with widening multiplies.

@@ -97,7 +97,7 @@ def workload_digest(spec: ConvSpec, dot: Dot) -> str:
 
 
 def predicted_instructions(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
-    """Of one image."""
+    """Predicted instructions of one image."""
     channels = spec.result.blocks * BLOCK // (4 * tile.groups)
     return channels * sum(
         row_parts * column_parts * _tile_cost(spec, Tile(tile.groups, rows, columns), dot)
