@@ -68,11 +68,12 @@ def _fitting(work: ConvWorkload, machine: Machine, size: int) -> list[dict[str, 
     return [choice.to_dict() for choice in all_choices(work, machine) if choice.weight_bytes <= size]
 
 
-def _restricted(one: Tunable, left: list[dict[str, Any]] | None) -> Tunable:
-    if left is None:
-        return one
-    kept = tuple(choice for choice in one.choices if choice in left)
-    return replace(one, choices=kept, name=f"{one.name}, weights as the payload's limit allows") if kept else one
+def _restricted(tunable: Tunable, fitting: list[dict[str, Any]] | None) -> Tunable:
+    if fitting is None:
+        return tunable
+    choices = tuple(choice for choice in tunable.choices if choice in fitting)
+    name = f"{tunable.name}, weights as the payload's limit allows"
+    return replace(tunable, choices=choices, name=name) if choices else tunable
 
 
 def constant_bytes(main: Any) -> int:
@@ -118,11 +119,13 @@ def fit_weights(counts: Mapping[ConvWorkload, int], machine: Machine, limit: int
     """
     choices = {work: ranked for work in counts if (ranked := all_choices(work, machine))}
     selected = {work: ranked[0] for work, ranked in choices.items()}
-    if sum(counts[work] * min(one.weight_bytes for one in ranked) for work, ranked in choices.items()) > limit:
+    if sum(counts[work] * min(choice.weight_bytes for choice in ranked) for work, ranked in choices.items()) > limit:
         return {}
     limits: dict[ConvWorkload, int] = {}
     while sum(counts[work] * choice.weight_bytes for work, choice in selected.items()) > limit:
-        steps = (step for work, one in selected.items() for step in _steps(work, one, choices[work], counts[work]))
+        steps = (
+            step for work, choice in selected.items() for step in _steps(work, choice, choices[work], counts[work])
+        )
         # At least 1: a step that adds no instruction must not divide by zero.
         best = max(steps, key=lambda step: step.freed / max(step.added, 1.0))
         selected[best.workload] = best.choice

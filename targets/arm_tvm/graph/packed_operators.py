@@ -30,7 +30,7 @@ def packed_operator(binding: Any, values: PackedValues) -> Any:
     first = binding.value.args[0] if rule else None
     if rule is None or len(shape_of(binding.var)) != 4 or str(binding.var.ty.dtype) not in ("float32", "float16"):
         return None
-    operands = [one for argument in binding.value.args for one in (_fields(argument) or [argument])]
+    operands = [value for argument in binding.value.args for value in (_fields(argument) or [argument])]
     if not any(operand in values.packed for operand in operands if _is_var(operand)):
         return None
     return rule(binding, first, values)

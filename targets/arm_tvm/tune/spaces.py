@@ -64,10 +64,10 @@ def _float_spaces(model: ir.Model, options: Options) -> Iterator[Space]:
 
 def _float_space(work: ConvWorkload, choices: tuple[Choice, ...], machine: Any) -> Space:
     def write(parameters: Parameters) -> Any:
-        choice = next(one for one in choices if one.to_dict() == dict(parameters))
+        choice = next(option for option in choices if option.to_dict() == dict(parameters))
         return FAMILIES[choice.family].emit(work, choice, machine)
 
-    return Space(_name(work), work.digest, tuple(one.to_dict() for one in choices), choices[0].cost, write)
+    return Space(_name(work), work.digest, tuple(choice.to_dict() for choice in choices), choices[0].cost, write)
 
 
 def _integer_spaces(model: ir.Model, options: Options) -> Iterator[Space]:

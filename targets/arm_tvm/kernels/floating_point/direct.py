@@ -26,7 +26,7 @@ from compiler.target import Array
 from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, fma, gather, int32, lane, load, store
 from targets.arm_tvm.kernels.floating_point import depthwise
 from targets.arm_tvm.kernels.floating_point.epilogue import finish
-from targets.arm_tvm.kernels.floating_point.sources import readable, result_shape, source_shape
+from targets.arm_tvm.kernels.floating_point.sources import padded_source, result_shape, source_shape
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks, packed_bytes
 from targets.arm_tvm.kernels.machine import Machine
 
@@ -152,7 +152,7 @@ def pack(workload: ConvWorkload, choice: Choice, weights: Array, machine: Machin
     """The weights of one part after the other; those between different groups are zeros."""
     part = _part(workload, machine.lanes(workload.dtype))
     parts = np.split(weights, workload.filters // part.filters)
-    return np.concatenate([_pack_part(part, choice, _dense(one, part.groups), machine) for one in parts])
+    return np.concatenate([_pack_part(part, choice, _dense(weight, part.groups), machine) for weight in parts])
 
 
 def _dense(weights: Array, groups: int) -> Array:
@@ -213,7 +213,7 @@ class _Direct:
         shape = result_shape(self.workload, self.lanes)
         self.residual = self.emitter.parameter(shape, self.dtype, "r") if "add" in self.workload.epilogue else None
         self.result = self.emitter.parameter(shape, self.dtype, "y")
-        self.source, self.image = readable(self.emitter, source, self.work, self.lanes)
+        self.source, self.image = padded_source(self.emitter, source, self.work, self.lanes)
         with self.emitter.loop(self.work.batch) as batch, self.emitter.loop(self.parts) as part:
             self._image(batch, part)
         return self.emitter.function()

@@ -10,8 +10,8 @@ from targets.arm_tvm.kernels.floating_point.workload import ConvWorkload, blocks
 
 
 @dataclass(frozen=True)
-class Image:
-    """Where a source's elements are: strides in elements; `blocks` of `depth` channels."""
+class SourceLayout:
+    """How a source lies in memory: strides in elements; `blocks` blocks of `depth` channels."""
 
     blocks: int
     depth: int
@@ -37,19 +37,19 @@ def result_shape(workload: ConvWorkload, lanes: int) -> tuple[int, ...]:
     return (workload.batch, blocks(workload.filters, lanes), *workload.result, lanes)
 
 
-def readable(emitter: Emitter, source: Any, work: ConvWorkload, lanes: int) -> tuple[Any, Image]:
+def padded_source(emitter: Emitter, source: Any, work: ConvWorkload, lanes: int) -> tuple[Any, SourceLayout]:
     """The source, or a copy of it with its border of zeros, or with rows that fill whole vectors."""
     if work.layout == "planar" or any(work.padding):
         return _Copy(emitter, work, lanes).padded(source)
     if work.layout == "rows":
         return _Copy(emitter, work, lanes).whole_rows(source) if work.channels % lanes else (source, _rows(work, lanes))
     count, area = blocks(work.channels, lanes), work.height * work.width
-    return source, Image(count, lanes, count * area * lanes, area * lanes, work.width * lanes, lanes)
+    return source, SourceLayout(count, lanes, count * area * lanes, area * lanes, work.width * lanes, lanes)
 
 
-def _rows(work: ConvWorkload, lanes: int) -> Image:
+def _rows(work: ConvWorkload, lanes: int) -> SourceLayout:
     size = blocks(work.channels, lanes)
-    return Image(size, lanes, 0, lanes, 0, size * lanes)
+    return SourceLayout(size, lanes, 0, lanes, 0, size * lanes)
 
 
 class _Copy:
@@ -58,7 +58,7 @@ class _Copy:
     def __init__(self, emitter: Emitter, work: ConvWorkload, lanes: int) -> None:
         self.emitter, self.work, self.lanes, self.dtype = emitter, work, lanes, work.dtype
 
-    def whole_rows(self, source: Any) -> tuple[Any, Image]:
+    def whole_rows(self, source: Any) -> tuple[Any, SourceLayout]:
         """Each row fills whole vectors."""
         channels, image = self.work.channels, _rows(self.work, self.lanes)
         buffer = self.emitter.allocate(self.work.width * image.column, self.dtype, "global")
@@ -67,13 +67,13 @@ class _Copy:
             self._zeros(buffer, row * image.column + channels, image.column - channels)
         return buffer, image
 
-    def padded(self, source: Any) -> tuple[Any, Image]:
+    def padded(self, source: Any) -> tuple[Any, SourceLayout]:
         """A border of zeros around each plane, and room for one vector behind the last."""
         work, depth = self.work, 1 if self.work.layout == "planar" else self.lanes
         top, left, bottom, right = work.padding
         height, width = work.height + top + bottom, work.width + left + right
         count = blocks(work.channels, depth)
-        image = Image(count, depth, count * height * width * depth, height * width * depth, width * depth, depth)
+        image = SourceLayout(count, depth, count * height * width * depth, height * width * depth, width * depth, depth)
         # The zeros behind a row are its right border and the left border of the next row; behind the last row they
         # need the extra `left * depth` elements.
         buffer = self.emitter.allocate(work.batch * image.batch + self.lanes + left * depth, self.dtype, "global")

@@ -41,7 +41,7 @@ def emit_depthwise(spec: ConvSpec, dot: Dot) -> Any:
             with emitter.loop(parts) as at:
                 column = at * columns + first
                 sums = _sums(emitter, spec, (row, row.start + column * (spec.strides[1] * BLOCK)), weights, columns)
-                held = [[load(one, row.block * BLOCK + 4 * part, 4) for part in range(4)] for one in factors]
+                held = [[load(factor, row.block * BLOCK + 4 * part, 4) for part in range(4)] for factor in factors]
                 for pixel, total in enumerate(sums):
                     offset = row.into + (column + pixel) * BLOCK
                     added = read_residual(residual, offset, BLOCK)[0] if residual is not None else None
