@@ -74,7 +74,7 @@ class _Packing:
         self.by_last = {composite.last: (composite, choice) for composite, choice in chosen.values()}
         self.kernels = kernels
         self.inner = {var for composite, _ in chosen.values() for var in composite.inner}
-        self.inner |= {var for composite in kernels.values() for var in composite.inner}
+        self.inner |= {var for kernel in kernels.values() for var in kernel.inner}
         self.plain: dict[Any, Any] = {}
         self.functions: dict[str, Any] = {}
 
