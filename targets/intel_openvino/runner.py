@@ -17,7 +17,7 @@ from compiler.target import (
     ToolchainFailed,
     missing_isa,
 )
-from targets.intel_openvino.toolchain import first_lines, input_name, openvino
+from targets.intel_openvino.toolchain import first_lines, input_name, limit_isa, openvino
 
 _PROFILED_RUNS = 20
 
@@ -33,6 +33,7 @@ class CompiledRunner:
         self._inputs = {spec.name: spec.dtype for spec in artifact.inputs}
         self._unused = set(_strings(artifact.facts.get("unused_inputs")))
         self._artifact = artifact
+        limit_isa(frozenset(_strings(artifact.facts.get("isa"))), host)
         compiled, self._order = _compile(artifact)
         self._request = compiled.create_infer_request()
 

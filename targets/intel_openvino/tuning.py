@@ -34,7 +34,7 @@ from compiler.target import (
     profile_device,
 )
 from targets.intel_openvino.convert import write_ir
-from targets.intel_openvino.toolchain import first_lines, openvino
+from targets.intel_openvino.toolchain import first_lines, limit_isa, openvino
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -91,6 +91,7 @@ class HostMeasurer:
         config: dict[str, str],
     ) -> None:
         _refuse(profile, backend)
+        limit_isa(frozenset(profile.cpu.isa if profile.cpu else ()), host_isa())
         self.device: DeviceType = profile_device(detect_profile())
         self._plan, self._config, self._trial_s = plan, config, backend.trial_s
         self._core = openvino().Core()
