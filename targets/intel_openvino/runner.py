@@ -30,7 +30,7 @@ class CompiledRunner:
 
     def __init__(self, artifact: Artifact, host: frozenset[str]) -> None:
         flags = _strings(artifact.facts.get("isa"))
-        self.note = "; ".join(filter(None, (impose_isa(flags), _note(flags, host))))
+        self.note = "; ".join(filter(None, (impose_isa(flags, host), _note(flags, host))))
         self._outputs = [spec.name for spec in artifact.outputs]
         self._inputs = {spec.name: spec.dtype for spec in artifact.inputs}
         self._unused = set(_strings(artifact.facts.get("unused_inputs")))

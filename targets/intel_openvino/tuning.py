@@ -126,7 +126,7 @@ def _device(profile: HardwareProfile) -> DeviceType:
     """This machine, with the instruction sets that it shares with the device: kernels use no others."""
     device: DeviceType = profile_device(detect_profile())
     flags = set(profile.cpu.isa if profile.cpu else ())
-    impose_isa(flags)
+    impose_isa(flags, host_isa())
     return replace(device, isa=tuple(flag for flag in device.isa if flag in flags)) if flags else device
 
 
