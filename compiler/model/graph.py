@@ -1,4 +1,4 @@
-"""The one graph type is `onnx_ir.Model`; these are the few things everybody asks of it."""
+"""Functions on the graph type, `onnx_ir.Model`: skeleton without weights, digest, checks; the protocol of passes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def to_text(model: ir.Model) -> str:
 def skeleton(model: ir.Model, *, keep_bytes: int = SMALL_TENSOR_BYTES) -> onnx.ModelProto:
     """The model without its weights: initializers above `keep_bytes` become graph inputs of the same name and type.
 
-    What only needs the structure (checker, shape inference, simplifier) so never copies the weights.
+    Checker, shape inference and simplifier need only the structure, so weights are not copied for them.
     """
     bare = model.clone()
     for value in list(bare.graph.initializers.values()):
@@ -76,7 +76,7 @@ def skeleton(model: ir.Model, *, keep_bytes: int = SMALL_TENSOR_BYTES) -> onnx.M
             del bare.graph.initializers[str(value.name)]
             if value not in bare.graph.inputs:
                 bare.graph.inputs.append(value)
-        elif isinstance(tensor, ir.ExternalTensor):  # its path means nothing to whoever reads the skeleton
+        elif isinstance(tensor, ir.ExternalTensor):  # a relative path is not valid for a reader of the skeleton
             value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
     return ir.to_proto(bare)
 

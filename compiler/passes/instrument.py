@@ -1,4 +1,4 @@
-"""What is recorded about each pass, measured from outside of it."""
+"""The record of each pass: size of the graph, time, and difference of the outputs, all measured outside the pass."""
 
 from __future__ import annotations
 

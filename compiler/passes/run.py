@@ -1,4 +1,4 @@
-"""Runs passes one after another: numbered, measured, checked, dumped, and asked where each node went."""
+"""Runs passes in order: each is numbered and measured, the model is checked, and the provenance of nodes recorded."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def run_passes(
         InternalError: A pass raised, or left an invalid model.
         OutputError: The dump cannot be written.
     """
-    kept = passes if stop_after is None else passes[: max(0, stop_after - first + 1)]
+    chosen = passes if stop_after is None else passes[: max(0, stop_after - first + 1)]
     _dump(model, dump_dir, first - 1, "input")
     records: list[PassRecord] = []
     provenance: dict[str, Provenance] = {}
     stats, seen = measure(model), look(model)
-    for number, step in enumerate(kept, start=first):
+    for number, step in enumerate(chosen, start=first):
         record = run_measured(number, step, model, before=stats, probe=probe)
         stats = record.after
         records.append(record)
@@ -55,7 +55,7 @@ def run_passes(
             before, seen = seen, look(model)
             provenance |= find_provenance(before, seen, by=f"{number} {step.name}")
             _dump(model, dump_dir, number, step.name)
-        if check_each or number == first + len(kept) - 1:
+        if check_each or number == first + len(chosen) - 1:
             _check(model, records)
     add_provenance(model, provenance)
     return tuple(records)

@@ -1,4 +1,4 @@
-"""simplify-onnxsim: what onnxsim makes of the model, adopted only if it can be shown to be the same model.
+"""simplify-onnxsim: runs onnxsim and adopts its result only if checks show that it is the same model.
 
 onnxsim is native code that can crash, hang or eat the memory, and it has frozen dynamic dimensions before. So it runs
 in a child process with a time and a memory limit, on the model without its weights, and its result is adopted only if
@@ -37,7 +37,7 @@ class SimplifyOnnxsim:
 
     Args:
         command: Program that is called with input path, output path and memory limit in bytes.
-        timeout_s: After so many seconds it is killed.
+        timeout_s: Limit on the time of the child process, in seconds.
     """
 
     command: Sequence[str] = COMMAND
@@ -108,6 +108,7 @@ def _computation(proto: onnx.ModelProto) -> list[bytes]:
     for node in proto.graph.node:
         bare = onnx.NodeProto()
         bare.CopyFrom(node)
+        # names and documentation do not change the result
         for decoration in ("name", "doc_string", "metadata_props"):
             bare.ClearField(decoration)
         nodes.append(bare.SerializeToString(deterministic=True))
@@ -115,16 +116,16 @@ def _computation(proto: onnx.ModelProto) -> list[bytes]:
 
 
 def _with_weights(proto: onnx.ModelProto, model: ir.Model) -> ir.Model:
-    """onnxsim's graph with the weights, which it saw as inputs, put back; those it no longer reads are gone."""
+    """onnxsim's graph with the weights, which it saw as inputs, as initializers again; unread ones are dropped."""
     candidate = ir.from_proto(proto)
     weights = _removed(model)
-    kept = [value for value in candidate.graph.inputs if value.name not in weights]
+    inputs = [value.name for value in candidate.graph.inputs if value.name not in weights]
     for value in [value for value in candidate.graph.inputs if value.name in weights]:
         candidate.graph.inputs.remove(value)
         if value.uses() or value.is_graph_output():
             value.const_value = weights[str(value.name)]
             candidate.graph.register_initializer(value)
-    if [value.name for value in kept] != [value.name for value in model.graph.inputs]:
+    if inputs != [value.name for value in model.graph.inputs]:
         raise _Refused("it changed the inputs")
     return candidate
 
@@ -176,7 +177,7 @@ def _must_compute_the_same(candidate: ir.Model, model: ir.Model) -> None:
 
 
 def _keep_metadata(candidate: ir.Model, model: ir.Model) -> None:
-    """onnxsim drops and renames: nodes are found again by what they compute, then by name."""
+    """Copies metadata to onnxsim's nodes, matched by output name, then by node name: onnxsim drops and renames."""
     by_output = {value.name: node for node in model.graph for value in node.outputs if value.name}
     by_name = {node.name: node for node in model.graph if node.name}
     for node in candidate.graph:

@@ -1,7 +1,8 @@
-"""trim-kernels: rows and columns of a filter that only ever lie on padding go.
+"""trim-kernels: removes rows and columns of a filter that are only ever multiplied with padding.
 
 Along an axis of size I, tap k of a Conv reads i = o·stride − pad + k·dilation for the outputs o = 0 … O−1. Taps at
-either end for which no i is in 0 … I−1 meet nothing but zeros: the filter loses them, and the pads as many steps.
+either end for which no i is in 0 … I−1 are multiplied with zeros alone: they are cut off, and the pads shrink by as
+many steps.
 Late layers have them: a 3 × 3 filter on a picture of 1 × 1 has one tap that counts, and eight that are stored, loaded
 and multiplied for nothing.
 
@@ -19,7 +20,7 @@ from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.values import Names, constant_of, graphs_of, record_origin, replace_input
 
 Span = tuple[int, int]
-"""Taps of a filter along one axis that are kept: from the first to before the last."""
+"""Taps of a filter along one axis that remain: first, and behind the last."""
 
 
 def trim_kernels(model: ir.Model) -> PassResult:
@@ -40,9 +41,9 @@ def _trim(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
     if all(span == (0, side) for span, side in zip(spans, sides, strict=True)):
         return False
     places = [slice(None), slice(None), *(slice(*span) for span in spans)]
-    kept = np.ascontiguousarray(weights[tuple(places)])
-    new = ir.Value(name=names.fresh(f"{old.name}_trimmed"), shape=ir.Shape(kept.shape), type=old.type)
-    new.const_value = ir.tensor(kept, dtype=old.dtype, name=new.name)
+    trimmed = np.ascontiguousarray(weights[tuple(places)])
+    new = ir.Value(name=names.fresh(f"{old.name}_trimmed"), shape=ir.Shape(trimmed.shape), type=old.type)
+    new.const_value = ir.tensor(trimmed, dtype=old.dtype, name=new.name)
     graph.register_initializer(new)
     record_origin(node, [node])
     replace_input(node, 1, new)
@@ -52,12 +53,12 @@ def _trim(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
     left = [pad - steps * dilations[place % rank] for place, (pad, steps) in enumerate(zip(pads, gone, strict=True))]
     get["pads"] = ir.AttrInt64s("pads", left)
     if "kernel_shape" in get:
-        get["kernel_shape"] = ir.AttrInt64s("kernel_shape", list(kept.shape[2:]))
+        get["kernel_shape"] = ir.AttrInt64s("kernel_shape", list(trimmed.shape[2:]))
     return True
 
 
 def _spans(node: ir.Node) -> list[Span] | None:
-    """Of every spatial axis the taps that count; None where that is not known, or where there are none."""
+    """The taps to keep along every spatial axis; None where they are not known, or where there are none."""
     if node.op_type != "Conv" or node.domain != "" or len(node.inputs) < 2:
         return None
     values = (node.inputs[0], node.outputs[0], node.inputs[1])
@@ -68,8 +69,11 @@ def _spans(node: ir.Node) -> list[Span] | None:
     strides, dilations = (get.get_ints(name, (1,) * rank) for name in ("strides", "dilations"))
     befores = get.get_ints("pads", (0,) * 2 * rank)
     spans = [
-        _counting(one, stride=stride, dilation=dilation, before=before)
-        for one, stride, dilation, before in zip(zip(*sizes, strict=True), strides, dilations, befores, strict=False)
+        _counting(lengths, stride=stride, dilation=dilation, before=before)
+        # strict=False: `befores` has the pads after each axis behind those before it
+        for lengths, stride, dilation, before in zip(
+            zip(*sizes, strict=True), strides, dilations, befores, strict=False
+        )
     ]
     return None if None in spans else [span for span in spans if span is not None]
 
