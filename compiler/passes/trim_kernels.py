@@ -6,6 +6,7 @@ many steps.
 Late layers have them: a 3 × 3 filter on a picture of 1 × 1 has one tap that counts, and eight that are stored, loaded
 and multiplied for nothing.
 
+A pad is never made negative: with a dilation, one tap may be worth more steps than there is padding, and then it stays.
 Only constant filters and sizes that are numbers; a filter all of whose taps lie on padding is left alone.
 """
 
@@ -67,13 +68,10 @@ def _spans(node: ir.Node) -> list[Span] | None:
         return None
     rank = len(sizes[0])
     strides, dilations = (get.get_ints(name, (1,) * rank) for name in ("strides", "dilations"))
-    befores = get.get_ints("pads", (0,) * 2 * rank)
+    pads = get.get_ints("pads", (0,) * 2 * rank)
     spans = [
-        _counting(lengths, stride=stride, dilation=dilation, before=before)
-        # strict=False: `befores` has the pads after each axis behind those before it
-        for lengths, stride, dilation, before in zip(
-            zip(*sizes, strict=True), strides, dilations, befores, strict=False
-        )
+        _counting(lengths, stride=strides[axis], dilation=dilations[axis], before=pads[axis], after=pads[axis + rank])
+        for axis, lengths in enumerate(zip(*sizes, strict=True))
     ]
     return None if None in spans else [span for span in spans if span is not None]
 
@@ -85,12 +83,16 @@ def _spatial(value: ir.Value | None) -> list[int]:
     return known if len(known) == len(sizes) else []
 
 
-def _counting(sizes: Sequence[int], *, stride: int, dilation: int, before: int) -> Span | None:
+def _counting(sizes: Sequence[int], *, stride: int, dilation: int, before: int, after: int) -> Span | None:
     """From the first to behind the last tap that reads an element for any output; None where none does."""
     size, outputs, taps = sizes
     first = np.arange(outputs) * stride - before
     counts = [tap for tap in range(taps) if np.any((first + tap * dilation >= 0) & (first + tap * dilation < size))]
-    return (counts[0], counts[-1] + 1) if counts else None
+    if not counts:
+        return None
+    # each tap that goes takes `dilation` elements of padding along, and a Conv cannot have less than none
+    start, left_over = min(counts[0], before // dilation), min(taps - 1 - counts[-1], after // dilation)
+    return start, taps - left_over
 
 
 TRIM_KERNELS = FunctionPass("trim-kernels", trim_kernels)
