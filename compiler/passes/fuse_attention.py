@@ -3,7 +3,7 @@
     Softmax(s·Q·Kᵀ [+ mask])·V  →  Attention(Q, K, V, mask, scale=s)
 
 with Q, K, V of rank 4 (batch, heads, length, size) and the same batch and heads; s is a factor, a divisor or absent,
-and positive, as ONNX Runtime refuses any other scale; a mask has the lengths of Q and K in full, as ONNX Runtime wants them;
+and positive, as ONNX Runtime refuses any other scale; a mask has the lengths of Q and K in full, as ONNX Runtime wants;
 K is transposed in its last two dimensions, alone or together with others, which then stay a Transpose.
 Below opset 23 nothing is done and the reason noted: runtimes recognize the spelled-out form themselves.
 """
