@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -43,6 +43,13 @@ class Pass(Protocol):
 
     def __call__(self, model: ir.Model) -> PassResult:
         """Rewrites the model in place and says truthfully whether it changed."""
+
+
+@runtime_checkable
+class Lossy(Protocol):
+    """A pass whose purpose is a coarser result (another precision): gates judge its result, the probe does not."""
+
+    lossy: bool
 
 
 @dataclass(frozen=True)

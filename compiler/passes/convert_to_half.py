@@ -35,9 +35,11 @@ class ConvertPrecision:
 
     Args:
         precision: `fp16` or `bf16`.
+        lossy: Results are rounded, so gates judge them and not the probe.
     """
 
     precision: str
+    lossy: bool = True
 
     @property
     def name(self) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import UnsupportedModel
-from compiler.model.numerics import Array, Arrays, ErrorStats, compare_all
+from compiler.model.numerics import TOLERANCES, Array, Arrays, ErrorStats, Tolerance, compare_all
 from compiler.model.reference import Unoptimized
+from compiler.passes.quantized import is_quantized
 from compiler.passes.values import graphs_of
 
 SEED = 20261123
@@ -48,10 +49,32 @@ class Probe:
         Raises:
             UnsupportedModel: ONNX Runtime refuses the model, or there is nothing to compare with.
         """
+        return worst_of(compare_all(self._expected(), self.run(model)))
+
+    def run(self, model: ir.Model) -> Arrays:
+        """The model's outputs on the probe's inputs; raises UnsupportedModel as `worst` does."""
+        self._expected()
+        return run_unoptimized(model, self.inputs)
+
+    def _expected(self) -> Arrays:
         if self.expected is None:
             raise UnsupportedModel(self.why)
-        stats = compare_all(self.expected, run_unoptimized(model, self.inputs))
-        return min(stats.values(), key=lambda error: (error.sqnr_db, -error.worst_abs))
+        return self.expected
+
+
+def worst_of(stats: Mapping[str, ErrorStats]) -> ErrorStats:
+    """The output that differs most."""
+    return min(stats.values(), key=lambda error: (error.sqnr_db, -error.worst_abs))
+
+
+def tolerance_of(model: ir.Model) -> Tolerance:
+    """The level that two equivalent forms of a model agree to: that of the coarsest arithmetic in it."""
+    if is_quantized(model):
+        return TOLERANCES["int8"]
+    dtypes = {value.dtype for node in model.graph.all_nodes() for value in node.outputs}
+    if ir.DataType.BFLOAT16 in dtypes:
+        return TOLERANCES["bf16"]
+    return TOLERANCES["fp16" if ir.DataType.FLOAT16 in dtypes else "fp32"]
 
 
 def make_probe(model: ir.Model, inputs: Arrays | None = None) -> Probe:

@@ -105,7 +105,7 @@ def _rewrite(model: ir.Model, digest: str, plan: Plan, inputs: Arrays, store: St
     parts = (("model", digest), *_pass_parts(names, inputs))
 
     def make(folder: Path) -> None:
-        _run(model, load_passes(names), make_probe(model, inputs), folder, first=1)
+        _run(model, load_passes(names), make_probe(model, inputs), folder, first=1, strict=True)
 
     return store.obtain(Stage("rewrite", parts), make)
 
@@ -127,9 +127,13 @@ def _specialize(rewritten: Entry, plan: Plan, target_passes: Sequence[Pass], inp
     return store.obtain(Stage("specialize", parts), make)
 
 
-def _run(model: ir.Model, steps: Sequence[Pass], probe: Probe, folder: Path, *, first: int) -> None:
+def _run(
+    model: ir.Model, steps: Sequence[Pass], probe: Probe, folder: Path, *, first: int, strict: bool = False
+) -> None:
     copy = model.clone()
-    records = [record.to_dict() for record in run_passes(copy, steps, probe=probe, first=first)]
+    records = [
+        record.to_dict() for record in run_passes(copy, steps, probe=probe, first=first, undo=True, strict=strict)
+    ]
     save_model(copy, folder / BORDER, external_above_bytes=EMBED_BYTES)
     (folder / RECORDS).write_text(json.dumps(records), encoding="utf-8")
     log.info("%d passes: %d nodes become %d", len(steps), measure(model).nodes, measure(copy).nodes)
