@@ -40,8 +40,8 @@ class Judge:
         probe: Inputs, and the outputs before the first pass; None judges nothing.
         model: The model before the first pass.
         undo: Whether a pass that changes the outputs must be undone; otherwise the change is only measured.
-        strict: Whether a pass must be undone too after which the reference no longer runs the model. The portable passes
-            make ONNX only; a target's own may make operators that the reference does not have.
+        strict: Whether a pass must be undone too after which the reference no longer runs the model. Portable passes
+            make ONNX only; those of a target may make operators that the reference does not have.
     """
 
     def __init__(self, probe: Probe | None, model: ir.Model, *, undo: bool, strict: bool) -> None:
