@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import compiler.target
+import compiler.target.testing
 
 ROOT = Path(__file__).parents[4]
 PAGE = (ROOT / "docs" / "writing-a-target.md").read_text("utf-8")
@@ -44,6 +46,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 @pytest.mark.parametrize("file", PLUGINS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_plugin_imports_public_names_of_the_contract_alone(file: Path) -> None:
     public = {("compiler.target", name) for name in compiler.target.__all__}
+    if file.name.startswith("test_"):
+        public |= {("compiler.target.testing", name) for name in compiler.target.testing.__all__}
     assert set(_imported(ast.parse(file.read_text("utf-8")))) - public == set()
 
 
@@ -54,5 +58,7 @@ def test_a_block_of_the_page_imports_public_names_alone(block: str) -> None:
 
 
 @pytest.mark.parametrize("package", ["compiler", "targets"])
-def test_a_package_says_that_it_has_types(package: str) -> None:
+def test_a_package_says_that_it_has_types_and_ships_the_mark(package: str) -> None:
     assert files(package).joinpath("py.typed").is_file()
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
+    assert "py.typed" in tools["setuptools"]["package-data"][package]
