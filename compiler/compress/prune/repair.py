@@ -10,7 +10,7 @@ grow with the data.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,18 +19,15 @@ import onnx_ir as ir
 
 from compiler.compress.prune.groups import Ties, positions
 from compiler.compress.prune.moments import Batches
-from compiler.compress.prune.rows import Layer, Matrix, layer_of, sample_rows
+from compiler.compress.prune.rows import Layer, layer_of, sample_rows
 from compiler.compress.prune.segments import Segments
-from compiler.compress.prune.sums import Sums, error_of, solve, sums_of
+from compiler.compress.prune.sums import solve, sums_of
 from compiler.model.frontend.extract import read_by
 from compiler.model.numerics import Array, Arrays
 from compiler.passes.values import constant_of
 
 PER_ITEM = 48
 """Places of one image that a convolution is matched at: neighbours say nearly the same."""
-
-Fit = Callable[[Layer, Matrix, Sums], Matrix]
-"""Solved weights (K, N) and the equations they solve → weights in another form that solve them nearly as well."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,6 @@ def solve_layers(
     batches: Batches,
     *,
     outputs: Mapping[str, Array] | None = None,
-    fit: Fit | None = None,
 ) -> tuple[Repaired, ...]:
     """Solves layers in place, those that read earlier ones after them.
 
@@ -99,7 +95,6 @@ def solve_layers(
         weights: Names of their weights.
         batches: Calibration data.
         outputs: Weights → which outputs of the original's layer there still are; all where nothing is said.
-        fit: Brings solved weights into a form of its own; None leaves them.
     """
     found: list[Repaired] = []
     depths = depths_of(changed, weights)
@@ -108,7 +103,7 @@ def solve_layers(
         for depth, spots in enumerate(by_depth(changed, weights)):
             tasks = [_Task(changed, spot, (outputs or {}).get(spot.layer.weights)) for spot in spots]
             _gather(segments, tasks, _still_read(changed, depths, depth))
-            found += [task.solve(changed, fit) for task in tasks]
+            found += [task.solve(changed) for task in tasks]
     return tuple(found)
 
 
@@ -218,15 +213,11 @@ class _Task:
         self._halves[half] += sums_of(x, y - z, y)
         self._samples += len(read)
 
-    def solve(self, model: ir.Model, fit: Fit | None) -> Repaired:
+    def solve(self, model: ir.Model) -> Repaired:
         """Writes the new weights, and the bias that takes up the mean of what is left."""
         layer, bias = self.layer, model.graph.initializers.get(self.layer.bias)
         halves = [half.centred() if bias is not None else half for half in self._halves]
         change, ridge, after = solve(halves)
-        if fit is not None:
-            both = halves[0] + halves[1]
-            change = fit(layer, self._matrix + change, both) - self._matrix
-            after = error_of(both, change) / max(both.yy, 1e-30)
         whole = self._halves[0] + self._halves[1]
         _write(model.graph.initializers[layer.weights], layer.weights_of(self._matrix + change, self._old))
         if bias is not None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import ast
+from dataclasses import fields
 from pathlib import Path
 
 import onnx.parser
 import onnx_ir as ir
 import pytest
 
+import compiler
 from compiler.errors import TargetNotFound, TargetUnavailable, UnsupportedModel
 from compiler.target import find_target, installed_version, list_targets
-from compiler.target.capability import Capability, OpRule, find_unsupported, refuse_unsupported
+from compiler.target.capability import Capability, OpRule, PrecisionRule, find_unsupported, refuse_unsupported
 from compiler.target.testing import install_plugin, text_case
 
 _GOOD = "from compiler.target.testing import FakeTarget\nTARGET = FakeTarget('acme')\n"
@@ -164,3 +167,16 @@ def test_a_model_of_a_newer_opset_than_the_toolchain_reads_is_refused() -> None:
 def test_an_operator_of_an_older_meaning_is_refused() -> None:
     (refusal,) = _refusals(RELU, {"Relu": OpRule(opset_min=22)})
     assert "opset 21 gives it another meaning" in refusal
+
+
+@pytest.mark.parametrize("contract", [Capability, PrecisionRule, OpRule])
+def test_whatever_a_target_must_state_is_read_by_the_compiler(contract: type) -> None:
+    """A field that no module reads is work for every author of a target, and says nothing to anybody."""
+    sources = [path.read_text(encoding="utf-8") for path in Path(compiler.__file__).parent.rglob("*.py")]
+    read = {
+        node.attr
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    assert not [field.name for field in fields(contract) if field.name not in read]

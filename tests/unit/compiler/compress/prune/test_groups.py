@@ -6,12 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compiler.compress.prune.cut import cut_channels, mask_channels, why_not
+from compiler.compress.prune.cut import cut_channels, why_not
 from compiler.compress.prune.groups import Ties, find_ties
 from compiler.compress.prune.prepare import prepare
 from compiler.model.graph import check_model
 from compiler.passes.infer_shapes import INFER_SHAPES
 from compiler.passes.probe import run_unoptimized
+from tests.masking import mask_channels
 
 HEADER = '<ir_version: 10, opset_import: ["": 20]>'
 
