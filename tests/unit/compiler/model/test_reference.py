@@ -23,7 +23,10 @@ NO_MACHINE_HAS_BYTES = 1 << 54
         (HEADER + "(complex64[2] x) => (complex64[2] y) { y = Identity(x) }", {"x": np.ones(2, np.complex64)}),
         (HEADER + "(float[2,3] x) => (seq(float[2,3]) y) { y = SequenceConstruct(x) }", {"x": FLOATS}),
         (HEADER + "(string[1] x) => (string[1] y) { y = Identity(x) }", {"x": np.array(["a"], object)}),
-        (HEADER + "(float[2,3] x, int64[1] i) => (float[N] y) { y = Reshape(x, i) }", {"x": FLOATS, "i": np.array([7])}),
+        (
+            HEADER + "(float[2,3] x, int64[1] i) => (float[N] y) { y = Reshape(x, i) }",
+            {"x": FLOATS, "i": np.array([7])},
+        ),
         (RELU, {"x": FLOATS[:1]}),
         (RELU, {"x": FLOATS.astype(np.float64)}),
     ],
