@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from compiler.fleet import Range
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
+    from compiler.fleet.machine import available_cpus
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.graph import Pass, graph_digest
     from compiler.model.numerics import Array, Arrays
@@ -82,6 +83,7 @@ _PLACES = {
     "Tunable": "compiler.tune",
     "Tunes": "compiler.target.target",
     "UnsupportedModel": "compiler.errors",
+    "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
@@ -134,6 +136,7 @@ __all__ = [
     "Tunable",
     "Tunes",
     "UnsupportedModel",
+    "available_cpus",
     "combine",
     "detect_profile",
     "find_target",

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,14 @@ from typing import Any
 import psutil
 
 from compiler.errors import InternalError, ToolchainFailed, from_dict
+from compiler.fleet.machine import available_memory_bytes
 
 POLL_S = 0.05
 FAMILY_S = 0.25
 """How long a list of a child's children is good for: to make one, all of /proc is read."""
+
+FIRST_TO_GO = "1000"
+"""The kernel's highest `oom_score_adj`."""
 
 LOG_TAIL_LINES = 12
 LOG_TAIL_BYTES = 16384
@@ -35,6 +40,8 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 """Colours and other control characters, which a vendor's log may hold and a message must not."""
 
 MIB = 1 << 20
+SHARE = 0.9
+"""Part of the available memory that this process and a child may have together: the rest is the file system's."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,13 @@ class ChildLimits:
     memory_mib: int = 0
 
     def memory_bytes(self) -> int:
-        """The memory limit in bytes; nine tenths of this machine's memory where none was set."""
-        return self.memory_mib * MIB or int(psutil.virtual_memory().total * 0.9)
+        """The memory limit in bytes.
+
+        Where none was set: nine tenths of what this process may have in all, less what it holds itself. Beyond that
+        the system would look for a process to kill, and might find the parent.
+        """
+        own = psutil.Process().memory_info().rss
+        return self.memory_mib * MIB or max(MIB, int(available_memory_bytes() * SHARE) - own)
 
 
 def run_child(work: str, request: dict[str, Any], *, folder: Path, limits: ChildLimits, where: str) -> Any:
@@ -72,20 +84,36 @@ def run_child(work: str, request: dict[str, Any], *, folder: Path, limits: Child
         CompilerError: Whatever the work raised, as the same class.
     """
     (folder / "request.json").write_text(json.dumps({"work": work, **request}), encoding="utf-8")
+    child = start_child("compiler.target.worker", folder)
+    try:
+        verdict = _watch(child, limits)
+    finally:
+        kill_child(child)
+    return _response(folder, child.returncode, verdict, where)
+
+
+def start_child(module: str, folder: Path, *, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Starts `python -m MODULE FOLDER`, whose output goes to the folder's `log.txt`.
+
+    Args:
+        module: What the child runs; it must watch its standard input, see above.
+        folder: Its scratch folder.
+        pass_fds: Pipes that it inherits.
+    """
     with (folder / "log.txt").open("wb") as output:
         child = subprocess.Popen(  # a session of its own, so that killing it takes the tools it started along
             # -P: the current folder is no place for code
-            [sys.executable, "-P", "-m", "compiler.target.worker", str(folder)],
+            [sys.executable, "-P", "-m", module, str(folder)],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
             start_new_session=True,
+            pass_fds=tuple(pass_fds),
         )
-        try:
-            verdict = _watch(child, limits)
-        finally:
-            kill_child(child)
-    return _response(folder, child.returncode, verdict, where)
+    # where memory runs out before we look, the kernel shall choose the child and not us (Linux; any process may do so)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{child.pid}/oom_score_adj").write_text(FIRST_TO_GO, encoding="ascii")
+    return child
 
 
 def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> str:
@@ -168,4 +196,4 @@ def log_tail(folder: Path) -> str:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
         text = file.read().decode("utf-8", "replace")
     lines = CONTROL.sub("", text).strip().splitlines()[-LOG_TAIL_LINES:]
-    return "; its last words:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""
+    return "; last lines of its log:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""

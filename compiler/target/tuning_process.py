@@ -11,7 +11,6 @@ import json
 import os
 import select
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from typing import Any
 from compiler.artifact import Evidence
 from compiler.errors import CompilerError, ToolchainFailed, from_dict
 from compiler.fleet.profile import HardwareProfile
-from compiler.target.isolate import MIB, ChildLimits, Family, death_of, kill_child, log_tail
+from compiler.target.isolate import MIB, ChildLimits, Family, death_of, kill_child, log_tail, start_child
 from compiler.target.request import BuildRequest, told_child
 from compiler.target.target import Backend
 from compiler.tune import Choice, DeviceType, Measurement, Tunable
@@ -118,15 +117,7 @@ class _Child:
         pipes = {"questions_fd": asked, "answers_fd": answered}
         request = {"work": "measure", **told, "backend": asdict(subject.backend), **pipes}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        with (folder / "log.txt").open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "compiler.target.worker", str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                pass_fds=(asked, answered),
-            )
+        self._process = start_child("compiler.target.worker", folder, pass_fds=(asked, answered))
         os.close(asked)
         os.close(answered)
         self._family = Family(self._process.pid)

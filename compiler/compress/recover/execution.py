@@ -9,10 +9,10 @@ from itertools import product
 from math import ceil, prod, sqrt
 
 import onnx_ir as ir
-import psutil
 import torch
 
 from compiler.compress.recover.operators import Tensor
+from compiler.fleet.machine import free_memory_bytes
 
 _TRIALS = 3
 """Steps of every way that are timed; the fastest counts, what else the machine does only takes away."""
@@ -96,7 +96,7 @@ def _seconds(step: Callable[[ExecutionConfig], object], way: ExecutionConfig) ->
 def segments_for(model: ir.Model, *, batch: int, memory_bytes: int | None) -> int:
     """Into how many pieces the graph must be divided for its values to fit: 1, or the root of the number of nodes."""
     kept = sum(_bytes(value, batch) for node in model.graph for value in node.outputs)
-    room = psutil.virtual_memory().available // 2 if memory_bytes is None else memory_bytes
+    room = free_memory_bytes() // 2 if memory_bytes is None else memory_bytes
     return 1 if kept <= room else ceil(sqrt(len(model.graph)))
 
 

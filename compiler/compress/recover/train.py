@@ -17,6 +17,7 @@ from compiler.compress.recover.network import Network, Values, run
 from compiler.compress.recover.operators import Tensor
 from compiler.compress.recover.recipe import Recipe, Stop
 from compiler.compress.recover.samples import Samples, varied, varied_batches
+from compiler.fleet.machine import available_cpus
 
 _POOL = 2
 """Batches whose samples are learnt from together, in new company at every echo."""
@@ -134,7 +135,7 @@ def find_way(setup: DistillationSetup, *, device: str, segments: int) -> Executi
         _forget(setup)
 
     seconds = _TRYING * setup.recipe.seconds
-    cores = torch.get_num_threads()
+    cores = min(torch.get_num_threads(), available_cpus())  # PyTorch counts the cores and not the quota
     return choose_way(step, device=device, segments=segments, cores=cores, samples=size, seconds=seconds)
 
 
