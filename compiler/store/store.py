@@ -20,15 +20,17 @@ import shutil
 import tarfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock
 
 from compiler.errors import DataError
+from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors, storage_errors
 
 SCHEMA = 1
@@ -198,14 +200,7 @@ class Store:
         entries = [folder for folder in self._entries() if not _damage(folder, None)]
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-            try:
-                with tarfile.open(partial, "w") as tar:
-                    for folder in sorted(entries):
-                        tar.add(folder, arcname=folder.name)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_atomic(path, partial(_pack, sorted(entries)))
         return len(entries)
 
     def import_(self, path: Path) -> int:
@@ -324,6 +319,12 @@ def _damage(folder: Path, stage: Stage | None) -> str:
         return f"its files cannot be read ({error.strerror})"
     wrong = sorted(name for name in {*expected, *actual} if expected.get(name) != actual.get(name))
     return f"{', '.join(wrong)}: not the bytes that were stored" if wrong else ""
+
+
+def _pack(folders: Sequence[Path], file: BinaryIO) -> None:
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for folder in folders:
+            tar.add(folder, arcname=folder.name)
 
 
 def _unpack(path: Path, folder: Path) -> None:

@@ -20,6 +20,7 @@ from compiler.errors import CompilerError, InternalError, TargetUnavailable, Too
 from compiler.fleet import Range
 from compiler.fleet.profile import HardwareProfile, load_profile, validate_options
 from compiler.model.numerics import write_arrays
+from compiler.store.atomic import write_atomic
 from compiler.target.target import Backend, Measurer, Target, TargetPlan, Tunes, find_target
 from compiler.target.worker_measure import evaluate, footprint, profile, race, read_npz
 from compiler.tune import Tunable
@@ -140,9 +141,7 @@ def main(folder: Path) -> None:
     except Exception as error:  # whatever a toolchain raises must reach the parent as one message
         traceback.print_exc()
         response = {"error": InternalError(f"{type(error).__name__}: {error}").to_dict()}
-    partial = folder / "response.partial"
-    partial.write_text(json.dumps(response), encoding="utf-8")
-    partial.replace(folder / "response.json")
+    write_atomic(folder / "response.json", json.dumps(response).encode())
     sys.stdout.flush()
     os._exit(0)  # some toolchains crash while they unload; the work is done and written
 

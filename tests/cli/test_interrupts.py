@@ -112,3 +112,11 @@ def test_leftovers_of_a_killed_delivery_are_cleared(delivered: Place) -> None:
     assert delivered.build().code == 0
     assert delivered.digests() == before
     assert not list(Path(delivered.dist).glob(".*"))
+
+
+def test_an_artifact_moved_aside_by_a_killed_delivery_is_there_for_whoever_asks(delivered: Place) -> None:
+    """Where a file system cannot exchange two folders, a kill between two renames leaves the only copy aside."""
+    before = delivered.digests()
+    (delivered.dist / "one").rename(delivered.dist / f".one.{'cd' * 16}.old")
+    assert delivered.run("verify", delivered.dist / "one").code == 0
+    assert delivered.digests() == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from compiler.model.numerics import Arrays, write_arrays
 from compiler.model.spec import TensorSpec
 from compiler.passes.probe import run_unoptimized
 from compiler.store import file_digest
+from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors
 from compiler.target import find_target
 from compiler.target.isolate import ChildLimits
@@ -306,12 +306,8 @@ def _refuse_destination(path: Path, outputs: tuple[TensorSpec, ...]) -> None:
 
 def _write_outputs(path: Path, outputs: Arrays) -> None:
     with output_errors(path):
-        partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-        try:
-            if path.suffix == ".npy":
-                np.save(partial, next(iter(outputs.values())), allow_pickle=False)
-            else:
-                write_arrays(partial, outputs)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        if path.suffix == ".npy":
+            array = next(iter(outputs.values()))
+            write_atomic(path, lambda file: np.save(file, array, allow_pickle=False))
+        else:
+            write_atomic(path, lambda file: write_arrays(file, outputs))
