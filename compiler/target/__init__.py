@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
     from compiler.passes.quantized import is_quantized
+    from compiler.store.scratch import scratch_folder
     from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
     from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
     from compiler.target.target import (
@@ -97,6 +98,7 @@ _PLACES = {
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
     "save_model": "compiler.model.save",
+    "scratch_folder": "compiler.store.scratch",
     "validate_options": "compiler.fleet.profile",
 }
 
@@ -150,6 +152,7 @@ __all__ = [
     "op_key",
     "profile_device",
     "save_model",
+    "scratch_folder",
     "validate_options",
 ]
 

@@ -7,10 +7,8 @@ streams, and the figure is the time per request.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +30,7 @@ from compiler.target import (
     host_isa,
     missing_isa,
     profile_device,
+    scratch_folder,
 )
 from targets.intel_openvino.convert import write_ir
 from targets.intel_openvino.toolchain import first_lines, openvino
@@ -94,8 +93,8 @@ class HostMeasurer:
         self.device: DeviceType = profile_device(detect_profile())
         self._plan, self._config, self._trial_s = plan, config, backend.trial_s
         self._core = openvino().Core()
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as folder:  # OpenVINO keeps its mapping of the weights
-            path = Path(folder) / "ir" / "model.xml"
+        with scratch_folder() as folder:  # OpenVINO keeps its mapping of the weights
+            path = folder / "ir" / "model.xml"
             path.parent.mkdir()
             write_ir(model, plan, path)
             self._network = self._core.read_model(path)

@@ -57,6 +57,18 @@ def test_killed_build_takes_the_toolchain_and_its_tools_along(place: Place) -> N
     wait_for(lambda: all(map(is_gone, pids)), "the end of the children")
 
 
+def test_temporary_folders_of_a_killed_build_go_at_the_next_start(place: Place) -> None:
+    temporary = place.root / "tmp"
+    temporary.mkdir()
+    place = Place(place.root, {**place.env, "TMPDIR": str(temporary)})
+    process, pids = started(place)
+    end(process, signal.SIGKILL)
+    wait_for(lambda: all(map(is_gone, pids)), "the end of the children")
+    assert list(temporary.iterdir())
+    assert place.call("profiles", "list").code == 0
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_ends_at_once_with_130_and_says_how_to_resume(place: Place, sign: signal.Signals) -> None:
     process, pids = started(place)

@@ -9,10 +9,8 @@ grow with the data.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +23,7 @@ from compiler.compress.prune.sums import solve, sums_of
 from compiler.model.frontend.extract import read_by
 from compiler.model.numerics import Array, Arrays
 from compiler.passes.values import constant_of
+from compiler.store.scratch import scratch_folder
 
 PER_ITEM = 48
 """Places of one image that a convolution is matched at: neighbours say nearly the same."""
@@ -98,8 +97,8 @@ def solve_layers(
     """
     found: list[Repaired] = []
     depths = depths_of(changed, weights)
-    with tempfile.TemporaryDirectory(prefix="fleetc-repair-") as folder:
-        segments = Segments((changed, original), batches, Path(folder))
+    with scratch_folder() as folder:
+        segments = Segments((changed, original), batches, folder)
         for depth, spots in enumerate(by_depth(changed, weights)):
             tasks = [_Task(changed, spot, (outputs or {}).get(spot.layer.weights)) for spot in spots]
             _gather(segments, tasks, _still_read(changed, depths, depth))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from compiler.passes.probe import run_unoptimized
 from compiler.store import file_digest
 from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors
+from compiler.store.scratch import scratch_folder
 from compiler.target import find_target
 from compiler.target.isolate import ChildLimits
 from compiler.target.request import BuildRequest, build_in_child
@@ -149,8 +149,8 @@ def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdi
         )
     before = file_digest(folder / MANIFEST)
     border = Border(border_of(folder), str(delivered.manifest["border"]["sha256"]), (), ())
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        artifact = _build_again(delivered, border, Path(name), cache, limits)
+    with scratch_folder() as scratch:
+        artifact = _build_again(delivered, border, scratch, cache, limits)
         points = _points(delivered, border.load(), None)
         verdict = judge(artifact, points, tolerance=_tolerance(delivered), repeat=20, where=str(folder), limits=limits)
         facts = {
