@@ -1,4 +1,4 @@
-"""ONNX Runtime with its optimizations off, on a model in memory: what the graph says, operator after operator."""
+"""The reference: ONNX Runtime with its optimizations off, on a model in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compiler.model.numerics import Array, Arrays
 
 
 class Unoptimized:
-    """A session on a model; the weights are lent, not copied, and nothing is written to disk.
+    """A session on a model; the weights are shared, not copied, and nothing is written to disk.
 
     One run computes on the thread that calls it, so results do not depend on the machine, and several threads may call
     at once.
@@ -52,7 +52,7 @@ class Unoptimized:
         with _onnx_runtime_errors():
             values = self._session.run_with_ort_values(self._names, feeds)
         pairs = zip(self._names, values, strict=True)
-        # an output that is an input lies in memory that was lent for this run only
+        # an output that is an input lies in memory that is valid for this run only
         return {name: np.array(inputs[name]) if name in inputs else _take(value) for name, value in pairs}
 
 

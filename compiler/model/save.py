@@ -1,4 +1,4 @@
-"""Models written to disk: the same bytes each time, whole or not at all, weights streamed one by one.
+"""Writes models to disk: reproducible bytes, atomically, weights streamed one at a time.
 
 An ONNX file is a protobuf message, so everything but the weights is serialized as usual, and each weight follows as one
 more `initializer` field of the graph, straight from where it lies.
