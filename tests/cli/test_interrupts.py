@@ -115,6 +115,17 @@ def test_two_builds_at_once_on_one_store_and_output_agree(place: Place) -> None:
     assert place.digests() == first
 
 
+def test_a_build_waits_for_another_ones_stage_no_longer_than_it_is_told(place: Place) -> None:
+    first, pids = started(place)
+    try:
+        outcome = place.build("--cache-wait", "0.5")
+        assert outcome.code == 4
+        assert f"waited 0.5 s for process {first.pid} on " in outcome.err and "stage build" in outcome.err
+    finally:
+        end(first, signal.SIGKILL)
+    wait_for(lambda: all(map(is_gone, pids)), "the end of the children")
+
+
 def test_leftovers_of_a_killed_delivery_are_cleared(delivered: Place) -> None:
     before = delivered.digests()
     for name in (f".one.{'ab' * 16}", f".one.{'cd' * 16}.old"):
