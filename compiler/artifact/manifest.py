@@ -8,14 +8,9 @@ payload/ runtime/    what the device loads
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +20,7 @@ from compiler.artifact.artifact import Artifact, artifact_from_dict, artifact_to
 from compiler.artifact.schema import Manifest, Measurements, problems_of
 from compiler.errors import ArtifactError, combine
 from compiler.store import file_digest
+from compiler.store.atomic import replacing_folder, restore_folder, write_atomic
 from compiler.store.disk import output_errors
 
 SCHEMA = 1
@@ -57,7 +53,9 @@ class Delivered:
 def write_artifact(
     artifact: Artifact, border: Path, *, facts: Mapping[str, Any], measurements: Mapping[str, Any], folder: Path
 ) -> None:
-    """Writes an artifact's folder beside its place, then puts it there in one step, replacing what was there.
+    """Writes an artifact's folder beside its place, then puts it there, replacing what was there.
+
+    A kill at any moment leaves the old artifact or the new one, and never none.
 
     Args:
         artifact: What was built, with its files.
@@ -70,18 +68,13 @@ def write_artifact(
         OutputError: The place cannot be written.
         StorageError: The disk is full.
     """
-    with output_errors(folder.parent), _writing(folder):
-        partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-        try:
-            _copy_files(artifact, border, partial)
-            files = _file_table(partial, artifact)
-            loose = {name: files[name] for name in artifact.non_reproducible}
-            manifest = _manifest(artifact, facts, {name: row for name, row in files.items() if name not in loose})
-            write_json(partial / MEASUREMENTS, {"schema": SCHEMA, **measurements, "non_reproducible_files": loose})
-            write_json(partial / MANIFEST, manifest)
-            _swap(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with output_errors(folder.parent), replacing_folder(folder) as draft:
+        _copy_files(artifact, border, draft)
+        files = _file_table(draft, artifact)
+        loose = {name: files[name] for name in artifact.non_reproducible}
+        manifest = _manifest(artifact, facts, {name: row for name, row in files.items() if name not in loose})
+        write_json(draft / MEASUREMENTS, {"schema": SCHEMA, **measurements, "non_reproducible_files": loose})
+        write_json(draft / MANIFEST, manifest)
 
 
 def read_artifact(folder: Path) -> Delivered:
@@ -114,6 +107,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: There is none, it is of another schema, or it lacks what is read again.
     """
+    with output_errors(folder.parent):
+        restore_folder(folder)
     manifest = read_json(folder / MANIFEST)
     _refuse(folder / MANIFEST, problems_of(Manifest, manifest))
     return manifest
@@ -127,22 +122,17 @@ def border_of(folder: Path) -> Path:
 def write_json(path: Path, value: object, *, keeps_order: bool = False) -> None:
     """Readable JSON, atomically: equal values give the same bytes, or those of their order where it says something."""
     text = json.dumps(value, indent=1, sort_keys=not keeps_order, ensure_ascii=False, allow_nan=False) + "\n"
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomic(path, text.encode())
 
 
-def _copy_files(artifact: Artifact, border: Path, partial: Path) -> None:
+def _copy_files(artifact: Artifact, border: Path, draft: Path) -> None:
     for name in artifact.files:
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(artifact.root / name, partial / name)
-    partial.mkdir(exist_ok=True)
-    shutil.copyfile(border, partial / BORDER)
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(artifact.root / name, draft / name)
+    draft.mkdir(exist_ok=True)
+    shutil.copyfile(border, draft / BORDER)
     if border.with_name(BORDER_DATA).exists():
-        shutil.copyfile(border.with_name(BORDER_DATA), partial / BORDER_DATA)
+        shutil.copyfile(border.with_name(BORDER_DATA), draft / BORDER_DATA)
 
 
 def _file_table(folder: Path, artifact: Artifact) -> dict[str, dict[str, Any]]:
@@ -155,28 +145,6 @@ def _file_table(folder: Path, artifact: Artifact) -> dict[str, dict[str, Any]]:
 def _manifest(artifact: Artifact, facts: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
     head = {"schema": SCHEMA, "fleetc": version("fleetc")}
     return {**head, **facts, "artifact": artifact_to_dict(artifact), "files": dict(files)}
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Holds the parent folder against other builds, and removes what a killed one left of this device."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(parent, fcntl.LOCK_EX)
-        for stale in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        yield
-    finally:
-        os.close(parent)
-
-
-def _swap(partial: Path, folder: Path) -> None:
-    old = partial.with_name(partial.name + ".old")
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _refuse(path: Path, problems: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from compiler.artifact import Artifact, artifact_from_dict
 from compiler.fleet.profile import HardwareProfile, to_yaml
+from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits, run_child
 from compiler.target.target import TargetPlan
 from compiler.tune import Choice
@@ -41,9 +41,9 @@ def build_in_child(
     Raises:
         CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
     """
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        told = {**told_child(border, request, profile, Path(name)), "workdir": str(workdir.absolute())}
-        value = run_child("build", told, folder=Path(name), limits=limits, where=where)
+    with scratch_folder() as scratch:
+        told = {**told_child(border, request, profile, scratch), "workdir": str(workdir.absolute())}
+        value = run_child("build", told, folder=scratch, limits=limits, where=where)
     return artifact_from_dict({**value, "root": str(workdir)})
 
 
