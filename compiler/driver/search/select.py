@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compiler.driver.search.trial import Trial
-from compiler.errors import CompilerError, GateFailed
+from compiler.errors import CompilerError, GateFailed, UnsupportedModel
 from compiler.evaluate.gates import Gate, limits_text, nearest_limits
 
 SAME_SPEED = 0.03
@@ -57,8 +57,7 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
     """
     judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != "baseline"]
     if not judged:
-        first = next(trial.error for trial in trials if trial.error)
-        return first
+        return _unbuilt(trials, where)
     shown = [trial for trial in trials if trial.purpose != "baseline" and trial.why]
     lines = [f"  - {trial.precision}{_variant(trial)}: {trial.why}" for trial in shown]
     nearest = min(judged, key=lambda trial: (sum(map(_miss, trial.gates)), trial.number))
@@ -67,6 +66,16 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
         "no candidate passes the gates of this device:\n" + "\n".join(lines),
         where=where,
         remedy=f"Nearest: {nearest.precision}{_variant(nearest)} would pass with `{needed}`.",
+    )
+
+
+def _unbuilt(trials: Sequence[Trial], where: str) -> CompilerError:
+    """Why there is nothing that a gate could judge: the first error, or that no candidate was left to build."""
+    first_error = next((trial.error for trial in trials if trial.error), None)
+    return first_error or UnsupportedModel(
+        "the model is quantized already, and every precision of this device would convert it",
+        where=where,
+        remedy="Give the float model, or a precision of this device that leaves the model as it is.",
     )
 
 

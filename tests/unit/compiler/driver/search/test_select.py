@@ -6,9 +6,10 @@ import pytest
 
 from compiler.artifact import Evidence
 from compiler.driver.measure.speed import Speed
-from compiler.driver.search.select import beaten_by
+from compiler.driver.search.select import beaten_by, explain_failure
 from compiler.driver.search.trial import Trial
 from compiler.driver.stages.candidate import Made
+from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.evaluate.gates import Gate
 
 
@@ -35,3 +36,16 @@ def test_speeds_of_different_evidence_are_not_compared_and_nothing_beats_where_n
     lost = trial(1, 1.5, passed=False, evidence=Evidence.ESTIMATED)
     assert beaten_by(lost, [lost, trial(2, 2.0, passed=True)]) is None
     assert beaten_by(lost, [lost, trial(2, 2.0, passed=False, evidence=Evidence.ESTIMATED)]) is None
+
+
+def test_a_device_without_a_candidate_to_build_is_refused_with_the_reason() -> None:
+    baseline = Trial(1, "baseline", "fp32", object.__new__(Made))  # of a model that is quantized already
+    error = explain_failure([baseline], "kiosk")
+    assert isinstance(error, UnsupportedModel) and error.where == "kiosk"
+    assert "quantized already" in error.what and error.remedy
+
+
+def test_a_device_whose_candidates_all_failed_to_build_has_the_first_error() -> None:
+    first = ToolchainFailed("the compiler crashed")
+    failed = [Trial(1, "candidate", "fp16", error=first), Trial(2, "candidate", "int8", error=ToolchainFailed("other"))]
+    assert explain_failure(failed, "kiosk") is first
