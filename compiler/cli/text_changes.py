@@ -31,8 +31,8 @@ def _common(changes: Iterable[Change], devices: int) -> set[tuple[str, str, str]
     """What was given to several devices, and changed for all of them in the same way."""
     if devices < 2:
         return set()
-    found = [_key(change) for change in changes if change.section in ("inputs", "tools")]
-    return {key for key in found if found.count(key) == devices}
+    keys = [_key(change) for change in changes if change.section in ("inputs", "tools")]
+    return {key for key in keys if keys.count(key) == devices}
 
 
 def _key(change: Change) -> tuple[str, str, str]:
@@ -40,7 +40,7 @@ def _key(change: Change) -> tuple[str, str, str]:
 
 
 def _block(title: str, changes: Sequence[Change], common: set[tuple[str, str, str]], *, is_common: bool) -> str:
-    words = {change.name: f"{change.name} {_first(change.was)} → {_first(change.now)}" for change in changes}
+    words = {change.name: f"{change.name} {' → '.join(change.brief)}" for change in changes}
     shown = [one for one in changes if (_key(one) in common) == is_common and not _is_told(one, words)]
     lines, section = [], ""
     for group in _grouped(shown):
@@ -93,11 +93,6 @@ def _percent(change: Change) -> str:
     if change.section not in ("trials", "figures") or not all(type(one) in (int, float) for one in (before, after)):
         return ""
     return f" ({100 * (after / before - 1):+.1f} %)" if before and change.name not in ("accuracy", "SQNR") else ""
-
-
-def _first(text: str) -> str:
-    """A value without the reason behind it, which stands where the change itself is told."""
-    return text.split(": ", 1)[0]
 
 
 def _cut(line: str) -> str:

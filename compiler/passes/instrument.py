@@ -11,29 +11,13 @@ import onnx_ir as ir
 
 from compiler.errors import CompilerError, InternalError, UnsupportedModel
 from compiler.model.graph import Pass, skeleton
+from compiler.model.stats import GraphStats
 from compiler.passes.macs import count_macs
 from compiler.passes.probe import Probe
 from compiler.passes.values import graphs_of
 
 UNCHANGED = "the pass changed nothing"
 NO_PROBE = "no probe was asked for"
-
-
-@dataclass(frozen=True)
-class GraphStats:
-    """Size of a graph, subgraphs included.
-
-    Args:
-        nodes: Operators.
-        parameters: Elements in initializers and Constant nodes.
-        bytes: Bytes of those.
-        macs: Multiply-accumulates with symbolic dimensions as 1; None if a shape is not known.
-    """
-
-    nodes: int
-    parameters: int
-    bytes: int
-    macs: int | None
 
 
 @dataclass(frozen=True)

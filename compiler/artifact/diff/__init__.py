@@ -47,7 +47,7 @@ def compare_files(first: Path, second: Path) -> tuple[str, ...]:
 
 
 def _non_reproducible(folder: Path) -> list[str]:
-    return list(read_manifest(folder)["artifact"]["non_reproducible"])
+    return list(read_manifest(folder).artifact.non_reproducible)
 
 
 def _read_artifact(folder: Path) -> Mapping[str, Facts]:

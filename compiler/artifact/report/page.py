@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from compiler.artifact.report import plots, saliency, words
 from compiler.artifact.report.read import Build
 from compiler.artifact.report.rows import Row, rows_of
+from compiler.artifact.schema import gate_text
 
 MIB = 1 << 20
 
@@ -76,7 +77,7 @@ def _templates() -> Environment:
     filters: dict[str, Any] = {
         "mib": lambda size: "–" if size is None else f"{size / MIB:.1f}",
         "count": lambda number: "unknown" if number is None else f"{number:,}".replace(",", "\u202f"),
-        "gate": words.gate_words,
+        "gate": gate_text,
         "difference": _difference,
         "strips": saliency.strips,
     }

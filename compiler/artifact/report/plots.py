@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from compiler.artifact.report.drawing import BAD, GOOD, INK, LINE, MUTED, drawing, precision_color, svg_of
-from compiler.artifact.schema import Curve, Layer, Searched, Trial
+from compiler.artifact.schema import Curve, GateName, Layer, Searched, TrialFacts, TrialStatus
 
 MIB = 1 << 20
 MOST_LAYERS = 400
@@ -25,11 +25,7 @@ def speed_plot(searched: Searched, name: str) -> str:
 
 def size_plot(searched: Searched, name: str) -> str:
     """Points of accuracy lost against the bytes of the weights; empty where no trial has both."""
-    points = [
-        (one, one.footprint.weights_bytes / MIB)
-        for one in searched.trials
-        if one.footprint and one.footprint.weights_bytes is not None
-    ]
+    points = [(one, one.footprint.weights_bytes / MIB) for one in searched.trials if one.footprint]
     return _trials(searched, name, "weights in MiB (less is better)", points, _memory_mark(searched), "memory limit")
 
 
@@ -144,14 +140,14 @@ def _trials(
     searched: Searched,
     name: str,
     label: str,
-    points: Sequence[tuple[Trial, float]],
+    points: Sequence[tuple[TrialFacts, float]],
     mark: float | None,
     mark_label: str,
 ) -> str:
-    found = [(one, x, one.accuracy.drop_pct) for one, x in points if one.accuracy and one.accuracy.drop_pct is not None]
+    found = [(one, x, one.accuracy.drop.drop_pct) for one, x in points if one.accuracy and one.accuracy.drop]
     if not found:
         return ""
-    metric = next(one.accuracy.metric for one, _, _ in found if one.accuracy)
+    metric = next(one.accuracy.drop.metric for one, _ in points if one.accuracy and one.accuracy.drop)
     with drawing(4.8, 3.3, salt=f"{name}/{label}") as figure:
         axes = figure.subplots()
         middle = sum(x for _, x, _ in found) / len(found)
@@ -183,16 +179,16 @@ def _trials(
         )
 
 
-def _point(axes: Axes, trial: Trial, x: float, drop: float, is_chosen: bool) -> None:
-    accuracy = trial.accuracy
-    if accuracy and accuracy.low_pct is not None and accuracy.high_pct is not None:
-        axes.plot([x, x], [accuracy.low_pct, accuracy.high_pct], color=MUTED, linewidth=1)
-    color = GOOD if is_chosen else MUTED if trial.status == "refused" else INK
-    marker = "*" if is_chosen else "x" if trial.status == "refused" else "o"
+def _point(axes: Axes, trial: TrialFacts, x: float, drop: float, is_chosen: bool) -> None:
+    accuracy_drop = trial.accuracy.drop if trial.accuracy else None
+    if accuracy_drop and accuracy_drop.low_pct is not None and accuracy_drop.high_pct is not None:
+        axes.plot([x, x], [accuracy_drop.low_pct, accuracy_drop.high_pct], color=MUTED, linewidth=1)
+    color = GOOD if is_chosen else MUTED if trial.status == TrialStatus.REFUSED else INK
+    marker = "*" if is_chosen else "x" if trial.status == TrialStatus.REFUSED else "o"
     axes.scatter([x], [drop], s=130 if is_chosen else 36, marker=marker, color=color, zorder=3)
 
 
-def _name(axes: Axes, trial: Trial, x: float, drop: float, is_chosen: bool, *, to_left: bool) -> None:
+def _name(axes: Axes, trial: TrialFacts, x: float, drop: float, is_chosen: bool, *, to_left: bool) -> None:
     axes.annotate(
         f"{trial.number} {trial.precision}" if is_chosen else str(trial.number),
         (x, drop),
@@ -203,9 +199,9 @@ def _name(axes: Axes, trial: Trial, x: float, drop: float, is_chosen: bool, *, t
     )
 
 
-def _latency_mark(chosen: Trial | None) -> float | None:
+def _latency_mark(chosen: TrialFacts | None) -> float | None:
     """The speed-up at which the latency limit is met, by what the chosen trial's latency and speed-up say together."""
-    gate = next((one for one in chosen.gates if one.name == "latency"), None) if chosen else None
+    gate = next((one for one in chosen.gates if one.name == GateName.LATENCY), None) if chosen else None
     if not (chosen and gate and gate.value and gate.limit and chosen.speed and chosen.speed.speedup):
         return None
     return chosen.speed.speedup * gate.value / gate.limit
@@ -214,6 +210,6 @@ def _latency_mark(chosen: Trial | None) -> float | None:
 def _memory_mark(searched: Searched) -> float | None:
     """The size that the memory limit allows, of the float32 trial's."""
     limit, original = searched.plan.gates.limits.memory_reduction_pct, searched.original
-    if limit is None or original is None or original.weights_bytes is None:
+    if limit is None or original is None:
         return None
     return original.weights_bytes * (1 - limit / 100) / MIB

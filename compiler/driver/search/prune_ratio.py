@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from compiler.artifact.schema import GateName, Purpose
 from compiler.compress.prune import Unprunable
 from compiler.driver.search.follow_ups import FollowUps
 from compiler.driver.search.ladder import Climb, Rung, climb
@@ -61,7 +62,7 @@ def search_ratio(context: BuildContext, trials: Sequence[Trial], original: Trial
     follow_ups = FollowUps(context, base.made, judge, limit, len(trials), [])
 
     def measure(ratio: float) -> Rung:
-        trial = follow_ups.measure(_at(context, ratio), base.variant, "pruning")
+        trial = follow_ups.measure(_at(context, ratio), base.variant, Purpose.PRUNING)
         drop = trial.accuracy.drop if trial.accuracy else None
         return Rung(ratio, trial.pruned, drop.judged_pct if drop else math.inf)  # what nobody measured holds nothing
 
@@ -72,7 +73,7 @@ def search_ratio(context: BuildContext, trials: Sequence[Trial], original: Trial
     if not found.held:
         return PruneRatio(tuple(follow_ups.trials), _nothing_held(follow_ups.trials))
     for rung in reversed(found.held[-BUILDS:]):
-        trial = follow_ups.build(_at(context, rung.asked), base.variant, "pruning", original=original)
+        trial = follow_ups.build(_at(context, rung.asked), base.variant, Purpose.PRUNING, original=original)
         if trial.passed or not _lost_more(trial):
             break
     return PruneRatio(tuple(follow_ups.trials), _told(trial, base, found, [*trials, *follow_ups.trials]))
@@ -91,7 +92,7 @@ def _base(trials: Sequence[Trial]) -> Trial | None:
 
 
 def _lost_more(trial: Trial) -> bool:
-    return any(gate.name == "accuracy" and gate.passed is False for gate in trial.gates)
+    return any(gate.name == GateName.ACCURACY and gate.passed is False for gate in trial.gates)
 
 
 def _nothing_held(trials: Sequence[Trial]) -> str:

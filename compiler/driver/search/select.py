@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from compiler.artifact.schema import Purpose
 from compiler.driver.search.trial import Trial
 from compiler.errors import CompilerError, GateFailed, UnsupportedModel
 from compiler.evaluate.gates import Gate, limits_text, nearest_limits
@@ -14,7 +15,7 @@ SAME_SPEED = 0.03
 
 def choose_trial(trials: Sequence[Trial]) -> Trial | None:
     """The fastest of those that pass and pay; the smaller one where two are about as fast."""
-    passed = [trial for trial in trials if trial.passed and trial.purpose != "baseline" and pays(trial, trials)]
+    passed = [trial for trial in trials if trial.passed and trial.purpose != Purpose.BASELINE and pays(trial, trials)]
     return fastest(passed) if passed else None
 
 
@@ -36,15 +37,15 @@ def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
 
 def pays(trial: Trial, trials: Sequence[Trial]) -> bool:
     """Whether pruning that nobody forced makes the device faster than anything unpruned that passes."""
-    if trial.purpose != "pruning":
+    if trial.purpose != Purpose.PRUNING:
         return True
-    others = [one for one in trials if one.passed and one.purpose not in ("baseline", "pruning")]
+    others = [one for one in trials if one.passed and one.purpose not in (Purpose.BASELINE, Purpose.PRUNING)]
     return all(_speedup(trial) * (1.0 - SAME_SPEED) > _speedup(one) for one in others)
 
 
 def explain_choice(chosen: Trial, trials: Sequence[Trial]) -> str:
     """Why this one, against the others."""
-    others = [trial for trial in trials if trial is not chosen and trial.purpose == "candidate"]
+    others = [trial for trial in trials if trial is not chosen and trial.purpose == Purpose.CANDIDATE]
     lines = [f"the search chose it: {describe(chosen)}"]
     lines += [f"{trial.precision}: {trial.why or describe(trial)}" for trial in others]
     return "; ".join(lines)
@@ -55,10 +56,10 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
 
     A device whose every candidate failed to be built has the first one's error.
     """
-    judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != "baseline"]
+    judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != Purpose.BASELINE]
     if not judged:
         return _unbuilt(trials, where)
-    shown = [trial for trial in trials if trial.purpose != "baseline" and trial.why]
+    shown = [trial for trial in trials if trial.purpose != Purpose.BASELINE and trial.why]
     lines = [f"  - {trial.precision}{_variant(trial)}: {trial.why}" for trial in shown]
     nearest = min(judged, key=lambda trial: (sum(map(_miss, trial.gates)), trial.number))
     needed = limits_text(nearest_limits(nearest.gates))
