@@ -137,6 +137,20 @@ def test_deferred_artifact_is_refused_until_it_is_finished(place: Place) -> None
     assert "complete already" in again.err
 
 
+def test_finish_builds_with_all_that_was_planned(place: Place) -> None:
+    device = place.root / "device-is-here"
+    profile = place.profile("late", wait_for=str(device))
+    # fp16 halves the weights, which the memory limit asks for: the limit then bounds the payload, too
+    place.write_fleet({"late": profile}, limits={"memory_reduction_pct": 40})
+    assert place.build().code == 0
+    planned = place.manifest("late")["artifact"]["facts"]["payload_bytes"]
+    assert planned > 0
+    device.touch()
+    finished = place.run("finish", place.dist / "late")
+    assert finished.code == 0, finished.err
+    assert place.manifest("late")["artifact"]["facts"]["payload_bytes"] == planned
+
+
 def test_run_writes_what_the_border_model_gives(shared: Place, tmp_path: Path) -> None:
     outcome = shared.run("run", shared.dist / "one", "in.npz", tmp_path / "out.npz", "--json")
     assert outcome.code == 0, outcome.err
