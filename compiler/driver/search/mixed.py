@@ -53,7 +53,8 @@ def search_mixed(
     """
     if first.made is None:
         return (first,)
-    follow_ups = FollowUps(context, first.made, judge, limit, number - 2, [first])
+    earlier = number - 2  # all trials so far but `first`, which is among the follow-ups
+    follow_ups = FollowUps(context, first.made, judge, limit, earlier, [first])
     options, drop = _best_options(follow_ups, judged_drop(first), _alternatives(follow_ups.rule, first.made))
     if drop <= limit:
         follow_ups.build(context, Variant(options), Purpose.OPTIONS, original=original)
