@@ -84,7 +84,10 @@ class BorderModel(GraphStats):
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass did to the graph; a difference that is no finite number is its text (`inf`)."""
+    """What one pass did to the graph; a difference that is no finite number is its text (`inf`).
+
+    `left_out` says why the pass was undone; empty where it was not.
+    """
 
     number: int
     name: str
@@ -95,6 +98,7 @@ class Pass:
     largest_difference: float | str | None
     sqnr_db: float | str | None
     not_measured: str
+    left_out: str = ""
 
 
 @dataclass(frozen=True)

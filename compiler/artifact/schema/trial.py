@@ -79,6 +79,9 @@ class Speed:
         unit: Unit of both; smaller is faster.
         evidence: Where it is from.
         note: What its reader should know.
+        low: Lower end of the speed-up's 95 % interval; None where it was not measured in time.
+        high: Upper end.
+        disturbed: What else the machine did meanwhile, where that leaves the figure in doubt; empty otherwise.
     """
 
     speedup: Number
@@ -87,6 +90,9 @@ class Speed:
     unit: SpeedUnit
     evidence: Evidence
     note: str = ""
+    low: Number = None
+    high: Number = None
+    disturbed: str = ""
 
 
 @dataclass(frozen=True)

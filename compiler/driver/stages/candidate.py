@@ -102,6 +102,7 @@ def make_candidate_border(context: BuildContext, plan: Plan, variant: Variant) -
             ready.digest,
             plan,
             context.job.target.passes(context.job.profile),
+            capability=context.job.target.capability(context.job.profile),
             inputs=ready.inputs.probe,
             store=context.store,
             prune=partial(pruned_search_entries, context, plan) if plan.pruning.ratio else None,
