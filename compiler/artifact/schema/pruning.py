@@ -64,6 +64,7 @@ class Recovered:
         stopped: Why it ended.
         checks: The metric before the first step and at every check.
         best: The check whose weights the model has.
+        execution: How the steps were computed: precision, memory layout, segments of the graph.
         samples_per_s: Samples that were learnt from, per second of steps.
         resumed_at: Step of the checkpoint that the last run went on from; 0 if it began anew.
     """
@@ -74,6 +75,7 @@ class Recovered:
     stopped: str
     checks: tuple[Check, ...]
     best: Check
+    execution: str = ""
     samples_per_s: Number = None
     resumed_at: int = 0
 
