@@ -12,7 +12,15 @@ from compiler.artifact.adapter import Number
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that were cut together: how many there were and are, the error expected of it, and why so many."""
+    """A group of channels that can only be cut together.
+
+    Args:
+        name: The group's name.
+        channels: Channels it has.
+        kept: Channels that remain.
+        error: Expected squared error of the model's outputs, as a share of their energy.
+        reason: Why this number.
+    """
 
     name: str
     channels: int
@@ -23,16 +31,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Repaired:
-    """A layer behind a cut, whose weights were solved anew.
+    """The repair of one layer behind a cut.
 
     Args:
         layer: Name of its output.
-        before: Its error before it was solved anew, as a share of its energy.
-        after: The same afterwards.
-        ridge: How strongly the old weights were kept; None if only the bias was corrected.
-        rows: Equations that were solved.
-        unknowns: Weights per output that were solved for.
-        samples: Inputs of the model they are from, mirror images among them.
+        before: Squared error of its output against the original's, as a share of its energy, before the repair.
+        after: The same after it, by cross-validation.
+        ridge: Ridge parameter; infinite if only the bias was corrected, which is written as null.
+        rows: Number of equations.
+        unknowns: Number of weights per output.
+        samples: Samples the equations are from, mirror images included.
     """
 
     layer: str
@@ -43,10 +51,21 @@ class Repaired:
     unknowns: int = 0
     samples: int = 0
 
+    @property
+    def is_thin(self) -> bool:
+        """Whether there were fewer equations than unknowns, so that the ridge determines the solution."""
+        return self.rows < self.unknowns
+
 
 @dataclass(frozen=True)
 class Check:
-    """The metric after some steps of a recovery; higher is better."""
+    """The metric at one time of a recovery.
+
+    Args:
+        step: Steps that were done.
+        elapsed_s: Seconds that were used.
+        value: What the metric gave; higher is better.
+    """
 
     step: int
     elapsed_s: FiniteFloat
