@@ -23,12 +23,12 @@ class Changed:
     @property
     def fact(self) -> Fact:
         """The later one that is there."""
-        return next(one for one in (self.after, self.before) if one)
+        return next(fact for fact in (self.after, self.before) if fact)
 
     @property
     def feeds(self) -> tuple[str, ...]:
         """What feeds it in either build."""
-        return tuple(dict.fromkeys(feed for one in (self.before, self.after) if one for feed in one.feeds))
+        return tuple(dict.fromkeys(feed for fact in (self.before, self.after) if fact for feed in fact.feeds))
 
 
 @dataclass(frozen=True)

@@ -145,11 +145,11 @@ def _searched(searched: Searched) -> Iterator[Fact]:
 
 def _trial(name: str, trial: TrialFacts) -> Iterator[Fact]:
     made = (f"{name}.variant", *MADE_OF)
-    kept, options = sorted(trial.kept_float), dict(trial.options or {})
+    layers, options = sorted(trial.kept_float), dict(trial.options or {})
     asked = ("limit.accuracy_drop_pct", "evaluation", *MADE_OF)
-    shown = f"{len(kept)} layers in float" + (f", observer {options['observer']}" if "observer" in options else "")
-    if kept or options:
-        yield Fact("trials", f"{name}.variant", [kept, options], asked, shown=shown)
+    shown = f"{len(layers)} layers in float" + (f", observer {options['observer']}" if "observer" in options else "")
+    if layers or options:
+        yield Fact("trials", f"{name}.variant", [layers, options], asked, shown=shown)
     if trial.accuracy and trial.accuracy.drop:
         drop = trial.accuracy.drop
         lost, judged = drop.drop_pct, drop.judged_pct

@@ -41,8 +41,8 @@ def junit(build: Build) -> str:
         _case(suite, row, "build", row.device.failure is not None, _why(row.device))
         for gate in row.gates:
             _case(suite, row, gate.name, None if gate.passed is None else not gate.passed, str(gate))
-        for count, found in (("tests", "testcase"), ("failures", "*/failure"), ("skipped", "*/skipped")):
-            suite.set(count, str(len(suite.findall(found))))
+        for count, path in (("tests", "testcase"), ("failures", "*/failure"), ("skipped", "*/skipped")):
+            suite.set(count, str(len(suite.findall(path))))
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
@@ -57,8 +57,8 @@ def cloud_yaml(build: Build) -> str:
     for device in build.devices:
         runtime = device.searched.plan.target if device.searched else "unknown"
         precision = device.manifest.artifact.precision if device.manifest else "none"
-        found = precisions.setdefault(precision, {"components": {build.fleet: {"performance_metrics": {}}}})
-        metrics = found["components"][build.fleet]["performance_metrics"]
+        entry = precisions.setdefault(precision, {"components": {build.fleet: {"performance_metrics": {}}}})
+        metrics = entry["components"][build.fleet]["performance_metrics"]
         metrics[device.name] = {runtime: _performance(device)}
     made = [device for device in build.devices if device.manifest]
     value = {
@@ -102,8 +102,8 @@ def _performance(device: Device) -> Mapping[str, Any]:
 def _chipset(device: Device) -> str:
     """What runs the model, as the profile names it."""
     facts = device.manifest.inputs.profile.facts if device.manifest else {}
-    found = facts.get("accelerator") or facts.get("cpu") or {}
-    return str(found.get("model", "")) if isinstance(found, dict) else ""
+    unit = facts.get("accelerator") or facts.get("cpu") or {}
+    return str(unit.get("model", "")) if isinstance(unit, dict) else ""
 
 
 def _unit(profile: Mapping[str, Any]) -> str:
