@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the command line imports this file for every command, and t
         Manifest,
         Measurements,
         OutputDifference,
-        Pass,
+        PassFacts,
         Pruning,
         Saliency,
         Searched,
@@ -184,7 +184,7 @@ def layers_text(layers: Sequence[Layer]) -> str:
     return "\n".join([table(rows, head), f"  shares: {evidence}", *why])
 
 
-def passes_text(passes: Sequence[Pass]) -> str:
+def passes_text(passes: Sequence[PassFacts]) -> str:
     """The pass table: what each pass did to the graph, and how far the outputs moved on the probe."""
     head = ("pass", "", "nodes", "parameters", "MACs", "largest difference")
     rows = [
@@ -301,7 +301,7 @@ def _arrow(before: int | None, after: int | None) -> str:
     return f"{before} -> {after}" if before != after else str(after)
 
 
-def _largest_difference(step: Pass) -> str:
+def _largest_difference(step: PassFacts) -> str:
     if step.largest_difference is None:
         return step.not_measured if step.modified else "unchanged"
     return f"{float(step.largest_difference):.3g}"

@@ -18,7 +18,7 @@ from compiler.artifact.schema import (
     Manifest,
     Measurements,
     ModelFile,
-    Pass,
+    PassFacts,
     Profile,
     Pruning,
     Samples,
@@ -137,7 +137,7 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, result: S
         inputs=_inputs(job, fleet, source),
         source=measure(source.prepared[job.device.name].model),
         border=BorderModel(**vars(measure(border.load())), sha256=border.digest),
-        passes=tuple(parse(Pass, record) for record in border.records),
+        passes=tuple(parse(PassFacts, record) for record in border.records),
         verdict=Verdict(made.verdict.parity, made.reference),
         artifact=made.built.artifact,
         files={},  # known once they are copied: `write_artifact` adds them

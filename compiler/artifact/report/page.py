@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from compiler.artifact.report import plots, saliency, words
 from compiler.artifact.report.read import Build
 from compiler.artifact.report.rows import Row, rows_of
-from compiler.artifact.schema import ModelFile, Pass, gate_text
+from compiler.artifact.schema import ModelFile, PassFacts, gate_text
 
 MIB = 1 << 20
 
@@ -85,7 +85,7 @@ def _templates() -> Environment:
     return environment
 
 
-def _difference(record: Pass) -> str:
+def _difference(record: PassFacts) -> str:
     if record.largest_difference is None:
         return record.not_measured if record.modified else "unchanged"
     return f"{float(record.largest_difference):.3g}"

@@ -83,7 +83,7 @@ class BorderModel(GraphStats):
 
 
 @dataclass(frozen=True)
-class Pass:
+class PassFacts:
     """What one pass did to the graph; a difference that is no finite number is its text (`inf`).
 
     `left_out` says why the pass was undone; empty where it was not.
@@ -125,7 +125,7 @@ class Manifest(Searched):
     inputs: Inputs
     source: GraphStats
     border: BorderModel
-    passes: tuple[Pass, ...]
+    passes: tuple[PassFacts, ...]
     verdict: Verdict
     artifact: Artifact
     files: Mapping[str, File]

@@ -47,7 +47,7 @@ REPEAT = 20
 
 
 @dataclass(frozen=True)
-class Inputs:
+class SizedInputs:
     """Inputs for a delivered artifact at one size of its dimensions, and where they are from."""
 
     label: str
@@ -283,7 +283,7 @@ def _specs(delivered: Delivered) -> tuple[TensorSpec, ...]:
 
 def _inputs_at(
     delivered: Delivered, specs: tuple[TensorSpec, ...], samples: Path | None, sizes: Mapping[str, int]
-) -> Inputs:
+) -> SizedInputs:
     unknown = sorted(set(sizes) - {str(size) for spec in specs for size in spec.shape})
     if unknown:
         raise DataError(
@@ -293,7 +293,7 @@ def _inputs_at(
         )
     others = {name: size for name, size in sizes.items() if name != "batch"}
     drawn = load_samples(samples, specs) if samples else make_samples(specs, count=8, sizes=others)
-    return Inputs(sizes_label(sizes), batch_of(drawn, specs, sizes.get("batch", 1)), drawn.origin)
+    return SizedInputs(sizes_label(sizes), batch_of(drawn, specs, sizes.get("batch", 1)), drawn.origin)
 
 
 def _read_inputs(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
