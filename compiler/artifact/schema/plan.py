@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import SerializerFunctionWrapHandler, WrapSerializer
 
 from compiler.fleet import Limits, Range
 
@@ -16,6 +18,11 @@ class Decision:
 
     value: str
     reason: str
+
+
+def _stated(limits: Limits, write: SerializerFunctionWrapHandler) -> dict[str, float]:
+    """Limits as a fleet file writes them: those that hold, and no others."""
+    return {name: value for name, value in write(limits).items() if value is not None}
 
 
 class GateData(StrEnum):
@@ -37,7 +44,7 @@ class Constraints:
         reasons: Name of a limit → where it is from.
     """
 
-    limits: Limits = field(default_factory=Limits)
+    limits: Annotated[Limits, WrapSerializer(_stated)] = field(default_factory=Limits)
     task: str = ""
     data: GateData = GateData.NONE
     reasons: Mapping[str, str] = field(default_factory=dict)
