@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from compiler.artifact.schema import Repaired
 from compiler.compress.prune.groups import Ties, positions
 from compiler.compress.prune.moments import Batches
 from compiler.compress.prune.rows import Layer, layer_of, sample_rows
@@ -27,34 +28,6 @@ from compiler.store.scratch import scratch_folder
 
 PER_ITEM = 48
 """Positions of one image that a convolution is matched at: neighbouring windows are nearly equal."""
-
-
-@dataclass(frozen=True)
-class Repaired:
-    """The repair of one layer.
-
-    Args:
-        layer: Name of its output.
-        before: Squared error of its output against the original's, as a share of its energy, before the repair.
-        after: The same after it, by cross-validation.
-        ridge: Ridge parameter; infinite if only the bias was corrected.
-        rows: Number of equations.
-        unknowns: Number of weights per output.
-        samples: Samples the equations are from, mirror images included.
-    """
-
-    layer: str
-    before: float
-    after: float
-    ridge: float
-    rows: int
-    unknowns: int
-    samples: int
-
-    @property
-    def is_thin(self) -> bool:
-        """Whether there were fewer equations than unknowns, so that the ridge determines the solution."""
-        return self.rows < self.unknowns
 
 
 def repair(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import onnx_ir as ir
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import Layer
 from compiler.driver.measure.child import observe
 from compiler.driver.roofline import describe_machine, layer_seconds
 from compiler.driver.stages.candidate import Made
@@ -19,38 +18,6 @@ from compiler.errors import TargetUnavailable, ToolchainFailed
 from compiler.passes.values import origins_of
 
 _TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One operator of the border model.
-
-    Args:
-        node: Its name.
-        op: Its operator.
-        origin: Nodes of the source model that it was made of.
-        precision: What it computes in.
-        why: Why that.
-        sqnr_db: Signal-to-noise ratio of the model's outputs when this layer alone is in low precision; None where
-            nobody measured it.
-        share: Its part of the time of one inference, 0 to 1.
-        evidence: Where the share is from.
-        kernel: What the toolchain runs it as, where it says so; a layer that was fused names the kernel it is in.
-    """
-
-    node: str
-    op: str
-    origin: tuple[str, ...]
-    precision: str
-    why: str
-    sqnr_db: float | None
-    share: float
-    evidence: Evidence
-    kernel: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The layer as the manifest keeps it."""
-        return {**asdict(self), "origin": list(self.origin), "evidence": str(self.evidence)}
 
 
 def list_layers(context: BuildContext, made: Made, *, sqnr_db: Mapping[str, float]) -> tuple[Layer, ...]:

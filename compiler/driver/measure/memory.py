@@ -10,7 +10,7 @@ run       peak resident memory of a process that loads the artifact and runs it,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from compiler.artifact import Evidence
 from compiler.artifact.manifest import BORDER
+from compiler.artifact.schema import Footprint, GateName
 from compiler.driver.measure.child import observe
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made
@@ -57,25 +58,6 @@ _ONE_NODE = {
 _INPUTS = {"Conv": (1, 16, 8, 8), "MatMul": (1, 16), "Relu": (1, 16)}
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Memory of one artifact.
-
-    Args:
-        weights_bytes: Bytes of its payload.
-        weights_evidence: `measured-host`, or `estimated` where nothing was built.
-        run_bytes: What the model itself takes when it runs; None where nobody could measure it.
-        run_evidence: Where that was measured.
-        why: Why there is no such figure.
-    """
-
-    weights_bytes: int
-    weights_evidence: Evidence
-    run_bytes: int | None
-    run_evidence: Evidence
-    why: str = ""
-
-
 def measure_footprint(context: BuildContext, made: Made) -> Footprint:
     """Measures an artifact's memory, or takes it from the store.
 
@@ -113,9 +95,12 @@ def as_given(original: Footprint, made: Made) -> Footprint:
     return replace(original, weights_bytes=given, run_bytes=run)
 
 
-def compare_footprints(original: Footprint, found: Footprint) -> dict[str, Figure]:
+def compare_footprints(original: Footprint, found: Footprint) -> dict[GateName, Figure]:
     """The two figures that the memory gates judge: percent less than the float original, negative where it is more."""
-    return {"memory: weights": _weights_saved(original, found), "memory: run": _run_saved(original, found)}
+    return {
+        GateName.MEMORY_WEIGHTS: _weights_saved(original, found),
+        GateName.MEMORY_RUN: _run_saved(original, found),
+    }
 
 
 def _weights_saved(original: Footprint, found: Footprint) -> Figure:
