@@ -8,14 +8,9 @@ payload/ runtime/    what the device loads
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +20,7 @@ from compiler.artifact.artifact import Artifact, leaves_folder
 from compiler.artifact.schema import UNMEASURED, File, Manifest, Measurements
 from compiler.errors import ArtifactError, combine
 from compiler.store import file_digest
+from compiler.store.atomic import replacing_folder, restore_folder, write_atomic
 from compiler.store.disk import output_errors
 
 T = TypeVar("T")
@@ -64,7 +60,9 @@ class Delivered:
 def write_artifact(
     artifact: Artifact, border: Path, *, facts: Manifest, measurements: Measurements, folder: Path
 ) -> None:
-    """Writes an artifact's folder beside its place, then puts it there in one step, replacing what was there.
+    """Writes an artifact's folder beside its place, then puts it there, replacing what was there.
+
+    A kill at any moment leaves the old artifact or the new one, and never none.
 
     Args:
         artifact: What was built, with its files.
@@ -77,18 +75,13 @@ def write_artifact(
         OutputError: The place cannot be written.
         StorageError: The disk is full.
     """
-    with output_errors(folder.parent), _writing(folder):
-        partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-        try:
-            _copy_files(artifact, border, partial)
-            files = _file_table(partial, artifact)
-            loose = {name: files[name] for name in artifact.non_reproducible}
-            repeated = {name: file for name, file in files.items() if name not in loose}
-            write_value(partial / MEASUREMENTS, replace(measurements, non_reproducible_files=loose))
-            write_value(partial / MANIFEST, replace(facts, artifact=artifact, files=repeated))
-            _swap(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with output_errors(folder.parent), replacing_folder(folder) as draft:
+        _copy_files(artifact, border, draft)
+        files = _file_table(draft, artifact)
+        loose = {name: files[name] for name in artifact.non_reproducible}
+        repeated = {name: file for name, file in files.items() if name not in loose}
+        write_value(draft / MEASUREMENTS, replace(measurements, non_reproducible_files=loose))
+        write_value(draft / MANIFEST, replace(facts, artifact=artifact, files=repeated))
 
 
 def read_artifact(folder: Path) -> Delivered:
@@ -118,6 +111,8 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ArtifactError: There is none, it is of another schema, or keys are missing or invalid.
     """
+    with output_errors(folder.parent):
+        restore_folder(folder)
     path = folder / MANIFEST
     value = read_json(path)
     if isinstance(value.get("artifact"), dict):  # the folder is where it is found, never what a file says
@@ -162,49 +157,22 @@ def border_of(folder: Path) -> Path:
 def write_json(path: Path, value: object, *, keeps_order: bool = False) -> None:
     """Readable JSON, atomically: equal values give the same bytes, or those of their order where it says something."""
     text = json.dumps(value, indent=1, sort_keys=not keeps_order, ensure_ascii=False, allow_nan=False) + "\n"
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomic(path, text.encode())
 
 
-def _copy_files(artifact: Artifact, border: Path, partial: Path) -> None:
+def _copy_files(artifact: Artifact, border: Path, draft: Path) -> None:
     for name in artifact.files:
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(artifact.root / name, partial / name)
-    partial.mkdir(exist_ok=True)
-    shutil.copyfile(border, partial / BORDER)
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(artifact.root / name, draft / name)
+    draft.mkdir(exist_ok=True)
+    shutil.copyfile(border, draft / BORDER)
     if border.with_name(BORDER_DATA).exists():
-        shutil.copyfile(border.with_name(BORDER_DATA), partial / BORDER_DATA)
+        shutil.copyfile(border.with_name(BORDER_DATA), draft / BORDER_DATA)
 
 
 def _file_table(folder: Path, artifact: Artifact) -> dict[str, File]:
     names = [*artifact.files, BORDER, *([BORDER_DATA] if (folder / BORDER_DATA).exists() else [])]
     return {name: File(file_digest(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Holds the parent folder against other builds, and removes what a killed one left of this device."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(parent, fcntl.LOCK_EX)
-        for stale in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        yield
-    finally:
-        os.close(parent)
-
-
-def _swap(partial: Path, folder: Path) -> None:
-    old = partial.with_name(partial.name + ".old")
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

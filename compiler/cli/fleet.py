@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Timed runs per batch size where it runs here.",
 )
+@click.option(
+    "--cache-wait",
+    "cache_wait_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Longest time to wait for another build that makes the same stage; by default for ever.",
+)
 @click.option("--check-reproducible", is_flag=True, help="Build a second time from nothing and compare every file.")
 @build_options
 @child_options

@@ -44,7 +44,7 @@ def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
     fleet, jobs, missing = plan_fleet(path, options)
     claim_folder(options.out, selected_devices(fleet, options))
     source = _read_source(fleet, jobs)
-    store = Store(options.cache)
+    store = Store(options.cache, wait_s=options.cache_wait_s)
     reports = {name: DeviceReport(name, options.out / name, error) for name, error in missing.items()}
     pace = Pace(sum(job.plan.pieces for job in jobs))
     for index, job in enumerate(jobs):

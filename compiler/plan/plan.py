@@ -28,6 +28,7 @@ class BuildOptions:
     Args:
         out: Folder that gets one folder per device, and `build.json`.
         cache: Root of the store.
+        cache_wait_s: Longest time to wait for another process that makes the same stage; None waits for ever.
         devices: Names of the devices to build; empty means all.
         precision: Precision for every device, over the fleet file's; empty leaves the file's.
         prune: `off`, `auto` or a ratio for every device, over the fleet file's; empty leaves the file's.
@@ -42,6 +43,7 @@ class BuildOptions:
 
     out: Path = Path("dist")
     cache: Path = Path(".fleetc-cache")
+    cache_wait_s: float | None = None
     devices: tuple[str, ...] = ()
     precision: str = ""
     prune: str = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from compiler.artifact import Artifact, artifact_from_dict
 from compiler.artifact.adapter import to_json
 from compiler.artifact.schema import BuildSettings
 from compiler.fleet.profile import HardwareProfile, to_yaml
+from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits, run_child
 from compiler.target.target import TargetPlan
 
@@ -41,9 +41,9 @@ def build_in_child(
     Raises:
         CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
     """
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        told = {**told_child(border, request, profile, Path(name)), "workdir": str(workdir.absolute())}
-        value = run_child("build", told, folder=Path(name), limits=limits, where=where)
+    with scratch_folder() as scratch:
+        told = {**told_child(border, request, profile, scratch), "workdir": str(workdir.absolute())}
+        value = run_child("build", told, folder=scratch, limits=limits, where=where)
     return artifact_from_dict({**value, "root": str(workdir)})
 
 

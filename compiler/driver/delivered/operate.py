@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -37,7 +35,9 @@ from compiler.model.numerics import Arrays, write_arrays
 from compiler.model.spec import TensorSpec
 from compiler.passes.probe import run_unoptimized
 from compiler.store import file_digest
+from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors
+from compiler.store.scratch import scratch_folder
 from compiler.target import find_target
 from compiler.target.isolate import ChildLimits
 from compiler.target.request import BuildRequest, build_in_child
@@ -177,8 +177,8 @@ def finish_delivered(folder: Path, *, cache: Path, child_limits: ChildLimits) ->
         )
     before = file_digest(folder / MANIFEST)
     border = Border(border_of(folder), delivered.manifest.border.sha256, (), ())
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        artifact = _build_again(delivered, border, Path(name), cache, child_limits)
+    with scratch_folder() as scratch:
+        artifact = _build_again(delivered, border, scratch, cache, child_limits)
         points, tolerance = _points(delivered, border.load(), None), _tolerance(delivered)
         verification = check_parity(
             artifact, points, tolerance=tolerance, repeat=REPEAT, where=str(folder), limits=child_limits
@@ -339,12 +339,8 @@ def _refuse_destination(path: Path, outputs: tuple[TensorSpec, ...]) -> None:
 
 def _write_outputs(path: Path, outputs: Arrays) -> None:
     with output_errors(path):
-        partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-        try:
-            if path.suffix == ".npy":
-                np.save(partial, next(iter(outputs.values())), allow_pickle=False)
-            else:
-                write_arrays(partial, outputs)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        if path.suffix == ".npy":
+            array = next(iter(outputs.values()))
+            write_atomic(path, lambda file: np.save(file, array, allow_pickle=False))
+        else:
+            write_atomic(path, lambda file: write_arrays(file, outputs))

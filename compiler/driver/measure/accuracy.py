@@ -8,7 +8,6 @@ border model   under ONNX Runtime, where the candidate's precision is in the gra
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Array, Arrays, write_arrays
 from compiler.store import Stage
 from compiler.store.digests import code_digest
+from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits, run_child
 
 CHUNK_BYTES = 256 << 20
@@ -138,8 +138,7 @@ def run_artifact(
 def _run_chunk(
     artifact: Artifact, samples: Arrays, batch: int, where: str, limits: ChildLimits
 ) -> tuple[dict[str, Array], Evidence]:
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         write_arrays(folder / "in.npz", samples)
         request = {
             "artifact": {**artifact_to_dict(artifact), "root": str(artifact.root)},

@@ -22,7 +22,7 @@ from compiler.driver.measure.accuracy import choose_stand_in, run_artifact
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.outputs import BATCH, model_outputs
-from compiler.errors import CompilerError, StorageError
+from compiler.errors import CompilerError, InternalError, StorageError
 from compiler.evaluate import Images, run_dataset
 from compiler.evaluate.gates import Figure
 from compiler.evaluate.saliency import (
@@ -89,10 +89,11 @@ def show_saliency(context: BuildContext, made: Made) -> Saliency:
 
     Raises:
         StorageError: The cache's disk is full.
+        InternalError: A bug.
     """
     try:
         return measure_saliency(context, made)
-    except StorageError:
+    except (StorageError, InternalError):
         raise
     except CompilerError as error:
         return _uncompared(error.what.splitlines()[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from compiler.fleet.profile import HardwareProfile
 from compiler.passes.instrument import measure
 from compiler.plan import Decision, Plan, options_to_dict
 from compiler.store import Stage, Store, canonical_json
+from compiler.store.scratch import scratch_folder
 from compiler.target import Target, Tunes
 from compiler.target.isolate import ChildLimits, run_child
 from compiler.target.request import BuildRequest, told_child
@@ -76,9 +76,9 @@ def list_kernels(
         return ()
 
     def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-            told = told_child(border.path, BuildRequest.of(plan.target_plan), profile, Path(name))
-            found = run_child("kernels", told, folder=Path(name), limits=limits, where=f"{plan.device}: kernels")
+        with scratch_folder() as scratch:
+            told = told_child(border.path, BuildRequest.of(plan.target_plan), profile, scratch)
+            found = run_child("kernels", told, folder=scratch, limits=limits, where=f"{plan.device}: kernels")
         (folder / KERNELS).write_text(json.dumps(found), encoding="utf-8")
 
     entry = store.obtain(Stage("kernels", target_key(border, plan, target)), make)

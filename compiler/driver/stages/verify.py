@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from compiler.model.numerics import TOLERANCES, Array, Arrays, ErrorStats, array
 from compiler.passes.probe import run_unoptimized
 from compiler.store import Stage, Store, canonical_json
 from compiler.store.digests import code_digest
+from compiler.store.scratch import scratch_folder
 from compiler.target import find_target, installed_version
 from compiler.target.isolate import ChildLimits, run_child
 
@@ -189,8 +189,7 @@ def execute(
         TargetUnavailable: It cannot run on this machine.
         ToolchainFailed: It crashed, hung or used too much memory.
     """
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         for index, arrays in enumerate(inputs):
             write_arrays(folder / f"in{index}.npz", arrays)
         items = [
