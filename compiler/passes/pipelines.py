@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PORTABLE: tuple[str, ...] = (
     "inline-functions",  # first: no pass looks into functions
     "raise-opset",  # before all that is written for operators of opset 11 and newer
+    "take-branches",  # before onnxsim, which fails on branches whose shapes contradict each other
     "simplify-onnxsim",  # early: it works on the graph as exported, and what it makes is compared with that graph
     "remove-dead-nodes",
     "infer-shapes",  # before everything that asks for types and shapes
