@@ -1,4 +1,4 @@
-"""Values that may lie beyond the range of half precision, as the mask of attention does, whose lowest number is −3.4e38.
+"""Values that may lie beyond the range of half precision: the mask of attention, whose lowest number is −3.4e38.
 
 In half such a number becomes −∞, and a row that is masked as a whole becomes NaN in Softmax. So what reads it stays
 float32. A value may lie beyond the range if
