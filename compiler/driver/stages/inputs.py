@@ -13,7 +13,7 @@ from compiler.evaluate import open_calibration
 from compiler.evaluate.samples import SUFFIXES, Samples, batch_of, load_samples, make_samples
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.data import Calibration
-from compiler.model.frontend import bind_shapes, describe_inputs, free_dims
+from compiler.model.frontend import bind_shapes, describe_inputs, first_dims
 from compiler.model.graph import graph_digest
 from compiler.model.numerics import Arrays
 from compiler.model.spec import TensorSpec
@@ -125,7 +125,7 @@ def _ranges(model: ir.Model, device: DeviceClass) -> _Ranges:
     stated = any(
         keys[-1:] == ("batch",) for keys in device.origin.lines if keys[:2] in (("batch",), ("devices", device.name))
     )
-    if not stated and not free_dims(model):
+    if not stated and not set(first_dims(model)) - set(device.dims):
         del ranges["batch"]
     return tuple(ranges.items())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from compiler.model.frontend.bind import SizeRange, bind_shapes, free_dims
+from compiler.model.frontend.bind import SizeRange, bind_shapes, first_dims, free_dims
 from compiler.model.frontend.extract import extract_prefix
 from compiler.model.frontend.inputs import describe_inputs, describe_outputs
 from compiler.model.frontend.read import Imported, read_model
@@ -19,6 +19,7 @@ __all__ = [
     "describe_inputs",
     "describe_outputs",
     "extract_prefix",
+    "first_dims",
     "free_dims",
     "import_model",
     "read_model",
