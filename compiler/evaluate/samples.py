@@ -14,11 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import CompilerError, DataError, combine
+from compiler.evaluate.layout import BATCH, Layout, find_layouts, fits, forms
 from compiler.model.numerics import Array
 from compiler.model.spec import TensorSpec
-
-BATCH = "batch"
-"""The name of a batch dimension left symbolic."""
 
 SUFFIXES = (".npz", ".npy")
 
@@ -50,8 +48,9 @@ def load_samples(path: str | Path, inputs: Sequence[TensorSpec], *, count: int |
     """Reads samples for a model's inputs.
 
     Args:
-        path: A .npz with one key per input (the first axis counts samples), a .npy for a model of one input, or a
-            folder of such files, each one or more samples, taken by name.
+        path: A .npz with one key per input, a .npy for a model of one input, or a folder of such files, each one or
+            more samples, taken by name. The first axis of an array counts samples, or the array is as the model takes
+            it and serves every sample: a table, a scalar.
         inputs: What the model takes.
         count: How many samples to use; all if None.
 
@@ -168,14 +167,17 @@ def _file_items(
         problems.append(error)
         return []
     misfits = [problem for spec in inputs for problem in _array_problems(file, spec, arrays[spec.name], limit)]
-    lengths = {spec.name: len(arrays[spec.name]) for spec in inputs if arrays[spec.name].ndim}
-    if not misfits and len(set(lengths.values())) > 1:
-        misfits.append(DataError(f"inputs have different numbers of samples: {lengths}", where=str(file)))
-    problems += misfits
-    if misfits or not lengths:
+    if misfits:
+        problems += misfits
         return []
-    rows = range(min(min(lengths.values()), limit if limit is not None else 2**63))
-    return [{spec.name: _row(arrays[spec.name], spec, row) for spec in inputs} for row in rows]
+    layouts = find_layouts(inputs, {name: array.shape for name, array in arrays.items()})
+    lengths = {name: len(arrays[name]) for name, layout in layouts.items() if layout != Layout.SHARED}
+    if len(set(lengths.values())) > 1:
+        problems.append(DataError(f"inputs have different numbers of samples: {lengths}", where=str(file)))
+        return []
+    count = min(lengths.values(), default=1)
+    rows = range(count if limit is None else min(count, limit))
+    return [{name: _sample(arrays[name], layout, row) for name, layout in layouts.items()} for row in rows]
 
 
 def _arrays(file: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -227,10 +229,11 @@ def _array_problems(file: Path, spec: TensorSpec, array: Array, limit: int | Non
     if problem := misfit(spec, array.dtype, array.shape, where=where):
         yield problem
     elif array.dtype.kind == "f":
-        bad = [row for row, sample in enumerate(array[:limit]) if not np.isfinite(sample).all()]
+        rows = array[:limit] if array.ndim else array.reshape(1)
+        bad = [row for row, sample in enumerate(rows) if not np.isfinite(sample).all()]
         if bad:
-            rows = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
-            yield DataError(f"{len(bad)} samples hold NaN or infinity: {rows}", where=where, remedy="Leave them out.")
+            listed = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
+            yield DataError(f"{len(bad)} samples hold NaN or infinity: {listed}", where=where, remedy="Leave them out.")
 
 
 def misfit(spec: TensorSpec, dtype: np.dtype[np.generic], shape: tuple[int, ...], *, where: str) -> DataError | None:
@@ -238,24 +241,17 @@ def misfit(spec: TensorSpec, dtype: np.dtype[np.generic], shape: tuple[int, ...]
     if dtype.name != spec.dtype:
         remedy = f"Convert it: array.astype('{spec.dtype}')."
         return DataError(f"elements are {dtype.name}, the model takes {spec.dtype}", where=where, remedy=remedy)
-    if not _fits(shape, spec):
+    if not fits(spec, shape):
         sizes = ", ".join(map(str, spec.shape))
-        remedy = "The first axis counts samples; the others are the model's."
-        return DataError(f"shape {shape} does not fit the model's ({sizes})", where=where, remedy=remedy)
+        return DataError(f"shape {shape} does not fit the model's ({sizes})", where=where, remedy=forms(spec))
     return None
 
 
-def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
-    """Whether an array is rows of samples (rank as the model's) or a list of complete ones (one rank more)."""
-    inner = spec.shape[1:] if len(shape) == len(spec.shape) else spec.shape
-    if not shape or len(shape) != len(inner) + 1:
-        return False
-    return all(want == got if isinstance(want, int) else got > 0 for want, got in zip(inner, shape[1:], strict=True))
-
-
-def _row(array: Array, spec: TensorSpec, row: int) -> Array:
-    """One sample: a row kept as an axis of 1, or a complete one."""
-    return array[row : row + 1] if array.ndim == len(spec.shape) else array[row]
+def _sample(array: Array, layout: Layout, row: int) -> Array:
+    """One sample of an array: a row as an axis of 1, a complete input, or what all samples share."""
+    if layout == Layout.SHARED:
+        return array
+    return array[row : row + 1] if layout == Layout.ROWS else array[row]
 
 
 def _oddities(items: Sequence[Mapping[str, Array]]) -> Iterator[str]:
