@@ -103,7 +103,11 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, found: Fo
     return {
         "device": job.device.name,
         "inputs": {
-            "model": {"file": fleet.model.name, "sha256": source.digest, "notes": list(source.imported.notes)},
+            "model": {
+                "file": fleet.model.name,
+                "sha256": source.digest,
+                "notes": [*source.imported.notes, *ready.notes],
+            },
             "samples": {
                 "origin": _origin(fleet, ready.inputs),
                 "sha256": arrays_digest(ready.inputs.probe),

@@ -14,7 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import CompilerError, DataError, combine
+from compiler.evaluate.draw import draw
 from compiler.evaluate.layout import BATCH, Layout, find_layouts, fits, forms
+from compiler.model.frontend.kinds import InputKind
 from compiler.model.numerics import Array
 from compiler.model.spec import TensorSpec
 
@@ -37,11 +39,13 @@ class Samples:
         items: One mapping per sample, input name → array with a first axis of 1 where the model has a batch.
         origin: `random, seed 0`, or the file or folder they are from: labels every figure measured with them.
         warnings: What is unusual about them without being an error.
+        is_random: Whether they were drawn.
     """
 
     items: tuple[Mapping[str, Array], ...]
     origin: str
     warnings: tuple[str, ...] = ()
+    is_random: bool = False
 
 
 def load_samples(path: str | Path, inputs: Sequence[TensorSpec], *, count: int | None = None) -> Samples:
@@ -94,7 +98,12 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def make_samples(
-    inputs: Sequence[TensorSpec], *, seed: int = 0, count: int = 1, sizes: Mapping[str, int] | None = None
+    inputs: Sequence[TensorSpec],
+    *,
+    seed: int = 0,
+    count: int = 1,
+    sizes: Mapping[str, int] | None = None,
+    kinds: Mapping[str, InputKind] | None = None,
 ) -> Samples:
     """Random samples, the same for the same arguments on every machine.
 
@@ -103,9 +112,11 @@ def make_samples(
         seed: Any integer ≥ 0.
         count: How many samples.
         sizes: Symbolic dimension other than the batch → its size.
+        kinds: Input → what its numbers are, as far as the model tells; the origin then says what was drawn.
 
     Returns:
-        Standard normal floats, integers that are 0 or 1 (so valid as masks and as indices), booleans.
+        Numbers of their kinds; without kinds standard normal floats, integers that are 0 or 1 (so valid as masks and as
+        indices), and booleans.
 
     Raises:
         DataError: A dimension has no size, or a type has no random values.
@@ -114,11 +125,17 @@ def make_samples(
     if problems:
         raise combine(problems)
     generators = [np.random.Generator(np.random.PCG64([seed, index])) for index in range(count)]
-    items = tuple({spec.name: _random(spec, sizes or {}, random) for spec in inputs} for random in generators)
-    return Samples(items, f"random, seed {seed}")
+    items = tuple(
+        {spec.name: _random(spec, sizes or {}, random, (kinds or {}).get(spec.name), row) for spec in inputs}
+        for row, random in enumerate(generators)
+    )
+    drawn = "; ".join(f"{spec.name}: {(kinds or {})[spec.name]}" for spec in inputs if spec.name in (kinds or {}))
+    return Samples(items, f"random, seed {seed}" + (f" ({drawn})" if drawn else ""), (), True)
 
 
-def batch_of(samples: Samples, inputs: Sequence[TensorSpec], size: int) -> dict[str, Array]:
+def batch_of(
+    samples: Samples, inputs: Sequence[TensorSpec], size: int, *, sizes: Mapping[str, int] | None = None
+) -> dict[str, Array]:
     """One set of inputs of a given batch size, from samples taken in turn and again from the first.
 
     Args:
@@ -126,14 +143,16 @@ def batch_of(samples: Samples, inputs: Sequence[TensorSpec], size: int) -> dict[
         inputs: What the model takes. A first dimension `batch` gets `size`; a number gets that many samples; an input
             whose samples are complete already (a table, a scalar) is fed as the first sample has it.
         size: Batch size, ≥ 1.
+        sizes: First dimension of another name → its size.
     """
-    return {spec.name: _stacked(samples.items, spec, size) for spec in inputs}
+    named = {**(sizes or {}), BATCH: size}
+    return {spec.name: _stacked(samples.items, spec, named) for spec in inputs}
 
 
-def _stacked(items: Sequence[Mapping[str, Array]], spec: TensorSpec, size: int) -> Array:
+def _stacked(items: Sequence[Mapping[str, Array]], spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
     first = items[0][spec.name]
-    wanted = (size if spec.shape[0] == BATCH else spec.shape[0]) if spec.shape else None
-    if not isinstance(wanted, int) or first.shape[0] == wanted:
+    wanted = (sizes.get(spec.shape[0]) if isinstance(spec.shape[0], str) else spec.shape[0]) if spec.shape else None
+    if wanted is None or first.shape[0] == wanted:
         return np.asarray(first)
     rows = [items[index % len(items)][spec.name] for index in range(-(-wanted // max(1, first.shape[0])))]
     return np.concatenate(rows)[:wanted]
@@ -285,18 +304,21 @@ def _spec_problems(spec: TensorSpec, sizes: Mapping[str, int]) -> Iterator[DataE
 
 def _numeric(dtype: str) -> bool:
     try:
-        return np.dtype(dtype).kind in "fiub"
+        return dtype == "bfloat16" or np.dtype(dtype).kind in "fiub"
     except TypeError:
-        return dtype == "bfloat16"
+        return False
 
 
-def _random(spec: TensorSpec, sizes: Mapping[str, int], random: np.random.Generator) -> Array:
+def _random(
+    spec: TensorSpec, sizes: Mapping[str, int], random: np.random.Generator, kind: InputKind | None, row: int
+) -> Array:
     shape = tuple(
         dim if isinstance(dim, int) else 1 if (axis, dim) == (0, BATCH) else sizes[dim]
         for axis, dim in enumerate(spec.shape)
     )
-    if spec.dtype == "bfloat16":
-        return random.standard_normal(shape, dtype=np.float32).astype(ir.DataType.BFLOAT16.numpy())
-    kind = np.dtype(spec.dtype).kind
-    values = random.standard_normal(shape, dtype=np.float32) if kind == "f" else random.integers(0, 2, shape)
-    return np.asarray(values).astype(spec.dtype)
+    dtype = ir.DataType.BFLOAT16.numpy() if spec.dtype == "bfloat16" else np.dtype(spec.dtype)
+    if kind is not None:
+        return draw(kind, shape, random, row=row).astype(dtype)
+    is_float = spec.dtype == "bfloat16" or dtype.kind == "f"
+    values = random.standard_normal(shape, dtype=np.float32) if is_float else random.integers(0, 2, shape)
+    return np.asarray(values).astype(dtype)
