@@ -22,7 +22,6 @@ PORTABLE: tuple[str, ...] = (
     "simplify-onnxsim",  # early: it works on the graph as exported, and what it makes is compared with that graph
     "remove-dead-nodes",
     "infer-shapes",  # before everything that asks for types and shapes
-    "flatten-softmax",
     "remove-training-leftovers",
     "fold-constants",  # before the patterns, which want their constants as initializers
     "remove-identities",
@@ -40,6 +39,7 @@ PORTABLE: tuple[str, ...] = (
     "fuse-pad",
     "trim-kernels",  # after fuse-pad, which gives layers the pads that decide what is read
     "fuse-matmul-add",
+    "flatten-softmax",  # behind the fusions, which look for Softmax as it is exported
     "fold-constants",  # again: what rules left of weights and shapes
     "remove-identities",
     "merge-duplicates",
