@@ -107,6 +107,7 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, found: Fo
                 "file": fleet.model.name,
                 "sha256": source.digest,
                 "notes": [*source.imported.notes, *ready.notes],
+                "fixed": dict(job.device.inputs),
             },
             "samples": {
                 "origin": _origin(fleet, ready.inputs),

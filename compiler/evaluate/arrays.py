@@ -74,6 +74,11 @@ def open_arrays(path: Path, inputs: Sequence[TensorSpec], *, labelled: bool | No
     )
 
 
+def array_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Array → shape of a .npz, of which only the headers are read. Raises DataError where it cannot be read."""
+    return {name: column.shape for name, column in _columns(file).items()}
+
+
 @dataclass(frozen=True)
 class _Table:
     """The samples of one file."""

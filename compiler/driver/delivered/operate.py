@@ -33,7 +33,14 @@ from compiler.evaluate.samples import batch_of, load_samples, make_samples, read
 from compiler.fleet import Range
 from compiler.fleet.profile import profile_of
 from compiler.fleet.yamlfile import Document, Origin
-from compiler.model.frontend import bind_shapes, describe_inputs, describe_outputs, free_dims, read_model
+from compiler.model.frontend import (
+    bind_shapes,
+    describe_inputs,
+    describe_outputs,
+    fix_inputs,
+    free_dims,
+    read_model,
+)
 from compiler.model.numerics import Arrays, write_arrays
 from compiler.model.spec import TensorSpec
 from compiler.passes.probe import run_unoptimized
@@ -207,7 +214,7 @@ def original_of(delivered: Delivered, model: Path) -> ir.Model:
     """The original model with the sizes the artifact was built for."""
     dims = {name: Range(**sizes) for name, sizes in delivered.manifest["plan"]["dims"].items()}
     free = {name: sizes for name, sizes in dims.items() if name != "batch" or not sizes.is_fixed}
-    read = read_model(model).model
+    read = fix_inputs(read_model(model).model, delivered.manifest["inputs"]["model"].get("fixed", {})).model
     bound = bind_shapes(read, dims if free_dims(read) else free, where=str(delivered.folder)).model
     _refuse_other_model(bound, delivered, model)
     return bound
@@ -260,7 +267,8 @@ def _inputs_at(
         )
     others = {name: size for name, size in sizes.items() if name != "batch"}
     drawn = load_samples(samples, specs) if samples else make_samples(specs, count=8, sizes=others)
-    return Inputs(sizes_label(sizes), batch_of(drawn, specs, sizes.get("batch", 1)), drawn.origin)
+    arrays = batch_of(drawn, specs, sizes.get("batch", 1), sizes=sizes)
+    return Inputs(sizes_label(sizes), arrays, drawn.origin)
 
 
 def _read_inputs(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import onnx_ir as ir
 
 from compiler.errors import CompilerError, ModelError, UnsupportedModel, UsageError, combine
 from compiler.evaluate import open_calibration
+from compiler.evaluate.arrays import array_shapes
 from compiler.evaluate.samples import SUFFIXES, Samples, batch_of, load_samples, make_samples
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.data import Calibration
-from compiler.model.frontend import Imported, bind_shapes, correct_outputs, describe_inputs, first_dims, input_kinds
+from compiler.model.frontend import (
+    Imported,
+    bind_shapes,
+    correct_outputs,
+    describe_inputs,
+    first_dims,
+    fix_inputs,
+    input_kinds,
+)
 from compiler.model.frontend.kinds import InputKind
 from compiler.model.graph import graph_digest
 from compiler.model.numerics import Arrays
 from compiler.model.spec import TensorSpec
 from compiler.passes.probe import run_unoptimized
+from compiler.store import canonical_json
 
 SEED = 0
 
@@ -26,6 +36,7 @@ FEW = 32
 """Samples that are enough to compare builds on."""
 
 _Ranges = tuple[tuple[str, Range], ...]
+_Key = tuple[_Ranges, str]
 
 
 @dataclass(frozen=True)
@@ -78,17 +89,48 @@ def prepare(fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass]) -> di
     Raises:
         UsageError: Sizes or calibration data do not fit the model; every such problem is named once.
     """
-    ready: dict[_Ranges, Prepared] = {}
+    ready: dict[_Key, Prepared] = {}
+    keys: dict[str, _Key] = {}
     problems: dict[str, CompilerError] = {}
     for device in devices:
         try:
-            ranges = _ranges(model, device)
-            ready[ranges] = ready.get(ranges) or _prepare(fleet, model, device)
+            fixed = fix_inputs(model, device.inputs, where=device.place)
+            sized = _sized_by_samples(fleet, fixed.model, device)
+            key = _key(fixed.model, sized)
+            ready[key] = ready.get(key) or _prepare(fleet, fixed, sized)
+            keys[device.name] = key
         except (UsageError, ModelError) as error:
             problems.setdefault(str(error), error)
     if problems:
         raise combine(list(problems.values()))
-    return {device.name: ready[_ranges(model, device)] for device in devices}
+    return {device.name: ready[keys[device.name]] for device in devices}
+
+
+def _sized_by_samples(fleet: Fleet, model: ir.Model, device: DeviceClass) -> DeviceClass:
+    """The device with a size for each first dimension that is another length in the samples than they are many.
+
+    Where inputs begin with dimensions of different names, as pictures and a table do, the one of the first input counts
+    samples; an array of another length is complete, and its length is the size.
+    """
+    names = [name for name in first_dims(model) if name not in device.dims]
+    path = None if fleet.calibration is None else fleet.calibration.path
+    if len(names) < 2 or path is None or path.suffix != ".npz" or not path.is_file():
+        return device
+    shapes = array_shapes(path)
+    lengths = {
+        str(value.shape[0].value): shapes[str(value.name)][0]
+        for value in model.graph.inputs
+        if value.shape
+        and isinstance(value.shape[0], ir.SymbolicDim)
+        and len(shapes.get(str(value.name), ())) == len(value.shape)
+    }
+    own = {name: lengths[name] for name in names[1:] if name in lengths and lengths[name] != lengths.get(names[0])}
+    return replace(device, dims={**device.dims, **{name: Range(size, size, size) for name, size in own.items()}})
+
+
+def _key(model: ir.Model, device: DeviceClass) -> _Key:
+    """What devices that share their preparation have in common."""
+    return _ranges(model, device), canonical_json(dict(device.inputs))
 
 
 def bind_device(model: ir.Model, device: DeviceClass) -> Imported:
@@ -151,12 +193,12 @@ def run_or_none(model: ir.Model, inputs: Arrays) -> Arrays | None:
         return None
 
 
-def _prepare(fleet: Fleet, model: ir.Model, device: DeviceClass) -> Prepared:
-    bound = bind_device(model, device)
+def _prepare(fleet: Fleet, fixed: Imported, device: DeviceClass) -> Prepared:
+    bound = bind_device(fixed.model, device)
     inputs = verification_inputs(fleet, bound.model, device)
     outputs = run_or_none(bound.model, inputs.probe)
     notes = correct_outputs(bound.model, outputs) if outputs is not None else ()
-    return Prepared(bound.model, graph_digest(bound.model), inputs, (*bound.notes, *notes))
+    return Prepared(bound.model, graph_digest(bound.model), inputs, (*fixed.notes, *bound.notes, *notes))
 
 
 def _ranges(model: ir.Model, device: DeviceClass) -> _Ranges:
@@ -164,7 +206,7 @@ def _ranges(model: ir.Model, device: DeviceClass) -> _Ranges:
     stated = any(
         keys[-1:] == ("batch",) for keys in device.origin.lines if keys[:2] in (("batch",), ("devices", device.name))
     )
-    if not stated and not set(first_dims(model)) - set(device.dims):
+    if not stated and "batch" not in device.dims and not set(first_dims(model)) - set(device.dims):
         del ranges["batch"]
     return tuple(ranges.items())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -159,7 +160,7 @@ def _unbound_error(
 ) -> FleetError:
     listed = ", ".join(f"'{name}' (axis {free[name][0][1]} of '{free[name][0][0]}')" for name in unbound)
     batch = ["    batch: 1"] if any(name in batch_names for name in unbound) else []
-    named = [f'      "{name}": 1' for name in unbound if name not in batch_names]
+    named = [f"      {json.dumps(name)}: 1" for name in unbound if name not in batch_names]  # JSON is YAML
     snippet = "\n".join([*batch, *(["    dims:", *named] if named else [])])
     return FleetError(
         f"dimension {listed} has no size" if len(unbound) == 1 else f"dimensions {listed} have no size",
