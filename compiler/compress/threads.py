@@ -32,15 +32,17 @@ def one_blas_thread() -> Iterator[None]:
         yield
 
 
-def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
+def in_parallel(function: Callable[[S], T], items: Iterable[S], *, most: int | None = None) -> list[T]:
     """Results for all items in their order, computed by as many threads as there are cores.
 
     Args:
         function: Should spend its time in numpy or ONNX Runtime, which release the interpreter's lock.
         items: All are in memory, and so are the results.
+        most: Largest number of threads, where each of them needs much memory.
     """
     work = list(items)
-    if len(work) < 2 or available_cores() == 1:
+    threads = min(len(work), available_cores(), most or len(work))
+    if threads < 2:
         return [function(item) for item in work]
-    with ThreadPoolExecutor(min(len(work), available_cores()), thread_name_prefix="fleetc-compress") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="fleetc-compress") as pool:
         return list(pool.map(function, work))

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compiler.compress.prune.importance import shrunk
 from compiler.compress.prune.moments import Batches
 from compiler.compress.prune.prepare import prepare
+from compiler.compress.prune.redundancy import shrunk
 from compiler.compress.prune.repair import Repaired, solve_layers
 from compiler.compress.prune.rows import Layer, Matrix, as_matrix, layer_of
 from compiler.compress.prune.sums import Sums
