@@ -42,6 +42,5 @@ def storable(scales: NDArray[np.float32], compute: str) -> NDArray[np.float32]:
     if compute not in _HALF:
         return alive
     stored = alive.astype(_HALF[compute])
-    short = stored.astype(np.float32) < alive
-    stored[short] = np.nextafter(stored[short], _HALF[compute](np.inf))
-    return stored.astype(np.float32)
+    above = np.nextafter(stored, _HALF[compute](np.inf))
+    return np.where(stored.astype(np.float32) < alive, above, stored).astype(np.float32)
