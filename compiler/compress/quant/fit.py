@@ -27,6 +27,9 @@ from compiler.passes.values import Names, constant_of
 _WEIGHT, _BIAS = 1, 2
 """Inputs of a Conv, Gemm or MatMul."""
 
+_NEGLIGIBLE = 2.0**-24
+"""Share of a layer's largest result below which a shift is no error that can be corrected."""
+
 
 def fit(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays], options: QuantOptions) -> ir.Model:
     """A copy of the model with weights and biases fitted to the quantized form.
@@ -126,6 +129,11 @@ def _fitted_bias(step: Step, plan: QuantPlan) -> NDArray[np.float32] | None:
     if axis is None or f"{step.node.name}/{_WEIGHT}" not in plan.weights:
         return None
     shift = estimate_shift(step.expected, step.found, axis)
+    largest = max((float(np.abs(array).max(initial=0.0)) for array in step.expected), default=0.0)
+    # what float32 would round away: a bias of such numbers alone is none that float16 can hold
+    shift[np.abs(shift) < _NEGLIGIBLE * largest] = 0.0
+    if not shift.any():
+        return None
     shape = [1] * step.found[0].ndim
     shape[axis] = -1
     step.replace([array.astype(np.float32) + shift.astype(np.float32).reshape(shape) for array in step.found])
