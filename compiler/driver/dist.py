@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compiler.artifact.manifest import BUILD, MANIFEST, write_json
+from compiler.artifact.manifest import BORDER, BORDER_DATA, BUILD, MANIFEST, write_json
 from compiler.driver.reports import DeviceReport
 from compiler.errors import OutputError
 from compiler.fleet import DeviceClass, Fleet
@@ -41,7 +41,9 @@ def claim_folder(out: Path, devices: Sequence[DeviceClass]) -> None:
 def _is_foreign(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists() or folder.is_symlink()
-    return not (folder / MANIFEST).is_file() and any(folder.iterdir())
+    if (folder / MANIFEST).is_file():
+        return False
+    return not {path.name for path in folder.iterdir()} <= {BORDER, BORDER_DATA}  # what `build --to` leaves
 
 
 def settle_folder(reports: Sequence[DeviceReport], fleet: Fleet, model_digest: str, out: Path) -> None:

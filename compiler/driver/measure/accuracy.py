@@ -26,8 +26,7 @@ from compiler.evaluate import AccuracyDrop, Dataset
 from compiler.evaluate.gates import Figure
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Array, Arrays, write_arrays
-from compiler.store import Stage
-from compiler.store.digests import code_digest
+from compiler.store import StageName
 from compiler.target.isolate import ChildLimits, run_child
 
 CHUNK_BYTES = 256 << 20
@@ -112,18 +111,11 @@ def measure_accuracy(context: BuildContext, judge: AccuracyTest, made: Made) -> 
 
 def border_drop(context: BuildContext, judge: AccuracyTest, border: Border) -> AccuracyDrop:
     """The drop of a border model under ONNX Runtime."""
-    return drop_of(context, judge, model_outputs(border.load(), border.digest, judge.dataset, context.store))
+    return drop_of(context, judge, model_outputs(border.load(), border.digest, judge.dataset, context.stages))
 
 
 def artifact_outputs(context: BuildContext, made: Made, dataset: Dataset) -> Arrays:
     """The artifact's outputs on every sample, computed once on this machine and kept in the store."""
-    parts = (
-        ("build", made.built.entry.digest),
-        ("data", dataset.digest),
-        ("samples", str(dataset.count)),
-        ("host", host_fingerprint()),
-        ("compiler", code_digest("compiler.target.worker_measure")),
-    )
 
     def compute(folder: Path) -> None:
         where = f"{context.name}: accuracy"
@@ -131,7 +123,15 @@ def artifact_outputs(context: BuildContext, made: Made, dataset: Dataset) -> Arr
         found, _ = run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=context.options.child)
         write_arrays(folder / "outputs.npz", found)
 
-    return read_outputs(context.store.obtain(Stage("outputs", parts), compute).files)
+    entry = context.stages.run(
+        StageName.OUTPUTS,
+        compute,
+        build=made.built.entry.digest,
+        data=[dataset.digest, dataset.count],
+        batch=made.plan.dims["batch"].opt,
+        host=host_fingerprint(),
+    )
+    return read_outputs(entry.files)
 
 
 def run_artifact(

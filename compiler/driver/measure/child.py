@@ -1,8 +1,7 @@
-"""One observation of a built artifact in a child process, kept in the store."""
+"""Measurements of built artifacts in a child process, kept in the store."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,22 +12,22 @@ from compiler.driver.stages.compile import Built
 from compiler.driver.stages.context import BuildContext
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Arrays, arrays_digest, write_arrays
-from compiler.store import Stage, canonical_json
-from compiler.store.digests import code_digest
+from compiler.store import StageName, read_result, write_result
 from compiler.target.isolate import run_child
 
-MEASURED_STAGES = frozenset({"footprint", "profile", "race"})
-"""Stages whose results are observations of this machine at one time: no second observation is the same."""
+_RESULTS = "measured.json"
+
+_WORK = {StageName.MEMORY: "footprint", StageName.SPEED: "race", StageName.LAYERS: "profile"}
 
 
-def observe(
-    context: BuildContext, work: str, builds: Sequence[tuple[Built, Arrays]], *, times: int = 1, **more: Any
+def measure_in_child(
+    context: BuildContext, stage: StageName, builds: Sequence[tuple[Built, Arrays]], *, times: int = 1, **more: Any
 ) -> list[dict[str, Any]]:
     """Does one work of `compiler.target.worker_measure` on built artifacts, or takes its results from the store.
 
     Args:
         context: The device.
-        work: `footprint`, `race` or `profile`; the name of the stage.
+        stage: `memory`, `speed` or `layers`.
         builds: The artifacts, each with its inputs.
         times: Child processes to ask, one after another.
         more: Further arguments of the work.
@@ -39,26 +38,27 @@ def observe(
     Raises:
         CompilerError: Whatever the work raised, or how the child ended.
     """
-    parts = (
-        ("builds", canonical_json([built.entry.digest for built, _ in builds])),
-        ("inputs", canonical_json([arrays_digest(inputs) for _, inputs in builds])),
-        ("arguments", canonical_json({**more, "times": times})),
-        ("host", host_fingerprint()),
-        ("compiler", code_digest("compiler.target.worker_measure")),
-    )
+    work = _WORK[stage]
 
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
             request = _request(builds, Path(name)) | more
-            where = f"{context.name}: {work}"
-            found = [
+            where = f"{context.name}: {stage}"
+            results = [
                 run_child(work, dict(request), folder=Path(name), limits=context.options.child, where=where)
                 for _ in range(times)
             ]
-        (folder / "observed.json").write_text(json.dumps(found), encoding="utf-8")
+        write_result(folder, _RESULTS, results)
 
-    entry = context.store.obtain(Stage(work, parts), make)
-    values: list[dict[str, Any]] = json.loads((entry.files / "observed.json").read_text(encoding="utf-8"))
+    entry = context.stages.run(
+        stage,
+        make,
+        builds=[built.entry.digest for built, _ in builds],
+        inputs=[arrays_digest(inputs) for _, inputs in builds],
+        arguments={**more, "times": times},
+        host=host_fingerprint(),
+    )
+    values: list[dict[str, Any]] = read_result(entry, _RESULTS)
     return values
 
 

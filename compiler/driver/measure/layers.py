@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from compiler.artifact import Evidence
-from compiler.driver.measure.child import observe
+from compiler.driver.measure.child import measure_in_child
 from compiler.driver.roofline import describe_machine, layer_seconds
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import BuildContext
@@ -17,6 +17,7 @@ from compiler.driver.stages.quantize import read_plan
 from compiler.driver.work import LayerWork, list_work
 from compiler.errors import CompilerError
 from compiler.passes.values import origins_of
+from compiler.store import StageName
 
 _TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
 
@@ -130,7 +131,7 @@ def _measured(
 ) -> tuple[dict[str, float], dict[str, str]] | None:
     """The toolchain's own times: a kernel's time is that of the layer in it with the most to compute."""
     try:
-        (found,) = observe(context, "profile", [(made.built, made.typical.inputs)])
+        (found,) = measure_in_child(context, StageName.LAYERS, [(made.built, made.typical.inputs)])
     except CompilerError:  # a runner that cannot profile itself leaves the estimate
         return None
     known = {one.node: one for one in works}

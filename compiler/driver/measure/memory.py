@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
 
 from compiler.artifact import Evidence
 from compiler.artifact.manifest import BORDER
-from compiler.driver.measure.child import observe
+from compiler.driver.measure.child import measure_in_child
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.compile import Built, build_artifact
@@ -28,7 +29,7 @@ from compiler.model.save import save_model
 from compiler.passes.instrument import measure
 from compiler.plan import settle
 from compiler.plan.candidates import BASELINE
-from compiler.store import Stage, file_digest
+from compiler.store import StageName, file_digest
 
 RUNS = 3
 RULE = f"minimum of {RUNS} runs"
@@ -148,20 +149,17 @@ def _one_node(context: BuildContext, op: str) -> Built:
     plan = context.job.plan
     rule = next((rule for rule in plan.candidates if rule.name == BASELINE), plan.rule)
     model = _with_weights(ir.from_onnx_text(_HEAD + _ONE_NODE[op]))
-
-    def write(folder: Path) -> None:
-        save_model(model, folder / BORDER)
-
-    entry = context.store.obtain(Stage("one-node", (("model", _HEAD + _ONE_NODE[op]),)), write)
-    border = Border(entry.files / BORDER, file_digest(entry.files / BORDER), (), (entry,))
-    return build_artifact(
-        border,
-        settle(plan, rule, "the runtime's own memory is measured with it"),
-        context.job.profile,
-        context.job.target,
-        store=context.store,
-        limits=context.options.child,
-    )
+    with TemporaryDirectory(prefix="fleetc-") as folder:
+        path = Path(folder) / BORDER
+        save_model(model, path)
+        return build_artifact(
+            Border(path, file_digest(path), (), ()),
+            settle(plan, rule, "the runtime's own memory is measured with it"),
+            context.job.profile,
+            context.job.target,
+            stages=context.stages,
+            limits=context.options.child,
+        )
 
 
 def _with_weights(model: ir.Model) -> ir.Model:
@@ -176,6 +174,6 @@ def _with_weights(model: ir.Model) -> ir.Model:
 
 def _peak(context: BuildContext, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
     """Peak bytes of a process that runs an artifact once, the least of `RUNS`."""
-    found = observe(context, "footprint", [(built, inputs)], times=RUNS)
+    found = measure_in_child(context, StageName.MEMORY, [(built, inputs)], times=RUNS)
     least = min(found, key=lambda run: int(run["peak_bytes"]))
     return int(least["peak_bytes"]), Evidence(least["evidence"])

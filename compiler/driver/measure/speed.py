@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from compiler.artifact import Evidence
 from compiler.artifact.manifest import BORDER
-from compiler.driver.measure.child import observe
+from compiler.driver.measure.child import measure_in_child
 from compiler.driver.roofline import describe_machine, model_seconds
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import BuildContext
@@ -24,6 +24,7 @@ from compiler.driver.work import list_work
 from compiler.evaluate.gates import Figure
 from compiler.fleet.detect import detect_profile
 from compiler.fleet.profile import HardwareProfile
+from compiler.store import StageName
 
 ROUNDS = 7
 INSTRUCTIONS_PER_CYCLE = 2.0
@@ -106,7 +107,7 @@ def _race(context: BuildContext, made: Made, original: Made) -> Speed:
     if made.built.entry.digest == original.built.entry.digest and times:
         return Speed(1.0, times[0], times[0], "ms", Evidence.HOST, made.verdict.reason)
     builds = [(one.built, one.typical.inputs) for one in (made, original)]
-    (found,) = observe(context, "race", builds, rounds=ROUNDS)
+    (found,) = measure_in_child(context, StageName.SPEED, builds, rounds=ROUNDS)
     own, other = found["fastest_ms"]
     value, base = (statistics.median(times) for times in found["medians_ms"])
     return Speed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +12,13 @@ from typing import Any
 import onnx_ir as ir
 
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.compile import target_key
+from compiler.driver.stages.compile import target_inputs
+from compiler.driver.stages.run import Stages
 from compiler.fleet.profile import HardwareProfile
 from compiler.passes.instrument import measure
 from compiler.plan import Choice as Decision
 from compiler.plan import Plan, options_to_dict
-from compiler.store import Stage, Store, canonical_json
+from compiler.store import StageName, canonical_json, read_result, write_result
 from compiler.target import Target, Tunes
 from compiler.target.isolate import ChildLimits, run_child
 from compiler.target.request import BuildRequest, told_child
@@ -64,7 +64,7 @@ def bound_payload(plan: Plan, original: ir.Model) -> Plan:
 
 
 def list_kernels(
-    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, store: Store, limits: ChildLimits
+    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, stages: Stages, limits: ChildLimits
 ) -> tuple[Tunable, ...]:
     """The kernels that have choices, from the target's child process or the store; none where it cannot be tuned.
 
@@ -78,11 +78,10 @@ def list_kernels(
         with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
             told = told_child(border.path, BuildRequest.of(plan.target_plan), profile, Path(name))
             found = run_child("kernels", told, folder=Path(name), limits=limits, where=f"{plan.device}: kernels")
-        (folder / KERNELS).write_text(json.dumps(found), encoding="utf-8")
+        write_result(folder, KERNELS, found)
 
-    entry = store.obtain(Stage("kernels", target_key(border, plan, target)), make)
-    found = json.loads((entry.files / KERNELS).read_text(encoding="utf-8"))
-    return tuple(Tunable(**{**one, "choices": tuple(one["choices"])}) for one in found)
+    entry = stages.run(StageName.KERNELS, make, **target_inputs(border, plan, target))
+    return tuple(Tunable(**{**row, "choices": tuple(row["choices"])}) for row in read_result(entry, KERNELS))
 
 
 def tuning_keys(kernels: Sequence[Tunable], plan: Plan, device: DeviceType) -> dict[str, TuningKey]:
