@@ -26,6 +26,7 @@ from compiler.cli.output import Session, print_json
 from compiler.cli.text_borders import borders_text
 from compiler.cli.text_changes import changes_text
 from compiler.cli.text_tuning import kernels_text
+from compiler.errors import UsageError
 from compiler.plan import BuildOptions
 
 if TYPE_CHECKING:
@@ -66,6 +67,12 @@ def build(session: Session, /, source: Path, as_json: bool, check_reproducible: 
 
     request = request_of(options)
     chosen = options_of({**options, "request": request})
+    if check_reproducible and chosen.last is not None:
+        raise UsageError(
+            "two whole builds are compared, and this one ends before its artifact",
+            where="--check-reproducible",
+            remedy="Leave --to or the check out.",
+        )
     if check_reproducible:
         refuse_non_reproducible(source, chosen)
     if chosen.last is not None:

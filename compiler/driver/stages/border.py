@@ -86,13 +86,20 @@ def make_border(
     return border_of_entries((*floats, middle, last), plan)
 
 
-def given_border(model: ir.Model, digest: str, plan: Plan, stages: Stages) -> Border:
+def given_border(model: ir.Model, digest: str, plan: Plan, stages: Stages, *, is_asked: bool) -> Border:
     """A model that is a border model already: it is passed on as it is.
 
+    Args:
+        model: The border model, dimensions bound.
+        digest: Its graph digest.
+        plan: The precision that it is in.
+        stages: Where the stage is run.
+        is_asked: Whether somebody named that precision; the target's first is no answer for a model that is converted.
+
     Raises:
-        UsageError: It is not in the precision of the plan.
+        UsageError: It is not in the precision of the plan, or may be in another.
     """
-    refuse_other_precision(model, plan)
+    refuse_other_precision(model, plan, is_asked=is_asked)
 
     def make(folder: Path) -> None:
         save_stage(model, folder)
@@ -100,15 +107,22 @@ def given_border(model: ir.Model, digest: str, plan: Plan, stages: Stages) -> Bo
     return border_of_entries((stages.run(StageName.SPECIALIZE, make, given=digest),), plan)
 
 
-def refuse_other_precision(model: ir.Model, plan: Plan) -> None:
-    """Raises UsageError where a border model can be no result of a plan's precision."""
+def refuse_other_precision(model: ir.Model, plan: Plan, *, is_asked: bool) -> None:
+    """Raises UsageError where a border model can be no result of a plan's precision, or nobody says what it is in."""
     rule = plan.rule
     types = {value.dtype.name for node in model.graph for value in node.outputs if value.dtype is not None}
-    remedy, where = "Name the precision that the border model was made in with --precision.", plan.device
+    halves = sorted(types & set(_HALF.values()))
     if rule.scheme is not None and not is_quantized(model):
-        raise UsageError(f"{rule.name} is asked for, and nothing is quantized in it", where=where, remedy=remedy)
-    if plan.converts_graph and _HALF[plan.converts_graph] not in types:
-        raise UsageError(f"{rule.name} is asked for, and nothing in it is in that type", where=where, remedy=remedy)
+        what = f"{rule.name} is asked for, and nothing is quantized in the border model"
+    elif plan.converts_graph and _HALF[plan.converts_graph] not in types:
+        what = f"{rule.name} is asked for, and nothing in the border model is in that type"
+    elif not is_asked and rule.scheme is None and is_quantized(model):
+        what = f"the border model is quantized, and {rule.name} would be built of it"
+    elif not is_asked and not plan.converts_graph and halves:
+        what = f"the border model is in {', '.join(halves)}, and {rule.name} would be built of it"
+    else:
+        return
+    raise UsageError(what, where=plan.device, remedy="Name the precision that it was made in with --precision.")
 
 
 def border_of_entries(entries: Sequence[Entry], plan: Plan) -> Border:

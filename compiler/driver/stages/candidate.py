@@ -106,7 +106,8 @@ def make_candidate_border(
     """
     ready = context.ready
     if context.options.first is not None:
-        return given_border(ready.model, ready.digest, plan, context.stages)
+        is_asked = bool(context.options.precision) or context.job.device.precision != "auto"
+        return given_border(ready.model, ready.digest, plan, context.stages, is_asked=is_asked)
     wanted = BORDER_STAGES[: BORDER_STAGES.index(last) + 1]
     prunes = plan.pruning.ratio and StageName.PRUNE in wanted
     recovers = StageName.RECOVER in wanted
