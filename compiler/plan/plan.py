@@ -201,6 +201,7 @@ def make_plan(
         device,
         constraints=constraints,
         where="--precision" if options.precision else device.place,
+        is_made=options.first is not None,
     )
     rule = found.rules[0]
     asked, place = asked_of(options.prune, device)

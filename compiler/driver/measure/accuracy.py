@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.artifact import Artifact, Evidence, artifact_to_dict
+from compiler.artifact import Artifact, Evidence
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import BuildContext
@@ -27,7 +27,8 @@ from compiler.evaluate.gates import Figure
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Array, Arrays, write_arrays
 from compiler.store import StageName
-from compiler.target.isolate import ChildLimits, run_child
+from compiler.target.isolate import ChildLimits
+from compiler.target.request import EvaluateAnswer, EvaluateTask, ask
 
 CHUNK_BYTES = 256 << 20
 """Samples that one child process gets in one file."""
@@ -163,14 +164,9 @@ def _run_chunk(
     with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
         folder = Path(name)
         write_arrays(folder / "in.npz", samples)
-        request = {
-            "artifact": {**artifact_to_dict(artifact), "root": str(artifact.root)},
-            "inputs": str(folder / "in.npz"),
-            "outputs": str(folder / "outputs.npz"),
-            "batch": batch,
-        }
-        said = run_child("evaluate", request, folder=folder, limits=limits, where=where)
-        return read_outputs(folder), Evidence(said["evidence"])
+        task = EvaluateTask(artifact, folder / "in.npz", folder / "outputs.npz", batch)
+        answer = ask(task, EvaluateAnswer, folder=folder, limits=limits, where=where)
+        return read_outputs(folder), answer.evidence
 
 
 def _chunk_rows(artifact: Artifact) -> int:

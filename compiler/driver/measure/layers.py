@@ -18,6 +18,7 @@ from compiler.driver.work import LayerWork, list_work
 from compiler.errors import CompilerError
 from compiler.passes.values import origins_of
 from compiler.store import StageName
+from compiler.target.request import LayerTimesAnswer, LayerTimesTask
 
 _TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
 
@@ -131,17 +132,24 @@ def _measured(
 ) -> tuple[dict[str, float], dict[str, str]] | None:
     """The toolchain's own times: a kernel's time is that of the layer in it with the most to compute."""
     try:
-        (found,) = measure_in_child(context, StageName.LAYERS, [(made.built, made.typical.inputs)])
+        builds = [(made.built, made.typical.inputs)]
+        (timed,) = measure_in_child(
+            context,
+            StageName.LAYERS,
+            LayerTimesAnswer,
+            builds,
+            lambda inputs: LayerTimesTask(made.built.artifact, inputs[0]),
+        )
     except CompilerError:  # a runner that cannot profile itself leaves the estimate
         return None
     known = {one.node: one for one in works}
     shares: dict[str, float] = {}
     kernels: dict[str, str] = {}
-    for row in found["layers"]:
-        inside = [node for node in row["nodes"] if node in known]
+    for layer in timed.layers:
+        inside = [node for node in layer.nodes if node in known]
         if inside:
             main = max(inside, key=lambda node: known[node].macs)
-            shares[main] = shares.get(main, 0.0) + float(row["us"])
-            kernels |= dict.fromkeys(inside, str(row["kernel"]))
-    total = sum(float(row["us"]) for row in found["layers"])
+            shares[main] = shares.get(main, 0.0) + layer.us
+            kernels |= dict.fromkeys(inside, layer.kernel)
+    total = sum(layer.us for layer in timed.layers)
     return ({node: us / total for node, us in shares.items()}, kernels) if total and shares else None

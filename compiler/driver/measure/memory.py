@@ -30,6 +30,7 @@ from compiler.passes.instrument import measure
 from compiler.plan import settle
 from compiler.plan.candidates import BASELINE
 from compiler.store import StageName, file_digest
+from compiler.target.request import FootprintAnswer, FootprintTask
 
 RUNS = 3
 RULE = f"minimum of {RUNS} runs"
@@ -174,6 +175,13 @@ def _with_weights(model: ir.Model) -> ir.Model:
 
 def _peak(context: BuildContext, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
     """Peak bytes of a process that runs an artifact once, the least of `RUNS`."""
-    found = measure_in_child(context, StageName.MEMORY, [(built, inputs)], times=RUNS)
-    least = min(found, key=lambda run: int(run["peak_bytes"]))
-    return int(least["peak_bytes"]), Evidence(least["evidence"])
+    answers = measure_in_child(
+        context,
+        StageName.MEMORY,
+        FootprintAnswer,
+        [(built, inputs)],
+        lambda paths: FootprintTask(built.artifact, paths[0]),
+        times=RUNS,
+    )
+    least = min(answers, key=lambda answer: answer.peak_bytes)
+    return least.peak_bytes, least.evidence

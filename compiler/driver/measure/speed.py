@@ -25,6 +25,7 @@ from compiler.evaluate.gates import Figure
 from compiler.fleet.detect import detect_profile
 from compiler.fleet.profile import HardwareProfile
 from compiler.store import StageName
+from compiler.target.request import RaceAnswer, RaceTask
 
 ROUNDS = 7
 INSTRUCTIONS_PER_CYCLE = 2.0
@@ -107,9 +108,17 @@ def _race(context: BuildContext, made: Made, original: Made) -> Speed:
     if made.built.entry.digest == original.built.entry.digest and times:
         return Speed(1.0, times[0], times[0], "ms", Evidence.HOST, made.verdict.reason)
     builds = [(one.built, one.typical.inputs) for one in (made, original)]
-    (found,) = measure_in_child(context, StageName.SPEED, builds, rounds=ROUNDS)
-    own, other = found["fastest_ms"]
-    value, base = (statistics.median(times) for times in found["medians_ms"])
+    artifacts = tuple(built.artifact for built, _ in builds)
+    (raced,) = measure_in_child(
+        context,
+        StageName.SPEED,
+        RaceAnswer,
+        builds,
+        lambda inputs: RaceTask(artifacts, inputs, ROUNDS),
+        rounds=ROUNDS,
+    )
+    own, other = raced.fastest_ms
+    value, base = (statistics.median(medians) for medians in raced.medians_ms)
     return Speed(
         statistics.median(b / a for a, b in zip(own, other, strict=True)),
         value,

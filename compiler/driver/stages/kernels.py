@@ -20,8 +20,8 @@ from compiler.plan import Choice as Decision
 from compiler.plan import Plan, options_to_dict
 from compiler.store import StageName, canonical_json, read_result, write_result
 from compiler.target import Target, Tunes
-from compiler.target.isolate import ChildLimits, run_child
-from compiler.target.request import BuildRequest, told_child
+from compiler.target.isolate import ChildLimits
+from compiler.target.request import BuildRequest, KernelsTask, ask, border_work, from_json, to_json
 from compiler.tune import Curve, DeviceType, Scheduled, Tunable, TuningKey, TuningLog, curves, profile_device, schedule
 
 KERNELS = "kernels.json"
@@ -76,12 +76,13 @@ def list_kernels(
 
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-            told = told_child(border.path, BuildRequest.of(plan.target_plan), profile, Path(name))
-            found = run_child("kernels", told, folder=Path(name), limits=limits, where=f"{plan.device}: kernels")
-        write_result(folder, KERNELS, found)
+            work = border_work(border.path, BuildRequest.of(plan.target_plan), profile, Path(name))
+            where = f"{plan.device}: {StageName.KERNELS}"
+            tunables = ask(KernelsTask(work), tuple[Tunable, ...], folder=Path(name), limits=limits, where=where)
+        write_result(folder, KERNELS, [to_json(tunable) for tunable in tunables])
 
     entry = stages.run(StageName.KERNELS, make, **target_inputs(border, plan, target))
-    return tuple(Tunable(**{**row, "choices": tuple(row["choices"])}) for row in read_result(entry, KERNELS))
+    return tuple(from_json(Tunable, row) for row in read_result(entry, KERNELS))
 
 
 def tuning_keys(kernels: Sequence[Tunable], plan: Plan, device: DeviceType) -> dict[str, TuningKey]:

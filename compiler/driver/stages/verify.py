@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from compiler.artifact import Artifact, Evidence, artifact_to_dict
+from compiler.artifact import Artifact, Evidence
 from compiler.driver.stages.reference import ParityCase
 from compiler.driver.stages.run import Stages
 from compiler.errors import GateFailed, TargetUnavailable
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import TOLERANCES, Array, Arrays, ErrorStats, arrays_digest, compare_all, write_arrays
 from compiler.store import StageName, read_result, write_result
-from compiler.target import find_target
-from compiler.target.isolate import ChildLimits, run_child
+from compiler.target import KnowsWhereItRuns, find_target
+from compiler.target.isolate import ChildLimits
+from compiler.target.request import ExecuteAnswer, ExecuteTask, ask
 
 _VERDICT = "verdict.json"
 
@@ -155,24 +156,16 @@ def execute(
         folder = Path(name)
         for index, arrays in enumerate(inputs):
             write_arrays(folder / f"in{index}.npz", arrays)
-        items = [
-            {"inputs": str(folder / f"in{i}.npz"), "outputs": str(folder / f"out{i}.npz")} for i in range(len(inputs))
-        ]
-        request = {
-            "artifact": {**artifact_to_dict(artifact), "root": str(artifact.root)},
-            "items": items,
-            "repeat": repeat,
-            "instructions": instructions,
-        }
-        value = run_child("execute", request, folder=folder, limits=limits, where=where)
-        outputs = tuple(_load(Path(item["outputs"])) for item in items)
-    return Execution(
-        Evidence(value["evidence"]),
-        value["note"],
-        outputs,
-        tuple(map(tuple, value["latencies_ms"])),
-        value["instructions"],
-    )
+        task = ExecuteTask(
+            artifact=artifact,
+            inputs=tuple(folder / f"in{index}.npz" for index in range(len(inputs))),
+            outputs=tuple(folder / f"out{index}.npz" for index in range(len(inputs))),
+            repeat=repeat,
+            instructions=instructions,
+        )
+        answer = ask(task, ExecuteAnswer, folder=folder, limits=limits, where=where)
+        outputs = tuple(_load(path) for path in task.outputs)
+    return Execution(answer.evidence, answer.note, outputs, answer.latencies_ms, answer.instructions)
 
 
 def failures(expected: Arrays, actual: Arrays, tolerance: str) -> dict[str, ErrorStats]:
@@ -274,8 +267,8 @@ def batch_size(inputs: Arrays) -> int:
 
 
 def _unavailable_here(artifact: Artifact) -> str:
-    ask = getattr(find_target(artifact.target), "unavailable_here", None)
-    return str(ask(artifact)) if ask else ""
+    target = find_target(artifact.target)
+    return target.unavailable_here(artifact) if isinstance(target, KnowsWhereItRuns) else ""
 
 
 def _load(path: Path) -> dict[str, Array]:

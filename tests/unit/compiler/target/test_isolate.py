@@ -10,14 +10,14 @@ from compiler.target.isolate import CONTROL, ChildLimits, run_child
 
 
 def test_error_of_the_child_comes_back_in_its_own_class_with_the_place(tmp_path: Path) -> None:
-    request = {"artifact": _artifact("no_such_target"), "items": [], "repeat": 0, "instructions": False}
+    request = {"artifact": _artifact("no_such_target"), "inputs": [], "outputs": [], "repeat": 0, "instructions": False}
     with pytest.raises(TargetNotFound, match="no_such_target") as raised:
         run_child("execute", request, folder=tmp_path, limits=ChildLimits(), where="kiosk: verify")
     assert raised.value.where == "kiosk: verify"
 
 
 def test_unexpected_error_of_the_child_is_our_bug_with_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(InternalError, match="KeyError") as raised:
+    with pytest.raises(InternalError, match="ValidationError") as raised:
         run_child("execute", {}, folder=tmp_path, limits=ChildLimits(), where="kiosk: verify")
     assert "last words" in raised.value.what
 
@@ -32,7 +32,7 @@ def test_module_of_the_current_folder_does_not_reach_the_child(tmp_path: Path, m
     (tmp_path / "json.py").write_text("raise SystemExit('taken over')\n")
     (tmp_path / "numpy.py").write_text("raise SystemExit('taken over')\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InternalError, match="KeyError"):
+    with pytest.raises(InternalError, match="ValidationError"):
         run_child("execute", {}, folder=tmp_path, limits=ChildLimits(), where="kiosk: verify")
 
 
