@@ -15,6 +15,7 @@ from compiler.fleet.validate import json_schema
 from compiler.store import Store
 from compiler.store.disk import output_errors
 from compiler.target import find_target, list_targets
+from compiler.target.target import missing_packages
 
 
 @click.command()
@@ -158,10 +159,9 @@ def cache_import(file: Path, cache: Path, as_json: bool) -> None:
 def _target_row(name: str, package: str) -> dict[str, Any]:
     try:
         target = find_target(name)
-        tools, options = dict(target.toolchain()), json_schema(target.Options)
+        tools, options, absent = dict(target.toolchain()), json_schema(target.Options), missing_packages(target)
     except CompilerError as error:
         return {"target": name, "package": package, "toolchain": {}, "options": {}, "problem": error.what}
-    absent = [tool for tool, found in tools.items() if found == "absent"]
     return {
         "target": name,
         "package": package,

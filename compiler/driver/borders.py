@@ -63,7 +63,13 @@ def _border(job: Job, source: Source, options: BuildOptions, store: Store, sink:
     clock, name, last = Clock(job.device.name, sink), job.device.name, options.last or StageName.SPECIALIZE
     context = BuildContext(job, source.prepared[name], source.data[name], options, store, clock)
     if options.dump_passes:
-        dump_passes(context.ready.model, job.plan, job.target.passes(job.profile), options.dump_passes / name)
+        dump_passes(
+            context.ready.model,
+            job.plan,
+            job.target.passes(job.profile),
+            options.dump_passes / name,
+            capability=job.target.capability(job.profile),
+        )
     plan = settle(job.plan, job.plan.rule, job.plan.reason)
     border = make_candidate_border(context, plan, Variant(), last=last)
     with clock.timed(StageName.DELIVER):

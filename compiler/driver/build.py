@@ -71,8 +71,8 @@ def compile_device(
     clock = Clock(job.device.name, sink)
     ready = source.prepared[job.device.name]
     if options.dump_passes:
-        passes = job.target.passes(job.profile)
-        dump_passes(ready.model, job.plan, passes, options.dump_passes / job.device.name)
+        passes, capability = job.target.passes(job.profile), job.target.capability(job.profile)
+        dump_passes(ready.model, job.plan, passes, options.dump_passes / job.device.name, capability=capability)
     found = search_precision(BuildContext(job, ready, source.data[job.device.name], options, store, clock))
     folder = options.out / job.device.name
     if found.made is None:

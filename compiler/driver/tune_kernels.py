@@ -150,8 +150,9 @@ def _border_and_kernels(
     stages, target, profile = Stages(Store(cache), Clock(job.device.name, events)), job.target, job.profile
     ready = prepare(fleet, read_model(fleet.model).model, [job.device])[job.device.name]
     plan, passes = bound_payload(job.plan, ready.model), target.passes(profile)
-    border = make_border(ready.model, ready.digest, plan, passes, inputs=ready.inputs.probe, stages=stages)
-    refuse_unsupported(border.load(), target.capability(profile), target=target.name)
+    capability, inputs = target.capability(profile), ready.inputs.probe
+    border = make_border(ready.model, ready.digest, plan, passes, capability=capability, inputs=inputs, stages=stages)
+    refuse_unsupported(border.load(), capability, target=target.name)
     return plan, border, list_kernels(border, plan, profile, target, stages=stages, limits=child)
 
 

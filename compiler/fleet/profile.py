@@ -214,14 +214,15 @@ def to_yaml(profile: HardwareProfile) -> str:
 
 
 def _styled(value: Any) -> Any:
-    """The value with its lists in one line, and what does not print in quotes with escapes."""
+    """The value with its lists in one line, and text in quotes where it does not print or would be read as a key."""
     if isinstance(value, dict):
         return {_styled(key): _styled(item) for key, item in value.items()}
     if isinstance(value, list):
         row = CommentedSeq(map(_styled, value))
         row.fa.set_flow_style()
         return row
-    is_odd = isinstance(value, str) and not value.isprintable()
+    # ruamel.yaml writes `?x` without quotes, and reads it in a one-line list as a mapping with the key `x`.
+    is_odd = isinstance(value, str) and (not value.isprintable() or value.startswith("?"))
     return DoubleQuotedScalarString(value) if is_odd else value
 
 

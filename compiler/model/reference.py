@@ -1,4 +1,4 @@
-"""ONNX Runtime with its optimizations off, on a model in memory: what the graph says, operator after operator."""
+"""The reference: ONNX Runtime with its optimizations off, on a model in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compiler.model.numerics import Array, Arrays
 
 
 class Unoptimized:
-    """A session on a model; the weights are lent, not copied, and nothing is written to disk.
+    """A session on a model; the weights are shared, not copied, and nothing is written to disk.
 
     One run computes on the thread that calls it, so results do not depend on the machine, and several threads may call
     at once.
@@ -50,14 +50,14 @@ class Unoptimized:
             feeds = {name: _lend(array) for name, array in inputs.items()} | self._weights
             values = self._session.run_with_ort_values(self._names, feeds)
             pairs = zip(self._names, values, strict=True)
-            # an output that is an input lies in memory that was lent for this run only
+            # an output that is an input lies in memory that is valid for this run only
             return {name: np.array(inputs[name]) if name in inputs else _take(value) for name, value in pairs}
         except Exception as error:
             raise _refusal(error) from error
 
 
 def _refusal(error: Exception) -> UnsupportedModel:
-    """What ORT says; it raises a dozen unrelated classes, and each means that it does not run this model."""
+    """ORT's message; it raises a dozen unrelated classes, and each means that it does not run this model."""
     return UnsupportedModel(f"ONNX Runtime does not run it: {type(error).__name__}: {str(error)[:300]}")
 
 

@@ -1,4 +1,4 @@
-"""Models written to disk: the same bytes each time, whole or not at all, weights streamed one by one.
+"""Writes models to disk: reproducible bytes, atomically, weights streamed one at a time.
 
 An ONNX file is a protobuf message, so everything but the weights is serialized as usual, and each weight follows as one
 more `initializer` field of the graph, straight from where it lies.
@@ -55,7 +55,7 @@ def save_model(
     place, data = Path(path), Path(path).with_suffix(".data")
     weights = _weights(model)
     is_outside = sum(tensor.nbytes for tensor in weights.values()) > external_above_bytes
-    outside = {name: one for name, one in weights.items() if is_outside and one.nbytes > SMALL_TENSOR_BYTES}
+    outside = {name: tensor for name, tensor in weights.items() if is_outside and tensor.nbytes > SMALL_TENSOR_BYTES}
     proto = _without(model, weights)
     with output_errors(place):
         offsets = _write_data(data, outside) if outside else {}

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from compiler.target.target import (
         API_VERSION,
         Backend,
+        HasAlternatives,
         Measurer,
         Target,
         TargetPlan,
@@ -70,6 +71,7 @@ _PLACES = {
     "Evidence": "compiler.artifact.artifact",
     "FleetError": "compiler.errors",
     "HardwareProfile": "compiler.fleet.profile",
+    "HasAlternatives": "compiler.target.target",
     "HasNote": "compiler.target.runner",
     "KnowsWhereItRuns": "compiler.target.runner",
     "LayerTime": "compiler.target.runner",
@@ -128,6 +130,7 @@ __all__ = [
     "Evidence",
     "FleetError",
     "HardwareProfile",
+    "HasAlternatives",
     "HasNote",
     "KnowsWhereItRuns",
     "LayerTime",

@@ -112,6 +112,11 @@ def find_unsupported(model: ir.Model, capability: Capability) -> tuple[Refusal, 
     )
 
 
+def is_refused(node: ir.Node, capability: Capability, opset: int) -> bool:
+    """Whether the capability does not cover a node of a model of that opset."""
+    return any(True for _ in _reasons(node, capability, opset))
+
+
 def refuse_unsupported(model: ir.Model, capability: Capability, *, target: str) -> None:
     """Raises UnsupportedModel that lists every refusal, or says that the model's opset is too new for the toolchain."""
     opset = model.graph.opset_imports.get("", 1)

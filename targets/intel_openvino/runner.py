@@ -17,6 +17,7 @@ from compiler.target import (
     ToolchainFailed,
     missing_isa,
 )
+from targets.intel_openvino.isa import impose_isa
 from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 
 _PROFILED_RUNS = 20
@@ -28,7 +29,8 @@ class CompiledRunner:
     evidence = Evidence.HOST
 
     def __init__(self, artifact: Artifact, host: frozenset[str]) -> None:
-        self.note = _note(artifact, host)
+        flags = _strings(artifact.facts.get("isa"))
+        self.note = "; ".join(filter(None, (impose_isa(flags, host), _note(flags, host))))
         self._outputs = [spec.name for spec in artifact.outputs]
         self._inputs = {spec.name: spec.dtype for spec in artifact.inputs}
         self._unused = set(_strings(artifact.facts.get("unused_inputs")))
@@ -85,8 +87,8 @@ def _compile(artifact: Artifact, **properties: str) -> tuple[Any, list[str]]:
         raise ToolchainFailed(f"OpenVINO does not compile the IR: {first_lines(error)}") from error
 
 
-def _note(artifact: Artifact, host: frozenset[str]) -> str:
-    cpu = Cpu(model="the device's", cores=1, isa=tuple(_strings(artifact.facts.get("isa"))))
+def _note(flags: list[str], host: frozenset[str]) -> str:
+    cpu = Cpu(model="the device's", cores=1, isa=tuple(flags))
     missing = missing_isa(HardwareProfile(schema=1, name="device", target="openvino", cpu=cpu), host)
     if not missing:
         return ""

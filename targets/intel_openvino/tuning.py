@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from compiler.target import (
     profile_device,
 )
 from targets.intel_openvino.convert import write_ir
+from targets.intel_openvino.isa import impose_isa
 from targets.intel_openvino.toolchain import first_lines, openvino
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ class HostMeasurer:
         config: dict[str, str],
     ) -> None:
         _refuse(profile, backend)
-        self.device: DeviceType = profile_device(detect_profile())
+        self.device = _device(profile)
         self._plan, self._config, self._trial_s = plan, config, backend.trial_s
         self._core = openvino().Core()
         with tempfile.TemporaryDirectory(prefix="fleetc-") as folder:  # OpenVINO keeps its mapping of the weights
@@ -118,6 +120,14 @@ class HostMeasurer:
             return Measurement(tuple(_times_us(requests, inputs, self._trial_s)), self.evidence)
         except (RuntimeError, TypeError, ValueError) as error:
             raise ToolchainFailed(f"OpenVINO does not run the model with {config}: {first_lines(error)}") from error
+
+
+def _device(profile: HardwareProfile) -> DeviceType:
+    """This machine, with the instruction sets that it shares with the device: kernels use no others."""
+    device: DeviceType = profile_device(detect_profile())
+    flags = set(profile.cpu.isa if profile.cpu else ())
+    impose_isa(flags, host_isa())
+    return replace(device, isa=tuple(flag for flag in device.isa if flag in flags)) if flags else device
 
 
 def _refuse(profile: HardwareProfile, backend: Backend) -> None:

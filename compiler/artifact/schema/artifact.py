@@ -121,6 +121,7 @@ class Pass:
     largest_difference: float | str | None
     not_measured: str
     notes: tuple[str, ...]
+    left_out: str = ""
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,9 @@ class Speed:
     value: Number = None
     original: Number = None
     note: str = ""
+    low: Number = None
+    high: Number = None
+    disturbed: str = ""
 
 
 @dataclass(frozen=True)

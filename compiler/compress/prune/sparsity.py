@@ -1,8 +1,8 @@
-"""2:4 sparsity: of every four weights along a layer's inputs two are zero, as sparse tensor cores read them.
+"""2:4 sparsity: two of every four weights along a layer's inputs are zero, for sparse tensor cores.
 
 One shot: weights are masked by size, then layer after layer is solved by least squares as behind a cut (`repair`). The
-solution is brought to the pattern four by four: the two that cost least are dropped, and the weights that are still to
-come make up for them (SparseGPT, Frantar and Alistarh, 2023, whose measure is Optimal Brain Surgeon's:
+solution is projected to the pattern four by four: the two of least cost are dropped, and later weights compensate for
+them (SparseGPT, Frantar and Alistarh, 2023, whose measure is Optimal Brain Surgeon's:
 w² / [H⁻¹]ⱼⱼ). Inputs of a convolution are its channels, at every place of the filter by itself.
 """
 
@@ -32,7 +32,7 @@ class Sparse:
 
     Args:
         model: The model; names, types and shapes as they were.
-        repaired: What became of its layers; `before` is with weights masked by size.
+        repaired: Its layers; `before` is with weights masked by size.
         kept: Layer → why it stayed dense.
     """
 
@@ -42,7 +42,7 @@ class Sparse:
 
 
 def sparsify(model: ir.Model, batches: Batches) -> Sparse:
-    """Brings every layer to the pattern that can have it.
+    """Sparsifies every layer that can have the pattern.
 
     Args:
         model: A border model in float; left as it is.
@@ -75,14 +75,14 @@ def has_pattern(layer: Layer, weights: Array) -> bool:
 
 def mask_by_size(layer: Layer, matrix: Matrix) -> Matrix:
     """The weights (K, N) with the two smaller of every four set to zero."""
-    order, found = _order(layer, len(matrix)), matrix.copy()
+    order, masked = _order(layer, len(matrix)), matrix.copy()
     groups = matrix[order].reshape(-1, GROUP, matrix.shape[1])
-    found[order] = np.where(_largest(np.abs(groups)), groups, 0.0).reshape(len(matrix), -1)
-    return found
+    masked[order] = np.where(_largest(np.abs(groups)), groups, 0.0).reshape(len(matrix), -1)
+    return masked
 
 
 def fit_pattern(layer: Layer, matrix: Matrix, sums: Sums) -> Matrix:
-    """Weights (K, N) in the pattern that give, on the equations' inputs, nearly what these give."""
+    """Weights (K, N) in the pattern with nearly the same outputs on the equations' inputs."""
     order = _order(layer, len(matrix))
     inverse = np.linalg.inv(shrunk(sums.xx, sums.rows)[np.ix_(order, order)])
     factor = as_matrix(np.linalg.cholesky(inverse)).T  # row j: how inputs from j on make up for input j
@@ -95,9 +95,9 @@ def fit_pattern(layer: Layer, matrix: Matrix, sums: Sums) -> Matrix:
             dropped = np.where(keeps[place], 0.0, rest[row]) / factor[row, row]
             rest[row:] -= np.outer(factor[row, row:], dropped)
             rest[row] = np.where(keeps[place], rest[row], 0.0)
-    found = np.empty_like(matrix)
-    found[order] = rest
-    return found
+    fitted = np.empty_like(matrix)
+    fitted[order] = rest
+    return fitted
 
 
 def _largest(groups: Matrix) -> Array:
@@ -107,14 +107,14 @@ def _largest(groups: Matrix) -> Array:
 
 
 def _order(layer: Layer, rows: int) -> Array:
-    """Rows of the layer's matrix such that channels of one place of the filter stand side by side."""
+    """Order of the matrix's rows in which the channels at one position of the filter are adjacent."""
     places = int(np.prod(layer.kernel)) if layer.kernel else 1
     return np.arange(rows).reshape(-1, places).T.reshape(-1)
 
 
 def _why_dense(layer: Layer | None, weights: ir.Value | None) -> str:
     if layer is None or weights is None:
-        return "its weights are not constant, or it works in groups"
+        return "its weights are not constant, or it is a grouped convolution"
     if len(weights.uses()) > 1:
         return "its weights have another reader"
     shape = np.asarray(constant_of(weights)).shape

@@ -1,11 +1,11 @@
-"""Where few bits go: which nodes run quantized, which values they read dequantized, which values share a scale.
+"""Placement of Q/DQ: which nodes run quantized, which inputs they read dequantized, which values share a scale.
 
 1. A node with weights runs quantized if the scheme has its operator and its inputs are what the scheme takes.
 2. A node without weights does if a quantized node reads its result, directly or behind activations that it fuses.
-3. One that hands on what it was given (MaxPool, Reshape, Concat) has the same scale in and out.
-4. A quantized node reads each run-time input dequantized, except one that is the unfinished result of a kernel that
-   computes this node too (Conv → Add): there nothing is rounded in between.
-Everyone else reads the values as they were. Subgraphs are left alone.
+3. One that only passes values on (MaxPool, Reshape, Concat) has the same scale for input and output.
+4. A quantized node reads each run-time input dequantized, except one that is an intermediate result of the fused kernel
+   that computes this node too (Conv → Add): it is not rounded there.
+All other nodes read the float values. Subgraphs are left as they are.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 @dataclass
 class Placement:
-    """What `place` found.
+    """Result of `place`.
 
     Args:
         reads: Node → indices of run-time inputs it reads dequantized.
         weights: Node → index → format of its constant inputs.
         formats: Value → its format.
-        groups: Value → a value that stands for all that share its scale.
+        groups: Value → the representative of all values that share its scale (union-find).
         why: Node → reason, for quantized nodes.
         why_float: Node → reason, for nodes that the scheme has an operator for and that stay float.
     """
@@ -42,18 +42,18 @@ class Placement:
     why_float: dict[ir.Node, str] = field(default_factory=dict)
 
     def group(self, value: ir.Value) -> ir.Value:
-        """The value that stands for all that share this one's scale."""
+        """The representative of all values that share this one's scale."""
         while self.groups.get(value, value) is not value:
             value = self.groups[value]
         return value
 
     def join(self, first: ir.Value, second: ir.Value) -> None:
-        """Gives two values one scale."""
+        """Makes two values share one scale."""
         self.groups[self.group(first)] = self.group(second)
 
 
 def place(model: ir.Model, scheme: QuantScheme, keep_float: Mapping[str, str]) -> Placement:
-    """Where a scheme puts quantization in a model.
+    """Decides where a scheme quantizes a model.
 
     Args:
         model: With types and shapes inferred; every node has a name.
@@ -64,6 +64,7 @@ def place(model: ir.Model, scheme: QuantScheme, keep_float: Mapping[str, str]) -
     nodes = [node for node in model.graph if node.domain == ""]
     roots = _kernels(nodes, scheme, keep_float)
     wanted: set[ir.Value] = set()
+    # from the outputs to the inputs: whether an operator without weights is worth it depends on its readers
     for node in reversed(nodes):
         rule = scheme.ops.get(node.op_type)
         if rule is None:
@@ -82,7 +83,7 @@ def place(model: ir.Model, scheme: QuantScheme, keep_float: Mapping[str, str]) -
 def _kernels(
     nodes: list[ir.Node], scheme: QuantScheme, keep_float: Mapping[str, str]
 ) -> dict[ir.Value, tuple[ir.Node, OpScheme]]:
-    """Value → the quantized product whose kernel computes it, for values that no other node reads."""
+    """Value → the quantized product whose fused kernel computes it."""
     roots: dict[ir.Value, tuple[ir.Node, OpScheme]] = {}
     for node in nodes:
         rule = scheme.ops.get(node.op_type)
@@ -98,7 +99,7 @@ def _kernels(
 
 
 def _fused_input(node: ir.Node, roots: Mapping[ir.Value, tuple[ir.Node, OpScheme]]) -> ir.Value | None:
-    """The input whose kernel computes this node too: of several the one made last."""
+    """The input whose fused kernel computes this node too; of several the one computed last."""
     fitting = [
         value
         for value in node.inputs
@@ -148,7 +149,7 @@ def _place_node(
     elif rule.quantizes_output:
         placed.why[node] = "the scheme quantizes it"
     else:
-        placed.why[node] = "hands on what it was given"
+        placed.why[node] = "passes quantized values on"
 
 
 def run_time_inputs(node: ir.Node, rule: OpScheme) -> list[tuple[int, TensorFormat]]:

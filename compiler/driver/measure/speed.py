@@ -43,6 +43,9 @@ class Speed:
         unit: `ms`, `instructions`, or `ms by roofline`.
         evidence: Where it is from.
         note: What its reader should know.
+        low: Lower end of the speed-up's 95 % interval; None where it was not measured in time.
+        high: Upper end.
+        disturbed: What else the machine did meanwhile, where that leaves the figure in doubt; empty otherwise.
     """
 
     speedup: float | None
@@ -51,6 +54,9 @@ class Speed:
     unit: str
     evidence: Evidence
     note: str = ""
+    low: float | None = None
+    high: float | None = None
+    disturbed: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -132,7 +132,7 @@ def _with_others(context: BuildContext, trials: Sequence[Trial], original: Trial
         if not is_quantized or judged_drop(first) <= limit:
             continue
         if (better := beaten_by(first, found)) is not None:
-            note = f"no other form is tried: {better.precision} passes, and is faster than this would be"
+            note = f"no other form is tried: {better.precision} passes, and is faster, or measured where this is not"
             context.clock.note(f"{first.precision}: {note}")
             found[place] = replace(first, note=note)
             continue

@@ -14,7 +14,7 @@ from compiler.artifact.manifest import BORDER
 from compiler.driver.stages.files import border_digest, read_records, save_stage
 from compiler.driver.stages.rewrite import portable_names, rewritten_entry
 from compiler.driver.stages.run import Stages
-from compiler.driver.stages.specialize import own_steps, specialized_entry
+from compiler.driver.stages.specialize import decomposition, own_steps, specialized_entry
 from compiler.errors import UsageError
 from compiler.model.graph import Pass
 from compiler.model.numerics import Arrays
@@ -23,6 +23,7 @@ from compiler.passes.quantized import is_quantized
 from compiler.passes.run import run_passes
 from compiler.plan import Plan
 from compiler.store import Entry, StageName
+from compiler.target.capability import Capability
 
 _HALF = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
 """Precision that a graph is converted to → the type its values have then."""
@@ -57,6 +58,7 @@ def make_border(
     *,
     inputs: Arrays,
     stages: Stages,
+    capability: Capability | None = None,
     prune: Callable[[Entry], tuple[Entry, ...]] | None = None,
     quantize: Callable[[Entry], Entry] | None = None,
     specializes: bool = True,
@@ -70,6 +72,7 @@ def make_border(
         target_passes: The target's own passes.
         inputs: What the probe is run on, one array per graph input.
         stages: Where the stages are run.
+        capability: What the target takes: operators that it lacks are written out in others; None writes out nothing.
         prune: Rewritten model → the same without some of its channels, all as entries of the store, the last one what
             counts; None where it keeps them all.
         quantize: Float model → its quantized form, both as entries of the store; None where it stays float.
@@ -82,7 +85,9 @@ def make_border(
     rewritten = rewritten_entry(model, digest, plan, inputs, stages)
     floats = (rewritten, *(prune(rewritten) if prune else ()))
     middle = quantize(floats[-1]) if quantize else floats[-1]
-    last = specialized_entry(middle, plan, target_passes, inputs, stages) if specializes else middle
+    last = middle
+    if specializes:
+        last = specialized_entry(middle, plan, target_passes, capability, inputs=inputs, stages=stages)
     return border_of_entries((*floats, middle, last), plan)
 
 
@@ -132,14 +137,19 @@ def border_of_entries(entries: Sequence[Entry], plan: Plan) -> Border:
     return Border(last.files / BORDER, border_digest(last), tuple(_records(distinct, plan)), distinct)
 
 
-def dump_passes(model: ir.Model, plan: Plan, target_passes: Sequence[Pass], folder: Path) -> None:
+def dump_passes(
+    model: ir.Model, plan: Plan, target_passes: Sequence[Pass], folder: Path, *, capability: Capability
+) -> None:
     """Runs the portable half outside the store and writes the model after every pass that changed it.
 
     Raises:
         OutputError: The folder cannot be written.
     """
     copy = model.clone()
-    steps = [*load_passes(portable_names(plan)), *own_steps(plan, target_passes)]
+    steps = [
+        *load_passes(portable_names(plan)),
+        *own_steps(plan, target_passes, decomposition(model, plan, capability)),
+    ]
     run_passes(copy, steps, dump_dir=folder)
 
 

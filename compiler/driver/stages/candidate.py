@@ -117,6 +117,7 @@ def make_candidate_border(
         ready.digest,
         plan,
         context.job.target.passes(context.job.profile),
+        capability=context.job.target.capability(context.job.profile),
         inputs=ready.inputs.probe,
         stages=context.stages,
         prune=partial(pruned_search_entries, context, plan, recovers=recovers) if prunes else None,

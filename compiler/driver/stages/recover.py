@@ -15,7 +15,7 @@ from typing import Any
 
 from compiler.compress.prune.groups import find_ties
 from compiler.compress.prune.prepare import prepare
-from compiler.compress.recover import Metric, Recipe, choose_taps, recover
+from compiler.compress.recover import Goal, Metric, Pair, Recipe, choose_taps, recover
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.files import border_digest, load_stage, save_stage
@@ -91,15 +91,13 @@ def _recovered_entry(context: BuildContext, plan: Plan, rewritten: Entry, pruned
     def make(files: Path) -> None:
         context.clock.note(f"recovery of at most {recipe.seconds / 60:g} min")
         original, small = load_stage(rewritten), load_stage(pruned)
+        taps = choose_taps(small, find_ties(prepare(original)), read_removed(pruned))
         recovered = recover(
-            original,
-            small,
+            Pair(original, small, taps),
             batches_of(data),
             folder=folder,
             recipe=recipe,
-            taps=choose_taps(small, find_ties(prepare(original)), read_removed(pruned)),
-            metric=goal.metric,
-            enough=goal.enough,
+            goal=Goal(goal.metric, goal.enough),
         )
         save_stage(recovered.model, files)
         write_result(files, _RECOVERED, {"metric": goal.name, **recovered.to_dict()})

@@ -32,16 +32,20 @@ def rewritten_entry(model: ir.Model, digest: str, plan: Plan, inputs: Arrays, st
     names = portable_names(plan)
 
     def make(folder: Path) -> None:
-        counts = rewrite(model, load_passes(names), make_probe(model, inputs), folder, first=1)
-        stages.clock.note(counts)
+        probe = make_probe(model, inputs)
+        stages.clock.note(rewrite(model, load_passes(names), probe, folder, first=1, strict=True))
 
     return stages.run(StageName.REWRITE, make, model=digest, passes=names, probe=arrays_digest(inputs))
 
 
-def rewrite(model: ir.Model, steps: Sequence[Pass], probe: Probe, folder: Path, *, first: int) -> str:
+def rewrite(
+    model: ir.Model, steps: Sequence[Pass], probe: Probe, folder: Path, *, first: int, strict: bool = False
+) -> str:
     """Runs passes on a copy of a model and writes it with their records. Returns how many nodes there were and are."""
     copy = model.clone()
-    records = [record.to_dict() for record in run_passes(copy, steps, probe=probe, first=first)]
+    records = [
+        record.to_dict() for record in run_passes(copy, steps, probe=probe, first=first, undo=True, strict=strict)
+    ]
     save_stage(copy, folder, records)
     return f"{len(steps)} passes: {measure(model).nodes} nodes become {measure(copy).nodes}"
 

@@ -74,5 +74,5 @@ def test_a_stored_observation_gives_the_plan_that_a_fresh_one_gives(tmp_path: Pa
 def test_evaluation_data_that_leave_the_calibrated_ranges_are_warned_of(tmp_path: Path, rewritten: Entry) -> None:
     stages = Stages(Store(tmp_path / "store"))
     (warning,) = coverage(stages, rewritten, SCHEME, dataset(1, []), dataset(10, []))
-    assert "leave the calibrated range of 1 of 1 values, 'x'" in warning and "accuracy is lost" in warning
+    assert "leave the calibrated range of 1 of 1 values, 'x'" in warning and "costs accuracy" in warning
     assert coverage(stages, rewritten, SCHEME, dataset(10, []), dataset(1, [])) == ()
