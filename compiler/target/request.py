@@ -6,9 +6,7 @@ which kind it is.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -16,7 +14,10 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import Field, TypeAdapter
 
 from compiler.artifact import Artifact, Evidence
+from compiler.artifact.adapter import parse, to_json
+from compiler.artifact.schema import BuildSettings
 from compiler.fleet.profile import HardwareProfile, to_yaml
+from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits, run_child
 from compiler.target.runner import LayerTime
 from compiler.target.target import Backend, TargetPlan
@@ -27,20 +28,20 @@ A = TypeVar("A")
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What a child process is told of the plan: JSON values, as the manifest keeps them too."""
+    """What a child process is told of the plan: the settings that the manifest keeps, and where downloads are kept."""
 
-    precision: str
-    dims: Mapping[str, Mapping[str, int]]
-    threads: int
+    settings: BuildSettings
     cache_dir: Path
-    schedule: Mapping[str, Choice] = field(default_factory=dict)
-    payload_bytes: int | None = None
 
     @classmethod
     def of(cls, plan: TargetPlan) -> BuildRequest:
         """What the build of a device's plan is told."""
-        dims = {name: asdict(sizes) for name, sizes in plan.dims.items()}
-        return cls(plan.precision, dims, plan.threads, plan.cache_dir, dict(plan.schedule), plan.payload_bytes)
+        return cls(settings_of(plan), plan.cache_dir)
+
+
+def settings_of(plan: TargetPlan) -> BuildSettings:
+    """All of a target's plan but its options, which come from the profile, and the place of its caches."""
+    return BuildSettings(plan.precision, plan.dims, plan.threads, plan.schedule, plan.payload_bytes)
 
 
 @dataclass(frozen=True)
@@ -230,11 +231,6 @@ Task: TypeAlias = (
 
 
 @cache
-def _adapter(type_: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(type_)
-
-
-@cache
 def _tasks() -> TypeAdapter[Task]:
     return TypeAdapter(Annotated[Task, Field(discriminator="work")])
 
@@ -242,17 +238,6 @@ def _tasks() -> TypeAdapter[Task]:
 def task_of(text: str) -> Task:
     """The task that a parent wrote. Raises pydantic.ValidationError (a ValueError) where it is none."""
     return _tasks().validate_json(text)
-
-
-def to_json(value: object) -> Any:
-    """A task or an answer as JSON values."""
-    return _adapter(type(value)).dump_python(value, mode="json")  # type: ignore[arg-type]  # mypy: not every class hashes
-
-
-def from_json(type_: type[A], value: object) -> A:
-    """The answer of a type that `to_json` gave the values of."""
-    answer: A = _adapter(type_).validate_python(value)  # type: ignore[arg-type]
-    return answer
 
 
 def ask(task: Task, answer: type[A], *, folder: Path, limits: ChildLimits, where: str) -> A:
@@ -271,7 +256,7 @@ def ask(task: Task, answer: type[A], *, folder: Path, limits: ChildLimits, where
     """
     arguments: dict[str, Any] = to_json(task)
     work = str(arguments.pop("work"))
-    return from_json(answer, run_child(work, arguments, folder=folder, limits=limits, where=where))
+    return parse(answer, run_child(work, arguments, folder=folder, limits=limits, where=where))
 
 
 def build_in_child(
@@ -282,9 +267,9 @@ def build_in_child(
     Raises:
         CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
     """
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        task = BuildTask(border_work(border, request, profile, Path(name)), workdir.absolute())
-        artifact = ask(task, Artifact, folder=Path(name), limits=limits, where=where)
+    with scratch_folder() as scratch:
+        task = BuildTask(border_work(border, request, profile, scratch), workdir.absolute())
+        artifact = ask(task, Artifact, folder=scratch, limits=limits, where=where)
     return replace(artifact, root=workdir)
 
 
