@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 
-from compiler.artifact import Artifact, Evidence
+from compiler.artifact import Artifact, Evidence, artifact_from_dict, artifact_to_dict
 from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import BuildSettings
 from compiler.fleet.profile import HardwareProfile, to_yaml
@@ -24,6 +24,13 @@ from compiler.target.target import Backend, TargetPlan
 from compiler.tune import Choice, DeviceType, Tunable
 
 A = TypeVar("A")
+
+ArtifactWithRoot: TypeAlias = Annotated[
+    Artifact,
+    PlainSerializer(lambda artifact: {**artifact_to_dict(artifact), "root": str(artifact.root)}),
+    PlainValidator(lambda value: value if isinstance(value, Artifact) else artifact_from_dict(value)),
+]
+"""An artifact with its folder, which its description in a manifest leaves out."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class BorderWork:
 
 @dataclass(frozen=True)
 class BuildTask:
-    """Build a border model into `workdir`. The answer is the `Artifact`."""
+    """Build a border model into `workdir`. The answer is a `BuildAnswer`."""
 
     on: BorderWork
     workdir: Path
@@ -106,7 +113,7 @@ class ExecuteTask:
         instructions: Whether instructions of the first are counted, by a runner under an emulator that can.
     """
 
-    artifact: Artifact
+    artifact: ArtifactWithRoot
     inputs: tuple[Path, ...]
     outputs: tuple[Path, ...]
     repeat: int
@@ -118,7 +125,7 @@ class ExecuteTask:
 class EvaluateTask:
     """Run an artifact on stacked samples, `batch` at a time, and write its outputs stacked alike."""
 
-    artifact: Artifact
+    artifact: ArtifactWithRoot
     inputs: Path
     outputs: Path
     batch: int
@@ -129,7 +136,7 @@ class EvaluateTask:
 class FootprintTask:
     """Run an artifact once and tell the peak memory that it took."""
 
-    artifact: Artifact
+    artifact: ArtifactWithRoot
     inputs: Path
     work: Literal["footprint"] = "footprint"
 
@@ -138,7 +145,7 @@ class FootprintTask:
 class LayerTimesTask:
     """Run an artifact and tell the time of its kernels, where its runner can."""
 
-    artifact: Artifact
+    artifact: ArtifactWithRoot
     inputs: Path
     work: Literal["layer-times"] = "layer-times"
 
@@ -147,10 +154,17 @@ class LayerTimesTask:
 class RaceTask:
     """Run several artifacts in turn, `rounds` blocks of runs each, so that all see the same machine."""
 
-    artifacts: tuple[Artifact, ...]
+    artifacts: tuple[ArtifactWithRoot, ...]
     inputs: tuple[Path, ...]
     rounds: int
     work: Literal["race"] = "race"
+
+
+@dataclass(frozen=True)
+class BuildAnswer:
+    """What was built."""
+
+    artifact: ArtifactWithRoot
 
 
 @dataclass(frozen=True)
@@ -269,8 +283,8 @@ def build_in_child(
     """
     with scratch_folder() as scratch:
         task = BuildTask(border_work(border, request, profile, scratch), workdir.absolute())
-        artifact = ask(task, Artifact, folder=scratch, limits=limits, where=where)
-    return replace(artifact, root=workdir)
+        answer = ask(task, BuildAnswer, folder=scratch, limits=limits, where=where)
+    return replace(answer.artifact, root=workdir)
 
 
 def border_work(border: Path, request: BuildRequest, profile: HardwareProfile, folder: Path) -> BorderWork:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from compiler.artifact import Artifact, Evidence
+from compiler.artifact import Evidence
 from compiler.artifact.adapter import parse, to_json
 from compiler.errors import CompilerError, InternalError, TargetUnavailable, ToolchainFailed
 from compiler.fleet.profile import HardwareProfile, load_profile, validate_options
@@ -19,6 +19,7 @@ from compiler.model.numerics import write_arrays
 from compiler.store.atomic import write_atomic
 from compiler.target.request import (
     BorderWork,
+    BuildAnswer,
     BuildTask,
     EvaluateTask,
     ExecuteAnswer,
@@ -56,12 +57,12 @@ def planned(on: BorderWork) -> tuple[HardwareProfile, Target, TargetPlan]:
     return profile, target, plan
 
 
-def build(task: BuildTask) -> Artifact:
+def build(task: BuildTask) -> BuildAnswer:
     """Builds a border model."""
     import onnx_ir as ir
 
     profile, target, plan = planned(task.on)
-    return target.build(ir.load(task.on.border), plan, profile, workdir=task.workdir)
+    return BuildAnswer(target.build(ir.load(task.on.border), plan, profile, workdir=task.workdir))
 
 
 def kernels(task: KernelsTask) -> tuple[Tunable, ...]:

@@ -27,6 +27,7 @@ from compiler.target import (
 from compiler.target.isolate import ChildLimits
 from compiler.target.request import (
     BorderWork,
+    BuildAnswer,
     BuildRequest,
     BuildTask,
     EvaluateAnswer,
@@ -76,7 +77,7 @@ TASKS: tuple[Task, ...] = (
     RaceTask((ARTIFACT, ARTIFACT), (Path("/a"), Path("/b")), 7),
 )
 ANSWERS = (
-    ARTIFACT,
+    BuildAnswer(ARTIFACT),
     TuneHello(Evidence.HOST, DeviceType("N100", ("avx2",), 4, (32, None, 6144))),
     TrialQuestion(KERNEL, {"tile": 8}),
     TrialAnswer((1.0, 2.0)),
