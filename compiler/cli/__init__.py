@@ -22,6 +22,7 @@ from compiler.cli.report import report
 from compiler.cli.tune import tune
 from compiler.driver.events import Level
 from compiler.errors import CompilerError, InternalError, Interrupted, UsageError
+from compiler.store.scratch import remove_abandoned
 
 EXIT_CODES = """\b
 Exit codes: 0 done · 1 a bug of fleetc · 2 usage, profile, fleet or data file · 3 model invalid or not
@@ -53,6 +54,7 @@ class Fleetc(click.Group):
 def cli(session: Session, quiet: bool, verbose: bool) -> None:
     """One ONNX model in; for every device class of a fleet, one build, verified, with its reasons."""
     _report(session, logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    remove_abandoned()  # temporary folders of runs that were killed
 
 
 for command in (build, plan, verify, run, bench, inspect, diff, report, finish, tune, targets, profiles, cache):

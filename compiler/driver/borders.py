@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from compiler.artifact.manifest import BORDER, BORDER_DATA, MANIFEST
+from compiler.artifact.schema import DeviceStatus
 from compiler.driver.build import attempt, read_source
 from compiler.driver.clock import Clock, Pace
 from compiler.driver.dist import claim_folder
@@ -25,7 +27,15 @@ from compiler.plan.jobs import Job, plan_fleet, selected_devices
 from compiler.store import StageName, Store
 from compiler.store.disk import output_errors
 
-STATUS = "border"
+
+@dataclass(frozen=True)
+class BorderReport(DeviceReport):
+    """A device class of which only the border model was asked for, or one before it."""
+
+    @property
+    def status(self) -> DeviceStatus:
+        """What became of it."""
+        return DeviceStatus.BORDER
 
 
 def build_borders(path: Path, options: BuildOptions, *, events: Sink = ignore) -> FleetReport:
@@ -48,8 +58,8 @@ def build_borders(path: Path, options: BuildOptions, *, events: Sink = ignore) -
     claim_folder(options.out, devices)
     _refuse_delivered([options.out / device.name for device in devices])
     source = read_source(fleet, jobs)
-    store = Store(options.cache)
-    reports = {name: DeviceReport(name, "failed", options.out / name, error) for name, error in missing.items()}
+    store = Store(options.cache, wait_s=options.cache_wait_s)
+    reports = {name: DeviceReport(name, options.out / name, error) for name, error in missing.items()}
     sink = Pace([job.plan.pieces for job in jobs], events)
     for number, job in enumerate(jobs, start=1):
         sink(DeviceStarted(job.device.name, number, len(jobs)))
@@ -83,7 +93,7 @@ def _border(job: Job, source: Source, options: BuildOptions, store: Store, sink:
         "border": str(file),
         "sha256": border.digest,
     }
-    return DeviceReport(name, STATUS, options.out / name, None, plan, row, dict(clock.seconds))
+    return BorderReport(name, options.out / name, None, plan, row, dict(clock.seconds))
 
 
 def _write(border: Border, folder: Path) -> Path:

@@ -47,8 +47,8 @@ def build_fleet(path: Path, options: BuildOptions, *, events: Sink = ignore) -> 
     fleet, jobs, missing = plan_fleet(path, options)
     claim_folder(options.out, selected_devices(fleet, options))
     source = read_source(fleet, jobs)
-    store = Store(options.cache)
-    reports = {name: DeviceReport(name, "failed", options.out / name, error) for name, error in missing.items()}
+    store = Store(options.cache, wait_s=options.cache_wait_s)
+    reports = {name: DeviceReport(name, options.out / name, error) for name, error in missing.items()}
     sink = Pace([job.plan.pieces for job in jobs], events)
     for number, job in enumerate(jobs, start=1):
         sink(DeviceStarted(job.device.name, number, len(jobs)))
@@ -105,9 +105,9 @@ def attempt(job: Job, options: BuildOptions, sink: Sink, build: Callable[[], Dev
     try:
         return build()
     except CompilerError as error:
-        return DeviceReport(job.device.name, "failed", options.out / job.device.name, error, job.plan)
+        return DeviceReport(job.device.name, options.out / job.device.name, error, job.plan)
     except Exception as error:  # our bug must not take the other devices along; its traceback is for -v
         sink(Note(job.device.name, "".join(traceback.format_exception(error)), Level.DEBUG))
         remedy = "Report it with what `fleetc -v` prints."
         bug = InternalError(f"{type(error).__name__}: {error}", where=job.device.name, remedy=remedy)
-        return DeviceReport(job.device.name, "failed", options.out / job.device.name, bug, job.plan)
+        return DeviceReport(job.device.name, options.out / job.device.name, bug, job.plan)

@@ -6,17 +6,18 @@ which kind it is.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 
-from compiler.artifact import Artifact, Evidence
+from compiler.artifact import Artifact, Evidence, artifact_from_dict, artifact_to_dict
+from compiler.artifact.adapter import parse, to_json
+from compiler.artifact.schema import BuildSettings
 from compiler.fleet.profile import HardwareProfile, to_yaml
+from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits, run_child
 from compiler.target.runner import LayerTime
 from compiler.target.target import Backend, TargetPlan
@@ -24,23 +25,30 @@ from compiler.tune import Choice, DeviceType, Tunable
 
 A = TypeVar("A")
 
+ArtifactWithRoot: TypeAlias = Annotated[
+    Artifact,
+    PlainSerializer(lambda artifact: {**artifact_to_dict(artifact), "root": str(artifact.root)}),
+    PlainValidator(lambda value: value if isinstance(value, Artifact) else artifact_from_dict(value)),
+]
+"""An artifact with its folder, which its description in a manifest leaves out."""
+
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What a child process is told of the plan: JSON values, as the manifest keeps them too."""
+    """What a child process is told of the plan: the settings that the manifest keeps, and where downloads are kept."""
 
-    precision: str
-    dims: Mapping[str, Mapping[str, int]]
-    threads: int
+    settings: BuildSettings
     cache_dir: Path
-    schedule: Mapping[str, Choice] = field(default_factory=dict)
-    payload_bytes: int | None = None
 
     @classmethod
     def of(cls, plan: TargetPlan) -> BuildRequest:
         """What the build of a device's plan is told."""
-        dims = {name: asdict(sizes) for name, sizes in plan.dims.items()}
-        return cls(plan.precision, dims, plan.threads, plan.cache_dir, dict(plan.schedule), plan.payload_bytes)
+        return cls(settings_of(plan), plan.cache_dir)
+
+
+def settings_of(plan: TargetPlan) -> BuildSettings:
+    """All of a target's plan but its options, which come from the profile, and the place of its caches."""
+    return BuildSettings(plan.precision, plan.dims, plan.threads, plan.schedule, plan.payload_bytes)
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class BorderWork:
 
 @dataclass(frozen=True)
 class BuildTask:
-    """Build a border model into `workdir`. The answer is the `Artifact`."""
+    """Build a border model into `workdir`. The answer is a `BuildAnswer`."""
 
     on: BorderWork
     workdir: Path
@@ -105,7 +113,7 @@ class ExecuteTask:
         instructions: Whether instructions of the first are counted, by a runner under an emulator that can.
     """
 
-    artifact: Artifact
+    artifact: ArtifactWithRoot
     inputs: tuple[Path, ...]
     outputs: tuple[Path, ...]
     repeat: int
@@ -117,7 +125,7 @@ class ExecuteTask:
 class EvaluateTask:
     """Run an artifact on stacked samples, `batch` at a time, and write its outputs stacked alike."""
 
-    artifact: Artifact
+    artifact: ArtifactWithRoot
     inputs: Path
     outputs: Path
     batch: int
@@ -128,7 +136,7 @@ class EvaluateTask:
 class FootprintTask:
     """Run an artifact once and tell the peak memory that it took."""
 
-    artifact: Artifact
+    artifact: ArtifactWithRoot
     inputs: Path
     work: Literal["footprint"] = "footprint"
 
@@ -137,7 +145,7 @@ class FootprintTask:
 class LayerTimesTask:
     """Run an artifact and tell the time of its kernels, where its runner can."""
 
-    artifact: Artifact
+    artifact: ArtifactWithRoot
     inputs: Path
     work: Literal["layer-times"] = "layer-times"
 
@@ -146,10 +154,17 @@ class LayerTimesTask:
 class RaceTask:
     """Run several artifacts in turn, `rounds` blocks of runs each, so that all see the same machine."""
 
-    artifacts: tuple[Artifact, ...]
+    artifacts: tuple[ArtifactWithRoot, ...]
     inputs: tuple[Path, ...]
     rounds: int
     work: Literal["race"] = "race"
+
+
+@dataclass(frozen=True)
+class BuildAnswer:
+    """What was built."""
+
+    artifact: ArtifactWithRoot
 
 
 @dataclass(frozen=True)
@@ -230,11 +245,6 @@ Task: TypeAlias = (
 
 
 @cache
-def _adapter(type_: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(type_)
-
-
-@cache
 def _tasks() -> TypeAdapter[Task]:
     return TypeAdapter(Annotated[Task, Field(discriminator="work")])
 
@@ -242,17 +252,6 @@ def _tasks() -> TypeAdapter[Task]:
 def task_of(text: str) -> Task:
     """The task that a parent wrote. Raises pydantic.ValidationError (a ValueError) where it is none."""
     return _tasks().validate_json(text)
-
-
-def to_json(value: object) -> Any:
-    """A task or an answer as JSON values."""
-    return _adapter(type(value)).dump_python(value, mode="json")  # type: ignore[arg-type]  # mypy: not every class hashes
-
-
-def from_json(type_: type[A], value: object) -> A:
-    """The answer of a type that `to_json` gave the values of."""
-    answer: A = _adapter(type_).validate_python(value)  # type: ignore[arg-type]
-    return answer
 
 
 def ask(task: Task, answer: type[A], *, folder: Path, limits: ChildLimits, where: str) -> A:
@@ -271,7 +270,7 @@ def ask(task: Task, answer: type[A], *, folder: Path, limits: ChildLimits, where
     """
     arguments: dict[str, Any] = to_json(task)
     work = str(arguments.pop("work"))
-    return from_json(answer, run_child(work, arguments, folder=folder, limits=limits, where=where))
+    return parse(answer, run_child(work, arguments, folder=folder, limits=limits, where=where))
 
 
 def build_in_child(
@@ -282,10 +281,10 @@ def build_in_child(
     Raises:
         CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
     """
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        task = BuildTask(border_work(border, request, profile, Path(name)), workdir.absolute())
-        artifact = ask(task, Artifact, folder=Path(name), limits=limits, where=where)
-    return replace(artifact, root=workdir)
+    with scratch_folder() as scratch:
+        task = BuildTask(border_work(border, request, profile, scratch), workdir.absolute())
+        answer = ask(task, BuildAnswer, folder=scratch, limits=limits, where=where)
+    return replace(answer.artifact, root=workdir)
 
 
 def border_work(border: Path, request: BuildRequest, profile: HardwareProfile, folder: Path) -> BorderWork:

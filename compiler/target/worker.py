@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from compiler.artifact import Artifact, Evidence
+from compiler.artifact import Evidence
+from compiler.artifact.adapter import parse, to_json
 from compiler.errors import CompilerError, InternalError, TargetUnavailable, ToolchainFailed
-from compiler.fleet import Range
 from compiler.fleet.profile import HardwareProfile, load_profile, validate_options
+from compiler.model.child import follow_parent
 from compiler.model.numerics import write_arrays
+from compiler.store.atomic import write_atomic
 from compiler.target.request import (
     BorderWork,
+    BuildAnswer,
     BuildTask,
     EvaluateTask,
     ExecuteAnswer,
@@ -32,16 +32,12 @@ from compiler.target.request import (
     TrialQuestion,
     TuneHello,
     TuneTask,
-    from_json,
     task_of,
-    to_json,
 )
 from compiler.target.runner import CountsInstructions, HasNote, Runner
 from compiler.target.target import Measurer, Target, TargetPlan, Tunes, find_target
 from compiler.target.worker_measure import evaluate, footprint, race, read_npz, time_layers, times_ms
 from compiler.tune import Tunable
-
-PR_SET_PDEATHSIG = 1
 
 
 def planned(on: BorderWork) -> tuple[HardwareProfile, Target, TargetPlan]:
@@ -50,23 +46,23 @@ def planned(on: BorderWork) -> tuple[HardwareProfile, Target, TargetPlan]:
     target = find_target(profile.target)
     target.check(profile)
     plan = TargetPlan(
-        precision=on.plan.precision,
+        precision=on.plan.settings.precision,
         options=validate_options(target.Options, profile),
-        dims={name: Range(**sizes) for name, sizes in on.plan.dims.items()},
-        threads=on.plan.threads,
-        schedule=on.plan.schedule,
-        payload_bytes=on.plan.payload_bytes,
+        dims=on.plan.settings.dims,
+        threads=on.plan.settings.threads,
+        schedule=on.plan.settings.schedule,
+        payload_bytes=on.plan.settings.payload_bytes,
         cache_dir=on.plan.cache_dir,
     )
     return profile, target, plan
 
 
-def build(task: BuildTask) -> Artifact:
+def build(task: BuildTask) -> BuildAnswer:
     """Builds a border model."""
     import onnx_ir as ir
 
     profile, target, plan = planned(task.on)
-    return target.build(ir.load(task.on.border), plan, profile, workdir=task.workdir)
+    return BuildAnswer(target.build(ir.load(task.on.border), plan, profile, workdir=task.workdir))
 
 
 def kernels(task: KernelsTask) -> tuple[Tunable, ...]:
@@ -89,7 +85,7 @@ def measure(task: TuneTask) -> None:
         _tell(answers, TuneHello(measurer.evidence, measurer.device))
         with open(task.questions_fd, encoding="utf-8") as questions:  # noqa: PTH123
             for line in questions:
-                _tell(answers, _answer(measurer, from_json(TrialQuestion, json.loads(line))))
+                _tell(answers, _answer(measurer, parse(TrialQuestion, json.loads(line))))
 
 
 def _answer(measurer: Measurer, trial: TrialQuestion) -> TrialAnswer:
@@ -141,8 +137,7 @@ WORK: Mapping[type[Any], Callable[[Any], object]] = {
 
 def main(folder: Path) -> None:
     """Reads the request, does the work, writes the response."""
-    _die_with_parent()
-    _start_guardian()
+    follow_parent()
     try:
         task = task_of((folder / "request.json").read_text(encoding="utf-8"))
         response: dict[str, Any] = {"value": to_json(WORK[type(task)](task))}
@@ -151,9 +146,7 @@ def main(folder: Path) -> None:
     except Exception as error:  # whatever a toolchain raises must reach the parent as one message
         traceback.print_exc()
         response = {"error": InternalError(f"{type(error).__name__}: {error}").to_dict()}
-    partial = folder / "response.partial"
-    partial.write_text(json.dumps(response), encoding="utf-8")
-    partial.replace(folder / "response.json")
+    write_atomic(folder / "response.json", json.dumps(response).encode())
     sys.stdout.flush()
     os._exit(0)  # some toolchains crash while they unload; the work is done and written
 
@@ -162,28 +155,6 @@ def _run_once(runner: Runner, source: Path, destination: Path, repeat: int) -> l
     inputs = read_npz(source)
     write_arrays(destination, runner.run(inputs))
     return times_ms(runner, inputs, repeat) if repeat else []
-
-
-def _die_with_parent() -> None:
-    """A killed parent must not leave compilers running (Linux; elsewhere the time limit ends them)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _start_guardian() -> None:
-    """Forks a process that waits for the parent's end of our standard input to close and then kills our group.
-
-    A killed parent takes this process along by `_die_with_parent`; the tools a toolchain started need the guardian.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads: the fork only reads and kills
-        guardian = os.fork()
-    if guardian == 0:
-        while os.read(0, 1):
-            pass
-        os.killpg(0, signal.SIGKILL)
-    with open(os.devnull, "rb") as nothing:  # noqa: PTH123
-        os.dup2(nothing.fileno(), 0)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from compiler.artifact.adapter import parse, to_json
 from compiler.driver.stages.compile import Built
 from compiler.driver.stages.context import BuildContext
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Arrays, arrays_digest, write_arrays
 from compiler.store import StageName, read_result, write_result
-from compiler.target.request import Task, ask, from_json, to_json
+from compiler.store.scratch import scratch_folder
+from compiler.target.request import Task, ask
 
 _RESULTS = "measured.json"
 
@@ -49,12 +50,12 @@ def measure_in_child(
 
     def make(folder: Path) -> None:
         where, limits = f"{context.name}: {stage}", context.options.child
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-            paths = tuple(Path(name) / f"in{index}.npz" for index in range(len(builds)))
+        with scratch_folder() as scratch:
+            paths = tuple(scratch / f"in{index}.npz" for index in range(len(builds)))
             for path, (_, inputs) in zip(paths, builds, strict=True):
                 write_arrays(path, inputs)
             asked = task(paths)
-            answers = [ask(asked, answer, folder=Path(name), limits=limits, where=where) for _ in range(times)]
+            answers = [ask(asked, answer, folder=scratch, limits=limits, where=where) for _ in range(times)]
         write_result(folder, _RESULTS, [to_json(one) for one in answers])
 
     entry = context.stages.run(
@@ -65,4 +66,4 @@ def measure_in_child(
         arguments={**arguments, "times": times},
         host=host_fingerprint(),
     )
-    return tuple(from_json(answer, value) for value in read_result(entry, _RESULTS))
+    return tuple(parse(answer, value) for value in read_result(entry, _RESULTS))

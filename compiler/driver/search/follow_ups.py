@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import Purpose
 from compiler.compress.quant import QuantOptions
 from compiler.driver.events import TrialJudged, TrialStarted
 from compiler.driver.search.accuracy_trial import try_accuracy
@@ -57,7 +58,7 @@ class FollowUps:
         self.context.clock.note(f"{self.rule.name}: {text}")
         self.trials[-1] = replace(self.trials[-1], note=text)
 
-    def measure(self, context: BuildContext, variant: Variant | None, purpose: str) -> Trial:
+    def measure(self, context: BuildContext, variant: Variant | None, purpose: Purpose) -> Trial:
         """The judged drop of a form, and no more of it.
 
         The artifact is asked where it runs on this machine, and the border model elsewhere.
@@ -92,7 +93,9 @@ class FollowUps:
         self.trials.append(trial)
         return trial
 
-    def build(self, context: BuildContext, variant: Variant | None, purpose: str, *, original: Trial | None) -> Trial:
+    def build(
+        self, context: BuildContext, variant: Variant | None, purpose: Purpose, *, original: Trial | None
+    ) -> Trial:
         """A form made and judged by all gates."""
         trial = run_trial(
             context,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from compiler.artifact.schema import Reference
 from compiler.driver.stages.bisect import explain_divergence
 from compiler.driver.stages.border import Border, given_border, make_border
 from compiler.driver.stages.compile import Built, build_artifact
@@ -14,7 +15,7 @@ from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
 from compiler.driver.stages.reference import ParityCase, reference_cases
-from compiler.driver.stages.verify import Verdict, verify_artifact
+from compiler.driver.stages.verify import Verification, verify_artifact
 from compiler.errors import GateFailed
 from compiler.plan import Plan
 from compiler.store import BORDER_STAGES, Entry, StageName
@@ -39,14 +40,14 @@ class Made:
     border: Border
     built: Built
     points: tuple[ParityCase, ...]
-    verdict: Verdict
+    verdict: Verification
     kernels: tuple[Scheduled, ...] = ()
     curves: tuple[Curve, ...] = ()
 
     @property
-    def reference(self) -> str:
+    def reference(self) -> Reference:
         """What parity was judged against: pruning and quantizing change results on purpose; accuracy judges that."""
-        return "border model" if self.plan.changes_results else "imported model"
+        return Reference.BORDER_MODEL if self.plan.changes_results else Reference.IMPORTED_MODEL
 
     @property
     def typical(self) -> ParityCase:
@@ -128,7 +129,7 @@ def make_candidate_border(
 
 def _verify(
     context: BuildContext, plan: Plan, border: Border, built: Built, points: tuple[ParityCase, ...], *, explain: bool
-) -> Verdict:
+) -> Verification:
     options = context.options
     try:
         return verify_artifact(

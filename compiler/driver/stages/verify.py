@@ -6,21 +6,29 @@ It is compared at the smallest, the optimal and the largest size of every dimens
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from compiler.artifact import Artifact, Evidence
+from compiler.artifact.adapter import parse, to_json
+from compiler.artifact.schema import (
+    ExactOutput,
+    Latency,
+    OutputDifference,
+    Parity,
+    ParityPoint,
+    ParityStatus,
+)
 from compiler.driver.stages.reference import ParityCase
 from compiler.driver.stages.run import Stages
 from compiler.errors import GateFailed, TargetUnavailable
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import TOLERANCES, Array, Arrays, ErrorStats, arrays_digest, compare_all, write_arrays
 from compiler.store import StageName, read_result, write_result
+from compiler.store.scratch import scratch_folder
 from compiler.target import KnowsWhereItRuns, find_target
 from compiler.target.isolate import ChildLimits
 from compiler.target.request import ExecuteAnswer, ExecuteTask, ask
@@ -48,26 +56,28 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The parity gate of one device.
+class Verification:
+    """What verifying an artifact gave.
 
     Args:
-        status: `passed`, or `not executed`.
-        tolerance: Name of the tolerance.
-        evidence: Where the artifact ran.
-        reason: Why it was not executed, or what the runner says about the run.
-        points: Per point: label, and per output SQNR in dB, cosine, worst absolute difference.
-        latency: Per point: label, p50, p90, p99 in ms, inferences per second; empty where nothing was timed.
-        instructions: Guest instructions of one inference of the first point.
+        parity: Whether it computes what the reference does.
+        latency: Per point: p50, p90, p99 in ms, inferences per second; empty where nothing was timed.
+        instructions: Guest instructions of one inference of the first point; None where nothing counts them.
     """
 
-    status: str
-    tolerance: str
-    evidence: Evidence
-    reason: str
-    points: tuple[Mapping[str, Any], ...] = ()
-    latency: tuple[Mapping[str, Any], ...] = ()
+    parity: Parity
+    latency: tuple[Latency, ...] = ()
     instructions: int | None = None
+
+    @property
+    def evidence(self) -> Evidence:
+        """Where the artifact ran."""
+        return self.parity.evidence
+
+    @property
+    def reason(self) -> str:
+        """Why it was not executed, or what the runner says about the run."""
+        return self.parity.reason
 
 
 def verify_artifact(
@@ -80,8 +90,8 @@ def verify_artifact(
     where: str,
     stages: Stages,
     limits: ChildLimits,
-) -> Verdict:
-    """Runs the artifact where it can run here and judges it; a pass is kept in the store, nothing else is.
+) -> Verification:
+    """Runs the artifact where it can run here and checks its parity; a pass is kept in the store, nothing else is.
 
     Args:
         artifact: What was built.
@@ -98,11 +108,11 @@ def verify_artifact(
     """
     if reason := artifact.deferred or _unavailable_here(artifact):
         stages.clock.note(f"not executed: {reason}")
-        return Verdict("not executed", tolerance, Evidence.NONE, reason)
+        return _not_executed(tolerance, reason)
 
     def make(folder: Path) -> None:
-        verdict = judge(artifact, points, tolerance=tolerance, repeat=repeat, where=where, limits=limits)
-        write_result(folder, _VERDICT, verdict_to_dict(verdict))
+        verification = check_parity(artifact, points, tolerance=tolerance, repeat=repeat, where=where, limits=limits)
+        write_result(folder, _VERDICT, to_json(verification))
 
     try:
         entry = stages.run(
@@ -116,14 +126,18 @@ def verify_artifact(
         )
     except TargetUnavailable as error:
         stages.clock.note(f"not executed: {error.what}")
-        return Verdict("not executed", tolerance, Evidence.NONE, error.what)
-    return verdict_from_dict(read_result(entry, _VERDICT))
+        return _not_executed(tolerance, error.what)
+    return parse(Verification, read_result(entry, _VERDICT))
 
 
-def judge(
+def _not_executed(tolerance: str, reason: str) -> Verification:
+    return Verification(Parity(ParityStatus.NOT_EXECUTED, tolerance, Evidence.NONE, reason))
+
+
+def check_parity(
     artifact: Artifact, points: Sequence[ParityCase], *, tolerance: str, repeat: int, where: str, limits: ChildLimits
-) -> Verdict:
-    """Runs the artifact on every point and judges it; nothing is kept.
+) -> Verification:
+    """Runs the artifact on every point and compares its outputs with the reference's; nothing is kept.
 
     Raises:
         GateFailed: An output is outside the tolerance.
@@ -132,14 +146,11 @@ def judge(
     inputs = [point.inputs for point in points]
     run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, limits=limits)
     _raise_failures(points, run, tolerance, where)
-    return Verdict(
-        "passed",
-        tolerance,
-        run.evidence,
-        run.note,
-        points=tuple(_point_figures(point, outputs) for point, outputs in zip(points, run.outputs, strict=True)),
-        latency=_latencies(points, run) if run.evidence != Evidence.EMULATOR else (),
-        instructions=run.instructions,
+    compared = tuple(_compare_point(point, outputs) for point, outputs in zip(points, run.outputs, strict=True))
+    return Verification(
+        Parity(ParityStatus.PASSED, tolerance, run.evidence, run.note, compared),
+        _latencies(points, run) if run.evidence != Evidence.EMULATOR else (),  # an emulator's times say nothing
+        run.instructions,
     )
 
 
@@ -152,8 +163,7 @@ def execute(
         TargetUnavailable: It cannot run on this machine.
         ToolchainFailed: It crashed, hung or used too much memory.
     """
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         for index, arrays in enumerate(inputs):
             write_arrays(folder / f"in{index}.npz", arrays)
         task = ExecuteTask(
@@ -179,56 +189,10 @@ def failures(expected: Arrays, actual: Arrays, tolerance: str) -> dict[str, Erro
     }
 
 
-def latency_summary(label: str, batch: int, times_ms: Sequence[float]) -> dict[str, Any]:
+def latency_summary(label: str, batch: int, times_ms: Sequence[float]) -> Latency:
     """p50, p90 and p99 in ms, and items per second at the median."""
     p50, p90, p99 = (float(value) for value in np.percentile(times_ms, (50, 90, 99)))
-    return {
-        "sizes": label,
-        "runs": len(times_ms),
-        "p50_ms": p50,
-        "p90_ms": p90,
-        "p99_ms": p99,
-        "items_per_s": batch / p50 * 1e3,
-    }
-
-
-def verdict_to_dict(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as a JSON-ready value."""
-    return {
-        **vars(verdict),
-        "evidence": str(verdict.evidence),
-        "points": list(verdict.points),
-        "latency": list(verdict.latency),
-    }
-
-
-def verdict_facts(verdict: Verdict) -> dict[str, Any]:
-    """The part of the verdict that is the same for the same build, for the manifest."""
-    return {key: value for key, value in verdict_to_dict(verdict).items() if key not in ("latency", "instructions")}
-
-
-def verdict_measurements(verdict: Verdict) -> dict[str, Any]:
-    """The part that was timed or counted this time, with its evidence, for the measurements."""
-    return {
-        "evidence": str(verdict.evidence),
-        "latency": list(verdict.latency),
-        "instructions": verdict.instructions,
-    }
-
-
-def verdict_from_dict(value: Mapping[str, Any]) -> Verdict:
-    """The verdict that `verdict_to_dict` wrote."""
-    sequences = {"points": tuple(value["points"]), "latency": tuple(value["latency"])}
-    return Verdict(**{**value, **sequences, "evidence": Evidence(value["evidence"])})
-
-
-def stats_to_dict(stats: ErrorStats) -> dict[str, Any]:
-    """Error statistics as JSON, which has no infinity: an exact result says `exact`."""
-    if stats.sqnr_db == math.inf:
-        return {"exact": True, "elements": stats.elements}
-    figures = {"sqnr_db": stats.sqnr_db, "cosine": stats.cosine, "worst_abs": stats.worst_abs}
-    finite = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
-    return {**finite, "worst_index": list(stats.worst_index), "elements": stats.elements}
+    return Latency(label, len(times_ms), p50, p90, p99, batch / p50 * 1e3)
 
 
 def _raise_failures(points: Sequence[ParityCase], run: Execution, tolerance: str, where: str) -> None:
@@ -247,12 +211,18 @@ def _raise_failures(points: Sequence[ParityCase], run: Execution, tolerance: str
         )
 
 
-def _point_figures(point: ParityCase, outputs: Arrays) -> dict[str, Any]:
+def _compare_point(point: ParityCase, outputs: Arrays) -> ParityPoint:
     stats = compare_all(point.expected, outputs)
-    return {"sizes": point.label, "outputs": {name: stats_to_dict(one) for name, one in stats.items()}}
+    return ParityPoint(point.label, {name: _compared(output) for name, output in stats.items()})
 
 
-def _latencies(points: Sequence[ParityCase], run: Execution) -> tuple[dict[str, Any], ...]:
+def _compared(stats: ErrorStats) -> ExactOutput | OutputDifference:
+    if stats.sqnr_db == math.inf:  # JSON has no infinity
+        return ExactOutput(stats.elements)
+    return OutputDifference(stats.elements, stats.sqnr_db, stats.cosine, stats.worst_abs, stats.worst_index)
+
+
+def _latencies(points: Sequence[ParityCase], run: Execution) -> tuple[Latency, ...]:
     return tuple(
         latency_summary(point.label, batch_size(point.inputs), times)
         for point, times in zip(points, run.latencies_ms, strict=True)

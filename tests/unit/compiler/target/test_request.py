@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from compiler.artifact import Artifact, Evidence
+from compiler.artifact.adapter import parse, to_json
+from compiler.artifact.schema import BuildSettings
 from compiler.errors import TargetNotFound
 from compiler.model.spec import TensorSpec
 from compiler.target import (
@@ -16,6 +18,7 @@ from compiler.target import (
     DeviceType,
     HasNote,
     LayerTime,
+    Range,
     ReportsPeakMemory,
     TimesLayers,
     TimesRuns,
@@ -24,6 +27,7 @@ from compiler.target import (
 from compiler.target.isolate import ChildLimits
 from compiler.target.request import (
     BorderWork,
+    BuildAnswer,
     BuildRequest,
     BuildTask,
     EvaluateAnswer,
@@ -43,9 +47,7 @@ from compiler.target.request import (
     TuneHello,
     TuneTask,
     ask,
-    from_json,
     task_of,
-    to_json,
 )
 from compiler.target.worker import WORK
 
@@ -60,9 +62,8 @@ ARTIFACT = Artifact(
     {"threads": 4, "names": ["a"]},
     {"payload/model.onnx": "it is dated"},
 )
-PLAN = BuildRequest(
-    "int8", {"batch": {"min": 1, "opt": 2, "max": 4}}, 4, Path("/cache"), {"abc": {"tile": [4, 8]}}, 1000
-)
+SETTINGS = BuildSettings("int8", {"batch": Range(1, 2, 4)}, 4, {"abc": {"tile": [4, 8]}}, 1000)
+PLAN = BuildRequest(SETTINGS, Path("/cache"))
 ON = BorderWork(Path("/border.onnx"), Path("/profile.yaml"), PLAN)
 KERNEL = Tunable("conv", "abc", ({"tile": 4}, {"tile": 8}), 2, 0.5)
 TASKS: tuple[Task, ...] = (
@@ -76,7 +77,7 @@ TASKS: tuple[Task, ...] = (
     RaceTask((ARTIFACT, ARTIFACT), (Path("/a"), Path("/b")), 7),
 )
 ANSWERS = (
-    ARTIFACT,
+    BuildAnswer(ARTIFACT),
     TuneHello(Evidence.HOST, DeviceType("N100", ("avx2",), 4, (32, None, 6144))),
     TrialQuestion(KERNEL, {"tile": 8}),
     TrialAnswer((1.0, 2.0)),
@@ -96,7 +97,7 @@ def test_a_task_is_read_as_it_was_written(task: Task) -> None:
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=[type(answer).__name__ for answer in ANSWERS])
 def test_an_answer_is_read_as_it_was_written(answer: object) -> None:
-    assert from_json(type(answer), json.loads(json.dumps(to_json(answer)))) == answer
+    assert parse(type(answer), json.loads(json.dumps(to_json(answer)))) == answer
 
 
 def test_every_kind_of_task_is_done_by_something() -> None:
