@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from compiler.passes.instrument import measure
 from compiler.plan import BuildOptions, settle
 from compiler.plan.jobs import Job, plan_fleet, selected_devices
 from compiler.store import StageName, Store
+from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors
 
 
@@ -101,15 +101,12 @@ def _write(border: Border, folder: Path) -> Path:
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name in (BORDER_DATA, BORDER):
-            source, draft = border.path.with_name(name), folder / f".{name}.{uuid.uuid4().hex}"
-            if not source.exists():
+            source = border.path.with_name(name)
+            if source.exists():
+                with source.open("rb") as model:
+                    write_atomic(folder / name, partial(shutil.copyfileobj, model))
+            else:
                 (folder / name).unlink(missing_ok=True)  # weights of a larger model that was here before
-                continue
-            try:
-                shutil.copyfile(source, draft)
-                draft.replace(folder / name)
-            finally:
-                draft.unlink(missing_ok=True)
     return folder / BORDER
 
 

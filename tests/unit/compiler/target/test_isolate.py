@@ -63,8 +63,8 @@ from pathlib import Path
 from compiler.errors import ToolchainFailed
 from compiler.target.isolate import ChildLimits, run_child
 try:
-    request = {{"artifact": {_artifact("eater")!r}}}
-    run_child("execute", request, folder=Path({str(tmp_path)!r}), limits=ChildLimits(), where="x")
+    request = {{"artifact": {_artifact("eater")!r}, "inputs": "none.npz"}}
+    run_child("footprint", request, folder=Path({str(tmp_path)!r}), limits=ChildLimits(), where="x")
 except ToolchainFailed as error:
     print(error)
 """
