@@ -12,7 +12,7 @@ from platformdirs import user_cache_path
 from compiler.errors import UsageError
 from compiler.fleet import Range
 from compiler.fleet.request import ModelRequest
-from compiler.plan import BuildOptions
+from compiler.plan import BuildOptions, SearchEffort
 from compiler.plan.halves import parse_first, parse_last
 from compiler.target.isolate import ChildLimits
 
@@ -83,6 +83,14 @@ def build_options(function: F) -> F:
         ),
         click.option(
             "--skip-pass", "skip_passes", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated."
+        ),
+        click.option(
+            "--search",
+            type=click.Choice([effort.value for effort in SearchEffort]),
+            default=SearchEffort.QUICK.value,
+            show_default=True,
+            callback=lambda context, option, value: SearchEffort(value),
+            help="Leave out candidates that cannot be faster than what passes already, or try all of them.",
         ),
         click.option(
             "--search-budget",

@@ -6,6 +6,7 @@ from compiler.artifact.schema import Decision
 from compiler.plan.plan import (
     BuildOptions,
     Plan,
+    SearchEffort,
     make_plan,
     options_to_dict,
     plan_passes,
@@ -17,6 +18,7 @@ __all__ = [
     "BuildOptions",
     "Decision",
     "Plan",
+    "SearchEffort",
     "make_plan",
     "options_to_dict",
     "plan_passes",

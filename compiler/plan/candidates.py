@@ -68,7 +68,8 @@ def choose_candidates(
         sorted((rule for rule in capability.precisions if rule.name not in left_out), key=lambda rule: -rule.gain)
     )
     names = ", ".join(rule.name for rule in rules)
-    return Candidates(rules, "auto", f"search among {names}, most promising first{_without(left_out)}", left_out)
+    reason = f"search among {names}, most promising first{_without(left_out)}"
+    return Candidates(rules, "auto", reason, left_out)
 
 
 def _forced(asked: str, capability: Capability, fleet: Fleet | None, device: DeviceClass, where: str) -> Candidates:

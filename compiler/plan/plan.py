@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ from compiler.target.isolate import ChildLimits
 from compiler.target.request import settings_of
 
 
+class SearchEffort(StrEnum):
+    """How much the search for a precision tries.
+
+    `quick` leaves out what cannot be faster than what passes already; `thorough` makes every candidate.
+    """
+
+    QUICK = "quick"
+    THOROUGH = "thorough"
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What the command line says, beside the fleet file.
@@ -39,6 +50,7 @@ class BuildOptions:
         stop_after: Number of the last pass of the portable half to run.
         dump_passes: Folder that gets the model before the first and after every pass that changed it.
         repeat: Timed runs per batch size when an artifact is verified on a device it can run on; 0 times nothing.
+        search: Whether candidates that cannot win are left out.
         search_budget: Most trials that the search for a precision may make for one device.
         child: What one target's child process may use.
         request: What is built for which hardware, where a model is named in place of a fleet file.
@@ -57,6 +69,7 @@ class BuildOptions:
     stop_after: int | None = None
     dump_passes: Path | None = None
     repeat: int = 20
+    search: SearchEffort = SearchEffort.QUICK
     search_budget: int = 24
     child: ChildLimits = field(default=ChildLimits())
     request: ModelRequest = field(default=ModelRequest())

@@ -40,6 +40,7 @@ from pathlib import Path
 from dataclasses import dataclass, replace
 from typing import Annotated
 from pydantic import Field
+from compiler.fleet.profile import validate_options
 from compiler.target.testing.fake import FakeTarget, Options
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class More(Options):
     wrong_at: Annotated[str, Field(description="Operator whose presence makes the results wrong.")] = ""
     random: Annotated[str, Field(description="silent or named: a file of random bytes.")] = ""
     start: Annotated[str, Field(description="File that gets the process id of a tool that never ends.")] = ""
+    half_gain: Annotated[float, Field(description="Speed-up that is expected of fp16.")] = 1.0
 
 class Runner:
     def __init__(self, inner, wrong):
@@ -62,6 +64,11 @@ class Runner:
 
 class Moody(FakeTarget):
     Options = More
+
+    def capability(self, profile):
+        whole, gain = super().capability(profile), validate_options(More, profile).half_gain
+        rules = (replace(rule, gain=gain) if rule.name == "fp16" else rule for rule in whole.precisions)
+        return replace(whole, precisions=tuple(rules))
 
     def build(self, model, plan, profile, *, workdir):
         options = plan.options

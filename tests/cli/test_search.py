@@ -89,6 +89,23 @@ def test_a_device_whose_gate_fails_does_not_sink_the_others(wide: Place) -> None
     assert "latency failed" in outcome.err and "ms, limit at most 1e-06 (median; measured-host)" in outcome.err
 
 
+def test_a_candidate_of_which_less_is_expected_than_what_passes_is_not_made_unless_everything_is_asked_for(
+    wide: Place,
+) -> None:
+    limited(wide, {"latency_ms": 1e6}, one={"half_gain": 0.5})
+    log = wide.root / "built.log"
+    outcome = wide.build()
+    assert outcome.code == 0, outcome.err
+    skipped = {trial["precision"]: trial for trial in wide.manifest("one")["trials"]}["fp16"]
+    assert skipped["status"] == "skipped" and skipped["stages"] == [] and skipped["speed"] is None
+    assert "0.50 × float32 at most is expected of it" in skipped["why"]
+    assert "fp32 passes with 1.00 × (measured-host)" in skipped["why"]
+    made = len(log.read_text().split())
+    assert wide.build("--search", "thorough").code == 0
+    assert wide.manifest("one")["trials"][1]["status"] == "passed"
+    assert len(log.read_text().split()) == made + 1
+
+
 def test_a_forced_precision_that_a_gate_refuses_fails_with_both_numbers(wide: Place) -> None:
     limited(wide, {"memory_reduction_pct": 40})
     outcome = wide.build("--precision", "fp32")

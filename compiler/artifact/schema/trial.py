@@ -31,13 +31,14 @@ class TrialStatus(StrEnum):
     """What came of a trial.
 
     `passed` its gates; `refused` by a gate; `failed` to be made; `measured`: passes its gates but is only a baseline,
-    or its accuracy alone was measured.
+    or its accuracy alone was measured; `skipped`: not made, since what passes is faster than could be expected of it.
     """
 
     PASSED = "passed"
     REFUSED = "refused"
     FAILED = "failed"
     MEASURED = "measured"
+    SKIPPED = "skipped"
 
 
 class SpeedUnit(StrEnum):
@@ -112,7 +113,7 @@ class TrialFacts:
         purpose: Why it was made.
         precision: Its precision.
         status: What came of it.
-        why: What it failed at; empty if it passed.
+        why: What it failed at, or why it was not made; empty if it passed.
         pruned: Share of the multiply-accumulates that was cut, 0 to 1.
         kept_float: Layer → why the search keeps it in float.
         options: The quantizer's options; None where its precision is one of floating point.

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from compiler.artifact.schema import Layer, Purpose, Saliency
 from compiler.driver.measure.layers import list_layers
 from compiler.driver.measure.saliency import show_saliency
+from compiler.driver.search.expected import order_candidates, skip_trial, why_left_out
 from compiler.driver.search.follow_ups import judged_drop
 from compiler.driver.search.mixed import search_mixed
 from compiler.driver.search.prune_ratio import search_ratio
@@ -29,7 +30,7 @@ from compiler.driver.stages.quantize import Variant
 from compiler.driver.stages.recover import read_pruning
 from compiler.driver.stages.sensitivity import rank_layers
 from compiler.errors import CompilerError
-from compiler.plan import settle, settle_pruning
+from compiler.plan import SearchEffort, settle, settle_pruning
 from compiler.plan.pruning import UNPRUNED, Pruning
 from compiler.store import StageName
 from compiler.target.capability import PrecisionRule
@@ -121,10 +122,15 @@ def _run_trials(context: BuildContext) -> tuple[Trial, ...]:
         trials.append(original)
         if is_missing(original) and original.error:
             raise original.error
-    for rule in candidates:
-        if rule != plan.baseline or plan.pruning.ratio:
-            _tell(context, rule, trials)
-            trials.append(run_trial(context, rule, number=len(trials) + 1, original=original, is_only=is_only))
+    others = [rule for rule in candidates if rule != plan.baseline or plan.pruning.ratio]
+    may_skip = context.options.search == SearchEffort.QUICK and not plan.pruning.ratio
+    for rule in order_candidates(context, others, original) if may_skip else others:
+        number = len(trials) + 1
+        if why := why_left_out(context, rule, trials) if may_skip else "":
+            trials.append(skip_trial(context, rule, number=number, why=why))
+            continue
+        _tell(context, rule, trials)
+        trials.append(run_trial(context, rule, number=number, original=original, is_only=is_only))
     return tuple(trials) if is_only or context.is_quantized else _with_others(context, trials, original)
 
 

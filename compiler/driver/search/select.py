@@ -45,6 +45,24 @@ def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
     return best if _speedup(trial) < _least_speedup(best) * (1.0 - SAME_SPEED) else None
 
 
+def out_of_reach(speedup: float, trials: Sequence[Trial]) -> Trial | None:
+    """The passing trial that a candidate of at most that speed-up could not replace; None where it still might.
+
+    Only a trial whose accuracy was judged, and whose speed has the best evidence so far, rules others out.
+
+    Args:
+        speedup: The most that is expected of the candidate.
+        trials: All so far.
+    """
+    best = choose_trial(trials)
+    if best is None or best.speed is None or best.speed.speedup is None:
+        return None
+    strongest = max(_RANKS.index(trial.speed.evidence) for trial in trials if trial.speed)
+    if _rank(best) < (True, strongest):
+        return None
+    return best if speedup < _least_speedup(best) * (1.0 - SAME_SPEED) else None
+
+
 def pays(trial: Trial, trials: Sequence[Trial]) -> bool:
     """Whether pruning that nobody forced makes the device faster than anything unpruned that passes."""
     if trial.purpose != Purpose.PRUNING:

@@ -57,6 +57,7 @@ class Trial:
         pruned: Share of the multiply-accumulates that was cut, 0 to 1.
         warnings: What the quantizer and the pruner say of their data.
         note: Why the search went no further from here, where it ended.
+        left_out: Why it was not made at all; empty where it was.
     """
 
     number: int
@@ -73,6 +74,7 @@ class Trial:
     pruned: float = 0.0
     warnings: tuple[str, ...] = ()
     note: str = ""
+    left_out: str = ""
 
     @property
     def kept_float(self) -> Mapping[str, str]:
@@ -87,6 +89,8 @@ class Trial:
     @property
     def status(self) -> TrialStatus:
         """What came of it."""
+        if self.left_out:
+            return TrialStatus.SKIPPED
         if self.error:
             return TrialStatus.FAILED
         if not hold(self.gates):
@@ -96,7 +100,9 @@ class Trial:
 
     @property
     def why(self) -> str:
-        """What it failed at; empty if it passed."""
+        """What it failed at, or why it was not made; empty if it passed."""
+        if self.left_out:
+            return self.left_out
         if self.error:
             return self.error.brief
         return "; ".join(str(gate) for gate in self.gates if gate.passed is False)

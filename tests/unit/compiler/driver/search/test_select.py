@@ -8,7 +8,7 @@ import pytest
 
 from compiler.artifact import Evidence
 from compiler.driver.measure.speed import Speed
-from compiler.driver.search.select import beaten_by, choose_trial, explain_choice, explain_failure
+from compiler.driver.search.select import beaten_by, choose_trial, explain_choice, explain_failure, out_of_reach
 from compiler.driver.search.trial import Trial
 from compiler.driver.stages.candidate import Made
 from compiler.errors import ToolchainFailed, UnsupportedModel
@@ -94,3 +94,17 @@ def test_a_device_whose_candidates_all_failed_to_build_has_the_first_error() -> 
     first = ToolchainFailed("the compiler crashed")
     failed = [Trial(1, "candidate", "fp16", error=first), Trial(2, "candidate", "int8", error=ToolchainFailed("other"))]
     assert explain_failure(failed, "kiosk") is first
+
+
+@pytest.mark.parametrize(("expected", "is_out"), [(1.9, True), (1.95, False), (9.0, False)])
+def test_what_is_expected_to_be_clearly_slower_than_what_passes_need_not_be_made(expected: float, is_out: bool) -> None:
+    fine = trial(1, 2.0, passed=True)
+    assert out_of_reach(expected, [fine]) is (fine if is_out else None)
+    assert out_of_reach(expected, [trial(1, 2.0, passed=False)]) is None
+
+
+def test_only_a_judged_trial_with_the_best_evidence_so_far_rules_a_candidate_out() -> None:
+    assert out_of_reach(1.0, [unjudged(1, 3.0)]) is None
+    measured, estimated = trial(1, 1.0, passed=False), trial(2, 3.0, passed=True, evidence=Evidence.ESTIMATED)
+    assert out_of_reach(1.0, [measured, estimated]) is None
+    assert out_of_reach(1.0, [estimated]) is estimated

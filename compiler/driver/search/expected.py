@@ -1,0 +1,95 @@
+"""What a candidate that is not made yet can be expected to bring: the order of the trials, and those that are left out.
+
+Where trials are judged by a roofline, that of the rewritten model in the candidate's precision tells beforehand what the
+trial would. Where they are measured, the target's expected gain and the roofline are taken, the larger of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from compiler.artifact import Evidence
+from compiler.artifact.schema import Purpose
+from compiler.driver.events import TrialJudged
+from compiler.driver.roofline import describe_machine, model_seconds
+from compiler.driver.search.select import out_of_reach
+from compiler.driver.search.trial import Trial
+from compiler.driver.stages.candidate import make_candidate_border
+from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.quantize import Variant
+from compiler.driver.work import LayerWork, list_work
+from compiler.plan import settle
+from compiler.store import StageName
+from compiler.target.capability import PrecisionRule
+
+
+def order_candidates(
+    context: BuildContext, rules: Sequence[PrecisionRule], original: Trial | None
+) -> tuple[PrecisionRule, ...]:
+    """The candidates, the most promising first; as the plan has them where trials will be measured.
+
+    Args:
+        context: The device.
+        rules: In the order of the target's expected gain.
+        original: The float original's trial, whose evidence those of the candidates will have.
+    """
+    if original is None or _evidence(original) != Evidence.ESTIMATED:
+        return tuple(rules)
+    return tuple(sorted(rules, key=lambda rule: -(roofline_speedup(context, rule) or rule.gain)))
+
+
+def why_left_out(context: BuildContext, rule: PrecisionRule, trials: Sequence[Trial]) -> str:
+    """Why a candidate need not be made: what passes is faster than can be expected of it; empty where it must be.
+
+    Args:
+        context: The device.
+        rule: The candidate's precision.
+        trials: All so far.
+    """
+    estimate = roofline_speedup(context, rule)
+    is_estimated = any(_evidence(trial) == Evidence.ESTIMATED for trial in trials)
+    is_judged_by_it = estimate is not None and is_estimated
+    expected = estimate if is_judged_by_it and estimate is not None else max(rule.gain, estimate or 0.0)
+    best = out_of_reach(expected, trials)
+    if best is None or best.speed is None:
+        return ""
+    source = "by the roofline" if is_judged_by_it else "by the target's expectation"
+    return (
+        f"not made: {expected:.2f} × float32 at most is expected of it ({source}), and {best.precision} passes with "
+        f"{best.speed.speedup:.2f} × ({best.speed.evidence}); --search thorough tries it"
+    )
+
+
+def skip_trial(context: BuildContext, rule: PrecisionRule, *, number: int, why: str) -> Trial:
+    """The trial that stands for a candidate that is not made; says so."""
+    trial = Trial(number, Purpose.CANDIDATE, rule.name, left_out=why)
+    context.clock.emit(TrialJudged(context.name, number, rule.name, trial.purpose, trial.status, why))
+    return trial
+
+
+def roofline_speedup(context: BuildContext, rule: PrecisionRule) -> float | None:
+    """The estimate of a precision against float32, from the rewritten model; None where the profile states too little.
+
+    Operators that the scheme quantizes, or computes on the sums of those, count in the low precision.
+    """
+    machine = describe_machine(context.job.profile)
+    if machine is None or context.options.first is not None:
+        return None
+    plan = settle(context.job.plan, rule, "estimated by the search")
+    rewritten = make_candidate_border(context, plan, Variant(), last=StageName.REWRITE).load()
+    works = list_work(rewritten, batch=context.job.device.batch.opt)
+    base = model_seconds(works, machine, "fp32")
+    value = model_seconds([_in_precision(work, rule) for work in works], machine, rule.name)
+    return base / value if base and value else None
+
+
+def _in_precision(work: LayerWork, rule: PrecisionRule) -> LayerWork:
+    if rule.scheme is None:
+        return work
+    fused = {op for scheme in rule.scheme.ops.values() for op in scheme.fuses}
+    return replace(work, is_low=work.is_low and (work.op in rule.scheme.ops or work.op in fused))
+
+
+def _evidence(trial: Trial) -> Evidence:
+    return trial.speed.evidence if trial.speed else Evidence.NONE
