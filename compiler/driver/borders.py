@@ -15,6 +15,7 @@ from compiler.driver.clock import Clock, Pace
 from compiler.driver.dist import claim_folder
 from compiler.driver.events import DeviceFinished, DeviceStarted, Sink, ignore
 from compiler.driver.reports import DeviceReport, FleetReport, Source
+from compiler.driver.stages.any_batch import without_any_batch
 from compiler.driver.stages.border import Border, dump_passes
 from compiler.driver.stages.candidate import make_candidate_border
 from compiler.driver.stages.context import BuildContext
@@ -60,7 +61,7 @@ def build_borders(path: Path, options: BuildOptions, *, events: Sink = ignore) -
     source = read_source(fleet, jobs)
     store = Store(options.cache, wait_s=options.cache_wait_s)
     reports = {name: DeviceReport(name, options.out / name, error) for name, error in missing.items()}
-    sink = Pace([job.plan.pieces for job in jobs], events)
+    sink = Pace({job.device.name: job.plan.pieces for job in jobs}, events)
     for number, job in enumerate(jobs, start=1):
         sink(DeviceStarted(job.device.name, number, len(jobs)))
         report = attempt(job, options, sink, partial(_border, job, source, options, store, sink))
@@ -71,7 +72,8 @@ def build_borders(path: Path, options: BuildOptions, *, events: Sink = ignore) -
 
 def _border(job: Job, source: Source, options: BuildOptions, store: Store, sink: Sink) -> DeviceReport:
     clock, name, last = Clock(job.device.name, sink), job.device.name, options.last or StageName.SPECIALIZE
-    context = BuildContext(job, source.prepared[name], source.data[name], options, store, clock)
+    # the models before the border model are delivered with the device's own batch: nothing is shared here
+    context = without_any_batch(BuildContext(job, source.prepared[name], source.data[name], options, store, clock))
     if options.dump_passes:
         dump_passes(
             context.ready.model,

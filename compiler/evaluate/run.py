@@ -30,7 +30,7 @@ def run_dataset(model: ir.Model, dataset: Dataset, *, batch: int = 8) -> dict[st
         DataError: Samples cannot be used, or outputs of different samples differ in shape.
         UnsupportedModel: ONNX Runtime does not run the model.
     """
-    fixed = _fixed_batch(dataset)
+    fixed = _fixed_batch(dataset) or _fixed_in(model, dataset)
     session, workers = Unoptimized(model), available_cpus()
     steps = (partial(_run, session, inputs, fixed, dataset.whole) for inputs in dataset.batches(fixed or batch))
     found: dict[str, list[Array]] = {}
@@ -44,6 +44,13 @@ def _fixed_batch(dataset: Dataset) -> int | None:
     """The batch size that the inputs fix; None where they leave it open."""
     sizes = [spec.shape[0] for spec in dataset.inputs if spec.shape]
     return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def _fixed_in(model: ir.Model, dataset: Dataset) -> int | None:
+    """The batch size that a model fixes, where the data set was opened for any."""
+    names = {spec.name for spec in dataset.inputs}
+    shapes = [value.shape for value in model.graph.inputs if value.name in names and value.shape]
+    return next((int(shape[0]) for shape in shapes if isinstance(shape[0], int)), None)
 
 
 def _run(session: Unoptimized, inputs: Arrays, fixed: int | None, whole: bool) -> dict[str, Array]:

@@ -124,17 +124,15 @@ def _summary(similarities: Sequence[Similarity], measured_on: MeasuredOn, note: 
 
 def _float_entry(context: BuildContext, images: Images) -> Entry:
     """The float model's maps, its score in words, and the pictures to be shown, if any may be."""
-    ready = context.ready
+    model, digest = context.original
 
     def compute(folder: Path) -> None:
         question = ask(_float_outputs(context, images), images)
-        _write(folder, explain(partial(run_dataset, ready.model, batch=BATCH), question))
+        _write(folder, explain(partial(run_dataset, model, batch=BATCH), question))
         pictures = list(_thumbnails(question)) if images.may_show else []
         write_result(folder, _QUESTION, {"score": question.words, "pictures": pictures})
 
-    return context.stages.run(
-        StageName.SALIENCY, compute, model=ready.digest, pictures=images.may_show, **_inputs(images)
-    )
+    return context.stages.run(StageName.SALIENCY, compute, model=digest, pictures=images.may_show, **_inputs(images))
 
 
 def _candidate_entry(
@@ -158,7 +156,7 @@ def _inputs(images: Images) -> dict[str, object]:
 
 
 def _float_outputs(context: BuildContext, images: Images) -> Arrays:
-    return model_outputs(context.ready.model, context.ready.digest, images.dataset, context.stages)
+    return model_outputs(*context.original, images.dataset, context.stages)
 
 
 def _run_artifact(context: BuildContext, made: Made) -> Run:

@@ -62,6 +62,7 @@ def make_border(
     prune: Callable[[Entry], tuple[Entry, ...]] | None = None,
     quantize: Callable[[Entry], Entry] | None = None,
     specializes: bool = True,
+    batch: int | None = None,
 ) -> Border:
     """Runs the portable half of a plan, or takes it from the store.
 
@@ -78,6 +79,7 @@ def make_border(
         quantize: Float model → its quantized form, both as entries of the store; None where it stays float.
         specializes: Whether the graph's precision and the target's own passes follow; without them it is no border
             model yet.
+        batch: The size that is put in at the end where the model has an open batch and the device has none; else None.
 
     Raises:
         InternalError: A pass failed, or left an invalid model.
@@ -87,7 +89,7 @@ def make_border(
     middle = quantize(floats[-1]) if quantize else floats[-1]
     last = middle
     if specializes:
-        last = specialized_entry(middle, plan, target_passes, capability, inputs=inputs, stages=stages)
+        last = specialized_entry(middle, plan, target_passes, capability, inputs=inputs, stages=stages, batch=batch)
     return border_of_entries((*floats, middle, last), plan)
 
 

@@ -19,6 +19,8 @@ from compiler.driver.stages.recover import pruned_search_entries
 from compiler.driver.stages.reference import ParityCase, reference_cases
 from compiler.driver.stages.verify import Verification, verify_artifact
 from compiler.errors import GateFailed, UnsupportedModel
+from compiler.fleet.detect import host_isa
+from compiler.fleet.profile import Cpu
 from compiler.plan import Plan
 from compiler.store import BORDER_STAGES, Entry, StageName
 from compiler.tune import Curve, Scheduled
@@ -127,20 +129,28 @@ def make_candidate_border(
         return given_border(ready.model, ready.digest, plan, context.stages, is_asked=is_asked)
     wanted = BORDER_STAGES[: BORDER_STAGES.index(last) + 1]
     prunes = plan.pruning.ratio and StageName.PRUNE in wanted
-    recovers = StageName.RECOVER in wanted
+    recovers, specializes = StageName.RECOVER in wanted, StageName.SPECIALIZE in wanted
     quantizes = plan.rule.scheme is not None and not context.is_quantized and StageName.QUANTIZE in wanted
+    any_batch = ready.any_batch if quantizes and not prunes and specializes else None
+    start = any_batch or ready
     return make_border(
-        ready.model,
-        ready.digest,
+        start.model,
+        start.digest,
         plan,
         context.job.target.passes(context.job.profile),
         capability=context.job.target.capability(context.job.profile),
-        inputs=ready.inputs.probe,
+        inputs=any_batch.probe if any_batch else ready.inputs.probe,
         stages=context.stages,
         prune=partial(pruned_search_entries, context, plan, recovers=recovers) if prunes else None,
         quantize=partial(quantized_entry, context, plan.rule, variant) if quantizes else None,
-        specializes=StageName.SPECIALIZE in wanted,
+        specializes=specializes,
+        batch=plan.dims["batch"].opt if any_batch else None,
     )
+
+
+def _is_foreign(cpu: Cpu | None) -> bool:
+    """Whether a device's processor is an ARM and this machine's is none, or the other way round."""
+    return cpu is not None and ("asimd" in cpu.isa) != ("asimd" in host_isa())
 
 
 def _verify(
@@ -157,6 +167,7 @@ def _verify(
             where=f"{context.name}: verify",
             stages=context.stages,
             limits=options.child,
+            is_emulated=_is_foreign(context.job.profile.cpu),
         )
     except GateFailed as error:
         if explain:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import onnx_ir as ir
+
 from compiler.driver.clock import Clock
 from compiler.driver.stages.data import Data
 from compiler.driver.stages.inputs import Prepared
@@ -38,6 +40,16 @@ class BuildContext:
     def stages(self) -> Stages:
         """What runs its stages."""
         return Stages(self.store, self.clock)
+
+    @property
+    def original(self) -> tuple[ir.Model, str]:
+        """The imported model that candidates are compared with on whole data sets, and its graph digest.
+
+        Its batch is left open where the device's sizes are the model's own otherwise: devices that differ in their
+        batch alone share what it computes.
+        """
+        ready = self.ready
+        return (ready.any_batch or ready).model, (ready.any_batch or ready).digest
 
     @property
     def name(self) -> str:

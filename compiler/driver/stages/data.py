@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compiler.driver.stages.inputs import Prepared
 from compiler.errors import CompilerError, UsageError, combine
@@ -12,6 +12,7 @@ from compiler.evaluate.gates import EMBEDDING, Constraints
 from compiler.fleet import Fleet
 from compiler.fleet.data import Calibration, Evaluation
 from compiler.model.frontend import describe_inputs
+from compiler.model.spec import TensorSpec
 from compiler.plan.jobs import Job
 
 UNASKED = "neither a limit nor an evaluation asks for saliency"
@@ -47,6 +48,16 @@ class Data:
     images: Images | str = UNASKED
 
 
+def with_inputs(data: Data, specs: tuple[TensorSpec, ...]) -> Data:
+    """The same samples for a model whose inputs have other sizes: a batch that is fixed, where it was open."""
+    judge, images = data.judge, data.images
+    return Data(
+        replace(judge, dataset=replace(judge.dataset, inputs=specs)) if judge else None,
+        replace(data.calibration, inputs=specs) if data.calibration else None,
+        images if isinstance(images, str) else replace(images, dataset=replace(images.dataset, inputs=specs)),
+    )
+
+
 def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared]) -> dict[str, Data]:
     """Opens the data of every device; devices with the same sizes and task share them.
 
@@ -71,7 +82,7 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared
 
 
 def _open(fleet: Fleet, ready: Prepared, constraints: Constraints, *, calibrates: bool) -> Data:
-    specs = describe_inputs(ready.model)
+    specs = describe_inputs(ready.any_batch.model if ready.any_batch else ready.model)
     given = fleet.calibration if calibrates else None
     calibration = open_calibration(given, specs, fleet.preprocess) if given else None
     if not (constraints.task or constraints.explains):

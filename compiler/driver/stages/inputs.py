@@ -8,7 +8,7 @@ from itertools import islice
 
 import onnx_ir as ir
 
-from compiler.errors import CompilerError, ModelError, UnsupportedModel, UsageError, combine
+from compiler.errors import CompilerError, FleetError, ModelError, UnsupportedModel, UsageError, combine
 from compiler.evaluate import open_calibration
 from compiler.evaluate.arrays import array_shapes
 from compiler.evaluate.samples import SUFFIXES, Samples, batch_of, load_samples, make_samples
@@ -35,6 +35,9 @@ SEED = 0
 FEW = 32
 """Samples that are enough to compare builds on."""
 
+_ANY_BATCH = Range(1, 2, 3)
+"""Any range does: a batch that is one stays symbolic in the model, and its ends are nowhere in it."""
+
 _Ranges = tuple[tuple[str, Range], ...]
 _Key = tuple[_Ranges, str]
 
@@ -59,6 +62,21 @@ class VerificationInputs:
 
 
 @dataclass(frozen=True)
+class AnyBatch:
+    """The imported model with all of a device's sizes but the batch, which is left open.
+
+    Args:
+        model: Nobody changes it.
+        digest: Its graph digest.
+        probe: One sample.
+    """
+
+    model: ir.Model
+    digest: str
+    probe: Arrays
+
+
+@dataclass(frozen=True)
 class Prepared:
     """What a device's build starts from; devices with the same sizes share one.
 
@@ -67,12 +85,14 @@ class Prepared:
         digest: Its graph digest.
         inputs: What it is judged on.
         notes: What was changed or corrected when the sizes were put in.
+        any_batch: The same before the batch was put in; None where the batch is open, or the model has no other.
     """
 
     model: ir.Model
     digest: str
     inputs: VerificationInputs
     notes: tuple[str, ...] = ()
+    any_batch: AnyBatch | None = None
 
 
 def prepare(fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass]) -> dict[str, Prepared]:
@@ -198,7 +218,26 @@ def _prepare(fleet: Fleet, fixed: Imported, device: DeviceClass) -> Prepared:
     inputs = verification_inputs(fleet, bound.model, device)
     outputs = run_or_none(bound.model, inputs.probe)
     notes = correct_outputs(bound.model, outputs) if outputs is not None else ()
-    return Prepared(bound.model, graph_digest(bound.model), inputs, (*fixed.notes, *bound.notes, *notes))
+    any_batch = _any_batch(fixed.model, device, inputs.probe)
+    return Prepared(bound.model, graph_digest(bound.model), inputs, (*fixed.notes, *bound.notes, *notes), any_batch)
+
+
+def _any_batch(model: ir.Model, device: DeviceClass, probe: Arrays) -> AnyBatch | None:
+    ranges = dict(_ranges(model, device))
+    if not ranges.get("batch", _ANY_BATCH).is_fixed:
+        return None
+    try:
+        free = bind_shapes(model, {**ranges, "batch": _ANY_BATCH}, where=device.place).model
+    except FleetError:  # the model was made for one batch
+        return None
+    if any(not value.shape or isinstance(value.shape[0], int) for value in free.graph.inputs):
+        return None  # not every input has an axis that counts samples
+    first = {name: array[:1] for name, array in probe.items()}
+    outputs = run_or_none(free, first)
+    if outputs is None:
+        return None
+    correct_outputs(free, outputs)
+    return AnyBatch(free, graph_digest(free), first)
 
 
 def _ranges(model: ir.Model, device: DeviceClass) -> _Ranges:

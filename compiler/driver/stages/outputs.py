@@ -30,8 +30,7 @@ def model_outputs(model: ir.Model, digest: str, dataset: Dataset, stages: Stages
 
 def drop_of(context: BuildContext, judge: AccuracyTest, outputs: Arrays) -> AccuracyDrop:
     """What outputs on the judge's samples lose against the imported model's."""
-    ready = context.ready
-    reference = model_outputs(ready.model, ready.digest, judge.dataset, context.stages)
+    reference = model_outputs(*context.original, judge.dataset, context.stages)
     limit = context.job.plan.constraints.limits.accuracy_drop_pct
     return judge.task.drop(reference, outputs, judge.dataset.labels, limit_pct=limit)
 

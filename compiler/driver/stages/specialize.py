@@ -11,6 +11,8 @@ import onnx_ir as ir
 from compiler.driver.stages.files import load_stage
 from compiler.driver.stages.rewrite import rewrite
 from compiler.driver.stages.run import Stages
+from compiler.fleet import Range
+from compiler.model.frontend import bind_shapes
 from compiler.model.graph import Pass
 from compiler.model.numerics import Arrays, arrays_digest
 from compiler.passes.convert_to_half import refuse_undefined
@@ -31,6 +33,7 @@ def specialized_entry(
     *,
     inputs: Arrays,
     stages: Stages,
+    batch: int | None = None,
 ) -> Entry:
     """What is left of the portable half's work for one target; the model itself where nothing is.
 
@@ -41,14 +44,17 @@ def specialized_entry(
         capability: What the target takes: operators that it lacks are written out in others; None writes out nothing.
         inputs: What the probe is run on.
         stages: Where it is run.
+        batch: The size that is put in where the model before has an open batch and the device has none; else None.
     """
     writes_out = None if capability is None else decomposition(load_stage(before), plan, capability)
     steps = own_steps(plan, target_passes, writes_out)
-    if not steps:
+    if not steps and batch is None:
         return before
 
     def make(folder: Path) -> None:
         model = load_stage(before)
+        if batch is not None:
+            model = bind_shapes(model, {"batch": Range(batch, batch, batch)}, where=plan.device).model
         if plan.converts_graph:
             refuse_undefined(model, plan.converts_graph)
         stages.clock.note(rewrite(model, steps, make_probe(model, inputs), folder, first=len(plan.passes) + 1))
@@ -57,6 +63,7 @@ def specialized_entry(
         StageName.SPECIALIZE,
         make,
         before=before.digest,
+        batch=batch,
         passes=[step.name for step in steps],
         probe=arrays_digest(inputs),
         capability=_rules(capability) if capability and writes_out else None,

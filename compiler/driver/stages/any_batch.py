@@ -1,0 +1,80 @@
+"""What devices that differ in their batch alone have in common is made once, on the model with its batch left open.
+
+Observing, quantizing, ranking layers and the reference's outputs are of the model and the scheme. They may be shared
+where the passes leave the same operators, attributes and weights whatever the batch is: that is looked at, not assumed,
+since a model whose batch is known has more that can be folded. The device's batch is put in at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import onnx_ir as ir
+
+from compiler.artifact.manifest import BORDER
+from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.data import with_inputs
+from compiler.driver.stages.rewrite import rewritten_entry
+from compiler.errors import CompilerError, StorageError
+from compiler.model.frontend import describe_inputs
+from compiler.model.graph import graph_digest
+
+
+def share_batch(context: BuildContext) -> BuildContext:
+    """The device with its model of any batch where that stands for the bound one; otherwise without it.
+
+    Raises:
+        StorageError: The cache's disk is full.
+    """
+    ready, plan = context.ready, context.job.plan
+    if ready.any_batch is None:
+        return context
+    needs = plan.constraints.any or any(rule.scheme for rule in plan.candidates)
+    is_pruned = bool(plan.pruning.ratio) or plan.pruning.is_searched  # a cut may leave widths that the batch decides
+    if needs and not is_pruned and context.options.first is None and _is_same(context):
+        return context
+    return without_any_batch(context)
+
+
+def without_any_batch(context: BuildContext) -> BuildContext:
+    """The device with its bound model alone."""
+    ready = context.ready
+    if ready.any_batch is None:
+        return context
+    data = with_inputs(context.data, describe_inputs(ready.model))
+    return replace(context, ready=replace(ready, any_batch=None), data=data)
+
+
+def _is_same(context: BuildContext) -> bool:
+    """Whether the passes leave the same graph of the bound model and of the one of any batch."""
+    ready, plan = context.ready, context.job.plan
+    free = ready.any_batch
+    if free is None:
+        return False
+    bound = rewritten_entry(ready.model, ready.digest, plan, ready.inputs.probe, context.stages)
+    try:
+        other = rewritten_entry(free.model, free.digest, plan, free.probe, context.stages)
+    except StorageError:
+        raise
+    except CompilerError as error:
+        context.clock.note(f"nothing is shared with devices of another batch: {error.brief}")
+        return False
+    return _digest_at(bound.files / BORDER) == _digest_at(other.files / BORDER)
+
+
+@lru_cache(maxsize=64)
+def _digest_at(path: Path) -> str:
+    """Of an entry of the store, which never changes."""
+    return batchless_digest(ir.load(path))
+
+
+def batchless_digest(model: ir.Model) -> str:
+    """The graph digest without the shapes of values: operators, attributes, names and weights remain."""
+    bare = model.clone()
+    for graph in (bare.graph, *bare.graph.subgraphs()):
+        for value in (*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)):
+            if value.const_value is None:
+                value.shape = None
+    return graph_digest(bare)
