@@ -57,6 +57,15 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Longest time to wait for another build that makes the same stage; by default for ever.",
 )
+@click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(min=1),
+    default=None,
+    metavar="N",
+    callback=lambda context, option, value: value or 0,
+    help="Most devices to build at a time; as many as there are processors by default.",
+)
 @click.option("--check-reproducible", is_flag=True, help="Build a second time from nothing and compare every file.")
 @model_options
 @half_options

@@ -15,6 +15,8 @@ import sys
 import threading
 import time
 from abc import abstractmethod
+from collections import defaultdict
+from typing import TypeAlias
 
 from compiler.driver.events import (
     DeviceFinished,
@@ -39,6 +41,9 @@ WORTH_TELLING_S = 5.0
 CLEAR = "\r\x1b[K"
 
 _STARTED = time.monotonic()
+
+Told: TypeAlias = DeviceStarted | DeviceFinished | TrialStarted | TrialJudged | Note
+"""Events that are lines for a reader."""
 
 _LEVELS = {
     Level.DEBUG: logging.DEBUG,
@@ -96,8 +101,10 @@ class Terminal(Reporter):
 
     def __init__(self, *, least: int) -> None:
         super().__init__(least=least)
-        self._headline, self._left = "", ""
-        self._running: list[tuple[str, float]] = []  # stages and when they began, the innermost last
+        self._headlines: dict[str, str] = {}  # device → what was last said of it
+        self._left = ""
+        # device → its stages and when they began, the innermost last
+        self._running: defaultdict[str, list[tuple[str, float]]] = defaultdict(list)
         self._spoke = time.monotonic()
         self._is_live = self._out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._is_drawn = False
@@ -108,10 +115,10 @@ class Terminal(Reporter):
         with self._writing, contextlib.suppress(OSError):  # nobody reads progress any more; the work goes on
             self._wipe()
             if isinstance(event, StageBegan):
-                self._running.append((event.stage, time.monotonic()))
+                self._running[event.device].append((event.stage, time.monotonic()))
                 self._stage_line(event.stage)
             elif isinstance(event, StageEnded):
-                self._running.pop()
+                self._running[event.device].pop()
                 self._stage_line(f"{event.stage}: {event.seconds:.1f} s")
             elif isinstance(event, Progress):
                 self._left = left_text(event.seconds_left)
@@ -125,9 +132,9 @@ class Terminal(Reporter):
             self._running.clear()
         super().close()
 
-    def _message(self, event: Event, text: str) -> None:
+    def _message(self, event: Told, text: str) -> None:
         if not isinstance(event, Note) or event.level == Level.INFO:
-            self._headline = text.splitlines()[0]
+            self._headlines[event.device] = text.splitlines()[0]
         is_news = not isinstance(event, Note | DeviceFinished)
         if not (is_news and self.level > logging.INFO):
             self._line(text + self._left if isinstance(event, DeviceStarted | TrialStarted) else text)
@@ -145,12 +152,16 @@ class Terminal(Reporter):
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if not self._running or self.level > logging.INFO:
+        if self.level > logging.INFO:
             return
-        stage, since = self._running[-1]
-        if now - max(since, self._spoke) < TICK_S:
+        innermost = {device: stages[-1] for device, stages in self._running.items() if stages}
+        if not innermost or now - max(self._spoke, *(since for _, since in innermost.values())) < TICK_S:
             return
-        text = f"{self._headline}: {stage}, {duration(now - since)} so far"
+        text = "; ".join(
+            f"{self._headlines.get(device, device)}: {stage}, {duration(now - since)}"
+            for device, (stage, since) in innermost.items()
+        )
+        text += " so far"
         if self._is_live:
             width = shutil.get_terminal_size().columns - 1
             self._out.write(CLEAR + f"{now - _STARTED:8.1f} s  {text}"[:width])

@@ -20,11 +20,14 @@ from compiler.driver.reports import (
     failed_report,
 )
 from compiler.driver.search.search import BuildContext, search_precision
+from compiler.driver.side_by_side import work_side_by_side
+from compiler.driver.stages.any_batch import share_batch
 from compiler.driver.stages.border import dump_passes
 from compiler.driver.stages.data import open_data
 from compiler.driver.stages.inputs import prepare
 from compiler.errors import CompilerError, InternalError
 from compiler.fleet import Fleet
+from compiler.fleet.machine import available_cpus
 from compiler.model.frontend import read_model
 from compiler.plan import BuildOptions
 from compiler.plan.jobs import Job, plan_fleet, selected_devices
@@ -49,12 +52,16 @@ def build_fleet(path: Path, options: BuildOptions, *, events: Sink = ignore) -> 
     source = read_source(fleet, jobs)
     store = Store(options.cache, wait_s=options.cache_wait_s)
     reports = {name: DeviceReport(name, options.out / name, error) for name, error in missing.items()}
-    sink = Pace([job.plan.pieces for job in jobs], events)
-    for number, job in enumerate(jobs, start=1):
-        sink(DeviceStarted(job.device.name, number, len(jobs)))
+    sink = Pace({job.device.name: job.plan.pieces for job in jobs}, events)
+    numbers = {job.device.name: number for number, job in enumerate(jobs, start=1)}
+
+    def work(job: Job) -> None:
+        sink(DeviceStarted(job.device.name, numbers[job.device.name], len(jobs)))
         report = attempt(job, options, sink, partial(compile_device, job, fleet, source, options, store, sink))
         sink(DeviceFinished(report.device, report.status, report.error.brief if report.error else ""))
         reports[job.device.name] = report
+
+    work_side_by_side(jobs, work, store=store, most=options.jobs or available_cpus(), stop=sink.stop)
     ordered = tuple(reports[device.name] for device in selected_devices(fleet, options))
     settle_folder(ordered, fleet, source.digest, options.out)
     return FleetReport(options.out, ordered, source.imported.notes, _write_page(options.out, events))
@@ -73,7 +80,8 @@ def compile_device(
     if options.dump_passes:
         passes, capability = job.target.passes(job.profile), job.target.capability(job.profile)
         dump_passes(ready.model, job.plan, passes, options.dump_passes / job.device.name, capability=capability)
-    found = search_precision(BuildContext(job, ready, source.data[job.device.name], options, store, clock))
+    context = share_batch(BuildContext(job, ready, source.data[job.device.name], options, store, clock))
+    found = search_precision(context)
     folder = options.out / job.device.name
     if found.made is None:
         return failed_report(job, folder, found)

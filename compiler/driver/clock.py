@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from compiler.driver.events import (
+    DeviceFinished,
     DeviceStarted,
     Event,
     Level,
@@ -67,29 +69,37 @@ class Clock:
 
 
 class Pace:
-    """Passes the events of a fleet's build on, and adds how far it is, by what the candidates so far took.
+    """Passes the events of a fleet's build on, one at a time, and adds how far it is, by what candidates took so far.
 
     Args:
-        pieces: How many candidates the plan of each device has, in the order in which they are built.
+        pieces: Device → how many candidates its plan has.
         sink: Who is told.
     """
 
-    def __init__(self, pieces: Sequence[int], sink: Sink) -> None:
-        self._pieces, self._sink = pieces, sink
-        self._done, self._started = 0, time.monotonic()
+    def __init__(self, pieces: Mapping[str, int], sink: Sink) -> None:
+        self._pieces, self._sink = dict(pieces), sink
+        self._done, self._started = dict.fromkeys(pieces, 0), time.monotonic()
+        self._telling, self._is_over = threading.RLock(), False
 
     def __call__(self, event: Event) -> None:
-        """A sink."""
-        if isinstance(event, DeviceStarted):  # whatever became of those before it, they are behind us
-            self._done = sum(self._pieces[: event.number - 1])
-            self._sink(self._progress())
-        self._sink(event)
-        if isinstance(event, TrialJudged) and event.purpose in PLANNED:
-            self._done += 1
-            self._sink(self._progress())
+        """A sink; devices that are built at the same time may share it. Raises KeyboardInterrupt after `stop`."""
+        if self._is_over:
+            raise KeyboardInterrupt
+        with self._telling:
+            if isinstance(event, DeviceStarted):
+                self._sink(self._progress())
+            self._sink(event)
+            if isinstance(event, TrialJudged) and event.purpose in PLANNED:
+                self._done[event.device] = min(self._done[event.device] + 1, self._pieces[event.device])
+                self._sink(self._progress())
+            elif isinstance(event, DeviceFinished):  # whatever became of it, it is behind us
+                self._done[event.device] = self._pieces[event.device]
+
+    def stop(self) -> None:
+        """Ends every thread that builds a device at its next event."""
+        self._is_over = True
 
     def _progress(self) -> Progress:
-        total = sum(self._pieces)
-        left = max(0, total - self._done)
+        done, total = sum(self._done.values()), sum(self._pieces.values())
         passed = time.monotonic() - self._started
-        return Progress(min(self._done, total), total, round(passed / self._done * left, 1) if self._done else None)
+        return Progress(done, total, round(passed / done * (total - done), 1) if done else None)

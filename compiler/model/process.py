@@ -35,6 +35,9 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 """Colours and other control characters, which a vendor's log may hold and a message must not."""
 
 MIB = 1 << 20
+_running: set[subprocess.Popen[bytes]] = set()
+"""Children that were started and not ended yet, for an interrupt that reaches another thread than theirs."""
+
 SHARE = 0.9
 """Part of the available memory that this process and a child may have together: the rest is the file system's."""
 
@@ -79,6 +82,7 @@ def start_child(module: str, folder: Path, *, pass_fds: Sequence[int] = ()) -> s
             start_new_session=True,
             pass_fds=tuple(pass_fds),
         )
+    _running.add(child)
     # where memory runs out before we look, the kernel shall choose the child and not us (Linux; any process may do so)
     with contextlib.suppress(OSError):
         Path(f"/proc/{child.pid}/oom_score_adj").write_text(FIRST_TO_GO, encoding="ascii")
@@ -142,6 +146,14 @@ def kill_child(child: subprocess.Popen[bytes]) -> None:
     if child.stdin:
         child.stdin.close()
     child.wait()
+    _running.discard(child)
+
+
+def kill_children() -> None:
+    """Kills every child that this process has started and not ended yet; whoever waits for one sees it end."""
+    for child in tuple(_running):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def death_of(code: int) -> str:

@@ -50,6 +50,7 @@ class BuildOptions:
         stop_after: Number of the last pass of the portable half to run.
         dump_passes: Folder that gets the model before the first and after every pass that changed it.
         repeat: Timed runs per batch size when an artifact is verified on a device it can run on; 0 times nothing.
+        jobs: Most devices that are built at a time; 0: as many as there are processors.
         search: Whether candidates that cannot win are left out.
         search_budget: Most trials that the search for a precision may make for one device.
         child: What one target's child process may use.
@@ -69,6 +70,7 @@ class BuildOptions:
     stop_after: int | None = None
     dump_passes: Path | None = None
     repeat: int = 20
+    jobs: int = 0
     search: SearchEffort = SearchEffort.QUICK
     search_budget: int = 24
     child: ChildLimits = field(default=ChildLimits())

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 import uuid
 import weakref
@@ -76,6 +77,7 @@ class Leases:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._handle: int | None = None
+        self._opening = threading.Lock()
         self._names: set[str] = set()
 
     def add(self, name: str) -> None:
@@ -108,6 +110,10 @@ class Leases:
             os.close(handle)
 
     def _open(self) -> int:
+        with self._opening:
+            return self._opened()
+
+    def _opened(self) -> int:
         if self._handle is None:
             path = self._folder / f"{uuid.uuid4().hex}.lease"
             self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
@@ -148,7 +154,9 @@ def _wait_for(path: Path, purpose: str, limit_s: float | None) -> int:
                 remedy="Wait for that process, end it, or allow more with --cache-wait.",
             )
         if now >= next_word:
-            log.warning("waiting for %s, which makes the same: %s", _holder(path), purpose)
+            # another device of this build is no news: its own stages are shown
+            level = logging.DEBUG if _is_own(path) else logging.WARNING
+            log.log(level, "waiting for %s, which makes the same: %s", _holder(path), purpose)
             next_word = now + REPEAT_S
         time.sleep(POLL_S)
 
@@ -171,6 +179,14 @@ def _try(path: Path, flags: int) -> int | None:
         raise
     os.close(handle)
     return None
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a thread of this process holds a lock."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["pid"] == os.getpid())
+    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+        return False
 
 
 def _holder(path: Path) -> str:

@@ -3,6 +3,7 @@
 <root>/entries/ab/<digest>/entry.json    the stage's named key parts, and the digest of every file
 <root>/entries/ab/<digest>/files/…       what the stage made
 <root>/locks/<digest>.lock               held while one process makes the entry, whose name is in it; the others wait
+<root>/timing/….lock                      what keeps other work from running beside a measurement
 <root>/leases/….lease                    what a running process was handed out, which gc leaves alone
 <root>/tmp/…                             entries being made; a killed build leaves its folder here, gc removes it
 <root>/tmp/<digest>                      checkpoint of a resumable stage
@@ -31,6 +32,7 @@ from typing import BinaryIO
 from compiler.errors import DataError
 from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors, storage_errors
+from compiler.store.gate import TimingGate
 from compiler.store.locks import Leases, exclusive, remove_if_free
 
 SCHEMA = 1
@@ -121,6 +123,9 @@ class Store:
 
     Entries that were handed out are not removed by another process's `gc` for as long as this store is in use.
 
+    Attributes:
+        gate: Keeps other work from running beside what is timed.
+
     Args:
         root: The folder; made when first written to.
         wait_s: Longest time to wait for another process that makes the same entry, in seconds; None waits for ever.
@@ -129,6 +134,7 @@ class Store:
     def __init__(self, root: Path, *, wait_s: float | None = None) -> None:
         self.root, self._wait_s = root, wait_s
         self._leases = Leases(root / "leases")
+        self.gate = TimingGate(root / "timing")
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"

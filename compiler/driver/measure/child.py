@@ -58,7 +58,7 @@ def measure_in_child(
             answers = [ask(asked, answer, folder=scratch, limits=limits, where=where) for _ in range(times)]
         write_result(folder, _RESULTS, [to_json(one) for one in answers])
 
-    entry = context.stages.run(
+    entry = context.stages.measure(
         stage,
         make,
         builds=[built.entry.digest for built, _ in builds],

@@ -1,7 +1,7 @@
-"""What a candidate that is not made yet can be expected to bring: the order of the trials, and those that are left out.
+"""What can be expected of a candidate that is not made yet: the order of the trials, and those that are left out.
 
-Where trials are judged by a roofline, that of the rewritten model in the candidate's precision tells beforehand what the
-trial would. Where they are measured, the target's expected gain and the roofline are taken, the larger of the two.
+Where trials are judged by a roofline, that of the rewritten model in the candidate's precision tells beforehand what
+the trial would. Where they are measured, the target's expected gain and the roofline are taken, the larger of the two.
 """
 
 from __future__ import annotations

@@ -37,5 +37,14 @@ class Stages:
 
     def obtain(self, stage: Stage, make: Callable[[Path], None]) -> Entry:
         """The same by a key that was made before, for a stage that keeps something under it while it is made."""
-        with self.clock.timed(StageName(stage.name)):
+        with self.clock.timed(StageName(stage.name)), self.store.gate.stage():
             return self.store.obtain(stage, make)
+
+    def measure(self, name: StageName, make: Callable[[Path], None], **inputs: object) -> Entry:
+        """The same for a stage that times, or looks at memory: no other work of any build goes on while it is made."""
+        stage = stage_key(name, make, inputs)
+        with self.clock.timed(name):
+            if (entry := self.store.find(stage)) is not None:
+                return entry
+            with self.store.gate.alone():  # before the store's lock: nobody waits at the gate with one
+                return self.store.obtain(stage, make)

@@ -90,6 +90,7 @@ def verify_artifact(
     where: str,
     stages: Stages,
     limits: ChildLimits,
+    is_emulated: bool = False,
 ) -> Verification:
     """Runs the artifact where it can run here and checks its parity; a pass is kept in the store, nothing else is.
 
@@ -102,6 +103,7 @@ def verify_artifact(
         where: Device, for messages.
         stages: Where it is run.
         limits: What the child process may use.
+        is_emulated: Whether it can run in an emulator at best, whose times say nothing.
 
     Raises:
         GateFailed: An output is outside the tolerance; the message gives every such output's figures.
@@ -115,7 +117,8 @@ def verify_artifact(
         write_result(folder, _VERDICT, to_json(verification))
 
     try:
-        entry = stages.run(
+        run = stages.measure if repeat and not is_emulated else stages.run
+        entry = run(
             StageName.VERIFY,
             make,
             build=digest,

@@ -159,7 +159,7 @@ def test_a_trial_is_told_with_what_is_not_as_usual() -> None:
 
 def test_what_is_left_is_told_by_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Event] = []
-    pace = Pace([1, 3], events.append)
+    pace = Pace({"a": 1, "b": 3}, events.append)
     pace(DeviceStarted("a", 1, 2))
     assert events[0] == Progress(0, 4, None), "nothing is known before the first piece is done"
     now = time.monotonic()
@@ -168,8 +168,24 @@ def test_what_is_left_is_told_by_what_was_done(monkeypatch: pytest.MonkeyPatch) 
     pace(TrialJudged("a", 2, "fp32", "options", "measured"))
     assert [event.done for event in events if isinstance(event, Progress)] == [0, 1], "what a search adds is no piece"
     assert isinstance(events[-2], Progress) and events[-2].seconds_left == pytest.approx(90, rel=0.05)
+    pace(DeviceFinished("a", "delivered"))
     pace(DeviceStarted("b", 2, 2))
     assert events[-2] == events[3], "a device that is over counts with all that it planned"
+
+
+@pytest.mark.usefixtures("quick")
+def test_stages_of_two_devices_are_told_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    reporter = Terminal(least=logging.INFO)
+    reporter.tell(TrialStarted("kiosk", 2, "int8", "candidate"))
+    reporter.tell(TrialStarted("camera", 1, "fp32", "baseline"))
+    with Clock("kiosk", reporter.tell).timed(StageName.VERIFY), Clock("camera", reporter.tell).timed(StageName.COMPILE):
+        time.sleep(0.35)
+    reporter.close()
+    monkeypatch.undo()
+    line = next(line for line in stream.getvalue().splitlines() if "so far" in line)
+    assert "kiosk: trial 2: int8: verify, " in line and "; camera: trial 1: fp32: compile, " in line
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(None, ""), (4.9, ""), (90.0, "; about 90 s left")])
