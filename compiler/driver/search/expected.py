@@ -71,7 +71,7 @@ def skip_trial(context: BuildContext, rule: PrecisionRule, *, number: int, why: 
 def roofline_speedup(context: BuildContext, rule: PrecisionRule) -> float | None:
     """The estimate of a precision against float32, from the rewritten model; None where the profile states too little.
 
-    Operators that the scheme quantizes, or computes on the sums of those, count in the low precision.
+    Operators that the scheme quantizes count in the low precision, as they do when the quantized model is judged.
     """
     machine = describe_machine(context.job.profile)
     if machine is None or context.options.first is not None:
@@ -87,8 +87,7 @@ def roofline_speedup(context: BuildContext, rule: PrecisionRule) -> float | None
 def _in_precision(work: LayerWork, rule: PrecisionRule) -> LayerWork:
     if rule.scheme is None:
         return work
-    fused = {op for scheme in rule.scheme.ops.values() for op in scheme.fuses}
-    return replace(work, is_low=work.is_low and (work.op in rule.scheme.ops or work.op in fused))
+    return replace(work, is_low=work.is_low and work.op in rule.scheme.ops)
 
 
 def _evidence(trial: Trial) -> Evidence:
