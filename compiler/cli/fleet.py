@@ -118,18 +118,24 @@ def build(session: Session, /, source: Path, as_json: bool, check_reproducible: 
 def plan(session: Session, /, source: Path, as_json: bool, kernels: bool, **options: Any) -> None:
     """Print what would be done for each device of SOURCE, and why, without touching a toolchain."""
     from compiler.artifact.adapter import to_json
+    from compiler.driver.forecast import forecast
     from compiler.errors import combine
+    from compiler.fleet.machine import available_cpus
     from compiler.plan.jobs import plan_fleet
+    from compiler.store import Store
 
     request = request_of(options)
     chosen = BuildOptions(**options, request=request)
     read, jobs, missing = plan_fleet(source, chosen)
     value: dict[str, Any] = {"plans": [to_json(job.plan.facts) for job in jobs]}
+    expected = forecast(jobs, Store(chosen.cache), most=available_cpus())
+    value["forecast"] = asdict(expected)
     value |= {"missing": {name: error.to_dict() for name, error in missing.items()}}
     if as_json:
         session.partial.update(value)
     elif jobs:
-        click.echo("\n\n".join(text.plan_text(job.plan) for job in jobs))
+        plans = [text.plan_text(job.plan, search=chosen.search) for job in jobs]
+        click.echo("\n\n".join([*plans, text.forecast_text(expected)]))
     if kernels:
         value["kernels"] = _kernels(read, jobs, chosen, as_json=as_json)
     if missing:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # the command line imports this file for every command, and t
         Searched,
         TrialFacts,
     )
+    from compiler.driver.forecast import Forecast
     from compiler.driver.reports import DeviceReport, FleetReport
-    from compiler.plan import Plan
+    from compiler.plan import Plan, SearchEffort
 
 MIB = 1 << 20
 COLUMNS = 100
@@ -63,11 +64,24 @@ def fleet_text(report: FleetReport) -> str:
     return "\n".join(lines)
 
 
-def plan_text(plan: Plan) -> str:
-    """A plan with its reasons."""
+def forecast_text(expected: Forecast) -> str:
+    """How long a build may take."""
+    return f"at most about {_minutes(expected.seconds)} ({expected.basis}); a search may add trials"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def plan_text(plan: Plan, *, search: SearchEffort) -> str:
+    """A plan with its reasons, and what the search may leave out."""
     lines = [f"{plan.device}: {plan.profile} through target '{plan.target}'"]
     lines += [f"  {name:<17} {sizes}" for name, sizes in plan.dims.items()]
     lines += [f"  {name:<17} {decision.value}: {decision.reason}" for name, decision in plan.decisions.items()]
+    if len(plan.candidates) > 1 and search == "quick" and not plan.pruning.ratio:
+        expected = ", ".join(f"{rule.name} {rule.gain:g} ×" for rule in plan.candidates)
+        why = "not made where another passes and is faster than can be expected of it"
+        lines += [f"  {'may be left out':<17} {expected}: {why}"]
     lines += [f"  {'toolchain':<17} " + ", ".join(f"{name} {version}" for name, version in plan.toolchain.items())]
     lines += ["  passes"]
     lines += [

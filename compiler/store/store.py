@@ -1,6 +1,6 @@
 """The content-addressed store: one entry per finished stage, written once, atomically, verified whenever it is read.
 
-<root>/entries/ab/<digest>/entry.json    the stage's named key parts, and the digest of every file
+<root>/entries/ab/<digest>/entry.json    the stage's named key parts, the digest of every file, and seconds of making it
 <root>/entries/ab/<digest>/files/…       what the stage made
 <root>/locks/<digest>.lock               held while one process makes the entry, whose name is in it; the others wait
 <root>/timing/….lock                      what keeps other work from running beside a measurement
@@ -189,6 +189,15 @@ class Store:
         counts = stages.values()
         return StoreInfo(self.root, sum(c for c, _ in counts), sum(s for _, s in counts), dict(sorted(stages.items())))
 
+    def durations(self) -> dict[str, list[float]]:
+        """Stage name → the seconds that making each of its entries took, other stages inside included."""
+        found: dict[str, list[float]] = {}
+        for folder in self._entries():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged, or of an older version
+                record = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
+                found.setdefault(str(record["stage"]), []).append(float(record["seconds"]))
+        return found
+
     def gc(self, *, max_bytes: int | None = None, max_age_s: float | None = None) -> int:
         """Removes what killed builds left, then entries too old, then the least recently used above `max_bytes`.
 
@@ -282,6 +291,7 @@ class Store:
                 "stage": stage.name,
                 "parts": stage.parts,
                 "files": folder_digests(scratch / "files"),
+                "seconds": round(time.perf_counter() - started, 3),
             }
             (scratch / "entry.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
             self._adopt(scratch, stage.digest)
