@@ -23,6 +23,7 @@ from compiler.passes.instrument import measure
 from compiler.passes.pipelines import load_passes, precision_passes
 from compiler.passes.probe import Probe, make_probe
 from compiler.passes.run import run_passes
+from compiler.passes.unroll_loops import UnrollLoops
 from compiler.plan import Plan
 from compiler.store import Entry, Stage, Store, canonical_json, file_digest
 from compiler.store.digests import code_digest, portable_tools
@@ -130,7 +131,7 @@ def _specialize(
 
     The rewritten model itself where there is nothing of all that to do.
     """
-    writes_out = None if capability is None else _decomposition(ir.load(rewritten.files / BORDER), plan, capability)
+    writes_out = () if capability is None else _decomposition(ir.load(rewritten.files / BORDER), plan, capability)
     steps = _own_steps(plan, target_passes, writes_out)
     if not steps:
         return rewritten
@@ -164,18 +165,18 @@ def _portable_names(plan: Plan) -> list[str]:
     return [step.name for step in plan.passes if step.runs]
 
 
-def _decomposition(model: ir.Model, plan: Plan, capability: Capability) -> DecomposeOperators | None:
-    """The pass that writes out what a target lacks, for models of this one's opset; None where it lacks nothing."""
+def _decomposition(model: ir.Model, plan: Plan, capability: Capability) -> tuple[Pass, ...]:
+    """The passes that write out what a target lacks, for models of this one's opset; none where it lacks nothing."""
     opset = model.graph.opset_imports.get("", 1)
     writes_out = DecomposeOperators(lambda node: is_refused(node, capability, opset))
     # a conversion may make what the target takes in float32 alone, so the pass is needed behind it in any case
     is_needed = bool(plan.converts_graph) or any(writes_out.refuses(node) for node in model.graph.all_nodes())
-    return writes_out if is_needed else None
+    return (UnrollLoops(writes_out.refuses), writes_out) if is_needed else ()
 
 
-def _own_steps(plan: Plan, target_passes: Sequence[Pass], writes_out: Pass | None) -> list[Pass]:
+def _own_steps(plan: Plan, target_passes: Sequence[Pass], writes_out: Sequence[Pass]) -> list[Pass]:
     """After the precision, since bodies are written for the types there are; before passes made for the target."""
-    return [*precision_passes(plan.converts_graph or "fp32"), *([writes_out] if writes_out else []), *target_passes]
+    return [*precision_passes(plan.converts_graph or "fp32"), *writes_out, *target_passes]
 
 
 def _capability_digest(capability: Capability) -> str:
