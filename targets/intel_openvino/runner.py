@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from compiler.target import (
@@ -15,8 +14,10 @@ from compiler.target import (
     HardwareProfile,
     LayerTime,
     ToolchainFailed,
+    available_cpus,
     missing_isa,
 )
+from targets.intel_openvino.isa import impose_isa
 from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 
 _PROFILED_RUNS = 20
@@ -28,7 +29,8 @@ class CompiledRunner:
     evidence = Evidence.HOST
 
     def __init__(self, artifact: Artifact, host: frozenset[str]) -> None:
-        self.note = _note(artifact, host)
+        flags = _strings(artifact.facts.get("isa"))
+        self.note = "; ".join(filter(None, (impose_isa(flags, host), _note(flags, host))))
         self._outputs = [spec.name for spec in artifact.outputs]
         self._inputs = {spec.name: spec.dtype for spec in artifact.inputs}
         self._unused = set(_strings(artifact.facts.get("unused_inputs")))
@@ -76,7 +78,7 @@ def _text(info: Any, key: str) -> str:
 def _compile(artifact: Artifact, **properties: str) -> tuple[Any, list[str]]:
     """The IR compiled with the artifact's settings, on no more threads than this machine has; and its inputs' order."""
     config = {**dict(artifact.facts["config"]), **properties}  # type: ignore[call-overload]  # JSON that `build` wrote
-    config["INFERENCE_NUM_THREADS"] = str(min(int(config["INFERENCE_NUM_THREADS"]), os.cpu_count() or 1))
+    config["INFERENCE_NUM_THREADS"] = str(min(int(config["INFERENCE_NUM_THREADS"]), available_cpus()))
     try:
         core = openvino().Core()
         network = core.read_model(artifact.root / artifact.files[0])
@@ -85,8 +87,8 @@ def _compile(artifact: Artifact, **properties: str) -> tuple[Any, list[str]]:
         raise ToolchainFailed(f"OpenVINO does not compile the IR: {first_lines(error)}") from error
 
 
-def _note(artifact: Artifact, host: frozenset[str]) -> str:
-    cpu = Cpu(model="the device's", cores=1, isa=tuple(_strings(artifact.facts.get("isa"))))
+def _note(flags: list[str], host: frozenset[str]) -> str:
+    cpu = Cpu(model="the device's", cores=1, isa=tuple(flags))
     missing = missing_isa(HardwareProfile(schema=1, name="device", target="openvino", cpu=cpu), host)
     if not missing:
         return ""

@@ -6,6 +6,9 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
+import onnx_ir as ir
+
+from compiler.artifact.schema import Reference
 from compiler.driver.stages.bisect import explain_divergence
 from compiler.driver.stages.border import Border, make_border
 from compiler.driver.stages.compile import Built, build_artifact
@@ -14,8 +17,8 @@ from compiler.driver.stages.inputs import sizes_label
 from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_kernels, tuning_log
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
-from compiler.driver.stages.verify import ParityCase, Verdict, reference_cases, verify_artifact
-from compiler.errors import GateFailed
+from compiler.driver.stages.verify import ParityCase, Verification, reference_cases, verify_artifact
+from compiler.errors import GateFailed, UnsupportedModel
 from compiler.plan import Plan
 from compiler.store import Entry
 from compiler.tune import Curve, Scheduled
@@ -41,14 +44,14 @@ class Made:
     border: Border
     built: Built
     points: tuple[ParityCase, ...]
-    verdict: Verdict
+    verdict: Verification
     kernels: tuple[Scheduled, ...] = ()
     curves: tuple[Curve, ...] = ()
 
     @property
-    def reference(self) -> str:
+    def reference(self) -> Reference:
         """What parity was judged against: pruning and quantizing change results on purpose; accuracy judges that."""
-        return "border model" if self.plan.changes_results else "imported model"
+        return Reference.BORDER_MODEL if self.plan.changes_results else Reference.IMPORTED_MODEL
 
     @property
     def typical(self) -> ParityCase:
@@ -86,10 +89,24 @@ def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) 
         built = build_artifact(border, plan, job.profile, job.target, store=context.store, limits=context.options.child)
     with context.clock.timed("reference"):
         model, digest = (border.load(), border.digest) if plan.changes_results else (ready.model, ready.digest)
-        points = reference_cases(model, digest, ready.inputs.points, context.store)
+        points = _reference_cases(context, model, digest)
     with context.clock.timed("verify"):
         verdict = _verify(context, plan, border, built, points, explain=explain)
     return Made(plan, border, built, points, verdict, kernels.scheduled, kernels.curves)
+
+
+def _reference_cases(context: BuildContext, model: ir.Model, digest: str) -> tuple[ParityCase, ...]:
+    inputs = context.ready.inputs
+    try:
+        return reference_cases(model, digest, inputs.points, context.store)
+    except UnsupportedModel as error:
+        if not inputs.is_random:
+            raise
+        raise UnsupportedModel(
+            f"{error.what}\nThe inputs were {inputs.origin}.",
+            where=error.where,
+            remedy="If it runs on real inputs, name some: `calibration: {path: inputs.npz}`, one array per input.",
+        ) from error
 
 
 def make_candidate_border(context: BuildContext, plan: Plan, variant: Variant) -> Border:
@@ -101,6 +118,7 @@ def make_candidate_border(context: BuildContext, plan: Plan, variant: Variant) -
             ready.digest,
             plan,
             context.job.target.passes(context.job.profile),
+            capability=context.job.target.capability(context.job.profile),
             inputs=ready.inputs.probe,
             store=context.store,
             prune=partial(pruned_search_entries, context, plan) if plan.pruning.ratio else None,
@@ -110,7 +128,7 @@ def make_candidate_border(context: BuildContext, plan: Plan, variant: Variant) -
 
 def _verify(
     context: BuildContext, plan: Plan, border: Border, built: Built, points: tuple[ParityCase, ...], *, explain: bool
-) -> Verdict:
+) -> Verification:
     options = context.options
     try:
         return verify_artifact(
