@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from compiler.model.numerics import Array, Arrays
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
+    from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
     from compiler.passes.quantized import is_quantized
+    from compiler.passes.shift_quantized import SHIFT_QUANTIZED
     from compiler.store.scratch import scratch_folder
     from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
     from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
@@ -58,6 +60,7 @@ _PLACES = {
     "Choice": "compiler.tune",
     "CompilerError": "compiler.errors",
     "Cpu": "compiler.fleet.profile",
+    "DECOMPOSE_QUANTIZED": "compiler.passes.decompose_quantized",
     "DataError": "compiler.errors",
     "DeviceType": "compiler.tune",
     "Evidence": "compiler.artifact.artifact",
@@ -74,6 +77,7 @@ _PLACES = {
     "Range": "compiler.fleet.fleet",
     "Refusal": "compiler.target.capability",
     "Runner": "compiler.target.target",
+    "SHIFT_QUANTIZED": "compiler.passes.shift_quantized",
     "StorageError": "compiler.errors",
     "Target": "compiler.target.target",
     "TargetPlan": "compiler.target.target",
@@ -104,6 +108,8 @@ _PLACES = {
 
 __all__ = [
     "API_VERSION",
+    "DECOMPOSE_QUANTIZED",
+    "SHIFT_QUANTIZED",
     "Array",
     "Arrays",
     "Artifact",
