@@ -267,14 +267,18 @@ _SINGLE: Mapping[tuple[str, str], Callable[[_Builder, ir.Node], ir.Value]] = {
 """Operators of one result."""
 
 
-def decompose_quantized(model: ir.Model) -> PassResult:
-    """Rewrites every such operator of the graph and its subgraphs."""
+Chooses = Callable[[ir.Node], bool]
+"""Whether a node is written out."""
+
+
+def decompose_quantized(model: ir.Model, chooses: Chooses = lambda node: True) -> PassResult:
+    """Rewrites such operators of the graph and its subgraphs: all, or those of a choice."""
     names, notes, modified = Names(model), list[str](), False
     opset = model.graph.opset_imports.get("", 1)
     for graph in list(graphs_of(model)):
         for node in list(graph):
             key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
-            if key not in _SINGLE and key != (_OWN, "DynamicQuantizeLinear"):
+            if (key not in _SINGLE and key != (_OWN, "DynamicQuantizeLinear")) or not chooses(node):
                 continue
             try:
                 _replace(graph, node, names, opset)
@@ -310,3 +314,4 @@ def _take_over(old: ir.Value, new: ir.Value) -> None:
 
 
 DECOMPOSE_QUANTIZED = FunctionPass("decompose-quantized", decompose_quantized)
+"""For a target that has none of them; `decompose-operators` writes out those that a capability lacks."""

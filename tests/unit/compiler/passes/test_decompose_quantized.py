@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from compiler.model.graph import check_model
 from compiler.model.numerics import Array
 from compiler.model.reference import Unoptimized
+from compiler.passes.decompose_operators import DecomposeOperators
 from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
 from compiler.passes.quantized import is_quantized
 
@@ -248,3 +249,42 @@ def test_a_float_model_is_left_alone() -> None:
     node = helper.make_node("MatMul", ["a", "b"], ["y"])
     model = model_of([node], {"a": np.ones((2, 3), np.float32)}, {"b": np.ones((3, 4), np.float32)})
     assert not DECOMPOSE_QUANTIZED(model).modified
+
+
+INT8_ALONE = {"Add", "Cast", "Clip", "Conv", "DequantizeLinear", "Div", "Equal", "MatMul", "Max", "Min", "Mul", "Neg"}
+INT8_ALONE |= {"QuantizeLinear", "ReduceMax", "ReduceMin", "Round", "Sub", "Where"}
+
+
+def lacks(node: ir.Node) -> bool:
+    """A target without operators on integers, whose quantizers are of int8."""
+    quantizes = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    types = {value.dtype for value in (*node.inputs, *node.outputs) if value is not None}
+    return node.domain != "" or node.op_type not in INT8_ALONE or (quantizes and ir.DataType.UINT8 in types)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_target_of_int8_alone_gets_a_model_of_quantizers_and_float_operators(kind: str) -> None:
+    constants = {
+        **{"s": scale(), "z": zero(kind), "w": integers("i8", 8, 4, 3, 3), "ws": scale(8)},
+        **{"wz": zero("i8", 8, value=0), "ys": scale() * 40, "b": RNG.integers(-900, 900, 8).astype(np.int32)},
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("QLinearConv", ["q", "s", "z", "w", "ws", "wz", "ys", "z", "b"], ["c"], name="conv"),
+        helper.make_node("DequantizeLinear", ["c", "ys", "z"], ["y"]),
+    ]
+    inputs = {"x": RNG.normal(scale=2, size=(2, 4, 6, 6)).astype(np.float32)}
+    model = model_of(nodes, inputs, constants)
+    want = Unoptimized(model).run(inputs)["y"]
+    assert DecomposeOperators(lacks)(model).modified
+    check_model(model)
+    assert not [node.op_type for node in model.graph if lacks(node)]
+    assert next(node for node in model.graph if node.op_type == "Conv").metadata_props["fleetc.origin"] == "conv"
+    steps = np.abs(Unoptimized(model).run(inputs)["y"] - want) / constants["ys"]
+    assert steps.max() < 1.5 and (steps > 0.5).mean() < 0.02
+
+
+def test_a_target_that_has_the_operators_keeps_them() -> None:
+    nodes = [helper.make_node("MatMulInteger", ["a", "b"], ["y"])]
+    model = model_of(nodes, {"a": integers("u8", 3, 5)}, {"b": integers("i8", 5, 4)})
+    assert not DecomposeOperators(lambda node: False)(model).modified

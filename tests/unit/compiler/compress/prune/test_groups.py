@@ -182,6 +182,24 @@ def test_all_channels_of_a_layer_cannot_go() -> None:
     assert "cannot be cut" in why_not(ties, {10**6})
 
 
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "MatMul"])
+def test_an_operator_of_another_domain_is_tied_to_no_rule_of_onnx(op: str) -> None:
+    """Only the name is ONNX's: what such an operator does with its channels nobody knows, and nothing of it is cut."""
+    kinds = {"w": "float[4,3,1,1]", "f": "float[3,3,1,1]", "h": "float[2,4,1,1]"}
+    model = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["": 20, "own": 1]>
+        g (float[1,3,4,4] a) => (float[1,2,4,4] z)
+        <{", ".join(declared(name, kind) for name, kind in kinds.items())}>
+        {{ [first] x = Conv(a, f) [alien] y = own.{op}(x, w) [last] z = Conv(y, h) }}"""
+    )
+    INFER_SHAPES(model)
+    for value in (value for node in model.graph for value in node.outputs if value.name == "y"):
+        value.shape, value.dtype = ir.Shape([1, 4, 4, 4]), ir.DataType.FLOAT
+    ties = find_ties(model)
+    assert "alien" not in {cut.node for cut in ties.cuts}
+    assert "mixes channels in a way that is not known" in ties.kept["first"]
+
+
 REPEATED = {
     "a constant for each channel": ("t = Mul(s, m)", {"m": "float[1,8,1,1]"}),
     "a constant on the left": ("t = Sub(m, s)", {"m": "float[8,1,1]"}),
@@ -269,21 +287,3 @@ def test_heads_with_a_mask_of_their_own_are_kept() -> None:
         if ties.groups:
             assert_cut_equals_masked(model, ties, {ties.groups[0].channels[1]})
     assert found == {"each": 0, "shared": 1}
-
-
-@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "MatMul"])
-def test_an_operator_of_another_domain_is_tied_to_no_rule_of_onnx(op: str) -> None:
-    """Only the name is ONNX's: what such an operator does with its channels nobody knows, and nothing of it is cut."""
-    kinds = {"w": "float[4,3,1,1]", "f": "float[3,3,1,1]", "h": "float[2,4,1,1]"}
-    model = ir.from_onnx_text(
-        f"""<ir_version: 10, opset_import: ["": 20, "own": 1]>
-        g (float[1,3,4,4] a) => (float[1,2,4,4] z)
-        <{", ".join(declared(name, kind) for name, kind in kinds.items())}>
-        {{ [first] x = Conv(a, f) [alien] y = own.{op}(x, w) [last] z = Conv(y, h) }}"""
-    )
-    INFER_SHAPES(model)
-    for value in (value for node in model.graph for value in node.outputs if value.name == "y"):
-        value.shape, value.dtype = ir.Shape([1, 4, 4, 4]), ir.DataType.FLOAT
-    ties = find_ties(model)
-    assert "alien" not in {cut.node for cut in ties.cuts}
-    assert "mixes channels in a way that is not known" in ties.kept["first"]
