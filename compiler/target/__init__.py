@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from compiler.model.numerics import Array, Arrays
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
+    from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
     from compiler.passes.quantized import is_quantized
+    from compiler.passes.shift_quantized import SHIFT_QUANTIZED
     from compiler.store.scratch import scratch_folder
     from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
     from compiler.target.runner import (
@@ -68,6 +70,7 @@ _PLACES = {
     "CompilerError": "compiler.errors",
     "CountsInstructions": "compiler.target.runner",
     "Cpu": "compiler.fleet.profile",
+    "DECOMPOSE_QUANTIZED": "compiler.passes.decompose_quantized",
     "DataError": "compiler.errors",
     "DeviceType": "compiler.tune",
     "Evidence": "compiler.artifact.artifact",
@@ -88,6 +91,7 @@ _PLACES = {
     "Refusal": "compiler.target.capability",
     "ReportsPeakMemory": "compiler.target.runner",
     "Runner": "compiler.target.runner",
+    "SHIFT_QUANTIZED": "compiler.passes.shift_quantized",
     "StorageError": "compiler.errors",
     "Target": "compiler.target.target",
     "TargetPlan": "compiler.target.target",
@@ -120,6 +124,8 @@ _PLACES = {
 
 __all__ = [
     "API_VERSION",
+    "DECOMPOSE_QUANTIZED",
+    "SHIFT_QUANTIZED",
     "Array",
     "Arrays",
     "Artifact",
