@@ -97,6 +97,12 @@ def manifest_text(manifest: Manifest, measurements: Measurements) -> str:
         for point in parity.points
         for name, output in point.outputs.items()
     ]
+    lines += ["  border model against the imported model, whose results it changes"] if manifest.verdict.changes else []
+    lines += [
+        f"    {point.sizes}: {name}: {_difference(output)}"
+        for point in manifest.verdict.changes
+        for name, output in point.outputs.items()
+    ]
     lines += [*_measured_lines(measurements), "  files", *_file_lines(manifest, measurements)]
     pruned = [pruning_text(manifest.pruning)] if manifest.pruning else []
     sections = [search_text(manifest), *pruned, layers_text(manifest.layers), passes_text(manifest.passes)]

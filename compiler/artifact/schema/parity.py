@@ -88,10 +88,18 @@ class Parity:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The parity, and what the artifact was compared with."""
+    """The parity, and what the artifact was compared with.
+
+    Args:
+        parity: The comparison.
+        reference: What the artifact was compared with.
+        changes: How far the border model is from the imported model, where it changes results on purpose: pruned or
+            quantized. A figure and no judgement: accuracy judges that.
+    """
 
     parity: Parity
     reference: Reference
+    changes: tuple[ParityPoint, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import onnx_ir as ir
 
-from compiler.artifact.schema import Reference
+from compiler.artifact.schema import ParityPoint, Reference
 from compiler.driver.stages.bisect import explain_divergence
 from compiler.driver.stages.border import Border, given_border, make_border
 from compiler.driver.stages.compile import Built, build_artifact
@@ -17,7 +18,7 @@ from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
 from compiler.driver.stages.reference import ParityCase, reference_cases
-from compiler.driver.stages.verify import Verification, verify_artifact
+from compiler.driver.stages.verify import Verification, compare_point, verify_artifact
 from compiler.errors import GateFailed, UnsupportedModel
 from compiler.plan import Plan
 from compiler.store import BORDER_STAGES, Entry, StageName
@@ -34,6 +35,7 @@ class Made:
         built: The artifact.
         points: Inputs and expected outputs it was compared on.
         verdict: Parity, and what was timed or counted beside.
+        changes: How far the border model is from the imported model, where it changes results on purpose.
         kernels: What each of its kernels is built with, and by which record; none where the target cannot be tuned.
         curves: The trials behind those records.
     """
@@ -43,6 +45,7 @@ class Made:
     built: Built
     points: tuple[ParityCase, ...]
     verdict: Verification
+    changes: tuple[ParityPoint, ...] = ()
     kernels: tuple[Scheduled, ...] = ()
     curves: tuple[Curve, ...] = ()
 
@@ -88,9 +91,18 @@ def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) 
     with context.clock.timed(StageName.REFERENCE):
         model, digest = (border.load(), border.digest) if plan.changes_results else (ready.model, ready.digest)
         points = _reference_cases(context, model, digest)
+        # a build from a border model on has no imported model to compare it with
+        is_changed = plan.changes_results and context.options.first is None
+        changes = _changes(context, points) if is_changed else ()
     with context.clock.timed(StageName.VERIFY):
         verdict = _verify(context, plan, border, built, points, explain=explain)
-    return Made(plan, border, built, points, verdict, kernels.scheduled, kernels.curves)
+    return Made(plan, border, built, points, verdict, changes, kernels.scheduled, kernels.curves)
+
+
+def _changes(context: BuildContext, points: Sequence[ParityCase]) -> tuple[ParityPoint, ...]:
+    """How far what a border model computes is from what the imported model does, on the same inputs."""
+    imported = _reference_cases(context, context.ready.model, context.ready.digest)
+    return tuple(compare_point(case, point.expected) for case, point in zip(imported, points, strict=True))
 
 
 def _reference_cases(context: BuildContext, model: ir.Model, digest: str) -> tuple[ParityCase, ...]:

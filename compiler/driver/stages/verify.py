@@ -146,7 +146,7 @@ def check_parity(
     inputs = [point.inputs for point in points]
     run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, limits=limits)
     _raise_failures(points, run, tolerance, where)
-    compared = tuple(_compare_point(point, outputs) for point, outputs in zip(points, run.outputs, strict=True))
+    compared = tuple(compare_point(point, outputs) for point, outputs in zip(points, run.outputs, strict=True))
     return Verification(
         Parity(ParityStatus.PASSED, tolerance, run.evidence, run.note, compared),
         _latencies(points, run) if run.evidence != Evidence.EMULATOR else (),  # an emulator's times say nothing
@@ -211,7 +211,8 @@ def _raise_failures(points: Sequence[ParityCase], run: Execution, tolerance: str
         )
 
 
-def _compare_point(point: ParityCase, outputs: Arrays) -> ParityPoint:
+def compare_point(point: ParityCase, outputs: Arrays) -> ParityPoint:
+    """Outputs beside those that are expected."""
     stats = compare_all(point.expected, outputs)
     return ParityPoint(point.label, {name: _compared(output) for name, output in stats.items()})
 
