@@ -107,7 +107,10 @@ def search_text(manifest: Mapping[str, Any]) -> str:
     head = ("trial", "precision", "status", "speed", "MiB", "run MiB", "points lost")
     lines = [table([_trial_row(one) for one in manifest["trials"]], head)]
     lines += [f"  {one['number']}: {one['why']}" for one in manifest["trials"] if one["why"]]
+    disturbed = [(one["number"], one["speed"].get("disturbed")) for one in manifest["trials"] if one["speed"]]
+    lines += [f"  {number}: speed measured on a busy machine: {text}" for number, text in disturbed if text]
     lines += [f"  {gate_text(gate)}" for gate in manifest["gates"]]
+    lines += [f"  {words}" for words in map(_accuracy_words, manifest["trials"]) if words]
     found = manifest.get("saliency")
     return "\n".join([*lines, *([f"  {saliency_text(found)}"] if found else [])])
 
@@ -231,7 +234,17 @@ def instructions_text(count: int) -> str:
     return f"{count / 1e6:.1f} M instructions per inference"
 
 
+def _accuracy_words(trial: Mapping[str, Any]) -> str:
+    """What a trial lost while choosing and as certified; empty where it was not certified."""
+    from compiler.artifact.schema import Trial, parse
+
+    return parse(Trial, trial).accuracy_words if trial.get("certified") else ""
+
+
 def _trial_row(trial: Mapping[str, Any]) -> tuple[str, ...]:
+    from compiler.artifact.schema import parse
+    from compiler.artifact.schema.search import Speed
+
     speed, memory, accuracy = trial["speed"] or {}, trial["footprint"] or {}, trial["accuracy"] or {}
     speedup, run, drop = speed.get("speedup"), memory.get("run_bytes"), accuracy.get("drop_pct")
     kept = f" ({len(trial['kept_float'])} float)" if trial["kept_float"] else ""
@@ -240,7 +253,7 @@ def _trial_row(trial: Mapping[str, Any]) -> tuple[str, ...]:
         str(trial["number"]),
         trial["precision"] + kept + pruned,
         trial["status"],
-        "-" if speedup is None else f"{speedup:.2f} x ({speed['evidence']})",
+        "-" if speedup is None else f"{parse(Speed, speed).ratio_words} ({speed['evidence']})",
         f"{memory['weights_bytes'] / MIB:.1f}" if memory else "-",
         "-" if run is None else f"{run / MIB:.1f}",
         "-" if drop is None else f"{drop:.2f}",

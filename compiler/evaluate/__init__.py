@@ -7,6 +7,8 @@ from compiler.evaluate.dataset import Dataset
 from compiler.evaluate.find import find_task
 from compiler.evaluate.run import run_dataset
 from compiler.evaluate.saliency import Images
+from compiler.evaluate.split import Split, SplitKind, make_split, take_part
+from compiler.evaluate.subset import halves, sample_digests
 from compiler.evaluate.task import AccuracyDrop, Score, Task
 from compiler.fleet.data import Preprocess
 
@@ -16,11 +18,17 @@ __all__ = [
     "Images",
     "Preprocess",
     "Score",
+    "Split",
+    "SplitKind",
     "Task",
     "find_task",
+    "halves",
+    "make_split",
     "open_calibration",
     "open_dataset",
     "open_evaluation",
     "open_images",
     "run_dataset",
+    "sample_digests",
+    "take_part",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import DataError
-from compiler.evaluate.bootstrap import Measured, Values, Weights
+from compiler.evaluate.bootstrap import Decisions, Measured, Values, Weights
 from compiler.evaluate.classification import mean_of
 from compiler.evaluate.function import call, takes
 from compiler.model.numerics import Array, Arrays
@@ -34,7 +34,8 @@ def measure(
     options = {"reference": reference} if takes(function, "reference") else {}
     value = _numbers(call(function, spec, outputs, labels, **options), count, spec)
     if value.ndim:
-        return Measured(float(value.mean()), {}, count, count, partial(mean_of, value))
+        decisions = Decisions(value, np.arange(count))
+        return Measured(float(value.mean()), {}, count, count, partial(mean_of, value), decisions=decisions)
     again = partial(_resample, outputs, labels, reference, function, spec)
     return Measured(float(value), {}, count, count, again, resamples=RESAMPLES)
 

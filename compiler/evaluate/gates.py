@@ -143,6 +143,9 @@ _NEED_DATA = {
 """Limit → what it limits, of those that samples are needed for."""
 
 
+SAME_DATA = "calibration and evaluation are the same data: accuracy on what was fitted is too good"
+
+
 def make_constraints(fleet: Fleet, device: DeviceClass) -> Constraints:
     """The limits of one device with the defaults below them, and the task its accuracy is judged by.
 
@@ -152,6 +155,8 @@ def make_constraints(fleet: Fleet, device: DeviceClass) -> Constraints:
     stated = {name: value for name, value in asdict(device.limits).items() if value is not None}
     reasons = dict.fromkeys(stated, "stated in the fleet file")
     if fleet.evaluation is not None:
+        if fleet.calibration is not None and fleet.calibration.path == fleet.evaluation.path:
+            reasons = {name: f"{why}; {SAME_DATA}" if name in _NEED_DATA else why for name, why in reasons.items()}
         given = {name: value for name, value in asdict(DEFAULTS).items() if value is not None and name not in stated}
         reasons |= dict.fromkeys(given, "the default where the fleet file has an evaluation")
         return Constraints(Limits(**stated, **given), fleet.evaluation.task, "evaluation", reasons)
@@ -166,7 +171,8 @@ def make_constraints(fleet: Fleet, device: DeviceClass) -> Constraints:
     if "accuracy_drop_pct" not in stated:
         return Constraints(Limits(**stated), reasons=reasons)
     reasons["accuracy_drop_pct"] += (
-        "; the file has no evaluation: outputs on the calibration data are compared with the float model's"
+        "; the file has no evaluation: outputs on a half of the calibration data, which nothing is fitted to, are "
+        "compared with the float model's"
     )
     return Constraints(Limits(**stated), EMBEDDING, "calibration", reasons)
 

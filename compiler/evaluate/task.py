@@ -16,6 +16,8 @@ from compiler.evaluate.dataset import Dataset
 from compiler.fleet.data import Rule
 from compiler.model.numerics import Array, Arrays
 
+VERIFICATION = "verification"
+
 Measure: TypeAlias = Callable[[Arrays, "Array | None", "Arrays | None"], Measured]
 
 
@@ -54,6 +56,7 @@ class AccuracyDrop:
         rule: `point` judges the drop itself, `bound` the upper end.
         judged_pct: What a limit is compared with.
         why: Why this rule, and what else the reader must know.
+        measured: The metric of both, to be computed again on parts of the set; None where the candidate scored 0.
     """
 
     metric: str
@@ -65,6 +68,7 @@ class AccuracyDrop:
     rule: Literal["point", "bound"]
     judged_pct: float
     why: str
+    measured: tuple[Measured, Measured] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,12 @@ class Task:
         rule, why = choose_rule(self.rule, before.count, limit_pct, high)
         scores = self._score(before, *interval(was)), self._score(after, *interval(now))
         judged = drop if rule == "point" else high
-        return AccuracyDrop(self.metric, *scores, drop, low, high, rule, judged, why)
+        return AccuracyDrop(self.metric, *scores, drop, low, high, rule, judged, why, (before, after))
+
+    @property
+    def by_person(self) -> bool:
+        """Whether its decisions are pairs of one person, and people are drawn."""
+        return self.name == VERIFICATION
 
     def _measured(self, outputs: Arrays, labels: Array | None, reference: Arrays | None) -> Measured:
         refuse_not_finite(outputs)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.errors import DataError, InvalidModel
-from compiler.evaluate.bootstrap import Measured, Values, Weights
+from compiler.evaluate.bootstrap import Decisions, Measured, Values, Weights
 from compiler.evaluate.dataset import Dataset
 from compiler.evaluate.task import matched, pick_output
 from compiler.model.numerics import Array, Arrays
@@ -65,7 +65,12 @@ class Pairs:
 
     def tar(self, far: float) -> float:
         """Share of genuine pairs that are accepted at a share of false accepts."""
-        return float(np.mean(self.genuine > self.top[int(far * self.impostors)]))
+        return float(np.mean(self.accepted(far)))
+
+    def accepted(self, far: float) -> NDArray[np.bool_]:
+        """Whether each genuine pair is accepted at a share of false accepts."""
+        accepted: NDArray[np.bool_] = self.genuine > self.top[int(far * self.impostors)]
+        return accepted
 
     def equal_error_rate(self) -> float:
         """The mean of both shares of errors where they are closest, over all thresholds."""
@@ -96,6 +101,7 @@ def measure(
         count=len(pairs.genuine),
         units=pairs.people,
         resample=partial(_resample, pairs, fars[0]),
+        decisions=Decisions(np.where(pairs.accepted(fars[0]), 100.0, 0.0), pairs.person),
         width=max(len(pairs.genuine), _looked_at(pairs, fars[0]), 0 if pairs.listed is None else len(pairs.listed)),
     )
 

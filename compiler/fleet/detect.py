@@ -109,6 +109,20 @@ def host_isa(root: Path = Path("/")) -> frozenset[str]:
     return _common_flags(_cpuinfo(root))
 
 
+def available_cores(root: Path = Path("/")) -> int:
+    """Processors that this process may use: of the machine, less what affinity or a control group withholds.
+
+    Args:
+        root: Folder that holds `sys`.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    quota, _, period = _text(root / "sys/fs/cgroup/cpu.max").partition(" ")
+    if quota.isdecimal() and period.isdecimal() and int(period):
+        count = min(count, -(-int(quota) // int(period)))
+    return max(1, count)
+
+
 def missing_isa(profile: HardwareProfile, host: frozenset[str]) -> list[str]:
     """Flags the profile's processor has and the host lacks; empty when what is built for it runs here."""
     wanted = profile.cpu.isa if profile.cpu else ()
@@ -281,4 +295,6 @@ def host_fingerprint() -> str:
     blocks = _cpuinfo(Path("/"))
     model = blocks[0].get("model name") or _arm_core(blocks[0]) if blocks else platform.processor()
     memory_mib = _memory_mib(Path("/"))
-    return f"{platform.system()} {platform.machine()} {model} x{os.cpu_count()} {memory_mib} MiB {sorted(host_isa())}"
+    return (
+        f"{platform.system()} {platform.machine()} {model} x{available_cores()} {memory_mib} MiB {sorted(host_isa())}"
+    )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         combine,
     )
     from compiler.fleet import Range
-    from compiler.fleet.detect import detect_profile, host_isa, missing_isa
+    from compiler.fleet.detect import available_cores, detect_profile, host_isa, missing_isa
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.graph import Pass, graph_digest
     from compiler.model.numerics import Array, Arrays
@@ -82,6 +82,7 @@ _PLACES = {
     "Tunable": "compiler.tune",
     "Tunes": "compiler.target.target",
     "UnsupportedModel": "compiler.errors",
+    "available_cores": "compiler.fleet.detect",
     "combine": "compiler.errors",
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
@@ -134,6 +135,7 @@ __all__ = [
     "Tunable",
     "Tunes",
     "UnsupportedModel",
+    "available_cores",
     "combine",
     "detect_profile",
     "find_target",

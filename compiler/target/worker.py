@@ -20,8 +20,9 @@ from compiler.errors import CompilerError, InternalError, TargetUnavailable, Too
 from compiler.fleet import Range
 from compiler.fleet.profile import HardwareProfile, load_profile, validate_options
 from compiler.model.numerics import write_arrays
+from compiler.target.race import race, read_npz
 from compiler.target.target import Backend, Measurer, Target, TargetPlan, Tunes, find_target
-from compiler.target.worker_measure import evaluate, footprint, profile, race, read_npz
+from compiler.target.worker_measure import evaluate, footprint, profile
 from compiler.tune import Tunable
 
 PR_SET_PDEATHSIG = 1

@@ -1,11 +1,10 @@
-"""The child's side of what a search measures: memory of one artifact, speed of several, outputs on a whole data set."""
+"""The child's side of what a search measures: memory of one artifact, its kernels' times, outputs on a data set."""
 
 from __future__ import annotations
 
 import ctypes
 import re
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,15 +15,8 @@ import numpy as np
 from compiler.artifact import artifact_from_dict
 from compiler.errors import TargetUnavailable
 from compiler.model.numerics import write_arrays
+from compiler.target.race import read_npz
 from compiler.target.target import find_target
-
-BLOCK_MS = 100.0
-"""How long one artifact runs before it is the other's turn: long against a cache's warming, short against a machine's
-changes of load."""
-
-BLOCK_RUNS = (3, 200)
-"""Fewest and most runs of a block."""
-
 
 _PR_SET_THP_DISABLE = 41
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S{4} \S+ \S+ \d+ *(.*)$")
@@ -51,29 +43,6 @@ def footprint(request: Mapping[str, Any]) -> dict[str, Any]:
         runner.close()
 
 
-def race(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs two artifacts in turn, block by block, so that both see the same machine.
-
-    Returns:
-        Per artifact, the median and the fastest run of every block, in milliseconds.
-    """
-    runners = [find_target(one["target"]).load(artifact_from_dict(one)) for one in request["artifacts"]]
-    try:
-        feeds = [read_npz(Path(path)) for path in request["inputs"]]
-        sizes = [_block_size(runner, inputs) for runner, inputs in zip(runners, feeds, strict=True)]
-        blocks: list[list[list[float]]] = [[] for _ in runners]
-        for _ in range(request["rounds"]):
-            for index, runner in enumerate(runners):
-                blocks[index].append(_times_ms(runner, feeds[index], sizes[index]))
-        return {
-            "medians_ms": [[float(np.median(times)) for times in one] for one in blocks],
-            "fastest_ms": [[min(times) for times in one] for one in blocks],
-        }
-    finally:
-        for runner in runners:
-            runner.close()
-
-
 def evaluate(request: Mapping[str, Any]) -> dict[str, Any]:
     """Runs an artifact on stacked samples, `batch` at a time; the last batch is filled up and cut again."""
     runner = find_target(request["artifact"]["target"]).load(artifact_from_dict(request["artifact"]))
@@ -98,31 +67,6 @@ def profile(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"evidence": str(runner.evidence), "layers": [asdict(one) for one in found]}
     finally:
         runner.close()
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Every array of a file that the parent wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def _block_size(runner: Any, inputs: Mapping[str, Any]) -> int:
-    runner.run(inputs)
-    (first,) = _times_ms(runner, inputs, 1)
-    fewest, most = BLOCK_RUNS
-    return max(fewest, min(most, round(BLOCK_MS / max(first, 1e-3))))
-
-
-def _times_ms(runner: Any, inputs: Mapping[str, Any], runs: int) -> list[float]:
-    timed = getattr(runner, "latencies_ms", None)  # a runner that starts a program times inside of it
-    if timed is not None:
-        return list(timed(inputs, runs))
-    times = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        runner.run(inputs)
-        times.append((time.perf_counter() - started) * 1e3)
-    return times
 
 
 def peak_bytes(folder: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from compiler.target import (
@@ -15,6 +14,7 @@ from compiler.target import (
     HardwareProfile,
     LayerTime,
     ToolchainFailed,
+    available_cores,
     missing_isa,
 )
 from targets.intel_openvino.toolchain import first_lines, input_name, limit_isa, openvino
@@ -75,9 +75,9 @@ def _text(info: Any, key: str) -> str:
 
 
 def _compile(artifact: Artifact, **properties: str) -> tuple[Any, list[str]]:
-    """The IR compiled with the artifact's settings, on no more threads than this machine has; and its inputs' order."""
+    """The IR compiled with the artifact's settings and the threads this process may use; and its inputs' order."""
     config = {**dict(artifact.facts["config"]), **properties}  # type: ignore[call-overload]  # JSON that `build` wrote
-    config["INFERENCE_NUM_THREADS"] = str(min(int(config["INFERENCE_NUM_THREADS"]), os.cpu_count() or 1))
+    config["INFERENCE_NUM_THREADS"] = str(min(int(config["INFERENCE_NUM_THREADS"]), available_cores()))
     try:
         core = openvino().Core()
         network = core.read_model(artifact.root / artifact.files[0])
@@ -87,6 +87,19 @@ def _compile(artifact: Artifact, **properties: str) -> tuple[Any, list[str]]:
 
 
 def _note(artifact: Artifact, host: frozenset[str]) -> str:
+    return "; ".join(filter(None, (_threads_note(artifact), _isa_note(artifact, host))))
+
+
+def _threads_note(artifact: Artifact) -> str:
+    """What a time says where the device's threads do not all fit this machine; empty where they do."""
+    config = dict(artifact.facts["config"])  # type: ignore[call-overload]  # JSON that `build` wrote
+    threads, cores = int(config["INFERENCE_NUM_THREADS"]), available_cores()
+    if threads <= cores:
+        return ""
+    return f"it ran on {cores} threads, as many as this machine has, not on the device's {threads}: times are not those"
+
+
+def _isa_note(artifact: Artifact, host: frozenset[str]) -> str:
     cpu = Cpu(model="the device's", cores=1, isa=tuple(_strings(artifact.facts.get("isa"))))
     missing = missing_isa(HardwareProfile(schema=1, name="device", target="openvino", cpu=cpu), host)
     if not missing:

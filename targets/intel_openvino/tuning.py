@@ -7,7 +7,6 @@ streams, and the figure is the time per request.
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from compiler.target import (
     TargetUnavailable,
     ToolchainFailed,
     Tunable,
+    available_cores,
     detect_profile,
     graph_digest,
     host_isa,
@@ -108,7 +108,7 @@ class HostMeasurer:
             ToolchainFailed: OpenVINO does not compile or run the model with this choice.
         """
         config = {**self._config, **{name: str(value) for name, value in choice.items()}}
-        threads, cores = int(config["INFERENCE_NUM_THREADS"]), os.cpu_count() or 1
+        threads, cores = int(config["INFERENCE_NUM_THREADS"]), available_cores()
         if threads > cores:
             raise ToolchainFailed(f"{threads} threads cannot be timed on the {cores} processors of this machine")
         try:

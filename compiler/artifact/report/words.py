@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from compiler.artifact.report.read import Device
 from compiler.artifact.report.rows import Row, chosen_trial, interval, points_lost
-from compiler.artifact.schema import Accuracy, Gate, Trial
+from compiler.artifact.schema import Gate, Trial
 
 FLOORS = frozenset({"% less", "correlation"})
 """Units of gates whose limit is the least that must be found."""
@@ -90,7 +90,7 @@ def _gains(row: Row, trial: Trial) -> str:
     parts = []
     if trial.speed and trial.speed.speedup is not None:
         ratio, how = trial.speed.speedup, trial.speed.evidence
-        parts.append(f"{ratio:.2f} times as fast as the float original ({how})" if ratio != 1 else "the float original")
+        parts.append(f"{trial.speed.ratio_words} ({how})" if ratio != 1 else "the float original")
     if trial.pruned:
         parts.append(f"{trial.pruned:.0%} of its multiply-accumulates are pruned")
     if trial.footprint and trial.footprint.weights_bytes is not None:
@@ -98,7 +98,8 @@ def _gains(row: Row, trial: Trial) -> str:
     if trial.accuracy and trial.accuracy.drop_pct is not None:
         spread = interval(trial.accuracy.low_pct, trial.accuracy.high_pct)
         lost = f"{points_lost(trial.accuracy.drop_pct)} {spread}".strip()
-        parts.append(f"{lost} of {trial.accuracy.metric} ({trial.accuracy.evidence})")
+        lost = trial.accuracy_words or f"{lost} of {trial.accuracy.metric}"
+        parts.append(f"{lost} ({trial.accuracy.evidence})")
     return "; ".join(parts) or "it is the first that passes"
 
 
@@ -133,27 +134,34 @@ def _proofs(device: Device) -> Iterator[Proof]:
         yield Proof("open", f"Its outputs were not compared: {parity.reason or parity.status}.", parity.evidence)
     trial = chosen_trial(device)
     for gate in manifest.gates:
-        doubt = _doubt(gate, trial.accuracy if trial else None)
+        doubt = _doubt(gate, trial)
         state = "refuted" if gate.passed is False else "open" if doubt or gate.passed is None else "proven"
         why = f" ({gate.rule}; {gate.why})" if gate.why and gate.passed is not None else f" ({gate.rule})"
         yield Proof(state, _sentence(gate_words(gate) + why) + (f" {doubt}" if doubt else ""), gate.evidence)
+    if trial and trial.speed and trial.speed.disturbed:
+        text = f"the speed-up was measured on a busy machine: {trial.speed.disturbed}"
+        yield Proof("open", _sentence(text), trial.speed.evidence)
+    for warning in manifest.inputs.evaluation.warnings if manifest.inputs.evaluation else ():
+        yield Proof("open", _sentence(f"evaluation data: {warning}"), "none")
     if manifest.artifact.deferred:
         yield Proof("open", f"It is not complete: {manifest.artifact.deferred}", "none")
 
 
-def _doubt(gate: Gate, accuracy: Accuracy | None) -> str:
+def _doubt(gate: Gate, trial: Trial | None) -> str:
     """Why a gate that passed proves less than it seems to; empty if it does not."""
     if gate.passed is None:
         return ""
     if gate.evidence == "estimated":
         return "Nothing was run for it."
-    if gate.name != "accuracy" or accuracy is None:
+    accuracy = trial.accuracy if trial else None
+    if gate.name != "accuracy" or trial is None or accuracy is None:
         return ""
     if accuracy.measured_on not in ("", "artifact"):
         note = f": {accuracy.note}" if accuracy.note else ""
         return f"It is the {accuracy.measured_on}'s accuracy, not the artifact's{note}."
-    if accuracy.high_pct is not None and accuracy.high_pct > gate.limit:
-        spread = interval(accuracy.low_pct, accuracy.high_pct)
+    judged = trial.certified or accuracy
+    if judged.high_pct is not None and judged.high_pct > gate.limit:
+        spread = interval(judged.low_pct, judged.high_pct)
         return f"The 95 % interval {spread} reaches beyond the limit: more labelled data would settle it."
     return ""
 

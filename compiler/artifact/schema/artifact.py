@@ -71,6 +71,8 @@ class Evaluation:
     preprocess: Mapping[str, Any] | None
     samples: int = 0
     warnings: tuple[str, ...] = ()
+    split: str = ""
+    split_reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, FiniteFloat
 
+from compiler.artifact.figures import figure_text, ratio_text, time_text
 from compiler.artifact.schema.saliency import Saliency
 
 Number = FiniteFloat | None
+
+ESTIMATED = "estimated"
+"""The evidence of a figure that was computed and not measured."""
 
 ALWAYS_CHOSEN = ("precision", "tolerance", "threads")
 """Choices that an artifact is run, judged and finished by."""
@@ -127,6 +131,35 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Certified:
+    """What the chosen trial loses on data that did not choose it, in points of the metric."""
+
+    how: str
+    metric: str
+    drop_pct: Number
+    low_pct: Number
+    high_pct: Number
+    level_pct: FiniteFloat
+    rule: str
+    judged_pct: Number
+    count: int
+    agreed: int
+    folds: int
+    looks: int
+    why: str = ""
+
+    @property
+    def words(self) -> str:
+        """The drop with its interval, and how it was kept apart from the choice among trials."""
+        drop = "unknown" if self.drop_pct is None else figure_text(self.drop_pct, self.low_pct, self.high_pct)
+        if self.how == "held out":
+            apart = f"on a held-out half, {self.count} decisions"
+        else:
+            apart = f"cross-fit on {self.count} decisions, {self.agreed} of {self.folds} folds chose it"
+        return f"{drop} points of {self.metric} ({apart})"
+
+
+@dataclass(frozen=True)
 class Footprint:
     """Bytes of a trial's weights on disk, and of its process when run."""
 
@@ -150,6 +183,22 @@ class Speed:
     low: Number = None
     high: Number = None
     disturbed: str = ""
+    value_high: Number = None
+
+    @property
+    def ratio_words(self) -> str:
+        """The speed-up in words; empty where nothing tells."""
+        if self.speedup is None:
+            return ""
+        estimated = self.evidence == ESTIMATED
+        return ratio_text(self.speedup, self.low, self.high, is_estimate=estimated, disturbed=self.disturbed)
+
+    @property
+    def time_words(self) -> str:
+        """The time of one inference in words; empty where there is none."""
+        if self.value is None or not self.unit.startswith("ms"):
+            return ""
+        return time_text(self.value, self.value_high, is_estimate=self.evidence == ESTIMATED)
 
 
 @dataclass(frozen=True)
@@ -168,6 +217,16 @@ class Trial:
     gates: tuple[Gate, ...]
     pruned: FiniteFloat = 0.0
     options: Mapping[str, Any] | None = None
+    certified: Certified | None = None
+
+    @property
+    def accuracy_words(self) -> str:
+        """What was lost on the data that chose, and on data that did not; empty where nothing was certified."""
+        if self.certified is None or self.accuracy is None or self.accuracy.drop_pct is None:
+            return ""
+        found = self.accuracy
+        chose = figure_text(self.accuracy.drop_pct, found.low_pct, found.high_pct)
+        return f"lost while choosing: {chose} points of {found.metric}; certified: {self.certified.words}"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.outputs import drop_of, model_outputs, read_outputs
 from compiler.evaluate import AccuracyDrop, Dataset
+from compiler.evaluate.certify import Certified
 from compiler.evaluate.gates import Figure
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Array, Arrays, write_arrays
@@ -60,7 +61,7 @@ class Accuracy:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; an interval that does not exist is null."""
-        drop = _finite(asdict(self.drop)) if self.drop else {}
+        drop = _finite(_drop_to_dict(self.drop)) if self.drop else {}
         return {**drop, "measured_on": self.measured_on, "evidence": str(self.evidence), "note": self.why}
 
 
@@ -178,6 +179,16 @@ def _chunk_rows(artifact: Artifact) -> int:
     shapes = [[size if isinstance(size, int) else 64 for size in spec.shape[1:]] for spec in artifact.inputs]
     row_bytes = sum(8 * math.prod(shape) for shape in shapes)
     return max(1, CHUNK_BYTES // max(1, row_bytes))
+
+
+def certified_to_dict(certified: Certified) -> dict[str, Any]:
+    """JSON-ready; an interval that does not exist is null."""
+    return {**_finite(asdict(certified)), "how": str(certified.how)}
+
+
+def _drop_to_dict(drop: AccuracyDrop) -> dict[str, Any]:
+    value = asdict(replace(drop, measured=None))
+    return {name: part for name, part in value.items() if name != "measured"}
 
 
 def _finite(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,14 @@ from compiler.store import Stage, canonical_json
 from compiler.store.digests import code_digest
 from compiler.target.isolate import run_child
 
+_CODE = (
+    "compiler.target.worker_measure",
+    "compiler.target.race",
+    "compiler.target.disturbance",
+    "compiler.evaluate.paired",
+)
+"""What computes an observation in the child."""
+
 MEASURED_STAGES = frozenset({"footprint", "profile", "race"})
 """Stages whose results are observations of this machine at one time: no second observation is the same."""
 
@@ -24,7 +32,7 @@ MEASURED_STAGES = frozenset({"footprint", "profile", "race"})
 def observe(
     context: BuildContext, work: str, builds: Sequence[tuple[Built, Arrays]], *, times: int = 1, **more: Any
 ) -> list[dict[str, Any]]:
-    """Does one work of `compiler.target.worker_measure` on built artifacts, or takes its results from the store.
+    """Does one work of `compiler.target.worker` on built artifacts, or takes its results from the store.
 
     Args:
         context: The device.
@@ -44,7 +52,7 @@ def observe(
         ("inputs", canonical_json([arrays_digest(inputs) for _, inputs in builds])),
         ("arguments", canonical_json({**more, "times": times})),
         ("host", host_fingerprint()),
-        ("compiler", code_digest("compiler.target.worker_measure")),
+        *((module, code_digest(module)) for module in _CODE),
     )
 
     def make(folder: Path) -> None:

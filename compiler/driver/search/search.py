@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from compiler.driver.measure.child import MEASURED_STAGES
 from compiler.driver.measure.layers import Layer, list_layers
 from compiler.driver.measure.saliency import Saliency, show_saliency
+from compiler.driver.search.certify import choose_certified
 from compiler.driver.search.follow_ups import judged_drop
 from compiler.driver.search.mixed import search_mixed
 from compiler.driver.search.prune_ratio import search_ratio
@@ -74,7 +75,8 @@ def search_precision(context: BuildContext) -> Found:
         pruned_search = search_ratio(context, trials, _original(trials))
         trials = (*trials, *pruned_search.trials)
         plan = settle_pruning(plan, Pruning(0.0, False, pruned_search.reason))
-    chosen = choose_trial(trials)
+    with context.clock.timed("accuracy"):
+        trials, chosen = choose_certified(context, trials)
     if chosen is None or chosen.made is None:
         return Found(trials, error=explain_failure(trials, context.name))
     log.info("%s: %s: %s", context.name, chosen.precision, describe(chosen))

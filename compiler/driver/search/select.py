@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compiler.artifact import Evidence
+from compiler.artifact.figures import ratio_text
 from compiler.driver.search.trial import Trial
 from compiler.errors import CompilerError, GateFailed
 from compiler.evaluate.gates import Gate, limits_text, nearest_limits
@@ -32,6 +33,32 @@ def fastest(trials: Sequence[Trial]) -> Trial:
     best = max(_least_speedup(trial) for trial in comparable)
     fast = [trial for trial in comparable if _speedup(trial) >= best * (1.0 - SAME_SPEED)]
     return min(fast, key=lambda trial: (_bytes(trial), -_speedup(trial), trial.number))
+
+
+def preference(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that could be delivered if their accuracy held, the preferred one first.
+
+    A trial of accuracy alone was not built: it stands behind the build of its precision whose form it varies, the more
+    pruned form first, then the one with fewer layers in float.
+    """
+    built = [trial for trial in trials if trial.made and not trial.error and _holds_otherwise(trial)]
+    speeds = {trial.precision: (_rank(trial), _least_speedup(trial)) for trial in reversed(built)}
+    ranked = [(speeds[trial.precision], trial) for trial in trials if not trial.error and trial.precision in speeds]
+    kept = [
+        (key, trial) for key, trial in ranked if trial.purpose != "baseline" and (trial.made is None or trial in built)
+    ]
+    return [trial for _, trial in sorted(kept, key=lambda item: _place(*item))]
+
+
+def _place(sibling: tuple[tuple[bool, int], float], trial: Trial) -> tuple[float, ...]:
+    (judged, evidence), speedup = sibling
+    if trial.made is not None:
+        (judged, evidence), speedup = _rank(trial), _least_speedup(trial)
+    return -judged, -evidence, -speedup, -trial.pruned, len(trial.kept_float), trial.number
+
+
+def _holds_otherwise(trial: Trial) -> bool:
+    return all(gate.passed is not False for gate in trial.gates if gate.name != "accuracy")
 
 
 def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
@@ -87,7 +114,9 @@ def describe(trial: Trial) -> str:
     """A trial's figures in a line."""
     parts = []
     if trial.speed and trial.speed.speedup is not None:
-        parts.append(f"{trial.speed.speedup:.2f} × float32 ({trial.speed.evidence})")
+        speed, estimated = trial.speed, trial.speed.evidence == Evidence.ESTIMATED
+        ratio = ratio_text(trial.speed.speedup, speed.low, speed.high, is_estimate=estimated, disturbed=speed.disturbed)
+        parts.append(f"{ratio} ({speed.evidence})")
     if trial.footprint:
         parts.append(f"{trial.footprint.weights_bytes / (1 << 20):.1f} MiB of weights")
     if trial.pruned:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from compiler.artifact import Evidence
-from compiler.driver.measure.accuracy import Accuracy, measure_accuracy
+from compiler.driver.measure.accuracy import Accuracy, certified_to_dict, measure_accuracy
 from compiler.driver.measure.memory import Footprint, as_given, compare_footprints, measure_footprint, unbuilt_footprint
 from compiler.driver.measure.saliency import Saliency, measure_saliency
 from compiler.driver.measure.speed import Speed, latency_figure, measure_speed
@@ -18,6 +18,7 @@ from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import Variant, options_to_dict, quantizer_warnings
 from compiler.driver.stages.recover import read_pruning
 from compiler.errors import CompilerError, MissingError, StorageError
+from compiler.evaluate.certify import Certified
 from compiler.evaluate.gates import Constraints, Figure, Gate, hold, judge_gates
 from compiler.plan import settle
 from compiler.target.capability import PrecisionRule
@@ -40,7 +41,8 @@ class Trial:
         gates: The verdicts; empty for a trial that was not judged.
         footprint: Its memory.
         speed: Its speed against the float original.
-        accuracy: Its accuracy; None where no gate asks.
+        accuracy: Its accuracy on the data that choose; None where no gate asks.
+        certified: Its accuracy on data that did not choose it; None where it was not chosen.
         saliency: How alike its saliency maps are; None where no gate asks.
         variant: How it was quantized; None where its precision is one of floating point.
         pruned: Share of the multiply-accumulates that was cut, 0 to 1.
@@ -62,6 +64,7 @@ class Trial:
     pruned: float = 0.0
     warnings: tuple[str, ...] = ()
     note: str = ""
+    certified: Certified | None = None
 
     @property
     def kept_float(self) -> Mapping[str, str]:
@@ -101,6 +104,7 @@ class Trial:
             "warnings": list(self.warnings),
             "note": self.note,
             "accuracy": self.accuracy.to_dict() if self.accuracy else None,
+            "certified": certified_to_dict(self.certified) if self.certified else None,
             "saliency": self.saliency.to_dict() if self.saliency else None,
             "footprint": asdict(self.footprint) if self.footprint else None,
             "speed": self.speed.to_dict() if self.speed else None,
@@ -181,6 +185,8 @@ def judge_made(context: BuildContext, made: Made, *, original: Trial | None, num
         figures = _memory(context, footprint, made, original) | {"latency": latency_figure(context, made, speed)}
     if accuracy:
         figures["accuracy"] = accuracy.figure
+    elif context.data.unjudged:
+        figures["accuracy"] = Figure(None, Evidence.NONE, why=context.data.unjudged)
     if saliency:
         figures["saliency"] = saliency.figure
     return Trial(

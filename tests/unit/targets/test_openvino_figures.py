@@ -1,4 +1,4 @@
-"""Figures of OpenVINO builds on a machine that is busy with other work: memory."""
+"""Figures of OpenVINO builds on a machine that is busy with other work: memory, and the ratio of two times."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compiler.artifact import Artifact, artifact_to_dict
+from compiler.artifact import Artifact, Evidence, artifact_to_dict
 from compiler.compress.quant import quantize
-from compiler.fleet.detect import host_isa
+from compiler.driver.measure.speed import LEAST_PAIRS, NARROW, Speed, race_speed
+from compiler.driver.search.select import choose_trial
+from compiler.driver.search.trial import Trial
+from compiler.driver.stages.candidate import Made
+from compiler.fleet.detect import available_cores, host_isa
 from compiler.fleet.profile import load_profile
 from compiler.model.graph import infer_strictly
 from compiler.model.numerics import write_arrays
@@ -142,3 +146,48 @@ def test_instruction_sets_are_limited_to_the_devices_where_this_machine_has_them
     device: set[str], host: set[str], level: str
 ) -> None:
     assert isa_level(device, host) == level
+
+
+def speed_of(folder: Path, builds: dict[str, Artifact], budget_s: float) -> Speed:
+    """The int8 build against the float32 one, as `driver.measure.speed` measures it."""
+    write_arrays(folder / "in.npz", {"x": np.ones(SHAPE, np.float32)})
+    found = run_child(
+        "race",
+        {
+            "artifacts": [request(builds["int8"]), request(builds["fp32"])],
+            "inputs": [str(folder / "in.npz")] * 2,
+            "least_pairs": LEAST_PAIRS,
+            "budget_s": budget_s,
+            "half_width": NARROW,
+            "threads": min(4, available_cores()),
+        },
+        folder=folder,
+        limits=ChildLimits(),
+        where="test",
+    )
+    return race_speed(found, note="")
+
+
+def chosen_by(speed: Speed) -> str:
+    """The precision that a search delivers by these figures, were both of one size."""
+    made = object.__new__(Made)  # that something was made counts, not what
+    base = Speed(1.0, 1.0, 1.0, "ms", Evidence.HOST, low=1.0, high=1.0)
+    chosen = choose_trial(
+        [Trial(1, "candidate", "fp32", made, speed=base), Trial(2, "candidate", "int8", made, speed=speed)]
+    )
+    assert chosen is not None
+    return chosen.precision
+
+
+def test_a_ratio_on_a_busy_machine_is_the_quiet_one_or_called_disturbed_and_chooses_the_same(
+    tmp_path: Path, builds: dict[str, Artifact]
+) -> None:
+    first = speed_of(tmp_path, builds, budget_s=4.0)
+    with busy_machine():
+        busy = speed_of(tmp_path, builds, budget_s=4.0)
+    assert first.speedup is not None and busy.speedup is not None
+    assert busy.low is not None and busy.high is not None and busy.low <= busy.speedup <= busy.high
+    assert busy.disturbed, "eight processes on two processors leave their traces"
+    assert chosen_by(busy) == chosen_by(first) == "int8"
+    if not first.disturbed:
+        assert busy.speedup == pytest.approx(first.speedup, rel=0.15) or busy.disturbed

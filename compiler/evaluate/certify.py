@@ -1,0 +1,211 @@
+"""The last word on what was chosen: its drop on data that did not choose it.
+
+A trial was chosen because it did well on some samples, so its drop on these is too good on average, and the more so the
+more trials there were (the winner's curse). `docs/statistics.md` says what this corrects and what it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from compiler.errors import InternalError
+from compiler.evaluate.bootstrap import LEVEL_PCT, Measured, Values, draw_weights, interval, resampled
+from compiler.evaluate.split import Groups, Split, SplitKind
+from compiler.evaluate.task import AccuracyDrop, choose_rule
+from compiler.fleet.data import Rule
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A drop on data that did not choose.
+
+    Args:
+        how: How those data were kept apart.
+        metric: The task's metric.
+        drop_pct: Percentage points lost against the float model.
+        low_pct: Lower end of the interval; NaN where there is none.
+        high_pct: Upper end.
+        level_pct: Level of the interval: higher where several chosen trials were certified one after another.
+        rule: `point` judges the drop itself, `bound` the upper end.
+        judged_pct: What the limit is compared with.
+        count: Decisions that judge.
+        agreed: Of the folds, how many chose what is delivered; of a half that is held out, 1.
+        folds: How many folds there are.
+        looks: How many trials were scored on the data that chose.
+        why: The reason for this rule, and for this way of keeping data apart.
+    """
+
+    how: SplitKind
+    metric: str
+    drop_pct: float
+    low_pct: float
+    high_pct: float
+    level_pct: float
+    rule: Literal["point", "bound"]
+    judged_pct: float
+    count: int
+    agreed: int
+    folds: int
+    looks: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A trial that could have been chosen.
+
+    Args:
+        reference: The float model's metric on all samples.
+        candidate: The trial's.
+    """
+
+    reference: Measured
+    candidate: Measured
+
+
+def corrected_level(rank: int) -> float:
+    """The interval's level in percent for the trial that is certified as number `rank` (Bonferroni)."""
+    return 100.0 - (100.0 - LEVEL_PCT) / rank
+
+
+def certify_held_out(
+    drop: AccuracyDrop, split: Split, *, asked: Rule, limit_pct: float, rank: int, looks: int
+) -> Certified:
+    """The chosen trial's drop on the half that was held out.
+
+    Args:
+        drop: Its drop on that half.
+        split: How the data were divided.
+        asked: The fleet file's rule.
+        limit_pct: The limit.
+        rank: How many chosen trials were certified on that half, this one included.
+        looks: How many trials were scored on the other half.
+    """
+    level = corrected_level(rank)
+    low, high = drop.low_pct, drop.high_pct
+    if drop.measured is not None and rank > 1:
+        low, high = interval(_resampled_drops(*drop.measured), level_pct=level)
+    rule, why = choose_rule(asked, drop.candidate.count, limit_pct, high)
+    judged = drop.drop_pct if rule == "point" else high
+    count = drop.candidate.count
+    return Certified(
+        split.kind,
+        drop.metric,
+        drop.drop_pct,
+        low,
+        high,
+        level,
+        rule,
+        judged,
+        count,
+        1,
+        1,
+        looks,
+        f"{why}; {split.why}",
+    )
+
+
+def cross_fit(
+    contenders: Sequence[Contender],
+    chosen: int,
+    split: Split,
+    *,
+    metric: str,
+    asked: Rule,
+    limit_pct: float,
+    rank: int,
+) -> Certified | None:
+    """The drop of what is chosen, each fold judged by the trial that the other folds choose.
+
+    Args:
+        contenders: The trials that could have been chosen, the preferred one first.
+        chosen: Which of them is delivered.
+        split: The folds.
+        metric: The task's metric.
+        asked: The fleet file's rule.
+        limit_pct: The limit.
+        rank: How many chosen trials were certified, this one included.
+
+    Returns:
+        None where the metric is no mean over decisions, and folds cannot be put together.
+    """
+    if any(one.decisions is None for pair in contenders for one in (pair.reference, pair.candidate)):
+        return None
+    winners = [_choose(contenders, fold, limit_pct) for fold in split.folds]
+    lost, counts = _lost_by_group(contenders, winners, split.folds)
+    level, count = corrected_level(rank), int(counts.sum())
+    drop, (low, high) = float(lost.sum() / count), interval(_resampled_mean(lost, counts), level_pct=level)
+    rule, why = choose_rule(asked, count, limit_pct, high)
+    agreed = sum(winner == chosen for winner in winners)
+    judged = drop if rule == "point" else high
+    return Certified(
+        split.kind,
+        metric,
+        drop,
+        low,
+        high,
+        level,
+        rule,
+        judged,
+        count,
+        agreed,
+        len(split.folds),
+        len(contenders),
+        f"{why}; {split.why}",
+    )
+
+
+def _choose(contenders: Sequence[Contender], fold: Groups, limit_pct: float) -> int:
+    """What the groups outside a fold choose: the preferred trial that holds the limit there, else what loses least."""
+    drops = []
+    for pair in contenders:
+        outside = np.ones((1, pair.reference.units))
+        outside[0, fold] = 0.0
+        drops.append(float(pair.reference.resample(outside)[0] - pair.candidate.resample(outside)[0]))
+    holding = [index for index, drop in enumerate(drops) if drop <= limit_pct]
+    return holding[0] if holding else int(np.nanargmin(drops)) if np.isfinite(drops).any() else 0
+
+
+def _lost_by_group(
+    contenders: Sequence[Contender], winners: Sequence[int], folds: Sequence[Groups]
+) -> tuple[Values, Values]:
+    """What the decisions of each group lose together, and how many they are.
+
+    A metric's own threshold is that of all samples: it is set for each model alike, and a fold has too few for it.
+    """
+    units = contenders[0].reference.units
+    lost, counts = np.zeros(units), np.zeros(units)
+    for winner, fold in zip(winners, folds, strict=True):
+        before, decided = _by_group(contenders[winner].reference)
+        after, _ = _by_group(contenders[winner].candidate)
+        lost[fold], counts[fold] = before[fold] - after[fold], decided[fold]
+    return lost, counts
+
+
+def _by_group(measured: Measured) -> tuple[Values, Values]:
+    """Sum and number of each group's decisions."""
+    decisions = measured.decisions
+    if decisions is None:
+        raise InternalError("folds of a metric that is no mean over decisions")
+    sums = np.bincount(decisions.owners, decisions.values, minlength=measured.units)
+    counts: Values = np.bincount(decisions.owners, minlength=measured.units).astype(np.float64)
+    return sums.astype(np.float64), counts
+
+
+def _resampled_mean(sums: Values, counts: Values) -> Values:
+    """The mean over decisions on resamples of groups; NaN where a resample holds none."""
+    units = len(sums)
+    blocks = []
+    for weights in draw_weights(units):
+        decided = weights @ counts
+        blocks.append(np.divide(weights @ sums, decided, out=np.full(len(weights), np.nan), where=decided > 0))
+    return np.concatenate(blocks)
+
+
+def _resampled_drops(reference: Measured, candidate: Measured) -> Values:
+    was, now = resampled([reference, candidate])
+    return was - now
