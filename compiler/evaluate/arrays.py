@@ -97,18 +97,18 @@ def _table(
     except DataError as error:
         problems.append(error)
         return None
-    found: list[CompilerError] = [
+    misfits: list[CompilerError] = [
         problem
         for spec in inputs
         if (problem := misfit(spec, (c := given[spec.name]).dtype, c.shape, where=f"{file}: input '{spec.name}'"))
     ]
     lengths = {name: column.shape[0] for name, column in given.items() if column.shape}
     lengths |= {} if labels is None else {"labels": len(labels)}
-    if not found and len(set(lengths.values())) > 1:
-        found.append(DataError(f"arrays have different numbers of samples: {lengths}", where=str(file)))
-    problems += found
+    if not misfits and len(set(lengths.values())) > 1:
+        misfits.append(DataError(f"arrays have different numbers of samples: {lengths}", where=str(file)))
+    problems += misfits
     whole = any(len(given[spec.name].shape) > len(spec.shape) for spec in inputs)
-    return None if found else _Table(given, min(lengths.values()), whole, labels, origin)
+    return None if misfits else _Table(given, min(lengths.values()), whole, labels, origin)
 
 
 def _columns(file: Path) -> dict[str, _Column]:
@@ -145,10 +145,10 @@ def _inputs_of(file: Path, columns: Mapping[str, _Column], inputs: Sequence[Tens
         return {names[0]: next(iter(data.values()))}
     missing, extra = [name for name in names if name not in data], [key for key in data if key not in names]
     if missing or extra:
-        said = [f"no array for {', '.join(map(repr, missing))}"] if missing else []
-        said += [f"arrays {', '.join(map(repr, extra))} that the model has no input for"] if extra else []
+        faults = [f"no array for {', '.join(map(repr, missing))}"] if missing else []
+        faults += [f"arrays {', '.join(map(repr, extra))} that the model has no input for"] if extra else []
         remedy = f"Save one array per input: numpy.savez(file, {', '.join(f'{name}=…' for name in names)}, labels=…)."
-        raise DataError(f"the file holds {' and '.join(said)}", where=str(file), remedy=remedy)
+        raise DataError(f"the file holds {' and '.join(faults)}", where=str(file), remedy=remedy)
     return {name: data[name] for name in names}
 
 
@@ -171,13 +171,13 @@ def _small(column: _Column) -> Array:
 
 def _joined(tables: Sequence[_Table]) -> Array | None:
     """The labels of all files; None where one has none."""
-    found = [table.labels for table in tables if table.labels is not None]
-    return np.concatenate(found) if len(found) == len(tables) else None
+    labelled = [table.labels for table in tables if table.labels is not None]
+    return np.concatenate(labelled) if len(labelled) == len(tables) else None
 
 
 def _origin(path: Path, tables: Sequence[_Table]) -> str:
-    said = sorted({table.origin for table in tables if table.origin})
-    return f"{path.name}: {', '.join(said)}" if said else path.name
+    origins = sorted({table.origin for table in tables if table.origin})
+    return f"{path.name}: {', '.join(origins)}" if origins else path.name
 
 
 def _digest(files: Sequence[Path], chosen: Indices, labels: Array | None) -> str:

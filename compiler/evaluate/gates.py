@@ -13,7 +13,7 @@ from typing import Any
 
 from compiler.artifact import Evidence
 from compiler.errors import FleetError
-from compiler.fleet import DeviceClass, Fleet, Limits
+from compiler.fleet import DeviceClass, Fleet, Limits, Unjudged, WhenUnjudged
 
 DEFAULTS = Limits(accuracy_drop_pct=2.0, memory_reduction_pct=40.0)
 """What holds where the fleet file has an evaluation and states no limit of its own."""
@@ -30,13 +30,15 @@ class Constraints:
         limits: Every limit that holds.
         task: Task that accuracy is judged by; empty where nothing judges it.
         data: Which data of the fleet file judge it: `evaluation` or `calibration`.
-        reasons: Name of a limit → where it is from.
+        reasons: Name of a limit → where it is from, and what becomes of a build that nobody could judge by it.
+        unjudged: What becomes of it, by gate.
     """
 
     limits: Limits = field(default_factory=Limits)
     task: str = ""
     data: str = ""
     reasons: Mapping[str, str] = field(default_factory=dict)
+    unjudged: Unjudged = field(default_factory=Unjudged)
 
     @property
     def any(self) -> bool:
@@ -79,6 +81,7 @@ class Gate:
         evidence: Where the value is from.
         rule: What of the figure was judged.
         why: Why it was not judged, or what its reader should know.
+        unjudged: What becomes of the build where it was not judged.
     """
 
     name: str
@@ -89,10 +92,16 @@ class Gate:
     evidence: Evidence
     rule: str
     why: str = ""
+    unjudged: WhenUnjudged = WhenUnjudged.DELIVER
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it keeps the build from being delivered."""
+        return self.passed is False or (self.passed is None and self.unjudged == WhenUnjudged.FAIL)
 
     def to_dict(self) -> dict[str, Any]:
         """The gate as a JSON-ready value."""
-        return {**asdict(self), "evidence": str(self.evidence)}
+        return {**asdict(self), "evidence": str(self.evidence), "unjudged": str(self.unjudged)}
 
     def __str__(self) -> str:
         if self.value is None:
@@ -112,6 +121,7 @@ class _Kind:
 
     Args:
         limit: Its limit in the fleet file.
+        key: Its name under `unjudged` there.
         unit: Its figure's.
         is_floor: Whether the limit is the least that must be found.
         lowest: The least that can be asked.
@@ -119,6 +129,7 @@ class _Kind:
     """
 
     limit: str
+    key: str
     unit: str
     is_floor: bool = False
     lowest: float = 0.0
@@ -128,11 +139,11 @@ class _Kind:
 LESS = "% less"
 
 _KINDS: Mapping[str, _Kind] = {
-    "accuracy": _Kind("accuracy_drop_pct", "points lost"),
-    "memory: weights": _Kind("memory_reduction_pct", LESS, is_floor=True),
-    "memory: run": _Kind("memory_reduction_pct", LESS, is_floor=True),
-    "latency": _Kind("latency_ms", "ms"),
-    "saliency": _Kind("saliency_correlation_min", "correlation", is_floor=True, lowest=-1.0, places=2),
+    "accuracy": _Kind("accuracy_drop_pct", "accuracy", "points lost"),
+    "memory: weights": _Kind("memory_reduction_pct", "memory", LESS, is_floor=True),
+    "memory: run": _Kind("memory_reduction_pct", "memory", LESS, is_floor=True),
+    "latency": _Kind("latency_ms", "latency", "ms"),
+    "saliency": _Kind("saliency_correlation_min", "saliency", "correlation", is_floor=True, lowest=-1.0, places=2),
 }
 """Gate → the limit it judges by."""
 
@@ -146,19 +157,37 @@ _NEED_DATA = {
 SAME_DATA = "calibration and evaluation are the same data: accuracy on what was fitted is too good"
 
 
-def make_constraints(fleet: Fleet, device: DeviceClass) -> Constraints:
+def make_constraints(fleet: Fleet, device: DeviceClass, *, strict: bool = False) -> Constraints:
     """The limits of one device with the defaults below them, and the task its accuracy is judged by.
+
+    Args:
+        fleet: The fleet file.
+        device: One of its device classes.
+        strict: Whether a build fails by every gate that nobody could judge, whatever the file says.
 
     Raises:
         FleetError: A limit on accuracy or saliency is stated, and there are no data to judge it on.
     """
+    made = _limits_of(fleet, device)
+    unjudged = Unjudged(**dict.fromkeys(vars(Unjudged()), WhenUnjudged.FAIL)) if strict else device.unjudged
+    reasons = {name: f"{why}; {_outcome(name, unjudged)}" for name, why in made.reasons.items()}
+    return replace(made, reasons=reasons, unjudged=unjudged)
+
+
+def _outcome(limit: str, unjudged: Unjudged) -> str:
+    """What becomes of a build that nobody could judge by a limit, in words."""
+    key = next(kind.key for kind in _KINDS.values() if kind.limit == limit)
+    return f"where it cannot be judged: {getattr(unjudged, key) or WhenUnjudged.DELIVER}"
+
+
+def _limits_of(fleet: Fleet, device: DeviceClass) -> Constraints:
     stated = {name: value for name, value in asdict(device.limits).items() if value is not None}
     reasons = dict.fromkeys(stated, "stated in the fleet file")
     if fleet.evaluation is not None:
-        if fleet.calibration is not None and fleet.calibration.path == fleet.evaluation.path:
-            reasons = {name: f"{why}; {SAME_DATA}" if name in _NEED_DATA else why for name, why in reasons.items()}
         given = {name: value for name, value in asdict(DEFAULTS).items() if value is not None and name not in stated}
         reasons |= dict.fromkeys(given, "the default where the fleet file has an evaluation")
+        if fleet.calibration is not None and fleet.calibration.path == fleet.evaluation.path:
+            reasons = {name: f"{why}; {SAME_DATA}" if name in _NEED_DATA else why for name, why in reasons.items()}
         return Constraints(Limits(**stated, **given), fleet.evaluation.task, "evaluation", reasons)
     for name in _NEED_DATA:
         if name in stated and fleet.calibration is None:
@@ -177,23 +206,25 @@ def make_constraints(fleet: Fleet, device: DeviceClass) -> Constraints:
     return Constraints(Limits(**stated), EMBEDDING, "calibration", reasons)
 
 
-def judge_gates(limits: Limits, figures: Mapping[str, Figure]) -> tuple[Gate, ...]:
+def judge_gates(limits: Limits, figures: Mapping[str, Figure], *, unjudged: Unjudged | None = None) -> tuple[Gate, ...]:
     """One verdict per limit and figure.
 
     Args:
         limits: What must hold.
         figures: Gate's name → what is judged; a missing one counts as not measured.
+        unjudged: What becomes of a build by the gate that nobody could judge; it is delivered if None.
     """
     nothing = Figure(None, Evidence.NONE, why="nothing measured it")
     limited = {name: getattr(limits, kind.limit) for name, kind in _KINDS.items()}
+    rules = unjudged or Unjudged()
     return tuple(
-        _judge(name, limit, figures.get(name, nothing)) for name, limit in limited.items() if limit is not None
+        _judge(name, limit, figures.get(name, nothing), rules) for name, limit in limited.items() if limit is not None
     )
 
 
 def hold(gates: Sequence[Gate]) -> bool:
-    """Whether no gate failed; one that was not judged fails nothing and is labelled so."""
-    return all(gate.passed is not False for gate in gates)
+    """Whether no gate refuses the build; one that was not judged does where the fleet file asks for that."""
+    return not any(gate.refuses for gate in gates)
 
 
 def nearest_limits(gates: Sequence[Gate]) -> Limits:
@@ -214,12 +245,15 @@ def limits_text(limits: Limits) -> str:
     return f"limits: {{{pairs}}}"
 
 
-def _judge(name: str, limit: float, figure: Figure) -> Gate:
+def _judge(name: str, limit: float, figure: Figure, unjudged: Unjudged) -> Gate:
     kind = _KINDS[name]
     passed = None
     if figure.value is not None:
         passed = figure.value >= limit if kind.is_floor else figure.value <= limit
-    return Gate(name, limit, figure.value, kind.unit, passed, figure.evidence, figure.rule, figure.why)
+    outcome = getattr(unjudged, kind.key) or WhenUnjudged.DELIVER
+    fails = passed is None and outcome == WhenUnjudged.FAIL
+    why = f"{figure.why}; this fails the build (`unjudged: fail`)" if fails else figure.why
+    return Gate(name, limit, figure.value, kind.unit, passed, figure.evidence, figure.rule, why, outcome)
 
 
 def _rounded(value: float, kind: _Kind) -> float:

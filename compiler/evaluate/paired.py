@@ -61,9 +61,9 @@ def centre_of(differences: Sequence[float]) -> Centre:
 def ratio_of(numerators: Sequence[float], denominators: Sequence[float]) -> Centre:
     """The centre of the ratios of paired positive values, computed on their logarithms."""
     logs = [math.log(above / below) for above, below in zip(numerators, denominators, strict=True)]
-    found = centre_of(logs)
-    high = math.exp(found.high) if math.isfinite(found.high) else math.inf
-    return Centre(math.exp(found.value), math.exp(found.low), high)
+    centre = centre_of(logs)
+    high = math.exp(centre.high) if math.isfinite(centre.high) else math.inf
+    return Centre(math.exp(centre.value), math.exp(centre.low), high)
 
 
 def _outside(count: int) -> int:

@@ -167,12 +167,12 @@ def _file_items(
     except DataError as error:
         problems.append(error)
         return []
-    found = [problem for spec in inputs for problem in _array_problems(file, spec, arrays[spec.name], limit)]
+    misfits = [problem for spec in inputs for problem in _array_problems(file, spec, arrays[spec.name], limit)]
     lengths = {spec.name: len(arrays[spec.name]) for spec in inputs if arrays[spec.name].ndim}
-    if not found and len(set(lengths.values())) > 1:
-        found.append(DataError(f"inputs have different numbers of samples: {lengths}", where=str(file)))
-    problems += found
-    if found or not lengths:
+    if not misfits and len(set(lengths.values())) > 1:
+        misfits.append(DataError(f"inputs have different numbers of samples: {lengths}", where=str(file)))
+    problems += misfits
+    if misfits or not lengths:
         return []
     rows = range(min(min(lengths.values()), limit if limit is not None else 2**63))
     return [{spec.name: _row(arrays[spec.name], spec, row) for spec in inputs} for row in rows]
@@ -207,10 +207,10 @@ def _named(arrays: Mapping[str, Array], file: Path, inputs: Sequence[TensorSpec]
     missing = [name for name in names if name not in arrays]
     extra = [key for key in arrays if key and key not in names and key not in RESERVED]
     if missing or extra:
-        said = [f"no array for {', '.join(map(repr, missing))}"] if missing else []
-        said += [f"arrays {', '.join(map(repr, extra))} that the model has no input for"] if extra else []
+        faults = [f"no array for {', '.join(map(repr, missing))}"] if missing else []
+        faults += [f"arrays {', '.join(map(repr, extra))} that the model has no input for"] if extra else []
         remedy = f"Save one array per input: numpy.savez(file, {', '.join(f'{name}=…' for name in names)})."
-        raise DataError(f"the file holds {' and '.join(said)}", where=str(file), remedy=remedy)
+        raise DataError(f"the file holds {' and '.join(faults)}", where=str(file), remedy=remedy)
     return {name: arrays[name] for name in names}
 
 

@@ -123,13 +123,13 @@ def check(dataset: Dataset, *, fars: Sequence[float]) -> tuple[str, ...]:
         what = "there is only one person" if people == 1 else "no person has two samples"
         remedy = "Verification needs two people, and one with two samples; `task: embedding` needs neither."
         raise DataError(what, where=dataset.origin, remedy=remedy)
-    said = [f"{alone} of {people} people have one sample only: they give no genuine pairs"] if alone else []
-    said += [
+    oddities = [f"{alone} of {people} people have one sample only: they give no genuine pairs"] if alone else []
+    oddities += [
         f"FAR {far:g} of {impostors} impostor pairs is less than one pair: no false accept is allowed"
         for far in fars
         if far * impostors < 1
     ]
-    return tuple(said)
+    return tuple(oddities)
 
 
 def compare_pairs(embeddings: Floats, labels: Array, *, far: float) -> Pairs:
@@ -213,15 +213,15 @@ def _compare_all(unit: Floats, labels: Array, far: float) -> Pairs:
 
 def _genuine(unit: Floats, person: Indices, samples: Indices) -> tuple[Floats, Indices, float]:
     """Similarity of the genuine pairs, ascending, their people, and the rank-1 share in percent."""
-    found, owners, right = [], [], 0
+    similarities, owners, right = [], [], 0
     for start in range(0, len(unit), _BLOCK_ROWS):
         similarity, rows = _block(unit, start)
         first, second = np.nonzero((person[rows, None] == person) & (rows[:, None] < np.arange(len(unit))))
-        found.append(similarity[first, second])
+        similarities.append(similarity[first, second])
         owners.append(person[rows[first]])
         similarity[np.arange(len(rows)), rows] = -np.inf
         right += int(((person[similarity.argmax(axis=1)] == person[rows]) & (samples[person[rows]] > 1)).sum())
-    genuine, owner = np.concatenate(found), np.concatenate(owners)
+    genuine, owner = np.concatenate(similarities), np.concatenate(owners)
     ascending = np.argsort(genuine, kind="stable")
     with_another = int(samples[samples > 1].sum())
     return genuine[ascending], owner[ascending], 100 * right / max(1, with_another)

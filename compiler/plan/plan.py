@@ -36,6 +36,7 @@ class BuildOptions:
         repeat: Timed runs per batch size when an artifact is verified on a device it can run on; 0 times nothing.
         search_budget: Most trials that the search for a precision may make for one device.
         child: What one target's child process may use.
+        strict: Whether a gate that nobody could judge fails the build, whatever the fleet file says.
     """
 
     out: Path = Path("dist")
@@ -50,6 +51,7 @@ class BuildOptions:
     repeat: int = 20
     search_budget: int = 24
     child: ChildLimits = field(default=ChildLimits())
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def make_plan(
         TargetUnavailable: Recovery is asked for, and PyTorch is not installed.
     """
     capability = target.capability(profile)
-    constraints = make_constraints(fleet, device)
+    constraints = make_constraints(fleet, device, strict=options.strict)
     found = choose_candidates(
         options.precision or device.precision,
         capability,

@@ -99,6 +99,7 @@ class Gate:
     evidence: str
     rule: str
     why: str
+    unjudged: str = "deliver"
 
 
 @dataclass(frozen=True)

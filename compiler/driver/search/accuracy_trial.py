@@ -55,7 +55,9 @@ def try_accuracy(
         raise
     except CompilerError as error:
         return replace(trial, error=error)
-    gates = judge_gates(Limits(accuracy_drop_pct=limit), {"accuracy": accuracy.figure})
+    gates = judge_gates(
+        Limits(accuracy_drop_pct=limit), {"accuracy": accuracy.figure}, unjudged=context.job.plan.constraints.unjudged
+    )
     return replace(trial, gates=gates, accuracy=accuracy, **notes)
 
 

@@ -58,7 +58,7 @@ def _place(sibling: tuple[tuple[bool, int], float], trial: Trial) -> tuple[float
 
 
 def _holds_otherwise(trial: Trial) -> bool:
-    return all(gate.passed is not False for gate in trial.gates if gate.name != "accuracy")
+    return not any(gate.refuses for gate in trial.gates if gate.name != "accuracy")
 
 
 def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
@@ -102,7 +102,8 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
     shown = [trial for trial in trials if trial.purpose != "baseline" and trial.why]
     lines = [f"  - {trial.precision}{_variant(trial)}: {trial.why}" for trial in shown]
     nearest = min(judged, key=lambda trial: (sum(map(_miss, trial.gates)), trial.number))
-    needed = limits_text(nearest_limits(nearest.gates))
+    missed = any(gate.passed is False for gate in nearest.gates)
+    needed = limits_text(nearest_limits(nearest.gates)) if missed else "unjudged: deliver"
     return GateFailed(
         "no candidate passes the gates of this device:\n" + "\n".join(lines),
         where=where,

@@ -88,7 +88,7 @@ class Trial:
         """What it failed at; empty if it passed."""
         if self.error:
             return self.error.brief
-        return "; ".join(str(gate) for gate in self.gates if gate.passed is False)
+        return "; ".join(str(gate) for gate in self.gates if gate.refuses)
 
     def to_dict(self) -> dict[str, Any]:
         """The trial as the manifest keeps it."""
@@ -194,7 +194,7 @@ def judge_made(context: BuildContext, made: Made, *, original: Trial | None, num
         purpose,
         made.plan.precision,
         made,
-        gates=judge_gates(constraints.limits, figures) if purpose != "baseline" else (),
+        gates=judge_gates(constraints.limits, figures, unjudged=constraints.unjudged) if purpose != "baseline" else (),
         footprint=footprint,
         speed=speed,
         accuracy=accuracy,
