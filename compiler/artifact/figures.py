@@ -24,9 +24,14 @@ def figure_text(value: float, low: float | None, high: float | None, *, decimals
     return f"{value:.{places}f} ({low:.{places}f} to {high:.{places}f})"
 
 
+def ratio_figure(ratio: float, low: float | None, high: float | None, *, is_estimate: bool) -> str:
+    """A speed-up: measured with its interval, or about so much where it was estimated."""
+    return f"about {rough_text(ratio)}" if is_estimate else figure_text(ratio, low, high)
+
+
 def ratio_text(ratio: float, low: float | None, high: float | None, *, is_estimate: bool, disturbed: str) -> str:
-    """A speed-up over float32: measured with its interval, or about so much where it was estimated."""
-    text = f"about {rough_text(ratio)}" if is_estimate else figure_text(ratio, low, high)
+    """A speed-up over float32 in words."""
+    text = ratio_figure(ratio, low, high, is_estimate=is_estimate)
     return f"{text} × float32" + (", disturbed" if disturbed else "")
 
 

@@ -35,8 +35,8 @@ def race(request: Mapping[str, Any]) -> dict[str, Any]:
     """Runs two artifacts in turn.
 
     Args:
-        request: `artifacts`, `inputs`; `least_pairs`, `budget_s` and `half_width`: when it ends; `threads`: how many
-            threads the artifacts run on.
+        request: `artifacts`, `inputs`; `least_pairs`, `most_pairs`, `budget_s` and `half_width`: when it ends;
+            `threads`: how many threads the artifacts run on.
 
     Returns:
         Per artifact the fastest run and the median of every block, in milliseconds; and what disturbed the measurement.
@@ -73,7 +73,7 @@ def _is_enough(blocks: tuple[list[Block], list[Block]], elapsed_s: float, reques
     own, other = ([fastest for fastest, _ in mine] for mine in blocks)
     ratio = ratio_of(other, own)
     is_narrow = ratio.half_width <= float(request["half_width"]) * ratio.value
-    return is_narrow or elapsed_s > float(request["budget_s"])
+    return is_narrow or elapsed_s > float(request["budget_s"]) or len(blocks[0]) >= request["most_pairs"]
 
 
 def _block_size(runner: Any, inputs: Arrays) -> int:

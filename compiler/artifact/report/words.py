@@ -90,7 +90,9 @@ def _gains(row: Row, trial: Trial) -> str:
     parts = []
     if trial.speed and trial.speed.speedup is not None:
         ratio, how = trial.speed.speedup, trial.speed.evidence
-        parts.append(f"{trial.speed.ratio_words} ({how})" if ratio != 1 else "the float original")
+        how += ", disturbed" if trial.speed.disturbed else ""
+        faster = f"{trial.speed.ratio_figure} times as fast as the float original ({how})"
+        parts.append(faster if ratio != 1 else "the float original")
     if trial.pruned:
         parts.append(f"{trial.pruned:.0%} of its multiply-accumulates are pruned")
     if trial.footprint and trial.footprint.weights_bytes is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, FiniteFloat
 
-from compiler.artifact.figures import figure_text, ratio_text, time_text
+from compiler.artifact.figures import figure_text, ratio_figure, ratio_text, time_text
 from compiler.artifact.schema.saliency import Saliency
 
 Number = FiniteFloat | None
@@ -185,6 +185,13 @@ class Speed:
     high: Number = None
     disturbed: str = ""
     value_high: Number = None
+
+    @property
+    def ratio_figure(self) -> str:
+        """The speed-up as a number with its interval; empty where nothing tells."""
+        if self.speedup is None:
+            return ""
+        return ratio_figure(self.speedup, self.low, self.high, is_estimate=self.evidence == ESTIMATED)
 
     @property
     def ratio_words(self) -> str:

@@ -30,8 +30,11 @@ from compiler.fleet.profile import HardwareProfile
 LEAST_PAIRS = 7
 """Pairs of blocks in any case: one more than an interval of 95 % needs."""
 
-BUDGET_S = 20.0
-"""How long a race may go on beyond those."""
+MOST_PAIRS = 60
+"""Pairs beyond which an interval narrows too slowly to be worth the time: four times as many halve it."""
+
+BUDGET_S = 10.0
+"""How long a race may go on beyond the least number of pairs."""
 
 NARROW = 0.01
 """Half of the interval, relative, that is narrow enough: a third of what counts as the same speed."""
@@ -138,7 +141,12 @@ def _race(context: BuildContext, made: Made, original: Made) -> Speed:
         return Speed(1.0, times[0], times[0], "ms", Evidence.HOST, made.verdict.reason, low=1.0, high=1.0)
     builds = [(one.built, one.typical.inputs) for one in (made, original)]
     threads = min(made.plan.target_plan.threads, available_cores())
-    limits: dict[str, Any] = {"least_pairs": LEAST_PAIRS, "budget_s": BUDGET_S, "half_width": NARROW}
+    limits: dict[str, Any] = {
+        "least_pairs": LEAST_PAIRS,
+        "most_pairs": MOST_PAIRS,
+        "budget_s": BUDGET_S,
+        "half_width": NARROW,
+    }
     (found,) = observe(context, "race", builds, **limits, threads=threads)
     return race_speed(found, note=made.verdict.reason)
 

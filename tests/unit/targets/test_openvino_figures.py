@@ -15,7 +15,7 @@ import pytest
 
 from compiler.artifact import Artifact, Evidence, artifact_to_dict
 from compiler.compress.quant import quantize
-from compiler.driver.measure.speed import LEAST_PAIRS, NARROW, Speed, race_speed
+from compiler.driver.measure.speed import LEAST_PAIRS, MOST_PAIRS, NARROW, Speed, race_speed
 from compiler.driver.search.select import choose_trial
 from compiler.driver.search.trial import Trial
 from compiler.driver.stages.candidate import Made
@@ -157,6 +157,7 @@ def speed_of(folder: Path, builds: dict[str, Artifact], budget_s: float) -> Spee
             "artifacts": [request(builds["int8"]), request(builds["fp32"])],
             "inputs": [str(folder / "in.npz")] * 2,
             "least_pairs": LEAST_PAIRS,
+            "most_pairs": MOST_PAIRS,
             "budget_s": budget_s,
             "half_width": NARROW,
             "threads": min(4, available_cores()),
