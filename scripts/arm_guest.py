@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from targets.arm_tvm.emulate import count_instructions, emulator
+from targets.arm_tvm.run.emulate import count_instructions, emulator
 
 DEBIAN = "python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 libstdc++6 libgcc-s1 zlib1g libexpat1"
 PEERS = {"ncnn": "ncnn==1.0.20261020", "mnn": "MNN==3.6.1", "numpy": "numpy==2.4.6"}

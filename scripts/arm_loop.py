@@ -21,8 +21,8 @@ import numpy as np
 from arm_models import BenchModel
 from bench_record import Figures
 
-from targets.arm_tvm.emulate import emulator, host_arch, plugin_api
-from targets.arm_tvm.link import link_plugin
+from targets.arm_tvm.bundle.link import link_plugin
+from targets.arm_tvm.run.emulate import emulator, host_arch, plugin_api
 
 PLUGIN = Path(__file__).with_name("hot_blocks.c")
 ITERATIONS = 200

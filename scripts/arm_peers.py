@@ -21,11 +21,11 @@ from bench_record import Figures
 
 from compiler.artifact import Artifact, Evidence
 from compiler.errors import CompilerError
-from targets.arm_tvm.bundle import Cores, pack_bundle
-from targets.arm_tvm.lower import Lowered, read_signature, write_objects
+from targets.arm_tvm.bundle.folder import Cores, pack_bundle
+from targets.arm_tvm.bundle.runtime_libraries import TVM_VERSION
+from targets.arm_tvm.graph.lower import Lowered, read_signature, write_objects
 from targets.arm_tvm.options import Options
-from targets.arm_tvm.runner import BundleRunner
-from targets.arm_tvm.runtime import TVM_VERSION
+from targets.arm_tvm.run.runner import BundleRunner
 
 PRECISIONS = ("fp32", "fp16", "int8")
 CONVERTING_CPU = "max"

@@ -9,8 +9,8 @@ from arm_models import BenchModel
 from arm_ours import PROFILES, Build, build
 from bench_record import Figures
 
-from targets.arm_tvm.emulate import count_instructions, emulated_cpu, emulator
-from targets.arm_tvm.memory import watch_guest
+from targets.arm_tvm.run.emulate import count_instructions, emulated_cpu, emulator
+from targets.arm_tvm.run.guest_memory import watch_guest
 
 TIMEOUT_S = 3600
 ONE_THREAD = {"TVM_NUM_THREADS": "1"}

@@ -32,8 +32,8 @@ from bench_record import ROOT, Figures, commit, machine, versions
 from platformdirs import user_cache_path
 
 from compiler.fleet.profile import load_profile, validate_options
-from targets.arm_tvm.emulate import emulated_cpu
 from targets.arm_tvm.options import Options
+from targets.arm_tvm.run.emulate import emulated_cpu
 
 TOOLS = ("fleetc", "numpy", "onnx", "onnxruntime", "apache-tvm", "apache-tvm-ffi", "ziglang")
 INSTRUCTIONS_AT_MOST = {"fp32": 40.6e6, "fp16": 31.7e6, "int8": 24e6}

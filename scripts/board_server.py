@@ -16,7 +16,7 @@ from platformdirs import user_cache_path
 
 from compiler.errors import CompilerError
 from compiler.fleet.profile import load_profile, validate_options
-from targets.arm_tvm.bundle import write_server
+from targets.arm_tvm.bundle.folder import write_server
 from targets.arm_tvm.options import Options
 
 

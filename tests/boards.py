@@ -59,7 +59,7 @@ def running_board(tracker: str, key: str, program: Sequence[str]) -> Iterator[No
 
 
 def _registered(tracker: str, key: str, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
-    from targets.arm_tvm.benches import find_board
+    from targets.arm_tvm.tune.harness import find_board
 
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:

@@ -29,12 +29,6 @@ def ratio_figure(ratio: float, low: float | None, high: float | None, *, is_esti
     return f"about {rough_text(ratio)}" if is_estimate else figure_text(ratio, low, high)
 
 
-def ratio_text(ratio: float, low: float | None, high: float | None, *, is_estimate: bool, disturbed: str) -> str:
-    """A speed-up over float32 in words."""
-    text = ratio_figure(ratio, low, high, is_estimate=is_estimate)
-    return f"{text} × float32" + (", disturbed" if disturbed else "")
-
-
 def time_text(value_ms: float, high_ms: float | None, *, is_estimate: bool) -> str:
     """A time: an estimate is the least it can be, up to what it is where arithmetic and memory do not overlap."""
     if not is_estimate:

@@ -143,8 +143,9 @@ def _border_and_kernels(
     store, target, profile = Store(cache), job.target, job.profile
     ready = prepare(fleet, read_model(fleet.model).model, [job.device])[job.device.name]
     plan, passes = bound_payload(job.plan, ready.model), target.passes(profile)
-    border = make_border(ready.model, ready.digest, plan, passes, inputs=ready.inputs.probe, store=store)
-    refuse_unsupported(border.load(), target.capability(profile), target=target.name)
+    capability, inputs = target.capability(profile), ready.inputs.probe
+    border = make_border(ready.model, ready.digest, plan, passes, capability=capability, inputs=inputs, store=store)
+    refuse_unsupported(border.load(), capability, target=target.name)
     return plan, border, list_kernels(border, plan, profile, target, store=store, limits=child)
 
 

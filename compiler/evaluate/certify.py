@@ -6,52 +6,18 @@ more trials there were (the winner's curse). `docs/statistics.md` says what this
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from compiler.artifact.schema import AccuracyDrop, Certified
 from compiler.errors import InternalError
 from compiler.evaluate.bootstrap import LEVEL_PCT, Measured, Values, draw_weights, interval, resampled
-from compiler.evaluate.split import Groups, Split, SplitKind
-from compiler.evaluate.task import AccuracyDrop, choose_rule
+from compiler.evaluate.split import Groups, Split
+from compiler.evaluate.task import MeasuredDrop, choose_rule, known_end
 from compiler.fleet.data import Rule
-
-
-@dataclass(frozen=True)
-class Certified:
-    """A drop on data that did not choose.
-
-    Args:
-        how: How those data were kept apart.
-        metric: The task's metric.
-        drop_pct: Percentage points lost against the float model.
-        low_pct: Lower end of the interval; NaN where there is none.
-        high_pct: Upper end.
-        level_pct: Level of the interval: higher where several chosen trials were certified one after another.
-        rule: `point` judges the drop itself, `bound` the upper end.
-        judged_pct: What the limit is compared with.
-        count: Decisions that judge.
-        agreed: Of the folds, how many chose what is delivered; of a half that is held out, 1.
-        folds: How many folds there are.
-        looks: How many trials were scored on the data that chose.
-        why: The reason for this rule, and for this way of keeping data apart.
-    """
-
-    how: SplitKind
-    metric: str
-    drop_pct: float
-    low_pct: float
-    high_pct: float
-    level_pct: float
-    rule: Literal["point", "bound"]
-    judged_pct: float
-    count: int
-    agreed: int
-    folds: int
-    looks: int
-    why: str
 
 
 @dataclass(frozen=True)
@@ -86,9 +52,10 @@ def certify_held_out(
         looks: How many trials were scored on the other half.
     """
     level = corrected_level(rank)
-    low, high = drop.low_pct, drop.high_pct
-    if drop.measured is not None and rank > 1:
-        low, high = interval(_resampled_drops(*drop.measured), level_pct=level)
+    ends = [math.nan if end is None else end for end in (drop.low_pct, drop.high_pct)]
+    if isinstance(drop, MeasuredDrop) and drop.measured is not None and rank > 1:
+        ends = list(interval(_resampled_drops(*drop.measured), level_pct=level))
+    low, high = ends
     rule, why = choose_rule(asked, drop.candidate.count, limit_pct, high)
     judged = drop.drop_pct if rule == "point" else high
     count = drop.candidate.count
@@ -96,8 +63,8 @@ def certify_held_out(
         split.kind,
         drop.metric,
         drop.drop_pct,
-        low,
-        high,
+        known_end(low),
+        known_end(high),
         level,
         rule,
         judged,
@@ -146,8 +113,8 @@ def cross_fit(
         split.kind,
         metric,
         drop,
-        low,
-        high,
+        known_end(low),
+        known_end(high),
         level,
         rule,
         judged,

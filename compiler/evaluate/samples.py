@@ -1,4 +1,4 @@
-"""Inputs to probe and verify a model with: the user's own, checked, or seeded random ones that say so."""
+"""Inputs to probe and verify a model with: the user's own, checked, or seeded random ones, labelled as such."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCH = "batch"
 SUFFIXES = (".npz", ".npy")
 
 RESERVED = frozenset({"labels", "origin"})
-"""Arrays of a .npz that are no inputs: what the samples show, and in one text where they are from."""
+"""Arrays of a .npz that are no inputs: labels, and one text that says where the samples are from."""
 
 _NOTHING: Array = np.empty(0, dtype=np.float32)
 
@@ -38,7 +38,7 @@ class Samples:
     Args:
         items: One mapping per sample, input name → array with a first axis of 1 where the model has a batch.
         origin: `random, seed 0`, or the file or folder they are from: labels every figure measured with them.
-        warnings: What is odd about them and no error.
+        warnings: What is unusual about them without being an error.
     """
 
     items: tuple[Mapping[str, Array], ...]

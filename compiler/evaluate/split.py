@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.artifact.schema import SplitKind
 from compiler.model.numerics import Array, Arrays
 
 Groups = NDArray[np.int64]
@@ -27,14 +27,6 @@ SEED = "fleetc split 1"
 
 FOLDS = 5
 """Four fifths choose: enough to choose as all would, and a fold still holds several people."""
-
-
-class SplitKind(StrEnum):
-    """How the data that choose are kept from those that certify."""
-
-    HELD_OUT = "held out"
-    CROSS_FIT = "cross-fit"
-    NONE = "none"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 1. A node computes in half if its schema allows that type, `STAYS_FLOAT32` has no reason against it, its types are known
    and its constants survive: finite ones stay finite, a single nonzero number stays nonzero.
-2. A Cast stands on each edge between the two worlds, one per value and direction; constants are converted themselves,
+2. A Cast stands on each edge between float32 and half, one per value and direction; constants are converted themselves,
    into copies of their own, so that a float32 reader keeps its constant.
 3. Graph inputs and outputs keep names and types; subgraphs and functions stay float32.
 Attention computes its softmax in float32 inside.
@@ -25,7 +25,7 @@ from compiler.passes.values import Names, constant_tensor, display_name, nodes_a
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _EITHER = frozenset({"Shape", "Size"})
-"""They look at no element, so they read what is there."""
+"""They read no element, only the shape, so they take either type."""
 _TYPE_NAMES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 
 
@@ -35,9 +35,11 @@ class ConvertPrecision:
 
     Args:
         precision: `fp16` or `bf16`.
+        lossy: Results are rounded, so gates judge them and not the probe.
     """
 
     precision: str
+    lossy: bool = True
 
     @property
     def name(self) -> str:
@@ -106,7 +108,7 @@ def _choose(model: ir.Model, precision: str, notes: list[str]) -> dict[ir.Node, 
 
 
 def _decide(node: ir.Node, opset: int, precision: str) -> tuple[_Ports | None, str]:
-    """The ports to convert, or None and why; the empty reason means that there is nothing to tell."""
+    """The ports to convert, or None and the reason; an empty reason writes no note."""
     if node.op_type in STAYS_FLOAT32 and node.domain == "":
         return None, "" if node.op_type in ("Cast", "Constant") else STAYS_FLOAT32[node.op_type]
     if node.domain != "":
@@ -196,7 +198,7 @@ class _Conversion:
         self.names = Names(self.model)
 
     def apply(self, chosen: dict[ir.Node, _Ports]) -> None:
-        """Outputs first, so that every reader sees which of its inputs are half."""
+        """Converts outputs first, so that every reader sees which of its inputs are half."""
         for node, ports in chosen.items():
             self._narrow_outputs(node, ports)
         for node, ports in chosen.items():

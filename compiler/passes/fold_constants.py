@@ -4,8 +4,8 @@
 2. Shape and Size of what has a static shape, and Gather, Slice, Concat, Squeeze, Unsqueeze, Cast of known dimensions,
    even where the other dimensions are symbolic.
 3. Any other operator of ONNX whose inputs are all constants, evaluated by ONNX Runtime alone and unoptimized.
-A result may make the model at most `budget_bytes` larger than the constants it replaces, so that a few bytes that mean
-a large tensor (ConstantOfShape, Expand, Tile) stay a few bytes. Never folded: random numbers, control flow,
+A result may make the model at most `budget_bytes` larger than the constants it replaces, so that ConstantOfShape,
+Expand and Tile are not written out as large tensors. Never folded: random numbers, control flow,
 quantization. Subgraphs and functions are left alone.
 """
 
@@ -25,7 +25,7 @@ from compiler.passes.probe import RANDOM_OPERATORS, run_unoptimized
 from compiler.passes.values import Names, constant_tensor, display_name
 
 BUDGET_BYTES = 64 * 1024
-"""Growth allowed per folded node: a table of positions is worth it, a materialized mask is not."""
+"""Growth allowed per folded node: enough for a table of positions (64 KiB), too little for an expanded mask."""
 
 NEVER = RANDOM_OPERATORS | {
     "QuantizeLinear",
@@ -145,13 +145,13 @@ def _predicted_bytes(alone: ir.Model) -> int:
     for value in ir.from_proto(inferred).graph.outputs:
         sizes = [] if value.shape is None else list(value.shape)
         if value.shape is None or value.dtype is None or not all(isinstance(size, int) for size in sizes):
-            raise _LeftAlone("not folded, how large the result is cannot be told beforehand")
+            raise _LeftAlone("not folded, the size of the result is not known beforehand")
         total += prod(int(str(size)) for size in sizes) * value.dtype.bitwidth // 8
     return total
 
 
 def _freed_bytes(node: ir.Node) -> int:
-    """Bytes of the constants that nobody else reads."""
+    """Bytes of the constants that no other node reads."""
     alone = [
         value
         for value in dict.fromkeys(node.inputs)

@@ -1,7 +1,7 @@
-"""The named lists of passes, read aloud.
+"""The pipelines: named lists of passes, in the order they run.
 
-A list holds names, since a plan asks for no more and loading the passes takes a second. `fuse-conv-bn` is FUSE_CONV_BN
-of `fuse_conv_bn.py`.
+A list holds names, because a plan needs only names and importing the passes takes a second. `fuse-conv-bn` is
+FUSE_CONV_BN of `fuse_conv_bn.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PORTABLE: tuple[str, ...] = (
     "fold-constants",  # again: what rules left of weights and shapes
     "remove-identities",
     "merge-duplicates",
-    "remove-dead-nodes",  # after every pass that leaves constants nobody reads
+    "remove-dead-nodes",  # after every pass that leaves unread constants
     "infer-shapes",  # last: the border model has every type and shape in it
 )
 """From the imported model to the border model, float32 throughout."""
@@ -68,7 +68,7 @@ def precision_passes(precision: str) -> tuple[Pass, ...]:
 
 def _load(name: str) -> Pass:
     snake = name.replace("-", "_")
-    found: Pass = getattr(import_module(f"compiler.passes.{snake}"), snake.upper())
-    if found.name != name:
-        raise InternalError(f"the pass of {snake}.py calls itself '{found.name}'")
-    return found
+    loaded: Pass = getattr(import_module(f"compiler.passes.{snake}"), snake.upper())
+    if loaded.name != name:
+        raise InternalError(f"the pass of {snake}.py calls itself '{loaded.name}'")
+    return loaded

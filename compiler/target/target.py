@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 API_VERSION = 1
 GROUP = "fleetc.targets"
+ABSENT = "absent"
+"""The version of a package that is not installed."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,23 @@ class Tunes(Protocol):
 
 
 @runtime_checkable
+class HasAlternatives(Protocol):
+    """What a target offers beside `Target`'s members if it can build with any one of several packages.
+
+    Args:
+        alternatives: Packages of `toolchain` of which one is enough.
+    """
+
+    alternatives: frozenset[str]
+
+
+@runtime_checkable
 class Target(Protocol):
     """One toolchain and the devices it builds for.
 
     A target may also offer `unavailable_here(artifact) -> str`: why an artifact cannot run on this machine, found out
     cheaply and without the toolchain, or nothing. It saves the process in which `load` would find it out. One that can
-    be tuned offers what `Tunes` has.
+    be tuned offers what `Tunes` has; one that needs one of several packages, what `HasAlternatives` has.
     """
 
     name: str
@@ -212,7 +225,16 @@ def installed_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "absent"
+        return ABSENT
+
+
+def missing_packages(target: Target) -> tuple[str, ...]:
+    """The packages of a target's toolchain that are absent and needed; of alternatives only where all are absent."""
+    versions = target.toolchain()
+    absent = [package for package, version in versions.items() if version == ABSENT]
+    alternatives = target.alternatives if isinstance(target, HasAlternatives) else frozenset()
+    has_one = any(versions.get(package, ABSENT) != ABSENT for package in alternatives)
+    return tuple(package for package in absent if not (has_one and package in alternatives))
 
 
 def _claims() -> dict[str, list[EntryPoint]]:

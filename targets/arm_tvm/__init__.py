@@ -27,13 +27,13 @@ from compiler.target import (
     installed_version,
     validate_options,
 )
-from targets.arm_tvm.integer.isa import dot_of
-from targets.arm_tvm.integer.specs import Dot
-from targets.arm_tvm.machine import machine_of
-from targets.arm_tvm.operators import capability_of
+from targets.arm_tvm.bundle.runtime_libraries import FFI_VERSION, TVM_VERSION
+from targets.arm_tvm.bundle.zig import REMEDY
+from targets.arm_tvm.graph.capability import capability_of
+from targets.arm_tvm.kernels.integer.dot_products import dot_of
+from targets.arm_tvm.kernels.integer.specs import Dot
+from targets.arm_tvm.kernels.machine import machine_of
 from targets.arm_tvm.options import Options
-from targets.arm_tvm.runtime import FFI_VERSION, TVM_VERSION
-from targets.arm_tvm.zig import REMEDY
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -57,9 +57,9 @@ class Tvm:
     def check(self, profile: HardwareProfile) -> None:
         """Raises TargetUnavailable naming every package that is absent or not of the pinned version."""
         problems = [
-            TargetUnavailable(f"{package} is {found}; this fleetc needs {wanted}", remedy=REMEDY)
+            TargetUnavailable(f"{package} is {installed}; this fleetc needs {wanted}", remedy=REMEDY)
             for package, wanted in _REQUIRED.items()
-            if (found := installed_version(package)) != wanted
+            if (installed := installed_version(package)) != wanted
         ]
         if find_spec("ziglang") is None:
             problems.append(TargetUnavailable("ziglang, which links for the device, is absent", remedy=REMEDY))
@@ -76,7 +76,7 @@ class Tvm:
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Compiles the model, links it, and writes the bundle."""
-        from targets.arm_tvm.bundle import Cores, write_bundle
+        from targets.arm_tvm.bundle.folder import Cores, write_bundle
 
         options: Options = plan.options
         cores = Cores(plan.threads, max(plan.threads, profile.cpu.cores if profile.cpu else 1))
@@ -107,25 +107,25 @@ class Tvm:
 
     def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
         """The convolutions and products that our kernels compute, each with the register tiles the payload allows."""
-        from targets.arm_tvm.budget import within_payload
-        from targets.arm_tvm.lower import import_relax
-        from targets.arm_tvm.tuning import list_tunables
+        from targets.arm_tvm.graph.budget import within_payload
+        from targets.arm_tvm.graph.lower import import_relax
+        from targets.arm_tvm.tune.tunables import list_tunables
 
-        found = list_tunables(model, plan.options)
+        tunables = list_tunables(model, plan.options)
         if plan.payload_bytes is None:
-            return found
+            return tunables
         module = import_relax(model, _dot_of(profile))
-        return within_payload(found, module, machine_of(plan.options), plan.payload_bytes)
+        return within_payload(tunables, module, machine_of(plan.options), plan.payload_bytes)
 
     def measurer(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Measurer:
         """Times kernels on this machine or on a board; raises TargetUnavailable where it is not there."""
-        from targets.arm_tvm.tuning import KernelMeasurer
+        from targets.arm_tvm.tune.tunables import KernelMeasurer
 
         return KernelMeasurer(model, plan, profile, backend)
 
     def load(self, artifact: Artifact) -> Runner:
         """Loads the bundle. Raises TargetUnavailable where neither this machine nor QEMU can run it."""
-        from targets.arm_tvm.runner import load_bundle
+        from targets.arm_tvm.run.runner import load_bundle
 
         return load_bundle(artifact)
 

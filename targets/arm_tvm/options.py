@@ -1,4 +1,4 @@
-"""What a profile says to address an edge CPU."""
+"""The `target_options` of a profile: triple, core and features."""
 
 from __future__ import annotations
 

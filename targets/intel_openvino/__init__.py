@@ -1,7 +1,8 @@
 """OpenVINO on a CPU: the IR (`model.xml`, `model.bin`) and the settings the device compiles it with.
 
-The IR holds no machine code: OpenVINO generates it for the processor at hand when the model is loaded. An instruction
-set the device has and this machine lacks therefore changes speed and nothing else, except where it is the one that
+The IR holds no machine code: OpenVINO generates it for the processor at hand when the model is loaded. What this
+machine has beyond the device is not used (`isa.py`), so that kernels, weight layouts and memory are the device's. An
+instruction set the device has and this machine lacks changes speed and nothing else, except where it is the one that
 the precision is computed in: then this machine cannot say what the device would answer, and `load` refuses.
 """
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from compiler.target import Pass
 
-_THREADS_PER_STREAM = 2
 _THREADS_PER_STREAM = 2
 CHOSEN = ("INFERENCE_NUM_THREADS", "NUM_STREAMS")
 """Settings that tuning chooses."""

@@ -7,10 +7,9 @@ streams, and the figure is the time per request.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,15 +25,17 @@ from compiler.target import (
     TargetUnavailable,
     ToolchainFailed,
     Tunable,
-    available_cores,
+    available_cpus,
     detect_profile,
     graph_digest,
     host_isa,
     missing_isa,
     profile_device,
+    scratch_folder,
 )
 from targets.intel_openvino.convert import write_ir
-from targets.intel_openvino.toolchain import first_lines, limit_isa, openvino
+from targets.intel_openvino.isa import impose_isa
+from targets.intel_openvino.toolchain import first_lines, openvino
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -91,12 +92,11 @@ class HostMeasurer:
         config: dict[str, str],
     ) -> None:
         _refuse(profile, backend)
-        limit_isa(frozenset(profile.cpu.isa if profile.cpu else ()), host_isa())
-        self.device: DeviceType = profile_device(detect_profile())
+        self.device = _device(profile)
         self._plan, self._config, self._trial_s = plan, config, backend.trial_s
         self._core = openvino().Core()
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as folder:  # OpenVINO keeps its mapping of the weights
-            path = Path(folder) / "ir" / "model.xml"
+        with scratch_folder() as folder:  # OpenVINO keeps its mapping of the weights
+            path = folder / "ir" / "model.xml"
             path.parent.mkdir()
             write_ir(model, plan, path)
             self._network = self._core.read_model(path)
@@ -108,7 +108,7 @@ class HostMeasurer:
             ToolchainFailed: OpenVINO does not compile or run the model with this choice.
         """
         config = {**self._config, **{name: str(value) for name, value in choice.items()}}
-        threads, cores = int(config["INFERENCE_NUM_THREADS"]), available_cores()
+        threads, cores = int(config["INFERENCE_NUM_THREADS"]), available_cpus()
         if threads > cores:
             raise ToolchainFailed(f"{threads} threads cannot be timed on the {cores} processors of this machine")
         try:
@@ -119,6 +119,14 @@ class HostMeasurer:
             return Measurement(tuple(_times_us(requests, inputs, self._trial_s)), self.evidence)
         except (RuntimeError, TypeError, ValueError) as error:
             raise ToolchainFailed(f"OpenVINO does not run the model with {config}: {first_lines(error)}") from error
+
+
+def _device(profile: HardwareProfile) -> DeviceType:
+    """This machine, with the instruction sets that it shares with the device: kernels use no others."""
+    device: DeviceType = profile_device(detect_profile())
+    flags = set(profile.cpu.isa if profile.cpu else ())
+    impose_isa(flags, host_isa())
+    return replace(device, isa=tuple(flag for flag in device.isa if flag in flags)) if flags else device
 
 
 def _refuse(profile: HardwareProfile, backend: Backend) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from compiler.fleet.detect import host_isa
 from compiler.target.testing import text_case
-from targets.arm_tvm.emulate import host_arch
+from targets.arm_tvm.run.emulate import host_arch
 from tests.boards import free_port, running_tracker, start_board, stop
 from tests.cli.conftest import Place, make_place
 

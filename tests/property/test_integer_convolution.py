@@ -5,10 +5,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from targets.arm_tvm.integer.kernels import Kernel, emit
-from targets.arm_tvm.integer.packing import pack_depthwise, pack_weights
-from targets.arm_tvm.integer.specs import BLOCK, ConvSpec, Epilogue, Image
-from targets.arm_tvm.integer.tiles import split, tile_choices
+from targets.arm_tvm.kernels.integer.kernel import Kernel, emit
+from targets.arm_tvm.kernels.integer.packed_weights import pack_depthwise, pack_weights
+from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Epilogue, Image
+from targets.arm_tvm.kernels.integer.tiles import split, tile_choices
 
 pytestmark = pytest.mark.needs_tvm
 Array = np.ndarray

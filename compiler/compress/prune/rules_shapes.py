@@ -1,4 +1,4 @@
-"""How channels pass operators without weights: element-wise ones, pools, concatenations, reshapes."""
+"""Rules for channels through operators without weights: element-wise, pools, Concat, Reshape and others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compiler.passes.values import constant_of
 
 
 def same(walk: Walk, node: ir.Node) -> bool:
-    """One tensor in, the same places out."""
+    """Unary element-wise operators: labels stay."""
     if any(walk.of(value) for value in node.inputs[1:]):
         return False
     walk.give(node.outputs[0], dict(walk.of(node.inputs[0])))
@@ -22,12 +22,12 @@ def same(walk: Walk, node: ir.Node) -> bool:
 
 
 def pool(walk: Walk, node: ir.Node) -> bool:
-    """Every channel for itself; places are mixed."""
+    """Pools: each channel by itself."""
     return not walk.of(node.inputs[0]).keys() - {0, 1} and len(node.outputs) == 1 and same(walk, node)
 
 
 def elementwise(walk: Walk, node: ir.Node) -> bool:
-    """Broadcast operands: what meets at one place is tied; a parameter per channel follows."""
+    """Binary operators with broadcasting: channels at one position are tied; a parameter per channel follows."""
     shapes = [sizes(value) for value in node.inputs]
     out = sizes(node.outputs[0])
     if out is None or any(shape is None for shape in shapes):
@@ -72,7 +72,7 @@ def _meet(
 
 
 def concat(walk: Walk, node: ir.Node) -> bool:
-    """Along its axis one after the other; along every other axis together."""
+    """Concat: joins labels along its axis, ties them along the others."""
     out = sizes(node.outputs[0])
     if out is None:
         return False
@@ -134,14 +134,14 @@ def split(walk: Walk, node: ir.Node) -> bool:
 
 
 def slice_(walk: Walk, node: ir.Node) -> bool:
-    """A segment of the channels with constant ends and step 1; other axes as they like."""
+    """Slice of channels with constant ends and step 1; other axes are free."""
     labels, shape = walk.of(node.inputs[0]), sizes(node.inputs[0])
-    given = [constant_of(value) if value is not None else None for value in node.inputs[1:]]
-    if shape is None or len(given) < 2 or given[0] is None or given[1] is None:
+    bounds = [constant_of(value) if value is not None else None for value in node.inputs[1:]]
+    if shape is None or len(bounds) < 2 or bounds[0] is None or bounds[1] is None:
         return False
-    starts, ends = given[0].tolist(), given[1].tolist()
-    axes = given[2].tolist() if len(given) > 2 and given[2] is not None else range(len(starts))
-    steps = given[3].tolist() if len(given) > 3 and given[3] is not None else [1] * len(starts)
+    starts, ends = bounds[0].tolist(), bounds[1].tolist()
+    axes = bounds[2].tolist() if len(bounds) > 2 and bounds[2] is not None else range(len(starts))
+    steps = bounds[3].tolist() if len(bounds) > 3 and bounds[3] is not None else [1] * len(starts)
     made = dict(labels)
     for element, (start, end, axis, step) in enumerate(zip(starts, ends, axes, steps, strict=True)):
         at = axis % len(shape)
@@ -159,7 +159,7 @@ def slice_(walk: Walk, node: ir.Node) -> bool:
 
 
 def pad(walk: Walk, node: ir.Node) -> bool:
-    """Channels that are added are constant: cutting them means adding fewer."""
+    """Pad: added channels are constant; cutting them means padding less."""
     labels, shape = walk.of(node.inputs[0]), sizes(node.inputs[0])
     amounts = weight(node, 1)
     if shape is None or amounts is None or (len(node.inputs) > 3 and node.inputs[3] is not None):
@@ -179,7 +179,7 @@ def pad(walk: Walk, node: ir.Node) -> bool:
 
 
 def transpose(walk: Walk, node: ir.Node) -> bool:
-    """The labels move with their axes."""
+    """Transpose: labels move with their axes."""
     shape = sizes(node.inputs[0])
     if shape is None:
         return False
@@ -190,7 +190,7 @@ def transpose(walk: Walk, node: ir.Node) -> bool:
 
 
 def reduce(walk: Walk, node: ir.Node) -> bool:
-    """Sums and means over other axes than those of the channels."""
+    """Reductions over other axes than those of the channels."""
     labels, shape, out = walk.of(node.inputs[0]), sizes(node.inputs[0]), sizes(node.outputs[0])
     if shape is None or out is None:
         return False

@@ -1,4 +1,4 @@
-"""Choose: from what was observed and a scheme to a plan."""
+"""Choose: from histograms and a scheme to a quantization plan."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def choose(
 
     Args:
         model: In float32, with types and shapes inferred and every node named; left as it is.
-        observations: Of this very model; may be None where the scheme quantizes weights only.
+        observations: Histograms of this model; may be None where the scheme quantizes weights only.
         scheme: The target's.
-        options: How; the defaults if None.
+        options: The quantizer's; the defaults if None.
         keep_float: Node → why it stays in floating point.
 
     Raises:
@@ -71,7 +71,7 @@ def choose(
 
 
 def observed_values(model: ir.Model, scheme: QuantScheme) -> list[str]:
-    """Names of the values that may need a range, whichever layers stay float."""
+    """Names of all values that may need a range; which layers stay float is not known yet."""
     read = (
         node.inputs[index]
         for node in model.graph
@@ -87,8 +87,7 @@ def _observed(placed: Placement, observations: Observations | None) -> dict[ir.V
     missing = [str(value.name) for value in placed.formats if value.name not in tensors]
     if missing:
         raise DataError(
-            f"{len(missing)} values have no observed range, and int8 on a guessed one is not offered: "
-            + ", ".join(missing[:5]),
+            f"{len(missing)} values have no observed range: " + ", ".join(missing[:5]),
             remedy="Observe the model on calibration data: a hundred or more typical inputs.",
         )
     return {value: tensors[str(value.name)] for value in placed.formats}
@@ -100,23 +99,23 @@ def _tensors(placed: Placement, seen: Mapping[ir.Value, Histogram], options: Qua
     for value, histogram in seen.items():
         members.setdefault(placed.group(value), []).append(value)
         joined[placed.group(value)] = _join(joined.get(placed.group(value)), histogram)
-    found = {
+    formats = {
         root: quantize_tensor(joined[root], placed.formats[values[0]], options) for root, values in members.items()
     }
-    return {str(value.name): found[placed.group(value)] for value in seen}
+    return {str(value.name): formats[placed.group(value)] for value in seen}
 
 
 def _join(first: Histogram | None, second: Histogram) -> Histogram:
     both = empty_histogram()
-    for one in (first, second):
-        if one is None:
+    for histogram in (first, second):
+        if histogram is None:
             continue
-        both.low, both.high = min(both.low, one.low), max(both.high, one.high)
-        both.zeros += one.zeros
-        if one.exponent is None:
+        both.low, both.high = min(both.low, histogram.low), max(both.high, histogram.high)
+        both.zeros += histogram.zeros
+        if histogram.exponent is None:
             continue
-        copy = Histogram(one.exponent, one.counts)
-        both.grow(one.exponent)
+        copy = Histogram(histogram.exponent, histogram.counts)
+        both.grow(histogram.exponent)
         copy.grow(both.exponent or 0)
         both.grow(copy.exponent or 0)
         both.counts = both.counts + copy.counts

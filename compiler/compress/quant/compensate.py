@@ -1,4 +1,4 @@
-"""Weights rounded one input at a time, each rounding made up for by the weights that are still to be rounded.
+"""Compensated rounding of weights (GPTQ): one input at a time, later weights compensate the errors of earlier ones.
 
 A layer in few bits computes Ŵ·x̂, with x̂ (terms,) what it really reads there. Over samples X̂ (terms, samples) the sum
 of squares ‖W·X̂ − Ŵ·X̂‖² = tr((W − Ŵ)·H·(W − Ŵ)ᵀ), H = X̂·X̂ᵀ, is to be least. Input j is rounded for all outputs at once,
@@ -6,7 +6,7 @@ and its error e = w − ŵ goes to the inputs after it: w_k −= e·U_jk / U_jj 
 triangular. Inputs of the largest H_jj come first; λ keeps weights near where they were where the samples say nothing.
 (E. Frantar et al., GPTQ, 2022, which solves B. Hassibi's and D. Stork's Optimal Brain Surgeon, 1993, for rounding.)
 
-H is summed batch by batch, so memory is a few matrices of (terms, terms), whatever the samples are.
+H is summed batch by batch, so memory is a few matrices of (terms, terms) for any number of samples.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from compiler.model.numerics import Array
 Floats = NDArray[np.float32]
 
 DAMPING = 0.01
-"""λ, as a part of the mean of H's diagonal."""
+"""λ as a share of the mean of H's diagonal; 1 % is GPTQ's own choice."""
 
 MOST_TERMS = 4608
-"""Of a product; a matrix of (terms, terms) takes 81 MiB there."""
+"""Largest number of terms of a product that is compensated: a matrix of (terms, terms) takes 81 MiB there."""
 
 _BLOCK = 128
 """Inputs after which the error is handed to all later ones; before, only to those of the block."""
@@ -52,9 +52,9 @@ def _compensate_group(matrix: Floats, scales: Floats, gram: Floats, quant: Tenso
     """One group's weights (outputs, terms)."""
     order = np.argsort(-np.diag(gram), kind="stable")
     upper = inverse_root(gram[np.ix_(order, order)])
-    found = np.empty_like(matrix)
-    found[:, order] = _round_in_turn(matrix[:, order], scales[:, order], upper, quant)
-    return found
+    rounded = np.empty_like(matrix)
+    rounded[:, order] = _round_in_turn(matrix[:, order], scales[:, order], upper, quant)
+    return rounded
 
 
 def inverse_root(gram: Floats) -> Floats:
@@ -71,25 +71,25 @@ def _inverse_triangle(matrix: Floats) -> Floats:
     if size <= _BLOCK:
         return np.triu(np.asarray(np.linalg.inv(matrix), np.float32))
     half = size // 2
-    found = np.zeros_like(matrix)
-    found[:half, :half] = _inverse_triangle(matrix[:half, :half])
-    found[half:, half:] = _inverse_triangle(matrix[half:, half:])
-    found[:half, half:] = -found[:half, :half] @ matrix[:half, half:] @ found[half:, half:]
-    return found
+    inverse = np.zeros_like(matrix)
+    inverse[:half, :half] = _inverse_triangle(matrix[:half, :half])
+    inverse[half:, half:] = _inverse_triangle(matrix[half:, half:])
+    inverse[:half, half:] = -inverse[:half, :half] @ matrix[:half, half:] @ inverse[half:, half:]
+    return inverse
 
 
 def _round_in_turn(wanted: Floats, scales: Floats, upper: Floats, quant: TensorQuant) -> Floats:
-    left, found = wanted.copy(), np.empty_like(wanted)
+    left, rounded = wanted.copy(), np.empty_like(wanted)
     terms = wanted.shape[1]
     for first in range(0, terms, _BLOCK):
         last = min(first + _BLOCK, terms)
         errors = np.empty((len(wanted), last - first), np.float32)
         for j in range(first, last):
-            found[:, j] = _on_lattice(left[:, j], scales[:, j], quant)
-            errors[:, j - first] = (left[:, j] - found[:, j]) / upper[j, j]
+            rounded[:, j] = _on_lattice(left[:, j], scales[:, j], quant)
+            errors[:, j - first] = (left[:, j] - rounded[:, j]) / upper[j, j]
             left[:, j + 1 : last] -= np.outer(errors[:, j - first], upper[j, j + 1 : last])
         left[:, last:] -= errors @ upper[first:last, last:]
-    return found
+    return rounded
 
 
 def _on_lattice(column: Floats, scale: Floats, quant: TensorQuant) -> Floats:
@@ -99,5 +99,5 @@ def _on_lattice(column: Floats, scale: Floats, quant: TensorQuant) -> Floats:
 
 def _sum_grams(layout: Layout, read: Sequence[Array]) -> Floats:
     """X̂·X̂ᵀ of every group (groups, terms, terms)."""
-    rows = (layout.rows(one) for one in read)
-    return reduce(np.add, (np.swapaxes(one, 1, 2) @ one for one in rows))
+    rows = (layout.rows(batch) for batch in read)
+    return reduce(np.add, (np.swapaxes(batch, 1, 2) @ batch for batch in rows))

@@ -1,7 +1,7 @@
-"""The float model changed to suit its quantized form: weights rounded together, biases that make up for shifts.
+"""Fits the float model to its quantized form: compensated rounding of weights, and bias correction.
 
-One walk does both. A layer is fitted with the layers before it already quantized and fitted, and later layers see it
-so: first its weights (compensate.py), then what is left of a mean error goes into its bias (correct.py).
+One walk does both. Each layer is fitted with the layers before it already quantized and fitted: first its weights
+(compensate.py), then its bias takes up the remaining mean error (correct.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WEIGHT, _BIAS = 1, 2
 
 
 def fit(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays], options: QuantOptions) -> ir.Model:
-    """A copy of the model whose weights and biases suit its quantized form.
+    """A copy of the model with weights and biases fitted to the quantized form.
 
     Args:
         model: The float model; left as it is.
@@ -41,21 +41,22 @@ def fit(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays], options: Qu
     copy = model.clone()
     if not can_walk(copy) or not (options.correct or options.compensate):
         return copy
-    found: list[tuple[ir.Node, int, NDArray[np.float32]]] = []
+    constants: list[tuple[ir.Node, int, NDArray[np.float32]]] = []
     for step in walk(copy, plan, batches):
         if options.compensate and (weight := _fitted_weight(step, plan)) is not None:
             step.compute_with(weight, _WEIGHT)
-            found.append((step.node, _WEIGHT, weight))
+            constants.append((step.node, _WEIGHT, weight))
         if options.correct and (bias := _fitted_bias(step, plan)) is not None:
-            found.append((step.node, _BIAS, bias))
+            constants.append((step.node, _BIAS, bias))
     names = Names(copy)
-    for node, index, array in found:  # after the walk, which reads the model
+    # after the walk: it reads the model's own constants until the end
+    for node, index, array in constants:
         give_constant(copy, node, index, array, names)
     return copy
 
 
 def _fitted_weight(step: Step, plan: QuantPlan) -> NDArray[np.float32] | None:
-    """The weights that round to the least error of the layer; None where it has none of its own to fit."""
+    """Weights rounded to the least error of the layer's results; None where it has no weights of its own."""
     quant = plan.weights.get(f"{step.node.name}/{_WEIGHT}")
     value = step.node.inputs[_WEIGHT] if quant else None
     weight = constant_of(value)
@@ -69,7 +70,7 @@ def _fitted_weight(step: Step, plan: QuantPlan) -> NDArray[np.float32] | None:
 
 
 def _fitted_bias(step: Step, plan: QuantPlan) -> NDArray[np.float32] | None:
-    """The bias that takes the layer's mean error away, which `step` then is without; None where it has no plain one."""
+    """The bias that removes the layer's mean error, also from `step`; None where the layer cannot have a plain bias."""
     axis = bias_axis(step.node)
     if axis is None or f"{step.node.name}/{_WEIGHT}" not in plan.weights:
         return None

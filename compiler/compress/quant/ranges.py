@@ -1,4 +1,4 @@
-"""From a histogram to a range: min-max, percentile, least squared error, least divergence; and from it to a scale.
+"""Observers: from a histogram to a range (min-max, percentile, mse, entropy), and from a range to a scale.
 
 - percentile: the narrowest bounds with at most (100 − p)/2 % of the values outside on each side.
 - mse: of bounds shrunk by a common factor, those with the least Σ count·(x − dequantize(quantize(x)))².
@@ -20,12 +20,12 @@ from compiler.compress.quant.plan import TensorQuant
 from compiler.target.scheme import TensorFormat
 
 SHRINKS = np.geomspace(1.0, 0.05, 64)
-"""Factors that bounds are tried with."""
+"""Factors for the bounds that `mse` and `entropy` try."""
 
 SMALLEST_SCALE = 2.0**-100
 
 FLOAT8_MAX = 448.0
-"""Of float8e4m3fn."""
+"""Largest finite number of float8e4m3fn."""
 
 _BITS = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4}
 
@@ -37,6 +37,7 @@ def quantize_tensor(seen: Histogram, format_: TensorFormat, options: QuantOption
     if seen.exponent is None or seen.high < seen.low:
         return TensorQuant(format_.dtype, (1.0,), reason="every value observed is 0")
     format_ = _unsigned(format_) if format_.positive and seen.low >= 0.0 else format_
+    # float8 has relative precision: a wider range costs small values nothing, so nothing is gained by clipping
     if format_.dtype.startswith("float8"):
         return _of_range((seen.low, seen.high), format_, "largest value observed")
     low, high = find_range(seen, format_, options)
@@ -52,7 +53,7 @@ def levels_of(dtype: str, *, narrow: bool) -> tuple[int, int]:
 
 
 def find_range(seen: Histogram, format_: TensorFormat, options: QuantOptions) -> Range:
-    """The range that the observer chooses."""
+    """The range chosen by the observer."""
     match options.observer:
         case "min-max":
             return seen.low, seen.high
@@ -114,8 +115,8 @@ def _filled(seen: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 def _rounded(x: NDArray[np.float64], bounds: Range, format_: TensorFormat) -> NDArray[np.float64]:
     scale, zero = scale_of(bounds, format_)
     first, last = levels_of(format_.dtype, narrow=format_.narrow)
-    found: NDArray[np.float64] = (np.clip(np.rint(x / scale) + zero, first, last) - zero) * scale
-    return found
+    rounded: NDArray[np.float64] = (np.clip(np.rint(x / scale) + zero, first, last) - zero) * scale
+    return rounded
 
 
 def _squared_error(seen: Histogram, bounds: Range, format_: TensorFormat) -> float:
@@ -124,7 +125,7 @@ def _squared_error(seen: Histogram, bounds: Range, format_: TensorFormat) -> flo
 
 
 def _divergence(seen: Histogram, bounds: Range, format_: TensorFormat) -> float:
-    """Of the cut histogram (what is outside piled up at the bounds) from the same spread evenly inside each level."""
+    """Divergence of the clipped histogram (outliers at the bounds) from its quantized form, even inside each level."""
     x, counts = _filled(seen)
     p = counts.astype(np.float64)
     inside = (x >= bounds[0]) & (x <= bounds[1])

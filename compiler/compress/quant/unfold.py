@@ -1,4 +1,4 @@
-"""Convolutions and products as products of matrices: how a weight and an input of a layer look there.
+"""im2col: convolutions and products as matrix products, with the shapes of weight and input.
 
 Conv     weight (O, C/g, k…) → (g, O/g, C/g·k);   input (N, C, …) → (g, N·places, C/g·k)
 Gemm     weight (K, N), or (N, K) where transposed → (1, N, K);   input (M, K) → (1, M, K)
@@ -21,17 +21,17 @@ from compiler.model.numerics import Array
 Floats = NDArray[np.float32]
 
 ROWS_PER_TERM = 1
-"""Places of one sample that are looked at, per term of a sum: neighbours in a picture tell little more."""
+"""Positions of one sample that are used, per term of a sum: neighbouring windows of an image are nearly equal."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a layer is a product of matrices.
+    """A layer as a product of matrices.
 
     Args:
-        terms: Of each sum.
+        terms: Number of terms of each sum.
         matrix: Weight → (groups, outputs, terms).
-        weight: The way back.
+        weight: The inverse of `matrix`.
         rows: Input of one batch → (groups, rows, terms).
     """
 

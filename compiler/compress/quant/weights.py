@@ -1,4 +1,4 @@
-"""Weights in few bits: scales per tensor, channel or block, and the integers."""
+"""Quantization of weights: scales per tensor, channel or block, and the integers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compiler.target.scheme import TensorFormat
 Float32s = NDArray[np.float32]
 
 _SHRINKS = np.linspace(1.0, 0.6, 17)
-"""Factors that the range of a block of few levels is tried with; at 8 bits the whole range is best."""
+"""Factors for the range that 4-bit formats try; at 8 bits the whole range is best."""
 
 
 def quantize_weight(weight: Float32s, node: ir.Node, format_: TensorFormat) -> TensorQuant:
@@ -32,12 +32,12 @@ def quantize_weight(weight: Float32s, node: ir.Node, format_: TensorFormat) -> T
         top = float(last if first < 0 else (last + 1) // 2 - 1)
     scale = np.maximum(reach / np.float32(top), np.float32(SMALLEST_SCALE)).astype(np.float32)
     zero = 0 if format_.dtype.startswith(("int", "float8")) else int(top) + 1
-    found = TensorQuant(format_.dtype, _tuple(scale), zero, axis, blocks, format_.narrow, "largest weight")
-    return _least_error(weight, found) if format_.dtype in ("int4", "uint4") else found
+    quant = TensorQuant(format_.dtype, _tuple(scale), zero, axis, blocks, format_.narrow, "largest weight")
+    return _least_error(weight, quant) if format_.dtype in ("int4", "uint4") else quant
 
 
 def _least_error(weight: Float32s, quant: TensorQuant) -> TensorQuant:
-    """Scales shrunk, each by itself, to the least squared error."""
+    """Each scale shrunk to the least squared error of its weights."""
     whole = np.asarray(quant.scale, dtype=np.float32)
     best, least = whole.copy(), np.full(whole.shape, np.inf)
     for shrink in _SHRINKS:
@@ -75,30 +75,30 @@ def round_weight(weight: NDArray[Any], quant: TensorQuant) -> NDArray[Any]:
 
 
 def nearest(scaled: NDArray[Any], quant: TensorQuant) -> NDArray[Any]:
-    """The integers (or float8) nearest to numbers that were divided by their scales."""
+    """The integers (or float8) nearest to numbers already divided by their scales."""
     if quant.dtype.startswith("float8"):
         narrow: NDArray[Any] = np.clip(scaled, -FLOAT8_MAX, FLOAT8_MAX).astype(ml_dtypes.float8_e4m3fn)
         return narrow
     first, last = levels_of(quant.dtype, narrow=quant.narrow)
-    found: NDArray[Any] = np.clip(np.rint(scaled) + quant.zero_point, first, last)
-    return found
+    integers: NDArray[Any] = np.clip(np.rint(scaled) + quant.zero_point, first, last)
+    return integers
 
 
 def dequantize(integers: NDArray[Any], quant: TensorQuant) -> Float32s:
-    """The weights that the integers stand for."""
+    """The weights that the integers represent."""
     values: Float32s = (integers.astype(np.float32) - np.float32(quant.zero_point)) * spread(quant, integers.shape)
     return values
 
 
 def _reach(weight: Float32s, axis: int | None, blocks: int) -> Float32s:
     """Largest absolute weight of each scale."""
-    found: Float32s = _reduced(np.abs(weight), axis, blocks, np.max)
-    return found
+    reach: Float32s = _reduced(np.abs(weight), axis, blocks, np.max)
+    return reach
 
 
 def _sums(array: Float32s, axis: int | None, blocks: int) -> Float32s:
-    found: Float32s = _reduced(array, axis, blocks, np.sum)
-    return found
+    sums: Float32s = _reduced(array, axis, blocks, np.sum)
+    return sums
 
 
 def _reduced(array: NDArray[Any], axis: int | None, blocks: int, reduce: Any) -> NDArray[Any]:
@@ -111,4 +111,4 @@ def _reduced(array: NDArray[Any], axis: int | None, blocks: int, reduce: Any) ->
 
 
 def _tuple(scale: Float32s) -> tuple[float, ...]:
-    return tuple(float(one) for one in scale.reshape(-1))
+    return tuple(float(number) for number in scale.reshape(-1))

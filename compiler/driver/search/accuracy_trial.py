@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import Accuracy, GateName, MeasuredOn, Purpose
 from compiler.compress.prune import Unprunable
-from compiler.driver.measure.accuracy import Accuracy, border_drop, measure_accuracy
+from compiler.driver.measure.accuracy import accuracy_figure, border_drop, measure_accuracy
 from compiler.driver.search.trial import Trial, read_notes
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import make, make_candidate_border
@@ -26,7 +27,7 @@ def try_accuracy(
     judge: AccuracyTest,
     *,
     number: int,
-    purpose: str,
+    purpose: Purpose,
     limit: float,
     variant: Variant | None,
     on_artifact: bool,
@@ -55,9 +56,8 @@ def try_accuracy(
         raise
     except CompilerError as error:
         return replace(trial, error=error)
-    gates = judge_gates(
-        Limits(accuracy_drop_pct=limit), {"accuracy": accuracy.figure}, unjudged=context.job.plan.constraints.unjudged
-    )
+    figures, unjudged = {GateName.ACCURACY: accuracy_figure(accuracy)}, context.job.plan.constraints.unjudged
+    gates = judge_gates(Limits(accuracy_drop_pct=limit), figures, unjudged=unjudged)
     return replace(trial, gates=gates, accuracy=accuracy, **notes)
 
 
@@ -72,4 +72,4 @@ def _measured(
     border = make_candidate_border(context, plan, variant)
     with context.clock.timed("accuracy"):
         drop = border_drop(context, judge, border)
-    return border, Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")
+    return border, Accuracy(drop, MeasuredOn.BORDER_MODEL, Evidence.HOST, "nothing was built for it")

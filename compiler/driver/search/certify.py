@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import Certified
 from compiler.driver.measure.accuracy import measure_accuracy
 from compiler.driver.search.select import choose_trial, preference
 from compiler.driver.search.trial import Trial
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.evaluate import Split, SplitKind
-from compiler.evaluate.certify import Certified, Contender, certify_held_out, cross_fit
-from compiler.evaluate.gates import Figure, Gate, judge_gates
+from compiler.evaluate.certify import Contender, certify_held_out, cross_fit
+from compiler.evaluate.gates import Figure, Gate, GateName, judge_gates
+from compiler.evaluate.task import MeasuredDrop
 from compiler.fleet import Limits
 
 log = logging.getLogger("fleetc.build")
@@ -85,7 +87,7 @@ def _cross_fit(
 def _contender(trial: Trial) -> Contender | None:
     """A trial as one that could have been chosen; None where it was not scored, or its certification failed."""
     drop = trial.accuracy.drop if trial.accuracy else None
-    if drop is None or drop.measured is None or trial.certified is not None:
+    if not isinstance(drop, MeasuredDrop) or drop.measured is None or trial.certified is not None:
         return None
     return Contender(*drop.measured)
 
@@ -101,7 +103,7 @@ def _with_certified(context: BuildContext, chosen: Trial, certified: Certified) 
     measured_on = chosen.accuracy.measured_on if chosen.accuracy else ""
     why = f"certified, {certified.how}: {certified.why}; measured on the {measured_on}"
     figure = Figure(certified.judged_pct, evidence, certified.rule, why)
-    (gate,) = judge_gates(Limits(accuracy_drop_pct=limit), {"accuracy": figure})
+    (gate,) = judge_gates(Limits(accuracy_drop_pct=limit), {GateName.ACCURACY: figure})
     return replace(chosen, certified=certified, gates=tuple(_replaced(old, gate) for old in chosen.gates))
 
 

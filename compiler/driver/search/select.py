@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compiler.artifact import Evidence
-from compiler.artifact.figures import ratio_text
+from compiler.artifact.schema import GateName, Purpose
 from compiler.driver.search.trial import Trial
-from compiler.errors import CompilerError, GateFailed
+from compiler.errors import CompilerError, GateFailed, UnsupportedModel
 from compiler.evaluate.gates import Gate, limits_text, nearest_limits
 
 SAME_SPEED = 0.03
@@ -19,7 +19,7 @@ _RANKS = (Evidence.NONE, Evidence.ESTIMATED, Evidence.EMULATOR, Evidence.HOST, E
 
 def choose_trial(trials: Sequence[Trial]) -> Trial | None:
     """The one to deliver of those that pass and pay; None if there is none."""
-    passed = [trial for trial in trials if trial.passed and trial.purpose != "baseline" and pays(trial, trials)]
+    passed = [trial for trial in trials if trial.passed and trial.purpose != Purpose.BASELINE and pays(trial, trials)]
     return fastest(passed) if passed else None
 
 
@@ -43,11 +43,13 @@ def preference(trials: Sequence[Trial]) -> list[Trial]:
     """
     built = [trial for trial in trials if trial.made and not trial.error and _holds_otherwise(trial)]
     speeds = {trial.precision: (_rank(trial), _least_speedup(trial)) for trial in reversed(built)}
-    ranked = [(speeds[trial.precision], trial) for trial in trials if not trial.error and trial.precision in speeds]
-    kept = [
-        (key, trial) for key, trial in ranked if trial.purpose != "baseline" and (trial.made is None or trial in built)
+    possible = [
+        trial
+        for trial in trials
+        if not trial.error and trial.purpose != Purpose.BASELINE and (trial in built or trial.made is None)
     ]
-    return [trial for _, trial in sorted(kept, key=lambda item: _place(*item))]
+    ranked = [(speeds[trial.precision], trial) for trial in possible if trial.precision in speeds]
+    return [trial for _, trial in sorted(ranked, key=lambda item: _place(*item))]
 
 
 def _place(sibling: tuple[tuple[bool, int], float], trial: Trial) -> tuple[float, ...]:
@@ -58,7 +60,7 @@ def _place(sibling: tuple[tuple[bool, int], float], trial: Trial) -> tuple[float
 
 
 def _holds_otherwise(trial: Trial) -> bool:
-    return not any(gate.refuses for gate in trial.gates if gate.name != "accuracy")
+    return not any(gate.refuses for gate in trial.gates if gate.name != GateName.ACCURACY)
 
 
 def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
@@ -73,9 +75,9 @@ def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
 
 def pays(trial: Trial, trials: Sequence[Trial]) -> bool:
     """Whether pruning that nobody forced makes the device faster than anything unpruned that passes."""
-    if trial.purpose != "pruning":
+    if trial.purpose != Purpose.PRUNING:
         return True
-    others = [other for other in trials if other.passed and other.purpose not in ("baseline", "pruning")]
+    others = [other for other in trials if other.passed and other.purpose not in (Purpose.BASELINE, Purpose.PRUNING)]
     if any(_rank(other) > _rank(trial) for other in others):
         return False
     comparable = [other for other in others if _rank(other) == _rank(trial)]
@@ -84,7 +86,7 @@ def pays(trial: Trial, trials: Sequence[Trial]) -> bool:
 
 def explain_choice(chosen: Trial, trials: Sequence[Trial]) -> str:
     """Why this one, against the others."""
-    others = [trial for trial in trials if trial is not chosen and trial.purpose == "candidate"]
+    others = [trial for trial in trials if trial is not chosen and trial.purpose == Purpose.CANDIDATE]
     lines = [f"the search chose it: {describe(chosen)}"]
     lines += [f"{trial.precision}: {trial.why or _weaker(trial, chosen) or describe(trial)}" for trial in others]
     return "; ".join(lines)
@@ -95,11 +97,10 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
 
     A device whose every candidate failed to be built has the first one's error.
     """
-    judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != "baseline"]
+    judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != Purpose.BASELINE]
     if not judged:
-        first = next(trial.error for trial in trials if trial.error)
-        return first
-    shown = [trial for trial in trials if trial.purpose != "baseline" and trial.why]
+        return _unbuilt(trials, where)
+    shown = [trial for trial in trials if trial.purpose != Purpose.BASELINE and trial.why]
     lines = [f"  - {trial.precision}{_variant(trial)}: {trial.why}" for trial in shown]
     nearest = min(judged, key=lambda trial: (sum(map(_miss, trial.gates)), trial.number))
     missed = any(gate.passed is False for gate in nearest.gates)
@@ -111,13 +112,21 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
     )
 
 
+def _unbuilt(trials: Sequence[Trial], where: str) -> CompilerError:
+    """Why there is nothing that a gate could judge: the first error, or that no candidate was left to build."""
+    first_error = next((trial.error for trial in trials if trial.error), None)
+    return first_error or UnsupportedModel(
+        "the model is quantized already, and every precision of this device would convert it",
+        where=where,
+        remedy="Give the float model, or a precision of this device that leaves the model as it is.",
+    )
+
+
 def describe(trial: Trial) -> str:
     """A trial's figures in a line."""
     parts = []
     if trial.speed and trial.speed.speedup is not None:
-        speed, estimated = trial.speed, trial.speed.evidence == Evidence.ESTIMATED
-        ratio = ratio_text(trial.speed.speedup, speed.low, speed.high, is_estimate=estimated, disturbed=speed.disturbed)
-        parts.append(f"{ratio} ({speed.evidence})")
+        parts.append(f"{trial.speed.ratio_words} ({trial.speed.evidence})")
     if trial.footprint:
         parts.append(f"{trial.footprint.weights_bytes / (1 << 20):.1f} MiB of weights")
     if trial.pruned:
@@ -129,7 +138,7 @@ def describe(trial: Trial) -> str:
 
 def _rank(trial: Trial) -> tuple[bool, int]:
     """How good the evidence for a trial is: first whether its accuracy was judged, then where its speed is from."""
-    unjudged = any(gate.name == "accuracy" and gate.passed is None for gate in trial.gates)
+    unjudged = any(gate.name == GateName.ACCURACY and gate.passed is None for gate in trial.gates)
     evidence = trial.speed.evidence if trial.speed else Evidence.NONE
     return not unjudged, _RANKS.index(evidence)
 

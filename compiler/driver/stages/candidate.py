@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
+from compiler.artifact.schema import Reference
 from compiler.driver.stages.bisect import explain_divergence
 from compiler.driver.stages.border import Border, make_border
 from compiler.driver.stages.compile import Built, build_artifact
@@ -14,7 +15,7 @@ from compiler.driver.stages.inputs import sizes_label
 from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_kernels, tuning_log
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
-from compiler.driver.stages.verify import ParityCase, Verdict, reference_cases, verify_artifact
+from compiler.driver.stages.verify import ParityCase, Verification, reference_cases, verify_artifact
 from compiler.errors import GateFailed
 from compiler.plan import Plan
 from compiler.store import Entry
@@ -41,14 +42,14 @@ class Made:
     border: Border
     built: Built
     points: tuple[ParityCase, ...]
-    verdict: Verdict
+    verdict: Verification
     kernels: tuple[Scheduled, ...] = ()
     curves: tuple[Curve, ...] = ()
 
     @property
-    def reference(self) -> str:
+    def reference(self) -> Reference:
         """What parity was judged against: pruning and quantizing change results on purpose; accuracy judges that."""
-        return "border model" if self.plan.changes_results else "imported model"
+        return Reference.BORDER_MODEL if self.plan.changes_results else Reference.IMPORTED_MODEL
 
     @property
     def typical(self) -> ParityCase:
@@ -101,6 +102,7 @@ def make_candidate_border(context: BuildContext, plan: Plan, variant: Variant) -
             ready.digest,
             plan,
             context.job.target.passes(context.job.profile),
+            capability=context.job.target.capability(context.job.profile),
             inputs=ready.inputs.probe,
             store=context.store,
             prune=partial(pruned_search_entries, context, plan) if plan.pruning.ratio else None,
@@ -110,7 +112,7 @@ def make_candidate_border(context: BuildContext, plan: Plan, variant: Variant) -
 
 def _verify(
     context: BuildContext, plan: Plan, border: Border, built: Built, points: tuple[ParityCase, ...], *, explain: bool
-) -> Verdict:
+) -> Verification:
     options = context.options
     try:
         return verify_artifact(

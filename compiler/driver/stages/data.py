@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from compiler.driver.stages.inputs import Prepared
 from compiler.errors import CompilerError, InternalError, UsageError, combine
@@ -66,19 +65,6 @@ class AccuracyTest:
         if self.split is None or self.split.kind != SplitKind.HELD_OUT:
             raise InternalError("no half of the data was held out")
         return replace(self, part=self.split.folds[0])
-
-    def to_dict(self) -> dict[str, Any]:
-        """What the manifest says of it."""
-        return {
-            "task": self.task.name,
-            "metric": self.task.metric,
-            "origin": self.dataset.origin,
-            "sha256": self.dataset.digest,
-            "samples": self.dataset.count,
-            "warnings": list(self.warnings),
-            "split": str(self.split.kind) if self.split else "",
-            "split_reason": self.split.why if self.split else "",
-        }
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from compiler.artifact.manifest import BORDER
 from compiler.compress.prune.groups import find_ties
 from compiler.compress.prune.prepare import prepare
-from compiler.compress.recover import Metric, Recipe, choose_taps, recover
+from compiler.compress.recover import Goal, Metric, Pair, Recipe, choose_taps, recover
 from compiler.driver.stages.border import EMBED_BYTES, RECORDS, border_digest
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
@@ -101,15 +101,13 @@ def _recovered_entry(context: BuildContext, plan: Plan, rewritten: Entry, pruned
     def make(files: Path) -> None:
         log.info("%s: recovery of at most %g min", context.name, recipe.seconds / 60)
         original, small = ir.load(rewritten.files / BORDER), ir.load(pruned.files / BORDER)
+        taps = choose_taps(small, find_ties(prepare(original)), read_removed(pruned))
         found = recover(
-            original,
-            small,
+            Pair(original, small, taps),
             batches_of(data),
             folder=folder,
             recipe=recipe,
-            taps=choose_taps(small, find_ties(prepare(original)), read_removed(pruned)),
-            metric=goal.metric,
-            enough=goal.enough,
+            goal=Goal(goal.metric, goal.enough),
         )
         save_model(found.model, files / BORDER, external_above_bytes=EMBED_BYTES)
         (files / RECORDS).write_text("[]", encoding="utf-8")

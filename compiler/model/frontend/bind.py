@@ -48,7 +48,7 @@ def bind_shapes(model: ir.Model, ranges: Mapping[str, SizeRange], *, where: str 
         The bound model, and notes. A true range stays symbolic, as `batch` or under its own name.
 
     Raises:
-        FleetError: A name the model does not have, a size it contradicts, or a dimension nobody bound; all at once.
+        FleetError: A name the model does not have, a size it contradicts, or a dimension without a size; all at once.
     """
     bound = model.clone()
     inputs = list(bound.graph.inputs)
@@ -140,7 +140,7 @@ def _unbound_error(
     named = [f'      "{name}": 1' for name in unbound if name not in batch_names]
     snippet = "\n".join([*batch, *(["    dims:", *named] if named else [])])
     return FleetError(
-        f"nobody says how large {listed} shall be",
+        f"dimension {listed} has no size" if len(unbound) == 1 else f"dimensions {listed} have no size",
         where=where,
         remedy=f"Give each a size, or a range {{min: 1, opt: 8, max: 32}}, under the device:\n{snippet}",
     )
@@ -225,10 +225,13 @@ def _check_reshapes(model: ir.Model) -> None:
 def _notes(inputs: Sequence[ir.Value], batch_names: frozenset[str], model: ir.Model) -> Iterator[str]:
     if len(batch_names) > 1:
         names = ", ".join(sorted(batch_names))
-        yield f"first dimensions of different names ({names}) are all taken as the batch; give one a size to part it"
+        yield (
+            f"first dimensions of different names ({names}) are all taken as the batch; "
+            "give one of them its own size under `dims` to separate it"
+        )
 
 
 def _raise_all(problems: Iterator[CompilerError]) -> None:
-    found = list(problems)
-    if found:
-        raise combine(found)
+    listed = list(problems)
+    if listed:
+        raise combine(listed)

@@ -24,13 +24,13 @@ def infer_shapes(model: ir.Model) -> None:
             item.type.tensor_type.ClearField("shape")
     inferred = ir.from_proto(infer_strictly(bare, propagate=True))
     for old, new in zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True):
-        for value, found in zip(old.outputs, new.outputs, strict=False):  # unused last outputs are not written
-            _take(value, found)
+        for value, source in zip(old.outputs, new.outputs, strict=False):  # unused last outputs are not written
+            _take(value, source)
     for graph, other in zip(model.graph.subgraphs(), inferred.graph.subgraphs(), strict=True):
-        for value, found in zip(graph.inputs, other.inputs, strict=True):
-            _take(value, found)
+        for value, source in zip(graph.inputs, other.inputs, strict=True):
+            _take(value, source)
 
 
-def _take(value: ir.Value, found: ir.Value) -> None:
-    value.type = found.type if found.type is not None else value.type
-    value.shape = ir.Shape(found.shape) if found.shape is not None else value.shape
+def _take(value: ir.Value, inferred: ir.Value) -> None:
+    value.type = inferred.type if inferred.type is not None else value.type
+    value.shape = ir.Shape(inferred.shape) if inferred.shape is not None else value.shape

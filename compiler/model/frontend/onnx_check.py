@@ -54,5 +54,5 @@ def _bound_memory() -> None:
 
 if __name__ == "__main__":
     _bound_memory()
-    found = verdict(onnx.ModelProto.FromString(sys.stdin.buffer.read()), strict="--strict" in sys.argv)
-    sys.stdout.write(json.dumps(found))
+    answer = verdict(onnx.ModelProto.FromString(sys.stdin.buffer.read()), strict="--strict" in sys.argv)
+    sys.stdout.write(json.dumps(answer))

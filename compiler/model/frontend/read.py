@@ -26,7 +26,7 @@ STALE_SHAPES = "shapes stated inside the graph contradicted its inputs; they wer
 
 @dataclass(frozen=True)
 class Imported:
-    """A model, and what the reader of its report should know about how it was read."""
+    """A model, and notes on what was changed or is unusual, for the report."""
 
     model: ir.Model
     notes: tuple[str, ...] = ()
@@ -120,12 +120,13 @@ def _all_sorted(proto: onnx.ModelProto) -> bool:
 
 
 def _raise_all(problems: Iterable[ModelError], place: Path) -> None:
-    found = list(problems)
-    if len(found) == 1:
-        (one,) = found
-        raise type(one)(one.what, where=": ".join(filter(None, (str(place), one.where))), remedy=one.remedy)
-    if found:
-        raise type(found[0])(combine(found).what, where=str(place))
+    listed = list(problems)
+    if len(listed) == 1:
+        (problem,) = listed
+        where = ": ".join(filter(None, (str(place), problem.where)))
+        raise type(problem)(problem.what, where=where, remedy=problem.remedy)
+    if listed:
+        raise type(listed[0])(combine(listed).what, where=str(place))
 
 
 def _root(error: BaseException) -> BaseException:

@@ -14,12 +14,14 @@ import onnx_ir as ir
 import pytest
 
 from compiler.artifact import Artifact, Evidence, artifact_to_dict
+from compiler.artifact.schema import Purpose, Speed, SpeedUnit
 from compiler.compress.quant import quantize
-from compiler.driver.measure.speed import LEAST_PAIRS, MOST_PAIRS, NARROW, Speed, race_speed
+from compiler.driver.measure.speed import LEAST_PAIRS, MOST_PAIRS, NARROW, race_speed
 from compiler.driver.search.select import choose_trial
 from compiler.driver.search.trial import Trial
 from compiler.driver.stages.candidate import Made
-from compiler.fleet.detect import available_cores, host_isa
+from compiler.fleet.detect import host_isa
+from compiler.fleet.machine import available_cpus
 from compiler.fleet.profile import load_profile
 from compiler.model.graph import infer_strictly
 from compiler.model.numerics import write_arrays
@@ -27,8 +29,8 @@ from compiler.target import TargetPlan
 from compiler.target.isolate import ChildLimits, run_child
 from compiler.target.testing import text_case
 from targets.intel_openvino import TARGET, Options
+from targets.intel_openvino.isa import isa_limit
 from targets.intel_openvino.quantized import INT8
-from targets.intel_openvino.toolchain import isa_level
 
 pytestmark = pytest.mark.needs_openvino
 
@@ -125,7 +127,7 @@ def test_memory_is_that_of_the_devices_instruction_sets_whatever_this_machine_ha
     tmp_path: Path, builds: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An int8 build for an N100 must not be measured with the tile registers of a server."""
-    if not isa_level(frozenset(N100.cpu.isa if N100.cpu else ()), host_isa()):
+    if not isa_limit(frozenset(N100.cpu.isa if N100.cpu else ()), host_isa()):
         pytest.skip("this machine lacks some instruction sets of an N100")
     as_built = run_bytes(tmp_path, builds, "int8")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2_VNNI")
@@ -135,17 +137,17 @@ def test_memory_is_that_of_the_devices_instruction_sets_whatever_this_machine_ha
 @pytest.mark.parametrize(
     ("device", "host", "level"),
     [
-        ({"avx2", "avx_vnni"}, {"avx2", "avx_vnni", "avx512f"}, "AVX2_VNNI"),
-        ({"avx2", "avx_vnni"}, {"avx2", "avx512f", "avx512_vnni"}, ""),
-        ({"avx2"}, {"avx2", "avx_vnni"}, "AVX2"),
-        (set(), {"avx2"}, ""),
+        ({"avx2", "fma", "avx_vnni"}, {"avx2", "fma", "avx_vnni", "avx512f"}, "AVX2_VNNI"),
+        ({"avx2", "fma", "avx_vnni"}, {"avx2", "fma", "avx512f", "avx512_vnni"}, ""),
+        ({"avx2", "fma"}, {"avx2", "fma", "avx_vnni"}, "AVX2"),
+        (set(), {"avx2", "fma"}, ""),
     ],
     ids=["fewer than this machine", "some this machine lacks", "without VNNI", "none stated"],
 )
 def test_instruction_sets_are_limited_to_the_devices_where_this_machine_has_them_all(
     device: set[str], host: set[str], level: str
 ) -> None:
-    assert isa_level(device, host) == level
+    assert isa_limit(device, host) == level
 
 
 def speed_of(folder: Path, builds: dict[str, Artifact], budget_s: float) -> Speed:
@@ -160,7 +162,7 @@ def speed_of(folder: Path, builds: dict[str, Artifact], budget_s: float) -> Spee
             "most_pairs": MOST_PAIRS,
             "budget_s": budget_s,
             "half_width": NARROW,
-            "threads": min(4, available_cores()),
+            "threads": min(4, available_cpus()),
         },
         folder=folder,
         limits=ChildLimits(),
@@ -172,9 +174,9 @@ def speed_of(folder: Path, builds: dict[str, Artifact], budget_s: float) -> Spee
 def chosen_by(speed: Speed) -> str:
     """The precision that a search delivers by these figures, were both of one size."""
     made = object.__new__(Made)  # that something was made counts, not what
-    base = Speed(1.0, 1.0, 1.0, "ms", Evidence.HOST, low=1.0, high=1.0)
+    base = Speed(1.0, 1.0, 1.0, SpeedUnit.MS, Evidence.HOST, low=1.0, high=1.0)
     chosen = choose_trial(
-        [Trial(1, "candidate", "fp32", made, speed=base), Trial(2, "candidate", "int8", made, speed=speed)]
+        [Trial(1, Purpose.CANDIDATE, "fp32", made, speed=base), Trial(2, Purpose.CANDIDATE, "int8", made, speed=speed)]
     )
     assert chosen is not None
     return chosen.precision

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from targets.arm_tvm.emulate import why_not_runnable
+from targets.arm_tvm.run.emulate import why_not_runnable
 
 Array = np.ndarray
 needs_aarch64 = pytest.mark.skipif(bool(why_not_runnable("aarch64")), reason=why_not_runnable("aarch64"))

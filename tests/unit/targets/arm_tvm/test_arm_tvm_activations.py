@@ -10,8 +10,7 @@ import pytest
 from arm_tvm_models import make
 from onnx import helper
 
-from targets.arm_tvm.composites import find_composites
-from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.graph.composites import find_composites
 
 pytestmark = pytest.mark.needs_tvm
 pytest.importorskip("tvm")
@@ -24,8 +23,8 @@ def _computed(text: str, values: np.ndarray, dtype: str = "float32") -> np.ndarr
     """What a kernel that computes an expression gives on this machine."""
     import tvm
 
-    from targets.arm_tvm.emitter import Emitter, load, store
-    from targets.arm_tvm.schedules.expressions import evaluate
+    from targets.arm_tvm.kernels.emitter import Emitter, load, store
+    from targets.arm_tvm.kernels.floating_point.expressions import evaluate
 
     emitter = Emitter()
     x, y = (emitter.parameter((len(values),), dtype, name) for name in "xy")
@@ -94,12 +93,12 @@ PRODUCT = helper.make_node("Mul", ["c", "s"], ["y"])
 
 def _steps(nodes: list[Any], outputs: tuple[str, ...] = ("y",)) -> tuple[str, ...]:
     """Epilogue of a convolution with `nodes` behind it, from `c` to `y`."""
-    from targets.arm_tvm.lower import import_relax
+    from targets.arm_tvm.graph.lower import import_relax
 
     weights = {"w": np.ones((8, 8, 1, 1)), "k": np.array([1.0, 2.0] * 4).reshape(8, 1, 1), "two": np.array(2.0)}
     conv = helper.make_node("Conv", ["x", "w"], ["c"])
     model = make([conv, *nodes], {"x": (1, 8, 4, 4)}, dict.fromkeys(outputs, (1, 8, 4, 4)), weights)
-    (found,) = find_composites(import_relax(model)["main"], Machine()).values()
+    (found,) = find_composites(import_relax(model)["main"]).values()
     return found.workload.epilogue
 
 

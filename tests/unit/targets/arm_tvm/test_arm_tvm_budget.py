@@ -15,10 +15,10 @@ from onnx import helper
 from compiler.fleet.profile import HardwareProfile, validate_options
 from compiler.target import TargetPlan
 from targets.arm_tvm import TARGET
-from targets.arm_tvm.budget import fit_weights
-from targets.arm_tvm.machine import Machine
-from targets.arm_tvm.schedules.families import all_choices, choose
-from targets.arm_tvm.schedules.workload import ConvWorkload
+from targets.arm_tvm.graph.budget import fit_weights
+from targets.arm_tvm.kernels.floating_point.families import all_choices, choose
+from targets.arm_tvm.kernels.floating_point.workload import ConvWorkload
+from targets.arm_tvm.kernels.machine import Machine
 
 NEON = Machine()
 EARLY = ConvWorkload("blocked", "float32", 1, 64, 48, 48, 64, kernel=(3, 3), padding=(1, 1, 1, 1))

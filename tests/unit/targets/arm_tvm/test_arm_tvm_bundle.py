@@ -19,8 +19,8 @@ from compiler.model.numerics import TOLERANCES, compare_all, write_arrays
 from compiler.target import TargetPlan
 from compiler.target.worker import execute
 from targets.arm_tvm import TARGET, Options
-from targets.arm_tvm.emulate import emulator, host_arch
-from targets.arm_tvm.operators import find_details
+from targets.arm_tvm.graph.capability import find_details
+from targets.arm_tvm.run.emulate import emulator, host_arch
 
 pytestmark = pytest.mark.needs_tvm
 PI5 = Options("aarch64-linux-gnu", "cortex-a76", ("+neon", "+fullfp16", "+dotprod"))

@@ -9,8 +9,7 @@ import pytest
 from arm_tvm_models import make
 from onnx import helper
 
-from targets.arm_tvm.composites import find_composites
-from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.graph.composites import find_composites
 
 pytestmark = pytest.mark.needs_tvm
 pytest.importorskip("tvm")
@@ -20,7 +19,7 @@ NAN, INF = float("nan"), float("inf")
 
 def _clip(low: float | None, high: float | None) -> str:
     """What Clip with these constant bounds is imported as."""
-    from targets.arm_tvm.lower import import_relax
+    from targets.arm_tvm.graph.lower import import_relax
 
     bounds = {name: np.array(value) for name, value in (("low", low), ("high", high)) if value is not None}
     names = ["x", "low" if low is not None else "", *(["high"] if high is not None else [])]
@@ -49,18 +48,18 @@ def test_clip_behind_a_convolution_is_a_step_of_its_kernel() -> None:
 
 def _epilogue(nodes: list[Any]) -> tuple[str, ...]:
     """Steps of the kernel of a convolution with `nodes` behind it, from `c` to `y`."""
-    from targets.arm_tvm.lower import import_relax
+    from targets.arm_tvm.graph.lower import import_relax
 
     weights = {"w": np.ones((8, 8, 1, 1)), "low": np.array(0.0), "high": np.array(6.0)}
     conv = helper.make_node("Conv", ["x", "w"], ["c"])
     module = import_relax(make([conv, *nodes], {"x": (1, 8, 4, 4)}, {"y": (1, 8, 4, 4)}, weights))
-    (found,) = find_composites(module["main"], Machine()).values()
+    (found,) = find_composites(module["main"]).values()
     return found.workload.epilogue
 
 
 def _transposed(window: int, **attributes: Any) -> str:
     """What a transposed convolution of 3 channels to 2 on 4 × 5 is imported as."""
-    from targets.arm_tvm.lower import import_relax
+    from targets.arm_tvm.graph.lower import import_relax
 
     weights = {"w": np.ones((3, 2, window, window)), "b": np.arange(2.0)}
     node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], **attributes)
@@ -87,7 +86,7 @@ def test_transposed_convolution_equals_its_definition() -> None:
     import tvm
     from tvm import relax
 
-    from targets.arm_tvm.lower import import_relax
+    from targets.arm_tvm.graph.lower import import_relax
 
     rng = np.random.default_rng(1)
     x, w, b = (rng.normal(size=size).astype(np.float32) for size in ((1, 3, 4, 5), (3, 2, 2, 3), 2))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from targets.arm_tvm.emulate import host_arch
-from targets.arm_tvm.link import NATIVE
-from targets.arm_tvm.zig import run_zig
+from targets.arm_tvm.bundle.link import NATIVE
+from targets.arm_tvm.bundle.zig import run_zig
+from targets.arm_tvm.run.emulate import host_arch
 
 pytestmark = [pytest.mark.needs_tvm, pytest.mark.xdist_group("cores")]
 ALLOWED = sorted(os.sched_getaffinity(0))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from compiler.model.numerics import Array
-from targets.arm_tvm.machine import Machine
-from targets.arm_tvm.schedules import depthwise
-from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
+from targets.arm_tvm.kernels.floating_point import depthwise
+from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks
+from targets.arm_tvm.kernels.machine import Machine
 
-NEON = Machine(fp16=True)
+NEON = Machine()
 SQNR_DB = 120.0
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from targets.arm_tvm.machine import Machine
-from targets.arm_tvm.schedules import direct
-from targets.arm_tvm.schedules.sources import result_shape
-from targets.arm_tvm.schedules.workload import ConvWorkload, blocks
+from targets.arm_tvm.kernels.floating_point import direct
+from targets.arm_tvm.kernels.floating_point.sources import result_shape
+from targets.arm_tvm.kernels.floating_point.workload import ConvWorkload, blocks
+from targets.arm_tvm.kernels.machine import Machine
 
 pytestmark = pytest.mark.needs_tvm
 pytest.importorskip("tvm")

@@ -13,10 +13,10 @@ from compiler.artifact import Artifact
 from compiler.model.numerics import Arrays, compare
 from compiler.target import TargetPlan
 from targets.arm_tvm import TARGET
-from targets.arm_tvm.integer.isa import dot_of
-from targets.arm_tvm.integer.rewrite import DOMAIN, use_integers
-from targets.arm_tvm.integer.specs import ConvSpec, Dot
-from targets.arm_tvm.integer.tiles import tile_choices, workload_digest
+from targets.arm_tvm.graph.quantized.rewrite import DOMAIN, use_integers
+from targets.arm_tvm.kernels.integer.dot_products import dot_of
+from targets.arm_tvm.kernels.integer.specs import ConvSpec, Dot
+from targets.arm_tvm.kernels.integer.tiles import tile_choices, workload_digest
 from targets.arm_tvm.options import Options
 
 SQNR_DB = 40.0

@@ -17,7 +17,7 @@ from compiler.passes.pipelines import precision_passes
 from compiler.passes.run import run_passes
 from compiler.target import TargetPlan
 from targets.arm_tvm import TARGET, Options
-from targets.arm_tvm.machine import Machine
+from targets.arm_tvm.kernels.machine import Machine
 
 pytestmark = pytest.mark.needs_tvm
 pytest.importorskip("tvm")
@@ -110,8 +110,8 @@ def test_graph_computes_what_the_reference_computes(
 
 
 def _packed(model: ir.Model) -> Any:
-    from targets.arm_tvm.lower import import_relax
-    from targets.arm_tvm.packing import pack_graph
+    from targets.arm_tvm.graph.lower import import_relax
+    from targets.arm_tvm.graph.packing import pack_graph
 
     return pack_graph(import_relax(model), Machine(), schedule={})["main"].script()
 

@@ -9,9 +9,9 @@ import pytest
 from arm_tvm_models import make
 from onnx import helper
 
-from targets.arm_tvm.machine import Machine
-from targets.arm_tvm.rowwise import Plain, find_plain
-from targets.arm_tvm.schedules.matmul import Matmul, applies, emit_matmul
+from targets.arm_tvm.graph.rowwise import PlainKernel, find_plain_kernels
+from targets.arm_tvm.kernels.floating_point.matmul import Matmul, applies, emit_matmul
+from targets.arm_tvm.kernels.machine import Machine
 
 pytestmark = pytest.mark.needs_tvm
 pytest.importorskip("tvm")
@@ -42,12 +42,12 @@ def test_results_narrower_than_a_vector_are_declined() -> None:
     assert not applies(Matmul(1, 8, 8, 3, "float32"), NEON)
 
 
-def _kernels(nodes: list[Any], inputs: dict[str, tuple[int, ...]], result: tuple[int, ...]) -> list[Plain]:
-    from targets.arm_tvm.lower import import_relax
+def _kernels(nodes: list[Any], inputs: dict[str, tuple[int, ...]], result: tuple[int, ...]) -> list[PlainKernel]:
+    from targets.arm_tvm.graph.lower import import_relax
 
     weights = {"two": np.array(2.0), "scale": np.ones(8), "shift": np.ones(8)}
     main = import_relax(make(nodes, inputs, {"y": result}, weights))["main"]
-    return list(find_plain(main, NEON, claimed=()).values())
+    return list(find_plain_kernels(main, NEON, claimed=()).values())
 
 
 MATMUL = helper.make_node("MatMul", ["a", "b"], ["c"])

@@ -1,6 +1,6 @@
 """What is counted as the emulated program's memory, from maps as the kernel prints them."""
 
-from targets.arm_tvm.memory import guest_resident_bytes
+from targets.arm_tvm.run.guest_memory import guest_resident_bytes
 
 
 def mapping(rights: str, name: str, kib: int) -> str:

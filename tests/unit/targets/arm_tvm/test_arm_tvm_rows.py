@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from targets.arm_tvm.machine import Machine
-from targets.arm_tvm.schedules.rows import Rows, emit_layer_norm, emit_rms_norm, emit_softmax
+from targets.arm_tvm.kernels.floating_point.rows import Rows, emit_layer_norm, emit_rms_norm, emit_softmax
+from targets.arm_tvm.kernels.machine import Machine
 
 pytestmark = pytest.mark.needs_tvm
 pytest.importorskip("tvm")

@@ -8,8 +8,8 @@ pytestmark = pytest.mark.needs_tvm
 def scheduled(nodes, inputs, outputs) -> str:
     from tvm.relax.transform import LegalizeOps
 
-    from targets.arm_tvm.lower import import_relax
-    from targets.arm_tvm.schedule import parallelize
+    from targets.arm_tvm.graph.lower import import_relax
+    from targets.arm_tvm.graph.tvm_kernels import parallelize
 
     return parallelize(LegalizeOps()(import_relax(make(nodes, inputs, outputs)))).script()
 

@@ -9,8 +9,9 @@ from compiler.errors import ProfileError, TargetUnavailable
 from compiler.fleet.profile import HardwareProfile, validate_options
 from compiler.target import Target, find_target
 from compiler.target.capability import find_unsupported
-from targets.arm_tvm import TARGET, runtime
-from targets.arm_tvm.operators import capability_of
+from targets.arm_tvm import TARGET
+from targets.arm_tvm.bundle import runtime_libraries
+from targets.arm_tvm.graph.capability import capability_of
 
 
 def test_target_is_found_by_name_and_satisfies_the_contract():
@@ -64,24 +65,24 @@ def test_wrong_options_are_refused(options):
 
 def test_wheel_of_another_digest_is_not_used_and_the_remedy_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")  # pip cannot be started
-    wheel = runtime.AARCH64_WHEELS[0]
+    wheel = runtime_libraries.AARCH64_WHEELS[0]
     (tmp_path / "wheels").mkdir()
     with zipfile.ZipFile(tmp_path / "wheels" / wheel.filename, "w") as archive:
         archive.writestr("tvm/lib/libtvm_runtime.so", b"something else")
     with pytest.raises(TargetUnavailable, match=wheel.sha256):
-        runtime.runtime_files("aarch64", cache_dir=tmp_path)
+        runtime_libraries.runtime_files("aarch64", cache_dir=tmp_path)
 
 
 @pytest.mark.needs_tvm
 def test_libraries_are_taken_from_the_cache_without_pip_and_damage_is_noticed(cache_dir, monkeypatch, tmp_path):
-    files = runtime.runtime_files("aarch64", cache_dir=cache_dir)
+    files = runtime_libraries.runtime_files("aarch64", cache_dir=cache_dir)
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert runtime.runtime_files("aarch64", cache_dir=cache_dir) == files
+    assert runtime_libraries.runtime_files("aarch64", cache_dir=cache_dir) == files
     damaged = files["NOTICE"]
     whole = damaged.read_bytes()
     try:
         damaged.write_bytes(b"other")
         with pytest.raises(TargetUnavailable):
-            runtime.runtime_files("aarch64", cache_dir=cache_dir)
+            runtime_libraries.runtime_files("aarch64", cache_dir=cache_dir)
     finally:
         damaged.write_bytes(whole)

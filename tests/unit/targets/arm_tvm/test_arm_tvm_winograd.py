@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from compiler.model.numerics import Array
-from targets.arm_tvm.machine import Machine
-from targets.arm_tvm.schedules import winograd
-from targets.arm_tvm.schedules.families import all_choices
-from targets.arm_tvm.schedules.winograd_transforms import input_matrix, output_matrix, weight_matrix
-from targets.arm_tvm.schedules.workload import Choice, ConvWorkload, blocks
+from targets.arm_tvm.kernels.floating_point import winograd
+from targets.arm_tvm.kernels.floating_point.families import all_choices
+from targets.arm_tvm.kernels.floating_point.winograd_transforms import input_matrix, output_matrix, weight_matrix
+from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks
+from targets.arm_tvm.kernels.machine import Machine
 
-NEON = Machine(fp16=True)
+NEON = Machine()
 SCALAR_OPERANDS = Machine(vector_bits=256, registers=16, by_element=False, pairs=False)
 FLOAT32_SQNR_DB = 100.0
 

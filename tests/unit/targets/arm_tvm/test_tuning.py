@@ -20,8 +20,8 @@ from compiler.target import Backend, TargetPlan
 from compiler.target.testing import text_case
 from compiler.tune import Tunable, profile_device
 from targets.arm_tvm import TARGET
-from targets.arm_tvm.bundle import write_server
-from targets.arm_tvm.emulate import emulator, host_arch
+from targets.arm_tvm.bundle.folder import write_server
+from targets.arm_tvm.run.emulate import emulator, host_arch
 from tests.boards import free_port, running_board, running_tracker, start_board, stop
 
 pytestmark = [

@@ -71,7 +71,7 @@ def test_a_name_that_is_also_a_length_is_not_the_batch() -> None:
 def test_every_unbound_dimension_is_listed_with_a_snippet() -> None:
     with pytest.raises(FleetError) as caught:
         bind_shapes(model("float[N,3,H,W] x"), {"batch": ONE}, where="fleet.yaml:4 devices.kiosk")
-    assert str(caught.value).startswith("fleet.yaml:4 devices.kiosk: nobody says how large 'H' (axis 2 of 'x'), 'W'")
+    assert str(caught.value).startswith("fleet.yaml:4 devices.kiosk: dimensions 'H' (axis 2 of 'x'), 'W'")
     assert '    dims:\n      "H": 1\n      "W": 1' in caught.value.remedy
 
 

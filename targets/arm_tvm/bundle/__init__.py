@@ -1,0 +1,1 @@
+"""The folder that goes to the device: linked code, weights, runtime libraries, and the program that starts it."""

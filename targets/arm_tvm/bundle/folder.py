@@ -1,0 +1,112 @@
+"""Writes the bundle: the model, its weights and signature, the runtime, and the program `run`."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from compiler.target import TensorSpec
+from targets.arm_tvm.bundle.link import link_model, link_runner, link_server
+from targets.arm_tvm.bundle.runtime_libraries import EXTRA, runtime_files
+from targets.arm_tvm.bundle.weights_file import write_weights
+from targets.arm_tvm.graph.lower import Lowered, lower
+from targets.arm_tvm.graph.packing import Schedule
+from targets.arm_tvm.options import Options
+
+
+@dataclass(frozen=True)
+class Cores:
+    """The CPUs a model runs on.
+
+    Args:
+        threads: Threads of an inference, the calling one included.
+        fast: Number of CPUs they are bound to: the fastest of the device.
+    """
+
+    threads: int
+    fast: int
+
+
+def write_bundle(
+    model: ir.Model,
+    options: Options,
+    cores: Cores,
+    *,
+    schedule: Schedule,
+    workdir: Path,
+    cache_dir: Path,
+    payload_bytes: int | None = None,
+) -> tuple[Lowered, tuple[str, ...]]:
+    """Compiles a model of static shapes and writes the folder that runs it.
+
+    Args:
+        model: The border model.
+        options: What to compile for.
+        cores: Where the model shall run on the device.
+        schedule: Workload → the choice to build it with; others get the analytic default.
+        workdir: The folder to fill.
+        cache_dir: Where the device's libraries and zig's own cache are kept.
+        payload_bytes: Most bytes of `payload/`; None: no limit.
+
+    Returns:
+        What was compiled, and the files written, relative to `workdir`.
+    """
+    with tempfile.TemporaryDirectory() as objects:
+        lowered = lower(model, options, workdir=Path(objects), schedule=schedule, payload_bytes=payload_bytes)
+        return lowered, pack_bundle(lowered, options, cores, workdir=workdir, cache_dir=cache_dir)
+
+
+def pack_bundle(lowered: Lowered, options: Options, cores: Cores, *, workdir: Path, cache_dir: Path) -> tuple[str, ...]:
+    """Links compiled code and writes the folder that runs it; arguments and files as in `write_bundle`."""
+    payload, runtime = workdir / "payload", workdir / "runtime"
+    payload.mkdir(parents=True)
+    link_model(lowered.objects, payload / "model.so", cache_dir=cache_dir)
+    weights = write_weights(payload / "weights.bin", lowered.weights)
+    (payload / "io.txt").write_text(_signature(lowered, weights), encoding="utf-8")
+    (payload / "cores.txt").write_text(f"threads {cores.threads}\nfast_cores {cores.fast}\n", encoding="utf-8")
+    _copy_runtime(options.arch, runtime, cache_dir=cache_dir, with_extra=_needs_extra(payload / "model.so"))
+    link_runner(options.arch, workdir / "run", runtime=runtime, cache_dir=cache_dir)
+    files = sorted(path.relative_to(workdir).as_posix() for path in workdir.rglob("*") if path.is_file())
+    return tuple(files)
+
+
+def write_server(arch: str, *, workdir: Path, cache_dir: Path) -> None:
+    """Writes the folder that offers a board to TVM's tracker: the program `serve` and its libraries, no Python.
+
+    Args:
+        arch: First part of the board's triple.
+        workdir: The folder to fill.
+        cache_dir: As of `write_bundle`.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    _copy_runtime(arch, workdir / "runtime", cache_dir=cache_dir, with_extra=True)
+    link_server(arch, workdir / "serve", runtime=workdir / "runtime", cache_dir=cache_dir)
+
+
+def _copy_runtime(arch: str, folder: Path, *, cache_dir: Path, with_extra: bool) -> None:
+    folder.mkdir()
+    for name, path in runtime_files(arch, cache_dir=cache_dir).items():
+        if name != EXTRA or with_extra:
+            shutil.copyfile(path, folder / name)
+
+
+def _signature(lowered: Lowered, weights: Iterable[TensorSpec]) -> str:
+    kinds = {"input": lowered.inputs, "output": lowered.outputs, "weight": weights}
+    return "".join(line for kind, specs in kinds.items() for line in _lines(kind, specs))
+
+
+def _lines(kind: str, specs: Iterable[TensorSpec]) -> Iterable[str]:
+    for spec in specs:
+        # io.txt is read line by line, so a name must not hold the end of one.
+        name = "".join(char if char.isprintable() else "?" for char in spec.name)
+        yield f"{kind} {spec.dtype} {','.join(map(str, spec.shape)) or '-'} {name}\n"
+
+
+def _needs_extra(library: Path) -> bool:
+    # Compiled code calls what is in the extra library by global names that begin so.
+    return b"tvm.contrib." in library.read_bytes()

@@ -1,0 +1,140 @@
+"""How many bytes the weights of each kernel may take, where the payload has a limit.
+
+Winograd's transform multiplies the weights of a layer by n²/9: 1.8 to 7.1 times. Every kernel starts with its fastest
+choice. While the payload is over the limit, one kernel takes a choice with fewer bytes: the one that frees most bytes
+for each predicted instruction it adds. Where even the smallest choices are over the limit it cannot be met by any, and
+nothing is given up for it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compiler.target import Tunable
+from targets.arm_tvm.graph.composites import Composite, find_composites
+from targets.arm_tvm.graph.reading import constant
+from targets.arm_tvm.kernels.floating_point.families import all_choices
+from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload
+from targets.arm_tvm.kernels.machine import Machine
+
+CODE_BYTES = 256 << 10
+"""Of a payload: what TVM's own part of the library takes, at least."""
+KERNEL_BYTES = 24 << 10
+"""Of a payload: code of one kernel, about."""
+
+
+def allot_weights(
+    main: Any, composites: Mapping[Any, Composite], machine: Machine, payload_bytes: int | None
+) -> Mapping[ConvWorkload, int]:
+    """Workload → most bytes of its packed weights; a workload that may take any choice is not in it.
+
+    Args:
+        main: The Relax function, weights as constants.
+        composites: The parts of it that kernels of ours compute.
+        machine: The machine they run on.
+        payload_bytes: Most bytes of the bundle's payload; None: no limit.
+    """
+    if payload_bytes is None:
+        return {}
+    counts = Counter(composite.workload for composite in composites.values())
+    packed = sum(composite.weights.nbytes for composite in composites.values())
+    code = CODE_BYTES + KERNEL_BYTES * len(counts)
+    return fit_weights(counts, machine, payload_bytes - code - max(0, constant_bytes(main) - packed))
+
+
+def within_payload(
+    tunables: Sequence[Tunable], module: Any, machine: Machine, payload_bytes: int
+) -> tuple[Tunable, ...]:
+    """The tunables with the choices that a payload of that many bytes has room for; the name says where some went.
+
+    Args:
+        tunables: Kernels of a model.
+        module: The same model as Relax.
+        machine: The machine they run on.
+        payload_bytes: Most bytes of the bundle's payload.
+    """
+    from tvm import relax
+
+    main = relax.transform.FoldConstant()(module)["main"]
+    limits = allot_weights(main, find_composites(main), machine, payload_bytes)
+    fitting = {work.digest: _fitting(work, machine, size) for work, size in limits.items()}
+    return tuple(_restricted(tunable, fitting.get(tunable.workload)) for tunable in tunables)
+
+
+def _fitting(work: ConvWorkload, machine: Machine, size: int) -> list[dict[str, Any]]:
+    return [choice.to_dict() for choice in all_choices(work, machine) if choice.weight_bytes <= size]
+
+
+def _restricted(tunable: Tunable, fitting: list[dict[str, Any]] | None) -> Tunable:
+    if fitting is None:
+        return tunable
+    choices = tuple(choice for choice in tunable.choices if choice in fitting)
+    name = f"{tunable.name}, weights as the payload's limit allows"
+    return replace(tunable, choices=choices, name=name) if choices else tunable
+
+
+def constant_bytes(main: Any) -> int:
+    """Bytes of all constants of a Relax function."""
+    from tvm import relax
+
+    sizes: dict[Any, int] = {}
+
+    def visit(part: Any) -> None:
+        array = constant(part)
+        if array is not None:
+            # By its value: a constant that is used twice is stored once.
+            sizes[part.value] = array.nbytes
+
+    relax.analysis.post_order_visit(main.body, visit)
+    return sum(sizes.values())
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A change of one workload to a choice with fewer bytes.
+
+    Args:
+        workload: The workload.
+        choice: Its new choice.
+        freed: Bytes saved, all kernels of the workload together.
+        added: Predicted instructions it adds.
+    """
+
+    workload: ConvWorkload
+    choice: Choice
+    freed: int
+    added: float
+
+
+def fit_weights(counts: Mapping[ConvWorkload, int], machine: Machine, limit: int) -> Mapping[ConvWorkload, int]:
+    """Workload → most bytes of its weights, of those that must give up their fastest choice.
+
+    Args:
+        counts: How many kernels each workload has, each with weights of its own.
+        machine: The machine they run on.
+        limit: Most bytes of all their weights.
+    """
+    choices = {work: ranked for work in counts if (ranked := all_choices(work, machine))}
+    selected = {work: ranked[0] for work, ranked in choices.items()}
+    if sum(counts[work] * min(choice.weight_bytes for choice in ranked) for work, ranked in choices.items()) > limit:
+        return {}
+    limits: dict[ConvWorkload, int] = {}
+    while sum(counts[work] * choice.weight_bytes for work, choice in selected.items()) > limit:
+        steps = (
+            step for work, choice in selected.items() for step in _steps(work, choice, choices[work], counts[work])
+        )
+        # At least 1: a step that adds no instruction must not divide by zero.
+        best = max(steps, key=lambda step: step.freed / max(step.added, 1.0))
+        selected[best.workload] = best.choice
+        limits[best.workload] = best.choice.weight_bytes
+    return limits
+
+
+def _steps(work: ConvWorkload, selected: Choice, choices: Iterable[Choice], count: int) -> Iterator[_Step]:
+    for choice in choices:
+        if choice.weight_bytes < selected.weight_bytes:
+            freed, added = selected.weight_bytes - choice.weight_bytes, choice.cost - selected.cost
+            yield _Step(work, choice, count * freed, count * added)

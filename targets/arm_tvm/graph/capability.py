@@ -1,0 +1,171 @@
+"""Operators and precisions of this target, as data: TVM's ONNX importer, less what TVM was seen to get wrong.
+
+Quantized models run in integers where `targets.arm_tvm.kernels.integer` has a kernel for what stands between
+DequantizeLinear and QuantizeLinear; TVM imports the rest of them as float arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from compiler.target import Capability, OpRule, PrecisionRule, Refusal, op_key
+from targets.arm_tvm.kernels.integer.scheme import int8_rule
+from targets.arm_tvm.kernels.integer.specs import Dot
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPSET_MAX = 28
+_NUMBERS = frozenset({"FLOAT", "INT64", "INT32"})
+_ANY = _NUMBERS | {"BOOL"}
+_QUANTIZED = _ANY | {"INT8", "UINT8"}
+_FLOAT = frozenset({"FLOAT"})
+
+_FLOAT_OPS = """
+    Acos Acosh Asin Asinh Atan Atanh AveragePool Ceil Conv Cos Cosh Elu Erf Exp Floor Gelu Gemm GlobalAveragePool
+    GlobalMaxPool HardSigmoid HardSwish InstanceNormalization LRN LayerNormalization LeakyRelu Log LogSoftmax LpPool
+    MaxPool MeanVarianceNormalization Mish PRelu RMSNormalization Reciprocal ReduceL1 ReduceL2 ReduceLogSum
+    ReduceLogSumExp ReduceMean ReduceSumSquare Round Selu Shrink Sigmoid Sin Sinh Softmax Softplus Softsign Sqrt Tan
+    Tanh ThresholdedRelu Dropout Hardmax
+"""
+"""Dropout here also keeps out its mask output and its training switch, which are booleans."""
+
+_NUMBER_OPS = """
+    Abs Add ArgMax ArgMin Clip CumSum Div MatMul Max Mean Min Mul Neg ReduceMax ReduceMin ReduceProd ReduceSum Relu Sign
+    Sub Sum
+"""
+
+_ANY_OPS = """
+    And Concat Constant DepthToSpace Equal Expand Flatten Gather GatherElements GatherND Greater GreaterOrEqual Identity
+    IsNaN Less LessOrEqual Not Or ScatterElements ScatterND Squeeze Transpose Trilu Unsqueeze Where Xor
+"""
+
+_RULES = {
+    "BatchNormalization": OpRule(_FLOAT, attributes={"training_mode": (0,)}),
+    "Cast": OpRule(_ANY),
+    "ConvTranspose": OpRule(_FLOAT, attributes={"output_shape": ()}),
+    "DequantizeLinear": OpRule(_QUANTIZED, attributes={"block_size": (0,)}),
+    "Einsum": OpRule(_FLOAT),
+    "GridSample": OpRule(_FLOAT, rank_max=4),
+    # Before opset 21 its scale and bias were per group; they are per channel now.
+    "GroupNormalization": OpRule(_FLOAT, opset_min=21),
+    "IsInf": OpRule(_FLOAT | {"BOOL"}, attributes={"detect_negative": (1,), "detect_positive": (1,)}),
+    "Mod": OpRule(frozenset({"INT64", "INT32"})),
+    "Pad": OpRule(_ANY, constant_inputs=(1, 2, 3), attributes={"mode": ("constant", "edge", "reflect")}),
+    "Pow": OpRule(_FLOAT),
+    "QuantizeLinear": OpRule(_QUANTIZED, attributes={"block_size": (0,), "saturate": (1,)}),
+    "Reshape": OpRule(_ANY, constant_inputs=(1,)),
+    "Resize": OpRule(
+        _NUMBERS,
+        constant_inputs=(1, 2, 3),
+        rank_max=4,
+        attributes={
+            "mode": ("nearest", "linear"),
+            "coordinate_transformation_mode": ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"),
+            "antialias": (0,),
+            "axes": (),
+        },
+    ),
+    "RoiAlign": OpRule(_NUMBERS, attributes={"mode": ("avg",)}),
+    "Slice": OpRule(_ANY, constant_inputs=(1, 2, 3, 4)),
+    "SpaceToDepth": OpRule(_FLOAT, attributes={"mode": ("DCR",)}),
+    "Split": OpRule(_ANY, constant_inputs=(1,)),
+    "Tile": OpRule(_ANY, constant_inputs=(1,)),
+    "TopK": OpRule(_NUMBERS, constant_inputs=(1,), attributes={"sorted": (1,)}),
+}
+_SECOND_OUTPUTS = frozenset({"BatchNormalization", "Dropout", "LayerNormalization", "MaxPool", "RMSNormalization"})
+"""Operators of which only the first output is right or there at all."""
+
+
+_FLOAT32 = PrecisionRule(
+    "fp32",
+    "the code generator computes in float32",
+    converts_graph=False,
+    tolerance="fp32",
+    width_multiple=4,
+)
+_HALF = PrecisionRule(
+    "fp16",
+    "the cores compute in float16 (asimdhp), twice as many elements at a time",
+    converts_graph=True,
+    tolerance="fp16",
+    gain=1.9,
+    width_multiple=8,
+)
+
+
+def _with_half(rule: OpRule) -> OpRule:
+    return replace(rule, dtypes=rule.dtypes | {"FLOAT16"}) if "FLOAT" in rule.dtypes else rule
+
+
+def capability_of(dot: Dot, *, half: bool = False) -> Capability:
+    """The capability of a profile: one shape, float32 or int8 arithmetic, integers and booleans beside it.
+
+    Args:
+        dot: How its cores multiply int8.
+        half: Whether they compute in float16.
+    """
+    ops = {
+        **dict.fromkeys(_FLOAT_OPS.split(), OpRule(_FLOAT | {"INT64"})),
+        **dict.fromkeys(_NUMBER_OPS.split(), OpRule(_NUMBERS)),
+        **dict.fromkeys(_ANY_OPS.split(), OpRule(_ANY)),
+        **_RULES,
+    }
+    halves = () if not half else (_HALF,)
+    return Capability(
+        ops={name: _with_half(rule) for name, rule in ops.items()} if half else ops,
+        precisions=(
+            _FLOAT32,
+            *halves,
+            int8_rule(dot),
+        ),
+        precision_refusals={
+            **({} if half else {"fp16": "the cores have no float16 arithmetic (asimdhp and +fullfp16)"}),
+            "bf16": "half-precision code of this target is not verified",
+            "fp16-weights": "weights are stored as they are computed with",
+        },
+        dynamic_dims=False,
+        opset_max=OPSET_MAX,
+    )
+
+
+def find_details(model: ir.Model) -> Iterator[Refusal]:
+    """Refusals that depend on more than an operator's types and attributes."""
+    for node in model.graph:
+        name = node.name or "(unnamed)"
+        if op_key(node) in _SECOND_OUTPUTS and any(value.name for value in node.outputs[1:]):
+            yield Refusal(name, node.op_type, "only its first output is computed")
+        if node.op_type == "Resize" and (reason := _resize_reason(node)):
+            yield Refusal(name, "Resize", reason)
+        if node.op_type in ("LayerNormalization", "RMSNormalization") and not _scale_covers(node):
+            yield Refusal(name, node.op_type, "its scale must have the shape of the normalized axes")
+
+
+def _scale_covers(node: ir.Node) -> bool:
+    data, scale = (node.inputs[index] for index in (0, 1))
+    if data is None or scale is None or data.shape is None or scale.shape is None:
+        return False
+    axis = node.attributes.get_int("axis", -1)
+    return tuple(scale.shape) == tuple(data.shape)[axis:]
+
+
+def _resize_reason(node: ir.Node) -> str:
+    data, result = node.inputs[0], node.outputs[0]
+    if data is None or data.shape is None or result.shape is None:
+        return "the shapes of its input and output are not known"
+    if not (data.shape.is_static() and result.shape.is_static()):
+        return "its input or output has no fixed shape"
+    import numpy as np
+
+    before, after = (np.array(shape.numpy(), dtype=np.float64) for shape in (data.shape, result.shape))
+    scales = node.inputs[2].const_value if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    if scales is not None and scales.size and not np.allclose(scales.numpy() * before, after, rtol=0, atol=1e-4):
+        return "the output size is rounded, and TVM computes the scale from the sizes"
+    powers = np.log2(after / before)
+    corners = node.attributes.get_string("coordinate_transformation_mode", "") == "align_corners"
+    exact = not corners and bool((powers == np.round(powers)).all())
+    if node.attributes.get_string("mode", "nearest") == "nearest" and not exact:
+        return "the nearest element is a matter of rounding where a size does not change by a power of two"
+    return ""

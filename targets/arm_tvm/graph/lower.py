@@ -1,0 +1,253 @@
+"""ONNX → Relax → object files for the profile's triple, CPU and features."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+from compiler.target import Array, TensorSpec, ToolchainFailed, UnsupportedModel
+from targets.arm_tvm.graph.capability import find_details
+from targets.arm_tvm.graph.conversions import convert, write_pads
+from targets.arm_tvm.graph.lifted_weights import lift_weights
+from targets.arm_tvm.graph.packing import Schedule, pack_graph
+from targets.arm_tvm.graph.quantized.rewrite import DOMAIN, OPERATOR, use_integers
+from targets.arm_tvm.graph.tvm_kernels import parallelize
+from targets.arm_tvm.kernels.integer.dot_products import dot_of
+from targets.arm_tvm.kernels.integer.kernel import Kernel, call
+from targets.arm_tvm.kernels.integer.specs import Dot
+from targets.arm_tvm.kernels.machine import machine_of
+from targets.arm_tvm.options import Options
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Compiled code, not linked yet.
+
+    Args:
+        objects: Object files, in link order.
+        weights: Arguments of the function `main` after its inputs.
+        inputs: Inputs of the function, in order, with the types that TVM inferred.
+        outputs: Its outputs, likewise.
+    """
+
+    objects: tuple[Path, ...]
+    weights: tuple[Array, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def lower(
+    model: ir.Model, options: Options, *, workdir: Path, schedule: Schedule, payload_bytes: int | None = None
+) -> Lowered:
+    """Compiles a model of static shapes.
+
+    Args:
+        model: The border model; left as it is.
+        options: What to compile for.
+        workdir: An existing folder for the object files.
+        schedule: Digest of a workload → the choice to take for it; others take the analytic default.
+        payload_bytes: Most bytes of the bundle's payload; None: no limit.
+
+    Raises:
+        UnsupportedModel: TVM's importer refuses a node, which is named.
+        ToolchainFailed: TVM fails later, in a pass or in code generation.
+    """
+    _refuse_details(model)
+    module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr), schedule)
+    names = [str(value.name) for value in _model_inputs(model)], [str(value.name) for value in model.graph.outputs]
+    inputs, outputs = read_signature(module, *names)
+    _check_outputs(model, outputs)
+    try:
+        packed = pack_graph(module, machine_of(options), schedule=schedule, payload_bytes=payload_bytes)
+        objects, weights = _compile(packed, options, workdir)
+    except Exception as error:  # TVM raises whatever its passes raise
+        raise ToolchainFailed(
+            f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {last_line(error)}",
+            remedy="Build with --dump-passes and bisect with --stop-after, or report the border model to TVM.",
+        ) from error
+    return Lowered(objects, weights, inputs, outputs)
+
+
+def import_relax(model: ir.Model, dot: Dot = "generic", schedule: Schedule | None = None) -> Any:
+    """The model as a Relax module whose function `main` holds the weights as constants.
+
+    Args:
+        model: The border model; left as it is.
+        dot: How the machine multiplies int8; for what runs in integers.
+        schedule: Digest of a workload → the choice to take for it; for what runs in integers.
+
+    Raises:
+        UnsupportedModel: The importer refuses a node, which is named.
+    """
+    integer = use_integers(_prepared(model), dot, schedule)
+    proto = ir.to_proto(integer.model)
+    importer = _importer(integer.kernels)(shape_dict={}, dtype_dict="float32")
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the importer prints failures and warns of names it changes
+        try:
+            return importer.from_onnx(proto.graph, model.opset_imports.get("", 1))
+        except UnsupportedModel:
+            raise
+        except Exception as error:  # from outside of any one node
+            raise UnsupportedModel(f"TVM cannot import the model: {last_line(error)}") from error
+
+
+def integer_kernels(model: ir.Model, dot: Dot) -> Mapping[int, Kernel]:
+    """The kernels of what runs in integers, each as often as the model has it; arguments as in `import_relax`."""
+    return use_integers(_prepared(model), dot).kernels
+
+
+def _importer(kernels: Mapping[int, Kernel]) -> Any:
+    from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
+
+    class Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
+        """TVM's importer, which knows our kernels and names the node that it cannot convert."""
+
+        def _check_for_unsupported_ops(self, graph: Any) -> None:
+            # TVM's check knows ONNX's operators and would refuse ours.
+            known = onnx.GraphProto()
+            known.node.extend(node for node in graph.node if node.domain != DOMAIN)
+            super()._check_for_unsupported_ops(known)
+
+        def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
+            if op_name == OPERATOR:
+                return call(self.bb, kernels[attrs["kernel"]], list(inputs))
+            try:
+                converted = convert(op_name, list(inputs), attrs)
+                if converted is not None:
+                    return self.bb.normalize(converted)
+                return super()._convert_operator(op_name, inputs, attrs, opset)
+            except Exception as error:
+                name = attrs["tvm_custom"]["name"] or "(unnamed)"
+                raise UnsupportedModel(
+                    f"TVM cannot import the node: {last_line(error)}",
+                    where=f"{op_name} '{name}'",
+                    remedy="Choose another target for this device, or replace this operator in the model.",
+                ) from error
+
+    return Importer
+
+
+def _prepared(model: ir.Model) -> ir.Model:
+    """A copy as TVM takes it: constants as initializers, and inputs named in0, in1, …."""
+    copy = model.clone()
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    write_pads(copy)
+    taken = {value.name for node in copy.graph.all_nodes() for value in node.outputs} | set(copy.graph.initializers)
+    for index, value in enumerate(_model_inputs(copy)):
+        # The importer changes names that are no identifiers; these it leaves as they are.
+        name = f"in{index}"
+        while name in taken:
+            name += "_"
+        value.name = name
+    return copy
+
+
+def _model_inputs(model: ir.Model) -> Iterator[ir.Value]:
+    return (value for value in model.graph.inputs if value.name not in model.graph.initializers)
+
+
+def _compile(packed: Any, options: Options, workdir: Path) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
+    import tvm
+
+    module, weights = lift_weights(_fuse(packed, tvm.target.Target(options.target)))
+    return compile_kernels(module, options, workdir), weights
+
+
+def compile_kernels(module: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
+    """Object files, in link order, of a Relax module whose `main` calls only kernels."""
+    import tvm
+    from tvm.relax.backend.cpu_generic import pipeline as cpu
+
+    target = tvm.target.Target(options.target)
+    # The second half of TVM's CPU pipeline; `_fuse` runs the first, before weights become parameters.
+    rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
+    return write_objects(tvm.compile(module, target=target, relax_pipeline=rest), options, workdir)
+
+
+def write_objects(executable: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
+    """Object files of what TVM has compiled, in link order."""
+    objects: list[Path] = []
+
+    def collect(_: str, files: list[str], **__: Any) -> None:
+        objects.extend(map(Path, files))
+
+    collect.get_target_triple = lambda: options.mtriple  # type: ignore[attr-defined]  # asked of a model without kernels
+    executable.export_library("model.so", fcompile=collect, workspace_dir=str(workdir))
+    return tuple(objects)
+
+
+def _fuse(module: Any, target: Any) -> Any:
+    """The first half of TVM's own CPU pipeline: fused kernels, spread over the threads."""
+    import tvm
+    from tvm.relax.backend.cpu_generic import pipeline as cpu
+
+    with target:
+        fused = tvm.transform.Sequential([*cpu.library_dispatch_passes(target), *cpu.legalize_passes(target)])(module)
+    return parallelize(fused)
+
+
+def read_signature(
+    module: Any, inputs: list[str], outputs: list[str]
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of `main`, under the model's own names.
+
+    Raises:
+        UnsupportedModel: A shape is not fixed.
+    """
+    from tvm import relax
+
+    function = module["main"]
+    returned = function.ret_ty
+    fields = list(returned.fields) if isinstance(returned, relax.TupleType) else [returned]
+    return (
+        tuple(_spec(name, param.ty) for name, param in zip(inputs, function.params, strict=True)),
+        tuple(_spec(name, field) for name, field in zip(outputs, fields, strict=True)),
+    )
+
+
+def _spec(name: str, type_: Any) -> TensorSpec:
+    shape = getattr(getattr(type_, "shape", None), "values", None)
+    if shape is None or not all(hasattr(size, "value") for size in shape):
+        raise UnsupportedModel(
+            f"'{name}' has no fixed shape; TVM sees {str(type_)[:200]}",
+            remedy="Bind every dimension in the fleet file: this target builds for one shape.",
+        )
+    return TensorSpec(name, str(type_.dtype), tuple(int(size) for size in shape))
+
+
+def _refuse_details(model: ir.Model) -> None:
+    refusals = tuple(find_details(model))
+    if refusals:
+        lines = "\n".join(f"  - {refusal}" for refusal in refusals)
+        raise UnsupportedModel(f"target 'tvm' refuses {len(refusals)} nodes:\n{lines}")
+
+
+def _check_outputs(model: ir.Model, outputs: tuple[TensorSpec, ...]) -> None:
+    """What TVM inferred must be what the model declares, where it declares it."""
+    for value, spec in zip(model.graph.outputs, outputs, strict=True):
+        dtype = value.dtype.numpy().name if value.dtype is not None else spec.dtype
+        shape = tuple(value.shape) if value.shape is not None else spec.shape
+        if dtype != spec.dtype or len(shape) != len(spec.shape) or not all(map(_agree, shape, spec.shape)):
+            raise UnsupportedModel(
+                f"TVM gives output '{spec.name}' as {spec.dtype} {spec.shape}, the model says {dtype} {shape}"
+            )
+
+
+def _agree(declared: object, inferred: object) -> bool:
+    return not isinstance(declared, int) or declared == inferred
+
+
+def last_line(error: Exception) -> str:
+    """The message of a TVM exception, without the trace that TVM puts before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:500]

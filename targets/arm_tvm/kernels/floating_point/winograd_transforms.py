@@ -1,0 +1,125 @@
+"""The matrices of Winograd's minimal filtering F(m×m, 3×3), and code that applies them with few instructions.
+
+With n = m + 2 and n - 1 points a_i, and infinity as the last (Cook and Toom):
+
+    A^T[k, i] = a_i^k     G[i, k] = a_i^k / Π_{j≠i} (a_i - a_j)    B^T[i] = coefficients of Π_{j≠i} (x - a_j)
+    A^T[m-1, ∞] = 1       G[∞, 2] = 1                              B^T[∞] = coefficients of Π_j (x - a_j)
+
+and y = A^T [(G g G^T) ⊙ (B^T d B)] A for a tile d of n × n and a filter g of 3 × 3. Points come in pairs ±a, so two
+rows of B^T differ in the signs of odd coefficients, and two columns of A^T likewise: the even and the odd part are
+computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compiler.target import Array
+from targets.arm_tvm.kernels.emitter import Emitter, broadcast, fma
+
+POINTS: dict[int, tuple[float, ...]] = {
+    2: (0.0, 1.0, -1.0),
+    4: (0.0, 1.0, -1.0, 2.0, -2.0),
+    6: (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5),
+}
+"""Per output size m of a tile: the finite points. All coefficients are exact in binary."""
+
+
+@cache
+def output_matrix(m: int) -> npt.NDArray[np.float64]:
+    """A^T, (m, m + 2)."""
+    points = POINTS[m]
+    matrix = np.zeros((m, m + 2))
+    matrix[:, :-1] = np.array([[point**power for point in points] for power in range(m)])
+    matrix[m - 1, -1] = 1
+    return matrix
+
+
+@cache
+def weight_matrix(m: int) -> npt.NDArray[np.float64]:
+    """G, (m + 2, 3)."""
+    points = POINTS[m]
+    matrix = np.zeros((m + 2, 3))
+    for row, point in enumerate(points):
+        scale = np.prod([point - other for other in points if other != point])
+        matrix[row] = np.array([1.0, point, point**2]) / scale
+    matrix[-1, 2] = 1
+    return matrix
+
+
+@cache
+def input_matrix(m: int) -> npt.NDArray[np.float64]:
+    """B^T, (m + 2, m + 2)."""
+    points = POINTS[m]
+    matrix = np.zeros((m + 2, m + 2))
+    for row, point in enumerate(points):
+        matrix[row, :-1] = np.poly([other for other in points if other != point])[::-1]
+    matrix[-1] = np.poly(points)[::-1]
+    return matrix
+
+
+def transform_input(
+    emitter: Emitter, values: Sequence[Any | None], *, m: int, dtype: str, lanes: int
+) -> list[Any | None]:
+    """B^T times a column of m + 2 vectors; None stands for zero."""
+    arithmetic = _Arithmetic(emitter, dtype, lanes)
+    matrix, result = input_matrix(m), []
+    result.append(arithmetic.combine(matrix[0], values))
+    for row in range(1, m + 1, 2):
+        even, odd = (matrix[row] + matrix[row + 1]) / 2, (matrix[row] - matrix[row + 1]) / 2
+        # Divided by its last coefficient, the odd part has one factor 1, which needs no multiplication.
+        scale = float(odd[np.nonzero(odd)[0][-1]])
+        parts = arithmetic.combine(even, values), arithmetic.combine(odd / scale, values)
+        result += [arithmetic.add(parts[0], parts[1], scale), arithmetic.add(parts[0], parts[1], -scale)]
+    result.append(arithmetic.combine(matrix[-1], values))
+    return result
+
+
+def transform_output(emitter: Emitter, values: Sequence[Any], *, m: int, dtype: str, lanes: int) -> list[Any]:
+    """A^T times a column of m + 2 vectors."""
+    arithmetic = _Arithmetic(emitter, dtype, lanes)
+    matrix = output_matrix(m)
+    sums = [arithmetic.add(values[i], values[i + 1], 1.0) for i in range(1, m + 1, 2)]
+    differences = [arithmetic.add(values[i], values[i + 1], -1.0) for i in range(1, m + 1, 2)]
+    result = []
+    for power in range(m):
+        pairs = differences if power % 2 else sums
+        terms = [values[0], *pairs, values[-1]]
+        factors = np.array([matrix[power, 0], *matrix[power, 1 : m + 1 : 2], matrix[power, -1]])
+        result.append(arithmetic.combine(factors, terms))
+    return result
+
+
+class _Arithmetic:
+    """Sums of scaled vectors where zero is known, one instruction per term but the first."""
+
+    def __init__(self, emitter: Emitter, dtype: str, lanes: int) -> None:
+        self._emitter, self._dtype, self._lanes = emitter, dtype, lanes
+
+    def combine(self, factors: Array, values: Sequence[Any | None]) -> Any | None:
+        terms = [(float(f), v) for f, v in zip(factors, values, strict=True) if f != 0 and v is not None]
+        if not terms:
+            return None
+        terms.sort(key=lambda term: term[0] != 1)  # stable: begin with what needs no factor
+        factor, total = terms[0]
+        if factor != 1:
+            total = self._emitter.let(total * broadcast(factor, self._lanes, self._dtype))
+        for factor, value in terms[1:]:
+            total = self.add(total, value, factor)
+        return total
+
+    def add(self, left: Any | None, right: Any | None, factor: float) -> Any | None:
+        """left + factor × right."""
+        if right is None:
+            return left
+        constant = broadcast(factor, self._lanes, self._dtype)
+        if left is None:
+            return right if factor == 1 else self._emitter.let(right * constant)
+        if abs(factor) == 1:
+            return self._emitter.let(left + right if factor == 1 else left - right)
+        return self._emitter.let(fma(right, constant, left, f"{self._dtype}x{self._lanes}"))

@@ -1,0 +1,1 @@
+"""Kernels of integers: they take int8, accumulate in int32 and requantize in registers."""

@@ -1,0 +1,38 @@
+"""Which integer dot products a core has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from targets.arm_tvm.kernels.integer.specs import Dot
+
+_DOTPROD = frozenset(
+    """
+    cortex-a55 cortex-a75 cortex-a76 cortex-a76ae cortex-a77 cortex-a78 cortex-a78ae cortex-a78c cortex-x1 cortex-x1c
+    neoverse-n1 neoverse-e1
+""".split()  # noqa: SIM905 - a list of names, not of strings
+)
+_I8MM = frozenset(
+    """
+    cortex-a510 cortex-a520 cortex-a710 cortex-a715 cortex-a720 cortex-a725 cortex-x2 cortex-x3 cortex-x4 cortex-x925
+    neoverse-n2 neoverse-n3 neoverse-v1 neoverse-v2 neoverse-v3
+""".split()  # noqa: SIM905
+)
+
+
+def dot_of(arch: str, mcpu: str, mattr: Iterable[str]) -> Dot:
+    """The best way to multiply int8 on a core.
+
+    Args:
+        arch: First part of the triple.
+        mcpu: LLVM's name of the core.
+        mattr: Features switched on or off; they win over what the core is known to have.
+    """
+    if arch != "aarch64":
+        return "generic"
+    features = set(mattr)
+    if "-i8mm" not in features and ("+i8mm" in features or mcpu in _I8MM):
+        return "smmla"
+    if "-dotprod" not in features and ("+dotprod" in features or mcpu in _DOTPROD | _I8MM):
+        return "sdot"
+    return "widen"

@@ -1,0 +1,57 @@
+"""Weights in the order in which the kernels read them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.arm_tvm.kernels.integer.conv import chunks
+from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
+from targets.arm_tvm.kernels.integer.tiles import Tile
+
+Int8 = NDArray[np.int8]
+
+
+def pack_weights(weights: Int8, spec: ConvSpec, tile: Tile, dot: Dot) -> Int8:
+    """Flat weights of a convolution.
+
+    Args:
+        weights: (output channels, input channels, rows, columns).
+        spec: The convolution.
+        tile: Its register tile.
+        dot: How it multiplies.
+    """
+    outputs, inputs, height, width = weights.shape
+    missing = spec.result.blocks * BLOCK - outputs
+    if spec.source.layout == "pixels":
+        # One row of a window is one run of bytes, filled up with zeros to the lanes that are multiplied.
+        length = 4 * sum(chunks(spec, dot))
+        rows = weights.transpose(0, 2, 3, 1).reshape(outputs, height, 1, width * inputs)
+        reduced = np.pad(rows, ((0, missing), (0, 0), (0, 0), (0, length - width * inputs)))
+        return _ordered(reduced.reshape(-1, 1, height, 1, length), tile, dot)
+    grown = np.pad(weights, ((0, missing), (0, spec.source.blocks * BLOCK - inputs), (0, 0), (0, 0)))
+    blocked = grown.reshape(-1, spec.source.blocks, BLOCK, height, width).transpose(0, 1, 3, 4, 2)
+    return _ordered(blocked, tile, dot)
+
+
+def _ordered(weights: Int8, tile: Tile, dot: Dot) -> Int8:
+    """(outputs, blocks, rows, columns, inputs) → flat, tile of channels by tile."""
+    _, blocks, height, width, inputs = weights.shape
+    groups = tile.groups
+    if dot == "sdot":
+        parts = weights.reshape(-1, groups, 4, blocks, height, width, inputs // 4, 4)
+        order = (0, 3, 4, 5, 6, 1, 2, 7)
+    elif dot == "smmla":
+        parts = weights.reshape(-1, 2 * groups, 2, blocks, height, width, inputs // 8, 8)
+        order = (0, 3, 4, 5, 6, 1, 2, 7)
+    else:
+        parts = weights.reshape(-1, 4 * groups, 1, blocks, height, width, inputs // BLOCK, BLOCK)
+        order = (0, 3, 4, 5, 6, 1, 2, 7)
+    return np.ascontiguousarray(parts.transpose(order)).reshape(-1)
+
+
+def pack_depthwise(weights: Int8) -> Int8:
+    """Flat weights (channels, 1, rows, columns) → block of 16 channels by block, tap by tap."""
+    channels, _, height, width = weights.shape
+    grown = np.pad(weights.reshape(channels, height * width), ((0, -channels % BLOCK), (0, 0)))
+    return np.ascontiguousarray(grown.reshape(-1, BLOCK, height * width).transpose(0, 2, 1)).reshape(-1)

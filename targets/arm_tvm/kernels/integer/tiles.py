@@ -1,0 +1,128 @@
+"""Register tiles of the integer convolution: what fits into 32 vector registers, cheapest first.
+
+A tile is 4·groups output channels × rows · columns pixels. Its cost is what the compiler was seen to make of it: one
+instruction per dot product, two vectors per load (ldp), loop control, and the epilogue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
+
+REGISTERS = 32
+"""Vector registers of aarch64."""
+MAX_CHOICES = 24
+"""Choices of one workload: each of them is compiled and measured when it is tuned."""
+COLUMNS_MAX, ROWS_MAX = 16, 4
+"""Pixels of one tile along each axis, at most: they bound the search."""
+EPILOGUE = 8
+"""Instructions per four results."""
+WIDENED = 8
+"""Registers that widening multiplies in flight take."""
+LOOP = 4
+"""Instructions that close a loop."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How many results are computed together.
+
+    Args:
+        groups: Output channels, in fours.
+        rows: Rows of pixels.
+        columns: Pixels of a row.
+    """
+
+    groups: int
+    rows: int
+    columns: int
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the tile."""
+        return self.rows * self.columns
+
+    def to_dict(self) -> dict[str, Any]:
+        """What schedules and tuning records keep of it."""
+        return {"family": "integer", **asdict(self)}
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> Tile:
+        """The tile that `to_dict` wrote."""
+        return Tile(value["groups"], value["rows"], value["columns"])
+
+
+def split(size: int, most: int) -> list[tuple[int, int, int]]:
+    """A size in parts that differ by at most one: (first, parts, size of a part), at most two of them."""
+    count = -(-size // most)
+    small, larger = divmod(size, count)
+    parts = [(0, larger, small + 1), (larger * (small + 1), count - larger, small)]
+    return [part for part in parts if part[1]]
+
+
+def tile_choices(spec: ConvSpec, dot: Dot) -> tuple[Tile, ...]:
+    """Tiles that fit, by predicted instructions."""
+    # 4, 8 and 16 channels divide a block of 16; 32 channels are two blocks.
+    groups = [count for count in (1, 2, 4, 8) if spec.result.blocks * 4 % count == 0]
+    wide = [(1, columns) for columns in range(1, min(spec.result.width, COLUMNS_MAX) + 1)]
+    # Tiles of several rows are for images whose rows are too short to fill the registers.
+    high = [(rows, spec.result.width) for rows in range(2, min(spec.result.height, ROWS_MAX) + 1)]
+    tiles = [Tile(count, rows, columns) for count in groups for rows, columns in wide + high]
+    fitting = [tile for tile in tiles if _registers(tile, dot) <= REGISTERS]
+    return tuple(sorted(fitting, key=lambda tile: predicted_instructions(spec, tile, dot))[:MAX_CHOICES])
+
+
+def choose_tile(spec: ConvSpec, dot: Dot, schedule: Mapping[str, Mapping[str, object]]) -> Tile:
+    """The schedule's tile for the convolution where it has one that still exists, else the cheapest.
+
+    Args:
+        spec: The convolution.
+        dot: How the machine multiplies int8.
+        schedule: `workload_digest` → a tile, as `Tile.to_dict` gives it.
+    """
+    tiles = tile_choices(spec, dot)
+    wanted = dict(schedule.get(workload_digest(spec, dot), {}))
+    return next((tile for tile in tiles if tile.to_dict() == wanted), tiles[0])
+
+
+def workload_digest(spec: ConvSpec, dot: Dot) -> str:
+    """Names the convolution in tuning logs and plans (64 hex digits)."""
+    value = {"family": "int8", "dot": dot, **asdict(spec)}
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def predicted_instructions(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
+    """Predicted instructions of one image."""
+    channels = spec.result.blocks * BLOCK // (4 * tile.groups)
+    return channels * sum(
+        row_parts * column_parts * _tile_cost(spec, Tile(tile.groups, rows, columns), dot)
+        for _, row_parts, rows in split(spec.result.height, tile.rows)
+        for _, column_parts, columns in split(spec.result.width, tile.columns)
+    )
+
+
+def _tile_cost(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
+    results = tile.groups * tile.pixels
+    contiguous = spec.strides[1] == 1 and spec.source.layout == "blocked"
+    # Neighbouring pixels are loaded in pairs (ldp) where they follow each other in memory.
+    loads = 2 * tile.groups + tile.pixels * (0.5 if contiguous else 1.0)
+    pairs = -(-tile.pixels // 2)
+    matrices = 4 * tile.groups * pairs + 2 * pairs
+    # widen and generic: 3 instructions per 16 products, for each of the 4 channels of a group.
+    products = {"sdot": 4 * results, "smmla": matrices, "widen": 12 * results, "generic": 12 * results}
+    taps = spec.kernel[0] * spec.kernel[1] * (1 if spec.source.layout == "pixels" else spec.source.blocks)
+    return taps * (products[dot] + loads + LOOP / spec.kernel[1]) + EPILOGUE * results + 5 * LOOP
+
+
+def _registers(tile: Tile, dot: Dot) -> int:
+    results = tile.groups * tile.pixels
+    if dot in ("widen", "generic"):
+        return 4 * results + tile.pixels + WIDENED
+    if dot == "smmla":
+        return tile.groups * 2 * (-(-tile.pixels // 2)) + tile.pixels + 4
+    return results + tile.pixels + max(tile.groups, 2)

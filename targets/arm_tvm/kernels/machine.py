@@ -1,0 +1,56 @@
+"""What kernels must know of a CPU: vector width, registers, and how scalars reach the multipliers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from targets.arm_tvm.options import Options
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The vector unit of a core.
+
+    Args:
+        vector_bits: Width of one register.
+        registers: Vector registers there are.
+        by_element: Whether a multiply-add takes one lane of a register as its scalar; else scalars come from memory.
+        pairs: Whether one instruction loads two neighbouring registers.
+        bytes_per_instruction: Weights that arrive from memory while one vector instruction is executed; 0 where costs
+            leave memory out, because they are to be confirmed as instruction counts.
+    """
+
+    vector_bits: int = 128
+    registers: int = 32
+    by_element: bool = True
+    pairs: bool = True
+    bytes_per_instruction: float = 0.0
+
+    def lanes(self, dtype: str) -> int:
+        """Elements of a type in one register: the block of channels in the packed layout."""
+        return self.vector_bits // {"float16": 16, "float32": 32}[dtype]
+
+    def streaming_cost(self, elements: float, dtype: str) -> float:
+        """Instructions that could be executed while weights come from memory, as those of a whole model do."""
+        size = {"float16": 2, "float32": 4}[dtype]
+        return elements * size / self.bytes_per_instruction if self.bytes_per_instruction else 0.0
+
+
+WIDE_BYTES = 4.0
+"""Of one core with AVX-512: about 6 bytes a cycle from the third-level cache or memory, 1.5 vector instructions."""
+# LLVM's names of cores; any other core with AVX-512 is recognised by +avx512f in `mattr`.
+_AVX512 = ("skylake-avx512", "cascadelake", "icelake-server", "sapphirerapids", "znver4", "znver5", "emeraldrapids")
+
+
+def machine_of(options: Options) -> Machine:
+    """The machine that the options describe, by LLVM's names of cores and features."""
+    if options.arch == "aarch64":
+        # The defaults are NEON's: 32 registers of 128 bits, multiply-adds by element, ldp.
+        return Machine()
+    wide = options.mcpu in _AVX512 or "+avx512f" in options.mattr
+    if wide:
+        # AVX-512 has 32 registers too; its multiply-adds broadcast a scalar from memory.
+        return Machine(vector_bits=512, by_element=False, pairs=False, bytes_per_instruction=WIDE_BYTES)
+    avx = "+avx2" in options.mattr or options.mcpu in ("haswell", "skylake", "alderlake", "znver2", "znver3")
+    # AVX2 and SSE have 16 registers, no multiply-add by element, and no load of two registers.
+    return Machine(vector_bits=256 if avx else 128, registers=16, by_element=False, pairs=False)

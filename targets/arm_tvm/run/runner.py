@@ -1,0 +1,194 @@
+"""A bundle loaded for execution: the very program that the device runs, as a child process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compiler.target import (
+    Array,
+    Arrays,
+    Artifact,
+    DataError,
+    Evidence,
+    TargetUnavailable,
+    ToolchainFailed,
+    available_cpus,
+)
+from targets.arm_tvm.run.emulate import (
+    REMEDY,
+    count_instructions,
+    emulated_cpu,
+    emulator,
+    host_arch,
+    why_not_runnable,
+)
+from targets.arm_tvm.run.guest_memory import watch_guest
+
+TIMEOUT_S = 600
+COUNTED_RUNS = (1, 3)
+"""Two numbers of measured inferences: the difference of their instruction counts has no start-up in it."""
+
+WATCHED_S = 0.5
+"""How long inferences go on while an emulated program's memory is looked at: some 25 looks on a quiet machine, and
+still a few on a busy one. A model of one node alone ends before the first of them."""
+_MAX_WATCHED_RUNS = 5000
+
+
+@dataclass
+class BundleRunner:
+    """Runs a bundle here: directly where the host has its architecture, else under QEMU.
+
+    Args:
+        artifact: The bundle.
+        evidence: `measured-host` or `measured-emulator`.
+        cpu: QEMU's CPU model; empty on the host. `max` where QEMU has no model of the profile's core.
+        threads: Threads the bundle uses.
+    """
+
+    artifact: Artifact
+    evidence: Evidence
+    cpu: str
+    threads: int
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Executes the bundle once.
+
+        Raises:
+            DataError: An input is missing, unknown, or of another dtype or shape.
+            ToolchainFailed: The program failed.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            program = self._program(inputs, Path(place))
+            self._execute(program)
+            outputs = program[-len(self.artifact.outputs) :]
+            return {
+                spec.name: np.load(path, allow_pickle=False)
+                for spec, path in zip(self.artifact.outputs, outputs, strict=True)
+            }
+
+    def latencies_ms(self, inputs: Arrays, repeat: int) -> list[float]:
+        """Wall times of `repeat` inferences inside one start of the program, after one to warm up, sorted.
+
+        Raises:
+            DataError, ToolchainFailed: As `run` does.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            program, *files = self._program(inputs, Path(place))
+            report = json.loads(self._execute((program, "--repeat", str(repeat), *files)))
+        return [time_us / 1e3 for time_us in report["latency_us"]["sorted"]]
+
+    def count_instructions(self, inputs: Arrays) -> int:
+        """Guest instructions of one inference on one thread, start-up not included.
+
+        Raises:
+            TargetUnavailable: The bundle is for the host, or there is no emulator.
+        """
+        if not self.cpu:
+            raise TargetUnavailable("instructions are counted under the emulator, and this bundle runs on the host")
+        few, many = COUNTED_RUNS
+        counts = [self._count(inputs, repeat) for repeat in COUNTED_RUNS]
+        return round((counts[1] - counts[0]) / (many - few))
+
+    def peak_memory_bytes(self, inputs: Arrays) -> int:
+        """Largest resident memory of a process that loads the bundle and runs it, files mapped by it included.
+
+        On the host it is the kernel's own figure; under QEMU the emulated program is looked at while it runs, which it
+        does for half a second at least.
+
+        Raises:
+            DataError, ToolchainFailed: As `run` does.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            program, *files = self._program(inputs, Path(place))
+            command = (program, "--repeat", "1", *files)
+            if not self.cpu:
+                return int(json.loads(self._execute(command))["peak_kib"]) * 1024
+            once_us = json.loads(self._execute(command))["latency_us"]["p50"]
+            repeat = max(1, min(_MAX_WATCHED_RUNS, round(WATCHED_S * 1e6 / max(once_us, 1.0))))
+            emulated = (*emulator(self.cpu), program, "--repeat", str(repeat), *files)
+            return watch_guest(emulated, environment=self._environment(self.threads), timeout_s=TIMEOUT_S)
+
+    @property
+    def note(self) -> str:
+        """A caveat for readers of its results; empty on the host and where QEMU has a model of the core."""
+        mcpu, threads = self.artifact.facts["mcpu"], int(str(self.artifact.facts["threads"]))
+        if self.threads < threads:
+            return f"it ran on {self.threads} threads, as many as this machine has, not on the device's {threads}"
+        return f"QEMU has no model of {mcpu}; its CPU '{self.cpu}' stood in" if self.cpu not in ("", mcpu) else ""
+
+    def close(self) -> None:
+        """Nothing is held between runs."""
+
+    def _execute(self, program: Sequence[str]) -> str:
+        command = (*(emulator(self.cpu) if self.cpu else ()), *program)
+        return _execute(command, self._environment(self.threads))
+
+    def _count(self, inputs: Arrays, repeat: int) -> int:
+        with tempfile.TemporaryDirectory() as place:
+            program, *files = self._program(inputs, Path(place))
+            command = (program, "--repeat", str(repeat), *files)
+            # One thread: others would execute instructions while they wait for work.
+            return count_instructions(command, cpu=self.cpu, environment=self._environment(1), timeout_s=TIMEOUT_S)
+
+    def _program(self, inputs: Arrays, place: Path) -> tuple[str, ...]:
+        _check_inputs(self.artifact, inputs)
+        files = [place / f"in{index}.npy" for index in range(len(self.artifact.inputs))]
+        for spec, path in zip(self.artifact.inputs, files, strict=True):
+            np.save(path, np.asarray(inputs[spec.name], order="C"), allow_pickle=False)
+        files += [place / f"out{index}.npy" for index in range(len(self.artifact.outputs))]
+        return (str(self.artifact.root.resolve() / "run"), *map(str, files))
+
+    @staticmethod
+    def _environment(threads: int) -> dict[str, str]:
+        return {"TVM_NUM_THREADS": str(threads)}
+
+
+def load_bundle(artifact: Artifact) -> BundleRunner:
+    """Loads a bundle where it can run.
+
+    Raises:
+        TargetUnavailable: Neither the host nor an emulator can run it; says why.
+    """
+    arch, mcpu = str(artifact.facts["mtriple"]).split("-")[0], str(artifact.facts["mcpu"])
+    reason = why_not_runnable(arch)
+    if reason:
+        raise TargetUnavailable(f"the bundle cannot run here: {reason}", remedy=REMEDY if arch == "aarch64" else "")
+    on_host, threads = arch == host_arch(), int(str(artifact.facts["threads"]))
+    return BundleRunner(
+        artifact,
+        Evidence.HOST if on_host else Evidence.EMULATOR,
+        "" if on_host else emulated_cpu(mcpu),
+        min(threads, available_cpus()) if on_host else threads,
+    )
+
+
+def _execute(command: Sequence[str], environment: dict[str, str]) -> str:
+    try:
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ToolchainFailed(f"the bundle did not end within {TIMEOUT_S} s") from error
+    if ended.returncode:
+        crash = f"killed by {signal.Signals(-ended.returncode).name}; " if ended.returncode < 0 else ""
+        reason = ended.stderr.strip().removeprefix("run: ") or f"exit status {ended.returncode}"
+        raise ToolchainFailed(f"the bundle failed: {crash}{reason[-1000:]}")
+    return ended.stdout
+
+
+def _check_inputs(artifact: Artifact, inputs: Arrays) -> None:
+    names = [spec.name for spec in artifact.inputs]
+    if sorted(names) != sorted(inputs):
+        raise DataError(f"the bundle takes inputs {', '.join(names)}; given are {', '.join(inputs) or 'none'}")
+    for spec in artifact.inputs:
+        array = inputs[spec.name]
+        if array.dtype != np.dtype(spec.dtype) or array.shape != spec.shape:
+            raise DataError(
+                f"input '{spec.name}' is {array.dtype} {array.shape}; the bundle takes {spec.dtype} {spec.shape}"
+            )

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compiler.fleet.detect import host_isa
+from compiler.fleet.profile import load_profile
+from targets.intel_openvino.isa import VARIABLE, isa_limit
+
+_KERNELS = """
+import json, sys
+import numpy as np
+from pathlib import Path
+from compiler.fleet.profile import load_profile
+from compiler.target import TargetPlan
+from compiler.target.testing import text_case
+from targets.intel_openvino import TARGET, Options
+net = text_case("net", "(float[1,16,16,16] x) => (float[1,32,16,16] y) { y = Conv<pads=[1,1,1,1]>(x, w) }",
+                weights={"w": (32, 16, 3, 3)}, batches=(1,))
+profile, folder = load_profile(sys.argv[1]), Path(sys.argv[2])
+artifact = TARGET.build(net.model(), TargetPlan("fp32", Options()), profile, workdir=folder)
+runner = TARGET.load(artifact)
+times = runner.layer_times({"x": np.ones((1, 16, 16, 16), np.float32)})
+print(json.dumps([time.kernel for time in times]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("profile", "limit"),
+    [
+        ("intel-n100", "AVX2_VNNI"),
+        ("intel-xeon-icelake", "AVX512_CORE_VNNI"),
+        ("intel-xeon-sapphire-rapids", "AVX512_CORE_AMX"),
+        ("amd-epyc-genoa", "AVX512_CORE_BF16"),
+    ],
+)
+def test_each_profile_has_the_level_of_its_processor(profile: str, limit: str) -> None:
+    cpu = load_profile(profile).cpu
+    assert cpu is not None and isa_limit(cpu.isa, cpu.isa) == limit
+
+
+def test_no_level_is_guessed_for_flags_that_say_too_little() -> None:
+    assert isa_limit((), ("avx2", "fma")) == "" and isa_limit(("sse2",), ("sse2",)) == ""
+
+
+@pytest.mark.needs_openvino
+@pytest.mark.skipif("avx512f" not in host_isa(), reason="this processor has nothing beyond the device's AVX2")
+def test_kernels_on_a_newer_machine_are_the_devices_own(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+
+    def kernels(profile: str) -> list[str]:
+        command = [sys.executable, "-c", _KERNELS, profile, str(tmp_path / profile)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    assert any("avx512" in kernel for kernel in kernels("intel-xeon-icelake"))
+    assert not any("avx512" in kernel for kernel in kernels("intel-n100"))
