@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
+import onnx_ir as ir
+
 from compiler.artifact.schema import Reference
 from compiler.driver.stages.bisect import explain_divergence
 from compiler.driver.stages.border import Border, make_border
@@ -16,7 +18,7 @@ from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
 from compiler.driver.stages.verify import ParityCase, Verification, reference_cases, verify_artifact
-from compiler.errors import GateFailed
+from compiler.errors import GateFailed, UnsupportedModel
 from compiler.plan import Plan
 from compiler.store import Entry
 from compiler.tune import Curve, Scheduled
@@ -87,10 +89,24 @@ def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) 
         built = build_artifact(border, plan, job.profile, job.target, store=context.store, limits=context.options.child)
     with context.clock.timed("reference"):
         model, digest = (border.load(), border.digest) if plan.changes_results else (ready.model, ready.digest)
-        points = reference_cases(model, digest, ready.inputs.points, context.store)
+        points = _reference_cases(context, model, digest)
     with context.clock.timed("verify"):
         verdict = _verify(context, plan, border, built, points, explain=explain)
     return Made(plan, border, built, points, verdict, kernels.scheduled, kernels.curves)
+
+
+def _reference_cases(context: BuildContext, model: ir.Model, digest: str) -> tuple[ParityCase, ...]:
+    inputs = context.ready.inputs
+    try:
+        return reference_cases(model, digest, inputs.points, context.store)
+    except UnsupportedModel as error:
+        if not inputs.is_random:
+            raise
+        raise UnsupportedModel(
+            f"{error.what}\nThe inputs were {inputs.origin}.",
+            where=error.where,
+            remedy="If it runs on real inputs, name some: `calibration: {path: inputs.npz}`, one array per input.",
+        ) from error
 
 
 def make_candidate_border(context: BuildContext, plan: Plan, variant: Variant) -> Border:
