@@ -24,6 +24,12 @@ def figure_text(value: float, low: float | None, high: float | None, *, decimals
     return f"{value:.{places}f} ({low:.{places}f} to {high:.{places}f})"
 
 
+def short_ratio(ratio: float, low: float | None, high: float | None, *, is_estimate: bool) -> str:
+    """A speed-up with as many digits as its interval leaves certain, and without the interval."""
+    places = decimals_of(low, high)
+    return f"about {rough_text(ratio)}" if is_estimate else f"{ratio:.{2 if places is None else places}f}"
+
+
 def ratio_figure(ratio: float, low: float | None, high: float | None, *, is_estimate: bool) -> str:
     """A speed-up: measured with its interval, or about so much where it was estimated."""
     return f"about {rough_text(ratio)}" if is_estimate else figure_text(ratio, low, high)

@@ -84,11 +84,6 @@ def interval(values: Values, *, level_pct: float = LEVEL_PCT) -> tuple[float, fl
     return float(low), float(high)
 
 
-def draw_weights(units: int) -> Iterator[Weights]:
-    """Multiplicities of all resamples, some at a time; the same ones each time."""
-    return _weights(units, RESAMPLES, units)
-
-
 def _weights(units: int, count: int, width: int) -> Iterator[Weights]:
     random = np.random.Generator(np.random.PCG64(SEED))
     rows = max(1, min(count, _MAX_ELEMENTS // width))

@@ -14,7 +14,7 @@ import numpy as np
 
 from compiler.artifact.schema import AccuracyDrop, Certified
 from compiler.errors import InternalError
-from compiler.evaluate.bootstrap import LEVEL_PCT, Measured, Values, draw_weights, interval, resampled
+from compiler.evaluate.bootstrap import LEVEL_PCT, Measured, Values, interval, resampled
 from compiler.evaluate.split import Groups, Split
 from compiler.evaluate.task import MeasuredDrop, choose_rule, known_end
 from compiler.fleet.data import Rule
@@ -31,6 +31,11 @@ class Contender:
 
     reference: Measured
     candidate: Measured
+
+    @property
+    def measured(self) -> tuple[Measured, Measured]:
+        """Both, the float model's first."""
+        return self.reference, self.candidate
 
 
 def corrected_level(rank: int) -> float:
@@ -105,7 +110,8 @@ def cross_fit(
     winners = [_choose(contenders, fold, limit_pct) for fold in split.folds]
     lost, counts = _lost_by_group(contenders, winners, split.folds)
     level, count = corrected_level(rank), int(counts.sum())
-    drop, (low, high) = float(lost.sum() / count), interval(_resampled_mean(lost, counts), level_pct=level)
+    drop = float(lost.sum() / count)
+    low, high = interval(_resampled_mixture(contenders, winners, split.folds, counts), level_pct=level)
     rule, why = choose_rule(asked, count, limit_pct, high)
     agreed = sum(winner == chosen for winner in winners)
     judged = drop if rule == "point" else high
@@ -163,14 +169,19 @@ def _by_group(measured: Measured) -> tuple[Values, Values]:
     return sums.astype(np.float64), counts
 
 
-def _resampled_mean(sums: Values, counts: Values) -> Values:
-    """The mean over decisions on resamples of groups; NaN where a resample holds none."""
-    units = len(sums)
-    blocks = []
-    for weights in draw_weights(units):
-        decided = weights @ counts
-        blocks.append(np.divide(weights @ sums, decided, out=np.full(len(weights), np.nan), where=decided > 0))
-    return np.concatenate(blocks)
+def _resampled_mixture(
+    contenders: Sequence[Contender], winners: Sequence[int], folds: Sequence[Groups], counts: Values
+) -> Values:
+    """The drop on resamples of all groups: of the trials that judged folds, each by the share of decisions it judged.
+
+    Thresholds are set anew in each resample, so that their part of the uncertainty is in the interval.
+    """
+    shares = dict.fromkeys(winners, 0.0)
+    for winner, fold in zip(winners, folds, strict=True):
+        shares[winner] += float(counts[fold].sum() / counts.sum())
+    drops = [share * _resampled_drops(*contenders[winner].measured) for winner, share in shares.items()]
+    mixture: Values = np.sum(drops, axis=0)
+    return mixture
 
 
 def _resampled_drops(reference: Measured, candidate: Measured) -> Values:

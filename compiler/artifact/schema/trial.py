@@ -11,7 +11,7 @@ from pydantic import FiniteFloat
 
 from compiler.artifact.adapter import Number
 from compiler.artifact.artifact import Evidence
-from compiler.artifact.figures import figure_text, ratio_figure, time_text
+from compiler.artifact.figures import figure_text, ratio_figure, short_ratio, time_text
 from compiler.artifact.schema.accuracy import Accuracy, Certified
 from compiler.artifact.schema.gate import Gate, GateName
 from compiler.artifact.schema.plan import PlanFacts
@@ -104,6 +104,14 @@ class Speed:
         if self.speedup is None:
             return ""
         return ratio_figure(self.speedup, self.low, self.high, is_estimate=self.evidence == Evidence.ESTIMATED)
+
+    @property
+    def short_words(self) -> str:
+        """The speed-up for a narrow column; empty where nothing tells."""
+        if self.speedup is None:
+            return ""
+        ratio = short_ratio(self.speedup, self.low, self.high, is_estimate=self.evidence == Evidence.ESTIMATED)
+        return f"{ratio} x{', disturbed' if self.disturbed else ''} ({self.evidence})"
 
     @property
     def ratio_words(self) -> str:

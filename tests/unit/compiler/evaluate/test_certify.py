@@ -109,6 +109,7 @@ def test_the_demos_data_are_cross_fitted_and_a_loss_of_one_pair_in_a_hundred_is_
     assert found is not None
     assert (found.rule, found.count) == ("point", 100)
     assert found.drop_pct == pytest.approx(drop.drop_pct) == pytest.approx(1.0)
+    assert (found.low_pct, found.high_pct) == (drop.low_pct, drop.high_pct), "nothing is lost by dividing"
 
 
 def test_halves_share_no_sample_and_are_the_same_in_another_order(tmp_path: Path) -> None:
