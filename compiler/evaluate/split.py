@@ -66,6 +66,8 @@ def make_split(
     groups = _shuffled(int(_groups_of(labels, count, by_person=by_person).max()) + 1)
     halves = groups[: (len(groups) + 1) // 2], groups[(len(groups) + 1) // 2 :]
     fewest = min(int(np.isin(owners, half).sum()) for half in halves)
+    if by_person and not all(_has_impostors(labels, half) for half in halves):
+        fewest = 0  # a half of one person has nobody to be taken for
     if fewest and 100.0 / fewest <= limit_pct / 2:
         return _held_out(halves, f"each half has {fewest} decisions")
     if fewest and holds_out:
@@ -116,6 +118,14 @@ def _groups_of(labels: Array | None, count: int, *, by_person: bool) -> Groups:
 def _people(pairs: Array) -> Groups:
     _, people = np.unique(pairs[:, 3:], return_inverse=True)
     return people.reshape(-1, 2).astype(np.int64)
+
+
+def _has_impostors(labels: Array | None, chosen: Groups) -> bool:
+    """Whether there are pairs of two people among some of them."""
+    if labels is None or labels.ndim == 1:
+        return len(chosen) > 1
+    inside = np.isin(_people(labels), chosen).all(axis=1)
+    return bool((labels[inside, 2] == 0).any())
 
 
 def _shuffled(count: int) -> Groups:

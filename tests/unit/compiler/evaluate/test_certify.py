@@ -94,6 +94,16 @@ def test_a_person_is_in_one_part_only_of_samples_and_of_listed_pairs() -> None:
     assert kept is not None and kept.tolist() == [[0, 1, 1, 5, 5]]
 
 
+def test_a_half_of_one_person_or_without_impostors_is_not_held_out() -> None:
+    three = np.repeat(np.arange(3), 30)
+    assert make_split(three, 90, by_person=True, limit_pct=2.0, holds_out=True).kind == SplitKind.NONE
+    genuine = [[2 * person, 2 * person + 1, 1, person, person] for person in range(300)]
+    pairs = np.array([*genuine, [0, 3, 0, 0, 1]])
+    assert make_split(pairs, 600, by_person=True, limit_pct=2.0).kind == SplitKind.CROSS_FIT
+    others = np.array([[2 * person, 2 * person + 3, 0, person, person + 1] for person in range(299)])
+    assert make_split(np.concatenate([pairs, others]), 600, by_person=True, limit_pct=2.0).kind == SplitKind.HELD_OUT
+
+
 def test_the_demos_data_are_cross_fitted_and_a_loss_of_one_pair_in_a_hundred_is_decided_by_the_point() -> None:
     people = np.repeat(np.arange(100), 2)
     split = make_split(people, 200, by_person=True, limit_pct=2.0)
