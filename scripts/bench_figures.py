@@ -26,8 +26,7 @@ from typing import Any
 from bench_record import ROOT, bar, commit, machine, versions
 
 from compiler import BuildOptions, build_fleet
-from compiler.driver.search.search import MEASURED_STAGES
-from compiler.store import Store
+from compiler.store import MEASURED_STAGES, Store
 
 FAR_OFF = 0.15
 """A ratio further than this from the quiet ones, and not called disturbed, is wrong."""

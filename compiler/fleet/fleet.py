@@ -267,7 +267,15 @@ def load_fleet(path: str | Path) -> Fleet:
     Raises:
         FleetError: Unreadable file, or everything that is wrong in it, each with its line.
     """
-    document = read_yaml(Path(path), error=FleetError)
+    return fleet_of(read_yaml(Path(path), error=FleetError))
+
+
+def fleet_of(document: Document) -> Fleet:
+    """The fleet that a document describes, relative paths counted from the folder of its origin.
+
+    Raises:
+        FleetError: Everything that is wrong in it, each with its place.
+    """
     written, problems = validate(FleetFile, document.data, origin=document.origin, error=FleetError)
     problems += _missing(document)
     if written is None or problems:

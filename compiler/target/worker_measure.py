@@ -5,17 +5,23 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compiler.artifact import artifact_from_dict
 from compiler.errors import TargetUnavailable
-from compiler.model.numerics import write_arrays
-from compiler.target.race import read_npz
+from compiler.model.numerics import Arrays, write_arrays
+from compiler.target.request import (
+    EvaluateAnswer,
+    EvaluateTask,
+    FootprintAnswer,
+    FootprintTask,
+    LayerTimesAnswer,
+    LayerTimesTask,
+)
+from compiler.target.runner import ReportsPeakMemory, Runner, TimesLayers, TimesRuns
 from compiler.target.target import find_target
 
 _PR_SET_THP_DISABLE = 41
@@ -23,50 +29,65 @@ _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S{4} \S+ \S+ \d+ *(.*)$")
 _MEMORY_KEYS = ("VmHWM", "RssFile", "RssShmem")
 
 
-def footprint(request: Mapping[str, Any]) -> dict[str, Any]:
+def footprint(task: FootprintTask) -> FootprintAnswer:
     """Loads an artifact, runs it once, and gives this process's peak memory, or that of the runner's program.
 
     Raises:
         TargetUnavailable: The artifact cannot run here, or this system does not report a process's peak memory.
     """
     _refuse_huge_pages()
-    artifact = artifact_from_dict(request["artifact"])
-    runner = find_target(artifact.target).load(artifact)
+    runner = find_target(task.artifact.target).load(task.artifact)
     try:
-        inputs = read_npz(Path(request["inputs"]))
-        told = getattr(runner, "peak_memory_bytes", None)
-        if told is not None:
-            return {"evidence": str(runner.evidence), "peak_bytes": int(told(inputs))}
+        inputs = read_npz(task.inputs)
+        if isinstance(runner, ReportsPeakMemory):
+            return FootprintAnswer(runner.evidence, int(runner.peak_memory_bytes(inputs)))
         runner.run(inputs)
-        return {"evidence": str(runner.evidence), "peak_bytes": peak_bytes(artifact.root)}
+        return FootprintAnswer(runner.evidence, peak_bytes(task.artifact.root))
     finally:
         runner.close()
 
 
-def evaluate(request: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate(task: EvaluateTask) -> EvaluateAnswer:
     """Runs an artifact on stacked samples, `batch` at a time; the last batch is filled up and cut again."""
-    runner = find_target(request["artifact"]["target"]).load(artifact_from_dict(request["artifact"]))
+    runner = find_target(task.artifact.target).load(task.artifact)
     try:
-        samples, batch = read_npz(Path(request["inputs"])), int(request["batch"])
+        samples = read_npz(task.inputs)
         count = len(next(iter(samples.values())))
-        rows = [np.arange(start, start + batch) % count for start in range(0, count, batch)]
-        found = [runner.run({name: array[index] for name, array in samples.items()}) for index in rows]
-        stacked = {name: np.concatenate([one[name] for one in found])[:count] for name in found[0]}
-        write_arrays(Path(request["outputs"]), stacked)
-        return {"evidence": str(runner.evidence)}
+        rows = [np.arange(start, start + task.batch) % count for start in range(0, count, task.batch)]
+        batches = [runner.run({name: array[index] for name, array in samples.items()}) for index in rows]
+        stacked = {name: np.concatenate([batch[name] for batch in batches])[:count] for name in batches[0]}
+        write_arrays(task.outputs, stacked)
+        return EvaluateAnswer(runner.evidence)
     finally:
         runner.close()
 
 
-def profile(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Time of every kernel of an artifact, where its runner can tell; an empty list where it cannot."""
-    runner = find_target(request["artifact"]["target"]).load(artifact_from_dict(request["artifact"]))
+def time_layers(task: LayerTimesTask) -> LayerTimesAnswer:
+    """Time of every kernel of an artifact, where its runner can tell; none where it cannot."""
+    runner = find_target(task.artifact.target).load(task.artifact)
     try:
-        told = getattr(runner, "layer_times", None)
-        found = told(read_npz(Path(request["inputs"]))) if told is not None else []
-        return {"evidence": str(runner.evidence), "layers": [asdict(one) for one in found]}
+        layers = runner.layer_times(read_npz(task.inputs)) if isinstance(runner, TimesLayers) else ()
+        return LayerTimesAnswer(runner.evidence, tuple(layers))
     finally:
         runner.close()
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Every array of a file that the parent wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def times_ms(runner: Runner, inputs: Arrays, runs: int) -> list[float]:
+    """Milliseconds of each of some runs: the runner's own where it times itself."""
+    if isinstance(runner, TimesRuns):
+        return list(runner.latencies_ms(inputs, runs))
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        runner.run(inputs)
+        times.append((time.perf_counter() - started) * 1e3)
+    return times
 
 
 def peak_bytes(folder: Path) -> int:

@@ -18,8 +18,8 @@ from compiler.driver.dist import note_finished
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.compile import check_artifact
 from compiler.driver.stages.inputs import sizes_label
+from compiler.driver.stages.reference import ParityCase
 from compiler.driver.stages.verify import (
-    ParityCase,
     Verification,
     batch_size,
     check_parity,

@@ -9,15 +9,14 @@ estimated           a roofline of the profile
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
 
 import onnx_ir as ir
 
 from compiler.artifact import Evidence
 from compiler.artifact.manifest import BORDER
 from compiler.artifact.schema import Speed, SpeedUnit
-from compiler.driver.measure.child import observe
+from compiler.driver.measure.child import measure_in_child
 from compiler.driver.roofline import describe_machine, model_seconds
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import BuildContext
@@ -27,6 +26,8 @@ from compiler.evaluate.paired import centre_of, ratio_of
 from compiler.fleet.detect import detect_profile
 from compiler.fleet.machine import available_cpus
 from compiler.fleet.profile import HardwareProfile
+from compiler.store import StageName
+from compiler.target.request import RaceAnswer, RaceTask, RaceUntil
 
 LEAST_PAIRS = 7
 """Pairs of blocks in any case: one more than an interval of 95 % needs."""
@@ -107,29 +108,34 @@ def _race(context: BuildContext, made: Made, original: Made) -> Speed:
     if made.built.entry.digest == original.built.entry.digest and times:
         return Speed(1.0, times[0], times[0], SpeedUnit.MS, Evidence.HOST, made.verdict.reason, low=1.0, high=1.0)
     builds = [(one.built, one.typical.inputs) for one in (made, original)]
+    artifacts = tuple(built.artifact for built, _ in builds)
     threads = min(made.plan.target_plan.threads, available_cpus())
-    limits: dict[str, Any] = {
-        "least_pairs": LEAST_PAIRS,
-        "most_pairs": MOST_PAIRS,
-        "budget_s": BUDGET_S,
-        "half_width": NARROW,
-    }
-    (found,) = observe(context, "race", builds, **limits, threads=threads)
-    return race_speed(found, note=made.verdict.reason)
+    until = RaceUntil(LEAST_PAIRS, MOST_PAIRS, BUDGET_S, NARROW)
+    (raced,) = measure_in_child(
+        context,
+        StageName.SPEED,
+        RaceAnswer,
+        builds,
+        lambda inputs: RaceTask(artifacts, inputs, until, threads),
+        until=asdict(until),
+        threads=threads,
+    )
+    return race_speed(raced, note=made.verdict.reason)
 
 
-def race_speed(found: Mapping[str, Any], *, note: str) -> Speed:
+def race_speed(raced: RaceAnswer, *, note: str) -> Speed:
     """The speed that a race of a candidate and the float original shows.
 
     Args:
-        found: What `compiler.target.race` gave.
+        raced: Times of the candidate, then of the original.
         note: What the reader should know of the runs.
     """
-    ratio = ratio_of(found["fastest_ms"][1], found["fastest_ms"][0])
-    value, base = (centre_of(medians) for medians in found["medians_ms"])
+    own, original = raced.fastest_ms
+    ratio = ratio_of(original, own)
+    value, base = (centre_of(medians) for medians in raced.medians_ms)
     wide = ratio.half_width / ratio.value
-    doubts = [found["disturbed"]] if found["disturbed"] else []
-    doubts += [f"after {len(found['fastest_ms'][0])} pairs of blocks it is known to ±{wide:.0%}"] if wide > WIDE else []
+    doubts = [raced.disturbed] if raced.disturbed else []
+    doubts += [f"after {len(own)} pairs of blocks it is known to ±{wide:.0%}"] if wide > WIDE else []
     return Speed(
         ratio.value,
         value.value,

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compiler.artifact import Artifact, Evidence, artifact_to_dict
+from compiler.artifact import Artifact, Evidence
 from compiler.artifact.schema import Purpose, Speed, SpeedUnit
 from compiler.compress.quant import quantize
 from compiler.driver.measure.speed import LEAST_PAIRS, MOST_PAIRS, NARROW, race_speed
@@ -26,7 +26,8 @@ from compiler.fleet.profile import load_profile
 from compiler.model.graph import infer_strictly
 from compiler.model.numerics import write_arrays
 from compiler.target import TargetPlan
-from compiler.target.isolate import ChildLimits, run_child
+from compiler.target.isolate import ChildLimits
+from compiler.target.request import FootprintAnswer, FootprintTask, RaceAnswer, RaceTask, RaceUntil, ask
 from compiler.target.testing import text_case
 from targets.intel_openvino import TARGET, Options
 from targets.intel_openvino.isa import isa_limit
@@ -95,24 +96,20 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     }
 
 
-def request(artifact: Artifact) -> dict[str, object]:
-    return artifact_to_dict(artifact) | {"root": str(artifact.root)}
-
-
 def run_bytes(folder: Path, builds: dict[str, Artifact], name: str) -> int:
     """What a model itself takes when it runs, as `driver.measure.memory` counts it."""
     write_arrays(folder / "in.npz", {"x": np.ones(SHAPE, np.float32)})
     peaks = [
-        run_child(
-            "footprint",
-            {"artifact": request(builds[one]), "inputs": str(folder / "in.npz")},
+        ask(
+            FootprintTask(builds[one], folder / "in.npz"),
+            FootprintAnswer,
             folder=folder,
             limits=ChildLimits(),
             where="test",
-        )["peak_bytes"]
+        ).peak_bytes
         for one in (name, "tiny")
     ]
-    return int(peaks[0] - peaks[1])
+    return peaks[0] - peaks[1]
 
 
 def test_memory_when_run_is_the_same_on_a_busy_machine(tmp_path: Path, builds: dict[str, Artifact]) -> None:
@@ -153,22 +150,13 @@ def test_instruction_sets_are_limited_to_the_devices_where_this_machine_has_them
 def speed_of(folder: Path, builds: dict[str, Artifact], budget_s: float) -> Speed:
     """The int8 build against the float32 one, as `driver.measure.speed` measures it."""
     write_arrays(folder / "in.npz", {"x": np.ones(SHAPE, np.float32)})
-    found = run_child(
-        "race",
-        {
-            "artifacts": [request(builds["int8"]), request(builds["fp32"])],
-            "inputs": [str(folder / "in.npz")] * 2,
-            "least_pairs": LEAST_PAIRS,
-            "most_pairs": MOST_PAIRS,
-            "budget_s": budget_s,
-            "half_width": NARROW,
-            "threads": min(4, available_cpus()),
-        },
-        folder=folder,
-        limits=ChildLimits(),
-        where="test",
+    task = RaceTask(
+        (builds["int8"], builds["fp32"]),
+        (folder / "in.npz", folder / "in.npz"),
+        RaceUntil(LEAST_PAIRS, MOST_PAIRS, budget_s, NARROW),
+        threads=min(4, available_cpus()),
     )
-    return race_speed(found, note="")
+    return race_speed(ask(task, RaceAnswer, folder=folder, limits=ChildLimits(), where="test"), note="")
 
 
 def chosen_by(speed: Speed) -> str:

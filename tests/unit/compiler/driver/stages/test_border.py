@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from compiler.driver.stages.border import Border, make_border
+from compiler.driver.stages.run import Stages
 from compiler.model.graph import graph_digest
 from compiler.passes.pipelines import PORTABLE
 from compiler.plan import BuildOptions
@@ -29,7 +30,7 @@ def border(folder: Path, **options: object) -> Border:
         folder / "fleet.yaml", BuildOptions(cache=folder / "cache", skip_passes=("simplify-onnxsim",), **options)
     )
     inputs = {"x": np.ones((2, 3), np.float32)}
-    return make_border(model, graph_digest(model), job.plan, (), inputs=inputs, store=Store(folder / "cache"))
+    return make_border(model, graph_digest(model), job.plan, (), inputs=inputs, stages=Stages(Store(folder / "cache")))
 
 
 @pytest.mark.parametrize("last", [2, 5, 8])
