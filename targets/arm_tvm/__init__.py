@@ -114,7 +114,7 @@ class Tvm:
         tunables = list_tunables(model, plan.options)
         if plan.payload_bytes is None:
             return tunables
-        module = import_relax(model, _dot_of(profile))
+        module = import_relax(model, plan.options)
         return within_payload(tunables, module, machine_of(plan.options), plan.payload_bytes)
 
     def measurer(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Measurer:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compiler.target import Capability, OpRule, PrecisionRule, Refusal, op_key
+from targets.arm_tvm.graph.recurrent import recurrent_reason
 from targets.arm_tvm.kernels.integer.scheme import int8_rule
 from targets.arm_tvm.kernels.integer.specs import Dot
 
@@ -42,7 +43,16 @@ _ANY_OPS = """
     IsNaN Less LessOrEqual Not Or ScatterElements ScatterND Squeeze Transpose Trilu Unsqueeze Where Xor
 """
 
+_RECURRENT = OpRule(
+    _FLOAT | {"INT32"},
+    constant_inputs=(1, 2, 3, 7),
+    attributes={"layout": (0,), "input_forget": (0,)},
+    # Before opset 7 the operators had other inputs and attributes.
+    opset_min=7,
+)
+
 _RULES = {
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _RECURRENT),
     "BatchNormalization": OpRule(_FLOAT, attributes={"training_mode": (0,)}),
     "Cast": OpRule(_ANY),
     "ConvTranspose": OpRule(_FLOAT, attributes={"output_shape": ()}),
@@ -139,6 +149,8 @@ def find_details(model: ir.Model) -> Iterator[Refusal]:
             yield Refusal(name, node.op_type, "only its first output is computed")
         if node.op_type == "Resize" and (reason := _resize_reason(node)):
             yield Refusal(name, "Resize", reason)
+        if node.op_type in ("GRU", "LSTM", "RNN") and (reason := recurrent_reason(node)):
+            yield Refusal(name, node.op_type, reason)
         if node.op_type in ("LayerNormalization", "RMSNormalization") and not _scale_covers(node):
             yield Refusal(name, node.op_type, "its scale must have the shape of the normalized axes")
 
