@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from compiler.fleet import Range
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
-    from compiler.model.graph import Pass, graph_digest
+    from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
+    from compiler.passes.pipelines import load_passes
     from compiler.passes.quantized import is_quantized
+    from compiler.passes.values import record_origin
     from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
     from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
     from compiler.target.target import (
@@ -67,6 +69,7 @@ _PLACES = {
     "OpRule": "compiler.target.capability",
     "OpScheme": "compiler.target.scheme",
     "Pass": "compiler.model.graph",
+    "PassResult": "compiler.model.graph",
     "PrecisionRule": "compiler.target.capability",
     "QuantScheme": "compiler.target.scheme",
     "Range": "compiler.fleet.fleet",
@@ -90,10 +93,12 @@ _PLACES = {
     "is_quantized": "compiler.passes.quantized",
     "installed_version": "compiler.target.target",
     "list_targets": "compiler.target.target",
+    "load_passes": "compiler.passes.pipelines",
     "load_profile": "compiler.fleet.profile",
     "missing_isa": "compiler.fleet.detect",
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
+    "record_origin": "compiler.passes.values",
     "save_model": "compiler.model.save",
     "validate_options": "compiler.fleet.profile",
 }
@@ -119,6 +124,7 @@ __all__ = [
     "OpRule",
     "OpScheme",
     "Pass",
+    "PassResult",
     "PrecisionRule",
     "QuantScheme",
     "Range",
@@ -142,10 +148,12 @@ __all__ = [
     "installed_version",
     "is_quantized",
     "list_targets",
+    "load_passes",
     "load_profile",
     "missing_isa",
     "op_key",
     "profile_device",
+    "record_origin",
     "save_model",
     "validate_options",
 ]

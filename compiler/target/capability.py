@@ -74,6 +74,7 @@ class Capability:
         dynamic_dims: Whether a dimension may stay a range in the artifact.
         opset_max: Newest version of the default domain that the toolchain reads.
         ahead_of_time: Empty if an artifact can be built on a machine without the device, otherwise why not.
+        op_refusals: Operator that is not in `ops` → why not, and what to do instead, where there is more to say than that.
         sparse_weights: Empty if an engine is known to compute with 2:4 sparse weights, otherwise why that is not made.
     """
 
@@ -83,6 +84,7 @@ class Capability:
     opset_max: int
     precision_refusals: Mapping[str, str] = field(default_factory=dict)
     ahead_of_time: str = ""
+    op_refusals: Mapping[str, str] = field(default_factory=dict)
     sparse_weights: str = "the target has no kernels for 2:4 sparse weights"
 
 
@@ -133,7 +135,7 @@ def _reasons(node: ir.Node, capability: Capability, opset: int) -> Iterator[str]
     key = op_key(node)
     rule = capability.ops.get(key)
     if rule is None:
-        yield f"the target has no operator {key}"
+        yield capability.op_refusals.get(key, f"the target has no operator {key}")
         return
     if opset < rule.opset_min:
         yield f"opset {opset} gives it another meaning than the one the target implements, that of {rule.opset_min}"

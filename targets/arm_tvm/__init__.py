@@ -71,8 +71,10 @@ class Tvm:
         return capability_of(_dot_of(profile), half=_computes_half(profile))
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
-        """None: the importer takes the border model as it is."""
-        return ()
+        """Loops become their iterations, since compiled code has none around operators."""
+        from targets.arm_tvm.graph.unroll_loops import UNROLL_LOOPS
+
+        return (UNROLL_LOOPS,)
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Compiles the model, links it, and writes the bundle."""

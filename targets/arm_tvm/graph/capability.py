@@ -89,6 +89,16 @@ _SECOND_OUTPUTS = frozenset({"BatchNormalization", "Dropout", "LayerNormalizatio
 """Operators of which only the first output is right or there at all."""
 
 
+_NO_CONTROL_FLOW = {
+    "If": "its condition is known only at run time, and compiled code has no branches around operators: give the fleet "
+    "file the sizes that decide it, or export the branch that the device needs",
+    "Loop": "the number of its iterations is known only at run time, or too large to unroll, and compiled code has no "
+    "loops around operators: export it with a constant trip count",
+    "Scan": "the length of its axis is not fixed, or too large to unroll, and compiled code has no loops around "
+    "operators: give the fleet file that size",
+}
+
+
 _FLOAT32 = PrecisionRule(
     "fp32",
     "the code generator computes in float32",
@@ -136,6 +146,7 @@ def capability_of(dot: Dot, *, half: bool = False) -> Capability:
             "bf16": "half-precision code of this target is not verified",
             "fp16-weights": "weights are stored as they are computed with",
         },
+        op_refusals=_NO_CONTROL_FLOW,
         dynamic_dims=False,
         opset_max=OPSET_MAX,
     )
