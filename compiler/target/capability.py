@@ -74,7 +74,7 @@ class Capability:
         dynamic_dims: Whether a dimension may stay a range in the artifact.
         opset_max: Newest version of the default domain that the toolchain reads.
         ahead_of_time: Empty if an artifact can be built on a machine without the device, otherwise why not.
-        op_refusals: Operator that is not in `ops` → why not, and what to do instead, where there is more to say than that.
+        op_refusals: Operator that is not in `ops` → why not, and what to do instead.
         sparse_weights: Empty if an engine is known to compute with 2:4 sparse weights, otherwise why that is not made.
     """
 

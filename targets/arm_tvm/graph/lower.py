@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.target import Array, TensorSpec, ToolchainFailed, UnsupportedModel
+from targets.arm_tvm.graph.budget import budget_of
 from targets.arm_tvm.graph.capability import find_details
 from targets.arm_tvm.graph.conversions import convert, write_pads
 from targets.arm_tvm.graph.lifted_weights import lift_weights
@@ -72,7 +73,8 @@ def lower(
     inputs, outputs = read_signature(module, *names)
     _check_outputs(model, outputs)
     try:
-        packed = pack_graph(module, machine_of(options), schedule=schedule, payload_bytes=payload_bytes)
+        budget = budget_of(options, payload_bytes)
+        packed = pack_graph(module, machine_of(options), schedule=schedule, budget=budget)
         objects, weights = _compile(packed, options, workdir)
     except Exception as error:  # TVM raises whatever its passes raise
         raise ToolchainFailed(
