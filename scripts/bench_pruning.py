@@ -36,7 +36,7 @@ from compiler.compress.prune.cut import cut_channels
 from compiler.compress.prune.groups import find_ties
 from compiler.compress.prune.prepare import prepare
 from compiler.compress.quant import quantize
-from compiler.compress.recover import Recipe, choose_taps, recover
+from compiler.compress.recover import Pair, Recipe, choose_taps, recover
 from compiler.model.save import save_model
 from compiler.passes.macs import count_macs
 
@@ -144,10 +144,9 @@ def _ratio(subject: Subject, order: Any, ratio: float, asked: argparse.Namespace
     one["torch-pruning, magnitude"] = magnitude(subject, pruned.plan.ratio)
     if asked.recover_minutes and ratio in (asked.ratio or RECOVERED):
         taps = choose_taps(pruned.model, ties, pruned.plan.removed)
+        pair = Pair(subject.model, pruned.model, taps)
         recipe = Recipe(seconds=60 * asked.recover_minutes)
-        done = recover(
-            subject.model, pruned.model, subject.batches, folder=scratch / path.stem, recipe=recipe, taps=taps
-        )
+        done = recover(pair, subject.batches, folder=scratch / path.stem, recipe=recipe)
         last = done.model
         one["recovered"] = _judged(subject, last) | done.to_dict()
         if asked.plain_minutes and ratio == min(asked.ratio or RECOVERED):

@@ -26,7 +26,7 @@ from compiler.fleet.validate import MAX_PROBLEMS, nearest, validate
 from compiler.fleet.yamlfile import Document, KeyPath, Origin, dotted, read_yaml
 
 T = TypeVar("T")
-Precision: TypeAlias = Literal["fp64", "tf32", "fp32", "fp16", "bf16", "fp8", "fp4", "int8", "int4"]
+Arithmetic: TypeAlias = Literal["fp64", "tf32", "fp32", "fp16", "bf16", "fp8", "fp4", "int8", "int4"]
 
 _FACTS = ("cpu", "accelerator", "memory_mib", "memory_bandwidth_gbps", "power_w", "precisions")
 _SUFFIXES = (".yaml", ".yml")
@@ -111,7 +111,7 @@ class HardwareProfile:
         float | None, Field(gt=0, description="Power the chip or board may draw, as its maker states it, in watts.")
     ] = None
     precisions: Annotated[
-        tuple[Precision, ...],
+        tuple[Arithmetic, ...],
         Field(description="Number formats the hardware multiplies in; stored-only formats are not named."),
     ] = ()
     provenance: Annotated[
@@ -214,14 +214,15 @@ def to_yaml(profile: HardwareProfile) -> str:
 
 
 def _styled(value: Any) -> Any:
-    """The value with its lists in one line, and what does not print in quotes with escapes."""
+    """The value with its lists in one line, and text in quotes where it does not print or would be read as a key."""
     if isinstance(value, dict):
         return {_styled(key): _styled(item) for key, item in value.items()}
     if isinstance(value, list):
         row = CommentedSeq(map(_styled, value))
         row.fa.set_flow_style()
         return row
-    is_odd = isinstance(value, str) and not value.isprintable()
+    # ruamel.yaml writes `?x` without quotes, and reads it in a one-line list as a mapping with the key `x`.
+    is_odd = isinstance(value, str) and (not value.isprintable() or value.startswith("?"))
     return DoubleQuotedScalarString(value) if is_odd else value
 
 

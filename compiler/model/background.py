@@ -1,4 +1,4 @@
-"""Work done ahead of whoever consumes it: in threads, in order, and never more than a bounded number of steps ahead."""
+"""Prefetching: steps run in threads ahead of their consumer, in order, and at most a bounded number of steps ahead."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The one graph type is `onnx_ir.Model`; these are the few things everybody asks of it."""
+"""Functions on the graph type, `onnx_ir.Model`: skeleton without weights, digest, checks; the protocol of passes."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -45,6 +45,13 @@ class Pass(Protocol):
         """Rewrites the model in place and says truthfully whether it changed."""
 
 
+@runtime_checkable
+class Lossy(Protocol):
+    """A pass whose purpose is a coarser result (another precision): gates judge its result, the probe does not."""
+
+    lossy: bool
+
+
 @dataclass(frozen=True)
 class FunctionPass:
     """A pass made of a name and a function."""
@@ -65,7 +72,7 @@ def to_text(model: ir.Model) -> str:
 def skeleton(model: ir.Model, *, keep_bytes: int = SMALL_TENSOR_BYTES) -> onnx.ModelProto:
     """The model without its weights: initializers above `keep_bytes` become graph inputs of the same name and type.
 
-    What only needs the structure (checker, shape inference, simplifier) so never copies the weights.
+    Checker, shape inference and simplifier need only the structure, so weights are not copied for them.
     """
     bare = model.clone()
     for value in list(bare.graph.initializers.values()):
@@ -76,7 +83,7 @@ def skeleton(model: ir.Model, *, keep_bytes: int = SMALL_TENSOR_BYTES) -> onnx.M
             del bare.graph.initializers[str(value.name)]
             if value not in bare.graph.inputs:
                 bare.graph.inputs.append(value)
-        elif isinstance(tensor, ir.ExternalTensor):  # its path means nothing to whoever reads the skeleton
+        elif isinstance(tensor, ir.ExternalTensor):  # a relative path is not valid for a reader of the skeleton
             value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
     return ir.to_proto(bare)
 

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,11 +88,12 @@ def compare(expected: Array, actual: Array) -> ErrorStats:
     same = (want == got) | (np.isnan(want) & np.isnan(got))
     if same.all():
         return _equal(expected.size)
+    infinite = same & ~np.isfinite(want)  # equal, but no vector with infinities or NaN has an angle
     return _differing(
         np.where(same, 0.0, want),
         np.where(same, 0.0, got),
         float(np.square(want, where=np.isfinite(want), out=np.zeros_like(want)).sum()),
-        _cosine(want, got),
+        _cosine(np.where(infinite, 0.0, want), np.where(infinite, 0.0, got)),
     )
 
 
@@ -113,9 +115,9 @@ def arrays_digest(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
+def write_arrays(file: Path | BinaryIO, arrays: Arrays) -> None:
     """Writes a `.npz` file; names may be any text, also those that `numpy.savez` keeps for its own arguments."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

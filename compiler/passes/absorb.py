@@ -6,8 +6,8 @@ With W the weights, b the bias, s and t a scale and a shift per channel:
 2. before a Conv:   W ∗ (x·s + t) + b  =  (W·s) ∗ x + (b + Σ W·t)   s, t per input channel; t only without padding,
                                                                     because padded zeros are not shifted
 
-Everything is computed in float64 and rounded once to the type of the weights. What cannot be done raises
-`Refused` with the reason, which the matcher turns into a near miss.
+Everything is computed in float64 and rounded once to the type of the weights. Where folding is not possible, `Refused`
+is raised with the reason, and the pass notes it.
 """
 
 from __future__ import annotations

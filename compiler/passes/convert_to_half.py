@@ -1,8 +1,9 @@
 """convert-to-fp16, convert-to-bf16: computes in half precision what can be, and says what stays float32.
 
 1. A node computes in half if its schema allows that type, `STAYS_FLOAT32` has no reason against it, its types are known
-   and its constants survive: finite ones stay finite, a single nonzero number stays nonzero.
-2. A Cast stands on each edge between the two worlds, one per value and direction; constants are converted themselves,
+   its constants survive: finite ones stay finite, a single nonzero number stays nonzero; and what it reads is not known
+   to go beyond the type's range (`half_range.py`), as the mask of attention does.
+2. A Cast stands on each edge between float32 and half, one per value and direction; constants are converted themselves,
    into copies of their own, so that a float32 reader keeps its constant.
 3. Graph inputs and outputs keep names and types; subgraphs and functions stay float32.
 Attention computes its softmax in float32 inside.
@@ -19,13 +20,14 @@ import onnx_ir as ir
 
 from compiler.errors import InternalError, UnsupportedModel
 from compiler.model.graph import PassResult
+from compiler.passes.half_range import beyond_range
 from compiler.passes.half_table import STAYS_FLOAT32
 from compiler.passes.values import Names, constant_tensor, display_name, nodes_at, record_origin
 
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _EITHER = frozenset({"Shape", "Size"})
-"""They look at no element, so they read what is there."""
+"""They read no element, only the shape, so they take either type."""
 _TYPE_NAMES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 
 
@@ -35,9 +37,11 @@ class ConvertPrecision:
 
     Args:
         precision: `fp16` or `bf16`.
+        lossy: Results are rounded, so gates judge them and not the probe.
     """
 
     precision: str
+    lossy: bool = True
 
     @property
     def name(self) -> str:
@@ -94,10 +98,11 @@ class _Ports:
 def _choose(model: ir.Model, precision: str, notes: list[str]) -> dict[ir.Node, _Ports]:
     chosen: dict[ir.Node, _Ports] = {}
     opset = model.graph.opset_imports.get("", 1)
+    large = beyond_range(model.graph, float(_TYPES[precision].max))
     for node in model.graph:
         if node.op_type in _EITHER or not any(_is_float(value) for value in (*node.inputs, *node.outputs)):
             continue
-        ports, reason = _decide(node, opset, precision)
+        ports, reason = _decide(node, opset, precision, large)
         if ports is not None:
             chosen[node] = ports
         elif reason:
@@ -105,8 +110,8 @@ def _choose(model: ir.Model, precision: str, notes: list[str]) -> dict[ir.Node, 
     return chosen
 
 
-def _decide(node: ir.Node, opset: int, precision: str) -> tuple[_Ports | None, str]:
-    """The ports to convert, or None and why; the empty reason means that there is nothing to tell."""
+def _decide(node: ir.Node, opset: int, precision: str, large: frozenset[ir.Value]) -> tuple[_Ports | None, str]:
+    """The ports to convert, or None and the reason; an empty reason writes no note."""
     if node.op_type in STAYS_FLOAT32 and node.domain == "":
         return None, "" if node.op_type in ("Cast", "Constant") else STAYS_FLOAT32[node.op_type]
     if node.domain != "":
@@ -123,7 +128,15 @@ def _decide(node: ir.Node, opset: int, precision: str) -> tuple[_Ports | None, s
     if not ports.inputs:
         return None, ""
     lost = next((reason for index in ports.inputs for reason in [_lost(node.inputs[index], precision)] if reason), "")
-    return (None, lost) if lost else (ports, "")
+    if lost:
+        return None, lost
+    beyond = next((value for value in node.inputs if value in large), None)
+    if beyond is not None:
+        # the first node that reads such a value has a note, and those behind it stay float32 for the same reason
+        limit = float(_TYPES[precision].max)
+        noted = f"'{beyond.name}' may go beyond {limit:.5g}, as the lowest number of a mask does"
+        return None, "" if beyond.producer() is not None else noted
+    return ports, ""
 
 
 def _is_float(value: ir.Value | None) -> bool:
@@ -196,7 +209,7 @@ class _Conversion:
         self.names = Names(self.model)
 
     def apply(self, chosen: dict[ir.Node, _Ports]) -> None:
-        """Outputs first, so that every reader sees which of its inputs are half."""
+        """Converts outputs first, so that every reader sees which of its inputs are half."""
         for node, ports in chosen.items():
             self._narrow_outputs(node, ports)
         for node, ports in chosen.items():

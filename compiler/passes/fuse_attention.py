@@ -2,14 +2,15 @@
 
     Softmax(s·Q·Kᵀ [+ mask])·V  →  Attention(Q, K, V, mask, scale=s)
 
-with Q, K, V of rank 4 (batch, heads, length, size) and the same batch and heads; s is a factor, a divisor or absent;
-a mask has the lengths of Q and K in full, as ONNX Runtime wants them;
+with Q, K, V of rank 4 (batch, heads, length, size) and the same batch and heads; s is a factor, a divisor or absent,
+and positive, as ONNX Runtime refuses any other scale; a mask has the lengths of Q and K in full, as ONNX Runtime wants;
 K is transposed in its last two dimensions, alone or together with others, which then stay a Transpose.
 Below opset 23 nothing is done and the reason noted: runtimes recognize the spelled-out form themselves.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import onnx_ir as ir
@@ -90,10 +91,13 @@ class FuseAttention(RewriteRuleClassBase):
         if not self._scaling or scale is None:
             return 1.0
         number = scalar_of(scale)
-        if number is None or not number:
+        if number is None:
             raise Refused("the scale of the scores is not a constant number")
+        factor = number if self._scaling == "Mul" else 1.0 / number if number else math.inf
+        if not 0.0 < factor < math.inf:
+            raise Refused(f"the scale of the scores is {factor:g}, and Attention takes a positive one")
         require_no_growth(scale, 4)
-        return number if self._scaling == "Mul" else 1.0 / number
+        return factor
 
 
 def _key_order(transpose: ir.Node) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 With s = gamma / √(var + epsilon) and t = beta − mean·s, BatchNormalization is x·s + t per channel; then:
 
-1. Conv, ConvTranspose, Gemm or MatMul → BatchNormalization: case 1 of `absorb.py`.
+1. Conv, ConvTranspose, Gemm or MatMul → BatchNormalization: case 1 of `absorb.py`, where the layer's output channels
+   are axis 1, which BatchNormalization scales. MatMul puts them last, so its output must have rank 2.
 2. BatchNormalization → Conv without padding: case 2 of `absorb.py`.
 
 Normalization by the statistics of the batch (training_mode, or further outputs before opset 14) is left alone.
@@ -24,6 +25,7 @@ from compiler.passes.absorb import (
     fold_before,
     input_channels,
     output_channels,
+    output_layout,
     rebuild,
 )
 from compiler.passes.matching import Refused, producer, rule_of
@@ -44,7 +46,9 @@ class AbsorbBatchNormAfter(RewriteRuleClassBase):
         return op.BatchNormalization(layer, _allow_other_inputs=True, _outputs=["bn_out"])
 
     def check(self, context: Any, x: ir.Value, layer_out: ir.Value, bn_out: ir.Value) -> MatchResult:
-        _normalization(producer(bn_out), output_channels(producer(layer_out)))
+        layer = producer(layer_out)
+        _require_channels_on_axis_1(layer)
+        _normalization(producer(bn_out), output_channels(layer))
         return MatchResult()
 
     def rewrite(self, op: Any, x: ir.Value, layer_out: ir.Value, bn_out: ir.Value) -> ir.Value:
@@ -68,6 +72,12 @@ class AbsorbBatchNormBefore(RewriteRuleClassBase):
         conv = producer(conv_out)
         normalization = _normalization(producer(bn_out), input_channels(conv))
         return rebuild(op, conv, x, fold_before(conv, normalization))
+
+
+def _require_channels_on_axis_1(layer: ir.Node) -> None:
+    rank, axis = output_layout(layer)
+    if rank is None or rank + axis != 1:
+        raise Refused(f"the channels of {layer.op_type} are not known to lie on axis 1, as BatchNormalization's do")
 
 
 def _normalization(bn: ir.Node, channels: int) -> Affine:

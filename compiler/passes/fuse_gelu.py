@@ -3,8 +3,8 @@
 1. x·½·(1 + erf(x / √2)), also with x·(1/√2), in every order of the products   → Gelu(approximate=none)
 2. x·½·(1 + tanh(√(2/π)·(x + 0.044715·x³))), x³ as Pow or as products           → Gelu(approximate=tanh)
 
-Below opset 20 nothing is done and the reason noted: the operator does not exist there, raising the opset is no business
-of a fusion, and OpenVINO, TensorRT and ONNX Runtime recognize the erf form themselves.
+Below opset 20 nothing is done and the reason noted: the operator does not exist there, fusions do not raise the opset,
+and OpenVINO, TensorRT and ONNX Runtime recognize the erf form themselves.
 """
 
 from __future__ import annotations

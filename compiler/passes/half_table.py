@@ -1,4 +1,4 @@
-"""Which operators stay float32 in half precision, and why. What an operator's schema forbids needs no line here.
+"""Which operators stay float32 in half precision, and why; operators whose schema forbids it are not listed.
 
 QuantizeLinear and DequantizeLinear follow their scale: its schema allows half from opset 19 on.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 _SUMS = "sums many terms; 11 bits of mantissa lose the small ones, and fp16 overflows at 65504"
 _SQUARES = "squares its input on the way; fp16 overflows where it exceeds 256"
 _EXPONENTIAL = "an exponential or logarithm: fp16 overflows above e¹¹ and keeps three digits"
-_BY_ATTRIBUTE = "its output type is an attribute that says what the model's author meant"
+_BY_ATTRIBUTE = "its output type is an attribute of the model"
 _QUANTIZED = "scales and zero points of the quantization are float32 by definition"
 _COUNTS = "counts in steps; 11 bits hold integers up to 2048 only"
 _PLACES = "its inputs are places in an image, which 11 bits round to other pixels"

@@ -27,7 +27,8 @@ def infer_shapes(model: ir.Model) -> PassResult:
 
 def _fill_graph(graph: ir.Graph, inferred: ir.Graph) -> bool:
     nodes = zip(graph, inferred, strict=True)
-    values = [pair for ours, theirs in nodes for pair in zip(ours.outputs, theirs.outputs, strict=True)]
+    # strict=False: an optional output spelled as an empty name at the end is not written to the protobuf
+    values = [pair for ours, theirs in nodes for pair in zip(ours.outputs, theirs.outputs, strict=False)]
     return any([_fill(value, source) for value, source in values])
 
 

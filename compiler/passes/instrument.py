@@ -1,39 +1,20 @@
-"""What is recorded about each pass, measured from outside of it."""
+"""The record of each pass: size of the graph, time, and difference of the outputs, all measured outside the pass."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import onnx
 import onnx_ir as ir
 
-from compiler.errors import CompilerError, InternalError, UnsupportedModel
-from compiler.model.graph import Pass, skeleton
+from compiler.errors import CompilerError, InternalError
+from compiler.model.graph import Pass, PassResult, skeleton
+from compiler.model.stats import GraphStats
+from compiler.passes.judge import UNCHANGED, Finding, Judge
 from compiler.passes.macs import count_macs
-from compiler.passes.probe import Probe
 from compiler.passes.values import graphs_of
-
-UNCHANGED = "the pass changed nothing"
-NO_PROBE = "no probe was asked for"
-
-
-@dataclass(frozen=True)
-class GraphStats:
-    """Size of a graph, subgraphs included.
-
-    Args:
-        nodes: Operators.
-        parameters: Elements in initializers and Constant nodes.
-        bytes: Bytes of those.
-        macs: Multiply-accumulates with symbolic dimensions as 1; None if a shape is not known.
-    """
-
-    nodes: int
-    parameters: int
-    bytes: int
-    macs: int | None
 
 
 @dataclass(frozen=True)
@@ -51,6 +32,8 @@ class PassRecord:
         largest_difference: Largest absolute difference of any output element from the model before the first pass.
         sqnr_db: The worst output's signal-to-noise ratio in dB; inf if equal.
         not_measured: Why the two are None; empty otherwise.
+        left_out: Why the pass was undone: it changed the results, which is a bug of fleetc; empty where it was not.
+            The two figures are then those of the result that was discarded.
     """
 
     number: int
@@ -63,6 +46,7 @@ class PassRecord:
     largest_difference: float | None
     sqnr_db: float | None
     not_measured: str = ""
+    left_out: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """The record as JSON-ready values; what JSON has no number for is its text (`inf`)."""
@@ -84,27 +68,52 @@ def measure(model: ir.Model) -> GraphStats:
     return GraphStats(nodes, parameters, size, _macs(model))
 
 
-def run_measured(number: int, step: Pass, model: ir.Model, *, before: GraphStats, probe: Probe | None) -> PassRecord:
-    """Runs one pass and records what it did.
+def run_measured(number: int, step: Pass, model: ir.Model, *, before: GraphStats, judge: Judge) -> PassRecord:
+    """Runs one pass and records what it did; a pass that changed the results is undone, and the record says so.
 
     Raises:
         InternalError: The pass raised something that is not an error of the user's.
     """
+    copy = model.clone() if judge.may_undo else None
     started = time.perf_counter()
+    result = _run(number, step, model)
+    milliseconds = (time.perf_counter() - started) * 1000.0
+    finding = judge.look(step, model) if result.modified else Finding(None, UNCHANGED)
+    worst = finding.worst
+    record = PassRecord(
+        number,
+        step.name,
+        result.modified,
+        result.notes,
+        before,
+        measure(model) if result.modified else before,
+        milliseconds,
+        None if worst is None else worst.worst_abs,
+        None if worst is None else worst.sqnr_db,
+        finding.not_measured,
+    )
+    if not finding.fault or copy is None:
+        return record
+    _restore(model, copy)
+    left_out = f"pass {number} ({step.name}) is left out: {finding.fault}; this is a bug of fleetc"
+    return replace(record, modified=False, notes=(left_out, *result.notes), after=before, left_out=left_out)
+
+
+def _run(number: int, step: Pass, model: ir.Model) -> PassResult:
     try:
-        result = step(model)
+        return step(model)
     except InternalError as error:
         raise _failed(number, step.name, error.what) from error
     except CompilerError:
         raise
     except Exception as error:  # whatever a pass raises is our bug, and must name the pass
         raise _failed(number, step.name, f"{type(error).__name__}: {error}") from error
-    milliseconds = (time.perf_counter() - started) * 1000.0
-    after = measure(model) if result.modified else before
-    difference, sqnr_db, why = _difference(model, probe, modified=result.modified)
-    return PassRecord(
-        number, step.name, result.modified, result.notes, before, after, milliseconds, difference, sqnr_db, why
-    )
+
+
+def _restore(model: ir.Model, copy: ir.Model) -> None:
+    model.graph = copy.graph
+    model.functions.clear()
+    model.functions.update(copy.functions)
 
 
 def _failed(number: int, name: str, why: str) -> InternalError:
@@ -113,16 +122,6 @@ def _failed(number: int, name: str, why: str) -> InternalError:
         where=f"pass {number} {name}",
         remedy=f"`--stop-after {number - 1}` builds without it and what follows; please report it with the model.",
     )
-
-
-def _difference(model: ir.Model, probe: Probe | None, *, modified: bool) -> tuple[float | None, float | None, str]:
-    if probe is None or probe.expected is None or not modified:
-        return None, None, UNCHANGED if not modified else (NO_PROBE if probe is None else probe.why)
-    try:
-        worst = probe.worst(model)
-    except UnsupportedModel as error:
-        return None, None, error.what
-    return worst.worst_abs, worst.sqnr_db, ""
 
 
 def _tensors(graph: ir.Graph) -> list[ir.TensorProtocol]:

@@ -1,4 +1,4 @@
-"""Integers of the graph that are known although not all around them are: dimensions out of Shape, picked and joined.
+"""Partial evaluation of shape arithmetic: sizes from Shape are known although other dimensions are symbolic.
 
 A vector is followed as two arrays of the same form: its numbers, and which of them are known. Every operator here only
 moves elements, so applying it to both keeps them together.
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from compiler.passes.values import constant_of
 
 _DEPTH_MAX = 64
-"""Chains of shape arithmetic are short; a deeper one is not followed."""
+"""Longest chain that is followed; exporters write chains of five to ten operators."""
 _ELEMENTS_MAX = 1024
+"""Longest vector that is followed: far more than a rank, small enough to be copied at each operator."""
 
 
 @dataclass(frozen=True)
@@ -89,22 +90,39 @@ def _slice(node: ir.Node, depth: int) -> _Partial | None:
 
 def _concat(node: ir.Node, depth: int) -> _Partial | None:
     parts = [_follow(value, depth) for value in node.inputs]
-    whole = [part for part in parts if part is not None and part.numbers.ndim == 1]
+    whole = [part for part in parts if part is not None and part.numbers.ndim == 1]  # vectors: axis 0 alone
     if len(whole) != len(parts):
         return None
     return _Partial(np.concatenate([part.numbers for part in whole]), np.concatenate([part.known for part in whole]))
 
 
-def _reform(ndim: int) -> Callable[[ir.Node, int], _Partial | None]:
-    """Squeeze of one element to a scalar, Unsqueeze of a scalar to one element: nothing else is followed."""
+def _squeeze(node: ir.Node, depth: int) -> _Partial | None:
+    data, axes = _follow(node.inputs[0], depth), _axes(node)
+    if data is None or (axes is None and len(node.inputs) > 1 and node.inputs[1] is not None):
+        return None
+    shape = data.numbers.shape
+    dropped = tuple(axes) if axes is not None else tuple(axis for axis, size in enumerate(shape) if size == 1)
+    if any(not -len(shape) <= axis < len(shape) or shape[axis] != 1 for axis in dropped):
+        return None
+    return data.map(lambda array: np.squeeze(array, dropped))
 
-    def move(node: ir.Node, depth: int) -> _Partial | None:
-        data = _follow(node.inputs[0], depth)
-        if data is None or data.numbers.size != 1 or data.numbers.ndim != 1 - ndim:
-            return None
-        return data.map(lambda array: array.reshape((1,) * ndim))
 
-    return move
+def _unsqueeze(node: ir.Node, depth: int) -> _Partial | None:
+    data, axes = _follow(node.inputs[0], depth), _axes(node)
+    if data is None or axes is None:
+        return None
+    rank = data.numbers.ndim + len(axes)
+    if any(not -rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
+        return None
+    return data.map(lambda array: np.expand_dims(array, tuple(axes)))
+
+
+def _axes(node: ir.Node) -> list[int] | None:
+    """Axes of Squeeze and Unsqueeze: an input since opset 13, an attribute before; None if absent or not constant."""
+    if "axes" in node.attributes:
+        return list(node.attributes["axes"].as_ints())
+    array = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    return None if array is None else [int(axis) for axis in array.reshape(-1)]
 
 
 def _cast(node: ir.Node, depth: int) -> _Partial | None:
@@ -117,7 +135,7 @@ _MOVES: Mapping[str, Callable[[ir.Node, int], _Partial | None]] = {
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,
-    "Squeeze": _reform(0),
-    "Unsqueeze": _reform(1),
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
     "Cast": _cast,
 }

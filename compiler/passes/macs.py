@@ -11,7 +11,7 @@ from compiler.passes.values import graphs_of
 
 
 def count_macs(model: ir.Model) -> int | None:
-    """Multiply-accumulates of convolutions, matrix products and attention, subgraph bodies once, functions not.
+    """Multiply-accumulates of convolutions, matrix products and attention, subgraph bodies once, functions not counted.
 
     Returns:
         The count, or None if a shape that it needs is not known.

@@ -1,4 +1,4 @@
-"""What the checks of fusions ask, each answer either a value or `Refused` with the reason."""
+"""Questions that the checks of fusions ask; a check that fails raises `Refused` with the reason."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def rank_of(value: ir.Value | None) -> int | None:
 
 
 def is_constant(value: ir.Value | None) -> bool:
-    """Whether a value is a constant nobody can override."""
+    """Whether a value is a constant: no initializer that is also a graph input."""
     return constant_tensor(value) is not None
 
 

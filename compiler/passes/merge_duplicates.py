@@ -2,7 +2,7 @@
 
 1. initializers of equal type, shape and bytes
 2. nodes of equal operator, attributes and inputs, the first of them stays
-Nothing that draws random numbers, holds a subgraph or comes from a domain whose meaning is not known here is merged.
+Operators that draw random numbers, hold a subgraph or come from an unknown domain are not merged.
 Two equal nodes that both compute a graph output stay two, because each output needs its name.
 """
 
@@ -55,10 +55,10 @@ def _sample(tensor: ir.TensorProtocol) -> Hashable:
     return tensor.dtype, shape, hashlib.sha256(head.tobytes()).digest()
 
 
-def _equal(one: ir.TensorProtocol | None, other: ir.TensorProtocol | None) -> bool:
-    if one is None or other is None:
+def _equal(first: ir.TensorProtocol | None, second: ir.TensorProtocol | None) -> bool:
+    if first is None or second is None:
         return False
-    left, right = one.numpy(), other.numpy()
+    left, right = first.numpy(), second.numpy()
     if left.dtype.kind == "O":
         return bool(np.array_equal(left, right))
     left, right = np.ascontiguousarray(left).reshape(-1), np.ascontiguousarray(right).reshape(-1)
@@ -85,7 +85,7 @@ def _merge_nodes(graph: ir.Graph, notes: list[str]) -> bool:
 def _key(node: ir.Node) -> Hashable | None:
     if node.domain not in ("", "ai.onnx.ml") or node.op_type in RANDOM_OPERATORS or not node.inputs:
         return None
-    if node.op_type == "Dropout" and len(node.inputs) > 2:  # it may be told to train, and then it draws
+    if node.op_type == "Dropout" and len(node.inputs) > 2:  # with training_mode it draws random numbers
         return None
     attributes = []
     for name, attribute in sorted(node.attributes.items()):

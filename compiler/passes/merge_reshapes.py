@@ -61,10 +61,10 @@ def _ancestors(graph: ir.Graph, node: ir.Node) -> Iterator[ir.Value]:
         current = value.producer()
 
 
-def _same_form(one: ir.Value, other: ir.Value) -> bool:
-    if one.shape is None or other.shape is None or len(one.shape) != len(other.shape):
+def _same_form(first: ir.Value, second: ir.Value) -> bool:
+    if first.shape is None or second.shape is None or len(first.shape) != len(second.shape):
         return False
-    pairs = list(zip(one.shape, other.shape, strict=True))
+    pairs = list(zip(first.shape, second.shape, strict=True))
     symbolic = [pair for pair in pairs if not (isinstance(pair[0], int) and isinstance(pair[1], int))]
     numbers_agree = all(left == right != 0 for left, right in pairs if (left, right) not in symbolic)
     return numbers_agree and len(symbolic) <= 1
@@ -114,7 +114,7 @@ def _spelled_out(sizes: list[int], middle: ir.Value) -> list[int] | None:
 
 
 def _set_shape(graph: ir.Graph, node: ir.Node, sizes: list[int], names: Names) -> None:
-    """Gives the node a shape of its own; the old one may be shared."""
+    """Gives the node its own shape constant; other nodes may read the old one."""
     tensor = ir.tensor(np.array(sizes, np.int64), name=names.fresh(f"{node.outputs[0].name}_shape"))
     kind, form = ir.TensorType(ir.DataType.INT64), ir.Shape([len(sizes)])
     value = ir.Value(name=tensor.name, type=kind, shape=form, const_value=tensor)

@@ -2,7 +2,7 @@
 
 1. Transpose(Transpose(x, p), q) = Transpose(x, p∘q), with (p∘q)[i] = p[q[i]]
 2. Transpose(x, identity) = x
-The inner one stays where somebody else reads it too.
+The inner Transpose stays where another node reads it too.
 """
 
 from __future__ import annotations

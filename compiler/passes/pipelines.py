@@ -1,7 +1,7 @@
-"""The named lists of passes, read aloud.
+"""The pipelines: named lists of passes, in the order they run.
 
-A list holds names, since a plan asks for no more and loading the passes takes a second. `fuse-conv-bn` is FUSE_CONV_BN
-of `fuse_conv_bn.py`.
+A list holds names, because a plan needs only names and importing the passes takes a second. `fuse-conv-bn` is
+FUSE_CONV_BN of `fuse_conv_bn.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from compiler.model.graph import Pass
 
 PORTABLE: tuple[str, ...] = (
-    "simplify-onnxsim",  # first: it works on the graph as exported, and what it makes is compared with that graph
+    "inline-functions",  # first: no pass looks into functions
+    "raise-opset",  # before all that is written for operators of opset 11 and newer
+    "take-branches",  # before onnxsim, which fails on branches whose shapes contradict each other
+    "simplify-onnxsim",  # early: it works on the graph as exported, and what it makes is compared with that graph
     "remove-dead-nodes",
     "infer-shapes",  # before everything that asks for types and shapes
     "remove-training-leftovers",
@@ -36,13 +39,20 @@ PORTABLE: tuple[str, ...] = (
     "fuse-pad",
     "trim-kernels",  # after fuse-pad, which gives layers the pads that decide what is read
     "fuse-matmul-add",
+    "flatten-softmax",  # behind the fusions, which look for Softmax as it is exported
     "fold-constants",  # again: what rules left of weights and shapes
     "remove-identities",
     "merge-duplicates",
-    "remove-dead-nodes",  # after every pass that leaves constants nobody reads
+    "remove-dead-nodes",  # after every pass that leaves unread constants
     "infer-shapes",  # last: the border model has every type and shape in it
 )
 """From the imported model to the border model, float32 throughout."""
+
+BEFORE_RAISING: tuple[str, ...] = ("infer-shapes", "flatten-softmax")
+"""Before the version converter, which does not know that Hardmax changed with opset 13."""
+
+RAISED: tuple[str, ...] = ("infer-shapes", "fold-constants", "remove-dead-nodes", "infer-shapes")
+"""After the version converter, which spells what an operator of the old opset did with Shape and Reshape."""
 
 HALF: tuple[str, ...] = ("merge-casts", "remove-dead-nodes", "infer-shapes")
 """After the conversion to half precision: Casts of the model's own may now stand next to ours."""
@@ -68,7 +78,7 @@ def precision_passes(precision: str) -> tuple[Pass, ...]:
 
 def _load(name: str) -> Pass:
     snake = name.replace("-", "_")
-    found: Pass = getattr(import_module(f"compiler.passes.{snake}"), snake.upper())
-    if found.name != name:
-        raise InternalError(f"the pass of {snake}.py calls itself '{found.name}'")
-    return found
+    loaded: Pass = getattr(import_module(f"compiler.passes.{snake}"), snake.upper())
+    if loaded.name != name:
+        raise InternalError(f"the pass of {snake}.py calls itself '{loaded.name}'")
+    return loaded

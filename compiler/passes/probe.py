@@ -1,4 +1,7 @@
-"""The probe: does the model still say the same? Run through ONNX Runtime as it stands, without copying the weights."""
+"""The probe: inputs and reference outputs that show whether a pass changed what the model computes.
+
+Models run in ONNX Runtime with its optimizations off, on weights that are shared and not copied.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,16 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import UnsupportedModel
-from compiler.model.numerics import Array, Arrays, ErrorStats, compare_all
+from compiler.model.numerics import TOLERANCES, Array, Arrays, ErrorStats, Tolerance, compare_all
 from compiler.model.reference import Unoptimized
+from compiler.passes.quantized import is_quantized
 from compiler.passes.values import graphs_of
 
 SEED = 20261123
 RANDOM_OPERATORS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
-"""Operators of ONNX that draw; never folded, never merged, and no output behind them can be compared."""
+"""Operators of ONNX that draw random numbers: never folded, never merged, and outputs behind them are not compared."""
 
 _BATCH = 2
 """Size given to a symbolic first dimension: more than one, or a frozen batch would not be seen."""
@@ -27,7 +31,7 @@ _OTHER_SIZES = (2, 8, 32, 64, 224)
 
 @dataclass(frozen=True)
 class Probe:
-    """Inputs, and what the model gave for them before the first pass.
+    """Inputs, and the outputs of the model for them before the first pass.
 
     Args:
         inputs: One array per graph input.
@@ -45,14 +49,36 @@ class Probe:
         Raises:
             UnsupportedModel: ONNX Runtime refuses the model, or there is nothing to compare with.
         """
+        return worst_of(compare_all(self._expected(), self.run(model)))
+
+    def run(self, model: ir.Model) -> Arrays:
+        """The model's outputs on the probe's inputs; raises UnsupportedModel as `worst` does."""
+        self._expected()
+        return run_unoptimized(model, self.inputs)
+
+    def _expected(self) -> Arrays:
         if self.expected is None:
             raise UnsupportedModel(self.why)
-        stats = compare_all(self.expected, run_unoptimized(model, self.inputs))
-        return min(stats.values(), key=lambda one: (one.sqnr_db, -one.worst_abs))
+        return self.expected
+
+
+def worst_of(stats: Mapping[str, ErrorStats]) -> ErrorStats:
+    """The output that differs most."""
+    return min(stats.values(), key=lambda error: (error.sqnr_db, -error.worst_abs))
+
+
+def tolerance_of(model: ir.Model) -> Tolerance:
+    """The level that two equivalent forms of a model agree to: that of the coarsest arithmetic in it."""
+    if is_quantized(model):
+        return TOLERANCES["int8"]
+    dtypes = {value.dtype for node in model.graph.all_nodes() for value in node.outputs}
+    if ir.DataType.BFLOAT16 in dtypes:
+        return TOLERANCES["bf16"]
+    return TOLERANCES["fp16" if ir.DataType.FLOAT16 in dtypes else "fp32"]
 
 
 def make_probe(model: ir.Model, inputs: Arrays | None = None) -> Probe:
-    """Runs the model once on `inputs`, or on random ones of its own making (seeded, symbolic batch 2)."""
+    """Runs the model once on `inputs`, or, without them, on seeded random inputs (a symbolic batch is 2)."""
     if any(node.op_type in RANDOM_OPERATORS for graph in graphs_of(model) for node in graph):
         return Probe(inputs or {}, None, "the model draws random numbers")
     candidates = iter([inputs]) if inputs is not None else _candidates(model)
@@ -66,7 +92,7 @@ def make_probe(model: ir.Model, inputs: Arrays | None = None) -> Probe:
 
 
 def run_unoptimized(model: ir.Model, inputs: Arrays) -> dict[str, Array]:
-    """Outputs by name from ONNX Runtime with optimizations off, on one thread; the weights are lent, not copied.
+    """Outputs by name from ONNX Runtime with optimizations off, on one thread; the weights are shared, not copied.
 
     Raises:
         UnsupportedModel: ONNX Runtime refuses the model or these inputs.

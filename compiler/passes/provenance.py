@@ -1,12 +1,12 @@
-"""What became of nodes that are in the model no more, found by comparing the model before and after each pass.
+"""Provenance: what became of nodes that are no longer in the model; each pass is compared before and after.
 
-A node that a pass makes lists its origins (values.py). One that is gone and in no list was
+A node that a pass makes lists its origins (values.py). A node that is gone and in no such list was
 1. folded: what was computed of it is a constant now, or it was computed of constants alone
-2. left out: who read it is as before, and reads what it read instead
-3. merged: who read it has changed, or who is read instead has, or another node computes its value
+2. left out: its readers are as before, and read what it read instead
+3. merged: its readers have changed, or what they read has, or another node computes its value
 4. removed: no output depended on it
-The answers are kept in the model's own metadata, so that they travel with the border model. Each names nodes that were
-there after the pass; if those are gone later they have an answer of their own, so every chain ends.
+The entries are kept in the model's own metadata, so that they travel with the border model. Each names nodes that were
+there after the pass; if those are gone later they have an entry of their own, so every chain ends.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Seen:
 
 
 def look(model: ir.Model) -> Seen:
-    """What a later look is compared with."""
+    """A snapshot of the model by names, to compare with a later one."""
     nodes, readers = [], dict[str, tuple[_Known, ...]]()
     makers: dict[str, _Known] = {}
     for node in model.graph.all_nodes():
@@ -88,7 +88,7 @@ def look(model: ir.Model) -> Seen:
 
 
 def find_provenance(before: Seen, after: Seen, *, by: str) -> dict[str, Provenance]:
-    """Name → what became of every source node that the second look has lost.
+    """Name → what became of every source node that is missing in the second snapshot.
 
     Args:
         before: The model before a pass.
@@ -103,33 +103,33 @@ def find_provenance(before: Seen, after: Seen, *, by: str) -> dict[str, Provenan
 def read_provenance(model: ir.Model) -> dict[str, Provenance]:
     """The provenance that a model carries; none where a model from elsewhere has something else under that key."""
     try:
-        found = json.loads(model.metadata_props.get(PROVENANCE_KEY, "{}"))
+        recorded = json.loads(model.metadata_props.get(PROVENANCE_KEY, "{}"))
         return {
             name: Provenance(
                 str(entry["op"]), str(entry["how"]), str(entry["by"]), tuple(map(str, entry["successors"]))
             )
-            for name, entry in found.items()
+            for name, entry in recorded.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 
-def add_provenance(model: ir.Model, found: Mapping[str, Provenance]) -> None:
-    """Has a model carry more provenance; of one name the later holds."""
-    if found:
-        provenance = {name: asdict(entry) for name, entry in {**read_provenance(model), **found}.items()}
+def add_provenance(model: ir.Model, entries: Mapping[str, Provenance]) -> None:
+    """Adds entries to the provenance in the model's metadata; later entries replace those of the same name."""
+    if entries:
+        provenance = {name: asdict(entry) for name, entry in {**read_provenance(model), **entries}.items()}
         model.metadata_props[PROVENANCE_KEY] = json.dumps(provenance, ensure_ascii=False)
 
 
 def _attributes(node: ir.Node) -> tuple[str, ...]:
-    """What says of an operator how it computes; tensors and subgraphs are left aside."""
+    """The attributes of an operator as text, without tensors and subgraphs."""
     kinds = (ir.AttributeType.TENSOR, ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    plain = [one for one in node.attributes.values() if one.type not in kinds]
-    return tuple(sorted(f"{one.name}={one.value!r}" for one in plain))
+    plain = [attribute for attribute in node.attributes.values() if attribute.type not in kinds]
+    return tuple(sorted(f"{attribute.name}={attribute.value!r}" for attribute in plain))
 
 
 def _given_back(node: ir.Node) -> Iterator[str]:
-    """Values that the node's subgraphs give back: whoever computes them is read by the node."""
+    """Outputs of the node's subgraphs: the node reads the nodes that compute them."""
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
             yield from (value.name for value in attribute.as_graph().outputs if value.name)
@@ -141,14 +141,14 @@ def _fate(node: _Known, before: Seen, after: Seen, alive: Mapping[str, _Known], 
     above = _upstream(node, before, alive)
     for value, reader in _downstream(node, before, alive):
         if value in after.constants:
-            readers = tuple(dict.fromkeys(name for one in after.readers.get(value, ()) for name in one.origins))
+            readers = tuple(dict.fromkeys(name for reader in after.readers.get(value, ()) for name in reader.origins))
             return Provenance(node.op, f"folded into the constant '{value}'", by, readers[:MOST_SUCCESSORS])
         if value in after.makers:
             successors += after.makers[value].origins
         elif reader is not None:
             for name in (name for name in reader.origins if name in alive):
-                found, is_changed = _successors_of(reader, alive[name], before, after, above)
-                successors += found
+                takers, is_changed = _successors_of(reader, alive[name], before, after, above)
+                successors += takers
                 changed.append(is_changed)
     names = tuple(dict.fromkeys(successors))[:MOST_SUCCESSORS]
     if not names:
@@ -163,10 +163,10 @@ def _fate(node: _Known, before: Seen, after: Seen, alive: Mapping[str, _Known], 
 def _successors_of(
     reader: _Known, now: _Known, before: Seen, after: Seen, above: frozenset[str]
 ) -> tuple[tuple[str, ...], bool]:
-    """Who took a lost node's place towards one of its readers, and whether anything there has changed.
+    """The nodes that replaced a lost node for one of its readers, and whether anything changed there.
 
     Args:
-        reader: Who read the node, or a lost reader of it.
+        reader: A reader of the node, or of a lost reader of it.
         now: The same after the pass.
         before: The model before.
         after: The model after.
@@ -188,7 +188,7 @@ def _work(node: _Known) -> tuple[str, tuple[str, ...], frozenset[str]]:
 
 def _upstream(node: _Known, before: Seen, alive: Mapping[str, _Known]) -> frozenset[str]:
     """Values that the node and the lost nodes in front of it were computed of; constants are among them."""
-    queue, found, done = list(node.inputs), set[str](), set[str]()
+    queue, sources, done = list(node.inputs), set[str](), set[str]()
     while queue:
         value = queue.pop()
         maker = before.makers.get(value)
@@ -198,8 +198,8 @@ def _upstream(node: _Known, before: Seen, alive: Mapping[str, _Known]) -> frozen
         if maker is not None and not any(name in alive for name in maker.origins):
             queue += maker.inputs
         else:
-            found.add(value)
-    return frozenset(found)
+            sources.add(value)
+    return frozenset(sources)
 
 
 def _downstream(node: _Known, before: Seen, alive: Mapping[str, _Known]) -> Iterator[tuple[str, _Known | None]]:

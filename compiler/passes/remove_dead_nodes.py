@@ -1,7 +1,7 @@
-"""remove-dead-nodes: what no output depends on goes: nodes, initializers, functions, opset imports.
+"""remove-dead-nodes: removes nodes, initializers, functions and opset imports that no output depends on.
 
-Nodes of ONNX have no side effects, so a node whose outputs nobody reads may go. A node with one live output stays whole
-with all its outputs: which optional outputs exist can decide what the operator computes (BatchNormalization before
+Nodes of ONNX have no side effects, so a node whose outputs are not read may be removed. A node with one live output
+keeps all its outputs: which optional outputs exist can decide what the operator computes (BatchNormalization before
 opset 14). An initializer that is a graph input or output stays.
 """
 

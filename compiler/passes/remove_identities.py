@@ -1,4 +1,4 @@
-"""remove-identities: nodes that give back their input.
+"""remove-identities: nodes whose output equals their input.
 
 1. Identity; Concat, Sum, Max, Min, Mean of one input
 2. x × 1, 1 × x, x ÷ 1, x + 0, 0 + x, x − 0 with a constant of one element that adds no dimension
@@ -79,19 +79,19 @@ def _only_input(node: ir.Node) -> ir.Value | None:
 def _unless(neutral: float, *, either: bool) -> Callable[[ir.Node], ir.Value | None]:
     """The other input, if one input is the neutral number; `either` if the operator commutes."""
 
-    def kept(node: ir.Node) -> ir.Value | None:
+    def other_input(node: ir.Node) -> ir.Value | None:
         left, right = node.inputs
-        if _adds_nothing(left, right) and scalar_of(right) == neutral:
+        if _adds_no_dimension(right, left) and scalar_of(right) == neutral:
             return left
-        return right if either and _adds_nothing(right, left) and scalar_of(left) == neutral else None
+        return right if either and _adds_no_dimension(left, right) and scalar_of(left) == neutral else None
 
-    return kept
+    return other_input
 
 
-def _adds_nothing(kept: ir.Value | None, other: ir.Value | None) -> bool:
-    if kept is None or other is None or kept.shape is None or other.shape is None:
+def _adds_no_dimension(neutral: ir.Value | None, x: ir.Value | None) -> bool:
+    if neutral is None or x is None or neutral.shape is None or x.shape is None:
         return False
-    return len(other.shape) <= len(kept.shape)
+    return len(neutral.shape) <= len(x.shape)
 
 
 def _unpadded(node: ir.Node) -> ir.Value | None:

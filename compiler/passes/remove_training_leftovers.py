@@ -1,6 +1,6 @@
-"""Removes what training and exporting leave behind: nodes that give their input back.
+"""Removes nodes of training and export that do nothing at inference.
 
-1. Dropout at inference (training_mode absent or false; before opset 12 always), whose mask nobody reads.
+1. Dropout at inference (training_mode absent or false; before opset 12 always), whose mask is not read.
 2. x·1, 1·x, x / 1, x + 0, 0 + x, x − 0, x¹, where the constant does not grow the shape of x.
 
 A graph output keeps its name: an Identity stays there, which `remove-identities` takes out where it can.

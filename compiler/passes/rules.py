@@ -40,7 +40,7 @@ class RulePass:
     rules: tuple[RewriteRule, ...]
 
     def __init__(self, name: str, rules: Iterable[RewriteRule], *, commute: bool = False) -> None:
-        listed = tuple(rule for given in rules for rule in (given.commute() if commute else (given,)))
+        listed = tuple(variant for rule in rules for variant in (rule.commute() if commute else (rule,)))
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "rules", listed)
 
@@ -89,12 +89,12 @@ class _Misses:
 
 @dataclass(frozen=True)
 class _Indexed:
-    """A rule and where it can match at all; of a pass's commuted patterns, few can in a given graph.
+    """A rule with the operators it needs: few of a pass's commuted patterns can match in a given graph.
 
     Args:
         rule: The rule.
-        root: The operator it starts from; None if that is one of several.
-        needs: Operators without which it cannot match.
+        root: The operator of the pattern's last node; None if several are possible.
+        needs: Operators that the graph must contain for the rule to match.
     """
 
     rule: RewriteRule
@@ -208,7 +208,7 @@ def _hand_over(
     new_nodes: Sequence[ir.Node],
     names: Names,
 ) -> None:
-    """Lets the new values take the old ones' readers, names, types and places among the graph outputs."""
+    """Moves readers, names, types and graph outputs from the old values to the new ones."""
     renamed: set[ir.Value] = set()
     for old, new in zip(old_values, new_values, strict=True):
         producer = new.producer()
@@ -221,7 +221,7 @@ def _hand_over(
 
 
 def _behind_identity(graph: ir.Graph, old: ir.Value, new: ir.Value, names: Names) -> ir.Value:
-    """A graph output must keep its name, and a value that others know by its own name cannot take it."""
+    """An Identity behind `new` that carries the graph output's name: `new` keeps a name of its own."""
     source = old.producer()
     if source is None:
         raise InternalError(f"rule replaces '{old.name}', which no node computes")

@@ -1,7 +1,8 @@
-"""Runs passes one after another: numbered, measured, checked, dumped, and asked where each node went."""
+"""Runs passes in order: each is numbered and measured, the model is checked, and the provenance of nodes recorded."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from compiler.errors import InternalError, OutputError
 from compiler.model.graph import Pass, check_model, skeleton
 from compiler.model.save import save_model
 from compiler.passes.instrument import PassRecord, measure, run_measured
+from compiler.passes.judge import Judge
 from compiler.passes.probe import Probe
 from compiler.passes.provenance import Provenance, add_provenance, find_provenance, look
+
+log = logging.getLogger("fleetc.build")
 
 
 def run_passes(
@@ -25,6 +29,8 @@ def run_passes(
     stop_after: int | None = None,
     dump_dir: Path | None = None,
     check_each: bool = False,
+    undo: bool = False,
+    strict: bool = False,
 ) -> tuple[PassRecord, ...]:
     """Runs the passes in order on the model, in place.
 
@@ -37,25 +43,29 @@ def run_passes(
         dump_dir: Folder that gets the model as `NN-name.onnx`, and as text without weights, before the first pass
             and after each one that changed it.
         check_each: Whether the model is checked after each pass instead of at the end of the stage only.
+        undo: Whether a pass that changes the outputs beyond its tolerance is undone; its record and a warning say so.
+        strict: Whether a pass is undone too after which the reference no longer runs the model.
 
     Raises:
         InternalError: A pass raised, or left an invalid model.
         OutputError: The dump cannot be written.
     """
-    kept = passes if stop_after is None else passes[: max(0, stop_after - first + 1)]
+    chosen = passes if stop_after is None else passes[: max(0, stop_after - first + 1)]
     _dump(model, dump_dir, first - 1, "input")
     records: list[PassRecord] = []
     provenance: dict[str, Provenance] = {}
-    stats, seen = measure(model), look(model)
-    for number, step in enumerate(kept, start=first):
-        record = run_measured(number, step, model, before=stats, probe=probe)
+    stats, seen, judge = measure(model), look(model), Judge(probe, model, undo=undo, strict=strict)
+    for number, step in enumerate(chosen, start=first):
+        record = run_measured(number, step, model, before=stats, judge=judge)
         stats = record.after
         records.append(record)
+        if record.left_out:
+            log.warning("%s; please report it with the model", record.left_out)
         if record.modified:
             before, seen = seen, look(model)
             provenance |= find_provenance(before, seen, by=f"{number} {step.name}")
             _dump(model, dump_dir, number, step.name)
-        if check_each or number == first + len(kept) - 1:
+        if check_each or number == first + len(chosen) - 1:
             _check(model, records)
     add_provenance(model, provenance)
     return tuple(records)

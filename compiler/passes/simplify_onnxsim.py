@@ -1,8 +1,8 @@
-"""simplify-onnxsim: what onnxsim makes of the model, adopted only if it can be shown to be the same model.
+"""simplify-onnxsim: runs onnxsim and adopts its result only if checks show that it is the same model.
 
 onnxsim is native code that can crash, hang or eat the memory, and it has frozen dynamic dimensions before. So it runs
 in a child process with a time and a memory limit, on the model without its weights, and its result is adopted only if
-1. it parses and passes the checker,
+1. it parses and passes the checker, and has no operators of other domains that the model had not,
 2. inputs, outputs and functions are what they were: names, types, shapes, symbolic dimensions,
 3. the outputs on a probe with a batch of two are what they were.
 Otherwise the model stays as it was and a note names what happened.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,21 @@ import onnx
 import onnx_ir as ir
 
 from compiler.errors import UnsupportedModel
+from compiler.model.frontend.tensors import each_graph
 from compiler.model.graph import SMALL_TENSOR_BYTES, PassResult, check_model, skeleton
 from compiler.model.numerics import TOLERANCES
 from compiler.passes.probe import make_probe
 from compiler.passes.values import record_origin
+from compiler.store.scratch import scratch_folder
 
 COMMAND = (sys.executable, "-P", "-m", "compiler.passes.onnxsim_child")
 MEMORY_BYTES = 16 << 30
 """Address space of the child; ONNX Runtime and onnxsim reserve some gigabytes before they do anything."""
+
+MODES = ("all", "fold")
+"""All that onnxsim does; or constant folding and shape inference alone."""
+
+ONNX_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,8 @@ class SimplifyOnnxsim:
     """The pass.
 
     Args:
-        command: Program that is called with input path, output path and memory limit in bytes.
-        timeout_s: After so many seconds it is killed.
+        command: Program that is called with input path, output path, memory limit in bytes, and mode.
+        timeout_s: Limit on the time of the child process, in seconds.
     """
 
     command: Sequence[str] = COMMAND
@@ -48,7 +54,7 @@ class SimplifyOnnxsim:
         """Adopts onnxsim's result, or says why not."""
         try:
             bare = skeleton(model)
-            proto = _run(bare, self.command, timeout_s=self.timeout_s)
+            proto = self._simplified(bare)
             candidate = _with_weights(proto, model)
             _must_keep_interface(candidate, model)
             if _computation(proto) == _computation(bare):
@@ -61,18 +67,27 @@ class SimplifyOnnxsim:
         model.graph = candidate.graph
         return PassResult(True)
 
+    def _simplified(self, bare: onnx.ModelProto) -> onnx.ModelProto:
+        """onnxsim's result; without its graph optimizations where they make operators that no target has."""
+        for mode in MODES:
+            proto = _run(bare, self.command, mode, timeout_s=self.timeout_s)
+            foreign = _foreign(proto) - _foreign(bare)
+            if not foreign:
+                return proto
+        raise _Refused(f"it made operators of other domains than ONNX's: {', '.join(sorted(foreign))}")
+
 
 class _Refused(Exception):
     """Why the result is not adopted."""
 
 
-def _run(bare: onnx.ModelProto, command: Sequence[str], *, timeout_s: float) -> onnx.ModelProto:
-    with tempfile.TemporaryDirectory(prefix="fleetc-onnxsim-") as folder:
-        source, target = Path(folder, "in.onnx"), Path(folder, "out.onnx")
+def _run(bare: onnx.ModelProto, command: Sequence[str], mode: str, *, timeout_s: float) -> onnx.ModelProto:
+    with scratch_folder() as folder:
+        source, target = folder / "in.onnx", folder / "out.onnx"
         source.write_bytes(bare.SerializeToString())
         try:
             done = subprocess.run(
-                [*command, str(source), str(target), str(MEMORY_BYTES)],
+                [*command, str(source), str(target), str(MEMORY_BYTES), mode],
                 capture_output=True,
                 timeout=timeout_s,
                 check=False,
@@ -102,12 +117,19 @@ def _parse(path: Path) -> onnx.ModelProto:
     return proto
 
 
+def _foreign(proto: onnx.ModelProto) -> set[str]:
+    """Operators of other domains than ONNX's own, subgraphs included."""
+    nodes = (node for graph in each_graph(proto.graph) for node in graph.node)
+    return {f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in ONNX_DOMAINS}
+
+
 def _computation(proto: onnx.ModelProto) -> list[bytes]:
     """The nodes and small constants, without names of nodes and other decoration."""
     nodes = []
     for node in proto.graph.node:
         bare = onnx.NodeProto()
         bare.CopyFrom(node)
+        # names and documentation do not change the result
         for decoration in ("name", "doc_string", "metadata_props"):
             bare.ClearField(decoration)
         nodes.append(bare.SerializeToString(deterministic=True))
@@ -115,16 +137,16 @@ def _computation(proto: onnx.ModelProto) -> list[bytes]:
 
 
 def _with_weights(proto: onnx.ModelProto, model: ir.Model) -> ir.Model:
-    """onnxsim's graph with the weights, which it saw as inputs, put back; those it no longer reads are gone."""
+    """onnxsim's graph with the weights, which it saw as inputs, as initializers again; unread ones are dropped."""
     candidate = ir.from_proto(proto)
     weights = _removed(model)
-    kept = [value for value in candidate.graph.inputs if value.name not in weights]
+    inputs = [value.name for value in candidate.graph.inputs if value.name not in weights]
     for value in [value for value in candidate.graph.inputs if value.name in weights]:
         candidate.graph.inputs.remove(value)
         if value.uses() or value.is_graph_output():
             value.const_value = weights[str(value.name)]
             candidate.graph.register_initializer(value)
-    if [value.name for value in kept] != [value.name for value in model.graph.inputs]:
+    if inputs != [value.name for value in model.graph.inputs]:
         raise _Refused("it changed the inputs")
     return candidate
 
@@ -176,7 +198,7 @@ def _must_compute_the_same(candidate: ir.Model, model: ir.Model) -> None:
 
 
 def _keep_metadata(candidate: ir.Model, model: ir.Model) -> None:
-    """onnxsim drops and renames: nodes are found again by what they compute, then by name."""
+    """Copies metadata to onnxsim's nodes, matched by output name, then by node name: onnxsim drops and renames."""
     by_output = {value.name: node for node in model.graph for value in node.outputs if value.name}
     by_name = {node.name: node for node in model.graph if node.name}
     for node in candidate.graph:

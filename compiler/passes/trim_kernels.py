@@ -1,10 +1,12 @@
-"""trim-kernels: rows and columns of a filter that only ever lie on padding go.
+"""trim-kernels: removes rows and columns of a filter that are only ever multiplied with padding.
 
 Along an axis of size I, tap k of a Conv reads i = o·stride − pad + k·dilation for the outputs o = 0 … O−1. Taps at
-either end for which no i is in 0 … I−1 meet nothing but zeros: the filter loses them, and the pads as many steps.
+either end for which no i is in 0 … I−1 are multiplied with zeros alone: they are cut off, and the pads shrink by as
+many steps.
 Late layers have them: a 3 × 3 filter on a picture of 1 × 1 has one tap that counts, and eight that are stored, loaded
 and multiplied for nothing.
 
+A pad is never made negative: with a dilation, one tap may be worth more steps than there is padding, and then it stays.
 Only constant filters and sizes that are numbers; a filter all of whose taps lie on padding is left alone.
 """
 
@@ -19,7 +21,7 @@ from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.values import Names, constant_of, graphs_of, record_origin, replace_input
 
 Span = tuple[int, int]
-"""Taps of a filter along one axis that are kept: from the first to before the last."""
+"""Taps of a filter along one axis that remain: first, and behind the last."""
 
 
 def trim_kernels(model: ir.Model) -> PassResult:
@@ -40,9 +42,9 @@ def _trim(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
     if all(span == (0, side) for span, side in zip(spans, sides, strict=True)):
         return False
     places = [slice(None), slice(None), *(slice(*span) for span in spans)]
-    kept = np.ascontiguousarray(weights[tuple(places)])
-    new = ir.Value(name=names.fresh(f"{old.name}_trimmed"), shape=ir.Shape(kept.shape), type=old.type)
-    new.const_value = ir.tensor(kept, dtype=old.dtype, name=new.name)
+    trimmed = np.ascontiguousarray(weights[tuple(places)])
+    new = ir.Value(name=names.fresh(f"{old.name}_trimmed"), shape=ir.Shape(trimmed.shape), type=old.type)
+    new.const_value = ir.tensor(trimmed, dtype=old.dtype, name=new.name)
     graph.register_initializer(new)
     record_origin(node, [node])
     replace_input(node, 1, new)
@@ -52,12 +54,12 @@ def _trim(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
     left = [pad - steps * dilations[place % rank] for place, (pad, steps) in enumerate(zip(pads, gone, strict=True))]
     get["pads"] = ir.AttrInt64s("pads", left)
     if "kernel_shape" in get:
-        get["kernel_shape"] = ir.AttrInt64s("kernel_shape", list(kept.shape[2:]))
+        get["kernel_shape"] = ir.AttrInt64s("kernel_shape", list(trimmed.shape[2:]))
     return True
 
 
 def _spans(node: ir.Node) -> list[Span] | None:
-    """Of every spatial axis the taps that count; None where that is not known, or where there are none."""
+    """The taps to keep along every spatial axis; None where they are not known, or where there are none."""
     if node.op_type != "Conv" or node.domain != "" or len(node.inputs) < 2:
         return None
     values = (node.inputs[0], node.outputs[0], node.inputs[1])
@@ -66,10 +68,10 @@ def _spans(node: ir.Node) -> list[Span] | None:
         return None
     rank = len(sizes[0])
     strides, dilations = (get.get_ints(name, (1,) * rank) for name in ("strides", "dilations"))
-    befores = get.get_ints("pads", (0,) * 2 * rank)
+    pads = get.get_ints("pads", (0,) * 2 * rank)
     spans = [
-        _counting(one, stride=stride, dilation=dilation, before=before)
-        for one, stride, dilation, before in zip(zip(*sizes, strict=True), strides, dilations, befores, strict=False)
+        _counting(lengths, stride=strides[axis], dilation=dilations[axis], before=pads[axis], after=pads[axis + rank])
+        for axis, lengths in enumerate(zip(*sizes, strict=True))
     ]
     return None if None in spans else [span for span in spans if span is not None]
 
@@ -81,12 +83,16 @@ def _spatial(value: ir.Value | None) -> list[int]:
     return known if len(known) == len(sizes) else []
 
 
-def _counting(sizes: Sequence[int], *, stride: int, dilation: int, before: int) -> Span | None:
+def _counting(sizes: Sequence[int], *, stride: int, dilation: int, before: int, after: int) -> Span | None:
     """From the first to behind the last tap that reads an element for any output; None where none does."""
     size, outputs, taps = sizes
     first = np.arange(outputs) * stride - before
     counts = [tap for tap in range(taps) if np.any((first + tap * dilation >= 0) & (first + tap * dilation < size))]
-    return (counts[0], counts[-1] + 1) if counts else None
+    if not counts:
+        return None
+    # each tap that goes takes `dilation` elements of padding along, and a Conv cannot have less than none
+    start, left_over = min(counts[0], before // dilation), min(taps - 1 - counts[-1], after // dilation)
+    return start, taps - left_over
 
 
 TRIM_KERNELS = FunctionPass("trim-kernels", trim_kernels)

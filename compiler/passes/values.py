@@ -1,4 +1,4 @@
-"""What passes ask of values: constants, uses, names, and the nodes a replacement came from."""
+"""Helpers of passes for values: constants, uses, fresh names, and the source nodes of a replacement."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
 
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of a constant, or None: an initializer nobody can override, or the output of a Constant node."""
+    """The tensor of a constant, or None: an initializer that is no graph input, or the output of a Constant node."""
     if value is None or value.is_graph_input():
         return None
     if value.const_value is not None:
@@ -70,7 +70,7 @@ def record_origin(node: ir.Node, sources: Iterable[ir.Node]) -> None:
 
 
 def nodes_at(value: ir.Value) -> list[ir.Node]:
-    """Who computes a value, or who reads it where it is given: what a node put behind it stands for."""
+    """The node that computes a value, or, of a graph input, its readers: the origins of a node inserted behind it."""
     producer = value.producer()
     return [producer] if producer is not None else list(dict.fromkeys(reader for reader, _ in value.uses()))
 
@@ -82,7 +82,7 @@ def display_name(node: ir.Node) -> str:
 
 
 def replace_input(node: ir.Node, index: int, new: ir.Value) -> None:
-    """Lets the node read `new`, and removes the node that made what it read before if nobody else reads that."""
+    """Lets the node read `new`, and removes the producer of the old value if nothing else reads it."""
     old = node.inputs[index]
     node.replace_input_with(index, new)
     producer = None if old is None else old.producer()
@@ -93,7 +93,7 @@ def replace_input(node: ir.Node, index: int, new: ir.Value) -> None:
 
 
 class Names:
-    """Names taken in a model (values and nodes, subgraphs included), to make new ones that clash with none.
+    """Names in use in a model (values and nodes, subgraphs included), to make unique new ones.
 
     Args:
         model: Read once; names given out later are added.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from compiler.fleet import Range
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
+    from compiler.fleet.machine import available_cpus
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
@@ -31,14 +32,24 @@ if TYPE_CHECKING:
     from compiler.passes.pipelines import load_passes
     from compiler.passes.quantized import is_quantized
     from compiler.passes.values import record_origin
+    from compiler.store.scratch import scratch_folder
     from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
+    from compiler.target.runner import (
+        CountsInstructions,
+        HasNote,
+        KnowsWhereItRuns,
+        LayerTime,
+        ReportsPeakMemory,
+        Runner,
+        TimesLayers,
+        TimesRuns,
+    )
     from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
     from compiler.target.target import (
         API_VERSION,
         Backend,
-        LayerTime,
+        HasAlternatives,
         Measurer,
-        Runner,
         Target,
         TargetPlan,
         Tunes,
@@ -57,13 +68,17 @@ _PLACES = {
     "Capability": "compiler.target.capability",
     "Choice": "compiler.tune",
     "CompilerError": "compiler.errors",
+    "CountsInstructions": "compiler.target.runner",
     "Cpu": "compiler.fleet.profile",
     "DataError": "compiler.errors",
     "DeviceType": "compiler.tune",
     "Evidence": "compiler.artifact.artifact",
     "FleetError": "compiler.errors",
     "HardwareProfile": "compiler.fleet.profile",
-    "LayerTime": "compiler.target.target",
+    "HasAlternatives": "compiler.target.target",
+    "HasNote": "compiler.target.runner",
+    "KnowsWhereItRuns": "compiler.target.runner",
+    "LayerTime": "compiler.target.runner",
     "Measurement": "compiler.tune",
     "Measurer": "compiler.target.target",
     "OpRule": "compiler.target.capability",
@@ -74,24 +89,28 @@ _PLACES = {
     "QuantScheme": "compiler.target.scheme",
     "Range": "compiler.fleet.fleet",
     "Refusal": "compiler.target.capability",
-    "Runner": "compiler.target.target",
+    "ReportsPeakMemory": "compiler.target.runner",
+    "Runner": "compiler.target.runner",
     "StorageError": "compiler.errors",
     "Target": "compiler.target.target",
     "TargetPlan": "compiler.target.target",
     "TargetUnavailable": "compiler.errors",
     "TensorFormat": "compiler.target.scheme",
     "TensorSpec": "compiler.model.spec",
+    "TimesLayers": "compiler.target.runner",
+    "TimesRuns": "compiler.target.runner",
     "ToolchainFailed": "compiler.errors",
     "Tunable": "compiler.tune",
     "Tunes": "compiler.target.target",
     "UnsupportedModel": "compiler.errors",
+    "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
     "graph_digest": "compiler.model.graph",
     "host_isa": "compiler.fleet.detect",
-    "is_quantized": "compiler.passes.quantized",
     "installed_version": "compiler.target.target",
+    "is_quantized": "compiler.passes.quantized",
     "list_targets": "compiler.target.target",
     "load_passes": "compiler.passes.pipelines",
     "load_profile": "compiler.fleet.profile",
@@ -100,6 +119,7 @@ _PLACES = {
     "profile_device": "compiler.tune",
     "record_origin": "compiler.passes.values",
     "save_model": "compiler.model.save",
+    "scratch_folder": "compiler.store.scratch",
     "validate_options": "compiler.fleet.profile",
 }
 
@@ -112,12 +132,16 @@ __all__ = [
     "Capability",
     "Choice",
     "CompilerError",
+    "CountsInstructions",
     "Cpu",
     "DataError",
     "DeviceType",
     "Evidence",
     "FleetError",
     "HardwareProfile",
+    "HasAlternatives",
+    "HasNote",
+    "KnowsWhereItRuns",
     "LayerTime",
     "Measurement",
     "Measurer",
@@ -129,6 +153,7 @@ __all__ = [
     "QuantScheme",
     "Range",
     "Refusal",
+    "ReportsPeakMemory",
     "Runner",
     "StorageError",
     "Target",
@@ -136,10 +161,13 @@ __all__ = [
     "TargetUnavailable",
     "TensorFormat",
     "TensorSpec",
+    "TimesLayers",
+    "TimesRuns",
     "ToolchainFailed",
     "Tunable",
     "Tunes",
     "UnsupportedModel",
+    "available_cpus",
     "combine",
     "detect_profile",
     "find_target",
@@ -155,6 +183,7 @@ __all__ = [
     "profile_device",
     "record_origin",
     "save_model",
+    "scratch_folder",
     "validate_options",
 ]
 

@@ -73,9 +73,7 @@ class Capability:
         precision_refusals: Precision name → why it is not to be had on this profile.
         dynamic_dims: Whether a dimension may stay a range in the artifact.
         opset_max: Newest version of the default domain that the toolchain reads.
-        ahead_of_time: Empty if an artifact can be built on a machine without the device, otherwise why not.
         op_refusals: Operator that is not in `ops` → why not, and what to do instead.
-        sparse_weights: Empty if an engine is known to compute with 2:4 sparse weights, otherwise why that is not made.
     """
 
     ops: Mapping[str, OpRule]
@@ -83,9 +81,7 @@ class Capability:
     dynamic_dims: bool
     opset_max: int
     precision_refusals: Mapping[str, str] = field(default_factory=dict)
-    ahead_of_time: str = ""
     op_refusals: Mapping[str, str] = field(default_factory=dict)
-    sparse_weights: str = "the target has no kernels for 2:4 sparse weights"
 
 
 @dataclass(frozen=True)
@@ -112,6 +108,11 @@ def find_unsupported(model: ir.Model, capability: Capability) -> tuple[Refusal, 
         for node in model.graph.all_nodes()
         for reason in _reasons(node, capability, model.graph.opset_imports.get(node.domain, 1))
     )
+
+
+def is_refused(node: ir.Node, capability: Capability, opset: int) -> bool:
+    """Whether the capability does not cover a node of a model of that opset."""
+    return any(True for _ in _reasons(node, capability, opset))
 
 
 def refuse_unsupported(model: ir.Model, capability: Capability, *, target: str) -> None:

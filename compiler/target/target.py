@@ -21,16 +21,18 @@ from compiler.errors import TargetNotFound, TargetUnavailable
 from compiler.fleet import Range
 from compiler.fleet.profile import HardwareProfile
 from compiler.target.capability import Capability
+from compiler.target.runner import Runner
 from compiler.tune import Choice, DeviceType, Measurement, Tunable
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from compiler.model.graph import Pass
-    from compiler.model.numerics import Array, Arrays
 
 API_VERSION = 1
 GROUP = "fleetc.targets"
+ABSENT = "absent"
+"""The version of a package that is not installed."""
 
 
 @dataclass(frozen=True)
@@ -56,39 +58,6 @@ class TargetPlan:
     schedule: Mapping[str, Choice] = field(default_factory=dict)
     payload_bytes: int | None = None
     cache_dir: Path = field(default=Path(), compare=False)
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """Time of one kernel.
-
-    Args:
-        nodes: Nodes of the border model that were fused into it; names of the toolchain's own may be among them.
-        us: Microseconds of one inference.
-        kernel: What the toolchain calls the kernel; empty where it says nothing.
-    """
-
-    nodes: tuple[str, ...]
-    us: float
-    kernel: str = ""
-
-
-class Runner(Protocol):
-    """An artifact loaded for execution.
-
-    A runner may also offer `latencies_ms(inputs, repeat) -> list[float]`, where `run` does more than infer;
-    `count_instructions(inputs) -> int`, guest instructions of one inference; `peak_memory_bytes(inputs) -> int`, peak
-    resident memory of the program it starts; `layer_times(inputs) -> list[LayerTime]`; and `note: str`, what the
-    reader of its figures should know.
-    """
-
-    evidence: Evidence
-
-    def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Executes the artifact once; inputs and outputs by name."""
-
-    def close(self) -> None:
-        """Frees what the runner holds."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +90,7 @@ class Measurer(Protocol):
 
     @property
     def device(self) -> DeviceType:
-        """What answers."""
+        """The type of device that runs the trials."""
 
     def measure(self, kernel: Tunable, choice: Choice) -> Measurement:
         """One trial. Raises TargetUnavailable where nothing can be measured any more; all else is the trial's fault."""
@@ -139,12 +108,22 @@ class Tunes(Protocol):
 
 
 @runtime_checkable
+class HasAlternatives(Protocol):
+    """What a target offers beside `Target`'s members if it can build with any one of several packages.
+
+    Args:
+        alternatives: Packages of `toolchain` of which one is enough.
+    """
+
+    alternatives: frozenset[str]
+
+
+@runtime_checkable
 class Target(Protocol):
     """One toolchain and the devices it builds for.
 
-    A target may also offer `unavailable_here(artifact) -> str`: why an artifact cannot run on this machine, found out
-    cheaply and without the toolchain, or nothing. It saves the process in which `load` would find it out. One that can
-    be tuned offers what `Tunes` has.
+    A target may also be `KnowsWhereItRuns`, `Tunes` where its kernels can be built in several ways, and
+    `HasAlternatives` where it needs one of several packages.
     """
 
     name: str
@@ -212,7 +191,16 @@ def installed_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "absent"
+        return ABSENT
+
+
+def missing_packages(target: Target) -> tuple[str, ...]:
+    """The packages of a target's toolchain that are absent and needed; of alternatives only where all are absent."""
+    versions = target.toolchain()
+    absent = [package for package, version in versions.items() if version == ABSENT]
+    alternatives = target.alternatives if isinstance(target, HasAlternatives) else frozenset()
+    has_one = any(versions.get(package, ABSENT) != ABSENT for package in alternatives)
+    return tuple(package for package in absent if not (has_one and package in alternatives))
 
 
 def _claims() -> dict[str, list[EntryPoint]]:

@@ -21,6 +21,7 @@ from compiler.target import (
     PrecisionRule,
     TargetPlan,
     TensorSpec,
+    UnsupportedModel,
     installed_version,
     save_model,
 )
@@ -96,6 +97,8 @@ class _Runner:
 
 
 def _spec(value: ir.Value) -> TensorSpec:
+    if value.dtype is None:
+        raise UnsupportedModel(f"the element type of '{value.name}' is not known")
     sizes = tuple(size if isinstance(size, int) else str(size) for size in value.shape or ())
     return TensorSpec(str(value.name), value.dtype.numpy().name, sizes)
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from compiler.compress.quant import is_quantized
-from compiler.target import TargetPlan, TensorSpec, ToolchainFailed, UnsupportedModel, save_model
+from compiler.target import TargetPlan, TensorSpec, ToolchainFailed, UnsupportedModel, is_quantized, save_model
 from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 
 _EMBED_BYTES = 1 << 20  # above it OpenVINO maps the weights from their file instead of copying them out of protobuf

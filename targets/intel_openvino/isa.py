@@ -32,22 +32,28 @@ _in_force: str | None = None
 """The limit that this process started with: oneDNN does not read a later one."""
 
 
-def isa_limit(flags: Collection[str]) -> str:
-    """oneDNN's name of the newest level that a processor with these flags has; empty where none is known."""
-    return next((level for level, needed in _LEVELS if set(needed) <= set(flags)), "")
+def isa_limit(device: Collection[str], host: Collection[str]) -> str:
+    """oneDNN's name of the newest level of a device; empty where its flags name none or this machine lacks some.
+
+    Under the limit of a level that this machine does not have whole, oneDNN would go down further than it has to: a
+    processor with AVX-512 VNNI and without AVX-VNNI would multiply int8 without either.
+    """
+    level, needed = next(((level, set(needed)) for level, needed in _LEVELS if set(needed) <= set(device)), ("", set()))
+    return level if needed <= set(host) else ""
 
 
-def impose_isa(flags: Collection[str]) -> str:
+def impose_isa(device: Collection[str], host: Collection[str]) -> str:
     """Limits the code of this process to a device's instruction sets; call it before OpenVINO compiles anything.
 
     Args:
-        flags: Processor flags of the device; none: no limit.
+        device: Processor flags of the device; none: no limit.
+        host: Processor flags of this machine.
 
     Returns:
         Empty, or why the limit does not hold: another device's was imposed on this process before.
     """
     global _in_force
-    limit = isa_limit(flags)
+    limit = isa_limit(device, host)
     if _in_force is None:
         _in_force = limit
         if limit:

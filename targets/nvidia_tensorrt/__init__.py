@@ -73,6 +73,7 @@ class TensorRT:
     name = "tensorrt"
     api_version = API_VERSION
     Options = Options
+    alternatives = frozenset(PACKAGES.values())
 
     def toolchain(self) -> Mapping[str, str]:
         """Versions of both libraries."""

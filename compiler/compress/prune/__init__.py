@@ -1,4 +1,4 @@
-"""Channel pruning on the ONNX graph: what is tied together, what it is worth, how it is cut, how it is repaired.
+"""Structured (channel) pruning of ONNX graphs: dependency groups, importance, cut, repair by least squares.
 
 find_ties → removal_order per group → choose_channels → cut_channels → repair
 """

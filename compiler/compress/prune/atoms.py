@@ -1,4 +1,4 @@
-"""Channels as numbered atoms: a union-find that says which must be cut together, and which never."""
+"""Union-find over numbered channels: which must be cut together, and which never."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ Ids = NDArray[np.int64]
 
 
 class Atoms:
-    """The channels of a graph while its ties are being found."""
+    """The channels of a graph while their dependencies are being found."""
 
     def __init__(self) -> None:
         self._parent: list[int] = []
         self._fixed: dict[int, str] = {}
 
     def fresh(self, count: int) -> Ids:
-        """That many new atoms, tied to nothing."""
+        """New atoms, not tied to others yet."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
         return np.arange(first, first + count, dtype=np.int64)
 
     def tie(self, left: Ids, right: Ids) -> None:
-        """Position by position, both are cut or neither."""
+        """Ties atoms position by position: both are cut or neither."""
         for a, b in zip(left.tolist(), right.tolist(), strict=True):
             a, b = self._root(a), self._root(b)
             if a != b:
@@ -35,12 +35,12 @@ class Atoms:
                     self._fixed.setdefault(low, self._fixed.pop(high))
 
     def fix(self, ids: Iterable[int] | Ids, reason: str) -> None:
-        """These are never cut; the first reason stays."""
+        """Marks atoms that are never cut; a first reason stays."""
         for atom in ids:
             self._fixed.setdefault(self._root(int(atom)), reason)
 
     def roots(self, ids: Ids) -> Ids:
-        """The atom that stands for each one's class."""
+        """The representative of each atom's class."""
         return np.array([self._root(atom) for atom in ids.tolist()], dtype=np.int64)
 
     def reason(self, root: int) -> str:

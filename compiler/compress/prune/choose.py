@@ -1,61 +1,38 @@
-"""How much of every group goes: the least error for what the device saves first, in steps its kernels like."""
+"""How many channels each group loses: greedily, by least error per saved cost, in steps of the kernels' width."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from compiler.artifact.schema import Group
 from compiler.compress.prune.costs import Costs
 from compiler.compress.prune.groups import Ties
 from compiler.compress.prune.importance import Removal
 
 
 @dataclass(frozen=True)
-class GroupChoice:
-    """What becomes of one group.
-
-    Args:
-        name: The group's name.
-        channels: Channels it has.
-        kept: Channels it keeps.
-        error: Expected squared error of the model's outputs, as a share of their energy.
-        reason: Why so many.
-    """
-
-    name: str
-    channels: int
-    kept: int
-    error: float
-    reason: str
-
-
-@dataclass(frozen=True)
 class PrunePlan:
-    """What is cut.
+    """The choice for all groups.
 
     Args:
-        removed: Class numbers of the channels that go.
-        groups: What becomes of every group.
-        macs_before: Multiply-accumulates of the model as it was.
+        removed: Class numbers of the removed channels.
+        groups: The choice for each group.
+        macs_before: Multiply-accumulates of the original model.
         macs_after: Of the model without these channels.
     """
 
     removed: tuple[int, ...]
-    groups: tuple[GroupChoice, ...]
+    groups: tuple[Group, ...]
     macs_before: int
     macs_after: int
 
     @property
     def ratio(self) -> float:
-        """Share of the multiply-accumulates that is gone, 0 to 1."""
+        """Share of the multiply-accumulates that is saved, 0 to 1."""
         return 1 - self.macs_after / max(1, self.macs_before)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as a JSON-ready value."""
-        return {**asdict(self), "ratio": self.ratio}
 
 
 def choose_channels(
@@ -67,31 +44,31 @@ def choose_channels(
     multiple: int,
     prices: Mapping[str, float] | None = None,
 ) -> PrunePlan:
-    """Takes steps of `multiple` channels, always where the error is least for what the device saves.
+    """Removes steps of `multiple` channels, each where the error per saved cost is least.
 
     Args:
         model: The model the ties were found in.
         ties: Its ties.
-        removals: The order in which each group's channels go.
+        removals: The order of removal within each group.
         ratio: Share of the multiply-accumulates to save, 0 to 1; less is saved where nothing is left to cut.
-        multiple: Widths that are left are multiples of this, where a group is at least that wide.
-        prices: Layer → what a multiply-accumulate of it costs the device; 1 where it is not named.
+        multiple: Remaining widths are multiples of this, where a group is at least that wide.
+        prices: Layer → cost of one of its multiply-accumulates on the device; 1 where it is not named.
     """
     costs = Costs(model, ties, prices or {})
-    whole = costs.macs
-    taken = [0] * len(removals)
+    macs_before = costs.macs
+    counts = [0] * len(removals)
     removed: list[int] = []
-    while costs.macs > whole * (1 - ratio):
-        steps = [_step(index, removal, taken[index], multiple, costs) for index, removal in enumerate(removals)]
+    while costs.macs > macs_before * (1 - ratio):
+        steps = [_step(index, removal, counts[index], multiple, costs) for index, removal in enumerate(removals)]
         possible = [step for step in steps if step is not None]
         if not possible:
             break
         _, index, channels = min(possible)
-        taken[index] += len(channels)
+        counts[index] += len(channels)
         removed.extend(channels)
         costs.take(channels)
-    groups = tuple(_told(removal, taken[index], multiple) for index, removal in enumerate(removals))
-    return PrunePlan(tuple(sorted(removed)), groups, round(whole), round(costs.macs))
+    groups = tuple(_describe(removal, counts[index], multiple) for index, removal in enumerate(removals))
+    return PrunePlan(tuple(sorted(removed)), groups, round(macs_before), round(costs.macs))
 
 
 def _step(
@@ -99,6 +76,7 @@ def _step(
 ) -> tuple[float, int, tuple[int, ...]] | None:
     """Error per saved cost of the group's next step, the group, and the channels it takes; None if there is none."""
     left = len(removal.order) - taken
+    # the first step makes the width a multiple; kernels compute a partial block as slowly as a whole one
     size = left % multiple or multiple
     channels = removal.order[taken : taken + size]
     if left - size < 1 or costs.empties(channels):
@@ -108,12 +86,12 @@ def _step(
     return (error / saved, index, channels) if saved > 0 else None
 
 
-def _told(removal: Removal, taken: int, multiple: int) -> GroupChoice:
+def _describe(removal: Removal, taken: int, multiple: int) -> Group:
     count = len(removal.order)
     if count <= multiple:
-        reason = f"it has no more than {multiple} channels, the width its kernels work in"
+        reason = f"it has no more than {multiple} channels, the least width of the kernels"
     elif taken:
-        reason = f"its least valuable channels cost least for what they save; widths are multiples of {multiple}"
+        reason = f"its error per saved cost is among the least; widths are multiples of {multiple}"
     else:
-        reason = "others cost less for what they save"
-    return GroupChoice(removal.group.name, count, count - taken, removal.errors[taken - 1] if taken else 0.0, reason)
+        reason = "other groups have less error per saved cost"
+    return Group(removal.group.name, count, count - taken, removal.errors[taken - 1] if taken else 0.0, reason)

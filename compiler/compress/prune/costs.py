@@ -1,4 +1,4 @@
-"""What a model costs while channels are taken from it, found without cutting them."""
+"""Cost of a model while channels are removed, computed without changing it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compiler.passes.values import display_name
 
 @dataclass
 class _Layer:
-    """One layer: its work at full width, its price, and of every axis how wide it was and is."""
+    """One layer: multiply-accumulates at full width, price, and original and remaining width of each axis."""
 
     macs: float
     price: float
@@ -25,12 +25,12 @@ class _Layer:
     kept: list[int]
 
     def share(self, gone: Mapping[int, int]) -> float:
-        """The part of the work that is left when axes lose as many more."""
+        """The share of the work that remains when axes lose this many more channels."""
         return prod((kept - gone.get(axis, 0)) / self.widths[axis] for axis, kept in enumerate(self.kept))
 
 
 class Costs:
-    """Multiply-accumulates, and what they cost a device, of a model that loses channels.
+    """Multiply-accumulates, and their cost on a device, of a model that loses channels.
 
     Args:
         model: The model the ties were found in.
@@ -57,11 +57,11 @@ class Costs:
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates that are left."""
+        """Remaining multiply-accumulates."""
         return sum(layer.macs * layer.share({}) for layer in self._layers)
 
     def saved(self, channels: Iterable[int]) -> float:
-        """What the device saves when these go too: multiply-accumulates at their prices."""
+        """The cost that removing these channels saves: multiply-accumulates times prices."""
         hit: dict[int, Counter[int]] = {}
         for channel in channels:
             for (index, axis), count in self._uses.get(channel, Counter()).items():
@@ -70,14 +70,14 @@ class Costs:
         return sum(layer.macs * layer.price * (layer.share({}) - layer.share(gone)) for layer, gone in layers)
 
     def empties(self, channels: Iterable[int]) -> bool:
-        """Whether a layer would make nothing any more."""
+        """Whether a layer would lose its last output channel."""
         gone: Counter[int] = Counter()
         for channel in channels:
             gone.update(self._made.get(channel, Counter()))
         return any(self._width[maker] <= count for maker, count in gone.items())
 
     def take(self, channels: Iterable[int]) -> None:
-        """These are gone."""
+        """Removes channels."""
         for channel in channels:
             for (index, axis), count in self._uses.get(channel, Counter()).items():
                 self._layers[index].kept[axis] -= count

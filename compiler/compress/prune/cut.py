@@ -1,4 +1,4 @@
-"""The graph without some of its channels: constants sliced, counts corrected, shapes narrowed."""
+"""Cuts channels out of a graph: constants are sliced, channel counts and shapes corrected."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def cut_channels(model: ir.Model, ties: Ties, removed: Collection[int]) -> ir.Mo
     if problem := why_not(ties, removed):
         raise ValueError(problem)
     copy = model.clone()
+    # ids are those of the full width, and each axis is sliced once, so the order of cuts does not matter
     for cut in _per_axis(ties):
         _slice(copy.graph.initializers[cut.initializer], cut.axis, positions(cut.ids, removed))
     names = Names(copy)
@@ -36,18 +37,6 @@ def cut_channels(model: ir.Model, ties: Ties, removed: Collection[int]) -> ir.Mo
         for value in node.outputs:
             for axis, ids in ties.labels.get(str(value.name), {}).items():
                 _narrow(value, axis, int(positions(ids, removed).sum()))
-    return copy
-
-
-def mask_channels(model: ir.Model, ties: Ties, removed: Collection[int]) -> ir.Model:
-    """A copy of full width in which nobody reads these channels: weights that read them are zero."""
-    copy = model.clone()
-    for cut in ties.cuts:
-        if cut.role == "reads":
-            value = copy.graph.initializers[cut.initializer]
-            array = np.moveaxis(np.array(constant_of(value)), cut.axis, 0)
-            array[~positions(cut.ids, removed)] = 0
-            _set(value, np.moveaxis(array, 0, cut.axis))
     return copy
 
 
@@ -63,7 +52,7 @@ def why_not(ties: Ties, removed: Collection[int]) -> str:
 
 
 def _per_axis(ties: Ties) -> list[Cut]:
-    """Every axis of every initializer once, however many nodes read it."""
+    """Each axis of each initializer once, even if several nodes read it."""
     return list({(cut.initializer, cut.axis): cut for cut in ties.cuts}.values())
 
 
@@ -78,7 +67,7 @@ def _set(value: ir.Value, array: np.ndarray[tuple[int, ...], np.dtype[np.generic
 
 
 def _recount(model: ir.Model, node: ir.Node, count: Count, kept: int, names: Names) -> None:
-    """Writes the number into a constant of the node's own: another node may mean something else by the old one."""
+    """Writes the number into a new constant: another node may use the old one for something else."""
     if isinstance(count.place, str):
         node.attributes[count.place] = ir.AttrInt64(count.place, kept // count.per)
         return

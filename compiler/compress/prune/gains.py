@@ -1,10 +1,9 @@
-"""How much an error in a layer matters: by how much the model's outputs err, as a share of their energy, for each share
-of error in what the layer gives.
+"""Error gains: relative squared error of the model's outputs per relative squared error of a layer's output.
 
     gain = |f(y + d) − f(y)|² / |f(y)|²  ÷  |d|² / |y|²
 
-The error that is tried is what the layer gives for the next sample, at a tenth: like a real error it lies where the
-layer's outputs lie, which white noise does not. It takes one run for each layer.
+The trial error d is a tenth of the layer's output for the next sample: unlike white noise it lies in the subspace of
+the layer's outputs, as real errors do. Each layer takes one run.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from compiler.model.reference import Unoptimized
 from compiler.passes.values import Names
 
 SHARE = 0.1
-"""Size of the error that is tried against the layer's outputs: small enough that what follows answers in proportion."""
+"""Size of the trial error against the layer's outputs: small enough that the following layers respond linearly."""
 
 
 def error_gains(model: ir.Model, layers: Sequence[Layer], batches: Iterable[Arrays]) -> dict[str, float]:
@@ -35,22 +34,23 @@ def error_gains(model: ir.Model, layers: Sequence[Layer], batches: Iterable[Arra
     """
     names = list(dict.fromkeys(layer.node for layer in layers))
     (inputs,) = islice(batches, 1)
-    given = dict(zip(names, next(iter(watch(model, names, [inputs]))), strict=True)) if names else {}
+    outputs = dict(zip(names, next(iter(watch(model, names, [inputs]))), strict=True)) if names else {}
     copy, places = _disturbed(model, names)
     session = Unoptimized(copy)
-    still = {place: np.zeros((1,) * given[name].ndim, np.float32) for name, place in places.items()}
-    wanted = session.run({**inputs, **still})
-    energy = sum(squares(array) for array in wanted.values())
+    no_errors = {place: np.zeros((1,) * outputs[name].ndim, np.float32) for name, place in places.items()}
+    expected = session.run({**inputs, **no_errors})
+    energy = sum(squares(array) for array in expected.values())
     gains = {}
     for name in names:
-        error = SHARE * np.roll(np.asarray(given[name], np.float32), 1, axis=0 if len(given[name]) > 1 else -1)
-        share = squares(error) / max(squares(given[name]), 1e-30)
+        # axis 0 is the samples; with one sample the last axis stands in
+        error = SHARE * np.roll(np.asarray(outputs[name], np.float32), 1, axis=0 if len(outputs[name]) > 1 else -1)
+        share = squares(error) / max(squares(outputs[name]), 1e-30)
         if name not in places or not share or not energy:
             gains[name] = 1.0
             continue
-        found = session.run({**inputs, **still, places[name]: error})
-        off = sum(squares(np.subtract(found[key], wanted[key], dtype=np.float64)) for key in wanted)
-        gains[name] = off / energy / share
+        disturbed = session.run({**inputs, **no_errors, places[name]: error})
+        change = sum(squares(np.subtract(disturbed[key], expected[key], dtype=np.float64)) for key in expected)
+        gains[name] = change / energy / share
     return gains
 
 

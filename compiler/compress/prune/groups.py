@@ -1,7 +1,7 @@
 """Dependency groups: which channels of a graph can be cut, and what each cut takes along (DepGraph, Fang et al. 2023).
 
-Channels are atoms. Every operator's rule says how the atoms along the axes of its inputs come out of it, ties those
-that meet, and notes which constants are cut with them. What no rule covers is never cut, and says why.
+Channels are atoms. Each operator's rule maps the atoms along the axes of its inputs to its outputs, ties those that are
+combined, and notes which constants are cut with them. Channels that reach an operator without a rule are never cut.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RULES: Mapping[str, Callable[[Walk, ir.Node], bool]] = {
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that stand side by side in one layer, and whatever is cut with each of them.
+    """Channels of one layer, and all channels of other layers that are cut with them.
 
     Args:
         name: Display name of the first layer that makes them.
@@ -66,10 +66,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Ties:
-    """What a walk through one graph found.
+    """Dependencies between the channels of one graph.
 
     Args:
-        groups: What can be cut, in graph order.
+        groups: Channels that can be cut, in graph order.
         kept: Layer → why its output channels cannot be cut.
         cuts: Axes of initializers; their ids are class numbers.
         counts: Numbers in the graph that count channels.
@@ -91,8 +91,10 @@ def find_ties(model: ir.Model) -> Ties:
     """
     walk = Walk()
     for node in model.graph:
-        if not RULES.get(node.op_type, _no_rule)(walk, node) or node.domain not in ("", "ai.onnx"):
+        # the domain first: a rule notes cuts, and another domain's operator of the same name may mean anything
+        if node.domain not in ("", "ai.onnx") or not RULES.get(node.op_type, _no_rule)(walk, node):
             walk.fix_inputs(node, f"{node.op_type} '{display_name(node)}' mixes channels in a way that is not known")
+    # the shapes of outputs are part of the model's interface
     for output in model.graph.outputs:
         walk.fix(walk.of(output), f"it is the model's output '{output.name}'")
     _tie_shared(walk, model)
@@ -104,7 +106,7 @@ def _no_rule(walk: Walk, node: ir.Node) -> bool:
 
 
 def _tie_shared(walk: Walk, model: ir.Model) -> None:
-    """A constant with several readers is cut once for all of them, or not at all."""
+    """A constant with several readers is cut alike for all of them, or not at all."""
     by_name: dict[str, list[Cut]] = {}
     for cut in walk.cuts:
         by_name.setdefault(cut.initializer, []).append(cut)

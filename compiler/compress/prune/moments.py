@@ -1,4 +1,4 @@
-"""What layers read on calibration data, as second moments: gathered for many layers while the data go by once."""
+"""Second moments of layers' inputs on calibration data, for many layers in one pass over the data."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from compiler.compress.prune.tap import watch
 from compiler.model.numerics import Array, Arrays
 
 Batches = Callable[[], Iterable[Arrays]]
-"""Gives the calibration data from the start, as often as it is called; at least two batches."""
+"""Returns an iterator over the calibration data, at least two batches; may be called several times."""
 
 PER_ITEM = 24
-"""Places of one image that a layer is looked at."""
+"""Positions of one image that are sampled per layer: neighbouring windows are nearly equal."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of one layer's inputs, about their mean where its bias takes that up.
+    """Second moments of one layer's inputs; about the mean where the layer has a bias to absorb it.
 
     Args:
-        halves: Of every other batch, and of the rest (K, K).
-        rows: Rows they are of.
+        halves: Moments (K, K) of the even and of the odd batches.
+        rows: Number of rows in both.
     """
 
     halves: tuple[Matrix, Matrix]
@@ -33,7 +33,7 @@ class Moments:
 
 
 class _Sums:
-    """The moments of one layer while data go by."""
+    """Accumulates the moments of one layer."""
 
     def __init__(self, size: int) -> None:
         self.squares = [np.zeros((size, size)), np.zeros((size, size))]
@@ -59,20 +59,20 @@ def gather_moments(model: ir.Model, layers: Sequence[Layer], batches: Batches) -
 
     Args:
         model: The model the layers are of.
-        layers: The layers; one that is named twice is gathered once.
+        layers: The layers; duplicates are gathered once.
         batches: Calibration data, read once.
     """
-    found = {layer.weights: layer for layer in layers}
-    names = list(dict.fromkeys(name for layer in found.values() for name in (layer.source, layer.node)))
+    by_weights = {layer.weights: layer for layer in layers}
+    names = list(dict.fromkeys(name for layer in by_weights.values() for name in (layer.source, layer.node)))
     sums: dict[str, _Sums] = {}
     random = np.random.default_rng(0)
     for index, values in enumerate(watch(model, names, batches()) if names else ()):
-        given = dict(zip(names, values, strict=True))
-        for weights, layer in found.items():
-            x = _rows(layer, given, random)
+        arrays = dict(zip(names, values, strict=True))
+        for weights, layer in by_weights.items():
+            x = _rows(layer, arrays, random)
             sums.setdefault(weights, _Sums(x.shape[1])).add(index % 2, x)
-    return {weights: one.moments(centred=bool(found[weights].bias)) for weights, one in sums.items()}
+    return {weights: one.moments(centred=bool(by_weights[weights].bias)) for weights, one in sums.items()}
 
 
-def _rows(layer: Layer, given: dict[str, Array], random: np.random.Generator) -> Matrix:
-    return sample_rows(layer, given[layer.source], given[layer.node], per_item=PER_ITEM, random=random)[0]
+def _rows(layer: Layer, arrays: dict[str, Array], random: np.random.Generator) -> Matrix:
+    return sample_rows(layer, arrays[layer.source], arrays[layer.node], per_item=PER_ITEM, random=random)[0]

@@ -1,4 +1,4 @@
-"""A copy of a model in which channels can be followed: constants as initializers, targets of reshapes as numbers."""
+"""Prepares a model for channel tracing: constants become initializers, computed Reshape targets become constants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compiler.passes.values import Names, constant_of
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """The same model, told in a form that the rules of `groups` understand; the original is left as it is."""
+    """An equal model in the form that the rules of `groups` expect; the original is left as it is."""
     copy = model.clone()
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
     names = Names(copy)
@@ -24,7 +24,7 @@ def prepare(model: ir.Model) -> ir.Model:
 
 
 def _settle(model: ir.Model, node: ir.Node, names: Names) -> None:
-    """Writes the target that is computed at run time as the constant it always is: one size at most may be open."""
+    """Replaces a Reshape target computed at run time by a constant; at most one size may be symbolic."""
     shape = sizes(node.outputs[0])
     if shape is None or sum(isinstance(size, str) for size in shape) > 1:
         return

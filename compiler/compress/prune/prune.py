@@ -1,35 +1,38 @@
-"""The whole of it, in two steps: the order in which channels go, and the model without some of them."""
+"""Entry points: `find_order` ranks channels, `prune` removes some and repairs the layers behind them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
+from compiler.artifact.adapter import to_json
+from compiler.artifact.schema import Pruning, Repaired
 from compiler.compress.prune.choose import PrunePlan, choose_channels
 from compiler.compress.prune.cut import cut_channels
 from compiler.compress.prune.groups import find_ties
 from compiler.compress.prune.importance import Measure, Removal, removal_orders
 from compiler.compress.prune.moments import Batches
 from compiler.compress.prune.prepare import prepare
-from compiler.compress.prune.repair import Repaired, repair
+from compiler.compress.prune.repair import repair
 from compiler.compress.prune.views import with_mirrors
+from compiler.compress.threads import one_blas_thread
 from compiler.errors import UnsupportedModel
 from compiler.passes.instrument import measure
 from compiler.passes.macs import count_macs
 from compiler.passes.quantized import is_quantized
 
 Order = Mapping[str, Any]
-"""What `find_order` gives, as a JSON-ready value."""
+"""Result of `find_order`, as a JSON-ready value."""
 
 SHORTFALL = 0.02
-"""A ratio missed by more than this was not reached: widths go in steps, and never meet it to the digit."""
+"""Largest tolerated miss of a ratio: widths change in steps and never meet it exactly."""
 
 
 FEW = 64
-"""With mirror images. Places of one picture say nearly the same: fewer samples than this are few, however many rows."""
+"""Samples, mirror images included, below which a warning is due: windows of one image are correlated."""
 
 
 class Unprunable(UnsupportedModel):
@@ -38,16 +41,16 @@ class Unprunable(UnsupportedModel):
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned model, and what was done.
+    """A pruned model, and what was changed.
 
     Args:
         model: The model; inputs and outputs as they were.
-        plan: What was cut.
-        repaired: What became of the layers behind the cuts.
+        plan: The channels that were cut.
+        repaired: The layers behind the cuts that were repaired.
         parameters: Elements of its constants, before and after.
         multiple: Widths are multiples of this.
-        kept: Layer → why its channels stayed.
-        warnings: What its reader should know.
+        kept: Layer → why its channels cannot be cut.
+        warnings: Warnings for the user.
     """
 
     model: ir.Model
@@ -60,11 +63,21 @@ class Pruned:
 
     def to_dict(self) -> dict[str, Any]:
         """All but the model, JSON-ready."""
-        layers = [{**asdict(one), "ridge": None if one.ridge == float("inf") else one.ridge} for one in self.repaired]
-        plan = {key: value for key, value in self.plan.to_dict().items() if key != "removed"}
-        sizes = {"parameters_before": self.parameters[0], "parameters_after": self.parameters[1]}
-        notes = {"kept": dict(self.kept), "warnings": list(self.warnings)}
-        return {**plan, **sizes, "multiple": self.multiple, "repaired": layers, **notes}
+        before, after = self.parameters
+        facts = Pruning(
+            ratio=self.plan.ratio,
+            multiple=self.multiple,
+            macs_before=self.plan.macs_before,
+            macs_after=self.plan.macs_after,
+            parameters_before=before,
+            parameters_after=after,
+            groups=self.plan.groups,
+            repaired=self.repaired,
+            kept=self.kept,
+            warnings=self.warnings,
+        )
+        value: dict[str, Any] = to_json(facts)
+        return value
 
 
 def find_order(model: ir.Model, batches: Batches, *, measure: Measure = "redundancy") -> Order:
@@ -73,7 +86,7 @@ def find_order(model: ir.Model, batches: Batches, *, measure: Measure = "redunda
     Args:
         model: A border model in float; left as it is.
         batches: Calibration data, at least two batches.
-        measure: What a channel is worth by: `removal_orders` has them.
+        measure: Measure of importance, see `removal_orders`.
 
     Raises:
         Unprunable: It is quantized already, has no shapes to count work by, or nothing in it can be cut.
@@ -84,8 +97,9 @@ def find_order(model: ir.Model, batches: Batches, *, measure: Measure = "redunda
     if not ties.groups:
         reasons = "; ".join(f"'{layer}': {reason}" for layer, reason in list(ties.kept.items())[:5])
         raise Unprunable(f"no channel of the model can be cut{': ' + reasons if reasons else ''}")
-    removals = removal_orders(ready, ties, ties.groups, with_mirrors(batches), measure=measure)
-    return {"groups": [{"order": list(one.order), "errors": list(one.errors)} for one in removals]}
+    with one_blas_thread():
+        removals = removal_orders(ready, ties, ties.groups, with_mirrors(batches), measure=measure)
+    return {"groups": [{"order": list(removal.order), "errors": list(removal.errors)} for removal in removals]}
 
 
 def prune(
@@ -97,25 +111,26 @@ def prune(
     multiple: int,
     prices: Mapping[str, float] | None = None,
 ) -> Pruned:
-    """Cuts channels until the share of multiply-accumulates is saved, and repairs the layers behind the cuts.
+    """Cuts channels until the ratio is reached, and repairs the layers behind the cuts.
 
     Args:
         model: The model the order was found for; left as it is.
-        order: From `find_order`.
+        order: Result of `find_order`.
         batches: Calibration data.
         ratio: Share of the multiply-accumulates to save, between 0 and 1.
-        multiple: Widths that are left are multiples of this.
-        prices: Layer → what a multiply-accumulate of it costs the device; 1 where it is not named.
+        multiple: Remaining widths are multiples of this.
+        prices: Layer → cost of one of its multiply-accumulates on the device; 1 where it is not named.
     """
     ready = prepare(model)
     ties = find_ties(ready)
     removals = [
-        Removal(group, tuple(one["order"]), tuple(one["errors"]))
-        for group, one in zip(ties.groups, order["groups"], strict=True)
+        Removal(group, tuple(entry["order"]), tuple(entry["errors"]))
+        for group, entry in zip(ties.groups, order["groups"], strict=True)
     ]
     plan = choose_channels(ready, ties, removals, ratio=ratio, multiple=multiple, prices=prices)
     small = cut_channels(ready, ties, plan.removed)
-    repaired = repair(ready, small, ties, plan.removed, with_mirrors(batches))
+    with one_blas_thread():
+        repaired = repair(ready, small, ties, plan.removed, with_mirrors(batches))
     sizes = measure(ready).parameters, measure(small).parameters
     return Pruned(small, plan, repaired, sizes, multiple, ties.kept, tuple(_warnings(plan, repaired, ratio)))
 
@@ -132,13 +147,15 @@ def _refuse(model: ir.Model) -> None:
 
 
 def _warnings(plan: PrunePlan, repaired: Sequence[Repaired], ratio: float) -> list[str]:
-    found = []
+    warnings = []
     if plan.ratio < ratio - SHORTFALL:
-        found.append(f"{plan.ratio:.0%} of the multiply-accumulates could be saved, {ratio:.0%} were asked for")
+        warnings.append(f"{plan.ratio:.0%} of the multiply-accumulates could be saved, {ratio:.0%} were asked for")
     thin = [one.layer for one in repaired if one.is_thin]
     few = [one.samples for one in repaired if one.samples < FEW]
     if thin or few:
-        layers = f" to solve {len(thin)} layers by themselves ({', '.join(thin[:3])})" if thin else ""
+        layers = f" for the least squares of {len(thin)} layers ({', '.join(thin[:3])})" if thin else ""
         seen = f"{repaired[0].samples} with mirror images"
-        found.append(f"too few calibration samples ({seen}){layers}: old weights weigh in; give a hundred or more")
-    return found
+        warnings.append(
+            f"too few calibration samples ({seen}){layers}: weights stay near the old ones; give a hundred or more"
+        )
+    return warnings

@@ -1,73 +1,42 @@
-"""Repair without training: the layers behind a cut are solved anew, so that they give what the whole model gave.
+"""Repair without training: least squares for the layers behind a cut, so that they reproduce the original's outputs.
 
 Channel-pruning reconstruction (He et al., Channel Pruning for Accelerating Very Deep Neural Networks, 2017): for every
 layer that reads fewer channels, in graph order, the weights that map what the pruned model feeds it to what the layer
-gave in the original, by least squares over calibration activations. The solution is drawn towards the weights it had
-(ridge); how much, one half of the data decides about the solution of the other. Memory holds only sums, so it does not
-grow with the data.
+gave in the original, by least squares over calibration activations. The solution is drawn towards the old weights
+(ridge regression); two-fold cross-validation chooses how strongly. Only sums are held, so memory does not grow with the
+data.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from compiler.artifact.schema import Repaired
 from compiler.compress.prune.groups import Ties, positions
 from compiler.compress.prune.moments import Batches
-from compiler.compress.prune.rows import Layer, Matrix, layer_of, sample_rows
+from compiler.compress.prune.rows import Layer, layer_of, sample_rows
 from compiler.compress.prune.segments import Segments
-from compiler.compress.prune.sums import Sums, error_of, solve, sums_of
+from compiler.compress.prune.sums import solve, sums_of
 from compiler.model.frontend.extract import read_by
 from compiler.model.numerics import Array, Arrays
 from compiler.passes.values import constant_of
+from compiler.store.scratch import scratch_folder
 
 PER_ITEM = 48
-"""Places of one image that a convolution is matched at: neighbours say nearly the same."""
-
-Fit = Callable[[Layer, Matrix, Sums], Matrix]
-"""Solved weights (K, N) and the equations they solve → weights in another form that solve them nearly as well."""
-
-
-@dataclass(frozen=True)
-class Repaired:
-    """What became of one layer.
-
-    Args:
-        layer: Name of its output.
-        before: Squared error of its output against the original's, as a share of its energy, before the repair.
-        after: The same after it, on data that were not solved with.
-        ridge: How strongly the old weights were kept; infinite if only the bias was corrected.
-        rows: Equations that were solved.
-        unknowns: Weights per output that were solved for.
-        samples: Inputs of the model they are from, mirror images among them.
-    """
-
-    layer: str
-    before: float
-    after: float
-    ridge: float
-    rows: int
-    unknowns: int
-    samples: int
-
-    @property
-    def is_thin(self) -> bool:
-        """Whether there were fewer equations than unknowns: the ridge decides then."""
-        return self.rows < self.unknowns
+"""Positions of one image that a convolution is matched at: neighbouring windows are nearly equal."""
 
 
 def repair(
     original: ir.Model, pruned: ir.Model, ties: Ties, removed: Iterable[int], batches: Batches
 ) -> tuple[Repaired, ...]:
-    """Solves every layer that reads fewer channels, or reads what such a layer made, in place of its weights.
+    """Repairs every layer that reads fewer channels, or that follows such a layer; changes weights in place.
 
-    The latter take up what is left of the errors before them. Layers that none of the others feeds are solved while
-    the data go by once.
+    The latter compensate remaining errors of the layers before them. Layers that do not depend on each other are solved
+    in one pass over the data.
 
     Args:
         original: The model the ties were found in.
@@ -89,41 +58,39 @@ def solve_layers(
     batches: Batches,
     *,
     outputs: Mapping[str, Array] | None = None,
-    fit: Fit | None = None,
 ) -> tuple[Repaired, ...]:
-    """Solves layers in place, those that read earlier ones after them.
+    """Solves layers in place, in topological order.
 
     Args:
-        original: Gives what the layers shall give.
-        changed: The model that they are layers of.
+        original: The model whose values are the targets.
+        changed: The model with the layers to solve.
         weights: Names of their weights.
         batches: Calibration data.
-        outputs: Weights → which outputs of the original's layer there still are; all where nothing is said.
-        fit: Brings solved weights into a form of its own; None leaves them.
+        outputs: Weights → mask of the original layer's outputs that remain; all where it is missing.
     """
-    found: list[Repaired] = []
+    repaired: list[Repaired] = []
     depths = depths_of(changed, weights)
-    with tempfile.TemporaryDirectory(prefix="fleetc-repair-") as folder:
-        segments = Segments((changed, original), batches, Path(folder))
+    with scratch_folder() as folder:
+        segments = Segments((changed, original), batches, folder)
         for depth, spots in enumerate(by_depth(changed, weights)):
             tasks = [_Task(changed, spot, (outputs or {}).get(spot.layer.weights)) for spot in spots]
             _gather(segments, tasks, _still_read(changed, depths, depth))
-            found += [task.solve(changed, fit) for task in tasks]
-    return tuple(found)
+            repaired += [task.solve(changed) for task in tasks]
+    return tuple(repaired)
 
 
 def _behind(model: ir.Model, hit: Collection[str]) -> set[str]:
-    """Weights of the layers that read what another one with these weights made, and these; shared ones only if hit."""
+    """Weights of the layers in `hit` and of those that depend on them; shared weights only if in `hit`."""
     changed: set[str] = set()
-    found: set[str] = set()
+    weights: set[str] = set()
     for node in model.graph:
         layer = layer_of(node)
         is_behind = any(value is not None and str(value.name) in changed for value in node.inputs)
         if layer is not None and (layer.weights in hit or (is_behind and _is_own(model, layer))):
-            found.add(layer.weights)
-        if is_behind or (layer is not None and layer.weights in found):
+            weights.add(layer.weights)
+        if is_behind or (layer is not None and layer.weights in weights):
             changed |= {str(value.name) for value in node.outputs}
-    return found
+    return weights
 
 
 def _is_own(model: ir.Model, layer: Layer) -> bool:
@@ -133,11 +100,11 @@ def _is_own(model: ir.Model, layer: Layer) -> bool:
 
 @dataclass(frozen=True)
 class Spot:
-    """A layer, and where it is matched with the original.
+    """A layer, and the value at which it is matched with the original.
 
     Args:
         layer: The layer.
-        match: Name of the value that shall be the original's: what the layer gives, or the sum that it is added to.
+        match: Name of the value to reproduce: the layer's output, or the sum it is added to.
     """
 
     layer: Layer
@@ -145,10 +112,10 @@ class Spot:
 
 
 def by_depth(model: ir.Model, weights: Collection[str]) -> list[list[Spot]]:
-    """Layers with these weights, in runs of which none reads what another one makes; a run only reads earlier ones.
+    """Layers with these weights, in runs of independent layers; a run depends only on earlier ones.
 
-    A layer that is added to what earlier runs have settled is matched after the addition: so the last layer of a
-    residual block makes up for what the shortcut has lost too (He et al. 2017, section 3.3).
+    A layer whose output is added to a result of earlier runs is matched after the addition: so the last layer of a
+    residual block compensates for the error of the shortcut too (He et al. 2017, section 3.3).
     """
     depths = depths_of(model, weights)
     runs: list[list[Spot]] = []
@@ -162,7 +129,7 @@ def by_depth(model: ir.Model, weights: Collection[str]) -> list[list[Spot]]:
 
 
 def depths_of(model: ir.Model, weights: Collection[str]) -> dict[str, int]:
-    """Name of a value → how many layers with these weights are before it, at most; inputs of the graph are at 0."""
+    """Name of a value → length of the longest path of layers with these weights before it; 0 at graph inputs."""
     depths = {str(value.name): 0 for value in model.graph.inputs}
     for node in model.graph:
         depth = max((depths.get(str(value.name), 0) for value in read_by(node)), default=0)
@@ -173,32 +140,32 @@ def depths_of(model: ir.Model, weights: Collection[str]) -> dict[str, int]:
 
 
 def _still_read(model: ir.Model, depths: Mapping[str, int], depth: int) -> list[str]:
-    """Values no deeper than this that deeper ones are computed from."""
+    """Values up to this depth that deeper values are computed from."""
     deeper = (node for node in model.graph if any(depths.get(str(value.name), 0) > depth for value in node.outputs))
     names = dict.fromkeys(str(value.name) for node in deeper for value in read_by(node))
     return [name for name in names if depths.get(name, depth + 1) <= depth]
 
 
 def _match(node: ir.Node, read: int, depths: Mapping[str, int]) -> str:
-    """The sum that alone reads the layer, if all else in it is settled by then; else what the layer gives."""
-    given = node.outputs[0]
-    uses = list(given.uses())
-    if len(uses) != 1 or uses[0].node.op_type != "Add" or given.is_graph_output():
-        return str(given.name)
+    """The sum that is the layer's only reader, if its other operand is computed by then; else the layer's output."""
+    result = node.outputs[0]
+    uses = list(result.uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add" or result.is_graph_output():
+        return str(result.name)
     use = uses[0]
     other, total = use.node.inputs[1 - use.idx], use.node.outputs[0]
-    is_settled = other is not None and other is not given and depths.get(str(other.name), read + 1) <= read
-    is_alike = other is not None and None not in (other.shape, given.shape) and other.shape == given.shape
-    return str(total.name) if is_settled and is_alike else str(given.name)
+    is_settled = other is not None and other is not result and depths.get(str(other.name), read + 1) <= read
+    is_alike = other is not None and None not in (other.shape, result.shape) and other.shape == result.shape
+    return str(total.name) if is_settled and is_alike else str(result.name)
 
 
 class _Task:
-    """One layer while the data go by.
+    """Accumulates and solves the equations of one layer.
 
     Args:
         model: The pruned model.
         spot: The layer and where it is matched.
-        kept: Which of its outputs there still are; None for all.
+        kept: Mask of the outputs that remain; None for all.
     """
 
     def __init__(self, model: ir.Model, spot: Spot, kept: Array | None) -> None:
@@ -209,42 +176,39 @@ class _Task:
         self._samples = 0
         self._halves = [sums_of(np.zeros((0, len(self._matrix))), nothing, nothing)] * 2
 
-    def add(self, half: int, read: Array, now: Array, given: Array, seed: int) -> None:
-        """One batch: what the pruned layer reads, and where it is matched what there is now and was given."""
+    def add(self, half: int, read: Array, current: Array, original: Array, seed: int) -> None:
+        """Adds one batch: the pruned layer's input, and the pruned and the original value where it is matched."""
         axis = 1 if self.layer.kernel else -1
-        wanted = given if self._kept is None else np.compress(self._kept.astype(bool), given, axis=axis)
-        x, y = sample_rows(self.layer, read, wanted, per_item=PER_ITEM, random=np.random.default_rng(seed))
-        _, z = sample_rows(self.layer, read, now, per_item=PER_ITEM, random=np.random.default_rng(seed))
+        expected = original if self._kept is None else np.compress(self._kept.astype(bool), original, axis=axis)
+        x, y = sample_rows(self.layer, read, expected, per_item=PER_ITEM, random=np.random.default_rng(seed))
+        _, z = sample_rows(self.layer, read, current, per_item=PER_ITEM, random=np.random.default_rng(seed))
         self._halves[half] += sums_of(x, y - z, y)
         self._samples += len(read)
 
-    def solve(self, model: ir.Model, fit: Fit | None) -> Repaired:
-        """Writes the new weights, and the bias that takes up the mean of what is left."""
+    def solve(self, model: ir.Model) -> Repaired:
+        """Writes the new weights, and a bias that absorbs the mean error."""
         layer, bias = self.layer, model.graph.initializers.get(self.layer.bias)
         halves = [half.centred() if bias is not None else half for half in self._halves]
         change, ridge, after = solve(halves)
-        if fit is not None:
-            both = halves[0] + halves[1]
-            change = fit(layer, self._matrix + change, both) - self._matrix
-            after = error_of(both, change) / max(both.yy, 1e-30)
-        whole = self._halves[0] + self._halves[1]
+        sums = self._halves[0] + self._halves[1]
         _write(model.graph.initializers[layer.weights], layer.weights_of(self._matrix + change, self._old))
         if bias is not None:
             old = np.asarray(constant_of(bias))
-            moved = (whole.r - whole.x @ change) / max(1, whole.rows)
+            moved = (sums.r - sums.x @ change) / max(1, sums.rows)
             _write(bias, (old + moved.reshape(old.shape)).astype(old.dtype))
-        before = whole.rr / max(whole.yy, 1e-30)
-        return Repaired(layer.node, before, after, ridge, whole.rows, len(self._matrix), self._samples)
+        before = sums.rr / max(sums.yy, 1e-30)
+        return Repaired(layer.node, before, after, ridge, sums.rows, len(self._matrix), self._samples)
 
 
 def _gather(segments: Segments, tasks: Sequence[_Task], kept: Sequence[str]) -> None:
-    """Shows every batch to all tasks, every other one as the second half."""
-    given = list(dict.fromkeys(task.match for task in tasks))
-    read = list(dict.fromkeys([*given, *(task.layer.source for task in tasks)]))
+    """Adds all batches to all tasks; odd batches are the second half."""
+    matched = list(dict.fromkeys(task.match for task in tasks))
+    read = list(dict.fromkeys([*matched, *(task.layer.source for task in tasks)]))
     seeds = np.random.default_rng(0)
-    for index, (now, before) in enumerate(segments.advance((read, given), kept)):
+    for index, (now, before) in enumerate(segments.advance((read, matched), kept)):
         seed = int(seeds.integers(1 << 62))
         for task in tasks:
+            # one seed for all tasks: each samples the same positions of input, output and target
             task.add(index % 2, now[task.layer.source], now[task.match], before[task.match], seed)
 
 

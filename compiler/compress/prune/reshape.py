@@ -1,4 +1,4 @@
-"""Channels through a change of shape: which axes merge, which split."""
+"""Channels through Reshape: which axes are merged, which are split."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def reshaped(
         named = [axis for axis in old if axis in labels]
         if not named:
             continue
-        found = _one_run(atoms, labels, named, [(axis, before[axis]) for axis in old], [(a, after[a]) for a in new])
-        if found is None:
+        part = _one_run(atoms, labels, named, [(axis, before[axis]) for axis in old], [(a, after[a]) for a in new])
+        if part is None:
             return None
-        made |= found
+        made |= part
     return made
 
 
@@ -66,7 +66,7 @@ def _split(atoms: Atoms, ids: Ids, wide: list[tuple[int, int]]) -> dict[int, Ids
 
 
 def _moved(flat: Ids, wide: list[tuple[int, int]]) -> dict[int, Ids] | None:
-    """Axes regrouped: right if the channels still vary along one new axis alone."""
+    """Axes regrouped: possible if the channels vary along one new axis only."""
     table = flat.reshape([size for _, size in wide])
     for place, (axis, _) in enumerate(wide):
         line = np.moveaxis(table, place, 0).reshape(table.shape[place], -1)

@@ -1,4 +1,4 @@
-"""A layer as a matrix product: rows of what it reads, as its weights see them, and rows of what it gives."""
+"""A layer as a matrix product (im2col): rows of its input and rows of its output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Matrix = NDArray[np.float64]
 
 
 def as_matrix(array: NDArray[Any]) -> Matrix:
-    """The array in float64; numpy's own solvers do not say what they give."""
+    """The array in float64; numpy's type hints for its solvers do not state the element type."""
     return np.asarray(array, np.float64)
 
 
@@ -27,7 +27,7 @@ def squares(array: Array) -> float:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer whose weights can be solved for.
+    """A layer whose weights can be solved by least squares.
 
     Args:
         node: Name of its first output, which is also the value that is matched.
@@ -90,14 +90,14 @@ def layer_of(node: ir.Node) -> Layer | None:
 def sample_rows(
     layer: Layer, read: Array, given: Array, *, per_item: int, random: np.random.Generator
 ) -> tuple[Matrix, Matrix]:
-    """Rows (R, K) that some of the outputs are computed from, and those outputs (R, N).
+    """Rows (R, K) of the input at sampled positions, and the outputs (R, N) there.
 
     Args:
         layer: The layer.
-        read: What it reads, (B, C, H, W) or (…, K).
-        given: What it gives, (B, O, H', W') or (…, N); of another model's layer of the same name, perhaps.
-        per_item: Most places of one item that are taken.
-        random: Where the places are drawn from.
+        read: Its input, (B, C, H, W) or (…, K).
+        given: Its output, (B, O, H', W') or (…, N); may be that of another model's layer of the same name.
+        per_item: Most positions of one item that are sampled.
+        random: Generator for the positions.
     """
     if not layer.kernel:
         return _take(read.reshape(-1, read.shape[-1]), given.reshape(-1, given.shape[-1]), per_item * len(read), random)

@@ -1,4 +1,4 @@
-"""How channels pass layers with weights: convolutions, matrix products, attention, normalisation."""
+"""Rules for channels through layers with weights: convolutions, matrix products, attention, normalization."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def conv(walk: Walk, node: ir.Node) -> bool:
     weights = weight(node, 1)
     if weights is None or len(walk.of(node.inputs[0]).keys() - {1}) > 0:
         return False
-    groups, given = node.attributes.get_int("group", 1), walk.of(node.inputs[0]).get(1)
+    groups, ids = node.attributes.get_int("group", 1), walk.of(node.inputs[0]).get(1)
     made: Ids | None
     if groups == 1:
-        made = _plain(walk, node, weights.shape, given)
+        made = _plain(walk, node, weights.shape, ids)
     elif weights.shape[1] == 1:
-        made = _depthwise(walk, node, weights.shape[0], groups, given)
+        made = _depthwise(walk, node, weights.shape[0], groups, ids)
     else:
-        made = _grouped(walk, node, weights.shape, groups, given)
+        made = _grouped(walk, node, weights.shape, groups, ids)
     if made is None:
         return True
     if len(node.inputs) > 2 and node.inputs[2] is not None:
@@ -33,16 +33,16 @@ def conv(walk: Walk, node: ir.Node) -> bool:
     return True
 
 
-def _plain(walk: Walk, node: ir.Node, shape: tuple[int, ...], given: Ids | None) -> Ids:
-    if given is not None:
-        walk.cut(node, 1, 1, given, "reads")
+def _plain(walk: Walk, node: ir.Node, shape: tuple[int, ...], ids: Ids | None) -> Ids:
+    if ids is not None:
+        walk.cut(node, 1, 1, ids, "reads")
     made = walk.atoms.fresh(shape[0])
     walk.cut(node, 1, 0, made, "makes")
     return made
 
 
 def _depthwise(walk: Walk, node: ir.Node, made: int, groups: int, given: Ids | None) -> Ids | None:
-    """Every channel has its own filter: what comes out is tied to what goes in."""
+    """Each channel has its own filter: output channels are tied to input channels."""
     if given is None:
         return None
     ids = np.repeat(given, made // groups)
@@ -52,7 +52,7 @@ def _depthwise(walk: Walk, node: ir.Node, made: int, groups: int, given: Ids | N
 
 
 def _grouped(walk: Walk, node: ir.Node, shape: tuple[int, ...], groups: int, given: Ids | None) -> Ids:
-    """Every group loses its i-th channel or none does: groups stay of one size."""
+    """All groups lose their i-th channel or none does: groups stay equal in size."""
     if given is not None:
         rows = given.reshape(groups, -1)
         for row in rows[1:]:
@@ -68,8 +68,8 @@ def conv_transpose(walk: Walk, node: ir.Node) -> bool:
     weights = weight(node, 1)
     if weights is None or node.attributes.get_int("group", 1) != 1 or walk.of(node.inputs[0]).keys() - {1}:
         return False
-    if (given := walk.of(node.inputs[0]).get(1)) is not None:
-        walk.cut(node, 1, 0, given, "reads")
+    if (ids := walk.of(node.inputs[0]).get(1)) is not None:
+        walk.cut(node, 1, 0, ids, "reads")
     made = walk.atoms.fresh(weights.shape[1])
     walk.cut(node, 1, 1, made, "makes")
     if weight(node, 2) is not None:
@@ -113,8 +113,8 @@ def matmul(walk: Walk, node: ir.Node) -> bool:
 
 def _product(walk: Walk, node: ir.Node, columns: int, axes: tuple[int, int], *, rank: int) -> Ids:
     labels: Labels = dict(walk.of(node.inputs[0]))
-    if (given := labels.pop(rank - 1, None)) is not None:
-        walk.cut(node, 1, axes[0], given, "reads")
+    if (ids := labels.pop(rank - 1, None)) is not None:
+        walk.cut(node, 1, axes[0], ids, "reads")
     made = walk.atoms.fresh(columns)
     walk.cut(node, 1, axes[1], made, "makes")
     walk.give(node.outputs[0], {**labels, rank - 1: made})
@@ -136,25 +136,29 @@ def _two_computed(walk: Walk, node: ir.Node, left: tuple[int | str, ...], right:
             walk.atoms.tie(a[axis], b[axis])
             made[axis] = a[axis]
         else:
-            walk.fix({axis: a.get(axis, b.get(axis, np.empty(0, np.int64)))}, f"'{node.name}' repeats it")
+            for labels in (a, b):
+                walk.atoms.fix(labels.get(axis, ()), f"'{node.name}' repeats it")
     walk.give(node.outputs[0], made)
     return True
 
 
 def attention(walk: Walk, node: ir.Node) -> bool:
     """Heads of query, key and value are cut together, whole; only what has one key head per query head."""
-    given = [walk.of(value) for value in node.inputs[:3]]
+    inputs = [walk.of(value) for value in node.inputs[:3]]
     ranks = {len(shape) for value in node.inputs[:3] if (shape := sizes(value)) is not None}
     if any(output.name for output in node.outputs[1:]) or any(walk.of(value) for value in node.inputs[3:]):
         return False
-    if ranks == {4} and all(set(labels) == {1} for labels in given):
-        for labels in given[1:]:
-            if len(labels[1]) != len(given[0][1]):
+    mask = sizes(node.inputs[3]) if len(node.inputs) > 3 else None
+    if mask is not None and len(mask) > 2 and mask[-3] != 1:
+        return False  # a mask for each head is not cut with the heads
+    if ranks == {4} and all(set(labels) == {1} for labels in inputs):
+        for labels in inputs[1:]:
+            if len(labels[1]) != len(inputs[0][1]):
                 return False
-            walk.atoms.tie(given[0][1], labels[1])
-        walk.give(node.outputs[0], {1: given[0][1]})
+            walk.atoms.tie(inputs[0][1], labels[1])
+        walk.give(node.outputs[0], {1: inputs[0][1]})
         return True
-    return ranks == {3} and all(set(labels) == {2} for labels in given) and _flat_heads(walk, node, given)
+    return ranks == {3} and all(set(labels) == {2} for labels in inputs) and _flat_heads(walk, node, inputs)
 
 
 def _flat_heads(walk: Walk, node: ir.Node, given: list[Labels]) -> bool:
@@ -173,7 +177,7 @@ def _flat_heads(walk: Walk, node: ir.Node, given: list[Labels]) -> bool:
 
 
 def per_channel_normalization(walk: Walk, node: ir.Node) -> bool:
-    """BatchNormalization, InstanceNormalization: parameters per channel, nothing between channels."""
+    """BatchNormalization, InstanceNormalization: parameters per channel, no dependence between channels."""
     labels = walk.of(node.inputs[0])
     count = len([value for value in node.inputs if value is not None])
     if labels.keys() - {1} or any(weight(node, index) is None for index in range(1, count)):

@@ -1,4 +1,4 @@
-"""How channels pass operators without weights: element-wise ones, pools, concatenations, reshapes."""
+"""Rules for channels through operators without weights: element-wise, pools, Concat, Reshape and others."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import onnx_ir as ir
 
 from compiler.compress.prune.atoms import Ids
 from compiler.compress.prune.reshape import reshaped
-from compiler.compress.prune.walk import Labels, Walk, sizes, weight
+from compiler.compress.prune.walk import Labels, Walk, opset_of, sizes, weight
 from compiler.passes.values import constant_of
+
+_SOFTMAX_OVER_ONE_AXIS = 13
+"""First opset whose softmax runs over its axis alone; before, it runs over that axis and all behind it."""
 
 
 def same(walk: Walk, node: ir.Node) -> bool:
-    """One tensor in, the same places out."""
+    """Unary element-wise operators: labels stay."""
     if any(walk.of(value) for value in node.inputs[1:]):
         return False
     walk.give(node.outputs[0], dict(walk.of(node.inputs[0])))
@@ -22,12 +25,12 @@ def same(walk: Walk, node: ir.Node) -> bool:
 
 
 def pool(walk: Walk, node: ir.Node) -> bool:
-    """Every channel for itself; places are mixed."""
+    """Pools: each channel by itself."""
     return not walk.of(node.inputs[0]).keys() - {0, 1} and len(node.outputs) == 1 and same(walk, node)
 
 
 def elementwise(walk: Walk, node: ir.Node) -> bool:
-    """Broadcast operands: what meets at one place is tied; a parameter per channel follows."""
+    """Binary operators with broadcasting: channels at one position are tied; a parameter per channel follows."""
     shapes = [sizes(value) for value in node.inputs]
     out = sizes(node.outputs[0])
     if out is None or any(shape is None for shape in shapes):
@@ -40,7 +43,10 @@ def elementwise(walk: Walk, node: ir.Node) -> bool:
             for index, shape in known
             if (at := axis - len(out) + len(shape)) in walk.of(node.inputs[index])
         ]
-        if ids:
+        if any(len(each) != out[axis] for each in ids):
+            for each in ids:
+                walk.atoms.fix(each, f"'{node.name}' repeats one of its operands")
+        elif ids:
             made[axis] = ids[0]
             _meet(walk, node, axis, ids, known, out)
     walk.give(node.outputs[0], made)
@@ -56,9 +62,6 @@ def _meet(
     out: tuple[int | str, ...],
 ) -> None:
     for left, right in pairwise(ids):
-        if len(left) != len(right):
-            walk.atoms.fix([*left, *right], f"'{node.name}' repeats one of its operands")
-            return
         walk.atoms.tie(left, right)
     for index, shape in known:
         at = axis - len(out) + len(shape)
@@ -72,7 +75,7 @@ def _meet(
 
 
 def concat(walk: Walk, node: ir.Node) -> bool:
-    """Along its axis one after the other; along every other axis together."""
+    """Concat: joins labels along its axis, ties them along the others."""
     out = sizes(node.outputs[0])
     if out is None:
         return False
@@ -134,14 +137,14 @@ def split(walk: Walk, node: ir.Node) -> bool:
 
 
 def slice_(walk: Walk, node: ir.Node) -> bool:
-    """A segment of the channels with constant ends and step 1; other axes as they like."""
+    """Slice of channels with constant ends and step 1; other axes are free."""
     labels, shape = walk.of(node.inputs[0]), sizes(node.inputs[0])
-    given = [constant_of(value) if value is not None else None for value in node.inputs[1:]]
-    if shape is None or len(given) < 2 or given[0] is None or given[1] is None:
+    bounds = [constant_of(value) if value is not None else None for value in node.inputs[1:]]
+    if shape is None or len(bounds) < 2 or bounds[0] is None or bounds[1] is None:
         return False
-    starts, ends = given[0].tolist(), given[1].tolist()
-    axes = given[2].tolist() if len(given) > 2 and given[2] is not None else range(len(starts))
-    steps = given[3].tolist() if len(given) > 3 and given[3] is not None else [1] * len(starts)
+    starts, ends = bounds[0].tolist(), bounds[1].tolist()
+    axes = bounds[2].tolist() if len(bounds) > 2 and bounds[2] is not None else range(len(starts))
+    steps = bounds[3].tolist() if len(bounds) > 3 and bounds[3] is not None else [1] * len(starts)
     made = dict(labels)
     for element, (start, end, axis, step) in enumerate(zip(starts, ends, axes, steps, strict=True)):
         at = axis % len(shape)
@@ -159,7 +162,7 @@ def slice_(walk: Walk, node: ir.Node) -> bool:
 
 
 def pad(walk: Walk, node: ir.Node) -> bool:
-    """Channels that are added are constant: cutting them means adding fewer."""
+    """Pad: added channels are constant; cutting them means padding less."""
     labels, shape = walk.of(node.inputs[0]), sizes(node.inputs[0])
     amounts = weight(node, 1)
     if shape is None or amounts is None or (len(node.inputs) > 3 and node.inputs[3] is not None):
@@ -179,7 +182,7 @@ def pad(walk: Walk, node: ir.Node) -> bool:
 
 
 def transpose(walk: Walk, node: ir.Node) -> bool:
-    """The labels move with their axes."""
+    """Transpose: labels move with their axes."""
     shape = sizes(node.inputs[0])
     if shape is None:
         return False
@@ -190,7 +193,7 @@ def transpose(walk: Walk, node: ir.Node) -> bool:
 
 
 def reduce(walk: Walk, node: ir.Node) -> bool:
-    """Sums and means over other axes than those of the channels."""
+    """Reductions over other axes than those of the channels."""
     labels, shape, out = walk.of(node.inputs[0]), sizes(node.inputs[0]), sizes(node.outputs[0])
     if shape is None or out is None:
         return False
@@ -210,8 +213,9 @@ def over_axis(walk: Walk, node: ir.Node) -> bool:
     labels, shape = walk.of(node.inputs[0]), sizes(node.inputs[0])
     if shape is None:
         return False
-    first = node.attributes.get_int("axis", -1) % len(shape)
-    over = {first} if node.op_type in ("Softmax", "LogSoftmax") else set(range(first, len(shape)))
+    is_softmax, is_old = node.op_type in ("Softmax", "LogSoftmax"), opset_of(node) < _SOFTMAX_OVER_ONE_AXIS
+    first = node.attributes.get_int("axis", 1 if is_softmax and is_old else -1) % len(shape)
+    over = {first} if is_softmax and not is_old else set(range(first, len(shape)))
     walk.fix({axis: ids for axis, ids in labels.items() if axis in over}, f"'{node.name}' normalises over it")
     walk.give(node.outputs[0], dict(labels))
     return True

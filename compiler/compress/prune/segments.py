@@ -1,12 +1,11 @@
-"""Models of the same names computed side by side, segment by segment: what a later segment needs stays on disk.
+"""Runs models with the same value names segment by segment; values for later segments are stored on disk.
 
-A layer that is solved reads what the layers solved before it give. Computing that from the inputs for every layer anew
-is quadratic in the depth of the model; a segment begins where the one before it ended.
+A layer to be solved reads outputs of layers solved before it. Recomputing those from the inputs for each layer is
+quadratic in the depth of the model; a segment begins where the one before it ended.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import onnx_ir as ir
 
 from compiler.compress.prune.moments import Batches
 from compiler.compress.prune.tap import cut_between
+from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Array, Arrays
 from compiler.model.reference import Unoptimized
@@ -23,12 +23,12 @@ from compiler.store.disk import output_errors
 
 
 class Segments:
-    """Models on their way through the data.
+    """Models that are run segment by segment on all data.
 
     Args:
-        models: The models; between two segments, what is behind the last one may be changed in place.
+        models: The models; between two segments, layers behind the last one may be changed in place.
         batches: The data, read once.
-        folder: Where values lie in between; of every batch only those that are still needed.
+        folder: Storage for values between segments; only those still needed.
 
     Raises:
         StorageError: The disk is full.
@@ -43,20 +43,20 @@ class Segments:
             self._count += 1
 
     def advance(self, wanted: Sequence[Sequence[str]], kept: Sequence[str]) -> Iterator[tuple[Arrays, ...]]:
-        """Values of every batch, for each model those that are wanted of it; the next segment begins with others.
+        """Values of every batch for each model; the next segment begins with the values in `kept`.
 
         Args:
-            wanted: For each model the names of values.
-            kept: Names of values that are there for the next segment, of all models.
+            wanted: For each model the names of the values to return.
+            kept: Names of values to store for the next segment, of all models.
         """
         sessions = [self._session(model, [*names, *kept]) for model, names in zip(self._models, wanted, strict=True)]
         steps = (partial(self._step, index, sessions, wanted, kept) for index in range(self._count))
-        workers = os.cpu_count() or 1
+        workers = available_cpus()
         yield from run_ahead(steps, workers=workers, ahead=workers)
         self._held = [*kept]
 
     def _session(self, model: ir.Model, names: Sequence[str]) -> tuple[Unoptimized, tuple[str, ...]]:
-        """What computes the values that are not there yet, and the names of what it reads."""
+        """A session for the values that are not stored, and the names of its inputs."""
         cut = cut_between(model, self._held, [name for name in dict.fromkeys(names) if name not in self._held])
         return Unoptimized(cut), tuple(str(value.name) for value in cut.graph.inputs)
 
@@ -67,13 +67,13 @@ class Segments:
         wanted: Sequence[Sequence[str]],
         kept: Sequence[str],
     ) -> tuple[Arrays, ...]:
-        found = []
+        segments = []
         for place, (session, reads) in enumerate(sessions):
             there = self._load(index, place)
             values = {**there, **session.run({name: there[name] for name in reads})}
             self._save(index, place, {name: values[name] for name in kept})
-            found.append({name: values[name] for name in wanted[place]})
-        return tuple(found)
+            segments.append({name: values[name] for name in wanted[place]})
+        return tuple(segments)
 
     def _save(self, index: int, place: int, values: Arrays) -> None:
         with output_errors(self._folder):

@@ -1,7 +1,7 @@
-"""What the model's outputs lose when one channel alone is missing: to first order, losses of several channels add up.
+"""Error of the model's outputs when one channel alone is missing; to first order, errors of several channels add up.
 
-Every value that a layer reads is multiplied by a mask of its channels, which is an input of the model: so one session
-tells the loss of every channel. It takes as many runs as there are channels.
+Each value that a layer reads is multiplied by a mask of its channels, which is an input of the model: one session
+serves all channels, with one run for each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from compiler.model.reference import Unoptimized
 from compiler.passes.values import Names
 
 BATCHES = 1
-"""Of the calibration data: the order is what counts, and every channel is a run over them."""
+"""Batches of calibration data: each channel is a run over them, and only the order counts."""
 
 
 def output_losses(model: ir.Model, ties: Ties, groups: Sequence[Group], batches: Iterable[Arrays]) -> dict[int, float]:
@@ -35,16 +35,16 @@ def output_losses(model: ir.Model, ties: Ties, groups: Sequence[Group], batches:
     copy, masks = _masked(model, ties)
     session = Unoptimized(copy)
     inputs = list(islice(batches, BATCHES))
-    whole = {name: np.ones(shape, np.float32) for name, (_, shape) in masks.items()}
-    wanted = [session.run({**one, **whole}) for one in inputs]
-    energy = max(sum(squares(array) for one in wanted for array in one.values()), 1e-30)
+    all_channels = {name: np.ones(shape, np.float32) for name, (_, shape) in masks.items()}
+    expected = [session.run({**arrays, **all_channels}) for arrays in inputs]
+    energy = max(sum(squares(array) for arrays in expected for array in arrays.values()), 1e-30)
     losses = {}
     for channel in (channel for group in groups for channel in group.channels):
         without = {name: _mask(ids, shape, channel) for name, (ids, shape) in masks.items() if channel in ids}
-        found = [session.run({**one, **whole, **without}) for one in inputs]
+        masked = [session.run({**arrays, **all_channels, **without}) for arrays in inputs]
         error = sum(
             squares(np.subtract(after[name], before[name], dtype=np.float64))
-            for before, after in zip(wanted, found, strict=True)
+            for before, after in zip(expected, masked, strict=True)
             for name in before
         )
         losses[channel] = error / energy
@@ -52,7 +52,7 @@ def output_losses(model: ir.Model, ties: Ties, groups: Sequence[Group], batches:
 
 
 def _masked(model: ir.Model, ties: Ties) -> tuple[ir.Model, dict[str, tuple[Ids, tuple[int, ...]]]]:
-    """The model with a mask on what its layers read, and of every mask the channels and the shape."""
+    """The model with masked layer inputs, and channels and shape of each mask."""
     copy = model.clone()
     names = Names(copy)
     masks: dict[str, tuple[Ids, tuple[int, ...]]] = {}

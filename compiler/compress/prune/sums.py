@@ -1,30 +1,32 @@
-"""Least squares from sums alone: what a layer's equations leave behind when the data have gone by."""
+"""Ridge regression from sums: moments of a layer's equations, accumulated over batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from compiler.compress.prune.rows import Matrix, as_matrix
+from compiler.compress.threads import in_parallel
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Weights of staying near the old weights, as shares of the energy of each input; the data choose among them."""
+"""Ridge parameters as shares of the energy of each input; cross-validation chooses among them."""
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Moments of equations X·D = R: what must be added to the weights.
+    """Moments of the equations X·D = R for the change D of the weights.
 
     Args:
         xx: XᵀX (K, K).
         xr: XᵀR (K, N).
         x: Sum of the rows of X (K,).
         r: Sum of the rows of R (N,).
-        rr: Squares of R.
-        yy: Squares of what the layer shall give.
-        rows: Count of rows.
+        rr: Sum of squares of R.
+        yy: Sum of squares of the layer's target outputs.
+        rows: Number of rows.
     """
 
     xx: Matrix
@@ -40,7 +42,7 @@ class Sums:
         return Sums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def centred(self) -> Sums:
-        """Moments about the means: for a layer whose bias takes up the mean."""
+        """Moments about the means, for a layer whose bias absorbs the mean."""
         count = max(1, self.rows)
         return Sums(
             self.xx - np.outer(self.x, self.x) / count,
@@ -54,25 +56,25 @@ class Sums:
 
 
 def sums_of(x: Matrix, rest: Matrix, wanted: Matrix) -> Sums:
-    """Moments of one batch: X (R, K), what is missing (R, N), and what the layer shall give (R, N)."""
+    """Moments of one batch: X (R, K), residual (R, N), and target outputs (R, N)."""
     squares = float((rest**2).sum()), float((wanted**2).sum())
     return Sums(x.T @ x, x.T @ rest, x.sum(axis=0), rest.sum(axis=0), *squares, len(x))
 
 
 def solve(halves: Sequence[Sums]) -> tuple[Matrix, float, float]:
-    """The change of the weights that both halves of the data agree on.
+    """The change of the weights, with the ridge parameter of least cross-validated error.
 
     Args:
-        halves: Two sets of equations, of different samples.
+        halves: Two sets of equations from different samples.
 
     Returns:
-        The change (K, N), zero where no change does better on the other half; the ridge that was chosen, infinite for
-        no change; the error that is left on data that were not solved with, as a share of the energy.
+        The change (K, N), zero where none reduces the cross-validated error; the ridge parameter, infinite for no
+        change; the cross-validated error, as a share of the energy.
     """
     first, second = halves
     best, left = float("inf"), first.rr + second.rr
     for ridge in RIDGES:
-        error = error_of(second, _ridge(first, ridge)) + error_of(first, _ridge(second, ridge))
+        error = sum(in_parallel(partial(_crossed, ridge=ridge), [(first, second), (second, first)]))
         if error < left:
             best, left = ridge, error
     both = first + second
@@ -81,11 +83,17 @@ def solve(halves: Sequence[Sums]) -> tuple[Matrix, float, float]:
 
 
 def error_of(sums: Sums, change: Matrix) -> float:
-    """Squared error that a change of the weights leaves."""
+    """Squared error that remains after a change of the weights."""
     return max(0.0, sums.rr - 2 * float((change * sums.xr).sum()) + float((change * (sums.xx @ change)).sum()))
+
+
+def _crossed(pair: tuple[Sums, Sums], ridge: float) -> float:
+    """Error on the second of two halves of what was solved on the first."""
+    return error_of(pair[1], _ridge(pair[0], ridge))
 
 
 def _ridge(sums: Sums, ridge: float) -> Matrix:
     diagonal = np.diag(sums.xx)
+    # the small terms keep inputs that are always zero solvable
     weight = ridge * diagonal + 1e-6 * float(diagonal.mean()) + 1e-12
     return as_matrix(np.linalg.solve(sums.xx + np.diag(weight), sums.xr))

@@ -1,13 +1,13 @@
-"""Values inside a model, watched while it runs on calibration data; nothing behind them is computed."""
+"""Intermediate values of a model on calibration data; nodes behind them are not computed."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import onnx_ir as ir
 
+from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Array, Arrays
 from compiler.model.reference import Unoptimized
@@ -15,7 +15,7 @@ from compiler.passes.remove_dead_nodes import remove_dead_nodes
 
 
 def watch(model: ir.Model, names: Sequence[str], batches: Iterable[Arrays]) -> Iterator[tuple[Array, ...]]:
-    """What the named values are on every batch, in their order; a few batches ahead of who reads them.
+    """The named values on each batch, computed a few batches ahead of the caller.
 
     Args:
         model: Any valid model; left as it is.
@@ -27,14 +27,14 @@ def watch(model: ir.Model, names: Sequence[str], batches: Iterable[Arrays]) -> I
     """
     cut = cut_between(model, (), names)
     session, reads = Unoptimized(cut), [str(value.name) for value in cut.graph.inputs]
-    workers = os.cpu_count() or 1
+    workers = available_cpus()
     steps = (partial(session.run, {name: batch[name] for name in reads}) for batch in batches)
-    for found in run_ahead(steps, workers=workers, ahead=workers):
-        yield tuple(found[name] for name in names)
+    for outputs in run_ahead(steps, workers=workers, ahead=workers):
+        yield tuple(outputs[name] for name in names)
 
 
 def cut_between(model: ir.Model, given: Sequence[str], names: Sequence[str]) -> ir.Model:
-    """A copy that computes some values from others; its inputs are those it reads.
+    """A copy of the part of a model between some values and others; its inputs are those it reads.
 
     Args:
         model: The whole model; left as it is.

@@ -1,6 +1,6 @@
-"""More calibration data out of what there is: a layer must give what it gave on mirrored pictures too.
+"""Augmentation of calibration data with mirrored images.
 
-No label is needed, since the original model says what is right for whatever it is shown.
+No label is needed: the original model's outputs are the targets.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from compiler.model.numerics import Array, Arrays
 
 
 def with_mirrors(batches: Batches) -> Batches:
-    """The data, and where all inputs are pictures (N, C, H, W) each of them mirrored.
+    """The data, with mirrored copies where all inputs are images (N, C, H, W).
 
-    A picture and its mirror image stay in the same half, of every other batch: one half judges what the other says,
-    and must not know it already.
+    An image and its mirror image are in the same half (even or odd batches): cross-validation needs independent halves.
     """
     return lambda: _mirrored(batches())
 
@@ -28,7 +27,7 @@ def _mirrored(batches: Iterable[Arrays]) -> Iterator[Arrays]:
         yield batch
         held = [*held, batch] if _are_pictures(batch) else []
         if len(held) == 2:
-            yield from ({name: _flip(array) for name, array in one.items()} for one in held)
+            yield from ({name: _flip(array) for name, array in earlier.items()} for earlier in held)
             held = []
 
 

@@ -1,4 +1,4 @@
-"""What the rules of the operators share while channels are followed through a graph."""
+"""State that the operators' rules share while channels are traced through a graph."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from compiler.passes.values import constant_of, display_name
 Role: TypeAlias = Literal["makes", "reads", "follows"]
 
 Labels: TypeAlias = dict[int, Ids]
-"""Axis → the atom at every position along it; an axis that is missing has nothing that could be cut."""
+"""Axis → the atom at every position along it; a missing axis has no channels that could be cut."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """An axis of an initializer that loses what its atoms lose.
+    """An axis of an initializer that is cut with its atoms.
 
     Args:
         initializer: Its name.
@@ -46,7 +46,7 @@ class Count:
         output: Name of the node's first output.
         place: Index of the input, or name of the attribute.
         element: Index into the constant; 0 for an attribute.
-        ids: The atoms it counts; the new number is how many of them are kept, divided by `per`.
+        ids: The atoms it counts; the new number is that of the remaining ones, divided by `per`.
         per: Atoms per unit (channels per attention head).
     """
 
@@ -68,31 +68,31 @@ class Walk:
     used: set[tuple[str, int]] = field(default_factory=set)
 
     def of(self, value: ir.Value | None) -> Labels:
-        """Labels of a value; nothing for one that has none."""
+        """Labels of a value; empty for one without."""
         return self.labels.get(str(value.name), {}) if value is not None else {}
 
     def give(self, value: ir.Value, labels: Labels) -> None:
-        """Records what a rule found for an output."""
+        """Sets the labels of an output."""
         self.labels[str(value.name)] = labels
 
     def cut(self, node: ir.Node, index: int, axis: int, ids: Ids, role: Role) -> None:
-        """An axis of the constant that the node has as input `index` is cut with these atoms."""
+        """Notes that an axis of the node's constant input `index` is cut with these atoms."""
         value = node.inputs[index]
         assert value is not None  # noqa: S101  # rules ask for the array first
         self.cuts.append(Cut(str(value.name), axis, ids, role, display_name(node)))
         self.used.add((str(node.outputs[0].name), index))
 
     def count(self, node: ir.Node, place: int | str, element: int, ids: Ids, *, per: int = 1) -> None:
-        """A number of the node counts these atoms."""
+        """Notes that a number of the node counts these atoms."""
         self.counts.append(Count(str(node.outputs[0].name), place, element, ids, per))
 
     def fix(self, labels: Labels, reason: str) -> None:
-        """Nothing that these labels name is ever cut."""
+        """Marks all atoms of these labels as never cut."""
         for ids in labels.values():
             self.atoms.fix(ids, reason)
 
     def fix_inputs(self, node: ir.Node, reason: str) -> None:
-        """Nothing that the node reads is ever cut, in its subgraphs neither."""
+        """Marks all atoms that the node or its subgraphs read as never cut."""
         for value in node.inputs:
             self.fix(self.of(value), reason)
         for attribute in node.attributes.values():
@@ -109,11 +109,16 @@ def _graphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
 
 
 def weight(node: ir.Node, index: int) -> NDArray[np.generic] | None:
-    """The constant that a node has as an input, if it is one that can be cut: an initializer."""
+    """The array of an input that is an initializer, which can be cut; None otherwise."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None or value.const_value is None or value.is_graph_output():
         return None
     return constant_of(value)
+
+
+def opset_of(node: ir.Node) -> int:
+    """Version of ONNX's operators that the node's graph is written in."""
+    return node.graph.opset_imports.get("", 1) if node.graph is not None else 1
 
 
 def sizes(value: ir.Value | None) -> tuple[int | str, ...] | None:

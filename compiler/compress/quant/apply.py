@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler.compress.quant.plan import QuantPlan, TensorQuant
 from compiler.compress.quant.weights import round_weight, scale_array
 from compiler.errors import InternalError, UnsupportedModel
-from compiler.model.graph import skeleton
-from compiler.passes.pipelines import precision_passes
+from compiler.model.opset import raise_opset
+from compiler.passes.pipelines import BEFORE_RAISING, RAISED, load_passes, precision_passes
 from compiler.passes.quantized import is_quantized
 from compiler.passes.values import Names, constant_of, nodes_at, record_origin, replace_input
 
@@ -41,30 +40,20 @@ def apply(model: ir.Model, plan: QuantPlan) -> ir.Model:
 
 
 def at_opset(model: ir.Model, opset: int) -> ir.Model:
-    """A copy of the model in at least this version of the default domain."""
-    if model.graph.opset_imports.get("", 1) >= opset:
-        return model.clone()
-    weights = {name: value.const_value for name, value in model.graph.initializers.items()}
-    given = [str(value.name) for value in model.graph.inputs]
-    try:
-        raised = onnx.version_converter.convert_version(skeleton(model), opset)
-    except (RuntimeError, onnx.checker.ValidationError) as error:
-        raise UnsupportedModel(
-            f"the model's opset {model.graph.opset_imports.get('', 1)} cannot be raised to {opset}, which its "
-            f"quantized form needs: {str(error)[:300]}",
-            remedy=f"Export the model with opset {opset} or newer.",
-        ) from error
-    copy = ir.from_proto(onnx.shape_inference.infer_shapes(raised, data_prop=True))
-    for value in list(copy.graph.inputs):
-        if value.name not in given:
-            copy.graph.inputs.remove(value)
-            value.const_value = weights[str(value.name)]
-            copy.graph.register_initializer(value)
+    """A copy of the model in at least this version of the default domain, what the converter computes folded."""
+    copy = model.clone()
+    if copy.graph.opset_imports.get("", 1) >= opset:
+        return copy
+    for step in load_passes(BEFORE_RAISING):
+        step(copy)
+    copy = raise_opset(copy, opset, reason="its quantized form")
+    for step in load_passes(RAISED):
+        step(copy)
     return copy
 
 
 class _Application:
-    """One application: the copy being changed, and what was already put into it."""
+    """One application of a plan: the copy that is changed, and the dequantized values it already has."""
 
     def __init__(self, model: ir.Model, plan: QuantPlan) -> None:
         self.model, self.plan, self.names = model, plan, Names(model)
@@ -116,12 +105,12 @@ class _Application:
         tensor = constant_of(value)
         if value is None or tensor is None:
             raise InternalError(f"the quantization plan is of another model: {node.name}/{index} is no constant")
-        found = self.dequantized.get((str(value.name), quant))
-        if found is None:
+        dequantized = self.dequantized.get((str(value.name), quant))
+        if dequantized is None:
             integers = _integers(round_weight(tensor.astype(np.float32), quant), quant.dtype)
-            found = self._stored(str(value.name), integers, scale_array(quant, tensor.shape), quant, node)
-            self.dequantized[str(value.name), quant] = found
-        self._exchange(node, index, found)
+            dequantized = self._stored(str(value.name), integers, scale_array(quant, tensor.shape), quant, node)
+            self.dequantized[str(value.name), quant] = dequantized
+        self._exchange(node, index, dequantized)
 
     def _bias(self, node: ir.Node) -> None:
         """The bias in int32, with the scale of the products it is added to."""
@@ -131,11 +120,12 @@ class _Application:
             raise InternalError(f"the quantization plan is of another model: {node.name} has no constant bias")
         weight = self.plan.weights[f"{node.name}/1"]
         scale = np.asarray(weight.scale, np.float64) * self.plan.tensors[str(read.name)].scale[0]
+        # a larger scale where the bias would overflow int32; 2**8 leaves room for the rounding of float32
         scale = np.maximum(scale, np.abs(bias).max(initial=0) / (2**31 - 2**8)).astype(np.float32)
         quant = TensorQuant("int32", tuple(map(float, scale)), 0, 0 if scale.size > 1 else None)
         integers = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
-        found = self._stored(str(value.name), integers, scale_array(quant, bias.shape), quant, node)
-        self._exchange(node, 2, found)
+        dequantized = self._stored(str(value.name), integers, scale_array(quant, bias.shape), quant, node)
+        self._exchange(node, 2, dequantized)
 
     def _stored(
         self, name: str, integers: NDArray[Any], scale: NDArray[np.float32], quant: TensorQuant, node: ir.Node
@@ -154,7 +144,7 @@ class _Application:
         return made.outputs[0]
 
     def _first_reader(self, node: ir.Node) -> ir.Node:
-        """Where a constant's DequantizeLinear may stand so that every later reader finds it before itself."""
+        """The node to insert a constant's DequantizeLinear before, so that it precedes all of its readers."""
         return self.model.graph[0] if len(self.model.graph) else node
 
     def _exchange(self, node: ir.Node, index: int, new: ir.Value) -> None:

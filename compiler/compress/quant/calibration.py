@@ -1,4 +1,4 @@
-"""Whether calibration data are good enough to take ranges from, and what it costs where they are not."""
+"""Checks of the quality of calibration data; each warning names its effect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compiler.compress.quant.observe import Observations
 from compiler.model.numerics import Arrays
 
 FEW = 32
-"""Fewer samples than this leave ranges to chance."""
+"""Fewer samples than this give ranges that depend on chance."""
 
 REPEATED_SHARE = 0.2
 OUTSIDE_SHARE = 0.001
@@ -21,12 +21,12 @@ OUTSIDE_SHARE = 0.001
 
 @dataclass
 class CalibrationStats:
-    """What was noticed about samples as they went by; memory: 16 bytes a sample.
+    """Statistics of the samples in a stream; 16 bytes of memory per sample.
 
     Args:
         count: Samples.
         constant: Samples of which every element of every input is the same.
-        digests: Of the different samples.
+        digests: Digests of the distinct samples.
     """
 
     count: int = 0
@@ -34,50 +34,50 @@ class CalibrationStats:
     digests: set[bytes] = field(default_factory=set)
 
     def passing(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
-        """The same batches, looked at."""
+        """The same batches, counted as they pass."""
         for batch in batches:
             self.look(batch)
             yield batch
 
     def look(self, batch: Arrays) -> None:
-        """Takes note of one batch, whose first axis counts samples."""
+        """Counts one batch, whose first axis is the samples."""
         for row in range(min((len(array) for array in batch.values() if array.ndim), default=0)):
             parts = [np.ascontiguousarray(batch[name][row]) for name in sorted(batch) if batch[name].ndim]
             digest = hashlib.sha256()
             for part in parts:
                 digest.update(part.tobytes())
+            # 16 bytes: no two of any realistic number of samples collide
             self.digests.add(digest.digest()[:16])
             self.count += 1
             self.constant += all(part.size > 1 and bool((part == part.flat[0]).all()) for part in parts)
 
 
 def check_calibration(stats: CalibrationStats) -> tuple[str, ...]:
-    """Warnings about samples that have all gone by, each with its effect."""
-    found = []
+    """Warnings about the samples of a stream that has ended, each with its effect."""
+    warnings = []
     if stats.count < FEW:
-        found.append(
-            f"{stats.count} calibration samples: values beyond the ranges they show are cut off; give {FEW} or more"
+        warnings.append(
+            f"{stats.count} calibration samples: values outside of their ranges are clipped; give {FEW} or more"
         )
     if stats.constant:
-        found.append(
-            f"{stats.constant} of {stats.count} calibration samples are constant: they show no range that real "
-            "inputs have"
+        warnings.append(
+            f"{stats.constant} of {stats.count} calibration samples are constant: real inputs have other ranges"
         )
     repeated = stats.count - len(stats.digests)
     if repeated > REPEATED_SHARE * stats.count:
-        found.append(
+        warnings.append(
             f"{repeated} of {stats.count} calibration samples repeat another: the ranges are those of "
             f"{len(stats.digests)} samples"
         )
-    return tuple(found)
+    return tuple(warnings)
 
 
 def check_coverage(calibration: Observations, evaluation: Observations) -> tuple[str, ...]:
     """Warnings about values that the evaluation data reach and the calibration data do not, each with its effect.
 
     Args:
-        calibration: Observed on the calibration data.
-        evaluation: Of the same model on the evaluation data.
+        calibration: Histograms of the calibration data.
+        evaluation: Histograms of the same model on the evaluation data.
     """
     outside = {}
     for name, seen in calibration.tensors.items():
@@ -93,6 +93,6 @@ def check_coverage(calibration: Observations, evaluation: Observations) -> tuple
     name, share = max(outside.items(), key=lambda item: item[1])
     return (
         f"the evaluation data leave the calibrated range of {len(outside)} of {len(calibration.tensors)} values, "
-        f"'{name}' in {share:.2%} of its elements: these are cut off, and accuracy is lost that more typical "
-        "calibration data would keep",
+        f"'{name}' in {share:.2%} of its elements: these are clipped, which costs accuracy; use "
+        "more typical calibration data",
     )

@@ -1,4 +1,4 @@
-"""Choose: from what was observed and a scheme to a plan."""
+"""Choose: from histograms and a scheme to a quantization plan."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def choose(
 
     Args:
         model: In float32, with types and shapes inferred and every node named; left as it is.
-        observations: Of this very model; may be None where the scheme quantizes weights only.
+        observations: Histograms of this model; may be None where the scheme quantizes weights only.
         scheme: The target's.
-        options: How; the defaults if None.
+        options: The quantizer's; the defaults if None.
         keep_float: Node → why it stays in floating point.
 
     Raises:
@@ -56,8 +56,8 @@ def choose(
     plan = QuantPlan(
         scheme=scheme.name,
         layers=tuple(_layers(model, placed, scheme)),
-        tensors=_tensors(placed, seen, options or QuantOptions()),
-        weights=dict(_weights(placed)),
+        tensors=_tensors(placed, seen, options or QuantOptions(), scheme.compute),
+        weights=dict(_weights(placed, scheme.compute)),
         reads={str(node.name): tuple(indices) for node, indices in placed.reads.items() if indices},
         int_biases=tuple(_int_biases(placed, scheme)),
         opset=_opset(placed, scheme),
@@ -71,7 +71,7 @@ def choose(
 
 
 def observed_values(model: ir.Model, scheme: QuantScheme) -> list[str]:
-    """Names of the values that may need a range, whichever layers stay float."""
+    """Names of all values that may need a range; which layers stay float is not known yet."""
     read = (
         node.inputs[index]
         for node in model.graph
@@ -87,43 +87,45 @@ def _observed(placed: Placement, observations: Observations | None) -> dict[ir.V
     missing = [str(value.name) for value in placed.formats if value.name not in tensors]
     if missing:
         raise DataError(
-            f"{len(missing)} values have no observed range, and int8 on a guessed one is not offered: "
-            + ", ".join(missing[:5]),
+            f"{len(missing)} values have no observed range: " + ", ".join(missing[:5]),
             remedy="Observe the model on calibration data: a hundred or more typical inputs.",
         )
     return {value: tensors[str(value.name)] for value in placed.formats}
 
 
-def _tensors(placed: Placement, seen: Mapping[ir.Value, Histogram], options: QuantOptions) -> dict[str, TensorQuant]:
+def _tensors(
+    placed: Placement, seen: Mapping[ir.Value, Histogram], options: QuantOptions, compute: str
+) -> dict[str, TensorQuant]:
     joined: dict[ir.Value, Histogram] = {}
     members: dict[ir.Value, list[ir.Value]] = {}
     for value, histogram in seen.items():
         members.setdefault(placed.group(value), []).append(value)
         joined[placed.group(value)] = _join(joined.get(placed.group(value)), histogram)
-    found = {
-        root: quantize_tensor(joined[root], placed.formats[values[0]], options) for root, values in members.items()
+    formats = {
+        root: quantize_tensor(joined[root], placed.formats[values[0]], options, compute=compute)
+        for root, values in members.items()
     }
-    return {str(value.name): found[placed.group(value)] for value in seen}
+    return {str(value.name): formats[placed.group(value)] for value in seen}
 
 
 def _join(first: Histogram | None, second: Histogram) -> Histogram:
     both = empty_histogram()
-    for one in (first, second):
-        if one is None:
+    for histogram in (first, second):
+        if histogram is None:
             continue
-        both.low, both.high = min(both.low, one.low), max(both.high, one.high)
-        both.zeros += one.zeros
-        if one.exponent is None:
+        both.low, both.high = min(both.low, histogram.low), max(both.high, histogram.high)
+        both.zeros += histogram.zeros
+        if histogram.exponent is None:
             continue
-        copy = Histogram(one.exponent, one.counts)
-        both.grow(one.exponent)
+        copy = Histogram(histogram.exponent, histogram.counts)
+        both.grow(histogram.exponent)
         copy.grow(both.exponent or 0)
         both.grow(copy.exponent or 0)
         both.counts = both.counts + copy.counts
     return both
 
 
-def _weights(placed: Placement) -> Iterator[tuple[str, TensorQuant]]:
+def _weights(placed: Placement, compute: str) -> Iterator[tuple[str, TensorQuant]]:
     for node, formats in placed.weights.items():
         for index, format_ in formats.items():
             weight = constant_of(node.inputs[index])
@@ -134,7 +136,7 @@ def _weights(placed: Placement) -> Iterator[tuple[str, TensorQuant]]:
                     f"{int((~np.isfinite(weight)).sum())} weights are NaN or infinite",
                     where=f"{node.op_type} '{node.name}'",
                 )
-            yield f"{node.name}/{index}", quantize_weight(weight.astype(np.float32), node, format_)
+            yield f"{node.name}/{index}", quantize_weight(weight.astype(np.float32), node, format_, compute=compute)
 
 
 def _layers(model: ir.Model, placed: Placement, scheme: QuantScheme) -> Iterator[LayerQuant]:

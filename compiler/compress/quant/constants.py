@@ -1,4 +1,4 @@
-"""Constants of a node exchanged for others, without a change for those who read the same constant elsewhere."""
+"""Replaces constants of one node; other nodes that read the same constant keep it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from compiler.passes.values import Names, replace_input
 
 _FITTED = "_fitted"
-"""Ends the names of constants that the quantizer made of the model's."""
+"""Suffix of the names of constants that the quantizer changed."""
 
 
 def give_constant(model: ir.Model, node: ir.Node, index: int, array: NDArray[np.float32], names: Names) -> None:
-    """Lets a node read another constant; the old one goes where nobody else reads it.
+    """Replaces a constant input of a node; the old initializer is removed if it has no other reader.
 
     Args:
         model: The node's; it is changed.

@@ -1,8 +1,8 @@
-"""Biases that make up for what quantization shifts, layer after layer.
+"""Bias correction: biases that compensate the mean error of quantization, layer by layer.
 
 A layer in few bits, fed by layers in few bits, is off by some mean per output channel: δ = E[y] − E[ŷ] over samples and
 places (M. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019, section 4.2).
-Adding δ to its bias takes that part of the error away, and later layers are corrected with it in place. An estimate
+Adding δ to its bias removes that part of the error, and later layers are corrected with it in place. An estimate
 from few samples is noise where its standard error is as large as itself, so δ is shrunk by max(0, 1 − error²/δ²).
 """
 
@@ -29,16 +29,16 @@ def bias_axis(node: ir.Node) -> int | None:
     return axis if axis is not None and _has_plain_bias(node) else None
 
 
-def estimate_shift(expected: Sequence[Array], found: Sequence[Array], axis: int) -> Float64s:
-    """The mean difference per channel (C,), shrunk by how little is known of it."""
+def estimate_shift(expected: Sequence[Array], quantized: Sequence[Array], axis: int) -> Float64s:
+    """The mean difference per channel (C,), shrunk by its standard error."""
     rows = [
         _per_sample(want.astype(np.float64) - got.astype(np.float64), axis)
-        for want, got in zip(expected, found, strict=True)
+        for want, got in zip(expected, quantized, strict=True)
     ]
     differences = np.concatenate(rows)
     mean: Float64s = differences.mean(axis=0)
     if len(differences) < 2:
-        return np.zeros_like(mean)
+        return np.zeros_like(mean)  # one sample has no standard error
     error = differences.var(axis=0, ddof=1) / len(differences)
     shrink = np.maximum(0.0, 1.0 - error / np.maximum(np.square(mean), np.finfo(np.float64).tiny))
     found_shift: Float64s = mean * shrink

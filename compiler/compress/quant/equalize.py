@@ -1,4 +1,4 @@
-"""Ranges of weights made equal across layers, for models that are quantized with one scale for many channels.
+"""Cross-layer equalization: equal ranges of weights, for models that are quantized with one scale for many channels.
 
 With r the largest absolute weight of a channel in the source and r′ in the readers, s = √(r / r′) makes both √(r·r′):
 then no channel's range is wide in one layer because it is narrow in the next (M. Nagel et al., Data-Free Quantization
@@ -16,13 +16,14 @@ from compiler.passes.values import Names
 
 ROUNDS = 20
 NEAR = 0.01
-"""Factors that differ from 1 by less end it."""
+"""Factors that differ from 1 by less than this end the iteration."""
 
 
 def equalize(model: ir.Model) -> ir.Model:
-    """A copy of the model with ranges of weights made equal where that is possible."""
+    """A copy of the model with weight ranges equalized where that is possible."""
     copy = model.clone()
     names = Names(copy)
+    # sites share layers, so one pass changes what another one balanced
     for _ in range(ROUNDS):
         moved = 0.0
         for site in find_sites(copy):

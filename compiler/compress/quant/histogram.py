@@ -1,4 +1,4 @@
-"""Histograms that grow: the same bins whatever the order and size of the batches they saw."""
+"""Histograms that grow with the data; the bins do not depend on the order or size of batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Counts = NDArray[np.int64]
 
 @dataclass
 class Histogram:
-    """Counts of a tensor's elements, zero in the middle; grows by joining neighbouring bins, which is exact.
+    """Counts of a tensor's elements, zero in the middle; it grows by joining neighbouring bins, which is exact.
 
     Args:
         exponent: A bin is 2^exponent wide; None before the first element that is not zero.
@@ -46,11 +46,12 @@ class Histogram:
         if not nonzero:
             return
         self.grow(exponent_of(max(-low, high)))
+        # a product with a power of two is exact, so floor never moves a value to a neighbouring bin
         bins = np.floor(flat * np.float32(2.0**-self._exponent)).astype(np.int32)
         bins += HALF
-        found = np.bincount(bins, minlength=2 * HALF)
-        found[HALF] -= flat.size - nonzero
-        self.counts += found
+        counts = np.bincount(bins, minlength=2 * HALF)
+        counts[HALF] -= flat.size - nonzero
+        self.counts += counts
 
     def grow(self, exponent: int) -> None:
         """Widens the bins to 2^exponent where they are narrower."""
@@ -68,8 +69,8 @@ class Histogram:
     @property
     def centers(self) -> NDArray[np.float64]:
         """The middle of each bin."""
-        found: NDArray[np.float64] = (np.arange(2 * HALF, dtype=np.float64) - HALF + 0.5) * 2.0**self._exponent
-        return found
+        centers: NDArray[np.float64] = (np.arange(2 * HALF, dtype=np.float64) - HALF + 0.5) * 2.0**self._exponent
+        return centers
 
 
 def empty_histogram() -> Histogram:
@@ -80,4 +81,5 @@ def empty_histogram() -> Histogram:
 def exponent_of(reach: float) -> int:
     """The narrowest bins that reach an absolute value > 0, strictly inside."""
     _, power = math.frexp(reach)  # reach < 2**power
+    # -126: narrower bins have a width that is no normal float32
     return max(power - int(math.log2(HALF)), -126)

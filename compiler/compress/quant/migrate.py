@@ -1,18 +1,18 @@
-"""Factors moved from what a value's channels are multiplied by after it to what they are multiplied by before it.
+"""Per-channel factors moved between the constants before a value and the weights that read it.
 
     source(x)_i  →  homogeneous steps  →  Σ_i w_oi · v_i          v = f(source(x)),  f(s·v) = s·f(v) for s > 0
     source(x)_i / s_i  →  the same     →  Σ_i (w_oi · s_i) · v_i / s_i
 
-The model computes the same in real numbers whatever the factors s > 0 are; in few bits it does not, since ranges of
-weights and of v change. A site is a value v with a source that takes 1/s into its constants, and only readers that
+In real numbers the model computes the same for any factors s > 0. In few bits it does not, since the ranges of weights
+and of v change. A site is a value v with a source that takes 1/s into its constants, and only readers that
 take s into their weights:
 
 source     Conv; Gemm, or MatMul, with constant weight and bias; LayerNormalization over the last dimension
 steps      Relu, LeakyRelu; behind a Conv pools; behind others Add of a constant vector, which is divided too
 readers    of channels in dimension 1 Conv, of those in the last Gemm or MatMul, with v as first input
 
-On request a value that has readers but no such source gets a Mul by 1/s of its own before those readers: an operator
-more, and the only way where LayerNormalization feeds a residual sum too, or where Gelu stands before the product.
+On request a value with readers but without such a source gets a Mul by 1/s before those readers. That is one operator
+more, and needed where LayerNormalization feeds a residual sum too, or where Gelu precedes the product.
 
 There is no other site where a value in between has another reader or is an output of the graph, where a step is not
 positively homogeneous (Clip, Gelu, Sigmoid), or where a constant has other readers.
@@ -85,10 +85,10 @@ class Site:
 
 
 def find_sites(model: ir.Model, *, inserts: bool = False) -> tuple[Site, ...]:
-    """The sites of the main graph, in its order; also those that need a Mul put in, where asked."""
+    """The sites of the main graph in topological order; with `inserts` also those that need a new Mul."""
     values = [value for node in model.graph for value in node.outputs[:1]]
-    found = (_site(value) or (_bare_site(value) if inserts else None) for value in values)
-    return tuple(site for site in found if site is not None)
+    sites = (_site(value) or (_bare_site(value) if inserts else None) for value in values)
+    return tuple(site for site in sites if site is not None)
 
 
 def source_ranges(site: Site) -> Floats:
@@ -100,22 +100,22 @@ def source_ranges(site: Site) -> Floats:
 
 def reader_ranges(site: Site) -> Floats:
     """Largest absolute weight that any reader multiplies each channel by (C,)."""
-    return np.asarray(np.max([np.abs(one.array).max(axis=(1, 3)).reshape(-1) for one in site.readers], axis=0))
+    return np.asarray(np.max([np.abs(reader.array).max(axis=(1, 3)).reshape(-1) for reader in site.readers], axis=0))
 
 
 def apply_factors(model: ir.Model, site: Site, factors: Floats, names: Names) -> None:
-    """Divides at the source by the factors (C,) > 0, and multiplies at the readers; the model is changed.
+    """Divides the source's constants by the factors (C,) > 0 and multiplies the readers'; changes the model in place.
 
     Args:
         model: The one the site is of.
         site: Where.
-        factors: Rounded to powers of two they would change no bit of the results; any others change the last ones.
+        factors: One per channel. Results change by rounding errors only.
         names: Of the model.
     """
-    for one in site.divided:
-        shape = [1] * one.array.ndim
-        shape[one.axis] = -1
-        give_constant(model, one.node, one.index, one.array / factors.reshape(shape), names)
+    for constant in site.divided:
+        shape = [1] * constant.array.ndim
+        shape[constant.axis] = -1
+        give_constant(model, constant.node, constant.index, constant.array / factors.reshape(shape), names)
     for reader in site.readers:
         groups, _, channels, _ = reader.view
         scaled = reader.array * factors.reshape(groups, 1, channels, 1)
@@ -142,19 +142,19 @@ def _insert_mul(model: ir.Model, site: Site, factors: Floats, names: Names) -> N
 
 def _site(value: ir.Value) -> Site | None:
     readers = [_reader(node, index) for node, index in value.uses()]
-    found = [reader for reader in readers if reader is not None]
-    if not found or len(found) < len(readers) or value.is_graph_output():
+    scaled = [reader for reader in readers if reader is not None]
+    if not scaled or len(scaled) < len(readers) or value.is_graph_output():
         return None
-    is_picture = found[0].node.op_type == "Conv"
-    channels = found[0].view[0] * found[0].view[2]
+    is_picture = scaled[0].node.op_type == "Conv"
+    channels = scaled[0].view[0] * scaled[0].view[2]
     divided = _divided(value, is_picture, channels)
-    if not divided or any((one.node.op_type == "Conv") != is_picture for one in found):
+    if not divided or any((one.node.op_type == "Conv") != is_picture for one in scaled):
         return None
-    return Site(value, 1 if is_picture else -1, divided, tuple(found))
+    return Site(value, 1 if is_picture else -1, divided, tuple(scaled))
 
 
 def _bare_site(value: ir.Value) -> Site | None:
-    """The products that read a value, whoever made it."""
+    """A site without a source: the products that read a value."""
     readers = [reader for reader in (_reader(node, index) for node, index in value.uses()) if reader is not None]
     products = tuple(one for one in readers if one.node.op_type != "Conv")
     if not products or value.dtype != ir.DataType.FLOAT or any(one.view[2] != products[0].view[2] for one in products):
@@ -184,7 +184,7 @@ def _divided(value: ir.Value, is_picture: bool, channels: int) -> tuple[Divided,
     while (node := value.producer()) is not None and node.domain == "":
         source = _source(node, is_picture)
         if source:
-            good = all(one.array.shape[one.axis] == channels for one in (*source, *steps))
+            good = all(constant.array.shape[constant.axis] == channels for constant in (*source, *steps))
             return (*source, *steps) if good else ()
         read = _step(node, is_picture, steps)
         if read is None or not is_only_used_by(read, node):
@@ -206,8 +206,14 @@ def _source(node: ir.Node, is_picture: bool) -> tuple[Divided, ...]:
             axes = {1: 0, 2: 0}
         case _:
             return ()
-    given = {index: axis for index, axis in axes.items() if index < len(node.inputs) and node.inputs[index] is not None}
-    return tuple(Divided(node, *one) for one in given.items()) if all(_is_own(node, index) for index in given) else ()
+    constants = {
+        index: axis for index, axis in axes.items() if index < len(node.inputs) and node.inputs[index] is not None
+    }
+    return (
+        tuple(Divided(node, *one) for one in constants.items())
+        if all(_is_own(node, index) for index in constants)
+        else ()
+    )
 
 
 def _step(node: ir.Node, is_picture: bool, steps: list[Divided]) -> ir.Value | None:
@@ -226,7 +232,7 @@ def _extra_outputs(node: ir.Node) -> bool:
 
 
 def _is_own(node: ir.Node, index: int) -> bool:
-    """Whether an input is a float32 constant of one dimension or more that nobody else reads."""
+    """Whether an input is a float32 constant of rank 1 or more without another reader."""
     value = node.inputs[index] if index < len(node.inputs) else None
     array = constant_of(value)
     if value is None or array is None or array.dtype != np.float32 or not array.ndim or value.is_graph_output():

@@ -1,9 +1,8 @@
-"""Observe: what values a model computes on calibration data, streamed, in memory that does not grow with the data."""
+"""Observe: histograms of the values in a model on streamed calibration data, in memory independent of their number."""
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import onnx_ir as ir
 
 from compiler.compress.quant.histogram import Histogram, empty_histogram
 from compiler.errors import DataError, UnsupportedModel
+from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Arrays
 from compiler.model.reference import Unoptimized
@@ -22,10 +22,10 @@ from compiler.passes.values import constant_tensor
 
 @dataclass(frozen=True)
 class Observations:
-    """What was seen.
+    """Histograms of the values in a model.
 
     Args:
-        samples: How many (elements along the first axis of the first input).
+        samples: Number of samples (size of the first axis of the first input).
         tensors: Value → its histogram.
     """
 
@@ -36,31 +36,32 @@ class Observations:
         """As a `.npz`; `observations_from_bytes` reads it back."""
         names = sorted(self.tensors)
         seen = [self.tensors[name] for name in names]
-        exponents = [2**15 if one.exponent is None else one.exponent for one in seen]
+        # 2**15 stands for None: no float32 has such an exponent
+        exponents = [2**15 if histogram.exponent is None else histogram.exponent for histogram in seen]
         file = io.BytesIO()
         np.savez_compressed(
             file,
             samples=np.array(self.samples),
             names=np.array(names, dtype=np.str_),
             exponents=np.array(exponents, dtype=np.int32),
-            zeros=np.array([one.zeros for one in seen], dtype=np.int64),
-            ranges=np.array([(one.low, one.high) for one in seen], dtype=np.float64).reshape(-1, 2),
-            counts=np.array([one.counts for one in seen], dtype=np.int64),
+            zeros=np.array([histogram.zeros for histogram in seen], dtype=np.int64),
+            ranges=np.array([(histogram.low, histogram.high) for histogram in seen], dtype=np.float64).reshape(-1, 2),
+            counts=np.array([histogram.counts for histogram in seen], dtype=np.int64),
         )
         return file.getvalue()
 
 
 def observations_from_bytes(data: bytes) -> Observations:
     """What `Observations.to_bytes` wrote."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        columns = zip(found["names"], found["exponents"], found["counts"], found["ranges"], found["zeros"], strict=True)
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        columns = zip(file["names"], file["exponents"], file["counts"], file["ranges"], file["zeros"], strict=True)
         tensors = {
             str(name): Histogram(
                 None if exponent == 2**15 else int(exponent), counts.copy(), float(low), float(high), int(zeros)
             )
             for name, exponent, counts, (low, high), zeros in columns
         }
-        return Observations(int(found["samples"]), tensors)
+        return Observations(int(file["samples"]), tensors)
 
 
 def observe(model: ir.Model, batches: Iterable[Arrays], *, tensors: Collection[str] | None = None) -> Observations:
@@ -69,7 +70,7 @@ def observe(model: ir.Model, batches: Iterable[Arrays], *, tensors: Collection[s
     Args:
         model: Left as it is.
         batches: Input name → array; read once, a few ahead.
-        tensors: Names of the values to look at; all that are computed or given at run time if None.
+        tensors: Names of the values to observe; all that are computed or given at run time if None.
 
     Raises:
         DataError: There is no data, or some value is NaN or infinite: the first node that made one is named.
@@ -77,14 +78,14 @@ def observe(model: ir.Model, batches: Iterable[Arrays], *, tensors: Collection[s
     """
     watched = watch(model, tensors)
     session = Unoptimized(watched)
-    wanted = [str(value.name) for value in _observable(model) if tensors is None or value.name in tensors]
-    seen = {name: empty_histogram() for name in wanted}
+    names = [str(value.name) for value in _observable(model) if tensors is None or value.name in tensors]
+    seen = {name: empty_histogram() for name in names}
     samples = 0
-    workers = max(1, os.cpu_count() or 1)
+    workers = available_cpus()
     for inputs, outputs in run_ahead((partial(_run, session, one) for one in batches), workers=workers, ahead=workers):
         samples += len(next(iter(inputs.values()), ()))
         refuse_nonfinite(model, {name: array for name, array in (inputs | outputs).items() if name in seen})
-        for name in wanted:
+        for name in names:
             seen[name].add(outputs[name] if name in outputs else inputs[name])
     if not samples:
         raise DataError("there are no calibration samples", remedy="Give at least a hundred typical inputs.")
@@ -92,7 +93,7 @@ def observe(model: ir.Model, batches: Iterable[Arrays], *, tensors: Collection[s
 
 
 def watch(model: ir.Model, tensors: Collection[str] | None) -> ir.Model:
-    """A copy of the model whose outputs are the values computed in it."""
+    """A copy of the model that has the named values as outputs, too."""
     copy = model.clone()
     for value in list(_observable(copy)):
         computed = value.producer() is not None
@@ -113,12 +114,12 @@ def refuse_nonfinite(model: ir.Model, values: Arrays) -> None:
         raise DataError(
             f"{bad} of {array.size} values of '{value.name}' are NaN or infinite on the calibration data",
             where=where,
-            remedy="Check the data's preprocessing, or the model there: such a value has no range to quantize.",
+            remedy="Check the data's preprocessing, or the model there: no range can include it.",
         )
 
 
 def _observable(model: ir.Model) -> Iterator[ir.Value]:
-    """Float32 values known only at run time, in graph order."""
+    """Float32 values that are not constant, in graph order."""
     made = (value for node in model.graph for value in node.outputs if value.name)
     for value in (*model.graph.inputs, *made):
         if value.dtype == ir.DataType.FLOAT and constant_tensor(value) is None:

@@ -1,4 +1,4 @@
-"""How a model is quantized where the scheme leaves it open."""
+"""Options of the quantizer that the target's scheme leaves open."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class QuantOptions:
     Args:
         observer: How the range of an activation follows from its histogram.
         percentile: Share of values inside the range, in percent, for `percentile`.
-        balance: Which ranges are made alike before anything is observed: `weights`, on both sides of an activation
-            (equalize.py), or `activations` and the weights that read them (smooth.py).
-        correct: Whether biases make up for what quantization shifts, measured on calibration data.
-        compensate: Whether weights are rounded so that their errors make up for each other on calibration data.
-        fit_samples: Samples kept in memory to fit on.
+        balance: Which ranges are equalized before calibration: `weights`, on both sides of an activation (equalize.py),
+            or `activations` and the weights that read them (smooth.py).
+        correct: Whether biases compensate the mean error of quantization, measured on calibration data.
+        compensate: Whether weights are rounded so that their errors compensate each other on calibration data (GPTQ).
+        fit_samples: Samples held in memory for `correct` and `compensate`.
     """
 
     observer: Observer = "mse"
@@ -32,5 +32,5 @@ class QuantOptions:
 
     @property
     def before_observing(self) -> dict[str, str | int]:
-        """What changes the model before it is observed: variants that are equal in it share one observation."""
+        """The options that change the model before calibration: variants that agree in these share one calibration."""
         return {"balance": self.balance, "samples": self.fit_samples if self.balance == "activations" else 0}

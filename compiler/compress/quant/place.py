@@ -1,17 +1,17 @@
-"""Where few bits go: which nodes run quantized, which values they read dequantized, which values share a scale.
+"""Placement of Q/DQ: which nodes run quantized, which inputs they read dequantized, which values share a scale.
 
 1. A node with weights runs quantized if the scheme has its operator and its inputs are what the scheme takes.
 2. A node without weights does if a quantized node reads its result, directly or behind activations that it fuses.
-3. One that hands on what it was given (MaxPool, Reshape, Concat) has the same scale in and out.
-4. A quantized node reads each run-time input dequantized, except one that is the unfinished result of a kernel that
-   computes this node too (Conv → Add): there nothing is rounded in between.
-Everyone else reads the values as they were. Subgraphs are left alone.
+3. One that only passes values on (MaxPool, Reshape, Concat) has the same scale for input and output.
+4. A quantized node reads each run-time input dequantized, except one that is an intermediate result of the fused kernel
+   that computes this node too (Conv → Add): it is not rounded there.
+All other nodes read the float values. Subgraphs are left as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -23,13 +23,13 @@ PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 @dataclass
 class Placement:
-    """What `place` found.
+    """Result of `place`.
 
     Args:
         reads: Node → indices of run-time inputs it reads dequantized.
         weights: Node → index → format of its constant inputs.
         formats: Value → its format.
-        groups: Value → a value that stands for all that share its scale.
+        groups: Value → the representative of all values that share its scale (union-find).
         why: Node → reason, for quantized nodes.
         why_float: Node → reason, for nodes that the scheme has an operator for and that stay float.
     """
@@ -42,18 +42,18 @@ class Placement:
     why_float: dict[ir.Node, str] = field(default_factory=dict)
 
     def group(self, value: ir.Value) -> ir.Value:
-        """The value that stands for all that share this one's scale."""
+        """The representative of all values that share this one's scale."""
         while self.groups.get(value, value) is not value:
             value = self.groups[value]
         return value
 
     def join(self, first: ir.Value, second: ir.Value) -> None:
-        """Gives two values one scale."""
+        """Makes two values share one scale."""
         self.groups[self.group(first)] = self.group(second)
 
 
 def place(model: ir.Model, scheme: QuantScheme, keep_float: Mapping[str, str]) -> Placement:
-    """Where a scheme puts quantization in a model.
+    """Decides where a scheme quantizes a model.
 
     Args:
         model: With types and shapes inferred; every node has a name.
@@ -62,8 +62,9 @@ def place(model: ir.Model, scheme: QuantScheme, keep_float: Mapping[str, str]) -
     """
     placed = Placement()
     nodes = [node for node in model.graph if node.domain == ""]
-    roots = _kernels(nodes, scheme, keep_float)
+    kernels = _kernels(nodes, scheme, keep_float)
     wanted: set[ir.Value] = set()
+    # from the outputs to the inputs: whether an operator without weights is worth it depends on its readers
     for node in reversed(nodes):
         rule = scheme.ops.get(node.op_type)
         if rule is None:
@@ -75,38 +76,53 @@ def place(model: ir.Model, scheme: QuantScheme, keep_float: Mapping[str, str]) -
         if reason:
             placed.why_float[node] = reason
         else:
-            _place_node(node, rule, placed, wanted, roots)
+            _place_node(node, rule, placed, wanted, kernels)
     return placed
 
 
-def _kernels(
-    nodes: list[ir.Node], scheme: QuantScheme, keep_float: Mapping[str, str]
-) -> dict[ir.Value, tuple[ir.Node, OpScheme]]:
-    """Value → the quantized product whose kernel computes it, for values that no other node reads."""
-    roots: dict[ir.Value, tuple[ir.Node, OpScheme]] = {}
+@dataclass(frozen=True)
+class _Kernel:
+    """What computes a value: a quantized product and what it fuses, up to the value.
+
+    Args:
+        product: The node with the weights.
+        rule: The scheme's rule of it.
+        number: How many such values are made before this one, in graph order.
+    """
+
+    product: ir.Node
+    rule: OpScheme
+    number: int
+
+
+def _kernels(nodes: list[ir.Node], scheme: QuantScheme, keep_float: Mapping[str, str]) -> dict[ir.Value, _Kernel]:
+    """Value → the quantized product whose fused kernel computes it."""
+    kernels: dict[ir.Value, _Kernel] = {}
     for node in nodes:
         rule = scheme.ops.get(node.op_type)
         out = node.outputs[0]
         if rule is not None and rule.weights and rule.fuses:
             if str(node.name) not in keep_float and not _why_float(node, rule, scheme):
-                roots[out] = (node, rule)
+                kernels[out] = _Kernel(node, rule, len(kernels))
             continue
-        taken = _fused_input(node, roots)
+        taken = _fused_input(node, kernels)
         if taken is not None:
-            roots[out] = roots[taken]
-    return roots
+            kernels[out] = replace(kernels[taken], number=len(kernels))
+    return kernels
 
 
-def _fused_input(node: ir.Node, roots: Mapping[ir.Value, tuple[ir.Node, OpScheme]]) -> ir.Value | None:
-    """The input whose kernel computes this node too: of several the one made last."""
+def _fused_input(node: ir.Node, kernels: Mapping[ir.Value, _Kernel]) -> ir.Value | None:
+    """The input whose fused kernel computes this node too; of several the one computed last."""
     fitting = [
         value
         for value in node.inputs
-        if value is not None and value in roots and node.op_type in roots[value][1].fuses and len(value.uses()) == 1
+        if value is not None
+        and value in kernels
+        and node.op_type in kernels[value].rule.fuses
+        and len(value.uses()) == 1
         if not value.is_graph_output()
     ]
-    order = list(roots)
-    return max(fitting, key=order.index) if fitting else None
+    return max(fitting, key=lambda value: kernels[value].number, default=None)
 
 
 def _want_through(node: ir.Node, scheme: QuantScheme, wanted: set[ir.Value]) -> None:
@@ -125,9 +141,9 @@ def _place_node(
     rule: OpScheme,
     placed: Placement,
     wanted: set[ir.Value],
-    roots: Mapping[ir.Value, tuple[ir.Node, OpScheme]],
+    kernels: Mapping[ir.Value, _Kernel],
 ) -> None:
-    fused = _fused_input(node, roots) if not rule.weights or not _constant_weights(node, rule) else None
+    fused = _fused_input(node, kernels) if not rule.weights or not _constant_weights(node, rule) else None
     placed.weights[node] = _constant_weights(node, rule)
     reads = placed.reads.setdefault(node, [])
     for index, format_ in run_time_inputs(node, rule):
@@ -144,11 +160,11 @@ def _place_node(
         reads.append(index)
     reads.sort()
     if fused is not None:
-        placed.why[node] = f"computed in the kernel of '{roots[fused][0].name}'"
+        placed.why[node] = f"computed in the kernel of '{kernels[fused].product.name}'"
     elif rule.quantizes_output:
         placed.why[node] = "the scheme quantizes it"
     else:
-        placed.why[node] = "hands on what it was given"
+        placed.why[node] = "passes quantized values on"
 
 
 def run_time_inputs(node: ir.Node, rule: OpScheme) -> list[tuple[int, TensorFormat]]:

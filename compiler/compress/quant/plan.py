@@ -1,4 +1,4 @@
-"""The decision of the quantizer as a value: which tensors in which format and scale, which layers not, and why."""
+"""The quantization plan: format and scale of each tensor, which layers stay float, and why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TensorQuant:
         axis: The dimension of the channels or blocks; None: one scale for all.
         block_size: Elements along `axis` that share a scale; 0: no blocks.
         narrow: Whether the lowest integer is left out.
-        reason: How the scale was found.
+        reason: How the scale was chosen.
     """
 
     dtype: str
@@ -39,14 +39,14 @@ class TensorQuant:
 
 @dataclass(frozen=True)
 class LayerQuant:
-    """What became of one node.
+    """How one node is computed.
 
     Args:
         node: Its name.
         op: Its operator.
         precision: The scheme's name of few bits (`int8`), or `float`.
         reason: Why.
-        is_passing: Whether it only hands on quantized values, and computes nothing of its own.
+        is_passing: Whether it only passes quantized values on, like MaxPool.
     """
 
     node: str
@@ -58,7 +58,7 @@ class LayerQuant:
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """Everything `apply` does, and nothing is decided after it.
+    """All decisions; `apply` only carries them out.
 
     Args:
         scheme: Name of the scheme.
@@ -69,7 +69,7 @@ class QuantPlan:
         int_biases: Nodes whose bias (input 2) becomes int32.
         opset: Version of the default domain that the formats need.
         compute: Precision of what is not quantized: `fp32`, `fp16` or `bf16`.
-        notes: What else there is to know.
+        notes: Remarks for the reader of the plan.
     """
 
     scheme: str

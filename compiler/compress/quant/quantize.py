@@ -1,4 +1,4 @@
-"""The whole of it: from a float model, calibration data and a scheme to a quantized model."""
+"""Entry point: from a float model, calibration data and a scheme to a quantized model."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from compiler.compress.quant.observe import Observations, observe
 from compiler.compress.quant.options import Balance, QuantOptions
 from compiler.compress.quant.plan import QuantPlan
 from compiler.compress.quant.smooth import smooth
+from compiler.compress.quant.widen import widen
 from compiler.errors import DataError, UnsupportedModel
 from compiler.model.numerics import Arrays
 from compiler.passes.quantized import is_quantized
 from compiler.target.scheme import QuantScheme
 
 _FIT_BYTES = 64 << 20
-"""Of one value over all samples that layers are fitted on; a dozen such values are in memory at a time."""
+"""Largest size of one value over all samples that layers are fitted on; about a dozen are in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What a model computes on calibration data: all that choices of ranges are made from.
+    """Result of calibration: everything that ranges are chosen from.
 
     Args:
         observations: Histograms of every value that the scheme needs a range of.
@@ -43,12 +44,12 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized model and how it came about.
+    """A quantized model, and what it was made from.
 
     Args:
         model: With Q/DQ; inputs and outputs are those of the float model.
-        plan: What was decided.
-        observations: What it was decided from; None for a scheme of weights only.
+        plan: Formats and scales.
+        observations: Histograms that ranges were chosen from; None for a scheme of weights only.
         warnings: What is poor about the calibration data, each with its effect.
     """
 
@@ -70,12 +71,12 @@ def quantize(
     """Quantizes a model for a scheme.
 
     Args:
-        model: In float32, with types and shapes inferred and every node named; left as it is.
+        model: In floating point, with types and shapes inferred and every node named; left as it is.
         batches: Calibration data, input name → array; read once. None where the scheme needs none.
         scheme: The target's.
         options: How; the defaults if None.
         keep_float: Node → why it stays in floating point.
-        calibrated: What `calibrate` found on the same data with the same scheme and options; then only the samples that
+        calibrated: Result of `calibrate` on the same data with the same scheme and options; then only the samples that
             layers are fitted on are read.
 
     Raises:
@@ -87,9 +88,10 @@ def quantize(
     how = options or QuantOptions()
     if batches is None and scheme.needs_calibration:
         raise DataError(
-            f"{scheme.name} needs calibration data: ranges of random inputs would be those of noise",
+            f"{scheme.name} needs calibration data: there are no meaningful activation ranges without them",
             remedy="Give a hundred or more typical inputs.",
         )
+    # before ranges: balancing changes the values that are observed
     start = _begin(model, batches or (), how)
     if scheme.needs_calibration and calibrated is None:
         calibrated = _observe_all(start, scheme)
@@ -108,7 +110,7 @@ def calibrate(
         model: As for `quantize`.
         batches: All of the data; read once.
         scheme: Which values need a range.
-        options: Those of the quantizer that change the model before it is observed count.
+        options: Only those matter that change the model before it is observed (`balance`).
 
     Raises:
         UnsupportedModel: ONNX Runtime does not run the model.
@@ -131,12 +133,12 @@ def _begin(model: ir.Model, batches: Iterable[Arrays], options: QuantOptions) ->
     stats = CalibrationStats()
     stream = stats.passing(batches)
     head = _head(stream, options.fit_samples)
-    return _Start(_balanced(model, head, options), head, chain(head, stream), stats)
+    return _Start(_balanced(widen(model), head, options), head, chain(head, stream), stats)
 
 
 def can_balance(model: ir.Model, balance: Balance) -> bool:
-    """Whether balancing changes a model, or none is asked for."""
-    return balance == "none" or bool(find_sites(model, inserts=balance == "activations"))
+    """Whether the model has a value that can be balanced, or no balancing is asked for."""
+    return balance == "none" or bool(find_sites(widen(model), inserts=balance == "activations"))
 
 
 def _balanced(model: ir.Model, head: list[Arrays], options: QuantOptions) -> ir.Model:
@@ -155,7 +157,7 @@ def _observe_all(start: _Start, scheme: QuantScheme) -> Calibrated:
 
 
 def _affordable(model: ir.Model, head: list[Arrays]) -> list[Arrays]:
-    """As many of the batches as keep the largest values of a layer in bounded memory; one at least."""
+    """As many of the batches as fit into `_FIT_BYTES` for the largest value; one at least."""
     batch = max((len(array) for array in head[0].values() if array.ndim), default=1) if head else 1
     sizes = [
         math.prod(size if isinstance(size, int) else batch for size in value.shape)

@@ -1,4 +1,4 @@
-"""From a histogram to a range: min-max, percentile, least squared error, least divergence; and from it to a scale.
+"""Observers: from a histogram to a range (min-max, percentile, mse, entropy), and from a range to a scale.
 
 - percentile: the narrowest bounds with at most (100 − p)/2 % of the values outside on each side.
 - mse: of bounds shrunk by a common factor, those with the least Σ count·(x − dequantize(quantize(x)))².
@@ -17,30 +17,33 @@ from numpy.typing import NDArray
 from compiler.compress.quant.histogram import Histogram
 from compiler.compress.quant.options import QuantOptions
 from compiler.compress.quant.plan import TensorQuant
+from compiler.compress.quant.scales import storable
 from compiler.target.scheme import TensorFormat
 
 SHRINKS = np.geomspace(1.0, 0.05, 64)
-"""Factors that bounds are tried with."""
-
-SMALLEST_SCALE = 2.0**-100
+"""Factors for the bounds that `mse` and `entropy` try."""
 
 FLOAT8_MAX = 448.0
-"""Of float8e4m3fn."""
+"""Largest finite number of float8e4m3fn."""
 
 _BITS = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4}
 
 Range = tuple[float, float]
 
 
-def quantize_tensor(seen: Histogram, format_: TensorFormat, options: QuantOptions) -> TensorQuant:
+def quantize_tensor(
+    seen: Histogram, format_: TensorFormat, options: QuantOptions, *, compute: str = "fp32"
+) -> TensorQuant:
     """The scale of one tensor (or of several that share it, with their histograms joined)."""
     if seen.exponent is None or seen.high < seen.low:
         return TensorQuant(format_.dtype, (1.0,), reason="every value observed is 0")
     format_ = _unsigned(format_) if format_.positive and seen.low >= 0.0 else format_
+    # float8 has relative precision: a wider range costs small values nothing, so nothing is gained by clipping
     if format_.dtype.startswith("float8"):
-        return _of_range((seen.low, seen.high), format_, "largest value observed")
+        return _of_range((seen.low, seen.high), format_, "largest value observed", compute)
     low, high = find_range(seen, format_, options)
-    return _of_range((low, high), format_, f"{options.observer} of {seen.low:.4g} to {seen.high:.4g}")
+    reason = f"{options.observer} of {seen.low:.4g} to {seen.high:.4g}"
+    return _of_range((low, high), format_, reason, compute)
 
 
 def levels_of(dtype: str, *, narrow: bool) -> tuple[int, int]:
@@ -52,7 +55,7 @@ def levels_of(dtype: str, *, narrow: bool) -> tuple[int, int]:
 
 
 def find_range(seen: Histogram, format_: TensorFormat, options: QuantOptions) -> Range:
-    """The range that the observer chooses."""
+    """The range chosen by the observer."""
     match options.observer:
         case "min-max":
             return seen.low, seen.high
@@ -68,26 +71,26 @@ def _unsigned(format_: TensorFormat) -> TensorFormat:
     return TensorFormat(format_.positive, symmetric=False, granularity=format_.granularity)
 
 
-def _of_range(bounds: Range, format_: TensorFormat, reason: str) -> TensorQuant:
-    scale, zero = scale_of(bounds, format_)
+def _of_range(bounds: Range, format_: TensorFormat, reason: str, compute: str) -> TensorQuant:
+    scale, zero = scale_of(bounds, format_, compute=compute)
     return TensorQuant(format_.dtype, (scale,), zero, narrow=format_.narrow, reason=reason)
 
 
-def scale_of(bounds: Range, format_: TensorFormat) -> tuple[float, int]:
-    """Scale (a float32) and zero point for a range; 0 is always represented exactly."""
+def scale_of(bounds: Range, format_: TensorFormat, *, compute: str = "fp32") -> tuple[float, int]:
+    """Scale and zero point for a range; 0 is always represented exactly."""
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
     if format_.dtype.startswith("float8"):
-        return _float32(max(-low, high) / FLOAT8_MAX), 0
+        return _stored(max(-low, high) / FLOAT8_MAX, compute), 0
     first, last = levels_of(format_.dtype, narrow=format_.narrow)
     if format_.symmetric:
         zero = 0 if first < 0 else (first + last + 1) // 2
-        return _float32(max(-low, high) / (last - zero)), zero
-    scale = _float32((high - low) / (last - first))
+        return _stored(max(-low, high) / (last - zero), compute), zero
+    scale = _stored((high - low) / (last - first), compute)
     return scale, int(np.clip(round(first - low / scale), first, last))
 
 
-def _float32(number: float) -> float:
-    return float(np.float32(max(number, SMALLEST_SCALE)))
+def _stored(scale: float, compute: str) -> float:
+    return float(storable(np.array([scale], np.float32), compute)[0])
 
 
 def _percentile(seen: Histogram, percentile: float) -> Range:
@@ -114,8 +117,8 @@ def _filled(seen: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 def _rounded(x: NDArray[np.float64], bounds: Range, format_: TensorFormat) -> NDArray[np.float64]:
     scale, zero = scale_of(bounds, format_)
     first, last = levels_of(format_.dtype, narrow=format_.narrow)
-    found: NDArray[np.float64] = (np.clip(np.rint(x / scale) + zero, first, last) - zero) * scale
-    return found
+    rounded: NDArray[np.float64] = (np.clip(np.rint(x / scale) + zero, first, last) - zero) * scale
+    return rounded
 
 
 def _squared_error(seen: Histogram, bounds: Range, format_: TensorFormat) -> float:
@@ -124,7 +127,7 @@ def _squared_error(seen: Histogram, bounds: Range, format_: TensorFormat) -> flo
 
 
 def _divergence(seen: Histogram, bounds: Range, format_: TensorFormat) -> float:
-    """Of the cut histogram (what is outside piled up at the bounds) from the same spread evenly inside each level."""
+    """Divergence of the clipped histogram (outliers at the bounds) from its quantized form, even inside each level."""
     x, counts = _filled(seen)
     p = counts.astype(np.float64)
     inside = (x >= bounds[0]) & (x <= bounds[1])

@@ -1,8 +1,7 @@
-"""Which layers cost most: the error of the model's outputs when one layer alone is quantized."""
+"""Sensitivity of layers: the error of the model's outputs when one layer alone is quantized."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,8 @@ import onnx_ir as ir
 
 from compiler.compress.quant.apply import apply
 from compiler.compress.quant.plan import QuantPlan
+from compiler.compress.quant.widen import widen
+from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Array, Arrays, compare_all
 from compiler.model.reference import Unoptimized
@@ -19,7 +20,7 @@ from compiler.model.reference import Unoptimized
 
 @dataclass(frozen=True)
 class LayerError:
-    """What one layer costs.
+    """Sensitivity of one layer.
 
     Args:
         node: Its name.
@@ -34,26 +35,26 @@ class LayerError:
 
 
 def measure_sensitivity(model: ir.Model, plan: QuantPlan, batches: Iterable[Arrays]) -> tuple[LayerError, ...]:
-    """The error of every quantized layer that computes something, the worst first.
+    """The sensitivity of every quantized layer that is not only passing values on, the worst first.
 
     Args:
         model: The float model that the plan was chosen for.
-        plan: The plan; only its layers are looked at.
+        plan: The plan; layers that it leaves float are not measured.
         batches: A few inputs; all of them, and the model's outputs for them, are held in memory.
 
     Raises:
         UnsupportedModel: ONNX Runtime does not run the model.
     """
-    inputs = list(batches)
-    whole = replace(plan, tensors={}, weights={}, reads={}, int_biases=(), compute="fp32")
-    expected = _outputs(apply(model, whole), inputs)
+    inputs, model = list(batches), widen(model)
+    unquantized = replace(plan, tensors={}, weights={}, reads={}, int_biases=(), compute="fp32")
+    expected = _outputs(apply(model, unquantized), inputs)
     steps = (partial(_error, model, part, inputs, expected) for part in _parts(plan))
-    found = run_ahead(steps, workers=os.cpu_count() or 1, ahead=2 * (os.cpu_count() or 1))
-    return tuple(sorted(found, key=lambda error: (error.sqnr_db, error.node)))
+    errors = run_ahead(steps, workers=available_cpus(), ahead=2 * available_cpus())
+    return tuple(sorted(errors, key=lambda error: (error.sqnr_db, error.node)))
 
 
 def _parts(plan: QuantPlan) -> Iterator[tuple[str, str, QuantPlan]]:
-    """Node, operator and the plan of that node alone."""
+    """Node, operator, and the plan with that node alone quantized."""
     for layer in plan.layers:
         reads = {layer.node: plan.reads[layer.node]} if layer.node in plan.reads else {}
         weights = {key: quant for key, quant in plan.weights.items() if key.rsplit("/", 1)[0] == layer.node}
@@ -67,11 +68,11 @@ def _error(
     model: ir.Model, part: tuple[str, str, QuantPlan], inputs: list[Arrays], expected: Mapping[str, Array]
 ) -> LayerError:
     node, op, plan = part
-    found = compare_all(expected, _outputs(apply(model, plan), inputs))
-    return LayerError(node, op, min((stats.sqnr_db for stats in found.values()), default=float("inf")))
+    stats_by_output = compare_all(expected, _outputs(apply(model, plan), inputs))
+    return LayerError(node, op, min((stats.sqnr_db for stats in stats_by_output.values()), default=float("inf")))
 
 
 def _outputs(model: ir.Model, inputs: list[Arrays]) -> dict[str, Array]:
     session = Unoptimized(model)
-    runs = [session.run(one) for one in inputs]
+    runs = [session.run(batch) for batch in inputs]
     return {name: np.concatenate([run[name].reshape(-1) for run in runs]) for name in runs[0]} if runs else {}

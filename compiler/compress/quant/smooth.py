@@ -1,10 +1,10 @@
-"""Outliers of activations moved into weights, so that one scale for a whole activation is not set by a few channels.
+"""SmoothQuant: outliers of activations moved into weights, so that a few channels do not set an activation's scale.
 
 With a the largest absolute value of a channel on calibration data and r′ the largest absolute weight that reads it,
 s = a^α / r′^(1 − α) shares out how hard both are to quantize (G. Xiao et al., SmoothQuant, 2022). Weights have a scale
 per output channel and an activation has one for all of it, so more than half goes to the weights: α > ½. Where
-LayerNormalization or a linear layer makes the activation for nobody else, its constants take 1/s; elsewhere a Mul does,
-see migrate.py. The float model computes the same.
+LayerNormalization or a linear layer computes the activation for these readers alone, its constants take 1/s; elsewhere
+a Mul does, see migrate.py. The float model computes the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from compiler.model.reference import Unoptimized
 from compiler.passes.values import Names
 
 ALPHA = 0.95
-"""How much of an activation's unevenness goes into weights, 0..1: what `docs/adr/0018` measured to be best."""
+"""Share of an activation's outliers that goes into weights, 0..1; best in the measurements of `docs/adr/0018`."""
 
 
 def smooth(model: ir.Model, batches: Sequence[Arrays]) -> ir.Model:
@@ -51,14 +51,14 @@ def _factors(reach: Floats, weights: Floats) -> Floats:
 def _reaches(model: ir.Model, sites: Sequence[Site], batches: Sequence[Arrays]) -> Iterator[tuple[Site, Floats]]:
     """Each site with the largest absolute values of its channels (C,)."""
     session = Unoptimized(watch(model, {str(site.value.name) for site in sites}))
-    found: dict[str, Floats] = {}
+    reaches: dict[str, Floats] = {}
     for batch in batches:
         outputs = session.run(batch)
         for site in sites:
             name = str(site.value.name)
             reach = _reach(outputs[name], site.axis)
-            found[name] = np.maximum(found[name], reach) if name in found else reach
-    yield from ((site, found[str(site.value.name)]) for site in sites)
+            reaches[name] = np.maximum(reaches[name], reach) if name in reaches else reach
+    yield from ((site, reaches[str(site.value.name)]) for site in sites)
 
 
 def _reach(array: Array, axis: int) -> Floats:

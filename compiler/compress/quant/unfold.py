@@ -1,4 +1,4 @@
-"""Convolutions and products as products of matrices: how a weight and an input of a layer look there.
+"""im2col: convolutions and products as matrix products, with the shapes of weight and input.
 
 Conv     weight (O, C/g, k…) → (g, O/g, C/g·k);   input (N, C, …) → (g, N·places, C/g·k)
 Gemm     weight (K, N), or (N, K) where transposed → (1, N, K);   input (M, K) → (1, M, K)
@@ -8,7 +8,7 @@ MatMul   weight (K, N) → (1, N, K);   input (…, K) → (1, …, K)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,24 +21,30 @@ from compiler.model.numerics import Array
 Floats = NDArray[np.float32]
 
 ROWS_PER_TERM = 1
-"""Places of one sample that are looked at, per term of a sum: neighbours in a picture tell little more."""
+"""Positions of one sample that are used, per term of a sum: neighbouring windows of an image are nearly equal."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a layer is a product of matrices.
+    """A layer as a product of matrices.
 
     Args:
-        terms: Of each sum.
+        terms: Number of terms of each sum.
         matrix: Weight → (groups, outputs, terms).
-        weight: The way back.
+        weight: The inverse of `matrix`.
         rows: Input of one batch → (groups, rows, terms).
+        key: Equal for layouts whose `rows` are equal for equal inputs.
     """
 
     terms: int
     matrix: Callable[[Floats], Floats]
     weight: Callable[[Floats], Floats]
     rows: Callable[[Array], Floats]
+    key: Hashable
+
+
+_WINDOW = ("strides", "dilations", "pads")
+"""Attributes that windows depend on, beside the kernel."""
 
 
 def find_layout(node: ir.Node, shape: tuple[int, ...]) -> Layout | str:
@@ -63,6 +69,7 @@ def _product_layout(shape: tuple[int, ...], *, is_flipped: bool) -> Layout:
         matrix=lambda weight: turned(weight)[None],
         weight=lambda matrix: np.ascontiguousarray(turned(matrix[0])),
         rows=lambda array: array.astype(np.float32).reshape(1, -1, terms),
+        key=terms,
     )
 
 
@@ -76,6 +83,7 @@ def _conv_layout(node: ir.Node, shape: tuple[int, ...]) -> Layout | str:
         matrix=lambda weight: weight.reshape(groups, -1, terms),
         weight=lambda matrix: matrix.reshape(shape),
         rows=lambda array: _windows(array, node, groups, kernel),
+        key=(groups, kernel, *(tuple(node.attributes.get_ints(name, ())) for name in _WINDOW)),
     )
 
 

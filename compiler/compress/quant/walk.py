@@ -1,51 +1,66 @@
-"""One node at a time on real inputs: what it computes in the float model and in the quantized one, side by side."""
+"""Runs the float and the quantized model side by side on calibration data, one node at a time."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from compiler.compress.quant.plan import QuantPlan, TensorQuant
 from compiler.compress.quant.weights import dequantize, round_weight
+from compiler.compress.threads import in_parallel
 from compiler.model.numerics import Array, Arrays
 from compiler.model.reference import Unoptimized
 from compiler.passes.values import constant_of
 
 
-@dataclass
 class Step:
-    """A node that was just computed.
+    """The node that was computed last.
 
     Args:
         node: The node.
         expected: Its first result in the float model, one array per batch.
-        found: The same in the quantized model; whoever walks may exchange them, and later nodes then read those.
-        low: All it reads in the quantized model, by name, rounded as it is read there, of each batch.
+        low: Its inputs in the quantized model by name, already rounded, for each batch.
+        session: Computes the node alone.
     """
 
-    node: ir.Node
-    expected: list[Array]
-    found: list[Array]
-    low: list[dict[str, Array]]
-    _session: Unoptimized
+    def __init__(self, node: ir.Node, expected: list[Array], low: list[dict[str, Array]], session: Unoptimized) -> None:
+        self.node, self.expected, self.low, self._session = node, expected, low, session
+        self._first = next(str(value.name) for value in node.outputs if value.name)
+        self._results: list[dict[str, Array]] | None = None
+
+    @property
+    def results(self) -> list[dict[str, Array]]:
+        """All results in the quantized model by name, for each batch."""
+        if self._results is None:  # not before somebody asks: most callers exchange the weights first
+            self._results = in_parallel(self._session.run, self.low)
+        return self._results
+
+    @property
+    def found(self) -> list[Array]:
+        """The first result in the quantized model, one array per batch."""
+        return [result[self._first] for result in self.results]
 
     def compute_with(self, weight: Array, index: int) -> None:
-        """Computes `found` anew with another constant as that input of the node."""
+        """Computes the results with another constant for that input."""
         name = str(self.node.inputs[index].name)  # type: ignore[union-attr]  # a node with weights reads them
-        made = next(str(value.name) for value in self.node.outputs if value.name)
-        self.found = [self._session.run(feeds | {name: weight})[made] for feeds in self.low]
+        for feeds in self.low:
+            feeds[name] = weight
+        self._results = None
+
+    def replace(self, found: list[Array]) -> None:
+        """Exchanges the first result; later nodes read it."""
+        self._results = [result | {self._first: array} for result, array in zip(self.results, found, strict=True)]
 
 
 def walk(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays]) -> Iterator[Step]:
-    """Computes both models in graph order; values nobody reads any more are dropped.
+    """Computes both models in graph order; values without later readers are released.
 
     Args:
         model: The float model, without subgraphs.
-        plan: The quantized model's.
+        plan: Plan of the quantized model.
         batches: Inputs; values of all of them are in memory at a time.
 
     Raises:
@@ -56,30 +71,31 @@ def walk(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays]) -> Iterato
         id(value): [batch[str(value.name)] for batch in batches] for value in model.graph.inputs
     }
     low = dict(exact)
+    places = range(len(batches))
     for node in model.graph:
         session = Unoptimized(_alone(model, node))
-        expected = [session.run(_feeds(node, exact, index)) for index in range(len(batches))]
-        reads = [_low_feeds(node, low, index, plan) for index in range(len(batches))]
-        found = [session.run(feeds) for feeds in reads]
+        expected = in_parallel(session.run, [_feeds(node, exact, index) for index in places])
+        step = Step(node, [], [_low_feeds(node, low, index, plan) for index in places], session)
         made = [value for value in node.outputs if value.name]
         for value in made:
-            exact[id(value)] = [one[str(value.name)] for one in expected]
-            low[id(value)] = [one[str(value.name)] for one in found]
-        step = Step(node, exact[id(made[0])], low[id(made[0])], reads, session)
+            exact[id(value)] = [result[str(value.name)] for result in expected]
+        step.expected = exact[id(made[0])]
         yield step
-        low[id(made[0])] = step.found
+        # after the yield: the caller may have replaced them
+        for value in made:
+            low[id(value)] = [result[str(value.name)] for result in step.results]
         _forget(node, readers, exact, low)
 
 
 def can_walk(model: ir.Model) -> bool:
-    """Whether every node of the main graph stands for itself: none has a subgraph, none is a function's."""
+    """Whether nodes can be computed one by one: none has a subgraph, none calls a function."""
     kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     plain = all(attribute.type not in kinds for node in model.graph for attribute in node.attributes.values())
     return plain and not model.functions and all(any(out.name for out in node.outputs) for node in model.graph)
 
 
 def fake_quantize(array: Array, quant: TensorQuant) -> Array:
-    """What is left of a run-time value after QuantizeLinear and DequantizeLinear."""
+    """A value after QuantizeLinear and DequantizeLinear."""
     return dequantize(round_weight(array.astype(np.float32), quant), quant).astype(np.float32)
 
 
@@ -93,7 +109,7 @@ def _forget(node: ir.Node, readers: Counter[int], *known: dict[int, list[Array]]
 
 
 def _alone(model: ir.Model, node: ir.Node) -> ir.Model:
-    """A model of one node, that is given everything it reads."""
+    """A model of one node whose inputs are graph inputs, constants too."""
     fresh: dict[str, ir.Value] = {}
     for value in node.inputs:
         if value is not None and str(value.name) not in fresh:

@@ -1,4 +1,4 @@
-"""Weights in few bits: scales per tensor, channel or block, and the integers."""
+"""Quantization of weights: scales per tensor, channel or block, and the integers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 
 from compiler.compress.quant.place import channel_axis
 from compiler.compress.quant.plan import TensorQuant
-from compiler.compress.quant.ranges import FLOAT8_MAX, SMALLEST_SCALE, levels_of
+from compiler.compress.quant.ranges import FLOAT8_MAX, levels_of
+from compiler.compress.quant.scales import storable
 from compiler.target.scheme import TensorFormat
 
 Float32s = NDArray[np.float32]
 
 _SHRINKS = np.linspace(1.0, 0.6, 17)
-"""Factors that the range of a block of few levels is tried with; at 8 bits the whole range is best."""
+"""Factors for the range that 4-bit formats try; at 8 bits the whole range is best."""
 
 
-def quantize_weight(weight: Float32s, node: ir.Node, format_: TensorFormat) -> TensorQuant:
-    """The scales of one constant input."""
+def quantize_weight(weight: Float32s, node: ir.Node, format_: TensorFormat, *, compute: str = "fp32") -> TensorQuant:
+    """The scales of one constant input, stored in the precision of what is not quantized."""
     axis = channel_axis(node, format_, weight.ndim)
     blocks = format_.block_size if format_.granularity == "block" else 0
     reach = _reach(weight, axis, blocks)
@@ -30,22 +31,23 @@ def quantize_weight(weight: Float32s, node: ir.Node, format_: TensorFormat) -> T
     else:
         first, last = levels_of(format_.dtype, narrow=format_.narrow)
         top = float(last if first < 0 else (last + 1) // 2 - 1)
-    scale = np.maximum(reach / np.float32(top), np.float32(SMALLEST_SCALE)).astype(np.float32)
+    scale = storable((reach / np.float32(top)).astype(np.float32), compute)
     zero = 0 if format_.dtype.startswith(("int", "float8")) else int(top) + 1
-    found = TensorQuant(format_.dtype, _tuple(scale), zero, axis, blocks, format_.narrow, "largest weight")
-    return _least_error(weight, found) if format_.dtype in ("int4", "uint4") else found
+    quant = TensorQuant(format_.dtype, _tuple(scale), zero, axis, blocks, format_.narrow, "largest weight")
+    return _least_error(weight, quant, compute) if format_.dtype in ("int4", "uint4") else quant
 
 
-def _least_error(weight: Float32s, quant: TensorQuant) -> TensorQuant:
-    """Scales shrunk, each by itself, to the least squared error."""
+def _least_error(weight: Float32s, quant: TensorQuant, compute: str) -> TensorQuant:
+    """Each scale shrunk to the least squared error of its weights."""
     whole = np.asarray(quant.scale, dtype=np.float32)
     best, least = whole.copy(), np.full(whole.shape, np.inf)
     for shrink in _SHRINKS:
-        tried = TensorQuant(**{**vars(quant), "scale": _tuple(whole * np.float32(shrink))})
+        scale = storable(whole * np.float32(shrink), compute)
+        tried = TensorQuant(**{**vars(quant), "scale": _tuple(scale)})
         error = np.square(weight - dequantize(round_weight(weight, tried), tried))
         cost = _sums(error, quant.axis, quant.block_size).reshape(-1)
         better = cost < least
-        best[better], least[better] = whole[better] * np.float32(shrink), cost[better]
+        best[better], least[better] = scale[better], cost[better]
     return TensorQuant(**{**vars(quant), "scale": _tuple(best), "reason": "least squared error of each block"})
 
 
@@ -75,30 +77,30 @@ def round_weight(weight: NDArray[Any], quant: TensorQuant) -> NDArray[Any]:
 
 
 def nearest(scaled: NDArray[Any], quant: TensorQuant) -> NDArray[Any]:
-    """The integers (or float8) nearest to numbers that were divided by their scales."""
+    """The integers (or float8) nearest to numbers already divided by their scales."""
     if quant.dtype.startswith("float8"):
         narrow: NDArray[Any] = np.clip(scaled, -FLOAT8_MAX, FLOAT8_MAX).astype(ml_dtypes.float8_e4m3fn)
         return narrow
     first, last = levels_of(quant.dtype, narrow=quant.narrow)
-    found: NDArray[Any] = np.clip(np.rint(scaled) + quant.zero_point, first, last)
-    return found
+    integers: NDArray[Any] = np.clip(np.rint(scaled) + quant.zero_point, first, last)
+    return integers
 
 
 def dequantize(integers: NDArray[Any], quant: TensorQuant) -> Float32s:
-    """The weights that the integers stand for."""
+    """The weights that the integers represent."""
     values: Float32s = (integers.astype(np.float32) - np.float32(quant.zero_point)) * spread(quant, integers.shape)
     return values
 
 
 def _reach(weight: Float32s, axis: int | None, blocks: int) -> Float32s:
     """Largest absolute weight of each scale."""
-    found: Float32s = _reduced(np.abs(weight), axis, blocks, np.max)
-    return found
+    reach: Float32s = _reduced(np.abs(weight), axis, blocks, np.max)
+    return reach
 
 
 def _sums(array: Float32s, axis: int | None, blocks: int) -> Float32s:
-    found: Float32s = _reduced(array, axis, blocks, np.sum)
-    return found
+    sums: Float32s = _reduced(array, axis, blocks, np.sum)
+    return sums
 
 
 def _reduced(array: NDArray[Any], axis: int | None, blocks: int, reduce: Any) -> NDArray[Any]:
@@ -111,4 +113,4 @@ def _reduced(array: NDArray[Any], axis: int | None, blocks: int, reduce: Any) ->
 
 
 def _tuple(scale: Float32s) -> tuple[float, ...]:
-    return tuple(float(one) for one in scale.reshape(-1))
+    return tuple(float(number) for number in scale.reshape(-1))

@@ -1,4 +1,4 @@
-"""A model that is bound to a number of samples, made to take any number of them at once: a step learns from many."""
+"""Models with a fixed batch size made to accept any: a training step has more samples than the model is built for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compiler.passes.values import Names, constant_of
 
 
 def batch_of(model: ir.Model) -> int | None:
-    """How many samples the model's inputs fix; None where they leave it open."""
+    """The batch size that the model's inputs fix; None where it is symbolic."""
     sizes = [value.shape[0] for value in model.graph.inputs if value.shape]
     return next((size for size in sizes if isinstance(size, int)), None)
 
@@ -17,8 +17,8 @@ def batch_of(model: ir.Model) -> int | None:
 def with_free_batch(model: ir.Model) -> ir.Model:
     """A copy to compute in PyTorch, whose reshapes keep the first axis instead of stating its size.
 
-    What else in a graph may state the number of samples stays: whoever computes several must hold the outputs against
-    the model's own.
+    Only Reshape is changed. Other nodes that contain the batch size are not found here: the caller compares outputs of
+    several samples with the model's own.
 
     Args:
         model: As `prepare` makes it; left as it is.

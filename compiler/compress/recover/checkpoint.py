@@ -1,8 +1,7 @@
-"""The state of a recovery on disk: whole or not at all, read without running anything that is in the file."""
+"""Checkpoints of a recovery: written atomically, read without executing anything in the file."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +11,7 @@ import torch
 
 from compiler.compress.recover.operators import Tensor
 from compiler.errors import StorageError
+from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors
 
 FILE = "recovery.pt"
@@ -19,13 +19,13 @@ FILE = "recovery.pt"
 
 @dataclass
 class State:
-    """Where a recovery stands.
+    """The state of a recovery between two steps.
 
     Args:
         step: Steps that were done.
         elapsed_s: Seconds that were used.
-        busy_s: Of these in steps, without checks and checkpoints.
-        way: dtype, memory layout, parts and threads of the steps, as `ExecutionConfig` has them.
+        busy_s: Part of these spent in steps, without checks and checkpoints.
+        execution: dtype, memory layout, parts and threads of the steps, as `ExecutionConfig` has them.
         weights: Initializer → tensor.
         optimizer: The optimizer's own state.
         best: The weights of the best check.
@@ -35,7 +35,7 @@ class State:
     step: int
     elapsed_s: float
     busy_s: float
-    way: tuple[str, bool, int, int]
+    execution: tuple[str, bool, int, int]
     weights: dict[str, Tensor]
     optimizer: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -43,26 +43,19 @@ class State:
 
 
 def save_state(state: State, folder: Path, *, key: str) -> None:
-    """Writes the state; a kill at any moment leaves the one before.
+    """Writes the state; a kill at any moment leaves the previous checkpoint.
 
     Raises:
         OutputError: The folder cannot be written.
         StorageError: The disk is full.
     """
-    place, draft = folder / FILE, folder / f".{FILE}.{os.getpid()}.tmp"
+    place = folder / FILE
     with output_errors(place):
-        try:
-            with draft.open("wb") as file:
-                torch.save({"key": key, **vars(state)}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(place)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_atomic(place, lambda file: torch.save({"key": key, **vars(state)}, file))
 
 
 def load_state(folder: Path, *, key: str) -> State | None:
-    """The state that was written under this key; None where there is none, or one of another recovery.
+    """The state that was written under this key; None where there is no checkpoint, or one of another recovery.
 
     Raises:
         StorageError: It cannot be read.
@@ -71,9 +64,11 @@ def load_state(folder: Path, *, key: str) -> State | None:
     if not place.exists():
         return None
     try:
-        found = torch.load(place, map_location="cpu", weights_only=True)
+        state = torch.load(place, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
         raise StorageError(
             f"the checkpoint cannot be read: {error}", where=str(place), remedy="Remove it; recovery begins anew."
         ) from error
-    return State(**{name: value for name, value in found.items() if name != "key"}) if found["key"] == key else None
+    if state["key"] != key:
+        return None
+    return State(**{name: value for name, value in state.items() if name != "key"})

@@ -1,4 +1,4 @@
-"""How a step is computed on this machine: measured, not guessed."""
+"""How a training step is computed on this machine: the fastest of several configurations, by measurement."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from itertools import product
 from math import ceil, prod, sqrt
 
 import onnx_ir as ir
-import psutil
 import torch
 
 from compiler.compress.recover.operators import Tensor
+from compiler.fleet.machine import free_memory_bytes
 
 _TRIALS = 3
-"""Steps of every way that are timed; the fastest counts, what else the machine does only takes away."""
+"""Timed steps of each configuration. The fastest counts: other load on the machine only makes a step slower."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class ExecutionConfig:
 
     Args:
         dtype: What layers compute in: `float32`, or `bfloat16` with weights and sums kept in float32.
-        is_channels_last: Whether pictures lie in memory pixel by pixel.
-        segments: Pieces of the graph, see `network.run`.
+        is_channels_last: Whether images are stored channels last (NHWC).
+        segments: Segments of the graph for activation checkpointing, see `network.run`.
         device: PyTorch's name of the device.
-        parts: Into how many parts a batch is divided that are computed side by side: cores share small layers badly.
-        threads: Threads that each part is computed with.
+        parts: Parts of a batch that are computed in parallel: several threads in one small layer gain little.
+        threads: Threads for each part.
     """
 
     dtype: str = "float32"
@@ -40,64 +40,66 @@ class ExecutionConfig:
 
     def __str__(self) -> str:
         layout = "channels last" if self.is_channels_last else "channels first"
-        pieces = f", computed again in {self.segments} pieces" if self.segments > 1 else ""
-        parts = f", {self.parts} parts of a batch side by side" if self.parts > 1 else ""
+        pieces = f", recomputed in {self.segments} segments" if self.segments > 1 else ""
+        parts = f", {self.parts} parts of a batch in parallel" if self.parts > 1 else ""
         return f"{self.dtype}, {layout}, {self.device}{parts}{pieces}"
 
     def context(self) -> Tensor:
-        """Inside it, layers compute in the way's precision and on its share of the cores."""
-        torch.set_num_threads(self.threads)  # of the thread that calls
+        """Context in which layers compute in this precision and on this share of the cores."""
+        # per calling thread: each part of a batch is computed by a thread of the pool
+        torch.set_num_threads(self.threads)
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def lay_out(self, tensor: Tensor) -> Tensor:
-        """The tensor on the device, in the way's memory layout."""
+        """The tensor on the device, in this memory layout."""
         tensor = tensor.to(self.device)
         last = self.is_channels_last and tensor.dim() == 4
         return tensor.contiguous(memory_format=torch.channels_last) if last else tensor
 
 
-def choose_way(
+def choose_config(
     step: Callable[[ExecutionConfig], object], *, device: str, segments: int, cores: int, samples: int, seconds: float
 ) -> ExecutionConfig:
-    """The way in which a step takes the least time here; of those that were tried in time.
+    """The configuration in which a step takes the least time here, of those tried within the time limit.
 
     Args:
         step: Computes one step, without changing the weights.
-        device: Where.
-        segments: Pieces of the graph.
-        cores: Threads in all; where they compute parts of a batch side by side, each of at least one sample.
+        device: PyTorch's name of the device.
+        segments: Segments of the graph.
+        cores: Threads in all; parts of a batch that run in parallel have at least one sample each.
         samples: Samples of a step.
-        seconds: No further way is tried after these; the first two are, whatever they take.
+        seconds: Time limit of the trials; the first two configurations are tried in any case.
     """
     end, times = time.monotonic() + seconds, dict[ExecutionConfig, float]()
+    # on a GPU one part fills the device; on a CPU one part per core scales best, so it is tried first
     many = min(cores, samples) if device == "cpu" else 1
     layouts = (("float32", True), ("bfloat16", True), ("bfloat16", False), ("float32", False))
     for parts, (dtype, is_last) in product(dict.fromkeys((many, 1)), layouts):
-        way = ExecutionConfig(dtype, is_last, segments, device, parts, max(1, cores // parts))
-        times[way] = _fastest(step, way)
+        config = ExecutionConfig(dtype, is_last, segments, device, parts, max(1, cores // parts))
+        times[config] = _fastest(step, config)
         if time.monotonic() > end and len(times) > 1:
             break
-    return min(times, key=lambda way: times[way])
+    return min(times, key=lambda config: times[config])
 
 
-def _fastest(step: Callable[[ExecutionConfig], object], way: ExecutionConfig) -> float:
-    step(way)
-    return min(_seconds(step, way) for _ in range(_TRIALS))
+def _fastest(step: Callable[[ExecutionConfig], object], config: ExecutionConfig) -> float:
+    step(config)  # warm-up: the first step allocates memory and chooses kernels
+    return min(_seconds(step, config) for _ in range(_TRIALS))
 
 
-def _seconds(step: Callable[[ExecutionConfig], object], way: ExecutionConfig) -> float:
+def _seconds(step: Callable[[ExecutionConfig], object], config: ExecutionConfig) -> float:
     started = time.perf_counter()
-    step(way)
-    if way.device != "cpu":
+    step(config)
+    if config.device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
 def segments_for(model: ir.Model, *, batch: int, memory_bytes: int | None) -> int:
-    """Into how many pieces the graph must be divided for its values to fit: 1, or the root of the number of nodes."""
-    kept = sum(_bytes(value, batch) for node in model.graph for value in node.outputs)
-    room = psutil.virtual_memory().available // 2 if memory_bytes is None else memory_bytes
-    return 1 if kept <= room else ceil(sqrt(len(model.graph)))
+    """Segments for activation checkpointing: 1 where activations fit, else the square root of the number of nodes."""
+    activation_bytes = sum(_bytes(value, batch) for node in model.graph for value in node.outputs)
+    room = free_memory_bytes() // 2 if memory_bytes is None else memory_bytes
+    return 1 if activation_bytes <= room else ceil(sqrt(len(model.graph)))
 
 
 def _bytes(value: ir.Value, batch: int) -> int:

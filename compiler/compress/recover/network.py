@@ -1,4 +1,4 @@
-"""A border model as a function of PyTorch tensors, with its weights to be trained, and the way back."""
+"""A border model as a function of PyTorch tensors, with trainable weights, and its conversion back to ONNX."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Network:
         outputs: Names of its outputs.
         constants: Initializers that stay as they are.
         weights: Initializers that may be trained.
-        last_used: Value → index of the last node that reads it.
+        last_used: Value → index of the last node that reads it; the value is released after it.
     """
 
     nodes: tuple[ir.Node, ...]
@@ -64,7 +64,7 @@ def network_of(model: ir.Model, *, device: str = "cpu") -> Network:
         device: PyTorch's name of the device.
 
     Raises:
-        UnsupportedModel: It has operators that have no counterpart here; each is named.
+        UnsupportedModel: It has operators without a counterpart here; each is named.
     """
     _refuse_unknown(model)
     weights, constants = dict[str, Tensor](), dict[str, Tensor]()
@@ -82,33 +82,33 @@ def run(network: Network, inputs: Mapping[str, Tensor], *, taps: Sequence[str] =
     Args:
         network: The network.
         inputs: Graph inputs by name.
-        taps: Values inside that are wanted, too.
-        segments: Into how many pieces the graph is divided of which only the borders are kept for the way back; what
-            is inside is computed again (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016).
+        taps: Further values inside to return.
+        segments: Segments of the graph of which only the boundary values are stored for the backward pass; those inside
+            are recomputed (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016).
     """
-    wanted = {*network.outputs, *taps}
+    names = {*network.outputs, *taps}
     values: Values = dict(inputs)
     size = -(-len(network.nodes) // segments)
     for start in range(0, len(network.nodes), size):
         places = range(start, min(start + size, len(network.nodes)))
         if segments == 1:
-            values = _walk(network, places, values, wanted)
+            values = _walk(network, places, values, names)
         else:
-            values = checkpoint(_walk, network, places, values, wanted, use_reentrant=False)
-    return {name: values[name] for name in wanted}
+            values = checkpoint(_walk, network, places, values, names, use_reentrant=False)
+    return {name: values[name] for name in names}
 
 
 def _walk(network: Network, places: range, values: Values, wanted: set[str]) -> Values:
-    """Computes some nodes; what nobody needs afterwards is let go."""
+    """Computes some nodes; values without later readers are released."""
     live = dict(values)
     fixed = {**network.constants, **network.weights}
     for place in places:
         node = network.nodes[place]
         names = [None if value is None else str(value.name) for value in node.inputs]
         inputs = [None if name is None else live[name] if name in live else fixed[name] for name in names]
-        found = OPERATORS[node.op_type](node, *inputs)
-        outputs = found if isinstance(found, tuple) else (found,)
-        live |= {str(value.name): one for value, one in zip(node.outputs, outputs, strict=False) if value.name}
+        result = OPERATORS[node.op_type](node, *inputs)
+        outputs = result if isinstance(result, tuple) else (result,)
+        live |= {str(value.name): tensor for value, tensor in zip(node.outputs, outputs, strict=False) if value.name}
         for name in {name for name in names if name in live and name not in wanted}:
             if network.last_used[str(name)] <= place:
                 del live[str(name)]

@@ -1,4 +1,4 @@
-"""What the operators of border models are in PyTorch: one row each, in tables to be read beside ONNX's operator list.
+"""ONNX operators in PyTorch: one table entry each, for arithmetic.
 
 A function takes the node and its inputs as tensors (None where an optional one is missing) and gives one tensor, or a
 tuple of them. It computes in whatever precision and memory layout it is given. An attribute that it does not cover is
@@ -25,7 +25,7 @@ Operator = Callable[..., Tensor]
 
 
 def refuse(node: ir.Node, reason: str) -> NoReturn:
-    """Raises what an operator that is not covered raises."""
+    """Raises UnsupportedModel for an attribute that is not covered."""
     raise UnsupportedModel(
         f"{node.op_type} '{display_name(node)}' has no counterpart in PyTorch here: {reason}",
         remedy="Build without recovery; the pruned model itself is whole.",
@@ -47,8 +47,8 @@ def _apply(function: Operator) -> Operator:
 
 
 def _divide(node: ir.Node, left: Tensor, right: Tensor) -> Tensor:
-    whole = not (left.is_floating_point() or right.is_floating_point())
-    return torch.div(left, right, rounding_mode="trunc" if whole else None)
+    is_integer = not (left.is_floating_point() or right.is_floating_point())
+    return torch.div(left, right, rounding_mode="trunc" if is_integer else None)
 
 
 def _clip(node: ir.Node, x: Tensor, low: Tensor = None, high: Tensor = None) -> Tensor:
@@ -114,10 +114,10 @@ def _einsum(node: ir.Node, *inputs: Tensor) -> Tensor:
 
 def _reduce(function: Operator, node: ir.Node, x: Tensor, axes: Tensor = None) -> Tensor:
     get = node.attributes
-    given = integers(axes) if axes is not None else list(get.get_ints("axes", ()) or ())
-    if not given and get.get_int("noop_with_empty_axes", 0) != 0:
+    listed = integers(axes) if axes is not None else list(get.get_ints("axes", ()) or ())
+    if not listed and get.get_int("noop_with_empty_axes", 0) != 0:
         return x
-    return function(x, given or list(range(x.dim())), keepdim=bool(get.get_int("keepdims", 1)))
+    return function(x, listed or list(range(x.dim())), keepdim=bool(get.get_int("keepdims", 1)))
 
 
 def _norm(order: int) -> Operator:

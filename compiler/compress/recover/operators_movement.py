@@ -1,4 +1,4 @@
-"""What moves tensors about, in PyTorch; see `operators`."""
+"""Operators that move, join and split tensors, in PyTorch; see `operators`."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def _axes(node: ir.Node, axes: Tensor) -> list[int]:
 
 
 def _squeeze(node: ir.Node, x: Tensor, axes: Tensor = None) -> Tensor:
-    given = _axes(node, axes)
-    return x.squeeze(tuple(given)) if given else x.squeeze()
+    listed = _axes(node, axes)
+    return x.squeeze(tuple(listed)) if listed else x.squeeze()
 
 
 def _unsqueeze(node: ir.Node, x: Tensor, axes: Tensor = None) -> Tensor:
-    given = _axes(node, axes)
-    for axis in sorted(axis % (x.dim() + len(given)) for axis in given):
+    listed = _axes(node, axes)
+    for axis in sorted(axis % (x.dim() + len(listed)) for axis in listed):
         x = x.unsqueeze(axis)
     return x
 
@@ -52,8 +52,8 @@ def _concat(node: ir.Node, *inputs: Tensor) -> Tensor:
 
 def _split(node: ir.Node, x: Tensor, sizes: Tensor = None) -> Tensor:
     axis = node.attributes.get_int("axis", 0)
-    given = integers(sizes) if sizes is not None else list(node.attributes.get_ints("split", ()) or ())
-    parts = torch.split(x, given or -(-x.shape[axis] // len(node.outputs)), dim=axis)
+    listed = integers(sizes) if sizes is not None else list(node.attributes.get_ints("split", ()) or ())
+    parts = torch.split(x, listed or -(-x.shape[axis] // len(node.outputs)), dim=axis)
     return tuple(parts) if len(parts) > 1 else parts[0]
 
 
@@ -78,11 +78,11 @@ def _slice(node: ir.Node, x: Tensor, *bounds: Tensor) -> Tensor:
 def _pad(node: ir.Node, x: Tensor, pads: Tensor = None, value: Tensor = None, axes: Tensor = None) -> Tensor:
     get = node.attributes
     mode = get.get_string("mode", "constant")
-    given = integers(pads) if pads is not None else list(get.get_ints("pads", ()) or ())
+    listed = integers(pads) if pads is not None else list(get.get_ints("pads", ()) or ())
     before, after = [0] * x.dim(), [0] * x.dim()
     places = integers(axes) if axes is not None else range(x.dim())
     for place, axis in enumerate(places):
-        before[axis], after[axis] = given[place], given[len(given) // 2 + place]
+        before[axis], after[axis] = listed[place], listed[len(listed) // 2 + place]
     number = get.get_float("value", 0.0) if value is None else value.item()
     if mode == "constant":
         return F.pad(x, spread(before, after), value=number)
@@ -128,19 +128,19 @@ def _depth_to_space(node: ir.Node, x: Tensor) -> Tensor:
 
 def _resize(node: ir.Node, x: Tensor, region: Tensor = None, scales: Tensor = None, sizes: Tensor = None) -> Tensor:
     get = node.attributes
-    way = get.get_string("mode", "nearest"), get.get_string("coordinate_transformation_mode", "half_pixel")
+    method = get.get_string("mode", "nearest"), get.get_string("coordinate_transformation_mode", "half_pixel")
     rank = x.dim() - 2
     if sizes is None:
         sizes = [int(size * scale) for size, scale in zip(x.shape, scales.tolist(), strict=True)]
     places = list(sizes if isinstance(sizes, list) else integers(sizes))[2:]
-    if way == ("nearest", "asymmetric") and get.get_string("nearest_mode", "round_prefer_floor") == "floor":
+    if method == ("nearest", "asymmetric") and get.get_string("nearest_mode", "round_prefer_floor") == "floor":
         return F.interpolate(x, size=places, mode="nearest")
     smooth = {1: "linear", 2: "bilinear", 3: "trilinear"}[rank]
-    if way in (("linear", "half_pixel"), ("linear", "pytorch_half_pixel")):
+    if method in (("linear", "half_pixel"), ("linear", "pytorch_half_pixel")):
         return F.interpolate(x, size=places, mode=smooth, align_corners=False)
-    if way == ("linear", "align_corners"):
+    if method == ("linear", "align_corners"):
         return F.interpolate(x, size=places, mode=smooth, align_corners=True)
-    return refuse(node, f"it resizes by {way[0]} with coordinates '{way[1]}'")
+    return refuse(node, f"it resizes by {method[0]} with coordinates '{method[1]}'")
 
 
 MOVEMENT: Mapping[str, Operator] = {

@@ -1,4 +1,4 @@
-"""How a recovery is done, and what came of it: values, without PyTorch."""
+"""The settings of a recovery and its result, as values without PyTorch."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
+from compiler.artifact.schema import Check
+
 Stop: TypeAlias = Literal["budget", "steps", "enough", "no gain"]
-"""Why it ended: the time was used up, the steps were, the metric was good enough, or it no longer rose."""
+"""Why it ended: time used up, steps used up, metric good enough, or metric no longer rising."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides about a recovery.
+    """The settings of a recovery.
 
     Args:
-        seconds: Wall-clock time it may take, checks included; infinite where only steps count.
+        seconds: Wall-clock limit, checks included; infinite where only steps count.
         steps: Most steps; None where only time counts.
         batch: Samples per step.
         rate: How much of its size a weight changes in a step of Adam, at most; it falls to zero along a cosine as time
             or steps are used up.
-        echoes: How often each varied sample is learnt from before new ones are made (data echoing, Choi et al., 2019):
-            the teacher and the variation are then paid for once in that many steps.
-        checks: How often on the way the metric is asked.
+        echoes: Steps that each augmented sample is used in before new ones are made (data echoing, Choi et al., 2019):
+            the teacher's outputs and the augmentation are then computed once in that many steps.
+        checks: How often the metric is computed in all.
         patience: After how many checks without a new best it ends.
-        tap_weight: What the values inside weigh in the loss, together, against the outputs.
-        seed: Of all that is drawn.
+        tap_weight: Weight of the feature taps in the loss, all together, against the outputs'.
+        seed: Of all random numbers.
         save_every_s: Seconds between two checkpoints.
-        memory_bytes: What the step may use for values kept for the way back; None: half of what is free.
+        memory_bytes: What a step may use for activations stored for the backward pass; None: half of the free memory.
     """
 
     seconds: float = 600.0
@@ -49,30 +51,15 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Check:
-    """The metric at one time.
-
-    Args:
-        step: Steps that were done.
-        elapsed_s: Seconds that were used.
-        value: What the metric gave; higher is better.
-    """
-
-    step: int
-    elapsed_s: float
-    value: float
-
-
-@dataclass(frozen=True)
 class Recovered:
-    """A recovered model, and how it went.
+    """A recovered model, and how the training went.
 
     Args:
         model: The pruned model with the best weights that were seen; names, types and shapes as they were.
         steps: Steps in all, those before a kill included.
         seconds: Seconds in all.
-        samples_per_s: Samples that were learnt from, per second of steps, checks and checkpoints not counted.
-        way: How the steps were computed: precision, memory layout, pieces of the graph.
+        samples_per_s: Training samples per second of steps; checks and checkpoints are not counted.
+        execution: How the steps were computed: precision, memory layout, segments of the graph.
         checks: The metric before the first step and at every check.
         stopped: Why it ended.
         resumed_at: Step of the checkpoint this run went on from; 0 if it began anew.
@@ -82,7 +69,7 @@ class Recovered:
     steps: int
     seconds: float
     samples_per_s: float
-    way: str
+    execution: str
     checks: tuple[Check, ...]
     stopped: Stop
     resumed_at: int

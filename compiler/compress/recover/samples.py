@@ -1,4 +1,4 @@
-"""Unlabelled samples on disk, and varied batches of them that are made in the background."""
+"""Unlabelled samples on disk, and augmented batches of them, made in the background."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from compiler.model.numerics import Arrays
 from compiler.store.disk import output_errors
 
 SHIFT = 0.06
-"""How far a picture is moved at most, as a share of its size."""
+"""Largest shift of an image, as a share of its size."""
 LIGHT = 0.3
-"""How much its contrast changes at most, as a share."""
+"""Largest change of its contrast, as a share."""
 MIXED = 0.5
-"""Share of samples that are mixed with another."""
+"""Share of samples that are mixed with another (mixup)."""
 _AHEAD = 2
-"""Batches that are made before they are asked for."""
+"""Batches that are prepared in advance."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples in files, mapped: any number of them, in bounded memory.
+    """Samples in memory-mapped files: any number of them, in bounded memory.
 
     Args:
         arrays: Input → (N, …), mapped from a file.
@@ -92,10 +92,9 @@ def gather(batches: Iterable[Arrays], folder: Path) -> Samples:
 
 
 def varied(samples: Samples, size: int, *, seed: tuple[int, ...]) -> dict[str, Tensor]:
-    """A batch of samples, drawn, moved, mirrored, lit otherwise and mixed; the same for the same seed.
+    """An augmented batch: samples drawn, shifted, mirrored, relit and mixed (mixup); the same for the same seed.
 
-    The teacher sees what the student sees, so no change of the input is wrong, however unlike the data it is. Inputs
-    of integers are only drawn.
+    Teacher and student see the same input, so no augmentation needs a label. Integer inputs are only drawn.
     """
     random = np.random.default_rng(seed)
     order = np.concatenate([random.permutation(samples.count) for _ in range(-(-size // samples.count))])[:size]
@@ -105,7 +104,7 @@ def varied(samples: Samples, size: int, *, seed: tuple[int, ...]) -> dict[str, T
     for name, (low, high) in samples.bounds.items():
         x = batch[name]
         if x.dim() == 4:
-            x = torch.stack([_moved(one, random) for one in x])
+            x = torch.stack([_moved(picture, random) for picture in x])
             x = (x - x.mean()) * _column(1 + LIGHT * random.uniform(-1, 1, size), x) + x.mean()
             x = (x + _column(LIGHT / 2 * (high - low) * random.uniform(-1, 1, size), x)).clamp(low, high)
         share = _column(weights, x)
@@ -114,7 +113,7 @@ def varied(samples: Samples, size: int, *, seed: tuple[int, ...]) -> dict[str, T
 
 
 def _moved(picture: Tensor, random: np.random.Generator) -> Tensor:
-    """A picture (C, H, W), shifted with its border repeated, and mirrored half of the time."""
+    """An image (C, H, W), shifted with its border repeated, and mirrored with probability 1/2."""
     for axis in (1, 2):
         size = picture.shape[axis]
         reach = int(SHIFT * size)
@@ -128,7 +127,7 @@ def _column(numbers: np.ndarray[Any, Any], like: Tensor) -> Tensor:
 
 
 def varied_batches(samples: Samples, size: int, *, seed: int, start: int) -> Iterator[dict[str, Tensor]]:
-    """Varied batches number `start`, `start + 1`, …: made by a thread of their own before they are asked for."""
+    """Augmented batches number `start`, `start + 1`, …, prepared in advance by a thread."""
     with ThreadPoolExecutor(1, thread_name_prefix="samples") as thread:
         waiting: deque[Future[dict[str, Tensor]]] = deque()
         number = start
@@ -139,5 +138,5 @@ def varied_batches(samples: Samples, size: int, *, seed: int, start: int) -> Ite
                     number += 1
                 yield waiting.popleft().result()
         finally:
-            for one in waiting:
-                one.cancel()
+            for future in waiting:
+                future.cancel()

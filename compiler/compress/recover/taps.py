@@ -1,4 +1,4 @@
-"""Which values inside a pruned model are compared with the original's, and which channels of the original they are."""
+"""Feature taps: intermediate values of the pruned model that are compared with the original's, and their channels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FeatureTaps = Mapping[str, NDArray[np.int64]]
 """Value → the channels, along axis 1 of the original's value, that the pruned model still has."""
 
 _MOST = 8
-"""Values that are compared: one in every few layers says nearly all that every layer would."""
+"""Feature taps of a model. More add computation and little information: neighbouring layers err alike."""
 
 
 def choose_taps(pruned: ir.Model, ties: Ties, removed: Collection[int]) -> FeatureTaps:
@@ -30,7 +30,8 @@ def choose_taps(pruned: ir.Model, ties: Ties, removed: Collection[int]) -> Featu
             str(node.outputs[0].name)
             for node in pruned.graph
             if node.op_type in operators
-            and not node.outputs[0].is_graph_output()  # those are compared anyway
+            # outputs are in the loss already
+            and not node.outputs[0].is_graph_output()
             and 1 in ties.labels.get(str(node.outputs[0].name), {})
         ]
         if names:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import Accuracy, GateName, MeasuredOn, Purpose
 from compiler.compress.prune import Unprunable
-from compiler.driver.measure.accuracy import Accuracy, border_drop, measure_accuracy
+from compiler.driver.measure.accuracy import accuracy_figure, border_drop, measure_accuracy
 from compiler.driver.search.trial import Trial, read_notes
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import make, make_candidate_border
@@ -17,6 +18,7 @@ from compiler.errors import CompilerError, StorageError
 from compiler.evaluate.gates import judge_gates
 from compiler.fleet import Limits
 from compiler.plan import settle
+from compiler.store import StageName
 from compiler.target.capability import PrecisionRule
 
 
@@ -26,7 +28,7 @@ def try_accuracy(
     judge: AccuracyTest,
     *,
     number: int,
-    purpose: str,
+    purpose: Purpose,
     limit: float,
     variant: Variant | None,
     on_artifact: bool,
@@ -55,7 +57,7 @@ def try_accuracy(
         raise
     except CompilerError as error:
         return replace(trial, error=error)
-    gates = judge_gates(Limits(accuracy_drop_pct=limit), {"accuracy": accuracy.figure})
+    gates = judge_gates(Limits(accuracy_drop_pct=limit), {GateName.ACCURACY: accuracy_figure(accuracy)})
     return replace(trial, gates=gates, accuracy=accuracy, **notes)
 
 
@@ -65,9 +67,9 @@ def _measured(
     plan = settle(context.job.plan, rule, "tried by the search")
     if on_artifact:
         made = make(context, plan, variant, explain=False)
-        with context.clock.timed("accuracy"):
+        with context.clock.timed(StageName.ACCURACY):
             return made.border, measure_accuracy(context, judge, made)
     border = make_candidate_border(context, plan, variant)
-    with context.clock.timed("accuracy"):
+    with context.clock.timed(StageName.ACCURACY):
         drop = border_drop(context, judge, border)
-    return border, Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")
+    return border, Accuracy(drop, MeasuredOn.BORDER_MODEL, Evidence.HOST, "nothing was built for it")

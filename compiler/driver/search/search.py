@@ -12,13 +12,12 @@ goes on where it was.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compiler.driver.measure.child import MEASURED_STAGES
-from compiler.driver.measure.layers import Layer, list_layers
-from compiler.driver.measure.saliency import Saliency, show_saliency
+from compiler.artifact.schema import Layer, Purpose, Saliency
+from compiler.driver.measure.layers import list_layers
+from compiler.driver.measure.saliency import show_saliency
 from compiler.driver.search.follow_ups import judged_drop
 from compiler.driver.search.mixed import search_mixed
 from compiler.driver.search.prune_ratio import search_ratio
@@ -26,20 +25,20 @@ from compiler.driver.search.select import beaten_by, choose_trial, describe, exp
 from compiler.driver.search.trial import Trial, is_missing, run_trial
 from compiler.driver.stages.candidate import Made, make_candidate_border
 from compiler.driver.stages.context import BuildContext, with_plan
-from compiler.driver.stages.quantize import Variant, rank_layers
+from compiler.driver.stages.quantize import Variant
 from compiler.driver.stages.recover import read_pruning
+from compiler.driver.stages.sensitivity import rank_layers
 from compiler.errors import CompilerError
 from compiler.plan import settle, settle_pruning
 from compiler.plan.pruning import UNPRUNED, Pruning
+from compiler.store import StageName
 from compiler.target.capability import PrecisionRule
 
-__all__ = ["MEASURED_STAGES", "BuildContext", "Found", "Made", "Trial", "read_pruning", "search_precision"]
-
-log = logging.getLogger("fleetc.build")
+__all__ = ["BuildContext", "Made", "SearchResult", "Trial", "read_pruning", "search_precision"]
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What the search came to.
 
     Args:
@@ -48,7 +47,7 @@ class Found:
         made: The same, under the settled plan with its reason.
         error: Why none passed.
         layers: Every layer of what is delivered.
-        saliency: How alike its saliency maps are to the float model's; None where nothing asks.
+        saliency: How similar its saliency maps are to the float model's; None where nothing asks.
     """
 
     trials: tuple[Trial, ...]
@@ -58,8 +57,12 @@ class Found:
     layers: tuple[Layer, ...] = ()
     saliency: Saliency | None = None
 
+    def __post_init__(self) -> None:
+        if (self.made is None) != (self.error is not None):
+            raise ValueError("a search gives either a build or an error")
 
-def search_precision(context: BuildContext) -> Found:
+
+def search_precision(context: BuildContext) -> SearchResult:
     """Makes the candidates of a device's plan and settles on one.
 
     Raises:
@@ -68,7 +71,7 @@ def search_precision(context: BuildContext) -> Found:
     plan = context.job.plan
     if not plan.constraints.any:
         only = run_trial(context, plan.rule, number=1, original=None, is_only=True)
-        return _found(context, (only,), only, plan.reason, plan.pruning)
+        return _result(context, (only,), only, plan.reason, plan.pruning)
     trials = _run_trials(context)
     if plan.pruning.is_searched:
         pruned_search = search_ratio(context, trials, _original(trials))
@@ -76,23 +79,25 @@ def search_precision(context: BuildContext) -> Found:
         plan = settle_pruning(plan, Pruning(0.0, False, pruned_search.reason))
     chosen = choose_trial(trials)
     if chosen is None or chosen.made is None:
-        return Found(trials, error=explain_failure(trials, context.name))
-    log.info("%s: %s: %s", context.name, chosen.precision, describe(chosen))
+        return SearchResult(trials, error=explain_failure(trials, context.name))
+    context.clock.note(f"{chosen.precision}: {describe(chosen)}")
     is_choice = len(plan.candidates) > 1 or context.job.plan.pruning.is_searched
-    return _found(context, trials, chosen, explain_choice(chosen, trials) if is_choice else plan.reason, plan.pruning)
+    return _result(context, trials, chosen, explain_choice(chosen, trials) if is_choice else plan.reason, plan.pruning)
 
 
-def _found(context: BuildContext, trials: tuple[Trial, ...], chosen: Trial, reason: str, pruning: Pruning) -> Found:
+def _result(
+    context: BuildContext, trials: tuple[Trial, ...], chosen: Trial, reason: str, pruning: Pruning
+) -> SearchResult:
     if chosen.made is None:
-        return Found(trials)
+        return SearchResult(trials, error=explain_failure(trials, context.name))
     settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
     decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
     made = replace(chosen.made, plan=settle_pruning(settled, decided))
-    with context.clock.timed("layers"):
+    with context.clock.timed(StageName.LAYERS):
         layers = list_layers(context, made, sqnr_db=_errors(context, chosen.made))
     explains = context.job.plan.constraints.explains
     saliency = chosen.saliency or (show_saliency(context, chosen.made) if explains else None)
-    return Found(trials, chosen, made, layers=layers, saliency=saliency)
+    return SearchResult(trials, chosen, made, layers=layers, saliency=saliency)
 
 
 def _errors(context: BuildContext, made: Made) -> dict[str, float]:
@@ -116,12 +121,10 @@ def _run_trials(context: BuildContext) -> tuple[Trial, ...]:
         trials.append(original)
         if is_missing(original) and original.error:
             raise original.error
-        context.clock.pace.done += 1
     for rule in candidates:
         if rule != plan.baseline or plan.pruning.ratio:
             _tell(context, rule, trials)
             trials.append(run_trial(context, rule, number=len(trials) + 1, original=original, is_only=is_only))
-            context.clock.pace.done += 1
     return tuple(trials) if is_only or context.is_quantized else _with_others(context, trials, original)
 
 
@@ -136,8 +139,8 @@ def _with_others(context: BuildContext, trials: Sequence[Trial], original: Trial
         if not is_quantized or judged_drop(first) <= limit:
             continue
         if (better := beaten_by(first, found)) is not None:
-            note = f"no other form is tried: {better.precision} passes, and is faster than this would be"
-            log.info("%s: %s: %s", context.name, first.precision, note)
+            note = f"no other form is tried: {better.precision} passes, and is faster, or measured where this is not"
+            context.clock.note(f"{first.precision}: {note}")
             found[place] = replace(first, note=note)
             continue
         first, *others = search_mixed(context, judge, limit, first=first, number=len(found) + 1, original=original)
@@ -152,7 +155,7 @@ def _run_baseline(context: BuildContext, rule: PrecisionRule, *, is_only: bool) 
     if not plan.pruning.ratio:
         return run_trial(context, rule, number=1, original=None, is_only=is_only)
     whole = with_plan(context, settle_pruning(plan, UNPRUNED))
-    return run_trial(whole, rule, number=1, original=None, is_only=False, purpose="baseline")
+    return run_trial(whole, rule, number=1, original=None, is_only=False, purpose=Purpose.BASELINE)
 
 
 def _original(trials: tuple[Trial, ...]) -> Trial | None:
@@ -162,7 +165,7 @@ def _original(trials: tuple[Trial, ...]) -> Trial | None:
 def _tell(context: BuildContext, rule: PrecisionRule, trials: Sequence[Trial]) -> None:
     best = choose_trial(trials)
     words = f"{best.precision}, {describe(best)}" if best else "none"
-    log.info("%s: next %s; best so far: %s%s", context.name, rule.name, words, context.clock.pace.left)
+    context.clock.note(f"next {rule.name}; best so far: {words}")
 
 
 def _candidates(context: BuildContext) -> tuple[PrecisionRule, ...]:
@@ -170,5 +173,5 @@ def _candidates(context: BuildContext) -> tuple[PrecisionRule, ...]:
     found = context.job.plan.candidates
     if not context.is_quantized or len(found) == 1:
         return found
-    log.info("%s: the model is already quantized: it is verified and passed on", context.name)
+    context.clock.note("the model is already quantized: it is verified and passed on")
     return tuple(rule for rule in found if rule.scheme is None and not rule.converts_graph)

@@ -4,49 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from compiler.artifact import Evidence
+from compiler.artifact.schema import Purpose
 from compiler.driver.search.trial import Trial
-from compiler.errors import CompilerError, GateFailed
+from compiler.errors import CompilerError, GateFailed, UnsupportedModel
 from compiler.evaluate.gates import Gate, limits_text, nearest_limits
 
 SAME_SPEED = 0.03
 """Within this share of the fastest the smaller one wins: measurements of speed tell no less apart."""
 
+_RANKS = (Evidence.NONE, Evidence.ESTIMATED, Evidence.EMULATOR, Evidence.HOST, Evidence.DEVICE)
+"""Evidence of a speed, the weakest first: a figure is compared with those of its own kind, and a better kind wins."""
+
 
 def choose_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The fastest of those that pass and pay; the smaller one where two are about as fast."""
-    passed = [trial for trial in trials if trial.passed and trial.purpose != "baseline" and pays(trial, trials)]
+    """The one to deliver of those that pass and pay; None if there is none."""
+    passed = [trial for trial in trials if trial.passed and trial.purpose != Purpose.BASELINE and pays(trial, trials)]
     return fastest(passed) if passed else None
 
 
 def fastest(trials: Sequence[Trial]) -> Trial:
-    """The fastest of some trials; the smaller one where two are about as fast."""
-    best = max(_speedup(trial) for trial in trials)
-    fast = [trial for trial in trials if _speedup(trial) >= best * (1.0 - SAME_SPEED)]
+    """The fastest of the trials with the best evidence; the smallest of those that are about as fast.
+
+    Of an interval the lower end decides which is the fastest; those whose own figure reaches it are about as fast.
+    """
+    strongest = max(_rank(trial) for trial in trials)
+    comparable = [trial for trial in trials if _rank(trial) == strongest]
+    best = max(_least_speedup(trial) for trial in comparable)
+    fast = [trial for trial in comparable if _speedup(trial) >= best * (1.0 - SAME_SPEED)]
     return min(fast, key=lambda trial: (_bytes(trial), -_speedup(trial), trial.number))
 
 
 def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
-    """What passes and is faster than this one, by figures of the same kind; None where it could still be chosen."""
+    """The passing trial that no other form of this one could replace; None where one could still be chosen."""
     best = choose_trial(trials)
     if best is None or best is trial or best.speed is None or trial.speed is None:
         return None
-    is_alike = best.speed.evidence == trial.speed.evidence
-    return best if is_alike and _speedup(trial) < _speedup(best) * (1.0 - SAME_SPEED) else None
+    if _rank(best) != _rank(trial):
+        return best if _rank(best) > _rank(trial) else None
+    return best if _speedup(trial) < _least_speedup(best) * (1.0 - SAME_SPEED) else None
 
 
 def pays(trial: Trial, trials: Sequence[Trial]) -> bool:
     """Whether pruning that nobody forced makes the device faster than anything unpruned that passes."""
-    if trial.purpose != "pruning":
+    if trial.purpose != Purpose.PRUNING:
         return True
-    others = [one for one in trials if one.passed and one.purpose not in ("baseline", "pruning")]
-    return all(_speedup(trial) * (1.0 - SAME_SPEED) > _speedup(one) for one in others)
+    others = [other for other in trials if other.passed and other.purpose not in (Purpose.BASELINE, Purpose.PRUNING)]
+    if any(_rank(other) > _rank(trial) for other in others):
+        return False
+    comparable = [other for other in others if _rank(other) == _rank(trial)]
+    return all(_least_speedup(trial) * (1.0 - SAME_SPEED) > _speedup(other) for other in comparable)
 
 
 def explain_choice(chosen: Trial, trials: Sequence[Trial]) -> str:
     """Why this one, against the others."""
-    others = [trial for trial in trials if trial is not chosen and trial.purpose == "candidate"]
+    others = [trial for trial in trials if trial is not chosen and trial.purpose == Purpose.CANDIDATE]
     lines = [f"the search chose it: {describe(chosen)}"]
-    lines += [f"{trial.precision}: {trial.why or describe(trial)}" for trial in others]
+    lines += [f"{trial.precision}: {trial.why or _weaker(trial, chosen) or describe(trial)}" for trial in others]
     return "; ".join(lines)
 
 
@@ -55,11 +69,10 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
 
     A device whose every candidate failed to be built has the first one's error.
     """
-    judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != "baseline"]
+    judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != Purpose.BASELINE]
     if not judged:
-        first = next(trial.error for trial in trials if trial.error)
-        return first
-    shown = [trial for trial in trials if trial.purpose != "baseline" and trial.why]
+        return _unbuilt(trials, where)
+    shown = [trial for trial in trials if trial.purpose != Purpose.BASELINE and trial.why]
     lines = [f"  - {trial.precision}{_variant(trial)}: {trial.why}" for trial in shown]
     nearest = min(judged, key=lambda trial: (sum(map(_miss, trial.gates)), trial.number))
     needed = limits_text(nearest_limits(nearest.gates))
@@ -67,6 +80,16 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
         "no candidate passes the gates of this device:\n" + "\n".join(lines),
         where=where,
         remedy=f"Nearest: {nearest.precision}{_variant(nearest)} would pass with `{needed}`.",
+    )
+
+
+def _unbuilt(trials: Sequence[Trial], where: str) -> CompilerError:
+    """Why there is nothing that a gate could judge: the first error, or that no candidate was left to build."""
+    first_error = next((trial.error for trial in trials if trial.error), None)
+    return first_error or UnsupportedModel(
+        "the model is quantized already, and every precision of this device would convert it",
+        where=where,
+        remedy="Give the float model, or a precision of this device that leaves the model as it is.",
     )
 
 
@@ -84,6 +107,24 @@ def describe(trial: Trial) -> str:
     return ", ".join(parts) or "nothing measured"
 
 
+def _rank(trial: Trial) -> tuple[bool, int]:
+    """How good the evidence for a trial is: first whether its accuracy was judged, then where its speed is from."""
+    unjudged = any(gate.name == "accuracy" and gate.passed is None for gate in trial.gates)
+    evidence = trial.speed.evidence if trial.speed else Evidence.NONE
+    return not unjudged, _RANKS.index(evidence)
+
+
+def _weaker(trial: Trial, chosen: Trial) -> str:
+    """What evidence a passing trial lacks beside the chosen one; empty where it lacks none."""
+    if not trial.passed or _rank(trial) >= _rank(chosen):
+        return ""
+    if _rank(trial)[0] < _rank(chosen)[0]:
+        lack = "its accuracy was not judged, that of what is delivered was"
+    else:
+        lack = "its speed has weaker evidence than that of what is delivered"
+    return f"{lack} ({describe(trial)})"
+
+
 def _variant(trial: Trial) -> str:
     kept = f" with {len(trial.kept_float)} layers in float" if trial.kept_float else ""
     return kept + (f" pruned by {trial.pruned:.0%}" if trial.pruned else "")
@@ -91,6 +132,12 @@ def _variant(trial: Trial) -> str:
 
 def _speedup(trial: Trial) -> float:
     return trial.speed.speedup if trial.speed and trial.speed.speedup is not None else 1.0
+
+
+def _least_speedup(trial: Trial) -> float:
+    """The lower end of the speed-up's interval, where it has one."""
+    least = trial.speed.low if trial.speed else None
+    return _speedup(trial) if least is None else least
 
 
 def _bytes(trial: Trial) -> int:

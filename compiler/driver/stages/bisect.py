@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_ir as ir
 
 from compiler.driver.stages.compile import build_loose
-from compiler.driver.stages.verify import ParityCase, execute, failures
+from compiler.driver.stages.reference import ParityCase
+from compiler.driver.stages.verify import execute, failures
 from compiler.errors import CompilerError
 from compiler.fleet.profile import HardwareProfile
 from compiler.model.frontend import extract_prefix
@@ -19,6 +18,7 @@ from compiler.model.save import save_model
 from compiler.passes.probe import run_unoptimized
 from compiler.passes.values import origins_of
 from compiler.plan import Plan
+from compiler.store.scratch import scratch_folder
 from compiler.target.capability import op_key
 from compiler.target.isolate import ChildLimits
 
@@ -48,8 +48,7 @@ class Cutter:
         prefix = extract_prefix(self.model, self.frontier(count))
         names = [str(value.name) for value in prefix.graph.inputs]
         inputs = [{name: arrays[name] for name in names} for arrays in self.inputs]
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-            folder = Path(name)
+        with scratch_folder() as folder:
             save_model(prefix, folder / "border.onnx")
             (folder / "artifact").mkdir()
             artifact = build_loose(

@@ -1,49 +1,39 @@
 """Parity: every artifact that can be executed here is compared with the reference on the same inputs.
 
-The reference is the imported model itself, before any pass, run by ONNX Runtime with optimizations off. It is compared
-at the smallest, the optimal and the largest size of every dimension that is a range.
+It is compared at the smallest, the optimal and the largest size of every dimension that is a range.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
-from compiler.artifact import Artifact, Evidence, artifact_to_dict
+from compiler.artifact import Artifact, Evidence
+from compiler.artifact.adapter import parse, to_json
+from compiler.artifact.schema import (
+    ExactOutput,
+    Latency,
+    OutputDifference,
+    Parity,
+    ParityPoint,
+    ParityStatus,
+)
+from compiler.driver.stages.reference import ParityCase
+from compiler.driver.stages.run import Stages
 from compiler.errors import GateFailed, TargetUnavailable
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import TOLERANCES, Array, Arrays, ErrorStats, arrays_digest, compare_all, write_arrays
-from compiler.passes.probe import run_unoptimized
-from compiler.store import Stage, Store, canonical_json
-from compiler.store.digests import code_digest
-from compiler.target import find_target, installed_version
-from compiler.target.isolate import ChildLimits, run_child
+from compiler.store import StageName, read_result, write_result
+from compiler.store.scratch import scratch_folder
+from compiler.target import KnowsWhereItRuns, find_target
+from compiler.target.isolate import ChildLimits
+from compiler.target.request import ExecuteAnswer, ExecuteTask, ask
 
-log = logging.getLogger("fleetc.build")
-
-
-@dataclass(frozen=True)
-class ParityCase:
-    """One set of inputs and what the reference gives for them.
-
-    Args:
-        label: The sizes it stands for: `batch=8`, or `as the model has it`.
-        inputs: Input name → array.
-        expected: Output name → array.
-    """
-
-    label: str
-    inputs: Arrays
-    expected: Arrays
+_VERDICT = "verdict.json"
 
 
 @dataclass(frozen=True)
@@ -66,41 +56,28 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The parity gate of one device.
+class Verification:
+    """What verifying an artifact gave.
 
     Args:
-        status: `passed`, or `not executed`.
-        tolerance: Name of the tolerance.
-        evidence: Where the artifact ran.
-        reason: Why it was not executed, or what the runner says about the run.
-        points: Per point: label, and per output SQNR in dB, cosine, worst absolute difference.
-        latency: Per point: label, p50, p90, p99 in ms, inferences per second; empty where nothing was timed.
-        instructions: Guest instructions of one inference of the first point.
+        parity: Whether it computes what the reference does.
+        latency: Per point: p50, p90, p99 in ms, inferences per second; empty where nothing was timed.
+        instructions: Guest instructions of one inference of the first point; None where nothing counts them.
     """
 
-    status: str
-    tolerance: str
-    evidence: Evidence
-    reason: str
-    points: tuple[Mapping[str, Any], ...] = ()
-    latency: tuple[Mapping[str, Any], ...] = ()
+    parity: Parity
+    latency: tuple[Latency, ...] = ()
     instructions: int | None = None
 
+    @property
+    def evidence(self) -> Evidence:
+        """Where the artifact ran."""
+        return self.parity.evidence
 
-def reference_cases(model: ir.Model, digest: str, inputs: Mapping[str, Arrays], store: Store) -> tuple[ParityCase, ...]:
-    """The reference's outputs for every set of inputs, computed once and kept in the store.
-
-    Args:
-        model: The imported model, dimensions bound.
-        digest: Its graph digest.
-        inputs: Label → arrays.
-        store: Where finished stages are.
-
-    Raises:
-        UnsupportedModel: ONNX Runtime does not run the model.
-    """
-    return tuple(ParityCase(label, arrays, _expected(model, digest, arrays, store)) for label, arrays in inputs.items())
+    @property
+    def reason(self) -> str:
+        """Why it was not executed, or what the runner says about the run."""
+        return self.parity.reason
 
 
 def verify_artifact(
@@ -111,10 +88,10 @@ def verify_artifact(
     tolerance: str,
     repeat: int,
     where: str,
-    store: Store,
+    stages: Stages,
     limits: ChildLimits,
-) -> Verdict:
-    """Runs the artifact where it can run here and judges it; a pass is kept in the store, nothing else is.
+) -> Verification:
+    """Runs the artifact where it can run here and checks its parity; a pass is kept in the store, nothing else is.
 
     Args:
         artifact: What was built.
@@ -123,33 +100,44 @@ def verify_artifact(
         tolerance: Name of the tolerance every output of every point must meet.
         repeat: Timed runs per point.
         where: Device, for messages.
-        store: Where finished stages are.
+        stages: Where it is run.
         limits: What the child process may use.
 
     Raises:
         GateFailed: An output is outside the tolerance; the message gives every such output's figures.
     """
     if reason := artifact.deferred or _unavailable_here(artifact):
-        log.info("%s: not executed: %s", where, reason)
-        return Verdict("not executed", tolerance, Evidence.NONE, reason)
-    stage = Stage("verify", _key(digest, points, tolerance, repeat))
+        stages.clock.note(f"not executed: {reason}")
+        return _not_executed(tolerance, reason)
 
     def make(folder: Path) -> None:
-        verdict = judge(artifact, points, tolerance=tolerance, repeat=repeat, where=where, limits=limits)
-        (folder / "verdict.json").write_text(json.dumps(verdict_to_dict(verdict), indent=1), encoding="utf-8")
+        verification = check_parity(artifact, points, tolerance=tolerance, repeat=repeat, where=where, limits=limits)
+        write_result(folder, _VERDICT, to_json(verification))
 
     try:
-        entry = store.obtain(stage, make)
+        entry = stages.run(
+            StageName.VERIFY,
+            make,
+            build=digest,
+            points=[[point.label, arrays_digest(point.inputs), arrays_digest(point.expected)] for point in points],
+            tolerance=tolerance,
+            repeat=repeat,
+            host=host_fingerprint(),
+        )
     except TargetUnavailable as error:
-        log.info("%s: not executed: %s", where, error.what)
-        return Verdict("not executed", tolerance, Evidence.NONE, error.what)
-    return verdict_from_dict(json.loads((entry.files / "verdict.json").read_text(encoding="utf-8")))
+        stages.clock.note(f"not executed: {error.what}")
+        return _not_executed(tolerance, error.what)
+    return parse(Verification, read_result(entry, _VERDICT))
 
 
-def judge(
+def _not_executed(tolerance: str, reason: str) -> Verification:
+    return Verification(Parity(ParityStatus.NOT_EXECUTED, tolerance, Evidence.NONE, reason))
+
+
+def check_parity(
     artifact: Artifact, points: Sequence[ParityCase], *, tolerance: str, repeat: int, where: str, limits: ChildLimits
-) -> Verdict:
-    """Runs the artifact on every point and judges it; nothing is kept.
+) -> Verification:
+    """Runs the artifact on every point and compares its outputs with the reference's; nothing is kept.
 
     Raises:
         GateFailed: An output is outside the tolerance.
@@ -158,14 +146,11 @@ def judge(
     inputs = [point.inputs for point in points]
     run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, limits=limits)
     _raise_failures(points, run, tolerance, where)
-    return Verdict(
-        "passed",
-        tolerance,
-        run.evidence,
-        run.note,
-        points=tuple(_point_figures(point, outputs) for point, outputs in zip(points, run.outputs, strict=True)),
-        latency=_latencies(points, run) if run.evidence != Evidence.EMULATOR else (),
-        instructions=run.instructions,
+    compared = tuple(_compare_point(point, outputs) for point, outputs in zip(points, run.outputs, strict=True))
+    return Verification(
+        Parity(ParityStatus.PASSED, tolerance, run.evidence, run.note, compared),
+        _latencies(points, run) if run.evidence != Evidence.EMULATOR else (),  # an emulator's times say nothing
+        run.instructions,
     )
 
 
@@ -178,28 +163,19 @@ def execute(
         TargetUnavailable: It cannot run on this machine.
         ToolchainFailed: It crashed, hung or used too much memory.
     """
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         for index, arrays in enumerate(inputs):
             write_arrays(folder / f"in{index}.npz", arrays)
-        items = [
-            {"inputs": str(folder / f"in{i}.npz"), "outputs": str(folder / f"out{i}.npz")} for i in range(len(inputs))
-        ]
-        request = {
-            "artifact": {**artifact_to_dict(artifact), "root": str(artifact.root)},
-            "items": items,
-            "repeat": repeat,
-            "instructions": instructions,
-        }
-        value = run_child("execute", request, folder=folder, limits=limits, where=where)
-        outputs = tuple(_load(Path(item["outputs"])) for item in items)
-    return Execution(
-        Evidence(value["evidence"]),
-        value["note"],
-        outputs,
-        tuple(map(tuple, value["latencies_ms"])),
-        value["instructions"],
-    )
+        task = ExecuteTask(
+            artifact=artifact,
+            inputs=tuple(folder / f"in{index}.npz" for index in range(len(inputs))),
+            outputs=tuple(folder / f"out{index}.npz" for index in range(len(inputs))),
+            repeat=repeat,
+            instructions=instructions,
+        )
+        answer = ask(task, ExecuteAnswer, folder=folder, limits=limits, where=where)
+        outputs = tuple(_load(path) for path in task.outputs)
+    return Execution(answer.evidence, answer.note, outputs, answer.latencies_ms, answer.instructions)
 
 
 def failures(expected: Arrays, actual: Arrays, tolerance: str) -> dict[str, ErrorStats]:
@@ -213,56 +189,10 @@ def failures(expected: Arrays, actual: Arrays, tolerance: str) -> dict[str, Erro
     }
 
 
-def latency_summary(label: str, batch: int, times_ms: Sequence[float]) -> dict[str, Any]:
+def latency_summary(label: str, batch: int, times_ms: Sequence[float]) -> Latency:
     """p50, p90 and p99 in ms, and items per second at the median."""
     p50, p90, p99 = (float(value) for value in np.percentile(times_ms, (50, 90, 99)))
-    return {
-        "sizes": label,
-        "runs": len(times_ms),
-        "p50_ms": p50,
-        "p90_ms": p90,
-        "p99_ms": p99,
-        "items_per_s": batch / p50 * 1e3,
-    }
-
-
-def verdict_to_dict(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as a JSON-ready value."""
-    return {
-        **vars(verdict),
-        "evidence": str(verdict.evidence),
-        "points": list(verdict.points),
-        "latency": list(verdict.latency),
-    }
-
-
-def verdict_facts(verdict: Verdict) -> dict[str, Any]:
-    """The part of the verdict that is the same for the same build, for the manifest."""
-    return {key: value for key, value in verdict_to_dict(verdict).items() if key not in ("latency", "instructions")}
-
-
-def verdict_measurements(verdict: Verdict) -> dict[str, Any]:
-    """The part that was timed or counted this time, with its evidence, for the measurements."""
-    return {
-        "evidence": str(verdict.evidence),
-        "latency": list(verdict.latency),
-        "instructions": verdict.instructions,
-    }
-
-
-def verdict_from_dict(value: Mapping[str, Any]) -> Verdict:
-    """The verdict that `verdict_to_dict` wrote."""
-    sequences = {"points": tuple(value["points"]), "latency": tuple(value["latency"])}
-    return Verdict(**{**value, **sequences, "evidence": Evidence(value["evidence"])})
-
-
-def stats_to_dict(stats: ErrorStats) -> dict[str, Any]:
-    """Error statistics as JSON, which has no infinity: an exact result says `exact`."""
-    if stats.sqnr_db == math.inf:
-        return {"exact": True, "elements": stats.elements}
-    figures = {"sqnr_db": stats.sqnr_db, "cosine": stats.cosine, "worst_abs": stats.worst_abs}
-    finite = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
-    return {**finite, "worst_index": list(stats.worst_index), "elements": stats.elements}
+    return Latency(label, len(times_ms), p50, p90, p99, batch / p50 * 1e3)
 
 
 def _raise_failures(points: Sequence[ParityCase], run: Execution, tolerance: str, where: str) -> None:
@@ -281,12 +211,18 @@ def _raise_failures(points: Sequence[ParityCase], run: Execution, tolerance: str
         )
 
 
-def _point_figures(point: ParityCase, outputs: Arrays) -> dict[str, Any]:
+def _compare_point(point: ParityCase, outputs: Arrays) -> ParityPoint:
     stats = compare_all(point.expected, outputs)
-    return {"sizes": point.label, "outputs": {name: stats_to_dict(one) for name, one in stats.items()}}
+    return ParityPoint(point.label, {name: _compared(output) for name, output in stats.items()})
 
 
-def _latencies(points: Sequence[ParityCase], run: Execution) -> tuple[dict[str, Any], ...]:
+def _compared(stats: ErrorStats) -> ExactOutput | OutputDifference:
+    if stats.sqnr_db == math.inf:  # JSON has no infinity
+        return ExactOutput(stats.elements)
+    return OutputDifference(stats.elements, stats.sqnr_db, stats.cosine, stats.worst_abs, stats.worst_index)
+
+
+def _latencies(points: Sequence[ParityCase], run: Execution) -> tuple[Latency, ...]:
     return tuple(
         latency_summary(point.label, batch_size(point.inputs), times)
         for point, times in zip(points, run.latencies_ms, strict=True)
@@ -300,35 +236,9 @@ def batch_size(inputs: Arrays) -> int:
     return int(first.shape[0]) if first is not None and first.ndim else 1
 
 
-def _expected(model: ir.Model, digest: str, inputs: Arrays, store: Store) -> dict[str, Array]:
-    parts = (
-        ("model", digest),
-        ("inputs", arrays_digest(inputs)),
-        ("onnxruntime", installed_version("onnxruntime")),
-        ("compiler", code_digest("compiler.passes.probe")),
-    )
-    entry = store.obtain(
-        Stage("reference", parts),
-        lambda folder: write_arrays(folder / "outputs.npz", run_unoptimized(model, inputs)),
-    )
-    return _load(entry.files / "outputs.npz")
-
-
 def _unavailable_here(artifact: Artifact) -> str:
-    ask = getattr(find_target(artifact.target), "unavailable_here", None)
-    return str(ask(artifact)) if ask else ""
-
-
-def _key(digest: str, points: Sequence[ParityCase], tolerance: str, repeat: int) -> tuple[tuple[str, str], ...]:
-    compared = [(point.label, arrays_digest(point.inputs), arrays_digest(point.expected)) for point in points]
-    return (
-        ("build", digest),
-        ("points", canonical_json(compared)),
-        ("tolerance", tolerance),
-        ("repeat", str(repeat)),
-        ("host", host_fingerprint()),
-        ("compiler", code_digest("compiler")),
-    )
+    target = find_target(artifact.target)
+    return target.unavailable_here(artifact) if isinstance(target, KnowsWhereItRuns) else ""
 
 
 def _load(path: Path) -> dict[str, Array]:

@@ -24,8 +24,9 @@ class Verdict:
     """What ONNX's checks said.
 
     Args:
-        failed: `checker`, `inference`, `stale` where only shapes stated inside the graph contradict, `crash`, or empty.
-        said: Their words.
+        failed: `checker`, `inference`, `stale` where only shapes stated inside the graph contradict, `stale-outputs`
+            where the outputs' do, `crash`, or empty.
+        said: The message of the check that failed.
     """
 
     failed: str
@@ -48,5 +49,5 @@ def check_apart(proto: onnx.ModelProto, *, strict: bool, timeout_s: float = CHEC
         return Verdict("crash", f"ONNX's own checker does not come to an end on this model within {limit_s:.0f} s")
     if done.returncode != 0:
         return Verdict("crash", f"ONNX's own checker crashes on this model (exit code {done.returncode})")
-    found = json.loads(done.stdout)
-    return Verdict(found["failed"], found["said"])
+    answer = json.loads(done.stdout)
+    return Verdict(answer["failed"], answer["said"])

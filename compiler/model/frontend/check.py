@@ -1,4 +1,4 @@
-"""What can be wrong with a model before its types are looked at: versions, operators, names, order; all at once."""
+"""Checks of a model before type inference: versions, operators, names, order; all problems at once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import onnx
 from compiler.errors import InvalidModel, ModelError, UnsupportedModel
 from compiler.model.frontend.tensors import subgraphs
 
-OPSET_MIN = 11
-"""Oldest version of the default domain whose operators the passes know."""
+OPSET_MIN = 7
+"""Oldest version of the default domain that ONNX Runtime, the reference, runs."""
 
 IR_VERSION_MIN = 3
 """The first that says which operator sets a model uses; nothing older can be interpreted."""
@@ -106,7 +106,7 @@ def is_sorted(nodes: Sequence[onnx.NodeProto]) -> bool:
 
 
 def place_of(node: onnx.NodeProto) -> str:
-    """Operator and name of a node, for messages; one without a name goes by what it makes."""
+    """Operator and name of a node, for messages; a node without a name is named by its outputs."""
     return f"{node.op_type} '{node.name}'" if node.name else f"{node.op_type} (makes '{', '.join(node.output)}')"
 
 
@@ -179,11 +179,11 @@ def _duplicates(names: Sequence[str], kind: str, where: str) -> Iterator[ModelEr
 
 
 def _body_problems(
-    nodes: Sequence[onnx.NodeProto], given: Sequence[str], outputs: Sequence[str], scope: Scope, where: str
+    nodes: Sequence[onnx.NodeProto], sources: Sequence[str], outputs: Sequence[str], scope: Scope, where: str
 ) -> Iterator[ModelError]:
-    yield from _definition_problems(nodes, given, where)
+    yield from _definition_problems(nodes, sources, where)
     made = {name for node in nodes for name in node.output if name}
-    visible = scope.outer | set(given) | made
+    visible = scope.outer | set(sources) | made
     for node in nodes:
         yield from _operator_problems(node, scope)
         yield from _input_problems(node, visible)
@@ -197,8 +197,8 @@ def _body_problems(
         yield InvalidModel(f"the graph has a cycle: {path}", where=where, remedy="Export the model again.")
 
 
-def _definition_problems(nodes: Sequence[onnx.NodeProto], given: Sequence[str], where: str) -> Iterator[ModelError]:
-    maker = dict.fromkeys(given, "an input or initializer")
+def _definition_problems(nodes: Sequence[onnx.NodeProto], sources: Sequence[str], where: str) -> Iterator[ModelError]:
+    maker = dict.fromkeys(sources, "an input or initializer")
     for node in nodes:
         for name in filter(None, node.output):
             if name in maker:
@@ -271,11 +271,11 @@ def _newest_versions() -> Mapping[str, int]:
 @cache
 def _history() -> Mapping[tuple[str, str], int]:
     """(domain, operator) → the version it came with."""
-    found: dict[tuple[str, str], int] = {}
+    oldest: dict[tuple[str, str], int] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
         key = schema.domain, schema.name
-        found[key] = min(found.get(key, schema.since_version), schema.since_version)
-    return found
+        oldest[key] = min(oldest.get(key, schema.since_version), schema.since_version)
+    return oldest
 
 
 def _domain(name: str) -> str:

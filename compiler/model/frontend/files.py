@@ -83,8 +83,8 @@ def parse(buffer: memoryview, *, path: Path) -> Parsed:
     """
     _refuse_foreign(bytes(buffer[:32]), path)
     try:
-        found = split(buffer)
-        return Parsed(onnx.ModelProto.FromString(found.message), found.parts)
+        halves = split(buffer)
+        return Parsed(onnx.ModelProto.FromString(halves.message), halves.parts)
     except DecodeError as error:
         raise InvalidModel(
             "the file is not ONNX, is cut off, or is nested too deeply to be read",

@@ -1,4 +1,4 @@
-"""The harmless differences between ONNX files, taken away before anything else sees them; each is said in a note."""
+"""Normalizes harmless differences between ONNX files right after they are read; each change has a note."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_DENSE_BYTES = 2**29
 
 
 def normalize(proto: onnx.ModelProto) -> list[str]:
-    """Rewrites the message in place to one spelling of the same model.
+    """Rewrites the message in place to the normal form of the same model.
 
     Initializers leave the inputs, sparse tensors become dense, training information goes, every node gets a name of
     its own, and placeholders of unknown dimensions go.
@@ -84,10 +84,10 @@ def _is_placeholder(dim: onnx.TensorShapeProto.Dimension) -> bool:
 def _drop_initializer_inputs(proto: onnx.ModelProto) -> Iterator[str]:
     weights = {tensor.name for tensor in proto.graph.initializer}
     weights |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
-    kept = [item for item in proto.graph.input if item.name not in weights]
-    dropped = len(proto.graph.input) - len(kept)
+    inputs = [item for item in proto.graph.input if item.name not in weights]
+    dropped = len(proto.graph.input) - len(inputs)
     if dropped:
-        _replace(proto.graph.input, kept)
+        _replace(proto.graph.input, inputs)
         yield f"{dropped} initializers were listed as inputs too; they are constants now"
     if proto.ir_version < IR_VERSION_FREE_INITIALIZERS:
         yield f"IR version {proto.ir_version} became {IR_VERSION_FREE_INITIALIZERS}"
@@ -152,13 +152,13 @@ def _free_name(stem: str, taken: set[str], counts: Counter[str]) -> str:
 
 
 def _with_inner(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    found: list[onnx.NodeProto] = []
+    nested: list[onnx.NodeProto] = []
     for node in nodes:
-        found.append(node)
+        nested.append(node)
         for attribute in node.attribute:
             for graph in subgraphs(attribute):
-                found += _with_inner(graph.node)
-    return found
+                nested += _with_inner(graph.node)
+    return nested
 
 
 def _spell_default_domain(proto: onnx.ModelProto) -> None:

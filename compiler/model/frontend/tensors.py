@@ -1,4 +1,4 @@
-"""What can be wrong with one stored tensor: its size, its type, and the file it is kept in."""
+"""Checks of one stored tensor: its size, its type, and its file of external data."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """For authors of targets: conformance cases, the runner that judges a target by them, and a complete fake target.
 
     import pytest
-    from compiler.fleet.profile import load_profile
+    from compiler.target import load_profile
     from compiler.target.testing import conformance_cases, run_case
     from acme_npu import TARGET
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -187,6 +187,8 @@ def test_options_that_are_null_or_empty_survive_writing() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=40))
+@example("?0")
+@example("? x")
 def test_any_text_survives_writing_and_reading(text: str) -> None:
     profile = dataclasses.replace(parse(BOARD), description=text, target_options={f"k{text}": text, "list": [text]})
     assert to_dict(parse(to_yaml(profile))) == to_dict(profile)

@@ -83,3 +83,12 @@ def test_missing_output_is_wholly_wrong() -> None:
     found = compare_all({"y": _WANT, "z": _WANT}, {"y": _WANT})
     assert found["y"].sqnr_db == math.inf
     assert found["z"].sqnr_db == -math.inf
+
+
+def test_equal_infinities_do_not_spoil_the_angle_of_the_rest() -> None:
+    """A masked row holds −∞ on both sides; the finite elements decide."""
+    expected = np.array([-np.inf, 1.0, 2.0, np.inf, np.nan], np.float32)
+    actual = expected + np.array([0, 1e-6, -1e-6, 0, 0], np.float32)
+    stats = compare(expected, actual)
+    assert TOLERANCES["fp32"].accepts(stats), stats
+    assert compare(expected, np.array([np.inf, 1, 2, np.inf, np.nan], np.float32)).sqnr_db == -math.inf

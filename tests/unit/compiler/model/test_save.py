@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -95,22 +96,25 @@ def test_a_read_only_folder_is_an_output_error(whole: ir.Model, tmp_path: Path) 
         save_model(whole, tmp_path / "m.onnx")
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 64 bytes: what a full disk looks like to the writer."""
+    """No file may grow beyond 64 bytes: what a full disk looks like to the writer.
+
+    It holds for the whole process, so only around the call: pytest's own output may go to a file.
+    """
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_disk_that_takes_no_more_is_a_storage_error_and_leaves_the_old_file(
-    whole: ir.Model, tmp_path: Path, small_files: None
-) -> None:
+def test_a_disk_that_takes_no_more_is_a_storage_error_and_leaves_the_old_file(whole: ir.Model, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"old")
-    with pytest.raises(StorageError, match="the disk is full"):
+    with pytest.raises(StorageError, match="the disk is full"), small_files():
         save_model(whole, tmp_path / "m.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
     assert (tmp_path / "m.onnx").read_bytes() == b"old"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from pass_cases import apply, assert_left_alone, assert_same, parse
 
 from compiler.passes.fold_constants import FOLD_CONSTANTS, FoldConstants
@@ -98,3 +99,25 @@ def test_every_output_of_a_node_is_folded() -> None:
     assert_same(
         model, "g (float[2] x) => (float[2] y) <float[2] a = {1,2}, float[2] b = {3,4}> { p = Add(x, a) y = Mul(p, b) }"
     )
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "m = Unsqueeze(n, both)",
+        "m = Unsqueeze(n, ends)",
+        "v = Unsqueeze(n, zero) m = Unsqueeze(v, zero)",
+        "a = Unsqueeze(n, both) v = Squeeze(a, zero) m = Unsqueeze(v, zero)",
+        "a = Unsqueeze(n, both) b = Squeeze(a) m = Unsqueeze(b, both)",
+    ],
+)
+def test_sizes_keep_their_rank_through_unsqueeze_and_squeeze(chain: str) -> None:
+    """A size as a matrix stays a matrix, beside a symbolic batch; the product with it has rank 2."""
+    model, result = apply(
+        FOLD_CONSTANTS,
+        f"""g (float[N,4] x) => (int64[A,B] y)
+        <int64 one = {{1}}, int64[1] zero = {{0}}, int64[2] both = {{0,1}}, int64[2] ends = {{0,-1}}>
+        {{ s = Shape(x) n = Gather(s, one) {chain} y = Neg(m) }}""",
+    )
+    assert result.modified
+    assert model.graph.initializers["m"].const_value.numpy().tolist() == [[4]]

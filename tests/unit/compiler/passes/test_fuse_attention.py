@@ -76,3 +76,13 @@ def test_a_near_miss_is_left_alone_with_its_reason(text, reason):
 
 def test_below_opset_23_the_form_stays_with_the_reason():
     assert_leaves(FUSE_ATTENTION, f"{PLAIN} {{ {TRANSPOSED}  {END % 's'} }}", "needs opset 23", opset=22)
+
+
+@pytest.mark.parametrize("operator", ["Mul", "Div"])
+@pytest.mark.parametrize("number", [-0.5, 0.0, -1e-30, np.inf])
+def test_a_scale_that_is_not_positive_stays_an_operator(operator, number):
+    """ONNX Runtime, the reference, refuses Attention with a scale of 0 or below."""
+    if (operator, number) == ("Div", 0.0):
+        number = -2.0  # a division by 0 has no outputs to compare
+    before = f"{PLAIN.replace('v)', 'v, float c_s)')} {{ {TRANSPOSED}  a = {operator}(s, c_s)  {END % 'a'} }}"
+    assert_leaves(FUSE_ATTENTION, before, "positive", opset=23, values={"c_s": np.array(number, np.float32)})

@@ -115,3 +115,28 @@ def test_any_convolution_keeps_its_output(group, per_group, kernel, stride, dila
     assert FUSE_CONV_BN(model).modified
     assert [node.op_type for node in model.graph] == ["Conv"]
     assert_close(wanted, run(model))
+
+
+@pytest.mark.parametrize("sizes", ["2,5,5", "N,5,5", "2,3,5,5", "2,5,4,5"])
+@pytest.mark.parametrize("shift", [False, True])
+def test_normalization_behind_a_product_is_folded_only_where_the_channels_are_axis_1(sizes, shift):
+    """BatchNormalization scales axis 1, MatMul puts its channels last; equal sizes must not mislead."""
+    dims = sizes.split(",")
+    channels = int(dims[1])
+    values = variance(channels) | ({} if shift else {name: np.zeros(channels, np.float32) for name in ("c_o", "c_m")})
+    text = f"""(float[{sizes}] x, float[5,5] c_w, {parameters(channels)}) => (float[{sizes}] y)
+        {{ h = MatMul(x, c_w)  y = BatchNormalization(h, c_g, c_o, c_m, c_v) }}"""
+    assert_leaves(FUSE_CONV_BN, text, "not known to lie on axis 1", values=values)
+
+
+@pytest.mark.parametrize(("x", "y"), [("2,5", "2,5"), ("N,5", "N,5")])
+def test_normalization_without_a_shift_behind_a_product_of_rank_2_is_folded(x, y):
+    values = variance(5) | {name: np.zeros(5, np.float32) for name in ("c_o", "c_m")}
+    before = f"""(float[{x}] x, float[5,5] c_w, {parameters(5)}) => (float[{y}] y)
+        {{ h = MatMul(x, c_w)  y = BatchNormalization(h, c_g, c_o, c_m, c_v) }}"""
+    assert_fuses(
+        FUSE_CONV_BN,
+        before,
+        f"(float[{x}] x, float[5,5] c_w) => (float[{y}] y) {{ y = MatMul(x, c_w) }}",
+        values=values,
+    )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from pass_cases import apply, parse, with_weight
 
 from compiler.passes.infer_shapes import INFER_SHAPES
@@ -43,3 +44,24 @@ def test_weights_are_not_copied() -> None:
     INFER_SHAPES(model)
     assert model.graph.initializers["w"].const_value is tensor
     assert str(model.graph[0].outputs[0].shape) == "[N,2000]"
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "y, h, c = LSTM<hidden_size=2>(x, w, r)",
+        "y, h = GRU<hidden_size=2>(x, w, r)",
+        "y, h = Dropout(x)",
+        "y, h, c = LayerNormalization(x, s)",
+    ],
+)
+def test_optional_outputs_spelled_as_empty_names_at_the_end_are_no_outputs(node: str) -> None:
+    """They are not written to the protobuf that inference reads, so it sees fewer outputs than the node has."""
+    gates = 8 if "LSTM" in node else 6
+    inputs = f"float[4,N,3] x, float[1,{gates},3] w, float[1,{gates},2] r, float[3] s"
+    model = parse(f"g ({inputs}) => (float[A,B,C] z) {{ {node} z = Relu(y) }}".replace("[A,B,C]", "[]"))
+    for value in model.graph[0].outputs[1:]:
+        value.name = ""
+    INFER_SHAPES(model)
+    assert model.graph[0].outputs[0].dtype == ir.DataType.FLOAT
+    assert model.graph[0].outputs[0].shape is not None

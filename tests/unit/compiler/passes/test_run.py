@@ -10,7 +10,8 @@ from pass_cases import parse, with_weight
 
 from compiler.errors import InternalError, OutputError, UnsupportedModel
 from compiler.model.graph import FunctionPass, PassResult
-from compiler.passes.instrument import NO_PROBE, UNCHANGED, measure
+from compiler.passes.instrument import measure
+from compiler.passes.judge import NO_PROBE, UNCHANGED
 from compiler.passes.macs import count_macs
 from compiler.passes.merge_transposes import MERGE_TRANSPOSES
 from compiler.passes.probe import make_probe, run_unoptimized

@@ -82,3 +82,20 @@ def test_any_layer_gives_what_it_gave(size: int, side: int, stride: int, dilatio
     )
     sides, found = trimmed(body)
     assert sides[0] <= side and min(found) >= 0
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "dilation", "before", "after", "stride"),
+    [
+        case
+        for case in product((1, 2, 3, 5), (2, 3, 5), (1, 2, 3), (0, 1, 2, 4), (0, 1, 3), (1, 2))
+        if case[0] + case[3] + case[4] >= case[2] * (case[1] - 1) + 1
+    ],
+)
+def test_pads_stay_what_a_convolution_can_have(size, side, dilation, before, after, stride) -> None:
+    """A tap on padding may be worth more steps than there are pads; every size, dilation, stride and pad."""
+    outputs = (size + before + after - dilation * (side - 1) - 1) // stride + 1
+    body = f"(float[N,2,{size},3] x, float[3,2,{side},1] c_w) => (float[N,3,{outputs},3] y)"
+    attributes = f"pads=[{before},0,{after},0], dilations=[{dilation},1], strides=[{stride},1]"
+    _, pads = trimmed(f"{body} {{ y = Conv<{attributes}>(x, c_w) }}")
+    assert min(pads) >= 0

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import ast
+from dataclasses import fields
 from pathlib import Path
 
 import onnx.parser
 import onnx_ir as ir
 import pytest
 
+import compiler
 from compiler.errors import TargetNotFound, TargetUnavailable, UnsupportedModel
 from compiler.target import find_target, installed_version, list_targets
-from compiler.target.capability import Capability, OpRule, find_unsupported, refuse_unsupported
-from compiler.target.testing import install_plugin, text_case
+from compiler.target.capability import Capability, OpRule, PrecisionRule, find_unsupported, refuse_unsupported
+from compiler.target.target import HasAlternatives, missing_packages
+from compiler.target.testing import FakeTarget, install_plugin, text_case
 
 _GOOD = "from compiler.target.testing import FakeTarget\nTARGET = FakeTarget('acme')\n"
 
@@ -164,3 +168,55 @@ def test_a_model_of_a_newer_opset_than_the_toolchain_reads_is_refused() -> None:
 def test_an_operator_of_an_older_meaning_is_refused() -> None:
     (refusal,) = _refusals(RELU, {"Relu": OpRule(opset_min=22)})
     assert "opset 21 gives it another meaning" in refusal
+
+
+class ToolchainOnly(FakeTarget):
+    """Says which versions are installed."""
+
+    def __init__(self, **versions: str) -> None:
+        self.versions = versions
+
+    def toolchain(self) -> dict[str, str]:
+        return self.versions
+
+
+class WithAlternatives(ToolchainOnly):
+    """Builds with `ahead` or with `late`, and always needs `linker`."""
+
+    alternatives = frozenset({"ahead", "late"})
+
+
+@pytest.mark.parametrize(
+    ("ahead", "late", "linker", "missing"),
+    [
+        ("1.7", "absent", "2", ()),
+        ("absent", "10.1", "2", ()),
+        ("absent", "absent", "2", ("ahead", "late")),
+        ("1.7", "absent", "absent", ("linker",)),
+    ],
+)
+def test_one_of_several_alternatives_is_enough(ahead: str, late: str, linker: str, missing: tuple[str, ...]) -> None:
+    assert missing_packages(WithAlternatives(ahead=ahead, late=late, linker=linker)) == missing
+
+
+def test_without_alternatives_every_package_is_needed() -> None:
+    assert missing_packages(ToolchainOnly(ahead="1.7", late="absent")) == ("late",)
+
+
+def test_tensorrt_is_complete_with_either_of_its_libraries() -> None:
+    target = find_target("tensorrt")
+    assert isinstance(target, HasAlternatives)
+    assert set(target.toolchain()) == target.alternatives
+
+
+@pytest.mark.parametrize("contract", [Capability, PrecisionRule, OpRule])
+def test_whatever_a_target_must_state_is_read_by_the_compiler(contract: type) -> None:
+    """A field that no module reads is work for every author of a target, and says nothing to anybody."""
+    sources = [path.read_text(encoding="utf-8") for path in Path(compiler.__file__).parent.rglob("*.py")]
+    read = {
+        node.attr
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    assert not [field.name for field in fields(contract) if field.name not in read]

@@ -129,7 +129,7 @@ def test_poor_calibration_data_are_warned_of_with_their_effect() -> None:
     model = model_of(BODY)
     x = np.concatenate([np.zeros((2, 3, 8, 8), np.float32), batches_of(model)[0]["x"][:1].repeat(4, axis=0)])
     few, constant, repeated = quantize(model, [{"x": x}], scheme_of()).warnings
-    assert few.startswith("6 calibration samples") and "cut off" in few
+    assert few.startswith("6 calibration samples") and "clipped" in few
     assert constant.startswith("2 of 6") and repeated.startswith("4 of 6")
 
 

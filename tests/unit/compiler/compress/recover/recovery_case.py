@@ -12,7 +12,7 @@ import onnx_ir as ir
 from compiler.compress.prune.cut import cut_channels
 from compiler.compress.prune.groups import find_ties
 from compiler.compress.prune.prepare import prepare
-from compiler.compress.recover import Recipe, Recovered, choose_taps, recover
+from compiler.compress.recover import Goal, Pair, Recipe, Recovered, choose_taps, recover
 from compiler.model.numerics import Arrays
 from compiler.passes.infer_shapes import INFER_SHAPES
 
@@ -41,13 +41,13 @@ def batches() -> Iterator[Arrays]:
         yield {"x": random.standard_normal((8, 3, 8, 8)).astype(np.float32)}
 
 
-def recovered(folder: Path, recipe: Recipe, text: str = TEXT, **more: object) -> Recovered:
+def recovered(folder: Path, recipe: Recipe, text: str = TEXT, *, goal: Goal | None = None) -> Recovered:
     model = network(text)
     ties = find_ties(model)
     removed = ties.groups[0].channels[:4]
     pruned = cut_channels(model, ties, removed)
     taps = choose_taps(pruned, ties, removed)
-    return recover(model, pruned, batches, folder=folder, recipe=recipe, taps=taps, **more)  # type: ignore[arg-type]
+    return recover(Pair(model, pruned, taps), batches, folder=folder, recipe=recipe, goal=goal)
 
 
 KILLED = Recipe(seconds=float("inf"), steps=60, batch=8, save_every_s=0.0, patience=100)

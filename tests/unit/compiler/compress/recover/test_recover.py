@@ -19,7 +19,7 @@ from recovery_case import KILLED, TEXT, batches, network, recovered  # noqa: E40
 
 from compiler.compress.prune.groups import find_ties  # noqa: E402
 from compiler.compress.prune.prepare import prepare  # noqa: E402
-from compiler.compress.recover import Recipe, choose_taps, recover  # noqa: E402
+from compiler.compress.recover import Goal, Pair, Recipe, choose_taps, recover  # noqa: E402
 from compiler.compress.recover.checkpoint import FILE  # noqa: E402
 from compiler.compress.recover.execution import segments_for  # noqa: E402
 from compiler.compress.recover.network import network_of, run, with_weights  # noqa: E402
@@ -81,7 +81,7 @@ def test_model_that_states_its_batch_elsewhere_is_refused_before_anything_is_lea
     model = ir.from_onnx_text(text)
     data = [{"x": np.ones((4, 3), np.float32)}]
     with pytest.raises(UnsupportedModel, match=r"output 'y'|at once"):
-        recover(model, model, lambda: data, folder=tmp_path, recipe=SHORT, taps={})
+        recover(Pair(model, model), lambda: data, folder=tmp_path, recipe=SHORT)
 
 
 def test_killed_run_goes_on_from_its_step_and_ends_as_one_that_was_never_killed(tmp_path: Path) -> None:
@@ -123,13 +123,13 @@ def test_metric_that_is_met_ends_it(tmp_path: Path) -> None:
         asked.append(model)
         return len(asked) / 10
 
-    found = recovered(tmp_path, SHORT, metric=metric, enough=0.3)
+    found = recovered(tmp_path, SHORT, goal=Goal(metric, enough=0.3))
     assert (found.stopped, len(found.checks), found.best.value) == ("enough", 3, 0.3)
 
 
 def test_metric_that_no_longer_rises_ends_it_with_the_best_weights(tmp_path: Path) -> None:
     values = iter([0.5, 0.7, 0.6, 0.6, 0.6, 0.6, 0.9])
-    found = recovered(tmp_path, SHORT, metric=lambda model: next(values))
+    found = recovered(tmp_path, SHORT, goal=Goal(lambda model: next(values)))
     assert (found.stopped, found.best.value) == ("no gain", 0.7)
 
 
@@ -198,7 +198,7 @@ def test_operator_without_counterpart_is_named_before_anything_is_learnt(tmp_pat
     <int64 axis = {1}> { [odd] y = CumSum(x, axis) }"""
     model = ir.from_onnx_text(text)
     with pytest.raises(UnsupportedModel, match="CumSum 'odd'"):
-        recover(model, model, batches, folder=tmp_path, recipe=SHORT, taps={})
+        recover(Pair(model, model), batches, folder=tmp_path, recipe=SHORT)
 
 
 def test_weights_go_back_under_their_names() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from compiler.artifact import Evidence
 from compiler.driver.measure.speed import Speed
-from compiler.driver.search.select import beaten_by
+from compiler.driver.search.select import beaten_by, choose_trial, explain_choice, explain_failure
 from compiler.driver.search.trial import Trial
 from compiler.driver.stages.candidate import Made
+from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.evaluate.gates import Gate
 
 
@@ -31,7 +34,63 @@ def test_a_candidate_is_given_up_only_where_what_passes_is_clearly_faster(
     assert beaten_by(lost, [lost, fine]) is (fine if is_beaten else None)
 
 
-def test_speeds_of_different_evidence_are_not_compared_and_nothing_beats_where_nothing_passes() -> None:
-    lost = trial(1, 1.5, passed=False, evidence=Evidence.ESTIMATED)
-    assert beaten_by(lost, [lost, trial(2, 2.0, passed=True)]) is None
-    assert beaten_by(lost, [lost, trial(2, 2.0, passed=False, evidence=Evidence.ESTIMATED)]) is None
+def unjudged(number: int, speedup: float, *, evidence: Evidence = Evidence.ESTIMATED) -> Trial:
+    """A candidate that could not be run: nothing judged its accuracy."""
+    gate = Gate("accuracy", 2.0, None, "points lost", None, Evidence.NONE, "point", "it cannot be run here")
+    made = object.__new__(Made)
+    speed = Speed(speedup, 1.0, 1.0, "ms by roofline", evidence)
+    return Trial(number, "candidate", "bf16", made, gates=(gate,), speed=speed)
+
+
+@pytest.mark.parametrize("speedup", [2.0, 20.0])
+def test_an_estimated_speed_does_not_beat_a_measured_one(speedup: float) -> None:
+    measured = trial(1, 1.9, passed=True)
+    estimated = trial(2, speedup, passed=True, evidence=Evidence.ESTIMATED)
+    assert choose_trial([measured, estimated]) is measured
+    assert choose_trial([estimated, measured]) is measured
+
+
+def test_an_accuracy_nobody_judged_does_not_beat_a_judged_one_by_figures_of_the_same_kind() -> None:
+    judged = trial(1, 1.5, passed=True, evidence=Evidence.ESTIMATED)
+    assert choose_trial([judged, unjudged(2, 3.0)]) is judged
+    assert choose_trial([trial(1, 1.5, passed=True), unjudged(2, 3.0, evidence=Evidence.HOST)]).number == 1
+
+
+def test_what_nobody_could_judge_is_delivered_where_nothing_else_passes() -> None:
+    only = unjudged(2, 3.0)
+    assert choose_trial([trial(1, 5.0, passed=False), only]) is only
+
+
+def test_the_reason_names_what_was_passed_over_for_want_of_evidence() -> None:
+    measured, estimated = trial(1, 1.9, passed=True), unjudged(2, 20.0)
+    text = explain_choice(measured, [measured, estimated])
+    assert "bf16: its accuracy was not judged, that of what is delivered was" in text
+
+
+def test_less_evidence_ends_the_search_for_other_forms_and_more_does_not() -> None:
+    lost, estimated = trial(1, 1.5, passed=False), trial(2, 2.0, passed=True, evidence=Evidence.ESTIMATED)
+    assert beaten_by(lost, [lost, estimated]) is None
+    lost, measured = trial(1, 9.0, passed=False, evidence=Evidence.ESTIMATED), trial(2, 2.0, passed=True)
+    assert beaten_by(lost, [lost, measured]) is measured
+    refused = trial(2, 2.0, passed=False, evidence=Evidence.ESTIMATED)
+    assert beaten_by(lost, [lost, refused]) is None
+
+
+def test_pruning_pays_only_by_figures_as_good_as_those_without_it() -> None:
+    whole = trial(1, 1.5, passed=True)
+    pruned = replace(trial(2, 3.0, passed=True, evidence=Evidence.ESTIMATED), purpose="pruning")
+    assert choose_trial([whole, pruned]) is whole
+    assert choose_trial([whole, replace(trial(2, 3.0, passed=True), purpose="pruning")]).number == 2
+
+
+def test_a_device_without_a_candidate_to_build_is_refused_with_the_reason() -> None:
+    baseline = Trial(1, "baseline", "fp32", object.__new__(Made))  # of a model that is quantized already
+    error = explain_failure([baseline], "kiosk")
+    assert isinstance(error, UnsupportedModel) and error.where == "kiosk"
+    assert "quantized already" in error.what and error.remedy
+
+
+def test_a_device_whose_candidates_all_failed_to_build_has_the_first_error() -> None:
+    first = ToolchainFailed("the compiler crashed")
+    failed = [Trial(1, "candidate", "fp16", error=first), Trial(2, "candidate", "int8", error=ToolchainFailed("other"))]
+    assert explain_failure(failed, "kiosk") is first

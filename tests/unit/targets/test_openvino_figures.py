@@ -1,0 +1,144 @@
+"""Figures of OpenVINO builds on a machine that is busy with other work: memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from compiler.artifact import Artifact, artifact_to_dict
+from compiler.compress.quant import quantize
+from compiler.fleet.detect import host_isa
+from compiler.fleet.profile import load_profile
+from compiler.model.graph import infer_strictly
+from compiler.model.numerics import write_arrays
+from compiler.target import TargetPlan
+from compiler.target.isolate import ChildLimits, run_child
+from compiler.target.testing import text_case
+from targets.intel_openvino import TARGET, Options
+from targets.intel_openvino.isa import isa_limit
+from targets.intel_openvino.quantized import INT8
+
+pytestmark = pytest.mark.needs_openvino
+
+MIB = 1 << 20
+LOAD = 4
+"""Busy processes beside a measurement, per core."""
+
+N100 = load_profile("intel-n100")
+SHAPE = (1, 256, 14, 14)
+NET = text_case(
+    "figures",
+    "(float[1,256,14,14] x) => (float[1,256,14,14] y) "
+    "{ a = Conv<pads=[1,1,1,1]>(x, v, b) r = Relu(a) c = Conv<pads=[1,1,1,1]>(r, w, b) s = Relu(c) "
+    "d = Conv<pads=[1,1,1,1]>(s, u, b) y = Relu(d) }",
+    weights={"v": (256, 256, 3, 3), "w": (256, 256, 3, 3), "u": (256, 256, 3, 3), "b": (256,)},
+)
+TINY = text_case(
+    "tiny", "(float[1,256,14,14] x) => (float[1,1,14,14] y) { y = Conv(x, w) }", weights={"w": (1, 256, 1, 1)}
+)
+
+
+def _spin() -> None:
+    while True:
+        sum(range(10000))
+
+
+@contextmanager
+def busy_machine() -> Iterator[None]:
+    """Processes that compute on every core, several times over."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_spin, daemon=True) for _ in range(LOAD * (os.cpu_count() or 1))]
+    for process in processes:
+        process.start()
+    time.sleep(0.5)
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def build(folder: Path, model: ir.Model, precision: str) -> Artifact:
+    folder.mkdir()
+    return TARGET.build(model, TargetPlan(precision, Options(), threads=4), N100, workdir=folder)
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """The float32 and the int8 build of a small convolutional network, and a build of next to nothing."""
+    root = tmp_path_factory.mktemp("figures")
+    model = ir.from_proto(infer_strictly(ir.to_proto(NET.model())))
+    for index, node in enumerate(model.graph):
+        node.name = node.name or f"node{index}"
+    rng = np.random.default_rng(7)
+    batches = [{"x": rng.normal(size=SHAPE).astype(np.float32)} for _ in range(4)]
+    low = quantize(model, batches, INT8).model
+    return {
+        "fp32": build(root / "fp32", model, "fp32"),
+        "int8": build(root / "int8", low, "int8"),
+        "tiny": build(root / "tiny", TINY.model(), "fp32"),
+    }
+
+
+def request(artifact: Artifact) -> dict[str, object]:
+    return artifact_to_dict(artifact) | {"root": str(artifact.root)}
+
+
+def run_bytes(folder: Path, builds: dict[str, Artifact], name: str) -> int:
+    """What a model itself takes when it runs, as `driver.measure.memory` counts it."""
+    write_arrays(folder / "in.npz", {"x": np.ones(SHAPE, np.float32)})
+    peaks = [
+        run_child(
+            "footprint",
+            {"artifact": request(builds[one]), "inputs": str(folder / "in.npz")},
+            folder=folder,
+            limits=ChildLimits(),
+            where="test",
+        )["peak_bytes"]
+        for one in (name, "tiny")
+    ]
+    return int(peaks[0] - peaks[1])
+
+
+def test_memory_when_run_is_the_same_on_a_busy_machine(tmp_path: Path, builds: dict[str, Artifact]) -> None:
+    quiet = {name: run_bytes(tmp_path, builds, name) for name in ("fp32", "int8")}
+    with busy_machine():
+        busy = {name: run_bytes(tmp_path, builds, name) for name in ("fp32", "int8")}
+    assert quiet["fp32"] > 8 * MIB
+    assert busy == pytest.approx(quiet, rel=0.02)
+
+
+def test_memory_is_that_of_the_devices_instruction_sets_whatever_this_machine_has(
+    tmp_path: Path, builds: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An int8 build for an N100 must not be measured with the tile registers of a server."""
+    if not isa_limit(frozenset(N100.cpu.isa if N100.cpu else ()), host_isa()):
+        pytest.skip("this machine lacks some instruction sets of an N100")
+    as_built = run_bytes(tmp_path, builds, "int8")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2_VNNI")
+    assert as_built == pytest.approx(run_bytes(tmp_path, builds, "int8"), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "level"),
+    [
+        ({"avx2", "fma", "avx_vnni"}, {"avx2", "fma", "avx_vnni", "avx512f"}, "AVX2_VNNI"),
+        ({"avx2", "fma", "avx_vnni"}, {"avx2", "fma", "avx512f", "avx512_vnni"}, ""),
+        ({"avx2", "fma"}, {"avx2", "fma", "avx_vnni"}, "AVX2"),
+        (set(), {"avx2", "fma"}, ""),
+    ],
+    ids=["fewer than this machine", "some this machine lacks", "without VNNI", "none stated"],
+)
+def test_instruction_sets_are_limited_to_the_devices_where_this_machine_has_them_all(
+    device: set[str], host: set[str], level: str
+) -> None:
+    assert isa_limit(device, host) == level
