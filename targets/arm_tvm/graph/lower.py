@@ -23,6 +23,7 @@ from targets.arm_tvm.graph.lifted_weights import lift_weights
 from targets.arm_tvm.graph.packing import Schedule, pack_graph
 from targets.arm_tvm.graph.quantized.rewrite import DOMAIN, OPERATOR, use_integers
 from targets.arm_tvm.graph.recurrent import RECURRENT, recurrent
+from targets.arm_tvm.graph.tir_passes import register_pipeline
 from targets.arm_tvm.graph.tvm_kernels import parallelize
 from targets.arm_tvm.kernels.integer.dot_products import dot_of
 from targets.arm_tvm.kernels.integer.kernel import Kernel, call
@@ -200,7 +201,8 @@ def compile_kernels(module: Any, options: Options, workdir: Path) -> tuple[Path,
     target = tvm.target.Target(options.target)
     # The second half of TVM's CPU pipeline; `_fuse` runs the first, before weights become parameters.
     rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
-    return write_objects(tvm.compile(module, target=target, relax_pipeline=rest), options, workdir)
+    executable = tvm.compile(module, target=target, relax_pipeline=rest, tir_pipeline=register_pipeline())
+    return write_objects(executable, options, workdir)
 
 
 def write_objects(executable: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
