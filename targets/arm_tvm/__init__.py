@@ -71,10 +71,12 @@ class Tvm:
         return capability_of(_dot_of(profile), half=_computes_half(profile))
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
-        """Loops become their iterations, since compiled code has none around operators."""
+        """Sizes become constants, and loops their iterations: compiled code has no loops of operators."""
+        from targets.arm_tvm.graph.fold_shapes import FOLD_SHAPES
         from targets.arm_tvm.graph.unroll_loops import UNROLL_LOOPS
 
-        return (UNROLL_LOOPS,)
+        # Sizes first: numbers of iterations may be computed from them.
+        return (FOLD_SHAPES, UNROLL_LOOPS)
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Compiles the model, links it, and writes the bundle."""
