@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this file for every command, and these import all of the compiler
@@ -77,13 +77,10 @@ def manifest_text(manifest: Mapping[str, Any], measurements: Mapping[str, Any]) 
     ]
     lines += [f"  {name}: {choice['value']}: {choice['reason']}" for name, choice in plan["choices"].items()]
     lines += [f"  source {_size(manifest['source'])}", f"  border {_size(manifest['border'])}"]
-    judged = f"{parity['status']} ({parity['evidence']}, tolerance {parity['tolerance']})"
-    lines += [f"  parity: {judged} {parity['reason']}".rstrip()]
-    lines += [
-        f"    {point['sizes']}: {name}: {_stats(stats)}"
-        for point in parity["points"]
-        for name, stats in point["outputs"].items()
-    ]
+    lines += _parity_lines("parity", parity)
+    if border := manifest["verdict"].get("border"):
+        lines += _parity_lines("border model against the imported model", border)
+    lines += [f"  {sentence}" for sentence in manifest["verdict"].get("weak_proofs", ())]
     lines += [
         f"  latency {row['sizes']}: {latency_text(row)} ({measurements['evidence']})"
         for row in measurements.get("latency", [])
@@ -287,6 +284,14 @@ def _noted(device: DeviceReport) -> bool:
 def _size(stats: Mapping[str, Any]) -> str:
     macs = "unknown" if stats["macs"] is None else f"{stats['macs'] / 1e6:.1f} M"
     return f"{stats['nodes']} nodes, {stats['parameters']} parameters, {stats['bytes'] / MIB:.1f} MiB, {macs} MACs"
+
+
+def _parity_lines(title: str, parity: Mapping[str, Any]) -> Iterator[str]:
+    judged = f"{parity['status']} ({parity['evidence']}, tolerance {parity['tolerance']})"
+    yield f"  {title}: {judged} {parity['reason']}".rstrip()
+    for point in parity["points"]:
+        for name, stats in point["outputs"].items():
+            yield f"    {point['sizes']}: {name}: {_stats(stats)}"
 
 
 def _stats(stats: Mapping[str, Any]) -> str:

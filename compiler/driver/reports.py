@@ -119,7 +119,12 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, found: Fo
         "passes": [{key: value for key, value in record.items() if key != "milliseconds"} for record in border.records],
         "stages": [{"stage": entry.stage, "sha256": entry.digest} for entry in made.entries],
         "tuning": [kernel.to_dict() for kernel in made.kernels],
-        "verdict": {"parity": verdict_facts(made.verdict), "reference": made.reference},
+        "verdict": {
+            "parity": verdict_facts(made.verdict),
+            "reference": made.reference,
+            "border": verdict_facts(made.border_verdict),
+            "weak_proofs": list(made.weak_proofs),
+        },
         **search_facts(found),
     }
 

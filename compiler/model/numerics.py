@@ -56,7 +56,7 @@ class ErrorStats:
 class Tolerance:
     """A named level of agreement.
 
-    The cosine is no bound of its own: noise of a ratio r < 1 to the signal leaves a cosine of √(1 − r²) at least, which is
+    The cosine is no bound of its own: noise of r < 1 times the signal leaves a cosine of √(1 − r²) at least, which is
     0.9999995 at 60 dB. It is reported, since a low one with a low ratio tells a wrong result from a wrong scale.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from compiler.artifact.report.read import Device
 from compiler.artifact.report.rows import Row, chosen_trial, interval, points_lost
-from compiler.artifact.schema import Accuracy, Gate, Trial
+from compiler.artifact.schema import Accuracy, Gate, Trial, Verdict
 
 FLOORS = frozenset({"% less", "correlation"})
 """Units of gates whose limit is the least that must be found."""
@@ -119,6 +119,18 @@ def _why_not(trial: Trial, chosen: Trial | None) -> str:
     return f"{trial.status}; the chosen one ranks before it"
 
 
+def _border_proofs(verdict: Verdict) -> Iterator[Proof]:
+    border = verdict.border
+    if border is not None and border.status == "passed":
+        worst = border.worst_sqnr_db
+        how = "equal to the bit" if worst is None else f"worst SQNR {worst:.1f} dB, tolerance {border.tolerance}"
+        yield Proof("proven", f"The border model computes what the imported model computes: {how}.", border.evidence)
+    elif border is not None:
+        yield Proof("open", f"The border model was not compared: {border.reason}.", border.evidence)
+    for sentence in verdict.weak_proofs:
+        yield Proof("open", sentence[0].upper() + sentence[1:] + ".", "none")
+
+
 def _proofs(device: Device) -> Iterator[Proof]:
     manifest = device.manifest
     if manifest is None:
@@ -131,6 +143,7 @@ def _proofs(device: Device) -> Iterator[Proof]:
         yield Proof("proven", text + (f" {parity.reason}" if parity.reason else ""), parity.evidence)
     else:
         yield Proof("open", f"Its outputs were not compared: {parity.reason or parity.status}.", parity.evidence)
+    yield from _border_proofs(manifest.verdict)
     trial = chosen_trial(device)
     for gate in manifest.gates:
         doubt = _doubt(gate, trial.accuracy if trial else None)

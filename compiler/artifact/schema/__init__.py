@@ -64,6 +64,7 @@ __all__ = [
     "Searched",
     "Summary",
     "Trial",
+    "Verdict",
     "parse",
     "problems_of",
 ]

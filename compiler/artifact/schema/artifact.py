@@ -169,10 +169,12 @@ class Parity:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The parity, and what it was judged against."""
+    """The parity of the artifact, what it was judged against, the border model's own, and where both say little."""
 
     parity: Parity
     reference: Literal["imported model", "border model"]
+    border: Parity | None = None
+    weak_proofs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,19 @@ from functools import partial
 
 from compiler.driver.stages.bisect import explain_divergence
 from compiler.driver.stages.border import Border, make_border
+from compiler.driver.stages.border_parity import hold_to_model, judge_border
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.inputs import sizes_label
 from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_kernels, tuning_log
+from compiler.driver.stages.proof import weak_proofs
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
 from compiler.driver.stages.verify import ParityCase, Verdict, reference_cases, verify_artifact
 from compiler.errors import GateFailed
 from compiler.plan import Plan
 from compiler.store import Entry
+from compiler.target.capability import refuse_unsupported
 from compiler.tune import Curve, Scheduled
 
 log = logging.getLogger("fleetc.build")
@@ -33,6 +36,8 @@ class Made:
         built: The artifact.
         points: Inputs and expected outputs it was compared on.
         verdict: Parity, and what was timed or counted beside.
+        border_verdict: Parity of the border model with the imported one, in ONNX Runtime.
+        weak_proofs: Why some of that parity says little.
         kernels: What each of its kernels is built with, and by which record; none where the target cannot be tuned.
         curves: The trials behind those records.
     """
@@ -42,6 +47,8 @@ class Made:
     built: Built
     points: tuple[ParityCase, ...]
     verdict: Verdict
+    border_verdict: Verdict
+    weak_proofs: tuple[str, ...] = ()
     kernels: tuple[Scheduled, ...] = ()
     curves: tuple[Curve, ...] = ()
 
@@ -76,8 +83,11 @@ def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) 
         CompilerError: It cannot be built, or differs from what it was made of.
     """
     job, ready = context.job, context.ready
-    plan = bound_payload(plan, ready.model)
+    plan = hold_to_model(bound_payload(plan, ready.model), ready.model)
     border = make_candidate_border(context, plan, variant)
+    refuse_unsupported(border.load(), job.target.capability(job.profile), target=job.target.name)
+    with context.clock.timed("reference"):
+        border_verdict = judge_border(border, plan, ready, where=f"{context.name}: verify", store=context.store)
     with context.clock.timed("kernels"):
         found = list_kernels(border, plan, job.profile, job.target, store=context.store, limits=context.options.child)
         kernels = choose_schedule(found, plan, job.profile, tuning_log(context.options.cache))
@@ -89,7 +99,8 @@ def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) 
         points = reference_cases(model, digest, ready.inputs.points, context.store)
     with context.clock.timed("verify"):
         verdict = _verify(context, plan, border, built, points, explain=explain)
-    return Made(plan, border, built, points, verdict, kernels.scheduled, kernels.curves)
+    weak = weak_proofs(points, is_random=ready.inputs.is_random)
+    return Made(plan, border, built, points, verdict, border_verdict, weak, kernels.scheduled, kernels.curves)
 
 
 def make_candidate_border(context: BuildContext, plan: Plan, variant: Variant) -> Border:
@@ -118,7 +129,7 @@ def _verify(
             built.artifact,
             built.entry.digest,
             points,
-            tolerance=plan.tolerance,
+            tolerance=plan.choices["tolerance"].value,
             repeat=options.repeat,
             where=f"{context.name}: verify",
             store=context.store,

@@ -35,12 +35,14 @@ class VerificationInputs:
         probe: The inputs that passes are probed with.
         origin: Where they are from, as every figure's label says.
         warnings: What is odd about them.
+        is_random: Whether they were made up, since the fleet file names no data.
     """
 
     points: Mapping[str, Arrays]
     probe: Arrays
     origin: str
     warnings: tuple[str, ...]
+    is_random: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> V
         label: batch_of(drawn[label], specs, sizes.get("batch", device.batch.opt)) for label, sizes in labelled.items()
     }
     first = next(iter(drawn.values()))
-    return VerificationInputs(points, points[sizes_label(steps["min"])], first.origin, first.warnings)
+    return VerificationInputs(
+        points, points[sizes_label(steps["min"])], first.origin, first.warnings, fleet.calibration is None
+    )
 
 
 def _prepare(fleet: Fleet, model: ir.Model, device: DeviceClass) -> Prepared:

@@ -163,7 +163,7 @@ def judge(
         tolerance,
         run.evidence,
         run.note,
-        points=tuple(_point_figures(point, outputs) for point, outputs in zip(points, run.outputs, strict=True)),
+        points=tuple(point_figures(point, outputs) for point, outputs in zip(points, run.outputs, strict=True)),
         latency=_latencies(points, run) if run.evidence != Evidence.EMULATOR else (),
         instructions=run.instructions,
     )
@@ -280,7 +280,8 @@ def _raise_failures(points: Sequence[ParityCase], run: Execution, tolerance: str
         )
 
 
-def _point_figures(point: ParityCase, outputs: Arrays) -> dict[str, Any]:
+def point_figures(point: ParityCase, outputs: Arrays) -> dict[str, Any]:
+    """How far each output of one point is from the expected one."""
     stats = compare_all(point.expected, outputs)
     return {"sizes": point.label, "outputs": {name: stats_to_dict(one) for name, one in stats.items()}}
 

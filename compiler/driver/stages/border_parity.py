@@ -1,0 +1,112 @@
+"""Parity of the border model: ONNX Runtime runs it here for every device, whether the artifact can be executed or not.
+
+It is judged on the same samples as the artifact, against the imported model. Where the border model changes results on
+purpose, the level says by how much it may: accuracy is judged by the gates, but noise, zeros and NaN are no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from compiler.artifact import Evidence
+from compiler.driver.stages.border import Border
+from compiler.driver.stages.inputs import Prepared
+from compiler.driver.stages.verify import ParityCase, Verdict, failures, point_figures, reference_cases
+from compiler.errors import GateFailed, UnsupportedModel
+from compiler.model.numerics import TOLERANCES, Tolerance, coarser
+from compiler.passes.probe import tolerance_of
+from compiler.passes.quantized import is_quantized
+from compiler.plan import Choice, Plan
+from compiler.store import Store
+
+
+def hold_to_model(plan: Plan, model: ir.Model) -> Plan:
+    """The plan with the tolerance that the imported model allows: one in float16 has float16's, whatever is built.
+
+    Args:
+        plan: The plan, its precision settled.
+        model: The imported model.
+    """
+    asked, own = TOLERANCES[plan.tolerance], tolerance_of(model)
+    level = coarser(asked, own)
+    if level == asked:
+        return plan
+    reason = f"the level for {own.name}: the imported model itself computes in it"
+    return replace(plan, choices={**plan.choices, "tolerance": Choice(level.name, reason)})
+
+
+def judge_border(border: Border, plan: Plan, ready: Prepared, *, where: str, store: Store) -> Verdict:
+    """Runs the border model by ONNX Runtime on every point and compares it with the imported model.
+
+    Args:
+        border: The border model.
+        plan: The plan it was made by.
+        ready: The imported model and the inputs.
+        where: Device, for messages.
+        store: Where finished stages are.
+
+    Raises:
+        GateFailed: An output is outside the level; the message names each, and the pass where the probe shows it.
+        UnsupportedModel: ONNX Runtime does not run the imported model.
+    """
+    level = border_level(plan, ready.model)
+    expected = reference_cases(ready.model, ready.digest, ready.inputs.points, store)
+    try:
+        actual = reference_cases(border.load(), border.digest, ready.inputs.points, store)
+    except UnsupportedModel as error:
+        return Verdict("not executed", level.name, Evidence.NONE, error.what)
+    lines = [*_failures(expected, actual, level, is_changed=_is_changed(plan, ready.model))]
+    if lines:
+        raise GateFailed(
+            f"the border model differs from the imported model by more than '{level.name}' allows "
+            f"(SQNR ≥ {level.sqnr_db_min:g} dB; {Evidence.HOST}):\n" + "\n".join(lines) + f"\n{_blame(border, plan)}",
+            where=where,
+        )
+    points = tuple(point_figures(want, got.expected) for want, got in zip(expected, actual, strict=True))
+    return Verdict("passed", level.name, Evidence.HOST, "", points)
+
+
+def border_level(plan: Plan, model: ir.Model) -> Tolerance:
+    """The level a plan's border model is judged by against the imported model.
+
+    Args:
+        plan: The plan, its precision settled.
+        model: The imported model.
+    """
+    if plan.pruning.ratio:
+        return TOLERANCES["pruned"]
+    if _is_changed(plan, model):
+        return TOLERANCES["quantized"]
+    graph = TOLERANCES[plan.rule.tolerance if plan.converts_graph else "fp32"]
+    return coarser(graph, tolerance_of(model))
+
+
+def _is_changed(plan: Plan, model: ir.Model) -> bool:
+    """Whether the border model computes something else on purpose; one that came quantized is passed on as it is."""
+    return bool(plan.pruning.ratio) or (plan.rule.scheme is not None and not is_quantized(model))
+
+
+def _failures(
+    expected: Sequence[ParityCase], actual: Sequence[ParityCase], level: Tolerance, *, is_changed: bool
+) -> Iterator[str]:
+    """One line per output that is outside; integers of a model that was changed may differ, as an arg max does."""
+    for want, got in zip(expected, actual, strict=True):
+        for name, stats in failures(want.expected, got.expected, level.name).items():
+            if not is_changed or want.expected[name].dtype.kind in "fc" or stats.shapes or stats.is_missing:
+                yield f"  - {want.label}: output '{name}': {stats}"
+
+
+def _blame(border: Border, plan: Plan) -> str:
+    """What to look at: the first pass whose record already shows the difference, or how to find it."""
+    floor = TOLERANCES[plan.rule.tolerance if plan.converts_graph else "fp32"].sqnr_db_min
+    figures = ((record, record["sqnr_db"]) for record in border.records if not record["left_out"])
+    seen = [record for record, sqnr_db in figures if sqnr_db is not None and float(sqnr_db) < floor]
+    if plan.changes_results:
+        return "It was quantized or pruned so: more or other calibration data, or another precision, may hold it."
+    if seen:
+        number, name = seen[0]["number"], seen[0]["name"]
+        return f"It differs from pass {number} ({name}) on: `--skip-pass {name}` builds without it; report it."
+    return "A pass is at fault, not the target: `--stop-after N` builds with the first N passes only, and tells which."
