@@ -51,7 +51,8 @@ def search(fleet: Figures, scratch: Path) -> Figures:
 def strict_search(fleet: Figures, scratch: Path) -> Figures:
     """The search with a hundredth of the float model's metric as its limit, judged by the drop itself."""
     manifest = json.loads((scratch / "dist" / "here" / "manifest.json").read_text(encoding="utf-8"))
-    metric = next(trial["accuracy"]["reference"]["value_pct"] for trial in manifest["trials"] if trial["accuracy"])
+    drops = [trial["accuracy"]["drop"] for trial in manifest["trials"] if trial["accuracy"]]
+    metric = next(drop["reference"]["value_pct"] for drop in drops if drop)
     limit = metric * (1 - KEPT_PCT / 100)
     strict = fleet | {
         "evaluation": fleet["evaluation"] | {"rule": "point"},
@@ -71,9 +72,14 @@ def strict_search(fleet: Figures, scratch: Path) -> Figures:
 def _trials(trials: Sequence[Figures]) -> list[Figures]:
     return [
         {key: trial[key] for key in ("number", "purpose", "precision", "status", "why", "note", "speed", "footprint")}
-        | {"drop_pct": (trial["accuracy"] or {}).get("drop_pct"), "layers_in_float": len(trial["kept_float"])}
+        | {"drop_pct": _drop_pct(trial), "layers_in_float": len(trial["kept_float"])}
         for trial in trials
     ]
+
+
+def _drop_pct(trial: Figures) -> float | None:
+    drop = (trial["accuracy"] or {}).get("drop")
+    return drop["drop_pct"] if drop else None
 
 
 def _build(scratch: Path, device: str, *, out: str = "dist", check: bool = True) -> float:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from compiler.artifact.adapter import parse, to_json
 from compiler.model.spec import TensorSpec
 
 
@@ -26,7 +29,7 @@ class Artifact:
     """The files one build made, under one folder.
 
     Args:
-        root: The folder. Paths below are relative to it, in POSIX spelling.
+        root: The folder, never written to a file. Paths below are relative to it, in POSIX spelling.
         target: Name of the target that made it and can load it.
         precision: Precision it computes in.
         inputs: What it takes, as read back from what was built.
@@ -38,7 +41,7 @@ class Artifact:
         deferred: Empty if complete; otherwise what the device must do (`fleetc finish`), and why.
     """
 
-    root: Path
+    root: Annotated[Path, Field(exclude=True)]
     target: str
     precision: str
     inputs: tuple[TensorSpec, ...]
@@ -52,18 +55,17 @@ class Artifact:
 
 def artifact_to_dict(artifact: Artifact) -> dict[str, Any]:
     """The artifact's description as a JSON-ready value, without its folder."""
-    value = asdict(replace(artifact, root=Path()))
-    del value["root"]
+    value: dict[str, Any] = to_json(artifact)
     return value
 
 
 def artifact_from_dict(value: Mapping[str, Any]) -> Artifact:
-    """The artifact that `artifact_to_dict` described; `root` must have been added."""
-    specs = {
-        key: tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in value[key])
-        for key in ("inputs", "outputs")
-    }
-    return Artifact(**{**value, **specs, "root": Path(value["root"]), "files": tuple(value["files"])})
+    """The artifact that `artifact_to_dict` described; `root` must have been added.
+
+    Raises:
+        ValueError: It describes none.
+    """
+    return parse(Artifact, value)
 
 
 def leaves_folder(folder: Path, name: str) -> bool:

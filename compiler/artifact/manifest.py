@@ -8,26 +8,26 @@ payload/ runtime/    what the device loads
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from compiler.artifact.artifact import Artifact, artifact_from_dict, artifact_to_dict, leaves_folder
-from compiler.artifact.schema import Manifest, Measurements, problems_of
+from compiler.artifact.adapter import parse, to_json
+from compiler.artifact.artifact import Artifact, leaves_folder
+from compiler.artifact.schema import UNMEASURED, File, Manifest, Measurements
 from compiler.errors import ArtifactError, combine
 from compiler.store import file_digest
+from compiler.store.atomic import replacing_folder, restore_folder, write_atomic
 from compiler.store.disk import output_errors
 
-SCHEMA = 1
+T = TypeVar("T")
+
+SCHEMA = 2
+"""Raised when a key of the files changes its name or meaning: older and newer files are refused."""
+
 MANIFEST = "manifest.json"
 MEASUREMENTS = "measurements.json"
 BORDER = "border.onnx"
@@ -43,80 +43,110 @@ class Delivered:
 
     Args:
         folder: The folder.
-        artifact: What the device loads.
         manifest: `manifest.json`.
         measurements: `measurements.json`; empty if it is missing.
     """
 
     folder: Path
-    artifact: Artifact
-    manifest: Mapping[str, Any]
-    measurements: Mapping[str, Any]
+    manifest: Manifest
+    measurements: Measurements
+
+    @property
+    def artifact(self) -> Artifact:
+        """What the device loads."""
+        return self.manifest.artifact
 
 
 def write_artifact(
-    artifact: Artifact, border: Path, *, facts: Mapping[str, Any], measurements: Mapping[str, Any], folder: Path
+    artifact: Artifact, border: Path, *, facts: Manifest, measurements: Measurements, folder: Path
 ) -> None:
-    """Writes an artifact's folder beside its place, then puts it there in one step, replacing what was there.
+    """Writes an artifact's folder beside its place, then puts it there, replacing what was there.
+
+    A kill at any moment leaves the old artifact or the new one, and never none.
 
     Args:
         artifact: What was built, with its files.
         border: The border model it was built from.
-        facts: Sections of the manifest: `device`, `inputs`, `plan`, `passes`, `verdict`, `stages`.
-        measurements: Sections of `measurements.json`.
+        facts: The manifest; its artifact and its files are written as they are here.
+        measurements: `measurements.json`; its files likewise.
         folder: `dist/<device>`.
 
     Raises:
         OutputError: The place cannot be written.
         StorageError: The disk is full.
     """
-    with output_errors(folder.parent), _writing(folder):
-        partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-        try:
-            _copy_files(artifact, border, partial)
-            files = _file_table(partial, artifact)
-            loose = {name: files[name] for name in artifact.non_reproducible}
-            manifest = _manifest(artifact, facts, {name: row for name, row in files.items() if name not in loose})
-            write_json(partial / MEASUREMENTS, {"schema": SCHEMA, **measurements, "non_reproducible_files": loose})
-            write_json(partial / MANIFEST, manifest)
-            _swap(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with output_errors(folder.parent), replacing_folder(folder) as draft:
+        _copy_files(artifact, border, draft)
+        files = _file_table(draft, artifact)
+        loose = {name: files[name] for name in artifact.non_reproducible}
+        repeated = {name: file for name, file in files.items() if name not in loose}
+        write_value(draft / MEASUREMENTS, replace(measurements, non_reproducible_files=loose))
+        write_value(draft / MANIFEST, replace(facts, artifact=artifact, files=repeated))
 
 
 def read_artifact(folder: Path) -> Delivered:
     """Reads an artifact's folder and compares every file with its digest.
 
     Raises:
-        ArtifactError: No artifact, of a newer schema, or with files that are missing, changed, or outside the folder.
+        ArtifactError: No artifact, of another schema, or with files that are missing, changed, or outside the folder.
     """
-    manifest = read_manifest(folder)
-    has_measurements = (folder / MEASUREMENTS).is_file()
-    measurements = read_json(folder / MEASUREMENTS) if has_measurements else {}
-    _refuse(folder / MEASUREMENTS, problems_of(Measurements, measurements) if has_measurements else [])
-    artifact = _described(folder, manifest["artifact"])
-    loose = {name: measurements.get("non_reproducible_files", {}).get(name) for name in artifact.non_reproducible}
-    expected = {name: row for name, row in {**loose, **manifest["files"]}.items() if row}
+    manifest, measurements = read_manifest(folder), read_measurements(folder)
+    artifact = manifest.artifact
+    loose = {name: measurements.non_reproducible_files.get(name) for name in artifact.non_reproducible}
+    expected = {name: file for name, file in {**loose, **manifest.files}.items() if file}
     problems = [
-        problem for name, row in sorted(expected.items()) if (problem := _file_problem(folder, name, row["sha256"]))
+        problem for name, file in sorted(expected.items()) if (problem := _file_problem(folder, name, file.sha256))
     ]
     problems += [f"{name}: not listed" for name in (*artifact.files, BORDER) if name not in expected]
     if problems:
         raise combine(
             [ArtifactError(problem, where=str(folder), remedy="Build the device again.") for problem in problems]
         )
-    return Delivered(folder, artifact, manifest, measurements)
+    return Delivered(folder, manifest, measurements)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads a manifest and checks its shape; the files it lists are not looked at.
+def read_manifest(folder: Path) -> Manifest:
+    """Reads a manifest; the files it lists are not looked at.
 
     Raises:
-        ArtifactError: There is none, it is of another schema, or it lacks what is read again.
+        ArtifactError: There is none, it is of another schema, or keys are missing or invalid.
     """
-    manifest = read_json(folder / MANIFEST)
-    _refuse(folder / MANIFEST, problems_of(Manifest, manifest))
-    return manifest
+    with output_errors(folder.parent):
+        restore_folder(folder)
+    path = folder / MANIFEST
+    value = read_json(path)
+    if isinstance(value.get("artifact"), dict):  # the folder is where it is found, never what a file says
+        value["artifact"]["root"] = str(folder)
+    return read_value(path, Manifest, value)
+
+
+def read_measurements(folder: Path) -> Measurements:
+    """Reads the measurements; empty if there are none.
+
+    Raises:
+        ArtifactError: They are of another schema, or keys are missing or invalid.
+    """
+    path = folder / MEASUREMENTS
+    return read_value(path, Measurements, read_json(path)) if path.is_file() else UNMEASURED
+
+
+def read_value(path: Path, cls: type[T], value: Mapping[str, Any]) -> T:
+    """What `read_json` read, as a frozen class.
+
+    Raises:
+        ArtifactError: Keys are missing or invalid.
+    """
+    try:
+        return parse(cls, value)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{path.name} has missing or invalid keys: {error}", where=str(path), remedy="Build it again."
+        ) from error
+
+
+def write_value(path: Path, value: object, *, keeps_order: bool = False) -> None:
+    """Writes a frozen class as one of the files of a build, with the schema of those."""
+    write_json(path, {"schema": SCHEMA, **to_json(value)}, keeps_order=keeps_order)
 
 
 def border_of(folder: Path) -> Path:
@@ -127,74 +157,22 @@ def border_of(folder: Path) -> Path:
 def write_json(path: Path, value: object, *, keeps_order: bool = False) -> None:
     """Readable JSON, atomically: equal values give the same bytes, or those of their order where it says something."""
     text = json.dumps(value, indent=1, sort_keys=not keeps_order, ensure_ascii=False, allow_nan=False) + "\n"
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomic(path, text.encode())
 
 
-def _copy_files(artifact: Artifact, border: Path, partial: Path) -> None:
+def _copy_files(artifact: Artifact, border: Path, draft: Path) -> None:
     for name in artifact.files:
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(artifact.root / name, partial / name)
-    partial.mkdir(exist_ok=True)
-    shutil.copyfile(border, partial / BORDER)
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(artifact.root / name, draft / name)
+    draft.mkdir(exist_ok=True)
+    shutil.copyfile(border, draft / BORDER)
     if border.with_name(BORDER_DATA).exists():
-        shutil.copyfile(border.with_name(BORDER_DATA), partial / BORDER_DATA)
+        shutil.copyfile(border.with_name(BORDER_DATA), draft / BORDER_DATA)
 
 
-def _file_table(folder: Path, artifact: Artifact) -> dict[str, dict[str, Any]]:
+def _file_table(folder: Path, artifact: Artifact) -> dict[str, File]:
     names = [*artifact.files, BORDER, *([BORDER_DATA] if (folder / BORDER_DATA).exists() else [])]
-    return {
-        name: {"sha256": file_digest(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(names)
-    }
-
-
-def _manifest(artifact: Artifact, facts: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
-    head = {"schema": SCHEMA, "fleetc": version("fleetc")}
-    return {**head, **facts, "artifact": artifact_to_dict(artifact), "files": dict(files)}
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Holds the parent folder against other builds, and removes what a killed one left of this device."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(parent, fcntl.LOCK_EX)
-        for stale in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        yield
-    finally:
-        os.close(parent)
-
-
-def _swap(partial: Path, folder: Path) -> None:
-    old = partial.with_name(partial.name + ".old")
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _refuse(path: Path, problems: Sequence[str]) -> None:
-    if problems:
-        raise ArtifactError(
-            f"{path.name} lacks or misspells {'; '.join(problems)}", where=str(path), remedy="Build the device again."
-        )
-
-
-def _described(folder: Path, value: Mapping[str, Any]) -> Artifact:
-    try:
-        return artifact_from_dict({**value, "root": str(folder)})
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{MANIFEST} does not describe an artifact: {error}",
-            where=str(folder / MANIFEST),
-            remedy="Build the device again.",
-        ) from error
+    return {name: File(file_digest(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
 
 
 def read_json(path: Path) -> dict[str, Any]:

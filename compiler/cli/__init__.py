@@ -21,6 +21,7 @@ from compiler.cli.progress import Progress
 from compiler.cli.report import report
 from compiler.cli.tune import tune
 from compiler.errors import CompilerError, InternalError, Interrupted, UsageError
+from compiler.store.scratch import remove_abandoned
 
 EXIT_CODES = """\b
 Exit codes: 0 done · 1 a bug of fleetc · 2 usage, profile, fleet or data file · 3 model invalid or not
@@ -39,6 +40,7 @@ def cli(quiet: bool, verbose: bool) -> None:
     logger.handlers, logger.propagate = [Progress(verbose=verbose)], False
     logger.setLevel(level)
     logging.getLogger("fleetc.step").setLevel(logging.WARNING if quiet else logging.DEBUG)
+    remove_abandoned()  # temporary folders of runs that were killed
 
 
 for command in (build, plan, verify, run, bench, inspect, diff, report, finish, tune, targets, profiles, cache):

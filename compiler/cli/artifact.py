@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from compiler.cli import text
 from compiler.cli.options import FILE, FOLDER, cache_option, child_options, json_option, limits_of, sizes_of
 from compiler.cli.output import print_json
 from compiler.errors import UsageError
+
+if TYPE_CHECKING:
+    from compiler.driver.stages.verify import Verification
 
 
 @click.command()
@@ -35,9 +38,9 @@ def verify(
 
     With --evaluation, its accuracy is judged again on those data, by the limit it was built with.
     """
+    from compiler.artifact.adapter import to_json
     from compiler.driver.delivered.operate import verify_delivered
     from compiler.driver.delivered.recheck import recheck_accuracy
-    from compiler.driver.stages.verify import verdict_to_dict
 
     if evaluation is not None and model is None:
         raise UsageError(
@@ -45,12 +48,14 @@ def verify(
             where="--evaluation",
             remedy="Name it: --model model.onnx.",
         )
-    delivered, verdict = verify_delivered(artifact, model=model, samples=samples, limits=limits_of(limits))
-    value = {"device": delivered.manifest["device"], **verdict_to_dict(verdict)}
-    line = f"{value['device']}: {verdict.status}, {verdict.evidence}, tolerance {verdict.tolerance}"
+    child_limits = limits_of(limits)
+    delivered, verification = verify_delivered(artifact, model=model, samples=samples, child_limits=child_limits)
+    device, parity = delivered.manifest.device, verification.parity
+    value = {"device": device, **_verification_json(verification)}
+    line = f"{device}: {parity.status}, {parity.evidence}, tolerance {parity.tolerance}"
     if evaluation is not None and model is not None:
-        gate, accuracy = recheck_accuracy(artifact, model=model, data=evaluation, task=task, limits=limits_of(limits))
-        value |= {"accuracy": accuracy.to_dict(), "gate": gate.to_dict()}
+        gate, accuracy = recheck_accuracy(artifact, model=model, data=evaluation, task=task, child_limits=child_limits)
+        value |= {"accuracy": to_json(accuracy), "gate": to_json(gate)}
         line += f"\n{gate}"
     print_json(value) if as_json else click.echo(line)
 
@@ -65,7 +70,7 @@ def run(artifact: Path, inputs: Path, outputs: Path, as_json: bool, **limits: An
     """Run an ARTIFACT once on INPUTS (.npz, or .npy for one input) and write OUTPUTS."""
     from compiler.driver.delivered.operate import run_delivered
 
-    specs = run_delivered(artifact, inputs, outputs, limits=limits_of(limits))
+    specs = run_delivered(artifact, inputs, outputs, child_limits=limits_of(limits))
     if as_json:
         print_json({"outputs": [asdict(spec) for spec in specs], "file": str(outputs)})
     else:
@@ -89,19 +94,18 @@ def bench(
     artifact: Path, as_json: bool, samples: Path | None, sizes: tuple[str, ...], repeat: int, **limits: Any
 ) -> None:
     """Time an ARTIFACT on this machine, or count its instructions under the emulator."""
+    from compiler.artifact.adapter import to_json
     from compiler.driver.delivered.operate import bench_delivered
 
-    result = bench_delivered(artifact, samples=samples, sizes=sizes_of(sizes), repeat=repeat, limits=limits_of(limits))
+    result = bench_delivered(
+        artifact, samples=samples, sizes=sizes_of(sizes), repeat=repeat, child_limits=limits_of(limits)
+    )
     if as_json:
-        print_json(result)
+        print_json(to_json(result))
         return
-    figures = [text.latency_text(result["latency"])] if result["latency"] else []
-    figures += (
-        [text.instructions_text(result["instructions_per_inference"])] if result["instructions_per_inference"] else []
-    )
-    click.echo(
-        f"{result['device']} {result['precision']}: {'; '.join(figures) or 'nothing measured'} ({result['evidence']})"
-    )
+    figures = [text.latency_text(result.latency)] if result.latency else []
+    figures += [text.instructions_text(result.instructions_per_inference)] if result.instructions_per_inference else []
+    click.echo(f"{result.device} {result.precision}: {'; '.join(figures) or 'nothing measured'} ({result.evidence})")
 
 
 @click.command()
@@ -110,17 +114,18 @@ def bench(
 @json_option
 def inspect(artifact: Path, as_json: bool, node: str | None) -> None:
     """Show what an ARTIFACT is: its plan, passes, files and verdict; or what became of one node."""
+    from compiler.artifact.adapter import to_json
     from compiler.artifact.manifest import read_artifact
     from compiler.driver.delivered.trace import find_node
 
-    found = read_artifact(artifact)
+    delivered = read_artifact(artifact)
     if node is not None:
-        trace = find_node(artifact, node, found.manifest)
+        trace = find_node(artifact, node, delivered.manifest)
         print_json(trace) if as_json else click.echo(text.node_text(trace))
     elif as_json:
-        print_json({"manifest": found.manifest, "measurements": found.measurements})
+        print_json({"manifest": to_json(delivered.manifest), "measurements": to_json(delivered.measurements)})
     else:
-        click.echo(text.manifest_text(found.manifest, found.measurements))
+        click.echo(text.manifest_text(delivered.manifest, delivered.measurements))
 
 
 @click.command()
@@ -131,9 +136,17 @@ def inspect(artifact: Path, as_json: bool, node: str | None) -> None:
 def finish(artifact: Path, as_json: bool, cache: Path, **limits: Any) -> None:
     """Complete a deferred ARTIFACT on the device it is for."""
     from compiler.driver.delivered.operate import finish_delivered
-    from compiler.driver.stages.verify import verdict_to_dict
 
-    verdict = finish_delivered(artifact, cache=cache, limits=limits_of(limits))
-    print_json(verdict_to_dict(verdict)) if as_json else click.echo(
-        f"{artifact}: finished, parity {verdict.status} ({verdict.evidence})"
+    verification = finish_delivered(artifact, cache=cache, child_limits=limits_of(limits))
+    parity = verification.parity
+    print_json(_verification_json(verification)) if as_json else click.echo(
+        f"{artifact}: finished, parity {parity.status} ({parity.evidence})"
     )
+
+
+def _verification_json(verification: Verification) -> dict[str, Any]:
+    """The parity's own keys, with latency and instructions beside them."""
+    from compiler.artifact.adapter import to_json
+
+    value = to_json(verification)
+    return {**value.pop("parity"), **value}

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Timed runs per batch size where it runs here.",
 )
+@click.option(
+    "--cache-wait",
+    "cache_wait_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Longest time to wait for another build that makes the same stage; by default for ever.",
+)
 @click.option("--check-reproducible", is_flag=True, help="Build a second time from nothing and compare every file.")
 @build_options
 @child_options
@@ -71,12 +78,13 @@ def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) 
 @json_option
 def plan(fleet: Path, as_json: bool, kernels: bool, **options: Any) -> None:
     """Print what would be done for each device of a FLEET file, and why, without touching a toolchain."""
+    from compiler.artifact.adapter import to_json
     from compiler.errors import combine
     from compiler.plan.jobs import plan_fleet
 
     chosen = BuildOptions(**options)
     read, jobs, missing = plan_fleet(fleet, chosen)
-    value: dict[str, Any] = {"plans": [job.plan.to_dict() for job in jobs]}
+    value: dict[str, Any] = {"plans": [to_json(job.plan.facts) for job in jobs]}
     value |= {"missing": {name: error.to_dict() for name, error in missing.items()}}
     if as_json:
         PARTIAL.update(value)

@@ -13,6 +13,7 @@ from compiler.cli.output import print_json
 from compiler.errors import CompilerError
 from compiler.fleet.validate import json_schema
 from compiler.store import Store
+from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors
 from compiler.target import find_target, list_targets
 from compiler.target.target import missing_packages
@@ -76,7 +77,7 @@ def profiles_detect(as_json: bool, out: Path | None, gpu: bool) -> None:
     document = "---\n".join(to_yaml(one) for one in found)
     if out is not None:
         with output_errors(out):
-            out.write_text(document, encoding="utf-8")
+            write_atomic(out, document.encode())
     if as_json:
         print_json([to_dict(one) for one in found])
     else:

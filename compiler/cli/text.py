@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this file for every command, and these import all of the compiler
+    from compiler.artifact.schema import (
+        ExactOutput,
+        GraphStats,
+        Latency,
+        Layer,
+        Manifest,
+        Measurements,
+        OutputDifference,
+        Parity,
+        PassFacts,
+        Pruning,
+        Saliency,
+        Searched,
+        TrialFacts,
+    )
     from compiler.driver.reports import DeviceReport, FleetReport
     from compiler.plan import Plan
 
@@ -53,7 +68,7 @@ def plan_text(plan: Plan) -> str:
     """A plan with its reasons."""
     lines = [f"{plan.device}: {plan.profile} through target '{plan.target}'"]
     lines += [f"  {name:<17} {sizes}" for name, sizes in plan.dims.items()]
-    lines += [f"  {name:<17} {choice.value}: {choice.reason}" for name, choice in plan.choices.items()]
+    lines += [f"  {name:<17} {decision.value}: {decision.reason}" for name, decision in plan.decisions.items()]
     lines += [f"  {'toolchain':<17} " + ", ".join(f"{name} {version}" for name, version in plan.toolchain.items())]
     lines += ["  passes"]
     lines += [
@@ -64,162 +79,149 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def manifest_text(manifest: Mapping[str, Any], measurements: Mapping[str, Any]) -> str:
+def manifest_text(manifest: Manifest, measurements: Measurements) -> str:
     """An artifact's manifest for a person."""
-    artifact, plan, parity = manifest["artifact"], manifest["plan"], manifest["verdict"]["parity"]
-    lines = [f"{manifest['device']}: {plan['profile']} through target '{artifact['target']}', {artifact['precision']}"]
-    if artifact["deferred"]:
-        lines += [f"  deferred: {artifact['deferred']}"]
+    artifact, plan, parity = manifest.artifact, manifest.plan, manifest.verdict.parity
+    lines = [f"{manifest.device}: {plan.profile} through target '{artifact.target}', {artifact.precision}"]
+    lines += [f"  deferred: {artifact.deferred}"] if artifact.deferred else []
     lines += [
-        f"  {kind}: {spec['name']} {spec['dtype']}{spec['shape']}"
-        for kind in ("inputs", "outputs")
-        for spec in artifact[kind]
+        f"  {kind}: {spec.name} {spec.dtype}{list(spec.shape)}"
+        for kind, specs in (("inputs", artifact.inputs), ("outputs", artifact.outputs))
+        for spec in specs
     ]
-    lines += [f"  {name}: {choice['value']}: {choice['reason']}" for name, choice in plan["choices"].items()]
-    lines += [f"  source {_size(manifest['source'])}", f"  border {_size(manifest['border'])}"]
+    lines += [f"  {name}: {decision.value}: {decision.reason}" for name, decision in plan.decisions.items()]
+    lines += [f"  source {_size(manifest.source)}", f"  border {_size(manifest.border)}"]
     lines += _parity_lines("parity", parity)
-    if border := manifest["verdict"].get("border"):
-        lines += _parity_lines("border model against the imported model", border)
-    lines += [f"  {sentence}" for sentence in manifest["verdict"].get("weak_proofs", ())]
-    lines += [
-        f"  latency {row['sizes']}: {latency_text(row)} ({measurements['evidence']})"
-        for row in measurements.get("latency", [])
-    ]
-    if measurements.get("instructions"):
-        lines += [f"  {instructions_text(measurements['instructions'])} ({measurements['evidence']})"]
-    lines += ["  files"] + [
-        f"    {name}  {row['bytes']} bytes  {row['sha256'][:12]}" for name, row in sorted(manifest["files"].items())
-    ]
-    lines += [
-        f"    {name}  {row['bytes']} bytes  not repeatable"
-        for name, row in measurements.get("non_reproducible_files", {}).items()
-    ]
-    pruned = [pruning_text(manifest["pruning"])] if manifest["pruning"] else []
-    sections = [search_text(manifest), *pruned, layers_text(manifest["layers"]), passes_text(manifest["passes"])]
+    if manifest.verdict.border:
+        lines += _parity_lines("border model against the imported model", manifest.verdict.border)
+    lines += [f"  {sentence}" for sentence in manifest.verdict.weak_proofs]
+    lines += [*_measured_lines(measurements), "  files", *_file_lines(manifest, measurements)]
+    pruned = [pruning_text(manifest.pruning)] if manifest.pruning else []
+    sections = [search_text(manifest), *pruned, layers_text(manifest.layers), passes_text(manifest.passes)]
     return "\n\n".join(["\n".join(lines), *sections])
 
 
-def search_text(manifest: Mapping[str, Any]) -> str:
+def _measured_lines(measurements: Measurements) -> list[str]:
+    evidence = measurements.evidence
+    lines = [f"  latency {row.sizes}: {latency_text(row)} ({evidence})" for row in measurements.latency]
+    count = measurements.instructions
+    return [*lines, *([f"  {instructions_text(count)} ({evidence})"] if count else [])]
+
+
+def _file_lines(manifest: Manifest, measurements: Measurements) -> list[str]:
+    return [
+        *(f"    {name}  {file.bytes} bytes  {file.sha256[:12]}" for name, file in sorted(manifest.files.items())),
+        *(
+            f"    {name}  {file.bytes} bytes  not repeatable"
+            for name, file in measurements.non_reproducible_files.items()
+        ),
+    ]
+
+
+def search_text(searched: Searched) -> str:
     """What was tried, how each trial was judged, and the gates of what was delivered."""
     head = ("trial", "precision", "status", "speed", "MiB", "run MiB", "points lost")
-    lines = [table([_trial_row(one) for one in manifest["trials"]], head)]
-    lines += [f"  {one['number']}: {one['why']}" for one in manifest["trials"] if one["why"]]
-    lines += [f"  {gate_text(gate)}" for gate in manifest["gates"]]
-    found = manifest.get("saliency")
-    return "\n".join([*lines, *([f"  {saliency_text(found)}"] if found else [])])
+    lines = [table([_trial_row(trial) for trial in searched.trials], head)]
+    lines += [f"  {trial.number}: {trial.why}" for trial in searched.trials if trial.why]
+    lines += [f"  {gate}" for gate in searched.gates]
+    return "\n".join([*lines, *([f"  {saliency_text(searched.saliency)}"] if searched.saliency else [])])
 
 
-def saliency_text(found: Mapping[str, Any]) -> str:
-    """How alike the saliency maps are, or why nobody knows."""
-    if found["correlation"] is None:
-        return f"saliency maps: not compared: {found['note']}"
+def saliency_text(saliency: Saliency) -> str:
+    """How similar the saliency maps are, or why nobody knows."""
+    if saliency.correlation is None:
+        return f"saliency maps: not compared: {saliency.note}"
     return (
-        f"saliency maps of {found['images']} images: rank correlation {found['correlation']:.3f}, "
-        f"at least {found['lowest_correlation']:.3f} ({found['evidence']}; {found['note']})"
+        f"saliency maps of {saliency.images} images: rank correlation {saliency.correlation:.3f}, "
+        f"at least {saliency.lowest_correlation:.3f} ({saliency.evidence}; {saliency.note})"
     )
 
 
-def pruning_text(pruning: Mapping[str, Any]) -> str:
+def pruning_text(pruning: Pruning) -> str:
     """What was cut, group by group, and what is left of each error behind the cuts after the repair."""
-    rows = [(one["name"], f"{one['channels']} -> {one['kept']}", one["reason"]) for one in pruning["groups"]]
-    repairs = [
-        (one["layer"], f"{100 * one['before']:.2f} %", f"{100 * one['after']:.2f} %") for one in pruning["repaired"]
-    ]
+    rows = [(group.name, f"{group.channels} -> {group.kept}", group.reason) for group in pruning.groups]
+    repairs = [(layer.layer, f"{100 * layer.before:.2f} %", f"{100 * layer.after:.2f} %") for layer in pruning.repaired]
     macs, parameters = (
-        f"{pruning[f'{key}_before'] / 1e6:.2f} M -> {pruning[f'{key}_after'] / 1e6:.2f} M"
-        for key in ("macs", "parameters")
+        f"{before / 1e6:.2f} M -> {after / 1e6:.2f} M"
+        for before, after in (
+            (pruning.macs_before, pruning.macs_after),
+            (pruning.parameters_before, pruning.parameters_after),
+        )
     )
     return "\n".join(
         [
-            f"pruned by {pruning['ratio']:.0%}: MACs {macs}, parameters {parameters}",
-            *recovered_lines(pruning.get("recovered")),
+            f"pruned by {pruning.ratio:.0%}: MACs {macs}, parameters {parameters}",
+            *([pruning.recovered.text] if pruning.recovered else []),
             table(rows, ("group", "channels", "why")),
             table(repairs, ("repaired layer", "error", "after")),
-            *(f"  kept {layer}: {reason}" for layer, reason in pruning["kept"].items()),
-            *(f"  warning: {warning}" for warning in pruning["warnings"]),
+            *(f"  kept {layer}: {reason}" for layer, reason in pruning.kept.items()),
+            *(f"  warning: {warning}" for warning in pruning.warnings),
         ]
     )
 
 
-def recovered_lines(recovered: Mapping[str, Any] | None) -> list[str]:
-    """How the pruned model was trained, in one line; none where it was not."""
-    from compiler.artifact.schema import parse
-    from compiler.artifact.schema.pruning import Recovered
-
-    return [parse(Recovered, recovered).words] if recovered else []
-
-
-def layers_text(layers: Sequence[Mapping[str, Any]]) -> str:
+def layers_text(layers: Sequence[Layer]) -> str:
     """Every layer: what it computes in, how much that errs, what share of the time it takes; then why."""
     head = ("layer", "operator", "precision", "SQNR", "share", "kernel")
     rows = [
         (
-            one["node"],
-            one["op"],
-            one["precision"],
-            "-" if one["sqnr_db"] is None else f"{one['sqnr_db']:.1f} dB",
-            f"{100 * one['share']:.1f} %",
-            one["kernel"],
+            layer.node,
+            layer.op,
+            layer.precision,
+            "-" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f} dB",
+            f"{100 * layer.share:.1f} %",
+            layer.kernel,
         )
-        for one in layers
+        for layer in layers
     ]
     reasons: dict[str, list[str]] = {}
-    for one in layers:
-        reasons.setdefault(f"{one['precision']}: {one['why']}", []).append(one["node"])
-    evidence = layers[0]["evidence"] if layers else "none"
+    for layer in layers:
+        reasons.setdefault(f"{layer.precision}: {layer.why}", []).append(layer.node)
+    evidence = layers[0].evidence if layers else "none"
     why = [f"  {reason} ({_some(nodes)})" for reason, nodes in reasons.items()]
     return "\n".join([table(rows, head), f"  shares: {evidence}", *why])
 
 
-def gate_text(gate: Mapping[str, Any]) -> str:
-    """One verdict."""
-    if gate["passed"] is None:
-        return f"{gate['name']}: not judged: {gate['why']}"
-    verdict = "passed" if gate["passed"] else "failed"
-    found = f"{round(gate['value'], 2):g} {gate['unit']}, limit {gate['limit']:g}"
-    return f"{gate['name']} {verdict}: {found} ({gate['rule']}; {gate['evidence']})"
-
-
-def passes_text(records: Iterable[Mapping[str, Any]]) -> str:
+def passes_text(passes: Sequence[PassFacts]) -> str:
     """The pass table: what each pass did to the graph, and how far the outputs moved on the probe."""
     head = ("pass", "", "nodes", "parameters", "MACs", "largest difference")
     rows = [
         (
-            str(one["number"]),
-            one["name"],
-            _arrow(one, "nodes"),
-            _arrow(one, "parameters"),
-            _arrow(one, "macs"),
-            _difference(one),
+            str(step.number),
+            step.name,
+            _arrow(step.before.nodes, step.after.nodes),
+            _arrow(step.before.parameters, step.after.parameters),
+            _arrow(step.before.macs, step.after.macs),
+            _largest_difference(step),
         )
-        for one in records
+        for step in passes
     ]
-    notes = [f"  {one['number']} {one['name']}: {note}"[:NOTE_COLUMNS] for one in records for note in one["notes"]]
+    notes = [f"  {step.number} {step.name}: {note}"[:NOTE_COLUMNS] for step in passes for note in step.notes]
     return "\n".join([table(rows, head), *(["notes", *notes] if notes else [])])
 
 
 def node_text(trace: Mapping[str, Any]) -> str:
     """What became of a source node: what happened to it, and the operators of the artifact that it is in now."""
     lines = list(trace["steps"])
-    for one in trace["operators"]:
-        lines += [f"{one['op']} '{one['node']}' in {one['precision']}, made of {one['origin']}"]
-        lines += [f"  why: {one['why']}"] if one["why"] else []
-        lines += [f"  kernel: {one['kernel']}"] if one["kernel"] else []
+    for operator in trace["operators"]:
+        lines += [f"{operator['op']} '{operator['node']}' in {operator['precision']}, made of {operator['origin']}"]
+        lines += [f"  why: {operator['why']}"] if operator["why"] else []
+        lines += [f"  kernel: {operator['kernel']}"] if operator["kernel"] else []
     return "\n".join(lines)
 
 
 def targets_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Installed targets, the package each is from, and its toolchain's versions or what is wrong with it."""
-    tools = [", ".join(f"{name} {found}" for name, found in row["toolchain"].items()) for row in rows]
+    tools = [", ".join(f"{name} {version}" for name, version in row["toolchain"].items()) for row in rows]
     cells = [(row["target"], row["package"], row["problem"] or text) for row, text in zip(rows, tools, strict=True)]
     return table(cells, ("target", "package", "toolchain"))
 
 
-def latency_text(row: Mapping[str, Any]) -> str:
+def latency_text(latency: Latency) -> str:
     """p50, p90, p99 and throughput."""
     return (
-        f"p50 {row['p50_ms']:.2f} ms, p90 {row['p90_ms']:.2f} ms, p99 {row['p99_ms']:.2f} ms, "
-        f"{row['items_per_s']:.0f} items/s ({row['runs']} runs)"
+        f"p50 {latency.p50_ms:.2f} ms, p90 {latency.p90_ms:.2f} ms, p99 {latency.p99_ms:.2f} ms, "
+        f"{latency.items_per_s:.0f} items/s ({latency.runs} runs)"
     )
 
 
@@ -228,19 +230,18 @@ def instructions_text(count: int) -> str:
     return f"{count / 1e6:.1f} M instructions per inference"
 
 
-def _trial_row(trial: Mapping[str, Any]) -> tuple[str, ...]:
-    speed, memory, accuracy = trial["speed"] or {}, trial["footprint"] or {}, trial["accuracy"] or {}
-    speedup, run, drop = speed.get("speedup"), memory.get("run_bytes"), accuracy.get("drop_pct")
-    kept = f" ({len(trial['kept_float'])} float)" if trial["kept_float"] else ""
-    pruned = f" -{trial['pruned']:.0%}" if trial["pruned"] else ""
+def _trial_row(trial: TrialFacts) -> tuple[str, ...]:
+    speed, memory, drop = trial.speed, trial.footprint, trial.accuracy.drop if trial.accuracy else None
+    kept = f" ({len(trial.kept_float)} float)" if trial.kept_float else ""
+    pruned = f" -{trial.pruned:.0%}" if trial.pruned else ""
     return (
-        str(trial["number"]),
-        trial["precision"] + kept + pruned,
-        trial["status"],
-        "-" if speedup is None else f"{speedup:.2f} x ({speed['evidence']})",
-        f"{memory['weights_bytes'] / MIB:.1f}" if memory else "-",
-        "-" if run is None else f"{run / MIB:.1f}",
-        "-" if drop is None else f"{drop:.2f}",
+        str(trial.number),
+        trial.precision + kept + pruned,
+        trial.status,
+        f"{speed.speedup:.2f} x ({speed.evidence})" if speed and speed.speedup is not None else "-",
+        f"{memory.weights_bytes / MIB:.1f}" if memory else "-",
+        f"{memory.run_bytes / MIB:.1f}" if memory and memory.run_bytes is not None else "-",
+        f"{drop.drop_pct:.2f}" if drop else "-",
     )
 
 
@@ -268,7 +269,7 @@ def _device_row(device: DeviceReport) -> tuple[str, ...]:
         if row["instructions"]
         else "-"
     )
-    size = "deferred" if device.status == "deferred" else f"{row['bytes'] / MIB:.1f}"
+    size = "deferred" if device.is_deferred else f"{row['bytes'] / MIB:.1f}"
     nodes = f"{row['nodes_before']} -> {row['nodes_after']}"
     return (device.device, row["target"], row["precision"], size, nodes, parity, work, row["evidence"])
 
@@ -281,33 +282,32 @@ def _noted(device: DeviceReport) -> bool:
     return not device.error and device.row["parity"] != "not executed" and bool(device.row["reason"])
 
 
-def _size(stats: Mapping[str, Any]) -> str:
-    macs = "unknown" if stats["macs"] is None else f"{stats['macs'] / 1e6:.1f} M"
-    return f"{stats['nodes']} nodes, {stats['parameters']} parameters, {stats['bytes'] / MIB:.1f} MiB, {macs} MACs"
+def _size(stats: GraphStats) -> str:
+    macs = "unknown" if stats.macs is None else f"{stats.macs / 1e6:.1f} M"
+    return f"{stats.nodes} nodes, {stats.parameters} parameters, {stats.bytes / MIB:.1f} MiB, {macs} MACs"
 
 
-def _parity_lines(title: str, parity: Mapping[str, Any]) -> Iterator[str]:
-    judged = f"{parity['status']} ({parity['evidence']}, tolerance {parity['tolerance']})"
-    yield f"  {title}: {judged} {parity['reason']}".rstrip()
-    for point in parity["points"]:
-        for name, stats in point["outputs"].items():
-            yield f"    {point['sizes']}: {name}: {_stats(stats)}"
+def _parity_lines(title: str, parity: Parity) -> Iterator[str]:
+    judged = f"{parity.status} ({parity.evidence}, tolerance {parity.tolerance})"
+    yield f"  {title}: {judged} {parity.reason}".rstrip()
+    for point in parity.points:
+        for name, output in point.outputs.items():
+            yield f"    {point.sizes}: {name}: {_difference(output)}"
 
 
-def _stats(stats: Mapping[str, Any]) -> str:
-    if stats.get("exact"):
+def _difference(output: ExactOutput | OutputDifference) -> str:
+    from compiler.artifact.schema import ExactOutput
+
+    if isinstance(output, ExactOutput):
         return "equal to the bit"
-    return (
-        f"SQNR {stats['sqnr_db']:.1f} dB, cosine {stats['cosine']:.6f}, worst element off by {stats['worst_abs']:.3g}"
-    )
+    return f"SQNR {output.sqnr_db:.1f} dB, cosine {output.cosine:.6f}, worst element off by {output.worst_abs:.3g}"
 
 
-def _arrow(record: Mapping[str, Any], key: str) -> str:
-    before, after = record["before"][key], record["after"][key]
+def _arrow(before: int | None, after: int | None) -> str:
     return f"{before} -> {after}" if before != after else str(after)
 
 
-def _difference(record: Mapping[str, Any]) -> str:
-    if record["largest_difference"] is None:
-        return record["not_measured"] if record["modified"] else "unchanged"
-    return f"{float(record['largest_difference']):.3g}"
+def _largest_difference(step: PassFacts) -> str:
+    if step.largest_difference is None:
+        return step.not_measured if step.modified else "unchanged"
+    return f"{float(step.largest_difference):.3g}"

@@ -31,8 +31,8 @@ def _common(changes: Iterable[Change], devices: int) -> set[tuple[str, str, str]
     """What was given to several devices, and changed for all of them in the same way."""
     if devices < 2:
         return set()
-    found = [_key(change) for change in changes if change.section in ("inputs", "tools")]
-    return {key for key in found if found.count(key) == devices}
+    keys = [_key(change) for change in changes if change.section in ("inputs", "tools")]
+    return {key for key in keys if keys.count(key) == devices}
 
 
 def _key(change: Change) -> tuple[str, str, str]:
@@ -40,8 +40,8 @@ def _key(change: Change) -> tuple[str, str, str]:
 
 
 def _block(title: str, changes: Sequence[Change], common: set[tuple[str, str, str]], *, is_common: bool) -> str:
-    words = {change.name: f"{change.name} {_first(change.was)} → {_first(change.now)}" for change in changes}
-    shown = [one for one in changes if (_key(one) in common) == is_common and not _is_told(one, words)]
+    words = {change.name: f"{change.name} {' → '.join(change.brief)}" for change in changes}
+    shown = [change for change in changes if (_key(change) in common) == is_common and not _is_implied(change, words)]
     lines, section = [], ""
     for group in _grouped(shown):
         if group[0].section != section:
@@ -51,7 +51,7 @@ def _block(title: str, changes: Sequence[Change], common: set[tuple[str, str, st
     return "\n".join([title, *lines]) if lines else ""
 
 
-def _is_told(change: Change, words: Mapping[str, str]) -> bool:
+def _is_implied(change: Change, words: Mapping[str, str]) -> bool:
     """A digest whose causes stand above it, and the parts of what is there in one build only."""
     is_part = None in (change.before, change.after) and change.name.rpartition(".")[0] in words
     return is_part or (change.is_opaque and bool(change.because))
@@ -82,7 +82,7 @@ def _lines(group: Sequence[Change], words: Mapping[str, str]) -> Iterator[str]:
 def _name(group: Sequence[Change]) -> str:
     if len(group) == 1:
         return group[0].name
-    family, names = group[0].name.split(".", 1)[0], [one.name.split(".", 1)[1] for one in group]
+    family, names = group[0].name.split(".", 1)[0], [change.name.split(".", 1)[1] for change in group]
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return f"{len(group)} {family}s ({', '.join(names[:MOST_NAMES])}{more})"
 
@@ -90,14 +90,9 @@ def _name(group: Sequence[Change]) -> str:
 def _percent(change: Change) -> str:
     """The change against what it was, of figures that have a size."""
     before, after = change.before, change.after
-    if change.section not in ("trials", "figures") or not all(type(one) in (int, float) for one in (before, after)):
+    if change.section not in ("trials", "figures") or not all(type(value) in (int, float) for value in (before, after)):
         return ""
     return f" ({100 * (after / before - 1):+.1f} %)" if before and change.name not in ("accuracy", "SQNR") else ""
-
-
-def _first(text: str) -> str:
-    """A value without the reason behind it, which stands where the change itself is told."""
-    return text.split(": ", 1)[0]
 
 
 def _cut(line: str) -> str:

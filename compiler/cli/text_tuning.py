@@ -26,7 +26,7 @@ def kernels_text(device: str, rows: Sequence[Mapping[str, Any]]) -> str:
 def tuned_text(report: TuneReport) -> str:
     """One line per kernel: tried, best, gain over the untuned choice; then where the records are."""
     head = ("kernel", "tried", "failed", "untuned", "best", "runs", "gain", "choice", "stopped by")
-    lines = [table([_tuned_row(one) for one in report.tuned], head)]
+    lines = [table([_tuned_row(tuned) for tuned in report.tuned], head)]
     lines += [f"measured on {report.device} ({report.evidence})", f"log: {report.log}"]
     return "\n".join([*lines, *([f"note: {report.note}"] if report.note else [])])
 
@@ -41,7 +41,7 @@ def tuned_dict(report: TuneReport) -> dict[str, Any]:
         "unit": "instructions" if report.evidence == "measured-emulator" else "us",
         "log": str(report.log),
         "note": report.note,
-        "kernels": [_tuned_dict(one) for one in report.tuned],
+        "kernels": [_tuned_dict(tuned) for tuned in report.tuned],
     }
 
 
@@ -50,46 +50,46 @@ def choice_text(choice: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in choice.items())
 
 
-def _tuned_row(one: Tuned) -> tuple[str, ...]:
-    best, gain = one.best, _gain(one)
+def _tuned_row(tuned: Tuned) -> tuple[str, ...]:
+    best, gain = tuned.best, _gain(tuned)
     return (
-        f"{one.kernel.name} ×{one.kernel.count}",
-        f"{one.tried} of {len(one.kernel.choices)}",
-        str(one.failed),
-        _figure(one.default),
+        f"{tuned.kernel.name} ×{tuned.kernel.count}",
+        f"{tuned.tried} of {len(tuned.kernel.choices)}",
+        str(tuned.failed),
+        _figure(tuned.default),
         _figure(best),
         str(best.runs) if best else "",
         f"{gain:.2f} ×" if gain else "",
         choice_text(best.choice) if best else "",
-        one.stopped,
+        tuned.stopped,
     )
 
 
-def _tuned_dict(one: Tuned) -> dict[str, Any]:
+def _tuned_dict(tuned: Tuned) -> dict[str, Any]:
     return {
-        "kernel": one.kernel.name,
-        "workload": one.kernel.workload,
-        "count": one.kernel.count,
-        "choices": len(one.kernel.choices),
-        "tried": one.tried,
-        "new": one.new,
-        "failed": one.failed,
-        "stopped": one.stopped,
-        "untuned": one.default.median if one.default else None,
+        "kernel": tuned.kernel.name,
+        "workload": tuned.kernel.workload,
+        "count": tuned.kernel.count,
+        "choices": len(tuned.kernel.choices),
+        "tried": tuned.tried,
+        "new": tuned.new,
+        "failed": tuned.failed,
+        "stopped": tuned.stopped,
+        "untuned": tuned.default.median if tuned.default else None,
         "best": {
-            "choice": dict(one.best.choice),
-            "median": one.best.median,
-            "spread": one.best.spread,
-            "runs": one.best.runs,
-            "evidence": str(one.best.evidence),
+            "choice": dict(tuned.best.choice),
+            "median": tuned.best.median,
+            "spread": tuned.best.spread,
+            "runs": tuned.best.runs,
+            "evidence": str(tuned.best.evidence),
         }
-        if one.best
+        if tuned.best
         else None,
     }
 
 
-def _gain(one: Tuned) -> float | None:
-    return one.default.median / one.best.median if one.default and one.best else None
+def _gain(tuned: Tuned) -> float | None:
+    return tuned.default.median / tuned.best.median if tuned.default and tuned.best else None
 
 
 def _figure(record: TuningRecord | None) -> str:

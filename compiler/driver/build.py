@@ -44,8 +44,8 @@ def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
     fleet, jobs, missing = plan_fleet(path, options)
     claim_folder(options.out, selected_devices(fleet, options))
     source = _read_source(fleet, jobs)
-    store = Store(options.cache)
-    reports = {name: DeviceReport(name, "failed", options.out / name, error) for name, error in missing.items()}
+    store = Store(options.cache, wait_s=options.cache_wait_s)
+    reports = {name: DeviceReport(name, options.out / name, error) for name, error in missing.items()}
     pace = Pace(sum(job.plan.pieces for job in jobs))
     for index, job in enumerate(jobs):
         pace.done = sum(earlier.plan.pieces for earlier in jobs[:index])
@@ -100,9 +100,9 @@ def _attempt(job: Job, fleet: Fleet, source: Source, options: BuildOptions, stor
         return compile_device(job, fleet, source, options, store, pace)
     except CompilerError as error:
         log.error("%s failed: %s", job.device.name, error.brief)
-        return DeviceReport(job.device.name, "failed", options.out / job.device.name, error, job.plan)
+        return DeviceReport(job.device.name, options.out / job.device.name, error, job.plan)
     except Exception as error:  # our bug must not take the other devices along; its traceback is for -v
         log.debug("%s", job.device.name, exc_info=error)
         remedy = "Report it with what `fleetc -v` prints."
         bug = InternalError(f"{type(error).__name__}: {error}", where=job.device.name, remedy=remedy)
-        return DeviceReport(job.device.name, "failed", options.out / job.device.name, bug, job.plan)
+        return DeviceReport(job.device.name, options.out / job.device.name, bug, job.plan)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from compiler.artifact.manifest import BUILD, MANIFEST, write_json
+from compiler.artifact.manifest import BUILD, MANIFEST, read_json, read_value, write_value
+from compiler.artifact.schema import DeviceRow, DeviceStatus, Failure, Summary
 from compiler.driver.reports import DeviceReport
-from compiler.errors import OutputError
+from compiler.errors import ArtifactError, OutputError
 from compiler.fleet import DeviceClass, Fleet
 from compiler.store import file_digest
 from compiler.store.disk import output_errors
@@ -29,7 +29,7 @@ def claim_folder(out: Path, devices: Sequence[DeviceClass]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out) as probe:
             probe.write(b"?")
-        foreign = [out / one.name for one in devices if _is_foreign(out / one.name)]
+        foreign = [out / device.name for device in devices if _is_foreign(out / device.name)]
     if foreign:
         raise OutputError(
             f"no artifact of fleetc is in {', '.join(map(str, foreign))}, and a build would replace it",
@@ -50,15 +50,10 @@ def settle_folder(reports: Sequence[DeviceReport], fleet: Fleet, model_digest: s
         for report in reports:
             if report.error:
                 shutil.rmtree(report.folder, ignore_errors=True)
-        devices = _others(fleet, out) | {report.device: _summary(report) for report in reports}
+        devices = _others(fleet, out) | {report.device: _row(report) for report in reports}
         ordered = {name: devices[name] for name in fleet.devices if name in devices}
-        summary = {
-            "schema": 1,
-            "fleetc": version("fleetc"),
-            "fleet": fleet.path.name,
-            "model": model_digest,
-        }
-        write_json(out / BUILD, {**summary, "devices": ordered}, keeps_order=True)
+        summary = Summary(fleet.path.name, version("fleetc"), model_digest, ordered)
+        write_value(out / BUILD, summary, keeps_order=True)
 
 
 def note_finished(folder: Path, *, deferred: str) -> None:
@@ -70,36 +65,35 @@ def note_finished(folder: Path, *, deferred: str) -> None:
     """
     path = folder.parent / BUILD
     try:
-        summary = json.loads(path.read_bytes())
-        row = summary["devices"][folder.name]
-        is_its_own = row["manifest"] == deferred
-    except (OSError, ValueError, KeyError, TypeError):
+        summary = read_value(path, Summary, read_json(path))
+    except ArtifactError:
         return
-    if is_its_own:
-        summary["devices"][folder.name] = {**row, "status": "finished", "manifest": file_digest(folder / MANIFEST)}
+    row = summary.devices.get(folder.name)
+    if row is not None and row.manifest == deferred:
+        finished = DeviceRow(DeviceStatus.FINISHED, file_digest(folder / MANIFEST))
         with output_errors(folder.parent):
-            write_json(path, summary, keeps_order=True)
+            devices = {**summary.devices, folder.name: finished}
+            write_value(path, replace(summary, devices=devices), keeps_order=True)
 
 
-def _others(fleet: Fleet, out: Path) -> dict[str, Any]:
+def _others(fleet: Fleet, out: Path) -> dict[str, DeviceRow]:
     """What an earlier build said of devices that this one was not asked for and that are still what it said."""
     try:
-        devices = json.loads((out / BUILD).read_bytes())["devices"]
-        return {name: row for name, row in devices.items() if name in fleet.devices and _still(out / name, row)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or none of ours: nothing to keep
+        summary = read_value(out / BUILD, Summary, read_json(out / BUILD))
+    except ArtifactError:  # none, or none of this fleetc: nothing to keep
         return {}
+    return {name: row for name, row in summary.devices.items() if name in fleet.devices and _is_valid(out / name, row)}
 
 
-def _still(folder: Path, row: Mapping[str, Any]) -> bool:
+def _is_valid(folder: Path, row: DeviceRow) -> bool:
+    """Whether a device is still what an earlier build said of it."""
     manifest = folder / MANIFEST
-    return file_digest(manifest) == row.get("manifest") if manifest.is_file() else row["status"] == "failed"
+    return file_digest(manifest) == row.manifest if manifest.is_file() else row.status == DeviceStatus.FAILED
 
 
-def _summary(report: DeviceReport) -> dict[str, Any]:
-    if report.error:
-        return {
-            "status": report.status,
-            "error": report.error.to_dict(),
-            **({"report": dict(report.facts)} if report.facts else {}),
-        }
-    return {"status": report.status, "manifest": file_digest(report.folder / MANIFEST)}
+def _row(report: DeviceReport) -> DeviceRow:
+    error = report.error
+    if error is None:
+        return DeviceRow(report.status, file_digest(report.folder / MANIFEST))
+    failure = Failure(type(error).__name__, error.exit_code, error.what, error.where, error.remedy)
+    return DeviceRow(report.status, error=failure, report=report.searched)

@@ -1,17 +1,37 @@
-"""What a build says of itself: the values it returns, and the sections of an artifact's manifest and measurements."""
+"""What a build says of itself: the values it returns, and the manifest and the measurements of an artifact."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from compiler.artifact import Artifact
-from compiler.driver.search.search import Found, Made, read_pruning
+from compiler.artifact.adapter import parse
+from compiler.artifact.schema import (
+    BorderModel,
+    DeviceStatus,
+    Evaluation,
+    Inputs,
+    Manifest,
+    Measurements,
+    ModelFile,
+    PassFacts,
+    Profile,
+    Pruning,
+    Samples,
+    Searched,
+    Selection,
+    StageDigest,
+    StageRun,
+    Verdict,
+)
+from compiler.driver.search.search import Made, SearchResult, read_pruning
 from compiler.driver.stages.data import Data
 from compiler.driver.stages.inputs import Prepared, VerificationInputs
-from compiler.driver.stages.verify import Verdict, verdict_facts, verdict_measurements
+from compiler.driver.stages.verify import Verification
 from compiler.errors import CompilerError, FleetFailed
 from compiler.fleet import Fleet
 from compiler.fleet.profile import to_dict
@@ -38,28 +58,35 @@ class DeviceReport:
 
     Args:
         device: Its name.
-        status: `delivered`, `deferred` or `failed`.
         folder: Where its artifact is.
         error: Why it failed; None otherwise.
         plan: Its plan; None if none could be made.
         row: Figures for a table: precision, bytes, nodes before and after, worst SQNR, latency, instructions, evidence.
         seconds: Stage → wall seconds spent on it now; 0 where it came from the store.
-        facts: Of a device that failed a gate: its plan, every trial and every gate's figures.
+        searched: Of a device that failed a gate: its plan, every trial and every gate's figures.
+        is_deferred: Whether its device must finish it.
     """
 
     device: str
-    status: str
     folder: Path
     error: CompilerError | None = None
     plan: Plan | None = None
     row: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    searched: Searched | None = None
+    is_deferred: bool = False
+
+    @property
+    def status(self) -> DeviceStatus:
+        """What became of it."""
+        if self.error:
+            return DeviceStatus.FAILED
+        return DeviceStatus.DEFERRED if self.is_deferred else DeviceStatus.DELIVERED
 
 
 @dataclass(frozen=True)
 class FleetReport:
-    """What became of the fleet, device by device, the notes on how its model was read, and the page that tells it."""
+    """What became of the fleet, device by device, the notes on how its model was read, and the report's page."""
 
     out: Path
     devices: tuple[DeviceReport, ...]
@@ -80,93 +107,102 @@ class FleetReport:
 
 
 def delivered_report(
-    job: Job, folder: Path, made: Made, facts: Mapping[str, Any], seconds: Mapping[str, float]
+    job: Job, folder: Path, made: Made, manifest: Manifest, seconds: Mapping[str, float]
 ) -> DeviceReport:
     """What a delivered device's report says."""
     artifact = made.built.artifact
-    status = "deferred" if artifact.deferred else "delivered"
-    row = table_row(facts, artifact, made.verdict)
-    return DeviceReport(job.device.name, status, folder, None, made.plan, row, dict(seconds))
+    return DeviceReport(
+        job.device.name,
+        folder,
+        plan=made.plan,
+        row=table_row(manifest, artifact, made.verdict),
+        seconds=dict(seconds),
+        is_deferred=bool(artifact.deferred),
+    )
 
 
-def failed_report(job: Job, folder: Path, found: Found) -> DeviceReport:
+def failed_report(job: Job, folder: Path, result: SearchResult) -> DeviceReport:
     """The report of a device that no candidate passes the gates of: nothing is delivered, every figure is kept."""
-    facts = {"plan": job.plan.to_dict(), **search_facts(found)}
-    return DeviceReport(job.device.name, "failed", folder, found.error, job.plan, facts=facts)
+    return DeviceReport(job.device.name, folder, result.error, job.plan, searched=_searched(job.plan, result))
 
 
-def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, found: Found) -> dict[str, Any]:
-    """The manifest's sections: nothing in them depends on the folder, the clock or the load of the machine, but what
-    the search measured and kept in the store."""
-    ready = source.prepared[job.device.name]
-    border = made.border
-    return {
-        "device": job.device.name,
-        "inputs": {
-            "model": {"file": fleet.model.name, "sha256": source.digest, "notes": list(source.imported.notes)},
-            "samples": {
-                "origin": _origin(fleet, ready.inputs),
-                "sha256": arrays_digest(ready.inputs.probe),
-                "warnings": list(ready.inputs.warnings),
-            },
-            "evaluation": _evaluation(source.data[job.device.name], fleet),
-            "profile": {"name": job.profile.name, "sha256": job.plan.profile_digest, "facts": to_dict(job.profile)},
-        },
-        "source": vars(measure(ready.model)),
-        "border": vars(measure(border.load())) | {"sha256": border.digest},
-        "plan": made.plan.to_dict(),
-        "pruning": read_pruning(made.entries),
-        "passes": [{key: value for key, value in record.items() if key != "milliseconds"} for record in border.records],
-        "stages": [{"stage": entry.stage, "sha256": entry.digest} for entry in made.entries],
-        "tuning": [kernel.to_dict() for kernel in made.kernels],
-        "verdict": {
-            "parity": verdict_facts(made.verdict),
-            "reference": made.reference,
-            "border": verdict_facts(made.border_verdict),
-            "weak_proofs": list(made.weak_proofs),
-        },
-        **search_facts(found),
-    }
+def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, result: SearchResult) -> Manifest:
+    """The manifest: nothing in it depends on the folder, the clock or the load of the machine, but what the search
+    measured and kept in the store."""
+    border, pruning = made.border, read_pruning(made.entries)
+    return Manifest(
+        **vars(_searched(made.plan, result)),
+        device=job.device.name,
+        fleetc=version("fleetc"),
+        inputs=_inputs(job, fleet, source),
+        source=measure(source.prepared[job.device.name].model),
+        border=BorderModel(**vars(measure(border.load())), sha256=border.digest),
+        passes=tuple(parse(PassFacts, record) for record in border.records),
+        verdict=Verdict(made.verdict.parity, made.reference, made.border_parity, made.weak_proofs),
+        artifact=made.built.artifact,
+        files={},  # known once they are copied: `write_artifact` adds them
+        stages=tuple(StageDigest(entry.stage, entry.digest) for entry in made.entries),
+        tuning=made.kernels,
+        pruning=parse(Pruning, pruning) if pruning else None,
+    )
 
 
-def _evaluation(data: Data, fleet: Fleet) -> dict[str, Any] | None:
+def _searched(plan: Plan, result: SearchResult) -> Searched:
+    """What was tried, what was measured, and what was selected."""
+    chosen = result.chosen
+    return Searched(
+        plan=plan.facts,
+        decision=Selection(
+            precision=chosen.precision if chosen else "",
+            trial=chosen.number if chosen else None,
+            reason=plan.reason if result.made else str(result.error),
+        ),
+        gates=chosen.gates if chosen else (),
+        trials=tuple(trial.facts for trial in result.trials),
+        layers=result.layers,
+        saliency=result.saliency,
+    )
+
+
+def _inputs(job: Job, fleet: Fleet, source: Source) -> Inputs:
+    inputs = source.prepared[job.device.name].inputs
+    return Inputs(
+        model=ModelFile(fleet.model.name, source.digest, source.imported.notes),
+        samples=Samples(_origin(fleet, inputs), arrays_digest(inputs.probe), inputs.warnings),
+        profile=Profile(job.profile.name, job.plan.profile_digest, to_dict(job.profile)),
+        evaluation=_evaluation(source.data[job.device.name], fleet),
+    )
+
+
+def _evaluation(data: Data, fleet: Fleet) -> Evaluation | None:
     """What accuracy was judged on, and all that is needed to judge it again on other data."""
-    if data.judge is None:
+    judge = data.judge
+    if judge is None:
         return None
     options = asdict(fleet.evaluation) if fleet.evaluation else {}
-    kept = {key: options[key] for key in ("output", "far", "rule") if key in options}
-    return {
-        **data.judge.to_dict(),
-        "options": kept,
-        "preprocess": asdict(fleet.preprocess) if fleet.preprocess else None,
-    }
+    return Evaluation(
+        task=judge.task.name,
+        metric=judge.task.metric,
+        origin=judge.dataset.origin,
+        sha256=judge.dataset.digest,
+        samples=judge.dataset.count,
+        warnings=judge.warnings,
+        options={key: options[key] for key in ("output", "far", "rule") if key in options},
+        preprocess=asdict(fleet.preprocess) if fleet.preprocess else None,
+    )
 
 
-def search_facts(found: Found) -> dict[str, Any]:
-    """What was tried, what was found, and what was decided."""
-    chosen = found.chosen
-    return {
-        "decision": {
-            "precision": chosen.precision if chosen else "",
-            "trial": chosen.number if chosen else None,
-            "reason": found.made.plan.reason if found.made else str(found.error),
-        },
-        "gates": [gate.to_dict() for gate in chosen.gates] if chosen else [],
-        "trials": [trial.to_dict() for trial in found.trials],
-        "layers": [layer.to_dict() for layer in found.layers],
-        "saliency": found.saliency.to_report() if found.saliency else None,
-    }
-
-
-def measured_facts(made: Made, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Sections of `measurements.json`: what the clock, the load and the store of this time have a part in."""
-    return {
-        **verdict_measurements(made.verdict),
-        "passes_ms": [[record["name"], record["milliseconds"]] for record in made.border.records],
-        "stages": [{"stage": entry.stage, "from_store": entry.hit} for entry in made.entries],
-        "seconds": dict(seconds),
-        "tuning": [asdict(curve) for curve in made.curves],
-    }
+def measured_facts(made: Made, seconds: Mapping[str, float]) -> Measurements:
+    """What the clock, the load and the store of this time have a part in."""
+    return Measurements(
+        evidence=made.verdict.evidence,
+        latency=made.verdict.latency,
+        instructions=made.verdict.instructions,
+        passes_ms=tuple((record["name"], record["milliseconds"]) for record in made.border.records),
+        seconds=dict(seconds),
+        stages=tuple(StageRun(entry.stage, entry.hit) for entry in made.entries),
+        tuning=made.curves,
+    )
 
 
 def _origin(fleet: Fleet, inputs: VerificationInputs) -> str:
@@ -174,19 +210,19 @@ def _origin(fleet: Fleet, inputs: VerificationInputs) -> str:
     return fleet.calibration.path.name if fleet.calibration else inputs.origin
 
 
-def table_row(facts: Mapping[str, Any], artifact: Artifact, verdict: Verdict) -> dict[str, Any]:
+def table_row(manifest: Manifest, artifact: Artifact, verification: Verification) -> dict[str, Any]:
     """The figures of one device in the fleet's table."""
-    sqnr = [one.get("sqnr_db") for point in verdict.points for one in point["outputs"].values() if "sqnr_db" in one]
+    parity, latency = verification.parity, verification.latency
     return {
         "target": artifact.target,
         "precision": artifact.precision,
         "bytes": sum((artifact.root / name).stat().st_size for name in artifact.files if name.startswith("payload/")),
-        "nodes_before": facts["source"]["nodes"],
-        "nodes_after": facts["border"]["nodes"],
-        "parity": verdict.status,
-        "sqnr_db": min(sqnr, default=None),
-        "p50_ms": verdict.latency[0]["p50_ms"] if verdict.latency else None,
-        "instructions": verdict.instructions,
-        "evidence": str(verdict.evidence),
-        "reason": verdict.reason,
+        "nodes_before": manifest.source.nodes,
+        "nodes_after": manifest.border.nodes,
+        "parity": str(parity.status),
+        "sqnr_db": parity.worst_sqnr_db,
+        "p50_ms": latency[0].p50_ms if latency else None,
+        "instructions": verification.instructions,
+        "evidence": str(parity.evidence),
+        "reason": parity.reason,
     }

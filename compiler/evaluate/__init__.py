@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from compiler.artifact.schema import AccuracyDrop, Score
 from compiler.evaluate.data import open_calibration, open_dataset, open_evaluation, open_images
 from compiler.evaluate.dataset import Dataset
 from compiler.evaluate.find import find_task
 from compiler.evaluate.run import run_dataset
 from compiler.evaluate.saliency import Images
-from compiler.evaluate.task import AccuracyDrop, Score, Task
+from compiler.evaluate.task import Task
 from compiler.fleet.data import Preprocess
 
 __all__ = [

@@ -1,25 +1,32 @@
-"""Metrics of the user's own: `module:function`, called with outputs and labels."""
+"""Metrics of the user's own: `module:function`, called with outputs and labels in a child process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from compiler.errors import DataError
 from compiler.evaluate.bootstrap import Measured, Values, Weights
 from compiler.evaluate.classification import mean_of
-from compiler.evaluate.function import call, takes
+from compiler.evaluate.function import LIMITS, ask
 from compiler.model.numerics import Array, Arrays
+from compiler.model.process import ChildLimits
 
 RESAMPLES = 200
 """Resamples of a function that returns one number: each is a call of it."""
 
 
 def measure(
-    outputs: Arrays, labels: Array | None, reference: Arrays | None, *, function: Callable[..., Any], spec: str
+    outputs: Arrays,
+    labels: Array | None,
+    reference: Arrays | None,
+    *,
+    spec: str,
+    folder: Path,
+    limits: ChildLimits = LIMITS,
 ) -> Measured:
     """The function's value.
 
@@ -28,52 +35,49 @@ def measure(
     number, or one per sample, whose mean is the metric and which cost nothing to resample.
 
     Raises:
-        DataError: It raises, or returns no finite number.
+        DataError: It raises, returns no finite number, crashes, hangs, or uses too much memory.
     """
     count = len(next(iter(outputs.values())))
-    options = {"reference": reference} if takes(function, "reference") else {}
-    value = _numbers(call(function, spec, outputs, labels, **options), count, spec)
+    files = _files(outputs, labels, reference)
+    value = _numbers("metric", "value", spec, folder, limits, files)
+    if value.shape not in ((), (count,)):
+        raise _unreadable(spec)
     if value.ndim:
         return Measured(float(value.mean()), {}, count, count, partial(mean_of, value))
-    again = partial(_resample, outputs, labels, reference, function, spec)
+    # pairs are no samples, and cannot be drawn this way
+    has_pairs = labels is not None and labels.ndim != 1
+    again = _no_values if has_pairs else partial(_resample, spec, folder, limits, files)
     return Measured(float(value), {}, count, count, again, resamples=RESAMPLES)
 
 
-def _numbers(returned: object, count: int, spec: str) -> Values:
-    try:
-        values = np.asarray(returned, np.float64)
-    except (TypeError, ValueError) as error:
-        raise _no_number(returned, spec) from error
-    if values.shape not in ((), (count,)) or not np.isfinite(values).all():
-        raise _no_number(returned, spec)
+def _files(outputs: Arrays, labels: Array | None, reference: Arrays | None) -> dict[str, Arrays]:
+    files: dict[str, Arrays] = {"outputs": outputs}
+    if labels is not None:
+        files["labels"] = {"labels": labels}
+    if reference is not None:
+        files["reference"] = reference
+    return files
+
+
+def _numbers(work: str, name: str, spec: str, folder: Path, limits: ChildLimits, files: Mapping[str, Arrays]) -> Values:
+    """The one array that a work gives."""
+    frames = list(ask(work, spec, folder, limits=limits, files=files))
+    if len(frames) != 1 or name not in frames[0][1] or frames[0][1][name].dtype != np.float64:
+        raise _unreadable(spec)
+    return np.asarray(frames[0][1][name], np.float64)
+
+
+def _resample(spec: str, folder: Path, limits: ChildLimits, files: Mapping[str, Arrays], weights: Weights) -> Values:
+    """The function's value on each resample, all of them in one child process; NaN where it has none."""
+    values = _numbers("resample", "values", spec, folder, limits, {**files, "weights": {"weights": weights}})
+    if values.shape != (len(weights),):
+        raise _unreadable(spec)
     return values
 
 
-def _no_number(returned: object, spec: str) -> DataError:
-    what = f"the function returned {str(returned)[:100]!r}, which is no finite number"
-    return DataError(what, where=spec, remedy="Return the metric in percent: one number, or one per sample.")
+def _no_values(weights: Weights) -> Values:
+    return np.full(len(weights), np.nan)
 
 
-def _resample(
-    outputs: Arrays,
-    labels: Array | None,
-    reference: Arrays | None,
-    function: Callable[..., Any],
-    spec: str,
-    weights: Weights,
-) -> Values:
-    """The function's value on each resample; NaN where it has none, and for pairs, which cannot be drawn this way."""
-    if labels is not None and labels.ndim != 1:
-        return np.full(len(weights), np.nan)
-    values = []
-    for row in weights:
-        index = np.repeat(np.arange(len(row)), row.astype(np.int64))
-        chosen = {name: array[index] for name, array in outputs.items()}
-        again = None if labels is None else labels[index]
-        others = None if reference is None else {name: array[index] for name, array in reference.items()}
-        options = {"reference": others} if takes(function, "reference") else {}
-        try:
-            values.append(float(_numbers(call(function, spec, chosen, again, **options), len(index), spec)))
-        except DataError:
-            values.append(float("nan"))
-    return np.array(values)
+def _unreadable(spec: str) -> DataError:
+    return DataError("what the function's process sent is no metric", where=spec)

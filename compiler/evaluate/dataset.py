@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from compiler.errors import CompilerError, DataError, combine
+from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Array, Arrays
 from compiler.model.spec import TensorSpec
@@ -19,7 +19,9 @@ Step = Callable[[], Arrays]
 MAX_PROBLEMS = 50
 """Problems of single samples that are listed; a set with more is of another kind, and the list is no help."""
 
-_THREADS = max(1, min(8, os.cpu_count() or 1))
+_THREADS_MAX = 8
+"""Threads that read samples: more of them wait for the disk and for each other."""
+
 _AHEAD = 32
 """Steps that may wait beyond the batch being made: enough to hide one slow picture."""
 
@@ -61,7 +63,7 @@ class Dataset:
         Raises:
             DataError: Samples cannot be used; all of them are named, when the last has been read.
         """
-        workers = 1 if self.in_order else _THREADS
+        workers = 1 if self.in_order else min(_THREADS_MAX, available_cpus())
         ahead = _AHEAD + workers + (0 if self.in_order else size)
         good = _usable(run_ahead(map(_guarded, self.steps()), workers=workers, ahead=ahead))
         return (chunk for chunk in good) if self.whole else _regrouped(good, size)

@@ -7,7 +7,7 @@ from functools import partial
 from compiler.errors import DataError
 from compiler.evaluate import classification, custom, embedding, verification
 from compiler.evaluate.dataset import Dataset
-from compiler.evaluate.function import find_function
+from compiler.evaluate.function import check_function
 from compiler.evaluate.task import Task
 from compiler.fleet.data import Evaluation, is_function
 
@@ -32,8 +32,9 @@ def find_task(evaluation: Evaluation) -> Task:
     if not is_function(name):
         remedy = "Known: verification, classification, embedding, or module:function."
         raise DataError(f"there is no task '{name}'", where="evaluation.task", remedy=remedy)
-    function = find_function(name, evaluation.path.parent)
-    return Task(name, name.partition(":")[2], partial(custom.measure, function=function, spec=name), _nothing_odd, rule)
+    folder = evaluation.path.parent
+    check_function(name, folder)
+    return Task(name, name.partition(":")[2], partial(custom.measure, spec=name, folder=folder), _nothing_odd, rule)
 
 
 def _nothing_odd(dataset: Dataset) -> tuple[str, ...]:

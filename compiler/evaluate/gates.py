@@ -8,45 +8,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import Constraints, Gate, GateData, GateName, GateUnit, is_floor
 from compiler.errors import FleetError
 from compiler.fleet import DeviceClass, Fleet, Limits
+
+__all__ = [
+    "DEFAULTS",
+    "EMBEDDING",
+    "Constraints",
+    "Figure",
+    "Gate",
+    "GateName",
+    "hold",
+    "judge_gates",
+    "limits_text",
+    "make_constraints",
+    "nearest_limits",
+]
 
 DEFAULTS = Limits(accuracy_drop_pct=2.0, memory_reduction_pct=40.0)
 """What holds where the fleet file has an evaluation and states no limit of its own."""
 
 EMBEDDING = "embedding"
 """The task that compares outputs with the float model's: it needs no labels."""
-
-
-@dataclass(frozen=True)
-class Constraints:
-    """What one device's build must hold, decided before anything is built.
-
-    Args:
-        limits: Every limit that holds.
-        task: Task that accuracy is judged by; empty where nothing judges it.
-        data: Which data of the fleet file judge it: `evaluation` or `calibration`.
-        reasons: Name of a limit → where it is from.
-    """
-
-    limits: Limits = field(default_factory=Limits)
-    task: str = ""
-    data: str = ""
-    reasons: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def any(self) -> bool:
-        """Whether there is a gate at all."""
-        return any(value is not None for value in asdict(self.limits).values())
-
-    @property
-    def explains(self) -> bool:
-        """Whether saliency maps are compared: a limit asks, or there is an evaluation whose pictures they can show."""
-        return self.limits.saliency_correlation_min is not None or self.data == "evaluation"
 
 
 @dataclass(frozen=True)
@@ -67,72 +54,33 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """One verdict.
-
-    Args:
-        name: `accuracy`, `memory: weights`, `memory: run`, `latency` or `saliency`.
-        limit: What must hold, in `unit`.
-        value: What was found; None where nobody could tell.
-        unit: `points lost`, `% less`, `ms` or `correlation`.
-        passed: The verdict; None where the gate was not judged.
-        evidence: Where the value is from.
-        rule: What of the figure was judged.
-        why: Why it was not judged, or what its reader should know.
-    """
-
-    name: str
-    limit: float
-    value: float | None
-    unit: str
-    passed: bool | None
-    evidence: Evidence
-    rule: str
-    why: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The gate as a JSON-ready value."""
-        return {**asdict(self), "evidence": str(self.evidence)}
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return f"{self.name}: not judged: {self.why}"
-        kind, verdict = _KINDS[self.name], "passed" if self.passed else "failed"
-        bound = "at least" if kind.is_floor else "at most"
-        value, limit = round(self.value, kind.places + 1), f"limit {bound} {self.limit:g}"
-        found = f"{value:g} {self.unit}, {limit}"
-        if self.unit == LESS and value < 0:
-            found = f"{-value:g} % more, {limit} {LESS}"
-        return f"{self.name} {verdict}: {found} ({self.rule}; {self.evidence})"
-
-
-@dataclass(frozen=True)
 class _Kind:
     """How a gate judges.
 
     Args:
         limit: Its limit in the fleet file.
         unit: Its figure's.
-        is_floor: Whether the limit is the least that must be found.
         lowest: The least that can be asked.
         places: Decimals that a person writes the limit with.
     """
 
     limit: str
-    unit: str
-    is_floor: bool = False
+    unit: GateUnit
     lowest: float = 0.0
     places: int = 1
 
+    @property
+    def is_floor(self) -> bool:
+        """Whether the limit is the least that must be reached."""
+        return is_floor(self.unit)
 
-LESS = "% less"
 
-_KINDS: Mapping[str, _Kind] = {
-    "accuracy": _Kind("accuracy_drop_pct", "points lost"),
-    "memory: weights": _Kind("memory_reduction_pct", LESS, is_floor=True),
-    "memory: run": _Kind("memory_reduction_pct", LESS, is_floor=True),
-    "latency": _Kind("latency_ms", "ms"),
-    "saliency": _Kind("saliency_correlation_min", "correlation", is_floor=True, lowest=-1.0, places=2),
+_KINDS: Mapping[GateName, _Kind] = {
+    GateName.ACCURACY: _Kind("accuracy_drop_pct", GateUnit.POINTS_LOST),
+    GateName.MEMORY_WEIGHTS: _Kind("memory_reduction_pct", GateUnit.PERCENT_LESS),
+    GateName.MEMORY_RUN: _Kind("memory_reduction_pct", GateUnit.PERCENT_LESS),
+    GateName.LATENCY: _Kind("latency_ms", GateUnit.MS),
+    GateName.SALIENCY: _Kind("saliency_correlation_min", GateUnit.CORRELATION, lowest=-1.0, places=2),
 }
 """Gate → the limit it judges by."""
 
@@ -154,7 +102,7 @@ def make_constraints(fleet: Fleet, device: DeviceClass) -> Constraints:
     if fleet.evaluation is not None:
         given = {name: value for name, value in asdict(DEFAULTS).items() if value is not None and name not in stated}
         reasons |= dict.fromkeys(given, "the default where the fleet file has an evaluation")
-        return Constraints(Limits(**stated, **given), fleet.evaluation.task, "evaluation", reasons)
+        return Constraints(Limits(**stated, **given), fleet.evaluation.task, GateData.EVALUATION, reasons)
     for name in _NEED_DATA:
         if name in stated and fleet.calibration is None:
             raise FleetError(
@@ -168,15 +116,15 @@ def make_constraints(fleet: Fleet, device: DeviceClass) -> Constraints:
     reasons["accuracy_drop_pct"] += (
         "; the file has no evaluation: outputs on the calibration data are compared with the float model's"
     )
-    return Constraints(Limits(**stated), EMBEDDING, "calibration", reasons)
+    return Constraints(Limits(**stated), EMBEDDING, GateData.CALIBRATION, reasons)
 
 
-def judge_gates(limits: Limits, figures: Mapping[str, Figure]) -> tuple[Gate, ...]:
+def judge_gates(limits: Limits, figures: Mapping[GateName, Figure]) -> tuple[Gate, ...]:
     """One verdict per limit and figure.
 
     Args:
         limits: What must hold.
-        figures: Gate's name → what is judged; a missing one counts as not measured.
+        figures: Name of a gate → what is judged; a missing one counts as not measured.
     """
     nothing = Figure(None, Evidence.NONE, why="nothing measured it")
     limited = {name: getattr(limits, kind.limit) for name, kind in _KINDS.items()}
@@ -208,7 +156,7 @@ def limits_text(limits: Limits) -> str:
     return f"limits: {{{pairs}}}"
 
 
-def _judge(name: str, limit: float, figure: Figure) -> Gate:
+def _judge(name: GateName, limit: float, figure: Figure) -> Gate:
     kind = _KINDS[name]
     passed = None
     if figure.value is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import partial
 
@@ -11,6 +10,7 @@ import onnx_ir as ir
 
 from compiler.errors import DataError
 from compiler.evaluate.dataset import Dataset
+from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Array, Arrays
 from compiler.model.reference import Unoptimized
@@ -31,7 +31,7 @@ def run_dataset(model: ir.Model, dataset: Dataset, *, batch: int = 8) -> dict[st
         UnsupportedModel: ONNX Runtime does not run the model.
     """
     fixed = _fixed_batch(dataset)
-    session, workers = Unoptimized(model), os.cpu_count() or 1
+    session, workers = Unoptimized(model), available_cpus()
     steps = (partial(_run, session, inputs, fixed, dataset.whole) for inputs in dataset.batches(fixed or batch))
     found: dict[str, list[Array]] = {}
     for outputs in run_ahead(steps, workers=workers, ahead=2 * workers):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.artifact.schema import AccuracyDrop, Score
 from compiler.errors import DataError, InvalidModel
 from compiler.evaluate.bootstrap import Measured, interval, resampled
 from compiler.evaluate.dataset import Dataset
@@ -17,54 +18,6 @@ from compiler.fleet.data import Rule
 from compiler.model.numerics import Array, Arrays
 
 Measure: TypeAlias = Callable[[Arrays, "Array | None", "Arrays | None"], Measured]
-
-
-@dataclass(frozen=True)
-class Score:
-    """A metric of one model on one set.
-
-    Args:
-        metric: Its name: `TAR@FAR=0.001`, `top-1`, `cosine`, or the function's.
-        value_pct: In percent; more is better.
-        low_pct: Lower end of the 95 % interval, NaN where there is none.
-        high_pct: Upper end.
-        count: Decisions it counts: genuine pairs, or samples.
-        details: Other figures of the same outputs, by name.
-    """
-
-    metric: str
-    value_pct: float
-    low_pct: float
-    high_pct: float
-    count: int
-    details: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class AccuracyDrop:
-    """How much worse a candidate is than its reference, in percentage points of the metric.
-
-    Args:
-        metric: Its name.
-        reference: The float model's score.
-        candidate: The candidate's.
-        drop_pct: Reference less candidate; below 0 where the candidate is better.
-        low_pct: Lower end of its 95 % interval, both models on the same resamples; NaN where there is none.
-        high_pct: Upper end.
-        rule: `point` judges the drop itself, `bound` the upper end.
-        judged_pct: What a limit is compared with.
-        why: Why this rule, and what else the reader must know.
-    """
-
-    metric: str
-    reference: Score
-    candidate: Score
-    drop_pct: float
-    low_pct: float
-    high_pct: float
-    rule: Literal["point", "bound"]
-    judged_pct: float
-    why: str
 
 
 @dataclass(frozen=True)
@@ -125,20 +78,25 @@ class Task:
         rule, why = choose_rule(self.rule, before.count, limit_pct, high)
         scores = self._score(before, *interval(was)), self._score(after, *interval(now))
         judged = drop if rule == "point" else high
-        return AccuracyDrop(self.metric, *scores, drop, low, high, rule, judged, why)
+        return AccuracyDrop(self.metric, *scores, drop, _known(low), _known(high), rule, judged, why)
 
     def _measured(self, outputs: Arrays, labels: Array | None, reference: Arrays | None) -> Measured:
         refuse_not_finite(outputs)
         return self.measure(outputs, labels, reference)
 
     def _score(self, measured: Measured, low: float, high: float) -> Score:
-        return Score(self.metric, measured.value_pct, low, high, measured.count, measured.details)
+        return Score(self.metric, measured.value_pct, _known(low), _known(high), measured.count, measured.details)
 
     def _failed(self, before: Measured, error: InvalidModel) -> AccuracyDrop:
         reference = self._score(before, *interval(resampled([before])[0]))
         nothing = Score(self.metric, 0.0, 0.0, 0.0, before.count, {})
         drop = before.value_pct
         return AccuracyDrop(self.metric, reference, nothing, drop, drop, drop, "point", drop, f"scored 0: {error.what}")
+
+
+def _known(end: float) -> float | None:
+    """The end of an interval; None where the interval does not exist."""
+    return None if math.isnan(end) else end
 
 
 def choose_rule(

@@ -7,7 +7,6 @@ What cannot be read (containers hide files, other systems lack them) is left out
 from __future__ import annotations
 
 import csv
-import os
 import platform
 import re
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ProfileError
+from compiler.fleet.machine import available_cpus, available_memory_bytes
 from compiler.fleet.profile import HardwareProfile, profile_of
 from compiler.fleet.yamlfile import Document, Origin
 
@@ -148,7 +148,7 @@ def _target(isa: frozenset[str], processors: list[_Block]) -> _Facts:
 def _cpu(processors: list[_Block], root: Path) -> _Facts:
     """Name, counts and clock of processors of one kind."""
     if not processors:
-        return {"model": platform.processor() or platform.machine() or "unknown", "cores": os.cpu_count() or 1}
+        return {"model": platform.processor() or platform.machine() or "unknown", "cores": available_cpus()}
     first = processors[0]
     cores = {(block.get("physical id"), block["core id"]) for block in processors if "core id" in block}
     clock_khz = _number(_cpu_folder(first, root) / "cpufreq/cpuinfo_max_freq")
@@ -277,8 +277,8 @@ def _text(path: Path) -> str:
 
 
 def host_fingerprint() -> str:
-    """What a time measured on this machine depends on: processor, number of processors, memory and system."""
+    """What a time measured here depends on: system, processor, and how much of it and of memory is available."""
     blocks = _cpuinfo(Path("/"))
     model = blocks[0].get("model name") or _arm_core(blocks[0]) if blocks else platform.processor()
-    memory_mib = _memory_mib(Path("/"))
-    return f"{platform.system()} {platform.machine()} {model} x{os.cpu_count()} {memory_mib} MiB {sorted(host_isa())}"
+    memory_mib = available_memory_bytes() >> 20  # a container of half the machine measures other times
+    return f"{platform.system()} {platform.machine()} {model} x{available_cpus()} {memory_mib} MiB {sorted(host_isa())}"

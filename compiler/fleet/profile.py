@@ -26,7 +26,7 @@ from compiler.fleet.validate import MAX_PROBLEMS, nearest, validate
 from compiler.fleet.yamlfile import Document, KeyPath, Origin, dotted, read_yaml
 
 T = TypeVar("T")
-Precision: TypeAlias = Literal["fp64", "tf32", "fp32", "fp16", "bf16", "fp8", "fp4", "int8", "int4"]
+Arithmetic: TypeAlias = Literal["fp64", "tf32", "fp32", "fp16", "bf16", "fp8", "fp4", "int8", "int4"]
 
 _FACTS = ("cpu", "accelerator", "memory_mib", "memory_bandwidth_gbps", "power_w", "precisions")
 _SUFFIXES = (".yaml", ".yml")
@@ -111,7 +111,7 @@ class HardwareProfile:
         float | None, Field(gt=0, description="Power the chip or board may draw, as its maker states it, in watts.")
     ] = None
     precisions: Annotated[
-        tuple[Precision, ...],
+        tuple[Arithmetic, ...],
         Field(description="Number formats the hardware multiplies in; stored-only formats are not named."),
     ] = ()
     provenance: Annotated[

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,11 @@ TOLERANCES: Mapping[str, Tolerance] = {
 }
 
 
+def is_floating(array: Array) -> bool:
+    """Whether its elements are floating-point numbers; NumPy itself does not know bfloat16 and narrower ones."""
+    return array.dtype.kind in "fc" or array.dtype.name.startswith(("bfloat", "float"))
+
+
 def coarser(first: Tolerance, second: Tolerance) -> Tolerance:
     """The level of two that allows more."""
     return min(first, second, key=lambda level: level.sqnr_db_min)
@@ -138,9 +144,9 @@ def arrays_digest(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
+def write_arrays(file: Path | BinaryIO, arrays: Arrays) -> None:
     """Writes a `.npz` file; names may be any text, also those that `numpy.savez` keeps for its own arguments."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from compiler.errors import UnsupportedModel
+from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.model.graph import skeleton
 from compiler.model.numerics import Array, Arrays
 
@@ -23,6 +25,7 @@ class Unoptimized:
 
     Raises:
         UnsupportedModel: ONNX Runtime refuses the model.
+        ToolchainFailed: The machine's memory does not hold it.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -32,12 +35,10 @@ class Unoptimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        try:
-            bare = skeleton(model).SerializeToString()
+        bare = skeleton(model).SerializeToString()
+        with _onnx_runtime_errors():
             self._session = ort.InferenceSession(bare, options, providers=["CPUExecutionProvider"])
-            self._weights = _removed_weights(model, self._session)
-        except Exception as error:
-            raise _refusal(error) from error
+        self._weights = _removed_weights(model, self._session)
         self._names = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
@@ -45,20 +46,44 @@ class Unoptimized:
 
         Raises:
             UnsupportedModel: ONNX Runtime does not run the model on these inputs.
+            ToolchainFailed: The machine's memory does not hold what it computes.
         """
-        try:
-            feeds = {name: _lend(array) for name, array in inputs.items()} | self._weights
+        feeds = {name: _lend(array) for name, array in inputs.items()} | self._weights
+        with _onnx_runtime_errors():
             values = self._session.run_with_ort_values(self._names, feeds)
-            pairs = zip(self._names, values, strict=True)
-            # an output that is an input lies in memory that is valid for this run only
-            return {name: np.array(inputs[name]) if name in inputs else _take(value) for name, value in pairs}
-        except Exception as error:
-            raise _refusal(error) from error
+        pairs = zip(self._names, values, strict=True)
+        # an output that is an input lies in memory that is valid for this run only
+        return {name: np.array(inputs[name]) if name in inputs else _take(value) for name, value in pairs}
 
 
-def _refusal(error: Exception) -> UnsupportedModel:
-    """ORT's message; it raises a dozen unrelated classes, and each means that it does not run this model."""
-    return UnsupportedModel(f"ONNX Runtime does not run it: {type(error).__name__}: {str(error)[:300]}")
+# ORT has one status for "no memory" and for a dozen others; its text alone tells them apart
+_NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
+
+
+@contextmanager
+def _onnx_runtime_errors() -> Iterator[None]:
+    """Turns what ONNX Runtime raises of a model into the errors of the tree; stands around its own calls only."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort
+
+    refusals = (
+        ort.EPFail,
+        ort.Fail,
+        ort.InvalidArgument,
+        ort.InvalidGraph,
+        ort.InvalidProtobuf,
+        ort.NotFound,
+        ort.NotImplemented,
+        ort.RuntimeException,
+        RuntimeError,  # what its Python binding makes of a C++ exception: an element type it cannot hand over
+    )
+    try:
+        yield
+    except (MemoryError, *refusals) as error:
+        text = f"{type(error).__name__}: {str(error)[:300]}"
+        if isinstance(error, MemoryError) or any(phrase in str(error) for phrase in _NO_MEMORY):
+            remedy = "Give the build more memory, or bind smaller sizes (`dims`, `batch`)."
+            raise ToolchainFailed(f"ONNX Runtime ran out of memory: {text}", remedy=remedy) from error
+        raise UnsupportedModel(f"ONNX Runtime does not run it: {text}") from error
 
 
 def _removed_weights(model: ir.Model, session: Any) -> dict[str, Any]:
@@ -71,9 +96,14 @@ def _removed_weights(model: ir.Model, session: Any) -> dict[str, Any]:
 
 
 def _lend(array: Array) -> Any:
+    whole = np.ascontiguousarray(array).reshape(array.shape)
+    with _onnx_runtime_errors():
+        return _ort_value(whole)
+
+
+def _ort_value(whole: Array) -> Any:
     import onnxruntime as ort
 
-    whole = np.ascontiguousarray(array).reshape(array.shape)
     if whole.dtype.kind == "V" or whole.dtype.name.startswith(("bfloat16", "float8")):
         kind = ir.DataType.from_numpy(whole.dtype)
         if kind.bitwidth == 4:
@@ -102,5 +132,6 @@ def _take(value: Any) -> Array:
 
 
 def _array(value: Any) -> Array:
-    array: Array = np.asarray(value.numpy())
+    with _onnx_runtime_errors():
+        array: Array = np.asarray(value.numpy())
     return array

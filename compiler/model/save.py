@@ -6,10 +6,8 @@ more `initializer` field of the graph, straight from where it lies.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +18,7 @@ import onnx_ir as ir
 from onnx import TensorProto
 
 from compiler.model.graph import SMALL_TENSOR_BYTES
+from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors
 
 EXTERNAL_ABOVE_BYTES = 3 << 29
@@ -135,18 +134,22 @@ def _external(name: str, tensor: ir.TensorProtocol, offset: int, place: Path) ->
 def _write_data(place: Path, weights: Mapping[str, ir.TensorProtocol]) -> dict[str, int]:
     """Writes the external data and returns where each weight starts."""
     offsets: dict[str, int] = {}
-    with _replacing(place) as file:
+
+    def write(file: BinaryIO) -> None:
         for name, tensor in weights.items():
             file.write(b"\0" * (-file.tell() % ALIGNMENT_BYTES))
             offsets[name] = file.tell()
             file.write(_raw(tensor))
+
+    write_atomic(place, write)
     return offsets
 
 
 def _write_onnx(place: Path, proto: onnx.ModelProto, fields: Sequence[_Field]) -> None:
     graph = proto.graph.SerializeToString(deterministic=True)
     proto.ClearField("graph")
-    with _replacing(place) as file:
+
+    def write(file: BinaryIO) -> None:
         file.write(proto.SerializeToString(deterministic=True))
         file.write(_GRAPH_TAG + varint(len(graph) + sum(field.framed_size for field in fields)))
         file.write(graph)
@@ -155,19 +158,7 @@ def _write_onnx(place: Path, proto: onnx.ModelProto, fields: Sequence[_Field]) -
             if field.raw is not None:
                 file.write(_raw(field.raw))
 
-
-@contextmanager
-def _replacing(place: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place's name once it is complete, and vanishes if it never is."""
-    draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(place)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_atomic(place, write)
 
 
 def _raw(tensor: ir.TensorProtocol) -> bytes | memoryview:

@@ -11,26 +11,10 @@ import onnx_ir as ir
 
 from compiler.errors import CompilerError, InternalError
 from compiler.model.graph import Pass, PassResult, skeleton
+from compiler.model.stats import GraphStats
 from compiler.passes.judge import UNCHANGED, Finding, Judge
 from compiler.passes.macs import count_macs
 from compiler.passes.values import graphs_of
-
-
-@dataclass(frozen=True)
-class GraphStats:
-    """Size of a graph, subgraphs included.
-
-    Args:
-        nodes: Operators.
-        parameters: Elements in initializers and Constant nodes.
-        bytes: Bytes of those.
-        macs: Multiply-accumulates with symbolic dimensions as 1; None if a shape is not known.
-    """
-
-    nodes: int
-    parameters: int
-    bytes: int
-    macs: int | None
 
 
 @dataclass(frozen=True)

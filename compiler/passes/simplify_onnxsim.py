@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from compiler.model.graph import SMALL_TENSOR_BYTES, PassResult, check_model, sk
 from compiler.model.numerics import TOLERANCES
 from compiler.passes.probe import make_probe
 from compiler.passes.values import record_origin
+from compiler.store.scratch import scratch_folder
 
 COMMAND = (sys.executable, "-P", "-m", "compiler.passes.onnxsim_child")
 MEMORY_BYTES = 16 << 30
@@ -82,8 +82,8 @@ class _Refused(Exception):
 
 
 def _run(bare: onnx.ModelProto, command: Sequence[str], mode: str, *, timeout_s: float) -> onnx.ModelProto:
-    with tempfile.TemporaryDirectory(prefix="fleetc-onnxsim-") as folder:
-        source, target = Path(folder, "in.onnx"), Path(folder, "out.onnx")
+    with scratch_folder() as folder:
+        source, target = folder / "in.onnx", folder / "out.onnx"
         source.write_bytes(bare.SerializeToString())
         try:
             done = subprocess.run(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from compiler.artifact.schema import Decision
 from compiler.plan.plan import (
     BuildOptions,
-    Choice,
     Plan,
     make_plan,
     options_to_dict,
@@ -15,7 +15,6 @@ from compiler.plan.plan import (
 
 __all__ = [
     "BuildOptions",
-    "Choice",
     "Decision",
     "Plan",
     "make_plan",

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compiler.artifact.schema import Candidate, Constraints, Decision, PlanFacts, PlannedPass
 from compiler.errors import FleetError, UsageError
-from compiler.evaluate.gates import Constraints, make_constraints
+from compiler.evaluate.gates import make_constraints
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.profile import HardwareProfile, profile_digest, validate_options
 from compiler.passes.pipelines import PORTABLE
@@ -17,6 +18,7 @@ from compiler.plan.pruning import UNPRUNED, Pruning, asked_of, choose_pruning, c
 from compiler.target import Target, TargetPlan, Tunes
 from compiler.target.capability import Capability, PrecisionRule
 from compiler.target.isolate import ChildLimits
+from compiler.target.request import settings_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class BuildOptions:
     Args:
         out: Folder that gets one folder per device, and `build.json`.
         cache: Root of the store.
+        cache_wait_s: Longest time to wait for another process that makes the same stage; None waits for ever.
         devices: Names of the devices to build; empty means all.
         precision: Precision for every device, over the fleet file's; empty leaves the file's.
         prune: `off`, `auto` or a ratio for every device, over the fleet file's; empty leaves the file's.
@@ -40,6 +43,7 @@ class BuildOptions:
 
     out: Path = Path("dist")
     cache: Path = Path(".fleetc-cache")
+    cache_wait_s: float | None = None
     devices: tuple[str, ...] = ()
     precision: str = ""
     prune: str = ""
@@ -50,24 +54,6 @@ class BuildOptions:
     repeat: int = 20
     search_budget: int = 24
     child: ChildLimits = field(default=ChildLimits())
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One decision and its reason."""
-
-    value: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class PlannedPass:
-    """One pass of the portable half, with its number; `reason` says why it is left out, if it is."""
-
-    number: int
-    name: str
-    runs: bool
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ class Plan:
         passes: Passes of the portable half in order.
         target_passes: Names of the target's own passes, run last on the border model.
         dims: `batch` and other named dimensions → their range.
-        choices: precision, tolerance, layout, pruning, tuning, threads, evidence, …: each with its reason.
+        decisions: precision, tolerance, layout, pruning, tuning, threads, evidence, …: each with its reason.
         target_plan: The part the target sees.
         constraints: The gates that must hold.
         candidates: The precisions to try, most promising first; one where there is nothing to search.
@@ -99,7 +85,7 @@ class Plan:
     passes: tuple[PlannedPass, ...]
     target_passes: tuple[str, ...]
     dims: Mapping[str, Range]
-    choices: Mapping[str, Choice]
+    decisions: Mapping[str, Decision]
     target_plan: TargetPlan
     constraints: Constraints
     candidates: tuple[PrecisionRule, ...]
@@ -136,7 +122,7 @@ class Plan:
     @property
     def reason(self) -> str:
         """Why that precision, or why these candidates."""
-        return self.choices["precision"].reason
+        return self.decisions["precision"].reason
 
     @property
     def tolerance(self) -> str:
@@ -148,24 +134,24 @@ class Plan:
         """Floating-point precision the border model itself is converted to; empty where it stays as it is."""
         return self.rule.name if self.rule.converts_graph and not self.rule.scheme else ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as a JSON-ready value; the same plan gives the same text in every folder."""
-        value = {key: getattr(self, key) for key in ("device", "profile", "profile_digest", "target")}
-        return value | {
-            "toolchain": dict(self.toolchain),
-            "passes": [asdict(step) for step in self.passes],
-            "target_passes": list(self.target_passes),
-            "dims": {name: asdict(sizes) for name, sizes in self.dims.items()},
-            "choices": {name: asdict(choice) for name, choice in self.choices.items()},
-            "target_options": options_to_dict(self.target_plan.options),
-            "gates": {
-                "limits": {name: value for name, value in asdict(self.constraints.limits).items() if value is not None},
-                "task": self.constraints.task,
-                "data": self.constraints.data,
-                "reasons": dict(self.constraints.reasons),
-            },
-            "candidates": [{"precision": rule.name, "reason": rule.reason} for rule in self.candidates],
-        }
+    @property
+    def facts(self) -> PlanFacts:
+        """The plan as the manifest keeps it; the same plan gives the same facts in every folder."""
+        return PlanFacts(
+            device=self.device,
+            profile=self.profile,
+            profile_digest=self.profile_digest,
+            target=self.target,
+            toolchain=self.toolchain,
+            passes=self.passes,
+            target_passes=self.target_passes,
+            dims=self.dims,
+            decisions=self.decisions,
+            target_options=options_to_dict(self.target_plan.options),
+            target_plan=settings_of(self.target_plan),
+            gates=self.constraints,
+            candidates=tuple(Candidate(rule.name, rule.reason) for rule in self.candidates),
+        )
 
 
 def make_plan(
@@ -186,7 +172,7 @@ def make_plan(
     """
     capability = target.capability(profile)
     constraints = make_constraints(fleet, device)
-    found = choose_candidates(
+    candidates = choose_candidates(
         options.precision or device.precision,
         capability,
         fleet,
@@ -194,7 +180,7 @@ def make_plan(
         constraints=constraints,
         where="--precision" if options.precision else device.place,
     )
-    rule = found.rules[0]
+    rule = candidates.rules[0]
     asked, place = asked_of(options.prune, device)
     pruning = choose_pruning(asked, fleet, constraints=constraints, where=place)
     pruning = choose_recovery(options.recover_minutes, device, pruning=pruning, is_overruled=bool(options.prune))
@@ -209,25 +195,25 @@ def make_plan(
         passes=plan_passes(options),
         target_passes=tuple(step.name for step in target.passes(profile)),
         dims={"batch": device.batch, **device.dims},
-        choices={
-            **_precision_choices(found),
-            **_gate_choices(constraints),
-            "layout": Choice(
+        decisions={
+            **_precision_decisions(candidates),
+            **_gate_decisions(constraints),
+            "layout": Decision(
                 "as imported", "the portable half keeps ONNX's channels-first layout; the target chooses its own"
             ),
-            "pruning": Choice(pruning.value, pruning.why),
+            "pruning": Decision(pruning.value, pruning.why),
             "tuning": _choose_tuning(target),
-            "threads": threads,
+            "threads": _threads_decision(profile, threads),
         },
         target_plan=TargetPlan(
             precision=rule.name,
             options=validate_options(target.Options, profile),
             dims={name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed},
-            threads=int(threads.value),
+            threads=threads,
             cache_dir=options.cache / "toolchains",
         ),
         constraints=constraints,
-        candidates=found.rules,
+        candidates=candidates.rules,
         baseline=next((rule for rule in capability.precisions if rule.name == BASELINE), None),
         pruning=pruning,
     )
@@ -241,16 +227,16 @@ def settle(plan: Plan, rule: PrecisionRule, reason: str) -> Plan:
         rule: One of its candidates.
         reason: Why this one.
     """
-    choices = {**plan.choices, "precision": Choice(rule.name, reason), **_rule_choices(rule)}
+    decisions = {**plan.decisions, "precision": Decision(rule.name, reason), **_rule_decisions(rule)}
     if plan.pruning.ratio:
-        choices["tolerance"] = Choice(rule.tolerance, f"the level for {rule.name} results against the border model")
-    return replace(plan, choices=choices, target_plan=replace(plan.target_plan, precision=rule.name))
+        decisions["tolerance"] = Decision(rule.tolerance, f"the level for {rule.name} results against the border model")
+    return replace(plan, decisions=decisions, target_plan=replace(plan.target_plan, precision=rule.name))
 
 
 def settle_pruning(plan: Plan, pruning: Pruning) -> Plan:
     """The plan with another decision on pruning: what a trial builds, and what the chosen artifact was built by."""
-    choices = {**plan.choices, "pruning": Choice(pruning.value, pruning.why)}
-    return replace(plan, choices=choices, pruning=pruning)
+    decisions = {**plan.decisions, "pruning": Decision(pruning.value, pruning.why)}
+    return replace(plan, decisions=decisions, pruning=pruning)
 
 
 def options_to_dict(options: object) -> dict[str, Any]:
@@ -258,40 +244,41 @@ def options_to_dict(options: object) -> dict[str, Any]:
     return asdict(options) if is_dataclass(options) and not isinstance(options, type) else dict(vars(options))
 
 
-def _precision_choices(found: Candidates) -> dict[str, Choice]:
-    if len(found.rules) == 1:
-        return {"precision": Choice(found.value, found.reason), **_rule_choices(found.rules[0])}
-    each = {rule.name: _rule_choices(rule) for rule in found.rules}
-    return {"precision": Choice(found.value, found.reason)} | {
-        name: Choice("as searched", "; ".join(f"{rule}: {choices[name].value}" for rule, choices in each.items()))
+def _precision_decisions(candidates: Candidates) -> dict[str, Decision]:
+    precision = Decision(candidates.value, candidates.reason)
+    if len(candidates.rules) == 1:
+        return {"precision": precision, **_rule_decisions(candidates.rules[0])}
+    each = {rule.name: _rule_decisions(rule) for rule in candidates.rules}
+    return {"precision": precision} | {
+        name: Decision("as searched", "; ".join(f"{rule}: {decisions[name].value}" for rule, decisions in each.items()))
         for name in ("border precision", "tolerance")
     }
 
 
-def _rule_choices(rule: PrecisionRule) -> dict[str, Choice]:
+def _rule_decisions(rule: PrecisionRule) -> dict[str, Decision]:
     against = "the quantized border model" if rule.scheme else "the float32 reference"
     return {
         "border precision": _border_precision(rule),
-        "tolerance": Choice(rule.tolerance, f"the level for {rule.name} results against {against}"),
+        "tolerance": Decision(rule.tolerance, f"the level for {rule.name} results against {against}"),
     }
 
 
-def _gate_choices(constraints: Constraints) -> dict[str, Choice]:
+def _gate_decisions(constraints: Constraints) -> dict[str, Decision]:
     """What the gates are, as the plan prints it."""
-    found = {
-        name: Choice(f"{value:g}", constraints.reasons.get(name, ""))
+    limits = {
+        name: Decision(f"{value:g}", constraints.reasons.get(name, ""))
         for name, value in asdict(constraints.limits).items()
         if value is not None
     }
-    return found or {"gates": Choice("parity", "the fleet file states no limits and no evaluation")}
+    return limits or {"gates": Decision("parity", "the fleet file states no limits and no evaluation")}
 
 
-def _border_precision(rule: PrecisionRule) -> Choice:
+def _border_precision(rule: PrecisionRule) -> Decision:
     if rule.scheme:
-        return Choice(f"quantized for {rule.scheme.name}", "QuantizeLinear and DequantizeLinear are in the graph")
+        return Decision(f"quantized for {rule.scheme.name}", "QuantizeLinear and DequantizeLinear are in the graph")
     if rule.converts_graph:
-        return Choice(rule.name, "the target is strongly typed: it computes in the precision the graph is written in")
-    return Choice("as imported", "the target converts while it builds, or nothing is to be converted")
+        return Decision(rule.name, "the target is strongly typed: it computes in the precision the graph is written in")
+    return Decision("as imported", "the target converts while it builds, or nothing is to be converted")
 
 
 def _refuse_ranges(device: DeviceClass, capability: Capability, target: Target) -> None:
@@ -305,17 +292,21 @@ def _refuse_ranges(device: DeviceClass, capability: Capability, target: Target) 
         )
 
 
-def _choose_tuning(target: Target) -> Choice:
+def _choose_tuning(target: Target) -> Decision:
     if not isinstance(target, Tunes):
-        return Choice("none", "the target has no kernels with a choice")
-    return Choice("by the log", "kernel by kernel once the border model is made; `fleetc plan --kernels` lists them")
+        return Decision("none", "the target has no kernels with a choice")
+    return Decision("by the log", "kernel by kernel once the border model is made; `fleetc plan --kernels` lists them")
 
 
-def _choose_threads(profile: HardwareProfile) -> Choice:
+def _choose_threads(profile: HardwareProfile) -> int:
+    return profile.cpu.cores if profile.cpu else 1
+
+
+def _threads_decision(profile: HardwareProfile, threads: int) -> Decision:
     if profile.cpu is None:
-        return Choice("1", "the profile states no CPU")
-    return Choice(
-        str(profile.cpu.cores),
+        return Decision(str(threads), "the profile states no CPU")
+    return Decision(
+        str(threads),
         f"one per core of the profile ({profile.cpu.cores}); a second hardware thread "
         "of a core adds no arithmetic units",
     )

@@ -2,9 +2,10 @@
 
 <root>/entries/ab/<digest>/entry.json    the stage's named key parts, and the digest of every file
 <root>/entries/ab/<digest>/files/…       what the stage made
-<root>/locks/<digest>.lock               held while one process makes the entry; the others wait
-<root>/tmp/…                             entries being made; a killed build leaves its folder here, gc removes it;
-                                         one by a stage's digest is what that stage goes on from
+<root>/locks/<digest>.lock               held while one process makes the entry, whose name is in it; the others wait
+<root>/leases/….lease                    what a running process was handed out, which gc leaves alone
+<root>/tmp/…                             entries being made; a killed build leaves its folder here, gc removes it
+<root>/tmp/<digest>                      checkpoint of a resumable stage
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ import shutil
 import tarfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-
-from filelock import FileLock
+from typing import BinaryIO
 
 from compiler.errors import DataError
+from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors, storage_errors
+from compiler.store.locks import Leases, exclusive, remove_if_free
 
 SCHEMA = 1
 STALE_TMP_S = 24 * 3600
@@ -117,12 +119,16 @@ def _digest_of_state(path: Path, state: tuple[int, ...]) -> str:
 class Store:
     """The store under one root folder; safe for several processes at once.
 
+    Entries that were handed out are not removed by another process's `gc` for as long as this store is in use.
+
     Args:
         root: The folder; made when first written to.
+        wait_s: Longest time to wait for another process that makes the same entry, in seconds; None waits for ever.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, *, wait_s: float | None = None) -> None:
+        self.root, self._wait_s = root, wait_s
+        self._leases = Leases(root / "leases")
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
@@ -135,13 +141,15 @@ class Store:
             make: Fills an empty folder with the result. If it raises, nothing is kept.
 
         Raises:
-            StorageError: The store cannot be written, or the disk is full.
+            StorageError: The store cannot be written, or the disk is full; or another process makes the entry for
+                longer than this one may wait.
         """
         with storage_errors(self.root):
             found = self.find(stage)
             if found:
                 return found
-            with self._lock(stage.digest):
+            self._leases.add(stage.digest)
+            with self._lock(stage):
                 return self.find(stage) or self._make(stage, make)
 
     def find(self, stage: Stage) -> Entry | None:
@@ -149,6 +157,7 @@ class Store:
         folder = self._folder(stage.digest)
         if not folder.is_dir():
             return None
+        self._lease(stage.digest)  # before it is looked at: afterwards nobody removes what was seen to be whole
         problem = _damage(folder, stage)
         if problem:
             log.debug("cache entry %s (%s) is damaged: %s", stage.digest[:12], stage.name, problem)
@@ -177,35 +186,55 @@ class Store:
     def gc(self, *, max_bytes: int | None = None, max_age_s: float | None = None) -> int:
         """Removes what killed builds left, then entries too old, then the least recently used above `max_bytes`.
 
+        What a running process was handed out, or is just making, stays, however old.
+
         Returns:
             Bytes freed.
         """
         with storage_errors(self.root):
-            freed = self._sweep_tmp()
-            now, kept = time.time(), 0
-            for folder in sorted(self._entries(), key=_used, reverse=True):
-                size = _size(folder)
-                too_old = max_age_s is not None and now - _used(folder) > max_age_s
-                if too_old or (max_bytes is not None and kept + size > max_bytes):
-                    freed += size
-                    self._discard(folder)
-                else:
-                    kept += size
+            if not self.root.is_dir():
+                return 0
+            self._remove_old_locks()
+            with self._scratch() as scratch, self._leases.frozen() as in_use:
+                doomed = self._doomed(in_use, max_bytes, max_age_s)
+                freed = sum(map(_size, doomed))
+                # moved out of sight while nobody is handed anything; deleting takes longer, and waits until then
+                for folder in doomed:
+                    with contextlib.suppress(FileNotFoundError):  # another process may have removed it first
+                        folder.rename(scratch / folder.name)
             return freed
+
+    def _doomed(self, in_use: frozenset[str], max_bytes: int | None, max_age_s: float | None) -> list[Path]:
+        """Folders that `gc` removes."""
+        now, kept = time.time(), 0
+        doomed = [path for path in self._tmp() if path.name not in in_use and now - _modified(path) > STALE_TMP_S]
+        for folder in sorted(self._entries(), key=_used, reverse=True):
+            size = _size(folder)
+            too_old = max_age_s is not None and now - _used(folder) > max_age_s
+            too_much = max_bytes is not None and kept + size > max_bytes
+            if folder.name not in in_use and (too_old or too_much):
+                doomed.append(folder)
+            else:
+                kept += size
+        return doomed
+
+    def _remove_old_locks(self) -> None:
+        for path in (self.root / "locks").glob("*.lock"):
+            if time.time() - _modified(path) > STALE_TMP_S:
+                remove_if_free(path)
+
+    def _lease(self, name: str) -> None:
+        try:
+            self._leases.add(name)
+        except OSError:  # a read-only shared cache still serves its entries; who may write there must not clear it
+            log.debug("%s: what is in use cannot be noted", self.root)
 
     def export(self, path: Path) -> int:
         """Writes every whole entry into one tar file. Returns the number of entries."""
         entries = [folder for folder in self._entries() if not _damage(folder, None)]
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-            try:
-                with tarfile.open(partial, "w") as tar:
-                    for folder in sorted(entries):
-                        tar.add(folder, arcname=folder.name)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_atomic(path, partial(_pack, sorted(entries)))
         return len(entries)
 
     def import_(self, path: Path) -> int:
@@ -239,6 +268,7 @@ class Store:
         self._remove_damaged(stage)
         log.debug("cache entry %s (%s) is made: %s", stage.digest[:12], stage.name, canonical_json(stage.parts))
         with self._scratch() as scratch:
+            self._leases.add(scratch.name)
             (scratch / "files").mkdir()
             make(scratch / "files")
             record = {
@@ -286,20 +316,16 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _sweep_tmp(self) -> int:
-        old = [path for path in self._tmp() if time.time() - _modified(path) > STALE_TMP_S]
-        freed = sum(_size(path) for path in old)
-        for path in old:
-            shutil.rmtree(path, ignore_errors=True)
-        return freed
-
     def _tmp(self) -> list[Path]:
         folder = self.root / "tmp"
         return list(folder.iterdir()) if folder.is_dir() else []
 
-    def _lock(self, digest: str) -> FileLock:
+    @contextmanager
+    def _lock(self, stage: Stage) -> Iterator[None]:
         (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        return FileLock(self.root / "locks" / f"{digest}.lock")
+        path = self.root / "locks" / f"{stage.digest}.lock"
+        with exclusive(path, purpose=f"stage {stage.name}", limit_s=self._wait_s):
+            yield
 
     def _folder(self, digest: str) -> Path:
         return self.root / "entries" / digest[:2] / digest
@@ -324,6 +350,12 @@ def _damage(folder: Path, stage: Stage | None) -> str:
         return f"its files cannot be read ({error.strerror})"
     wrong = sorted(name for name in {*expected, *actual} if expected.get(name) != actual.get(name))
     return f"{', '.join(wrong)}: not the bytes that were stored" if wrong else ""
+
+
+def _pack(folders: Sequence[Path], file: BinaryIO) -> None:
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for folder in folders:
+            tar.add(folder, arcname=folder.name)
 
 
 def _unpack(path: Path, folder: Path) -> None:

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     )
     from compiler.fleet import Range
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
+    from compiler.fleet.machine import available_cpus
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.graph import Pass, graph_digest
     from compiler.model.numerics import Array, Arrays
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
     from compiler.passes.quantized import is_quantized
+    from compiler.store.scratch import scratch_folder
     from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
     from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
     from compiler.target.target import (
@@ -82,6 +84,7 @@ _PLACES = {
     "Tunable": "compiler.tune",
     "Tunes": "compiler.target.target",
     "UnsupportedModel": "compiler.errors",
+    "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
@@ -95,6 +98,7 @@ _PLACES = {
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
     "save_model": "compiler.model.save",
+    "scratch_folder": "compiler.store.scratch",
     "validate_options": "compiler.fleet.profile",
 }
 
@@ -134,6 +138,7 @@ __all__ = [
     "Tunable",
     "Tunes",
     "UnsupportedModel",
+    "available_cpus",
     "combine",
     "detect_profile",
     "find_target",
@@ -147,6 +152,7 @@ __all__ = [
     "op_key",
     "profile_device",
     "save_model",
+    "scratch_folder",
     "validate_options",
 ]
 

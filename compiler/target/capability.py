@@ -73,8 +73,6 @@ class Capability:
         precision_refusals: Precision name → why it is not to be had on this profile.
         dynamic_dims: Whether a dimension may stay a range in the artifact.
         opset_max: Newest version of the default domain that the toolchain reads.
-        ahead_of_time: Empty if an artifact can be built on a machine without the device, otherwise why not.
-        sparse_weights: Empty if an engine is known to compute with 2:4 sparse weights, otherwise why that is not made.
     """
 
     ops: Mapping[str, OpRule]
@@ -82,8 +80,6 @@ class Capability:
     dynamic_dims: bool
     opset_max: int
     precision_refusals: Mapping[str, str] = field(default_factory=dict)
-    ahead_of_time: str = ""
-    sparse_weights: str = "the target has no kernels for 2:4 sparse weights"
 
 
 @dataclass(frozen=True)

@@ -11,47 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
-import signal
 import subprocess
-import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from compiler.errors import InternalError, ToolchainFailed, from_dict
+from compiler.model.process import (
+    CONTROL,
+    MIB,
+    POLL_S,
+    ChildLimits,
+    Family,
+    Watch,
+    death_of,
+    kill_child,
+    log_tail,
+    start_child,
+)
 
-POLL_S = 0.05
-FAMILY_S = 0.25
-"""How long a list of a child's children is good for: to make one, all of /proc is read."""
-
-LOG_TAIL_LINES = 12
-LOG_TAIL_BYTES = 16384
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
-"""Colours and other control characters, which a vendor's log may hold and a message must not."""
-
-MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class ChildLimits:
-    """What one child process may use.
-
-    Args:
-        timeout_s: Wall time in seconds.
-        memory_mib: Resident memory of the child and its own children, in MiB.
-    """
-
-    timeout_s: float = 1800.0
-    memory_mib: int = 0
-
-    def memory_bytes(self) -> int:
-        """The memory limit in bytes; nine tenths of this machine's memory where none was set."""
-        return self.memory_mib * MIB or int(psutil.virtual_memory().total * 0.9)
+__all__ = ["CONTROL", "MIB", "ChildLimits", "Family", "death_of", "kill_child", "log_tail", "run_child", "start_child"]
 
 
 def run_child(work: str, request: dict[str, Any], *, folder: Path, limits: ChildLimits, where: str) -> Any:
@@ -72,68 +50,23 @@ def run_child(work: str, request: dict[str, Any], *, folder: Path, limits: Child
         CompilerError: Whatever the work raised, as the same class.
     """
     (folder / "request.json").write_text(json.dumps({"work": work, **request}), encoding="utf-8")
-    with (folder / "log.txt").open("wb") as output:
-        child = subprocess.Popen(  # a session of its own, so that killing it takes the tools it started along
-            # -P: the current folder is no place for code
-            [sys.executable, "-P", "-m", "compiler.target.worker", str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        try:
-            verdict = _watch(child, limits)
-        finally:
-            kill_child(child)
+    child = start_child("compiler.target.worker", folder)
+    try:
+        verdict = _watch(child, limits)
+    finally:
+        kill_child(child)
     return _response(folder, child.returncode, verdict, where)
 
 
 def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> str:
     """Waits for the child; says which limit it broke, or nothing."""
-    deadline, ceiling = time.monotonic() + limits.timeout_s, limits.memory_bytes()
-    family = Family(child.pid)
+    watch = Watch(child, limits)
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(POLL_S)
             return ""
-        if time.monotonic() > deadline:
-            return f"did not finish within {limits.timeout_s:g} s"
-        used = family.resident_bytes()
-        if used > ceiling:
-            return f"used {used // MIB} MiB of memory, more than its limit of {ceiling // MIB} MiB"
-
-
-class Family:
-    """A process and its children, whose memory is looked at again and again.
-
-    Args:
-        pid: The process.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self._pid, self._members, self._found_at = pid, tuple[psutil.Process, ...](), float("-inf")
-
-    def resident_bytes(self) -> int:
-        """Resident memory of them all, in bytes."""
-        total = 0
-        with contextlib.suppress(psutil.Error):  # one ended between two looks
-            if time.monotonic() - self._found_at > FAMILY_S:
-                parent = psutil.Process(self._pid)
-                self._members = (parent, *parent.children(recursive=True))
-                self._found_at = time.monotonic()
-        for process in self._members:
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
-        return total
-
-
-def kill_child(child: subprocess.Popen[bytes]) -> None:
-    """Kills a child and all tools of its session, and waits for it."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    if child.stdin:
-        child.stdin.close()
-    child.wait()
+        if broken := watch.broken_limit():
+            return broken
 
 
 def _response(folder: Path, code: int, verdict: str, where: str) -> Any:
@@ -152,20 +85,3 @@ def _response(folder: Path, code: int, verdict: str, where: str) -> Any:
         error.where = f"{where}: {error.where}" if error.where else where
         raise error
     return response["value"]
-
-
-def death_of(code: int) -> str:
-    """How a process ended, from its return code."""
-    if code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-        return f"crashed with signal {name}"
-    return f"ended with exit code {code} and no result"
-
-
-def log_tail(folder: Path) -> str:
-    """The last lines a child wrote into its `log.txt`, to stand behind a message; empty if it wrote nothing."""
-    with (folder / "log.txt").open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-        text = file.read().decode("utf-8", "replace")
-    lines = CONTROL.sub("", text).strip().splitlines()[-LOG_TAIL_LINES:]
-    return "; its last words:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""

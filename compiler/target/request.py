@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compiler.artifact import Artifact, artifact_from_dict
+from compiler.artifact.adapter import to_json
+from compiler.artifact.schema import BuildSettings
 from compiler.fleet.profile import HardwareProfile, to_yaml
+from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits, run_child
 from compiler.target.target import TargetPlan
-from compiler.tune import Choice
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What a child process is told of the plan: JSON values, as the manifest keeps them too."""
+    """What a child process is told of the plan: the settings that the manifest keeps, and where downloads are kept."""
 
-    precision: str
-    dims: Mapping[str, Mapping[str, int]]
-    threads: int
+    settings: BuildSettings
     cache_dir: Path
-    schedule: Mapping[str, Choice] = field(default_factory=dict)
-    payload_bytes: int | None = None
 
     @classmethod
     def of(cls, plan: TargetPlan) -> BuildRequest:
         """What the build of a device's plan is told."""
-        dims = {name: asdict(sizes) for name, sizes in plan.dims.items()}
-        return cls(plan.precision, dims, plan.threads, plan.cache_dir, dict(plan.schedule), plan.payload_bytes)
+        return cls(settings_of(plan), plan.cache_dir)
+
+
+def settings_of(plan: TargetPlan) -> BuildSettings:
+    """All of a target's plan but its options, which come from the profile, and the place of its caches."""
+    return BuildSettings(plan.precision, plan.dims, plan.threads, plan.schedule, plan.payload_bytes)
 
 
 def build_in_child(
@@ -41,9 +41,9 @@ def build_in_child(
     Raises:
         CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
     """
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        told = {**told_child(border, request, profile, Path(name)), "workdir": str(workdir.absolute())}
-        value = run_child("build", told, folder=Path(name), limits=limits, where=where)
+    with scratch_folder() as scratch:
+        told = {**told_child(border, request, profile, scratch), "workdir": str(workdir.absolute())}
+        value = run_child("build", told, folder=scratch, limits=limits, where=where)
     return artifact_from_dict({**value, "root": str(workdir)})
 
 
@@ -51,4 +51,4 @@ def told_child(border: Path, request: BuildRequest, profile: HardwareProfile, fo
     """What a child process that works on a border model for a plan is told; the profile is written into its folder."""
     (folder / "profile.yaml").write_text(to_yaml(profile), encoding="utf-8")
     paths = {"border": border, "profile": folder / "profile.yaml", "cache_dir": request.cache_dir}
-    return {**asdict(request), **{name: str(path.absolute()) for name, path in paths.items()}}
+    return {**to_json(request.settings), **{name: str(path.absolute()) for name, path in paths.items()}}

@@ -11,8 +11,6 @@ import json
 import os
 import select
 import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +20,8 @@ from typing import Any
 from compiler.artifact import Evidence
 from compiler.errors import CompilerError, ToolchainFailed, from_dict
 from compiler.fleet.profile import HardwareProfile
-from compiler.target.isolate import MIB, ChildLimits, Family, death_of, kill_child, log_tail
+from compiler.store.scratch import scratch_folder
+from compiler.target.isolate import MIB, ChildLimits, Family, death_of, kill_child, log_tail, start_child
 from compiler.target.request import BuildRequest, told_child
 from compiler.target.target import Backend
 from compiler.tune import Choice, DeviceType, Measurement, Tunable
@@ -110,23 +109,15 @@ class _Child:
 
     def __init__(self, subject: Subject, limits: ChildLimits) -> None:
         self._limits = limits
-        self._folder = tempfile.TemporaryDirectory(prefix="fleetc-")
-        folder = Path(self._folder.name)
+        self._scratch = contextlib.ExitStack()
+        self._folder = folder = self._scratch.enter_context(scratch_folder())
         asked, self._questions = os.pipe()
         self._answers, answered = os.pipe()
         told = told_child(subject.border, subject.request, subject.profile, folder)
         pipes = {"questions_fd": asked, "answers_fd": answered}
         request = {"work": "measure", **told, "backend": asdict(subject.backend), **pipes}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        with (folder / "log.txt").open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "compiler.target.worker", str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                pass_fds=(asked, answered),
-            )
+        self._process = start_child("compiler.target.worker", folder, pass_fds=(asked, answered))
         os.close(asked)
         os.close(answered)
         self._family = Family(self._process.pid)
@@ -159,11 +150,11 @@ class _Child:
         kill_child(self._process)
         os.close(self._questions)
         os.close(self._answers)
-        self._folder.cleanup()
+        self._scratch.close()
 
     def _ended(self) -> CompilerError:
         """Why the process is gone: what it raised before it measured anything, or how it died."""
-        folder = Path(self._folder.name)
+        folder = self._folder
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE_S)
         response = folder / "response.json"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,12 +16,12 @@ from compiler.artifact import Evidence, artifact_from_dict, artifact_to_dict
 from compiler.errors import CompilerError, InternalError, TargetUnavailable, ToolchainFailed
 from compiler.fleet import Range
 from compiler.fleet.profile import HardwareProfile, load_profile, validate_options
+from compiler.model.child import follow_parent
 from compiler.model.numerics import write_arrays
+from compiler.store.atomic import write_atomic
 from compiler.target.target import Backend, Measurer, Target, TargetPlan, Tunes, find_target
 from compiler.target.worker_measure import evaluate, footprint, profile, race, read_npz
 from compiler.tune import Tunable
-
-PR_SET_PDEATHSIG = 1
 
 
 def planned(request: Mapping[str, Any]) -> tuple[HardwareProfile, Target, TargetPlan]:
@@ -130,8 +127,7 @@ WORK: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 
 def main(folder: Path) -> None:
     """Reads the request, does the work, writes the response."""
-    _die_with_parent()
-    _start_guardian()
+    follow_parent()
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     try:
         response: dict[str, Any] = {"value": WORK[request["work"]](request)}
@@ -140,9 +136,7 @@ def main(folder: Path) -> None:
     except Exception as error:  # whatever a toolchain raises must reach the parent as one message
         traceback.print_exc()
         response = {"error": InternalError(f"{type(error).__name__}: {error}").to_dict()}
-    partial = folder / "response.partial"
-    partial.write_text(json.dumps(response), encoding="utf-8")
-    partial.replace(folder / "response.json")
+    write_atomic(folder / "response.json", json.dumps(response).encode())
     sys.stdout.flush()
     os._exit(0)  # some toolchains crash while they unload; the work is done and written
 
@@ -159,28 +153,6 @@ def _milliseconds(runner: Any, inputs: Mapping[str, Any]) -> float:
     started = time.perf_counter()
     runner.run(inputs)
     return (time.perf_counter() - started) * 1e3
-
-
-def _die_with_parent() -> None:
-    """A killed parent must not leave compilers running (Linux; elsewhere the time limit ends them)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _start_guardian() -> None:
-    """Forks a process that waits for the parent's end of our standard input to close and then kills our group.
-
-    A killed parent takes this process along by `_die_with_parent`; the tools a toolchain started need the guardian.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads: the fork only reads and kills
-        guardian = os.fork()
-    if guardian == 0:
-        while os.read(0, 1):
-            pass
-        os.killpg(0, signal.SIGKILL)
-    with open(os.devnull, "rb") as nothing:  # noqa: PTH123
-        os.dup2(nothing.fileno(), 0)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ Nothing of a target is known here: a kernel is a name, a digest and a list of ch
 
 from __future__ import annotations
 
+from compiler.artifact.schema import Curve, Scheduled
 from compiler.tune.log import TuningLog, read_lines
-from compiler.tune.lookup import Curve, Scheduled, curves, schedule
+from compiler.tune.lookup import curves, schedule
 from compiler.tune.loop import Budget, Tuned, tune
 from compiler.tune.record import (
     Choice,

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from compiler.errors import DataError
 from compiler.store import canonical_json
+from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors, storage_errors
 from compiler.tune.record import DeviceType, TuningRecord, record_from_dict, record_to_dict
 
@@ -100,12 +101,7 @@ class TuningLog:
         records = self.records()
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                partial.write_text("".join(canonical_json(record_to_dict(row)) + "\n" for row in records), "utf-8")
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_atomic(path, "".join(canonical_json(record_to_dict(row)) + "\n" for row in records).encode())
         return len(records)
 
     def import_(self, path: Path) -> int:

@@ -9,61 +9,14 @@ predicted     no record applies: the first choice, by the target's cost model
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import Basis, Curve, Scheduled
 from compiler.store import canonical_json
 from compiler.tune.record import Choice, Tunable, TuningKey, TuningRecord
 
 TRUST = (Evidence.DEVICE, Evidence.HOST, Evidence.EMULATOR)
 """Whose figures decide where there are several kinds: times before instruction counts, which are no times."""
-
-
-@dataclass(frozen=True)
-class Scheduled:
-    """What one kernel is built with.
-
-    Args:
-        kernel: Its name.
-        workload: Its digest.
-        count: How often the model executes it.
-        choice: What it is built with.
-        basis: `measured`, `transferred` or `predicted`.
-        evidence: Where the figure behind it is from; `none` unless it was measured.
-        reason: The record it is from, in words.
-    """
-
-    kernel: str
-    workload: str
-    count: int
-    choice: Choice
-    basis: str
-    evidence: Evidence
-    reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values, as the manifest keeps them."""
-        return {**asdict(self), "evidence": str(self.evidence)}
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What measuring one kernel on the device that is built for came to, trial by trial.
-
-    Args:
-        kernel: Its name.
-        count: How often the model executes it.
-        unit: `us` or `instructions`.
-        evidence: Where the figures are from.
-        values: Median of each trial, in the order of the log; None for one that failed.
-    """
-
-    kernel: str
-    count: int
-    unit: str
-    evidence: str
-    values: tuple[float | None, ...]
 
 
 def curves(
@@ -81,7 +34,7 @@ def _curve(kernel: Tunable, key: TuningKey, records: Sequence[TuningRecord]) -> 
     if best is None:
         return None
     values = tuple(one.median if not one.error else None for one in own if one.evidence == best.evidence)
-    return Curve(kernel.name, kernel.count, best.unit, str(best.evidence), values)
+    return Curve(kernel.name, kernel.count, best.unit, best.evidence, values)
 
 
 def schedule(
@@ -130,15 +83,15 @@ def _scheduled(kernel: Tunable, key: TuningKey, records: Sequence[TuningRecord])
     usable = [record for record in records if canonical_json(record.choice) in known]
     measured = best_of(record for record in usable if record.key == key)
     if measured is not None:
-        return _of(kernel, measured.choice, "measured", measured.evidence, str(measured))
+        return _of(kernel, measured.choice, Basis.MEASURED, measured.evidence, str(measured))
     near = [record for record in proposals(usable, key) if _transfers(record.key, key)]
     if near:
-        return _of(kernel, near[0].choice, "transferred", Evidence.NONE, _transfer_text(near[0], key))
+        return _of(kernel, near[0].choice, Basis.TRANSFERRED, Evidence.NONE, _transfer_text(near[0], key))
     why = "the target's cost model puts it first; nothing was measured"
-    return _of(kernel, kernel.default, "predicted", Evidence.NONE, why)
+    return _of(kernel, kernel.default, Basis.PREDICTED, Evidence.NONE, why)
 
 
-def _of(kernel: Tunable, choice: Choice, basis: str, evidence: Evidence, reason: str) -> Scheduled:
+def _of(kernel: Tunable, choice: Choice, basis: Basis, evidence: Evidence, reason: str) -> Scheduled:
     return Scheduled(kernel.name, kernel.workload, kernel.count, choice, basis, evidence, reason)
 
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from compiler.target import Pass
 
 _THREADS_PER_STREAM = 2
-_THREADS_PER_STREAM = 2
 CHOSEN = ("INFERENCE_NUM_THREADS", "NUM_STREAMS")
 """Settings that tuning chooses."""
 

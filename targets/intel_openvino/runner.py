@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from compiler.target import (
@@ -15,6 +14,7 @@ from compiler.target import (
     HardwareProfile,
     LayerTime,
     ToolchainFailed,
+    available_cpus,
     missing_isa,
 )
 from targets.intel_openvino.isa import impose_isa
@@ -78,7 +78,7 @@ def _text(info: Any, key: str) -> str:
 def _compile(artifact: Artifact, **properties: str) -> tuple[Any, list[str]]:
     """The IR compiled with the artifact's settings, on no more threads than this machine has; and its inputs' order."""
     config = {**dict(artifact.facts["config"]), **properties}  # type: ignore[call-overload]  # JSON that `build` wrote
-    config["INFERENCE_NUM_THREADS"] = str(min(int(config["INFERENCE_NUM_THREADS"]), os.cpu_count() or 1))
+    config["INFERENCE_NUM_THREADS"] = str(min(int(config["INFERENCE_NUM_THREADS"]), available_cpus()))
     try:
         core = openvino().Core()
         network = core.read_model(artifact.root / artifact.files[0])

@@ -7,12 +7,9 @@ streams, and the figure is the time per request.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,11 +25,13 @@ from compiler.target import (
     TargetUnavailable,
     ToolchainFailed,
     Tunable,
+    available_cpus,
     detect_profile,
     graph_digest,
     host_isa,
     missing_isa,
     profile_device,
+    scratch_folder,
 )
 from targets.intel_openvino.convert import write_ir
 from targets.intel_openvino.isa import impose_isa
@@ -96,8 +95,8 @@ class HostMeasurer:
         self.device = _device(profile)
         self._plan, self._config, self._trial_s = plan, config, backend.trial_s
         self._core = openvino().Core()
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as folder:  # OpenVINO keeps its mapping of the weights
-            path = Path(folder) / "ir" / "model.xml"
+        with scratch_folder() as folder:  # OpenVINO keeps its mapping of the weights
+            path = folder / "ir" / "model.xml"
             path.parent.mkdir()
             write_ir(model, plan, path)
             self._network = self._core.read_model(path)
@@ -109,7 +108,7 @@ class HostMeasurer:
             ToolchainFailed: OpenVINO does not compile or run the model with this choice.
         """
         config = {**self._config, **{name: str(value) for name, value in choice.items()}}
-        threads, cores = int(config["INFERENCE_NUM_THREADS"]), os.cpu_count() or 1
+        threads, cores = int(config["INFERENCE_NUM_THREADS"]), available_cpus()
         if threads > cores:
             raise ToolchainFailed(f"{threads} threads cannot be timed on the {cores} processors of this machine")
         try:

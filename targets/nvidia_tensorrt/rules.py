@@ -88,8 +88,6 @@ def capability_of(library: str, compute_capability: str, *, tf32: bool) -> Capab
         dynamic_dims=True,
         opset_max=_OPSET_MAX,
         precision_refusals=_refusals(compute_capability),
-        ahead_of_time="" if library == "tensorrt-rtx" else "TensorRT builds an engine only on the GPU it is for",
-        sparse_weights=_why_dense(compute_capability),
     )
 
 
@@ -146,14 +144,6 @@ def _refusals(compute_capability: str) -> dict[str, str]:
     if float(compute_capability) < _FP8_SINCE:
         refusals["fp8"] = f"compute capability {compute_capability} does not multiply 8-bit floats (8.9 and newer do)"
     return refusals
-
-
-def _why_dense(compute_capability: str) -> str:
-    if not _at_least(compute_capability, 8):
-        return (
-            f"tensor cores of compute capability {compute_capability} read dense weights only (8.0 and newer: 2:4, too)"
-        )
-    return "whether an engine uses 2:4 sparse weights cannot be seen without the GPU, and nothing unseen is claimed"
 
 
 def _at_least(compute_capability: str, major: int) -> bool:

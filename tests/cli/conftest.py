@@ -80,7 +80,7 @@ class Moody(FakeTarget):
             built = replace(built, files=(*built.files, "payload/noise.bin"), non_reproducible=named)
         wrong = any(node.op_type == options.wrong_at for node in model.graph)
         waits = options.wait_for and not Path(options.wait_for).exists()
-        return replace(built, facts={**built.facts, "wrong": wrong},
+        return replace(built, facts={**built.facts, "wrong": wrong, "payload_bytes": plan.payload_bytes},
                        deferred="the device has to finish it" if waits else built.deferred)
 
     def load(self, artifact):

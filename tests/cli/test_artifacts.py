@@ -61,7 +61,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "binary manifest": (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\x00"), "no JSON"),
     "deep manifest": (lambda folder: (folder / "manifest.json").write_text("[" * 100000), "no JSON"),
     "list for manifest": (lambda folder: (folder / "manifest.json").write_text("[]"), "no mapping"),
-    "newer schema": (edited(lambda value: value.update(schema=2)), "has schema 2"),
+    "newer schema": (edited(lambda value: value.update(schema=9)), "has schema 9"),
     "foreign": (edited(lambda value: value.clear()), "schema None"),
     "no plan": (edited(lambda value: value.pop("plan")), "plan"),
     "no verdict": (edited(lambda value: value.pop("verdict")), "verdict"),
@@ -81,8 +81,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "link": (linked, "outside the artifact's folder"),
     "vouching measurements": (claim_other_bytes, "payload/model.onnx: not the bytes"),
     "newer measurements": (
-        lambda folder: (folder / "measurements.json").write_text('{"schema": 2}'),
-        "measurements.json has schema 2",
+        lambda folder: (folder / "measurements.json").write_text('{"schema": 9}'),
+        "measurements.json has schema 9",
     ),
     "half measurements": (lambda folder: (folder / "measurements.json").write_text("{"), "measurements.json"),
     "foreign measurements": (lambda folder: (folder / "measurements.json").write_text("{}"), "measurements.json"),
@@ -135,6 +135,20 @@ def test_deferred_artifact_is_refused_until_it_is_finished(place: Place) -> None
     again = place.run("finish", folder)
     assert again.code == 2
     assert "complete already" in again.err
+
+
+def test_finish_builds_with_all_that_was_planned(place: Place) -> None:
+    device = place.root / "device-is-here"
+    profile = place.profile("late", wait_for=str(device))
+    # fp16 halves the weights, which the memory limit asks for: the limit then bounds the payload, too
+    place.write_fleet({"late": profile}, limits={"memory_reduction_pct": 40})
+    assert place.build().code == 0
+    planned = place.manifest("late")["artifact"]["facts"]["payload_bytes"]
+    assert planned > 0
+    device.touch()
+    finished = place.run("finish", place.dist / "late")
+    assert finished.code == 0, finished.err
+    assert place.manifest("late")["artifact"]["facts"]["payload_bytes"] == planned
 
 
 def test_run_writes_what_the_border_model_gives(shared: Place, tmp_path: Path) -> None:
@@ -280,7 +294,7 @@ def test_plan_prints_reasons_in_text_and_json(shared: Place) -> None:
     assert "precision" in text.out
     plans = shared.run("plan", shared.fleet, "--json").json["plans"]
     assert [plan["device"] for plan in plans] == ["one", "two"]
-    assert all(choice["reason"] for plan in plans for choice in plan["choices"].values())
+    assert all(decision["reason"] for plan in plans for decision in plan["decisions"].values())
 
 
 def test_plan_imports_no_toolchain(shared: Place) -> None:

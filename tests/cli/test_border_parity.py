@@ -116,7 +116,7 @@ def test_model_in_float16_is_held_to_the_tolerance_of_float16(place: Place, clip
     assert place.build().code == 0
     manifest = place.manifest("one")
     assert manifest["verdict"]["parity"]["tolerance"] == manifest["verdict"]["border"]["tolerance"] == "fp16"
-    assert manifest["plan"]["choices"]["tolerance"]["value"] == "fp16"
+    assert manifest["plan"]["decisions"]["tolerance"]["value"] == "fp16"
     assert place.run("verify", place.dist / "one").code == 0
 
 

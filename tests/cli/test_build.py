@@ -131,7 +131,7 @@ def test_precision_converts_the_border_model(two: Place) -> None:
     outcome = two.build("--precision", "fp16", "-d", "left", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json["devices"][0]["precision"] == "fp16"
-    assert two.manifest("left")["plan"]["choices"]["precision"]["value"] == "fp16"
+    assert two.manifest("left")["plan"]["decisions"]["precision"]["value"] == "fp16"
 
 
 def test_json_report_of_a_build_has_every_device(two: Place) -> None:

@@ -227,3 +227,76 @@ def test_help_names_every_exit_code(place: Place) -> None:
 
 def test_cache_folder_is_taken_from_the_environment(shared: Place) -> None:
     assert json.loads(shared.run("cache", "info", "--json").out)["root"] == os.fspath(shared.cache)
+
+
+MEASURED_PLUGIN = """
+from dataclasses import dataclass
+from typing import Annotated
+from pydantic import Field
+from compiler.errors import StorageError, TargetUnavailable
+from compiler.target.testing.fake import FakeTarget, Options
+
+RAISED = {
+    "missing": TargetUnavailable("no counter on this machine"),
+    "bug": RuntimeError("the counter has a bug"),
+    "disk": StorageError("the disk is full"),
+}
+
+@dataclass(frozen=True)
+class More(Options):
+    memory: Annotated[str, Field(description="What counting memory raises.")] = ""
+    layers: Annotated[str, Field(description="What timing layers raises.")] = ""
+
+class Runner:
+    def __init__(self, inner, facts):
+        self._inner, self._facts, self.evidence = inner, facts, inner.evidence
+    def run(self, inputs):
+        return self._inner.run(inputs)
+    def close(self):
+        self._inner.close()
+    def peak_memory_bytes(self, inputs):
+        if self._facts["memory"]:
+            raise RAISED[self._facts["memory"]]
+        return 100 << 20
+    def layer_times(self, inputs):
+        if self._facts["layers"]:
+            raise RAISED[self._facts["layers"]]
+        return []
+
+class Measured(FakeTarget):
+    Options = More
+    def build(self, model, plan, profile, *, workdir):
+        from dataclasses import replace
+        built = super().build(model, plan, profile, workdir=workdir)
+        return replace(built, facts={**built.facts, "memory": plan.options.memory, "layers": plan.options.layers})
+    def load(self, artifact):
+        return Runner(super().load(artifact), artifact.facts)
+
+TARGET = Measured("measured")
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(site: Path) -> str:
+    install_plugin(site, "measured", MEASURED_PLUGIN)
+    return "measured"
+
+
+@pytest.mark.parametrize("measurement", ["memory", "layers"])
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [("missing", 0, ""), ("bug", 1, "RuntimeError: the counter has a bug"), ("disk", 4, "the disk is full")],
+)
+def test_a_measurement_fails_softly_only_for_what_the_machine_lacks(
+    place: Place, measured: str, measurement: str, fault: str, code: int, words: str
+) -> None:
+    profile = place.profile("counted", measured, **{measurement: fault})
+    place.write_fleet({"one": profile}, limits={"memory_reduction_pct": 0})
+    process = place.start(*place.build_command("--precision", "fp32"))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    assert words in said
+    if code == 0 and measurement == "memory":
+        gates = {gate["name"]: gate for gate in place.manifest("one")["gates"]}
+        assert gates["memory: run"]["passed"] is None
+        assert "no counter on this machine" in gates["memory: run"]["why"]

@@ -57,6 +57,18 @@ def test_killed_build_takes_the_toolchain_and_its_tools_along(place: Place) -> N
     wait_for(lambda: all(map(is_gone, pids)), "the end of the children")
 
 
+def test_temporary_folders_of_a_killed_build_go_at_the_next_start(place: Place) -> None:
+    temporary = place.root / "tmp"
+    temporary.mkdir()
+    place = Place(place.root, {**place.env, "TMPDIR": str(temporary)})
+    process, pids = started(place)
+    end(process, signal.SIGKILL)
+    wait_for(lambda: all(map(is_gone, pids)), "the end of the children")
+    assert list(temporary.iterdir())
+    assert place.call("profiles", "list").code == 0
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_ends_at_once_with_130_and_says_how_to_resume(place: Place, sign: signal.Signals) -> None:
     process, pids = started(place)
@@ -103,6 +115,17 @@ def test_two_builds_at_once_on_one_store_and_output_agree(place: Place) -> None:
     assert place.digests() == first
 
 
+def test_a_build_waits_for_another_ones_stage_no_longer_than_it_is_told(place: Place) -> None:
+    first, pids = started(place)
+    try:
+        outcome = place.build("--cache-wait", "0.5")
+        assert outcome.code == 4
+        assert f"waited 0.5 s for process {first.pid} on " in outcome.err and "stage build" in outcome.err
+    finally:
+        end(first, signal.SIGKILL)
+    wait_for(lambda: all(map(is_gone, pids)), "the end of the children")
+
+
 def test_leftovers_of_a_killed_delivery_are_cleared(delivered: Place) -> None:
     before = delivered.digests()
     for name in (f".one.{'ab' * 16}", f".one.{'cd' * 16}.old"):
@@ -112,3 +135,11 @@ def test_leftovers_of_a_killed_delivery_are_cleared(delivered: Place) -> None:
     assert delivered.build().code == 0
     assert delivered.digests() == before
     assert not list(Path(delivered.dist).glob(".*"))
+
+
+def test_an_artifact_moved_aside_by_a_killed_delivery_is_there_for_whoever_asks(delivered: Place) -> None:
+    """Where a file system cannot exchange two folders, a kill between two renames leaves the only copy aside."""
+    before = delivered.digests()
+    (delivered.dist / "one").rename(delivered.dist / f".one.{'cd' * 16}.old")
+    assert delivered.run("verify", delivered.dist / "one").code == 0
+    assert delivered.digests() == before

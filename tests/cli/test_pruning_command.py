@@ -50,8 +50,8 @@ def fleet(place: Place, limit: float | None = 50, **more: Any) -> None:
 
 def test_plan_says_what_is_pruned_and_why(conv: Place) -> None:
     fleet(conv, prune=0.3)
-    choice = conv.run("plan", conv.fleet, "--json").json["plans"][0]["choices"]["pruning"]
-    assert choice["value"] == "0.3" and "30% of the multiply-accumulates" in choice["reason"]
+    decision = conv.run("plan", conv.fleet, "--json").json["plans"][0]["decisions"]["pruning"]
+    assert decision["value"] == "0.3" and "30% of the multiply-accumulates" in decision["reason"]
     assert "pruning           off: asked for" in conv.run("plan", conv.fleet, "--prune", "off").out
     assert "pruning           auto:" in conv.run("plan", conv.fleet, "--prune", "auto").out
 
@@ -106,8 +106,8 @@ def test_auto_climbs_the_ladder_and_delivers_what_is_faster_on_that_device(conv:
     chosen = manifest["trials"][-1]
     assert manifest["decision"]["trial"] == chosen["number"] and chosen["pruned"] > 0
     assert chosen["speed"]["speedup"] > 1.03 and chosen["speed"]["evidence"] == "estimated"
-    choice = manifest["plan"]["choices"]["pruning"]
-    assert "× the speed of fp32 unpruned (estimated)" in choice["reason"] and float(choice["value"]) > 0
+    decision = manifest["plan"]["decisions"]["pruning"]
+    assert "× the speed of fp32 unpruned (estimated)" in decision["reason"] and float(decision["value"]) > 0
     assert "pruned" in manifest["decision"]["reason"]
 
 
@@ -116,8 +116,8 @@ def test_auto_ships_unpruned_where_nothing_tells_a_gain_and_says_so(conv: Place)
     outcome = conv.build("--search-budget", "3")
     assert outcome.code == 0, outcome.err
     manifest = conv.manifest("one")
-    choice = manifest["plan"]["choices"]["pruning"]
-    assert choice["value"] == "off" and "nothing measures or models what pruning gains" in choice["reason"]
+    decision = manifest["plan"]["decisions"]["pruning"]
+    assert decision["value"] == "off" and "nothing measures or models what pruning gains" in decision["reason"]
     assert manifest["pruning"] is None and manifest["verdict"]["reference"] == "imported model"
     assert any(trial["purpose"] == "pruning" and trial["pruned"] > 0 for trial in manifest["trials"])
 
@@ -126,7 +126,7 @@ def test_auto_ships_unpruned_where_any_cut_breaks_the_limit(conv: Place) -> None
     auto(conv, modelled(conv, **BOARD), limit=0)
     assert conv.build("--search-budget", "3").code == 0
     manifest = conv.manifest("one")
-    assert "breaks the accuracy limit" in manifest["plan"]["choices"]["pruning"]["reason"]
+    assert "breaks the accuracy limit" in manifest["plan"]["decisions"]["pruning"]["reason"]
     assert [trial["status"] for trial in manifest["trials"]][1:] == ["refused"] * (len(manifest["trials"]) - 1)
 
 

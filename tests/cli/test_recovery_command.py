@@ -40,9 +40,9 @@ def judged_fleet(place: Place, limit: float, minutes: float) -> None:
 @TORCH
 def test_plan_says_how_long_is_trained_and_that_it_does_not_repeat(conv: Place) -> None:
     fleet(conv, prune=0.5, recover_minutes=3)
-    choice = conv.run("plan", conv.fleet, "--json").json["plans"][0]["choices"]["pruning"]
-    assert choice["value"] == "0.5, at most 3 min of recovery"
-    assert "trained for at most 3 min" in choice["reason"] and "differs from run to run" in choice["reason"]
+    decision = conv.run("plan", conv.fleet, "--json").json["plans"][0]["decisions"]["pruning"]
+    assert decision["value"] == "0.5, at most 3 min of recovery"
+    assert "trained for at most 3 min" in decision["reason"] and "differs from run to run" in decision["reason"]
     assert "auto, at most 0.5 min" in conv.run("plan", conv.fleet, "--prune", "auto", "--recover", "0.5").out
     assert "off: asked for" in conv.run("plan", conv.fleet, "--prune", "off").out
 
@@ -57,7 +57,7 @@ def test_pruned_model_is_trained_judged_by_the_gates_metric_delivered_and_told(c
     found = manifest["pruning"]["recovered"]
     assert found["steps"] > 0 and found["metric"] == "cosine" and found["resumed_at"] == 0
     assert found["best"]["value"] >= found["checks"][0]["value"] > -0.08
-    (judged,) = [one["accuracy"]["judged_pct"] for one in manifest["trials"] if one["pruned"]]
+    (judged,) = [one["accuracy"]["drop"]["judged_pct"] for one in manifest["trials"] if one["pruned"]]
     assert judged == pytest.approx(-found["best"]["value"], abs=1e-4)
     assert f"recovered in {found['steps']} steps" in conv.run("inspect", conv.dist / "one").out
     assert "points of cosine lost" in (conv.dist / "report.html").read_text(encoding="utf-8")

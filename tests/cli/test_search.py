@@ -44,7 +44,7 @@ def test_auto_takes_the_candidate_that_holds_the_memory_limit_and_says_why(wide:
     assert outcome.code == 0, outcome.err
     assert outcome.json["devices"][0]["precision"] == "fp16"
     manifest = wide.manifest("one")
-    assert manifest["decision"]["precision"] == manifest["plan"]["choices"]["precision"]["value"] == "fp16"
+    assert manifest["decision"]["precision"] == manifest["plan"]["decisions"]["precision"]["value"] == "fp16"
     assert "fp32: memory: weights failed: 0 % less, limit at least 40" in manifest["decision"]["reason"]
     trials = {trial["precision"]: trial for trial in manifest["trials"]}
     assert {name: trial["status"] for name, trial in trials.items()} == {"fp32": "refused", "fp16": "passed"}
@@ -176,8 +176,8 @@ def test_an_evaluation_alone_brings_default_gates_and_accuracy_is_judged_on_the_
     manifest = wide.manifest("one")
     assert manifest["decision"]["precision"] == "fp16"
     accuracy = manifest["trials"][1]["accuracy"]
-    assert accuracy["measured_on"] == "artifact" and accuracy["metric"] == "top-1"
-    assert accuracy["reference"]["value_pct"] == 100.0 and accuracy["drop_pct"] <= 2.0
+    assert accuracy["measured_on"] == "artifact" and accuracy["drop"]["metric"] == "top-1"
+    assert accuracy["drop"]["reference"]["value_pct"] == 100.0 and accuracy["drop"]["drop_pct"] <= 2.0
     gate = next(gate for gate in manifest["gates"] if gate["name"] == "accuracy")
     assert gate["limit"] == 2.0 and gate["rule"] == "bound", "48 decisions are few: one weighs more than a point"
     assert manifest["inputs"]["evaluation"]["samples"] == 48
@@ -297,7 +297,7 @@ def test_a_limit_on_accuracy_that_nothing_meets_says_the_best_reached(wide: Plac
     trials = report(wide)["report"]["trials"]
     assert {"baseline", "candidate", "options", "float fallback"} >= {trial["purpose"] for trial in trials}
     assert any(trial["purpose"] == "options" for trial in trials)
-    assert all(trial["accuracy"]["drop_pct"] > 0 for trial in trials if trial["precision"] == "int8")
+    assert all(trial["accuracy"]["drop"]["drop_pct"] > 0 for trial in trials if trial["precision"] == "int8")
     assert "points lost, limit at most 0" in outcome.err and "Nearest:" in outcome.err
     assert any(trial["note"] for trial in trials), "where the search went no further it says why"
     tried = {json.dumps([trial["options"]["balance"]]) for trial in trials if trial["options"]}

@@ -145,7 +145,7 @@ def test_a_build_uses_the_log_and_its_manifest_and_key_say_so(lab: Place) -> Non
     curves = json.loads((lab.dist / "camera" / "measurements.json").read_text())["tuning"]
     assert all(len(one["values"]) == 4 and min(one["values"]) < one["values"][0] for one in curves)
     assert "Tuning of 3 kernels: together they came to" in (lab.dist / "report.html").read_text()
-    assert "3 measured of 3 kernels" in after["plan"]["choices"]["tuning"]["value"]
+    assert "3 measured of 3 kernels" in after["plan"]["decisions"]["tuning"]["value"]
     digests = [{one["stage"]: one["sha256"] for one in manifest["stages"]} for manifest in (before, after)]
     assert digests[0]["build"] != digests[1]["build"]
 

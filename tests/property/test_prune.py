@@ -8,13 +8,14 @@ from channels import networks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compiler.compress.prune.cut import cut_channels, mask_channels
+from compiler.compress.prune.cut import cut_channels
 from compiler.compress.prune.groups import Ties, find_ties
 from compiler.compress.prune.prepare import prepare
 from compiler.model.graph import check_model, graph_digest
 from compiler.model.numerics import TOLERANCES, compare_all
 from compiler.passes.infer_shapes import INFER_SHAPES
 from compiler.passes.probe import run_unoptimized
+from tests.masking import mask_channels
 
 bounded = settings(
     max_examples=150, deadline=None, print_blob=True, database=None, suppress_health_check=[HealthCheck.too_slow]

@@ -31,7 +31,7 @@ def compare_builds(first: Path, second: Path) -> tuple[Change, ...]:
     kinds = {(folder / MANIFEST).is_file() for folder in (first, second) if folder.is_dir()}
     if len(kinds) == 2:
         raise ArtifactError("one is a device's folder, the other a whole build", where=f"{first}, {second}")
-    before, after = (_read_artifact(one) if kinds == {True} else _read_build(one) for one in (first, second))
+    before, after = (_read_artifact(folder) if kinds == {True} else _read_build(folder) for folder in (first, second))
     names = dict.fromkeys((*after, *before))
     return tuple(change for name in names for change in _compare(name, before.get(name), after.get(name)))
 
@@ -47,7 +47,7 @@ def compare_files(first: Path, second: Path) -> tuple[str, ...]:
 
 
 def _non_reproducible(folder: Path) -> list[str]:
-    return list(read_manifest(folder)["artifact"]["non_reproducible"])
+    return list(read_manifest(folder).artifact.non_reproducible)
 
 
 def _read_artifact(folder: Path) -> Mapping[str, Facts]:
@@ -62,7 +62,7 @@ def _read_build(folder: Path) -> Mapping[str, Facts]:
     build = read_build(folder)
     if build.problems:
         raise combine(build.problems)
-    return {one.name: facts_of(one, model=build.model, fleetc=build.fleetc) for one in build.devices}
+    return {device.name: facts_of(device, model=build.model, fleetc=build.fleetc) for device in build.devices}
 
 
 def _compare(name: str, before: Facts | None, after: Facts | None) -> Iterator[Change]:

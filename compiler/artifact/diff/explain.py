@@ -23,12 +23,12 @@ class Changed:
     @property
     def fact(self) -> Fact:
         """The later one that is there."""
-        return next(one for one in (self.after, self.before) if one)
+        return next(fact for fact in (self.after, self.before) if fact)
 
     @property
     def feeds(self) -> tuple[str, ...]:
         """What feeds it in either build."""
-        return tuple(dict.fromkeys(feed for one in (self.before, self.after) if one for feed in one.feeds))
+        return tuple(dict.fromkeys(feed for fact in (self.before, self.after) if fact for feed in fact.feeds))
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Change:
         after: Its value in the second.
         was: `before` in words.
         now: `after` in words.
+        brief: Both in words without their reasons, for where the change is named as the cause of another.
         because: Names of the changes of this device that explain it, most telling first.
         note: What it means where no other change explains it; empty where one does.
         is_opaque: Whether it says no more than that bytes differ.
@@ -58,6 +59,7 @@ class Change:
     because: tuple[str, ...] = ()
     note: str = ""
     is_opaque: bool = False
+    brief: tuple[str, str] = ("absent", "absent")
 
 
 def explain(device: str, before: Mapping[str, Fact], after: Mapping[str, Fact]) -> Iterator[Change]:
@@ -77,29 +79,31 @@ def explain(device: str, before: Mapping[str, Fact], after: Mapping[str, Fact]) 
 
 
 def _change(device: str, name: str, changed: Mapping[str, Changed]) -> Change:
-    one = changed[name]
+    pair = changed[name]
     because = tuple(_causes(name, changed))
+    was, now = _text(pair.before), _text(pair.after)
     return Change(
         device,
-        one.fact.section,
+        pair.fact.section,
         name,
-        one.before.value if one.before else None,
-        one.after.value if one.after else None,
-        _words(one.before),
-        _words(one.after),
+        pair.before.value if pair.before else None,
+        pair.after.value if pair.after else None,
+        was,
+        now,
         because,
-        "" if because else one.fact.alone,
-        one.fact.is_opaque,
+        "" if because else pair.fact.alone,
+        pair.fact.is_opaque,
+        (_brief(pair.before) or was, _brief(pair.after) or now),
     )
 
 
 def _causes(name: str, changed: Mapping[str, Changed]) -> list[str]:
     """The nearest changes that feed one, without the parts and the causes of a relative of theirs that is named."""
-    found = list(dict.fromkeys(_feeding(name, changed, frozenset())))
-    behind = {other: set(_feeding(other, changed, frozenset())) for other in found}
-    told = {one for other in found for one in behind[other] if _family(one) == _family(other)}
-    parts = {one for one in found for other in found if one.startswith(f"{other}.")}
-    return [one for one in found if one not in told | parts]
+    causes = list(dict.fromkeys(_feeding(name, changed, frozenset())))
+    behind = {other: set(_feeding(other, changed, frozenset())) for other in causes}
+    named = {cause for other in causes for cause in behind[other] if _family(cause) == _family(other)}
+    parts = {cause for cause in causes for other in causes if cause.startswith(f"{other}.")}
+    return [cause for cause in causes if cause not in named | parts]
 
 
 def _feeding(name: str, changed: Mapping[str, Changed], seen: frozenset[str]) -> Iterator[str]:
@@ -121,7 +125,11 @@ def _value(facts: Mapping[str, Fact], name: str) -> Any:
     return facts[name].value if name in facts else None
 
 
-def _words(fact: Fact | None) -> str:
+def _brief(fact: Fact | None) -> str:
+    return fact.brief if fact else ""
+
+
+def _text(fact: Fact | None) -> str:
     if fact is None:
         return "absent"
     return fact.shown or (fact.value if isinstance(fact.value, str) else canonical_json(fact.value))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 
 from compiler.artifact.report.read import Build, Device, payload_bytes, read_build, read_device
+from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors
 
 REPORT = "report.html"
@@ -32,11 +32,6 @@ def write_report(build: Build, *, previous: Build | None = None) -> Path:
     )
 
     text = render_page(build, previous)
-    partial = build.folder / f".{REPORT}.{uuid.uuid4().hex}"
     with output_errors(build.folder):
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(build.folder / REPORT)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomic(build.folder / REPORT, text.encode())
     return build.folder / REPORT

@@ -93,12 +93,12 @@ def svg_of(figure: Figure, label: str) -> str:
     svg = _without_ids(svg)
     for name, color in COLORS.items():
         svg = svg.replace(color, f"var(--{name})")
-    return re.sub(r"<svg [^>]*>", lambda found: _head(found.group(), label), svg, count=1)
+    return re.sub(r"<svg [^>]*>", lambda match: _head(match.group(), label), svg, count=1)
 
 
 def _head(tag: str, label: str) -> str:
-    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', tag)
-    width, height = found.groups() if found else ("360", "240")
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', tag)
+    width, height = box.groups() if box else ("360", "240")
     size = f'viewBox="0 0 {width} {height}" style="--w:{float(width):g}"'
     return f'<svg {size} role="img" aria-label="{html.escape(label)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
 
@@ -106,4 +106,4 @@ def _head(tag: str, label: str) -> str:
 def _without_ids(svg: str) -> str:
     """Drops the identifiers that nothing in the drawing refers to: a page holds many drawings."""
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-    return re.sub(r' id="([^"]*)"', lambda found: found.group() if found.group(1) in used else "", svg)
+    return re.sub(r' id="([^"]*)"', lambda match: match.group() if match.group(1) in used else "", svg)

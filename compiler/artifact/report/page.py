@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from compiler.artifact.report import plots, saliency, words
 from compiler.artifact.report.read import Build
 from compiler.artifact.report.rows import Row, rows_of
+from compiler.artifact.schema import ModelFile, PassFacts, gate_text
 
 MIB = 1 << 20
 
@@ -58,10 +59,10 @@ def _section(row: Row, anchor: str) -> Section:
     )
 
 
-def _model(sections: Sequence[Section]) -> Any:
+def _model(sections: Sequence[Section]) -> ModelFile | None:
     """What a manifest says of the model that was read; None where no device was delivered."""
-    found = (section.row.device.manifest for section in sections)
-    return next((manifest.inputs.model for manifest in found if manifest), None)
+    manifests = (section.row.device.manifest for section in sections)
+    return next((manifest.inputs.model for manifest in manifests if manifest), None)
 
 
 @cache
@@ -76,7 +77,7 @@ def _templates() -> Environment:
     filters: dict[str, Any] = {
         "mib": lambda size: "–" if size is None else f"{size / MIB:.1f}",
         "count": lambda number: "unknown" if number is None else f"{number:,}".replace(",", "\u202f"),
-        "gate": words.gate_words,
+        "gate": gate_text,
         "difference": _difference,
         "strips": saliency.strips,
     }
@@ -84,7 +85,7 @@ def _templates() -> Environment:
     return environment
 
 
-def _difference(record: Any) -> str:
+def _difference(record: PassFacts) -> str:
     if record.largest_difference is None:
         return record.not_measured if record.modified else "unchanged"
     return f"{float(record.largest_difference):.3g}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from compiler.artifact.report.drawing import BAD, GOOD, INK, LINE, MUTED, drawing, precision_color, svg_of
-from compiler.artifact.schema import Curve, Layer, Searched, Trial
+from compiler.artifact.schema import AccuracyDrop, Curve, GateName, Layer, Searched, TrialFacts, TrialStatus
 
 MIB = 1 << 20
 MOST_LAYERS = 400
@@ -17,7 +17,9 @@ MOST_LAYERS = 400
 def speed_plot(searched: Searched, name: str) -> str:
     """Points of accuracy lost against the speed-up over float32; empty where no trial has both."""
     chosen = searched.chosen
-    points = [(one, one.speed.speedup) for one in searched.trials if one.speed and one.speed.speedup is not None]
+    points = [
+        (trial, trial.speed.speedup) for trial in searched.trials if trial.speed and trial.speed.speedup is not None
+    ]
     return _trials(
         searched, name, "speed-up over float32 (more is better)", points, _latency_mark(chosen), "latency limit"
     )
@@ -25,11 +27,7 @@ def speed_plot(searched: Searched, name: str) -> str:
 
 def size_plot(searched: Searched, name: str) -> str:
     """Points of accuracy lost against the bytes of the weights; empty where no trial has both."""
-    points = [
-        (one, one.footprint.weights_bytes / MIB)
-        for one in searched.trials
-        if one.footprint and one.footprint.weights_bytes is not None
-    ]
+    points = [(trial, trial.footprint.weights_bytes / MIB) for trial in searched.trials if trial.footprint]
     return _trials(searched, name, "weights in MiB (less is better)", points, _memory_mark(searched), "memory limit")
 
 
@@ -37,7 +35,7 @@ def layers_plot(layers: Sequence[Layer], name: str) -> str:
     """Each layer's share of the time, coloured by precision, over its error where that was measured."""
     if not layers or len(layers) > MOST_LAYERS:
         return ""
-    errors = [(place, one.sqnr_db) for place, one in enumerate(layers, 1) if one.sqnr_db is not None]
+    errors = [(place, layer.sqnr_db) for place, layer in enumerate(layers, 1) if layer.sqnr_db is not None]
     width = max(4.8, min(20.0, 0.09 * len(layers)))
     with drawing(width, 3.4 if errors else 2.2, salt=f"{name}/layers") as figure:
         rows = figure.subplots(2 if errors else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -47,7 +45,7 @@ def layers_plot(layers: Sequence[Layer], name: str) -> str:
             rows[1].set_ylabel("error alone,\nSQNR in dB")
             rows[1].grid(axis="y")
         rows[-1].set_xlabel("layer, in the order of execution")
-        busiest = max(layers, key=lambda one: one.share)
+        busiest = max(layers, key=lambda layer: layer.share)
         kinds = ", ".join(f"{count} in {kind}" for kind, count in precision_counts(layers).items())
         label = (
             f"{len(layers)} layers: {kinds}. The busiest, {busiest.node}, takes {100 * busiest.share:.1f} % of time."
@@ -57,25 +55,29 @@ def layers_plot(layers: Sequence[Layer], name: str) -> str:
 
 def memory_plot(searched: Searched, name: str) -> str:
     """What each trial takes on disk and when run, with what the limit allows; empty where nothing was run."""
-    found = [(one, one.footprint) for one in searched.trials if one.footprint and one.footprint.run_bytes is not None]
-    if not found:
+    executed = [
+        (trial, trial.footprint)
+        for trial in searched.trials
+        if trial.footprint and trial.footprint.run_bytes is not None
+    ]
+    if not executed:
         return ""
-    with drawing(4.8, 1.2 + 0.42 * len(found), salt=f"{name}/memory") as figure:
+    with drawing(4.8, 1.2 + 0.42 * len(executed), salt=f"{name}/memory") as figure:
         axes = figure.subplots()
-        for place, (trial, footprint) in enumerate(found):
+        for place, (trial, footprint) in enumerate(executed):
             color = precision_color(trial.precision)
             for shift, size, alpha in ((-0.2, footprint.weights_bytes, 1.0), (0.2, footprint.run_bytes, 0.45)):
                 mib = (size or 0) / MIB
                 axes.barh(place + shift, mib, height=0.36, color=color, alpha=alpha)
                 axes.annotate(f" {mib:.1f}", (mib, place + shift), va="center", color=MUTED, fontsize=8)
-        _memory_limits(axes, searched, len(found))
-        labels = [f"{one.number} {one.precision}" for one, _ in found]
-        axes.set_yticks(range(len(found)), labels)
+        _memory_limits(axes, searched, len(executed))
+        labels = [f"{trial.number} {trial.precision}" for trial, _ in executed]
+        axes.set_yticks(range(len(executed)), labels)
         axes.invert_yaxis()
         axes.margins(x=0.12)
         axes.set_xlabel("MiB: weights on disk (full), process when run (pale)")
         axes.grid(axis="x")
-        return svg_of(figure, f"Memory of {len(found)} trials on disk and when run; the table has the figures.")
+        return svg_of(figure, f"Memory of {len(executed)} trials on disk and when run; the table has the figures.")
 
 
 def _memory_limits(axes: Axes, searched: Searched, rows: int) -> None:
@@ -90,19 +92,19 @@ def _memory_limits(axes: Axes, searched: Searched, rows: int) -> None:
 
 def tuning_plot(curves: Sequence[Curve], name: str) -> str:
     """How the best choice of each kernel improved, trial by trial, and all of them together; empty without tuning."""
-    firsts = [next((value for value in one.values if value is not None), None) for one in curves]
-    found = [(one, first, _best_so_far(one.values)) for one, first in zip(curves, firsts, strict=True) if first]
-    if not found:
+    firsts = [next((value for value in curve.values if value is not None), None) for curve in curves]
+    drawn = [(curve, first, _best_so_far(curve.values)) for curve, first in zip(curves, firsts, strict=True) if first]
+    if not drawn:
         return ""
-    most = max(len(best) for _, _, best in found)
+    most = max(len(best) for _, _, best in drawn)
     with drawing(4.8, 3.0, salt=f"{name}/tuning") as figure:
         axes = figure.subplots()
-        for _, first, best in found:
-            shares = [100 * (one or first) / first for one in best]
+        for _, first, best in drawn:
+            shares = [100 * (value or first) / first for value in best]
             axes.step(range(1, len(best) + 1), shares, where="post", color=MUTED, linewidth=0.7, alpha=0.7)
-        whole = sum(one.count * first for one, first, _ in found)
+        whole = sum(curve.count * first for curve, first, _ in drawn)
         sums = [
-            100 * sum(one.count * (best[min(at, len(best) - 1)] or first) for one, first, best in found) / whole
+            100 * sum(curve.count * (best[min(at, len(best) - 1)] or first) for curve, first, best in drawn) / whole
             for at in range(most)
         ]
         axes.step(range(1, most + 1), sums, where="post", color=GOOD, linewidth=2)
@@ -111,29 +113,29 @@ def tuning_plot(curves: Sequence[Curve], name: str) -> str:
         axes.set_ylabel("best so far, % of untuned")
         axes.margins(x=0.08)
         axes.grid()
-        label = f"Tuning of {len(found)} kernels: together they came to {sums[-1]:.0f} % of what they took untuned."
+        label = f"Tuning of {len(drawn)} kernels: together they came to {sums[-1]:.0f} % of what they took untuned."
         return svg_of(figure, label)
 
 
 def _best_so_far(values: Sequence[float | None]) -> list[float | None]:
     """The smallest value up to each trial; None before the first that gave one."""
-    found: list[float | None] = []
+    best: list[float | None] = []
     for value in values:
-        before = found[-1] if found else None
-        found.append(before if value is None or (before is not None and before < value) else value)
-    return found
+        before = best[-1] if best else None
+        best.append(before if value is None or (before is not None and before < value) else value)
+    return best
 
 
 def precision_counts(layers: Sequence[Layer]) -> dict[str, int]:
     """Precision → number of layers that compute in it, most first."""
-    kinds = [one.precision for one in layers]
+    kinds = [layer.precision for layer in layers]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind))}
 
 
 def _shares(axes: Axes, layers: Sequence[Layer]) -> None:
     for kind in precision_counts(layers):
-        places = [place for place, one in enumerate(layers, 1) if one.precision == kind]
-        shares = [100 * one.share for one in layers if one.precision == kind]
+        places = [place for place, layer in enumerate(layers, 1) if layer.precision == kind]
+        shares = [100 * layer.share for layer in layers if layer.precision == kind]
         axes.bar(places, shares, width=0.85, color=precision_color(kind), label=kind)
     axes.set_ylabel("share of time, %")
     axes.grid(axis="y")
@@ -144,20 +146,21 @@ def _trials(
     searched: Searched,
     name: str,
     label: str,
-    points: Sequence[tuple[Trial, float]],
+    points: Sequence[tuple[TrialFacts, float]],
     mark: float | None,
     mark_label: str,
 ) -> str:
-    found = [(one, x, one.accuracy.drop_pct) for one, x in points if one.accuracy and one.accuracy.drop_pct is not None]
-    if not found:
+    judged = [(trial, x, trial.accuracy.drop) for trial, x in points if trial.accuracy and trial.accuracy.drop]
+    if not judged:
         return ""
-    metric = next(one.accuracy.metric for one, _, _ in found if one.accuracy)
+    metric = judged[0][2].metric
     with drawing(4.8, 3.3, salt=f"{name}/{label}") as figure:
         axes = figure.subplots()
-        middle = sum(x for _, x, _ in found) / len(found)
-        for one, x, drop in found:
-            _point(axes, one, x, drop, one.number == searched.decision.trial)
-            _name(axes, one, x, drop, one.number == searched.decision.trial, to_left=x > middle)
+        middle = sum(x for _, x, _ in judged) / len(judged)
+        for trial, x, drop in judged:
+            is_chosen = trial.number == searched.decision.trial
+            _point(axes, trial, x, drop, is_chosen)
+            _name(axes, trial, x, drop.drop_pct, is_chosen, to_left=x > middle)
         axes.axhline(0, color=LINE, linewidth=0.8)
         limit = searched.plan.gates.limits.accuracy_drop_pct
         if limit is not None:
@@ -179,20 +182,19 @@ def _trials(
         axes.margins(0.12, 0.15)
         axes.grid()
         return svg_of(
-            figure, f"{len(found)} trials by points of {metric} lost and {label}; the table below has the figures."
+            figure, f"{len(judged)} trials by points of {metric} lost and {label}; the table below has the figures."
         )
 
 
-def _point(axes: Axes, trial: Trial, x: float, drop: float, is_chosen: bool) -> None:
-    accuracy = trial.accuracy
-    if accuracy and accuracy.low_pct is not None and accuracy.high_pct is not None:
-        axes.plot([x, x], [accuracy.low_pct, accuracy.high_pct], color=MUTED, linewidth=1)
-    color = GOOD if is_chosen else MUTED if trial.status == "refused" else INK
-    marker = "*" if is_chosen else "x" if trial.status == "refused" else "o"
-    axes.scatter([x], [drop], s=130 if is_chosen else 36, marker=marker, color=color, zorder=3)
+def _point(axes: Axes, trial: TrialFacts, x: float, drop: AccuracyDrop, is_chosen: bool) -> None:
+    if drop.low_pct is not None and drop.high_pct is not None:
+        axes.plot([x, x], [drop.low_pct, drop.high_pct], color=MUTED, linewidth=1)
+    color = GOOD if is_chosen else MUTED if trial.status == TrialStatus.REFUSED else INK
+    marker = "*" if is_chosen else "x" if trial.status == TrialStatus.REFUSED else "o"
+    axes.scatter([x], [drop.drop_pct], s=130 if is_chosen else 36, marker=marker, color=color, zorder=3)
 
 
-def _name(axes: Axes, trial: Trial, x: float, drop: float, is_chosen: bool, *, to_left: bool) -> None:
+def _name(axes: Axes, trial: TrialFacts, x: float, drop: float, is_chosen: bool, *, to_left: bool) -> None:
     axes.annotate(
         f"{trial.number} {trial.precision}" if is_chosen else str(trial.number),
         (x, drop),
@@ -203,9 +205,9 @@ def _name(axes: Axes, trial: Trial, x: float, drop: float, is_chosen: bool, *, t
     )
 
 
-def _latency_mark(chosen: Trial | None) -> float | None:
+def _latency_mark(chosen: TrialFacts | None) -> float | None:
     """The speed-up at which the latency limit is met, by what the chosen trial's latency and speed-up say together."""
-    gate = next((one for one in chosen.gates if one.name == "latency"), None) if chosen else None
+    gate = next((gate for gate in chosen.gates if gate.name == GateName.LATENCY), None) if chosen else None
     if not (chosen and gate and gate.value and gate.limit and chosen.speed and chosen.speed.speedup):
         return None
     return chosen.speed.speedup * gate.value / gate.limit
@@ -214,6 +216,6 @@ def _latency_mark(chosen: Trial | None) -> float | None:
 def _memory_mark(searched: Searched) -> float | None:
     """The size that the memory limit allows, of the float32 trial's."""
     limit, original = searched.plan.gates.limits.memory_reduction_pct, searched.original
-    if limit is None or original is None or original.weights_bytes is None:
+    if limit is None or original is None:
         return None
     return original.weights_bytes * (1 - limit / 100) / MIB

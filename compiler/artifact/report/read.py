@@ -6,18 +6,23 @@ shape that is read. All problems are reported at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from compiler.artifact.artifact import leaves_folder
-from compiler.artifact.manifest import BUILD, MANIFEST, MEASUREMENTS, read_json, read_manifest
-from compiler.artifact.schema import UNMEASURED, Failure, Manifest, Measurements, Row, Searched, Summary, parse
+from compiler.artifact.manifest import BUILD, MANIFEST, read_json, read_manifest, read_measurements, read_value
+from compiler.artifact.schema import (
+    UNMEASURED,
+    DeviceRow,
+    DeviceStatus,
+    Failure,
+    Manifest,
+    Measurements,
+    Searched,
+    Summary,
+)
 from compiler.errors import ArtifactError
 from compiler.store import file_digest
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,7 @@ class Device:
 
     Args:
         name: Its name.
-        status: `delivered`, `deferred`, `finished` (deferred, and completed on its device since), `failed`, or
-            `unreadable`: its folder is not what was delivered, and nothing it says is shown.
+        status: What became of it.
         searched: Plan, decision, gates and trials; None of a device that failed before anything could be judged.
         manifest: Its manifest; None if it failed.
         measurements: What was observed; empty if it failed.
@@ -35,7 +39,7 @@ class Device:
     """
 
     name: str
-    status: str
+    status: DeviceStatus
     searched: Searched | None = None
     manifest: Manifest | None = None
     measurements: Measurements = UNMEASURED
@@ -78,7 +82,7 @@ def read_build(folder: Path) -> Build:
         except ArtifactError as error:
             problems.append(error)
             facts = Failure("ArtifactError", error.exit_code, error.what, error.where, error.remedy)
-            devices.append(Device(name, "unreadable", failure=facts))
+            devices.append(Device(name, DeviceStatus.UNREADABLE, failure=facts))
     return Build(folder, summary.fleet, summary.model, summary.fleetc, tuple(devices), tuple(problems))
 
 
@@ -88,9 +92,9 @@ def read_device(folder: Path) -> Device:
     Raises:
         ArtifactError: It holds no manifest, or one of another schema or shape.
     """
-    manifest = _manifest(folder)
-    status = "deferred" if manifest.artifact.deferred else "delivered"
-    return Device(manifest.device, status, manifest, manifest, _measurements(folder))
+    manifest = read_manifest(folder)
+    status = DeviceStatus.DEFERRED if manifest.artifact.deferred else DeviceStatus.DELIVERED
+    return Device(manifest.device, status, manifest, manifest, read_measurements(folder))
 
 
 def payload_bytes(device: Device) -> int:
@@ -106,8 +110,7 @@ def _summary(folder: Path) -> Summary:
     if not path.is_file():
         what, remedy = _what_it_is(folder)
         raise ArtifactError(f"there is no {BUILD}: {what}", where=str(folder), remedy=remedy)
-    value = read_json(path)
-    return _parsed(path, lambda: parse(Summary, value))
+    return read_value(path, Summary, read_json(path))
 
 
 _NAME_IT = "Name the folder that `fleetc build --out` wrote, for example dist."
@@ -124,53 +127,29 @@ def _what_it_is(folder: Path) -> tuple[str, str]:
     return "no build of fleetc was written here", _NAME_IT
 
 
-def _device(folder: Path, name: str, row: Row, model: str) -> Device:
+def _device(folder: Path, name: str, row: DeviceRow, model: str) -> Device:
     place = folder / name
     if not name or leaves_folder(folder, name) or Path(name).name != name:
         what = f"{BUILD} names the device {name!r}, a place outside the folder"
         raise ArtifactError(what, where=str(folder), remedy=_AGAIN)
-    if row.status == "failed":
-        if row.error is None:
-            raise ArtifactError(f"{BUILD} says that {name} failed, and not why", where=str(folder), remedy=_AGAIN)
+    if row.error is not None:
         return Device(name, row.status, row.report, failure=row.error)
-    manifest = _manifest(place)
-    status: str = row.status
+    manifest, status = read_manifest(place), row.status
     if file_digest(place / MANIFEST) != row.manifest:
         status = _finished(place, row, manifest, model)
-    return Device(name, status, manifest, manifest, _measurements(place))
+    return Device(name, status, manifest, manifest, read_measurements(place))
 
 
 _AGAIN = "Build the device again."
 
 
-def _manifest(place: Path) -> Manifest:
-    raw = read_manifest(place)
-    return _parsed(place / MANIFEST, lambda: parse(Manifest, raw))
-
-
-def _finished(place: Path, row: Row, manifest: Manifest, model: str) -> str:
+def _finished(place: Path, row: DeviceRow, manifest: Manifest, model: str) -> DeviceStatus:
     """`fleetc finish` writes the manifest of a deferred device anew; nothing else may."""
-    if row.status == "deferred" and not manifest.artifact.deferred and manifest.inputs.model.sha256 == model:
-        return "finished"
+    is_complete = not manifest.artifact.deferred
+    if row.status == DeviceStatus.DEFERRED and is_complete and manifest.inputs.model.sha256 == model:
+        return DeviceStatus.FINISHED
     raise ArtifactError(
         f"{MANIFEST} is not the one that {BUILD} names: it was changed, or comes from another build",
         where=str(place),
         remedy=_AGAIN,
     )
-
-
-def _measurements(place: Path) -> Measurements:
-    path = place / MEASUREMENTS
-    if not path.is_file():
-        return UNMEASURED
-    value = read_json(path)
-    return _parsed(path, lambda: parse(Measurements, value))
-
-
-def _parsed(path: Path, reading: Callable[[], T]) -> T:
-    try:
-        return reading()
-    except ValueError as error:
-        raise ArtifactError(
-            f"{path.name} lacks or misspells {error}", where=str(path), remedy="Build the fleet again."
-        ) from error

@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compiler.artifact.report.read import Build, Device, payload_bytes
-from compiler.artifact.schema import Footprint, Gate, Trial
+from compiler.artifact.schema import (
+    Evidence,
+    Footprint,
+    Gate,
+    MeasuredOn,
+    ParityStatus,
+    SpeedUnit,
+    TrialFacts,
+    less_text,
+)
 
 MIB = 1 << 20
-NONE = "none"
 FLOAT = "the float original"
 
 
@@ -18,7 +26,7 @@ class Figure:
 
     text: str
     detail: str = ""
-    evidence: str = NONE
+    evidence: Evidence = Evidence.NONE
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ def rows_of(build: Build, previous: Build | None) -> tuple[Row, ...]:
     return tuple(_row(device, before.get(device.name), previous is not None) for device in build.devices)
 
 
-def chosen_trial(device: Device) -> Trial | None:
+def chosen_trial(device: Device) -> TrialFacts | None:
     """The trial that was delivered; None if none was."""
     return device.searched.chosen if device.searched else None
 
@@ -80,19 +88,19 @@ def _size(device: Device) -> Figure:
         return Figure("–", "nothing was delivered")
     if device.manifest.artifact.deferred:
         return Figure("deferred", device.manifest.artifact.deferred)
-    mine, original, size = _footprint(device), device.manifest.original, payload_bytes(device)
+    footprint, original, size = _footprint(device), device.manifest.original, payload_bytes(device)
     detail = _less(size, device.manifest.source.bytes, "the float model's weights")
-    if mine and original and mine.weights_bytes is not None and original.weights_bytes:
-        detail = _less(mine.weights_bytes, original.weights_bytes, FLOAT)
-    return Figure(f"{size / MIB:.1f} MiB", detail, mine.weights_evidence if mine else "measured-host")
+    if footprint and original and original.weights_bytes:
+        detail = _less(footprint.weights_bytes, original.weights_bytes, FLOAT)
+    return Figure(f"{size / MIB:.1f} MiB", detail, footprint.weights_evidence if footprint else Evidence.HOST)
 
 
 def _memory(device: Device) -> Figure:
-    mine, original = _footprint(device), device.searched.original if device.searched else None
-    if mine is None or mine.run_bytes is None:
-        return Figure("–", (mine.why if mine else "") or "not measured")
-    detail = _less(mine.run_bytes, original.run_bytes, FLOAT) if original and original.run_bytes else mine.why
-    return Figure(f"{mine.run_bytes / MIB:.1f} MiB", detail, mine.run_evidence)
+    footprint, original = _footprint(device), device.searched.original if device.searched else None
+    if footprint is None or footprint.run_bytes is None:
+        return Figure("–", (footprint.why if footprint else "") or "not measured")
+    detail = _less(footprint.run_bytes, original.run_bytes, FLOAT) if original and original.run_bytes else footprint.why
+    return Figure(f"{footprint.run_bytes / MIB:.1f} MiB", detail, footprint.run_evidence)
 
 
 def _speed(device: Device) -> Figure:
@@ -106,28 +114,27 @@ def _speed(device: Device) -> Figure:
         return Figure(f"{measured.latency[0].p50_ms:.2f} ms", detail, measured.evidence)
     if measured.instructions:
         return Figure(f"{measured.instructions / 1e6:.1f} M instructions", detail, measured.evidence)
-    if speed and speed.value is not None and speed.unit.startswith("ms"):
+    if speed and speed.value is not None and speed.unit in (SpeedUnit.MS, SpeedUnit.ROOFLINE_MS):
         return Figure(f"{speed.value:.2f} {speed.unit}", detail, speed.evidence)
     return Figure("–", detail or "not executed")
 
 
 def _accuracy(device: Device) -> Figure:
     trial = chosen_trial(device)
-    found = trial.accuracy if trial else None
-    if found and found.candidate and found.candidate.value_pct is not None:
-        score = found.candidate
-        lost = (
-            "" if found.drop_pct is None else f"{points_lost(found.drop_pct)} {interval(found.low_pct, found.high_pct)}"
-        )
+    accuracy = trial.accuracy if trial else None
+    if accuracy and accuracy.drop:
+        drop, score = accuracy.drop, accuracy.drop.candidate
+        lost = f"{points_lost(drop.drop_pct)} {interval(drop.low_pct, drop.high_pct)}"
         text = f"{score.value_pct:.1f} % {interval(score.low_pct, score.high_pct)}".strip()
-        where = f"; on the {found.measured_on}, not the artifact" if found.measured_on not in ("", "artifact") else ""
-        return Figure(text, f"{score.metric}: {lost}".strip() + where, found.evidence)
+        on_border = accuracy.measured_on == MeasuredOn.BORDER_MODEL
+        where = f"; on the {accuracy.measured_on}, not the artifact" if on_border else ""
+        return Figure(text, f"{score.metric}: {lost}".strip() + where, accuracy.evidence)
     if device.manifest is None:
         return Figure("–")
     parity = device.manifest.verdict.parity
     worst = parity.worst_sqnr_db
-    why = found.note if found else "no evaluation"
-    if parity.status != "passed":
+    why = accuracy.note if accuracy else "no evaluation"
+    if parity.status != ParityStatus.PASSED:
         return Figure("–", why or parity.reason or parity.status)
     text = "equal to the bit" if worst is None else f"SQNR {worst:.0f} dB"
     return Figure(text, f"against the {device.manifest.verdict.reference}; {why}", parity.evidence)
@@ -150,13 +157,13 @@ def _footprint(device: Device) -> Footprint | None:
     return trial.footprint if trial else None
 
 
-def _less(mine: float, original: float, whose: str) -> str:
+def _less(size: float, original: float, whose: str) -> str:
     if not original:
         return ""
-    change = 100 * (1 - mine / original)
-    if round(change) == 0:
+    percent_less = 100 * (1 - size / original)
+    if round(percent_less) == 0:
         return f"as much as {whose}"
-    return f"{abs(change):.0f} % {'less' if change > 0 else 'more'} than {whose}"
+    return f"{less_text(percent_less, places=0)} than {whose}"
 
 
 def _changes(device: Device, before: Device | None) -> tuple[str, ...]:
@@ -165,19 +172,19 @@ def _changes(device: Device, before: Device | None) -> tuple[str, ...]:
     if device.status != before.status:
         return (f"was {before.status}, is {device.status}",)
     now, old = _row(device, None, False), _row(before, None, False)
-    found = [f"precision {old.precision} → {now.precision}"] if old.precision != now.precision else []
+    changes = [f"precision {old.precision} → {now.precision}"] if old.precision != now.precision else []
     pairs = (
         ("size", float(payload_bytes(before)), float(payload_bytes(device))),
         ("latency", _p50(before), _p50(device)),
         ("instructions", float(before.measurements.instructions or 0), float(device.measurements.instructions or 0)),
     )
-    found += [
+    changes += [
         f"{name} {100 * (after / was - 1):+.1f} %" for name, was, after in pairs if was and after and was != after
     ]
     lost, was_lost = _lost(device), _lost(before)
     if lost is not None and was_lost is not None and lost != was_lost:
-        found.append(f"accuracy {was_lost - lost:+.2f} points")
-    return tuple(found) or ("no change",)
+        changes.append(f"accuracy {was_lost - lost:+.2f} points")
+    return tuple(changes) or ("no change",)
 
 
 def _p50(device: Device) -> float:
@@ -186,4 +193,4 @@ def _p50(device: Device) -> float:
 
 def _lost(device: Device) -> float | None:
     trial = chosen_trial(device)
-    return trial.accuracy.drop_pct if trial and trial.accuracy else None
+    return trial.accuracy.drop.drop_pct if trial and trial.accuracy and trial.accuracy.drop else None

@@ -30,36 +30,36 @@ class Strip:
     caption: str
 
 
-def strips(found: Saliency) -> tuple[Strip, ...]:
+def strips(saliency: Saliency) -> tuple[Strip, ...]:
     """The pictures that a manifest keeps, those that cannot be decoded left out."""
-    pairs = ((place, one, _decoded(one.png)) for place, one in enumerate(found.shown, 1))
-    return tuple(_strip(place, one, picture) for place, one, picture in pairs if picture is not None)
+    pairs = ((place, shown, _decoded(shown.png)) for place, shown in enumerate(saliency.shown, 1))
+    return tuple(_strip(place, shown, picture) for place, shown, picture in pairs if picture is not None)
 
 
-def _strip(place: int, one: Shown, picture: NDArray[np.uint8]) -> Strip:
-    said = "not defined" if one.correlation is None else f"{one.correlation:.3f}"
-    peaks = " and ".join(_peak(found) for found in (one.original, one.build))
+def _strip(place: int, shown: Shown, picture: NDArray[np.uint8]) -> Strip:
+    correlation = "not defined" if shown.correlation is None else f"{shown.correlation:.3f}"
+    peaks = " and ".join(_peak(saliency_map) for saliency_map in (shown.original, shown.build))
     label = f"Picture {place}, the float model's map and the build's; what matters most is {peaks}."
-    return Strip(_drawn(one, picture), label, f"rank correlation {said}")
+    return Strip(_drawn(shown, picture), label, f"rank correlation {correlation}")
 
 
-def _peak(found: Map) -> str:
+def _peak(saliency_map: Map) -> str:
     """Where a map is largest, in words."""
-    values = np.array(found)
+    values = np.array(saliency_map)
     row, column = np.unravel_index(int(values.argmax()), values.shape)
     down = ("top", "middle", "bottom")[int(3 * row // values.shape[0])]
     across = ("left", "centre", "right")[int(3 * column // values.shape[1])]
     return f"at the {down} {across}"
 
 
-def _drawn(one: Shown, picture: NDArray[np.uint8]) -> str:
+def _drawn(shown: Shown, picture: NDArray[np.uint8]) -> str:
     figure = Figure(figsize=(3 * PANEL_IN, PANEL_IN), dpi=DOTS_PER_INCH)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(0, 0, 1, 1, wspace=0.04)
     axes = figure.subplots(1, 3)
     axes[0].imshow(picture, cmap="gray", vmin=0, vmax=255)
-    for place, found in ((1, one.original), (2, one.build)):
-        axes[place].imshow(np.array(found), cmap=COLORS, vmin=-1, vmax=1)
+    for place, saliency_map in ((1, shown.original), (2, shown.build)):
+        axes[place].imshow(np.array(saliency_map), cmap=COLORS, vmin=-1, vmax=1)
     for one_axes in axes:
         one_axes.set_axis_off()
     file = io.BytesIO()

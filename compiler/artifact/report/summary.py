@@ -15,8 +15,7 @@ from compiler.artifact.report.page import MIB
 from compiler.artifact.report.plots import precision_counts
 from compiler.artifact.report.read import Build, Device, payload_bytes
 from compiler.artifact.report.rows import Figure, Row, chosen_trial, rows_of
-from compiler.artifact.report.words import gate_words
-from compiler.artifact.schema import Gate
+from compiler.artifact.schema import Evidence
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 has no spelling for."""
@@ -41,9 +40,9 @@ def junit(build: Build) -> str:
         suite = ET.SubElement(root, "testsuite", name=_xml(row.device.name))
         _case(suite, row, "build", row.device.failure is not None, _why(row.device))
         for gate in row.gates:
-            _case(suite, row, gate.name, None if gate.passed is None else not gate.passed, _gate_text(gate))
-        for count, found in (("tests", "testcase"), ("failures", "*/failure"), ("skipped", "*/skipped")):
-            suite.set(count, str(len(suite.findall(found))))
+            _case(suite, row, gate.name, None if gate.passed is None else not gate.passed, str(gate))
+        for count, path in (("tests", "testcase"), ("failures", "*/failure"), ("skipped", "*/skipped")):
+            suite.set(count, str(len(suite.findall(path))))
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
@@ -58,8 +57,8 @@ def cloud_yaml(build: Build) -> str:
     for device in build.devices:
         runtime = device.searched.plan.target if device.searched else "unknown"
         precision = device.manifest.artifact.precision if device.manifest else "none"
-        found = precisions.setdefault(precision, {"components": {build.fleet: {"performance_metrics": {}}}})
-        metrics = found["components"][build.fleet]["performance_metrics"]
+        entry = precisions.setdefault(precision, {"components": {build.fleet: {"performance_metrics": {}}}})
+        metrics = entry["components"][build.fleet]["performance_metrics"]
         metrics[device.name] = {runtime: _performance(device)}
     made = [device for device in build.devices if device.manifest]
     value = {
@@ -83,12 +82,12 @@ def _performance(device: Device) -> Mapping[str, Any]:
     latency = device.measurements.latency
     return {
         "job_status": "Failed" if device.failure else "Passed",
-        "status": device.status,
+        "status": str(device.status),
         "inference_time_milliseconds": latency[0].p50_ms if latency else None,
         "instructions": device.measurements.instructions,
-        "evidence": device.measurements.evidence,
+        "evidence": str(device.measurements.evidence),
         "estimated_peak_memory_range_mb": {"min": peak, "max": peak},
-        "memory_evidence": trial.footprint.run_evidence if trial and trial.footprint else "none",
+        "memory_evidence": str(trial.footprint.run_evidence if trial and trial.footprint else Evidence.NONE),
         "primary_compute_unit": unit.upper() or None,
         "layer_counts": {
             "total": len(layers),
@@ -103,8 +102,8 @@ def _performance(device: Device) -> Mapping[str, Any]:
 def _chipset(device: Device) -> str:
     """What runs the model, as the profile names it."""
     facts = device.manifest.inputs.profile.facts if device.manifest else {}
-    found = facts.get("accelerator") or facts.get("cpu") or {}
-    return str(found.get("model", "")) if isinstance(found, dict) else ""
+    unit = facts.get("accelerator") or facts.get("cpu") or {}
+    return str(unit.get("model", "")) if isinstance(unit, dict) else ""
 
 
 def _unit(profile: Mapping[str, Any]) -> str:
@@ -116,12 +115,8 @@ def _unit(profile: Mapping[str, Any]) -> str:
 
 
 def _why(device: Device) -> str:
-    found = device.failure
-    return "" if found is None else "; ".join(part for part in (found.what, found.remedy) if part)
-
-
-def _gate_text(gate: Gate) -> str:
-    return f"{gate_words(gate)} ({gate.rule}; {gate.evidence})"
+    failure = device.failure
+    return "" if failure is None else "; ".join(part for part in (failure.what, failure.remedy) if part)
 
 
 def _case(suite: ET.Element, row: Row, name: str, failed: bool | None, text: str) -> None:
@@ -136,13 +131,13 @@ def _case(suite: ET.Element, row: Row, name: str, failed: bool | None, text: str
 
 def _cells(row: Row, compares: bool) -> list[str]:
     name = f"{row.device.name}"
-    figures = [_figure(one) for one in (row.size, row.memory, row.speed, row.accuracy)]
+    figures = [_figure(figure) for figure in (row.size, row.memory, row.speed, row.accuracy)]
     changes = [", ".join(row.changes)] if compares else []
     return [name, row.precision or row.device.status, *figures, row.verdict, *changes]
 
 
 def _figure(figure: Figure) -> str:
-    evidence = f" ({figure.evidence})" if figure.evidence != "none" else ""
+    evidence = f" ({figure.evidence})" if figure.evidence != Evidence.NONE else ""
     return f"{figure.text}{evidence}" + (f", {figure.detail}" if figure.detail else "")
 
 

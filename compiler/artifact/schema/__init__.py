@@ -1,155 +1,133 @@
-"""What of manifests, measurements and `build.json` is read again after delivery, as types: files that anybody may edit.
-
-The types are strict in what is read again and deaf to the rest: a key they do not name is nobody's concern.
-"""
+"""One frozen class per noun of the files of a build; `compiler.artifact.adapter` writes and reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
-
-from compiler.artifact.schema.artifact import (
+from compiler.artifact.artifact import Artifact, Evidence
+from compiler.artifact.schema.accuracy import Accuracy, AccuracyDrop, MeasuredOn, Score
+from compiler.artifact.schema.build import DeviceRow, DeviceStatus, Failure, Summary
+from compiler.artifact.schema.gate import (
+    Gate,
+    GateName,
+    GateUnit,
+    gate_text,
+    is_floor,
+    less_text,
+    verdict_text,
+)
+from compiler.artifact.schema.kernels import Basis, Curve, Scheduled
+from compiler.artifact.schema.manifest import (
     UNMEASURED,
-    Artifact,
-    Border,
-    Counts,
-    Curve,
+    BorderModel,
+    Evaluation,
     File,
     Inputs,
-    Kernel,
+    Manifest,
     Measurements,
+    ModelFile,
+    PassFacts,
+    Profile,
+    Samples,
+    StageRun,
+)
+from compiler.artifact.schema.parity import (
+    ExactOutput,
+    Latency,
+    OutputDifference,
     Parity,
-    Pass,
+    ParityPoint,
+    ParityStatus,
+    Reference,
     Verdict,
 )
-from compiler.artifact.schema.pruning import Pruning
-from compiler.artifact.schema.search import (
-    Accuracy,
-    Choice,
+from compiler.artifact.schema.plan import (
+    BuildSettings,
+    Candidate,
+    Constraints,
     Decision,
-    Footprint,
-    Gate,
-    Layer,
-    Limits,
-    Plan,
-    Searched,
-    Trial,
+    GateData,
+    PlanFacts,
+    PlannedPass,
 )
+from compiler.artifact.schema.pruning import Check, Group, Pruning, Recovered, Repaired
+from compiler.artifact.schema.saliency import Saliency, Shown
+from compiler.artifact.schema.trial import (
+    Footprint,
+    Layer,
+    Purpose,
+    Searched,
+    Selection,
+    Speed,
+    SpeedUnit,
+    StageDigest,
+    TrialFacts,
+    TrialStatus,
+)
+from compiler.model.stats import GraphStats
 
 __all__ = [
     "UNMEASURED",
     "Accuracy",
+    "AccuracyDrop",
     "Artifact",
-    "Choice",
-    "Counts",
+    "Basis",
+    "BorderModel",
+    "BuildSettings",
+    "Candidate",
+    "Check",
+    "Constraints",
     "Curve",
     "Decision",
+    "DeviceRow",
+    "DeviceStatus",
+    "Evaluation",
+    "Evidence",
+    "ExactOutput",
     "Failure",
+    "File",
     "Footprint",
     "Gate",
-    "Kernel",
+    "GateData",
+    "GateName",
+    "GateUnit",
+    "GraphStats",
+    "Group",
+    "Inputs",
+    "Latency",
     "Layer",
-    "Limits",
     "Manifest",
+    "MeasuredOn",
     "Measurements",
+    "ModelFile",
+    "OutputDifference",
     "Parity",
-    "Pass",
-    "Plan",
+    "ParityPoint",
+    "ParityStatus",
+    "PassFacts",
+    "PlanFacts",
+    "PlannedPass",
+    "Profile",
     "Pruning",
-    "Row",
+    "Purpose",
+    "Recovered",
+    "Reference",
+    "Repaired",
+    "Saliency",
+    "Samples",
+    "Scheduled",
+    "Score",
     "Searched",
+    "Selection",
+    "Shown",
+    "Speed",
+    "SpeedUnit",
+    "StageDigest",
+    "StageRun",
     "Summary",
-    "Trial",
+    "TrialFacts",
+    "TrialStatus",
     "Verdict",
-    "parse",
-    "problems_of",
+    "gate_text",
+    "is_floor",
+    "less_text",
+    "verdict_text",
 ]
-
-T = TypeVar("T")
-
-MAX_PROBLEMS = 5
-"""Problems shown of a file that does not fit: more would say nothing new."""
-
-
-@dataclass(frozen=True)
-class Manifest(Searched):
-    """The manifest of a delivered device."""
-
-    device: str = field(kw_only=True)
-    fleetc: str = field(kw_only=True)
-    inputs: Inputs = field(kw_only=True)
-    source: Counts = field(kw_only=True)
-    border: Border = field(kw_only=True)
-    passes: tuple[Pass, ...] = field(kw_only=True)
-    verdict: Verdict = field(kw_only=True)
-    artifact: Artifact = field(kw_only=True)
-    files: Mapping[str, File] = field(kw_only=True)
-    tuning: tuple[Kernel, ...] = field(default=(), kw_only=True)
-    pruning: Pruning | None = field(default=None, kw_only=True)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a device was not delivered."""
-
-    error: str
-    exit_code: int
-    what: str
-    where: str = ""
-    remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """What `build.json` says of one device."""
-
-    status: Literal["delivered", "deferred", "finished", "failed"]
-    manifest: str = ""
-    error: Failure | None = None
-    report: Searched | None = None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """`build.json`."""
-
-    fleet: str
-    fleetc: str
-    model: str
-    devices: Mapping[str, Row]
-
-
-def parse(cls: type[T], value: Mapping[str, Any]) -> T:
-    """A value as one of the types above.
-
-    Raises:
-        ValueError: It does not fit; the message names the first few keys.
-    """
-    try:
-        found: T = _adapter(cls).validate_python(value)  # type: ignore[arg-type]  # mypy: not every metaclass hashes
-    except ValidationError as error:
-        raise ValueError("; ".join(_problems(error))) from error
-    return found
-
-
-def problems_of(cls: type[Any], value: Mapping[str, Any]) -> list[str]:
-    """What a value lacks or misspells to be one of the types above, by dotted key; empty if nothing."""
-    try:
-        _adapter(cls).validate_python(value)  # type: ignore[arg-type]
-    except ValidationError as error:
-        return _problems(error)
-    return []
-
-
-def _problems(error: ValidationError) -> list[str]:
-    found = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
-    return found[:MAX_PROBLEMS] + ([f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else [])
-
-
-@cache
-def _adapter(cls: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)

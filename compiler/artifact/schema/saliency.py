@@ -1,4 +1,4 @@
-"""What a report reads of a manifest's saliency; sizes are bounded, because a manifest may come from anywhere."""
+"""How similar saliency maps are to the float model's; sizes are bounded, as a manifest may come from anywhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
 from pydantic import Field, FiniteFloat
+
+from compiler.artifact.adapter import Number
+from compiler.artifact.artifact import Evidence
+from compiler.artifact.schema.accuracy import MeasuredOn
 
 MAX_SIDE = 64
 """Rows or columns of a map, and pixels of a picture's side."""
@@ -24,22 +28,39 @@ class Shown:
     png: Annotated[str, Field(max_length=1 << 16)]
     original: Map
     build: Map
-    correlation: FiniteFloat | None
+    correlation: Number
 
 
 @dataclass(frozen=True)
 class Saliency:
-    """How alike a build's saliency maps are to the float model's; `correlation` is None where nothing was compared."""
+    """How similar a candidate's saliency maps are to the float model's.
 
-    correlation: FiniteFloat | None
-    evidence: str
-    images: int = 0
-    score: str = ""
+    Args:
+        correlation: Mean rank correlation of the maps; None where nothing was compared.
+        lowest_correlation: The lowest of them.
+        compared: Pictures for which a correlation is defined.
+        images: Pictures in all.
+        score: What the maps are of, in words.
+        measured_on: What was run.
+        evidence: Where.
+        note: Why nothing was compared, or what its reader should know.
+        top_overlap: Mean share of the most important parts that are the same.
+        insertion_change: Mean difference of the insertion areas.
+        deletion_change: Mean difference of the deletion areas.
+        shown: Some pictures with both maps; only of what is delivered.
+    """
+
+    correlation: Number
+    lowest_correlation: Number
+    compared: int
+    images: int
+    score: str
+    measured_on: MeasuredOn
+    evidence: Evidence
     note: str = ""
-    lowest_correlation: FiniteFloat | None = None
-    top_overlap: FiniteFloat | None = None
-    insertion_change: FiniteFloat | None = None
-    deletion_change: FiniteFloat | None = None
+    top_overlap: Number = None
+    insertion_change: Number = None
+    deletion_change: Number = None
     shown: Annotated[tuple[Shown, ...], Field(max_length=16)] = ()
 
     def __post_init__(self) -> None:

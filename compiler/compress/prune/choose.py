@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from compiler.artifact.schema import Group
 from compiler.compress.prune.costs import Costs
 from compiler.compress.prune.groups import Ties
 from compiler.compress.prune.importance import Removal
-
-
-@dataclass(frozen=True)
-class GroupChoice:
-    """The choice for one group.
-
-    Args:
-        name: The group's name.
-        channels: Channels it has.
-        kept: Channels that remain.
-        error: Expected squared error of the model's outputs, as a share of their energy.
-        reason: Why this number.
-    """
-
-    name: str
-    channels: int
-    kept: int
-    error: float
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -44,7 +25,7 @@ class PrunePlan:
     """
 
     removed: tuple[int, ...]
-    groups: tuple[GroupChoice, ...]
+    groups: tuple[Group, ...]
     macs_before: int
     macs_after: int
 
@@ -52,10 +33,6 @@ class PrunePlan:
     def ratio(self) -> float:
         """Share of the multiply-accumulates that is saved, 0 to 1."""
         return 1 - self.macs_after / max(1, self.macs_before)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as a JSON-ready value."""
-        return {**asdict(self), "ratio": self.ratio}
 
 
 def choose_channels(
@@ -109,7 +86,7 @@ def _step(
     return (error / saved, index, channels) if saved > 0 else None
 
 
-def _describe(removal: Removal, taken: int, multiple: int) -> GroupChoice:
+def _describe(removal: Removal, taken: int, multiple: int) -> Group:
     count = len(removal.order)
     if count <= multiple:
         reason = f"it has no more than {multiple} channels, the least width of the kernels"
@@ -117,4 +94,4 @@ def _describe(removal: Removal, taken: int, multiple: int) -> GroupChoice:
         reason = f"its error per saved cost is among the least; widths are multiples of {multiple}"
     else:
         reason = "other groups have less error per saved cost"
-    return GroupChoice(removal.group.name, count, count - taken, removal.errors[taken - 1] if taken else 0.0, reason)
+    return Group(removal.group.name, count, count - taken, removal.errors[taken - 1] if taken else 0.0, reason)

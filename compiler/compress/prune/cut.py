@@ -40,18 +40,6 @@ def cut_channels(model: ir.Model, ties: Ties, removed: Collection[int]) -> ir.Mo
     return copy
 
 
-def mask_channels(model: ir.Model, ties: Ties, removed: Collection[int]) -> ir.Model:
-    """A copy of full width in which weights that read these channels are zero."""
-    copy = model.clone()
-    for cut in ties.cuts:
-        if cut.role == "reads":
-            value = copy.graph.initializers[cut.initializer]
-            array = np.moveaxis(np.array(constant_of(value)), cut.axis, 0)
-            array[~positions(cut.ids, removed)] = 0
-            _set(value, np.moveaxis(array, 0, cut.axis))
-    return copy
-
-
 def why_not(ties: Ties, removed: Collection[int]) -> str:
     """Why these classes cannot be cut together; empty if they can."""
     free = {channel for group in ties.groups for channel in group.channels}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
+from compiler.artifact.adapter import to_json
+from compiler.artifact.schema import Pruning, Repaired
 from compiler.compress.prune.choose import PrunePlan, choose_channels
 from compiler.compress.prune.cut import cut_channels
 from compiler.compress.prune.groups import find_ties
 from compiler.compress.prune.importance import Measure, Removal, removal_orders
 from compiler.compress.prune.moments import Batches
 from compiler.compress.prune.prepare import prepare
-from compiler.compress.prune.repair import Repaired, repair
+from compiler.compress.prune.repair import repair
 from compiler.compress.prune.views import with_mirrors
 from compiler.errors import UnsupportedModel
 from compiler.passes.instrument import measure
@@ -60,13 +62,21 @@ class Pruned:
 
     def to_dict(self) -> dict[str, Any]:
         """All but the model, JSON-ready."""
-        layers = [
-            {**asdict(layer), "ridge": None if layer.ridge == float("inf") else layer.ridge} for layer in self.repaired
-        ]
-        plan = {key: value for key, value in self.plan.to_dict().items() if key != "removed"}
-        sizes = {"parameters_before": self.parameters[0], "parameters_after": self.parameters[1]}
-        notes = {"kept": dict(self.kept), "warnings": list(self.warnings)}
-        return {**plan, **sizes, "multiple": self.multiple, "repaired": layers, **notes}
+        before, after = self.parameters
+        facts = Pruning(
+            ratio=self.plan.ratio,
+            multiple=self.multiple,
+            macs_before=self.plan.macs_before,
+            macs_after=self.plan.macs_after,
+            parameters_before=before,
+            parameters_after=after,
+            groups=self.plan.groups,
+            repaired=self.repaired,
+            kept=self.kept,
+            warnings=self.warnings,
+        )
+        value: dict[str, Any] = to_json(facts)
+        return value
 
 
 def find_order(model: ir.Model, batches: Batches, *, measure: Measure = "redundancy") -> Order:

@@ -9,56 +9,25 @@ data.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from compiler.artifact.schema import Repaired
 from compiler.compress.prune.groups import Ties, positions
 from compiler.compress.prune.moments import Batches
-from compiler.compress.prune.rows import Layer, Matrix, layer_of, sample_rows
+from compiler.compress.prune.rows import Layer, layer_of, sample_rows
 from compiler.compress.prune.segments import Segments
-from compiler.compress.prune.sums import Sums, error_of, solve, sums_of
+from compiler.compress.prune.sums import solve, sums_of
 from compiler.model.frontend.extract import read_by
 from compiler.model.numerics import Array, Arrays
 from compiler.passes.values import constant_of
+from compiler.store.scratch import scratch_folder
 
 PER_ITEM = 48
 """Positions of one image that a convolution is matched at: neighbouring windows are nearly equal."""
-
-Fit = Callable[[Layer, Matrix, Sums], Matrix]
-"""Solved weights (K, N) and their equations → weights under a constraint that solve them nearly as well."""
-
-
-@dataclass(frozen=True)
-class Repaired:
-    """The repair of one layer.
-
-    Args:
-        layer: Name of its output.
-        before: Squared error of its output against the original's, as a share of its energy, before the repair.
-        after: The same after it, by cross-validation.
-        ridge: Ridge parameter; infinite if only the bias was corrected.
-        rows: Number of equations.
-        unknowns: Number of weights per output.
-        samples: Samples the equations are from, mirror images included.
-    """
-
-    layer: str
-    before: float
-    after: float
-    ridge: float
-    rows: int
-    unknowns: int
-    samples: int
-
-    @property
-    def is_thin(self) -> bool:
-        """Whether there were fewer equations than unknowns, so that the ridge determines the solution."""
-        return self.rows < self.unknowns
 
 
 def repair(
@@ -89,7 +58,6 @@ def solve_layers(
     batches: Batches,
     *,
     outputs: Mapping[str, Array] | None = None,
-    fit: Fit | None = None,
 ) -> tuple[Repaired, ...]:
     """Solves layers in place, in topological order.
 
@@ -99,16 +67,15 @@ def solve_layers(
         weights: Names of their weights.
         batches: Calibration data.
         outputs: Weights → mask of the original layer's outputs that remain; all where it is missing.
-        fit: Projects solved weights onto a constraint (2:4 sparsity); None leaves them.
     """
     repaired: list[Repaired] = []
     depths = depths_of(changed, weights)
-    with tempfile.TemporaryDirectory(prefix="fleetc-repair-") as folder:
-        segments = Segments((changed, original), batches, Path(folder))
+    with scratch_folder() as folder:
+        segments = Segments((changed, original), batches, folder)
         for depth, spots in enumerate(by_depth(changed, weights)):
             tasks = [_Task(changed, spot, (outputs or {}).get(spot.layer.weights)) for spot in spots]
             _gather(segments, tasks, _still_read(changed, depths, depth))
-            repaired += [task.solve(changed, fit) for task in tasks]
+            repaired += [task.solve(changed) for task in tasks]
     return tuple(repaired)
 
 
@@ -218,15 +185,11 @@ class _Task:
         self._halves[half] += sums_of(x, y - z, y)
         self._samples += len(read)
 
-    def solve(self, model: ir.Model, fit: Fit | None) -> Repaired:
+    def solve(self, model: ir.Model) -> Repaired:
         """Writes the new weights, and a bias that absorbs the mean error."""
         layer, bias = self.layer, model.graph.initializers.get(self.layer.bias)
         halves = [half.centred() if bias is not None else half for half in self._halves]
         change, ridge, after = solve(halves)
-        if fit is not None:
-            both = halves[0] + halves[1]
-            change = fit(layer, self._matrix + change, both) - self._matrix
-            after = error_of(both, change) / max(both.yy, 1e-30)
         sums = self._halves[0] + self._halves[1]
         _write(model.graph.initializers[layer.weights], layer.weights_of(self._matrix + change, self._old))
         if bias is not None:

@@ -6,7 +6,6 @@ quadratic in the depth of the model; a segment begins where the one before it en
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import onnx_ir as ir
 
 from compiler.compress.prune.moments import Batches
 from compiler.compress.prune.tap import cut_between
+from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Array, Arrays
 from compiler.model.reference import Unoptimized
@@ -51,7 +51,7 @@ class Segments:
         """
         sessions = [self._session(model, [*names, *kept]) for model, names in zip(self._models, wanted, strict=True)]
         steps = (partial(self._step, index, sessions, wanted, kept) for index in range(self._count))
-        workers = os.cpu_count() or 1
+        workers = available_cpus()
         yield from run_ahead(steps, workers=workers, ahead=workers)
         self._held = [*kept]
 

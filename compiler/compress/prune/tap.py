@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import onnx_ir as ir
 
+from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Array, Arrays
 from compiler.model.reference import Unoptimized
@@ -27,7 +27,7 @@ def watch(model: ir.Model, names: Sequence[str], batches: Iterable[Arrays]) -> I
     """
     cut = cut_between(model, (), names)
     session, reads = Unoptimized(cut), [str(value.name) for value in cut.graph.inputs]
-    workers = os.cpu_count() or 1
+    workers = available_cpus()
     steps = (partial(session.run, {name: batch[name] for name in reads}) for batch in batches)
     for outputs in run_ahead(steps, workers=workers, ahead=workers):
         yield tuple(outputs[name] for name in names)

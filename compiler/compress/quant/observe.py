@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import onnx_ir as ir
 
 from compiler.compress.quant.histogram import Histogram, empty_histogram
 from compiler.errors import DataError, UnsupportedModel
+from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Arrays
 from compiler.model.reference import Unoptimized
@@ -81,7 +81,7 @@ def observe(model: ir.Model, batches: Iterable[Arrays], *, tensors: Collection[s
     names = [str(value.name) for value in _observable(model) if tensors is None or value.name in tensors]
     seen = {name: empty_histogram() for name in names}
     samples = 0
-    workers = max(1, os.cpu_count() or 1)
+    workers = available_cpus()
     for inputs, outputs in run_ahead((partial(_run, session, one) for one in batches), workers=workers, ahead=workers):
         samples += len(next(iter(inputs.values()), ()))
         refuse_nonfinite(model, {name: array for name, array in (inputs | outputs).items() if name in seen})

@@ -11,7 +11,7 @@ All other nodes read the float values. Subgraphs are left as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -62,7 +62,7 @@ def place(model: ir.Model, scheme: QuantScheme, keep_float: Mapping[str, str]) -
     """
     placed = Placement()
     nodes = [node for node in model.graph if node.domain == ""]
-    roots = _kernels(nodes, scheme, keep_float)
+    kernels = _kernels(nodes, scheme, keep_float)
     wanted: set[ir.Value] = set()
     # from the outputs to the inputs: whether an operator without weights is worth it depends on its readers
     for node in reversed(nodes):
@@ -76,38 +76,53 @@ def place(model: ir.Model, scheme: QuantScheme, keep_float: Mapping[str, str]) -
         if reason:
             placed.why_float[node] = reason
         else:
-            _place_node(node, rule, placed, wanted, roots)
+            _place_node(node, rule, placed, wanted, kernels)
     return placed
 
 
-def _kernels(
-    nodes: list[ir.Node], scheme: QuantScheme, keep_float: Mapping[str, str]
-) -> dict[ir.Value, tuple[ir.Node, OpScheme]]:
+@dataclass(frozen=True)
+class _Kernel:
+    """What computes a value: a quantized product and what it fuses, up to the value.
+
+    Args:
+        product: The node with the weights.
+        rule: The scheme's rule of it.
+        number: How many such values are made before this one, in graph order.
+    """
+
+    product: ir.Node
+    rule: OpScheme
+    number: int
+
+
+def _kernels(nodes: list[ir.Node], scheme: QuantScheme, keep_float: Mapping[str, str]) -> dict[ir.Value, _Kernel]:
     """Value → the quantized product whose fused kernel computes it."""
-    roots: dict[ir.Value, tuple[ir.Node, OpScheme]] = {}
+    kernels: dict[ir.Value, _Kernel] = {}
     for node in nodes:
         rule = scheme.ops.get(node.op_type)
         out = node.outputs[0]
         if rule is not None and rule.weights and rule.fuses:
             if str(node.name) not in keep_float and not _why_float(node, rule, scheme):
-                roots[out] = (node, rule)
+                kernels[out] = _Kernel(node, rule, len(kernels))
             continue
-        taken = _fused_input(node, roots)
+        taken = _fused_input(node, kernels)
         if taken is not None:
-            roots[out] = roots[taken]
-    return roots
+            kernels[out] = replace(kernels[taken], number=len(kernels))
+    return kernels
 
 
-def _fused_input(node: ir.Node, roots: Mapping[ir.Value, tuple[ir.Node, OpScheme]]) -> ir.Value | None:
+def _fused_input(node: ir.Node, kernels: Mapping[ir.Value, _Kernel]) -> ir.Value | None:
     """The input whose fused kernel computes this node too; of several the one computed last."""
     fitting = [
         value
         for value in node.inputs
-        if value is not None and value in roots and node.op_type in roots[value][1].fuses and len(value.uses()) == 1
+        if value is not None
+        and value in kernels
+        and node.op_type in kernels[value].rule.fuses
+        and len(value.uses()) == 1
         if not value.is_graph_output()
     ]
-    order = list(roots)
-    return max(fitting, key=order.index) if fitting else None
+    return max(fitting, key=lambda value: kernels[value].number, default=None)
 
 
 def _want_through(node: ir.Node, scheme: QuantScheme, wanted: set[ir.Value]) -> None:
@@ -126,9 +141,9 @@ def _place_node(
     rule: OpScheme,
     placed: Placement,
     wanted: set[ir.Value],
-    roots: Mapping[ir.Value, tuple[ir.Node, OpScheme]],
+    kernels: Mapping[ir.Value, _Kernel],
 ) -> None:
-    fused = _fused_input(node, roots) if not rule.weights or not _constant_weights(node, rule) else None
+    fused = _fused_input(node, kernels) if not rule.weights or not _constant_weights(node, rule) else None
     placed.weights[node] = _constant_weights(node, rule)
     reads = placed.reads.setdefault(node, [])
     for index, format_ in run_time_inputs(node, rule):
@@ -145,7 +160,7 @@ def _place_node(
         reads.append(index)
     reads.sort()
     if fused is not None:
-        placed.why[node] = f"computed in the kernel of '{roots[fused][0].name}'"
+        placed.why[node] = f"computed in the kernel of '{kernels[fused].product.name}'"
     elif rule.quantizes_output:
         placed.why[node] = "the scheme quantizes it"
     else:

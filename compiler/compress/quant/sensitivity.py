@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ import onnx_ir as ir
 
 from compiler.compress.quant.apply import apply
 from compiler.compress.quant.plan import QuantPlan
+from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Array, Arrays, compare_all
 from compiler.model.reference import Unoptimized
@@ -48,7 +48,7 @@ def measure_sensitivity(model: ir.Model, plan: QuantPlan, batches: Iterable[Arra
     unquantized = replace(plan, tensors={}, weights={}, reads={}, int_biases=(), compute="fp32")
     expected = _outputs(apply(model, unquantized), inputs)
     steps = (partial(_error, model, part, inputs, expected) for part in _parts(plan))
-    errors = run_ahead(steps, workers=os.cpu_count() or 1, ahead=2 * (os.cpu_count() or 1))
+    errors = run_ahead(steps, workers=available_cpus(), ahead=2 * available_cpus())
     return tuple(sorted(errors, key=lambda error: (error.sqnr_db, error.node)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +11,7 @@ import torch
 
 from compiler.compress.recover.operators import Tensor
 from compiler.errors import StorageError
+from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors
 
 FILE = "recovery.pt"
@@ -49,17 +49,9 @@ def save_state(state: State, folder: Path, *, key: str) -> None:
         OutputError: The folder cannot be written.
         StorageError: The disk is full.
     """
-    # flushed before the rename: a crash must not leave a truncated file under the checkpoint's name
-    place, draft = folder / FILE, folder / f".{FILE}.{os.getpid()}.tmp"
+    place = folder / FILE
     with output_errors(place):
-        try:
-            with draft.open("wb") as file:
-                torch.save({"key": key, **vars(state)}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(place)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_atomic(place, lambda file: torch.save({"key": key, **vars(state)}, file))
 
 
 def load_state(folder: Path, *, key: str) -> State | None:

@@ -9,10 +9,10 @@ from itertools import product
 from math import ceil, prod, sqrt
 
 import onnx_ir as ir
-import psutil
 import torch
 
 from compiler.compress.recover.operators import Tensor
+from compiler.fleet.machine import free_memory_bytes
 
 _TRIALS = 3
 """Timed steps of each configuration. The fastest counts: other load on the machine only makes a step slower."""
@@ -98,7 +98,7 @@ def _seconds(step: Callable[[ExecutionConfig], object], config: ExecutionConfig)
 def segments_for(model: ir.Model, *, batch: int, memory_bytes: int | None) -> int:
     """Segments for activation checkpointing: 1 where activations fit, else the square root of the number of nodes."""
     activation_bytes = sum(_bytes(value, batch) for node in model.graph for value in node.outputs)
-    room = psutil.virtual_memory().available // 2 if memory_bytes is None else memory_bytes
+    room = free_memory_bytes() // 2 if memory_bytes is None else memory_bytes
     return 1 if activation_bytes <= room else ceil(sqrt(len(model.graph)))
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
+from compiler.artifact.schema import Check
+
 Stop: TypeAlias = Literal["budget", "steps", "enough", "no gain"]
 """Why it ended: time used up, steps used up, metric good enough, or metric no longer rising."""
 
@@ -46,21 +48,6 @@ class Recipe:
     def progress(self, step: int, elapsed_s: float) -> float:
         """How much of the time or of the steps is used up, whichever is more: 0 to 1."""
         return min(1.0, max(elapsed_s / self.seconds, step / self.steps if self.steps else 0.0))
-
-
-@dataclass(frozen=True)
-class Check:
-    """The metric at one time.
-
-    Args:
-        step: Steps that were done.
-        elapsed_s: Seconds that were used.
-        value: What the metric gave; higher is better.
-    """
-
-    step: int
-    elapsed_s: float
-    value: float
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from compiler.artifact.schema import Check
 from compiler.compress.prune.moments import Batches
 from compiler.compress.prune.prepare import prepare
 from compiler.compress.recover.batch import batch_of, with_free_batch
-from compiler.compress.recover.recipe import Check, Recipe, Recovered
+from compiler.compress.recover.recipe import Recipe, Recovered
 from compiler.compress.recover.taps import FeatureTaps
 from compiler.errors import TargetUnavailable, UnsupportedModel
 from compiler.model.graph import graph_digest

@@ -19,6 +19,7 @@ from compiler.compress.recover.network import Network, Values, run
 from compiler.compress.recover.operators import Tensor
 from compiler.compress.recover.recipe import Recipe, Stop
 from compiler.compress.recover.samples import Samples, varied, varied_batches
+from compiler.fleet.machine import available_cpus
 
 _POOL = 2
 """Batches whose samples are shuffled together: in each echo a sample is in a batch with others."""
@@ -136,7 +137,7 @@ def find_config(setup: DistillationSetup, *, device: str, segments: int) -> Exec
         _clear_gradients(setup)
 
     seconds = _TRYING * setup.recipe.seconds
-    cores = torch.get_num_threads()
+    cores = min(torch.get_num_threads(), available_cpus())  # PyTorch counts the cores and not the quota
     return choose_config(step, device=device, segments=segments, cores=cores, samples=size, seconds=seconds)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
-import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,21 @@ import onnx_ir as ir
 
 from compiler.artifact import Artifact, Evidence
 from compiler.artifact.manifest import MANIFEST, Delivered, border_of, read_artifact, write_artifact
+from compiler.artifact.schema import Latency, Reference
 from compiler.driver.dist import note_finished
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.compile import check_artifact
 from compiler.driver.stages.inputs import sizes_label
 from compiler.driver.stages.verify import (
     ParityCase,
-    Verdict,
+    Verification,
     batch_size,
+    check_parity,
     execute,
-    judge,
     latency_summary,
-    verdict_facts,
-    verdict_measurements,
 )
 from compiler.errors import ArtifactError, DataError, OutputError
 from compiler.evaluate.samples import batch_of, load_samples, make_samples, read_arrays
-from compiler.fleet import Range
 from compiler.fleet.profile import profile_of
 from compiler.fleet.yamlfile import Document, Origin
 from compiler.model.frontend import bind_shapes, describe_inputs, describe_outputs, free_dims, read_model
@@ -38,14 +35,19 @@ from compiler.model.numerics import Arrays, write_arrays
 from compiler.model.spec import TensorSpec
 from compiler.passes.probe import run_unoptimized
 from compiler.store import file_digest
+from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors
+from compiler.store.scratch import scratch_folder
 from compiler.target import find_target
 from compiler.target.isolate import ChildLimits
 from compiler.target.request import BuildRequest, build_in_child
 
+REPEAT = 20
+"""Timed runs of an artifact that is finished on its device, as many as a build makes."""
+
 
 @dataclass(frozen=True)
-class Inputs:
+class SizedInputs:
     """Inputs for a delivered artifact at one size of its dimensions, and where they are from."""
 
     label: str
@@ -53,14 +55,39 @@ class Inputs:
     origin: str
 
 
-def run_delivered(folder: Path, source: Path, destination: Path, *, limits: ChildLimits) -> tuple[TensorSpec, ...]:
+@dataclass(frozen=True)
+class Benchmark:
+    """What timing a delivered artifact gave.
+
+    Args:
+        device: Name of the device class.
+        precision: Precision it computes in.
+        evidence: Where it ran.
+        note: What the runner says about the run.
+        inputs: Where the inputs are from.
+        latency: Its times; None under an emulator.
+        instructions_per_inference: Guest instructions; None where nothing counts them.
+    """
+
+    device: str
+    precision: str
+    evidence: Evidence
+    note: str
+    inputs: str
+    latency: Latency | None
+    instructions_per_inference: int | None
+
+
+def run_delivered(
+    folder: Path, source: Path, destination: Path, *, child_limits: ChildLimits
+) -> tuple[TensorSpec, ...]:
     """Runs an artifact once on a file of inputs and writes its outputs.
 
     Args:
         folder: The artifact's folder.
         source: A `.npz` with one array per input, or a `.npy` for an artifact with one input.
         destination: The `.npz` to write, one array per output; or a `.npy` where there is one output.
-        limits: What the child process may use.
+        child_limits: What the child process may use.
 
     Raises:
         ArtifactError: The folder is not whole, or the artifact is deferred.
@@ -70,14 +97,16 @@ def run_delivered(folder: Path, source: Path, destination: Path, *, limits: Chil
     artifact = complete(read_artifact(folder))
     inputs = _read_inputs(source, artifact.inputs)
     _refuse_destination(destination, artifact.outputs)
-    (outputs,) = execute(artifact, [inputs], repeat=0, instructions=False, where=str(folder), limits=limits).outputs
+    (outputs,) = execute(
+        artifact, [inputs], repeat=0, instructions=False, where=str(folder), limits=child_limits
+    ).outputs
     _write_outputs(destination, outputs)
     return artifact.outputs
 
 
 def bench_delivered(
-    folder: Path, *, samples: Path | None, sizes: Mapping[str, int], repeat: int, limits: ChildLimits
-) -> dict[str, Any]:
+    folder: Path, *, samples: Path | None, sizes: Mapping[str, int], repeat: int, child_limits: ChildLimits
+) -> Benchmark:
     """Times an artifact on this machine, or counts its instructions under the emulator; each figure says which.
 
     Args:
@@ -85,38 +114,37 @@ def bench_delivered(
         samples: Input data; random inputs where None.
         sizes: Size of each symbolic dimension; `opt` of the plan where it is not given.
         repeat: Timed runs, after one that is not counted.
-        limits: What the child process may use.
+        child_limits: What the child process may use.
     """
     delivered = read_artifact(folder)
     artifact = complete(delivered)
-    inputs = _inputs_at(delivered, _specs(delivered), samples, {**_sizes(delivered, "opt"), **sizes})
-    run = execute(artifact, [inputs.arrays], repeat=repeat, instructions=True, where=str(folder), limits=limits)
+    inputs = _inputs_at(delivered, _specs(delivered), samples, {**delivered.manifest.plan.sizes("opt"), **sizes})
+    run = execute(artifact, [inputs.arrays], repeat=repeat, instructions=True, where=str(folder), limits=child_limits)
     is_emulated = run.evidence == Evidence.EMULATOR
     times = run.latencies_ms[0]
-    return {
-        "device": delivered.manifest.get("device"),
-        "precision": artifact.precision,
-        "evidence": str(run.evidence),
-        "note": run.note,
-        "inputs": inputs.origin,
-        "latency": None
-        if is_emulated or not times
-        else latency_summary(inputs.label, batch_size(inputs.arrays), times),
-        "instructions_per_inference": run.instructions,
-    }
+    has_times = times and not is_emulated  # an emulator's times say nothing
+    return Benchmark(
+        device=delivered.manifest.device,
+        precision=artifact.precision,
+        evidence=run.evidence,
+        note=run.note,
+        inputs=inputs.origin,
+        latency=latency_summary(inputs.label, batch_size(inputs.arrays), times) if has_times else None,
+        instructions_per_inference=run.instructions,
+    )
 
 
 def verify_delivered(
-    folder: Path, *, model: Path | None, samples: Path | None, limits: ChildLimits
-) -> tuple[Delivered, Verdict]:
-    """Judges an artifact again, at the smallest, optimal and largest sizes of its plan.
+    folder: Path, *, model: Path | None, samples: Path | None, child_limits: ChildLimits
+) -> tuple[Delivered, Verification]:
+    """Compares an artifact with its reference again, at the smallest, optimal and largest sizes of its plan.
 
     Args:
         folder: The artifact's folder.
         model: The original model to compare with; the folder's border model where None, and where the border model is
             quantized or pruned: `recheck_accuracy` compares that with the original.
         samples: Input data; random inputs where None.
-        limits: What the child process may use.
+        child_limits: What the child process may use.
 
     Raises:
         ArtifactError: The folder is not whole, or the artifact is deferred.
@@ -126,15 +154,15 @@ def verify_delivered(
     delivered = read_artifact(folder)
     artifact = complete(delivered)
     original = None if model is None else original_of(delivered, model)
-    was_changed = delivered.manifest["verdict"]["reference"] == "border model"
+    was_changed = delivered.manifest.verdict.reference == Reference.BORDER_MODEL
     reference = ir.load(border_of(folder)) if original is None or was_changed else original
     points = _points(delivered, reference, samples)
-    return delivered, judge(
-        artifact, points, tolerance=_tolerance(delivered), repeat=0, where=str(folder), limits=limits
+    return delivered, check_parity(
+        artifact, points, tolerance=_tolerance(delivered), repeat=0, where=str(folder), limits=child_limits
     )
 
 
-def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdict:
+def finish_delivered(folder: Path, *, cache: Path, child_limits: ChildLimits) -> Verification:
     """Completes a deferred artifact on its device: builds the border model, verifies, and replaces the folder.
 
     Raises:
@@ -148,44 +176,53 @@ def finish_delivered(folder: Path, *, cache: Path, limits: ChildLimits) -> Verdi
             "the artifact is complete already", where=str(folder), remedy="`fleetc verify` judges it again."
         )
     before = file_digest(folder / MANIFEST)
-    border = Border(border_of(folder), str(delivered.manifest["border"]["sha256"]), (), ())
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        artifact = _build_again(delivered, border, Path(name), cache, limits)
-        points = _points(delivered, border.load(), None)
-        verdict = judge(artifact, points, tolerance=_tolerance(delivered), repeat=20, where=str(folder), limits=limits)
-        facts = {
-            key: value
-            for key, value in delivered.manifest.items()
-            if key not in ("schema", "fleetc", "artifact", "files")
-        }
-        facts["verdict"] = {**facts["verdict"], "parity": verdict_facts(verdict)}
-        measured = {
-            key: value for key, value in delivered.measurements.items() if key in ("passes_ms", "seconds", "tuning")
-        }
-        measured |= verdict_measurements(verdict)
-        write_artifact(artifact, border.path, facts=facts, measurements=measured, folder=folder)
+    border = Border(border_of(folder), delivered.manifest.border.sha256, (), ())
+    with scratch_folder() as scratch:
+        artifact = _build_again(delivered, border, scratch, cache, child_limits)
+        points, tolerance = _points(delivered, border.load(), None), _tolerance(delivered)
+        verification = check_parity(
+            artifact, points, tolerance=tolerance, repeat=REPEAT, where=str(folder), limits=child_limits
+        )
+        write_artifact(
+            artifact,
+            border.path,
+            facts=replace(
+                delivered.manifest,
+                fleetc=version("fleetc"),
+                verdict=replace(delivered.manifest.verdict, parity=verification.parity),
+            ),
+            measurements=replace(
+                delivered.measurements,
+                evidence=verification.evidence,
+                latency=verification.latency,
+                instructions=verification.instructions,
+                stages=(),  # of the machine that deferred it: nothing came from a store here
+            ),
+            folder=folder,
+        )
     note_finished(folder, deferred=before)
-    return verdict
+    return verification
 
 
-def _build_again(delivered: Delivered, border: Border, folder: Path, cache: Path, limits: ChildLimits) -> Artifact:
-    plan, facts = delivered.manifest["plan"], delivered.manifest["inputs"]["profile"]["facts"]
-    profile = profile_of(Document(facts, Origin(str(delivered.folder))))
-    target = find_target(profile.target, where=str(delivered.folder))
+def _build_again(
+    delivered: Delivered, border: Border, folder: Path, cache: Path, child_limits: ChildLimits
+) -> Artifact:
+    manifest, place = delivered.manifest, str(delivered.folder)
+    profile = profile_of(Document(dict(manifest.inputs.profile.facts), Origin(place)))
+    target = find_target(profile.target, where=place)
     target.check(profile)
-    request = BuildRequest(
-        precision=plan["choices"]["precision"]["value"],
-        dims={name: sizes for name, sizes in plan["dims"].items() if sizes["min"] != sizes["max"]},
-        threads=int(plan["choices"]["threads"]["value"]),
-        cache_dir=cache / "toolchains",
-        schedule={one["workload"]: one["choice"] for one in delivered.manifest.get("tuning", ())},
+    artifact = build_in_child(
+        border.path,
+        BuildRequest(manifest.plan.target_plan, cache / "toolchains"),
+        profile,
+        workdir=folder,
+        limits=child_limits,
+        where=f"{manifest.device}: finish",
     )
-    where = f"{delivered.manifest['device']}: finish"
-    artifact = build_in_child(border.path, request, profile, workdir=folder, limits=limits, where=where)
     if artifact.deferred:
         raise ArtifactError(
             f"it still cannot be built here: {artifact.deferred}",
-            where=str(delivered.folder),
+            where=place,
             remedy="Run `fleetc finish` on the device itself.",
         )
     check_artifact(artifact, border)
@@ -205,7 +242,7 @@ def complete(delivered: Delivered) -> Artifact:
 
 def original_of(delivered: Delivered, model: Path) -> ir.Model:
     """The original model with the sizes the artifact was built for."""
-    dims = {name: Range(**sizes) for name, sizes in delivered.manifest["plan"]["dims"].items()}
+    dims = delivered.manifest.plan.dims
     free = {name: sizes for name, sizes in dims.items() if name != "batch" or not sizes.is_fixed}
     read = read_model(model).model
     bound = bind_shapes(read, dims if free_dims(read) else free, where=str(delivered.folder)).model
@@ -215,8 +252,8 @@ def original_of(delivered: Delivered, model: Path) -> ir.Model:
 
 def _refuse_other_model(model: ir.Model, delivered: Delivered, path: Path) -> None:
     wanted, found = (
-        {spec.name: (spec.dtype, len(spec.shape)) for spec in (*describe_inputs(one), *describe_outputs(one))}
-        for one in (ir.load(border_of(delivered.folder)), model)
+        {spec.name: (spec.dtype, len(spec.shape)) for spec in (*describe_inputs(either), *describe_outputs(either))}
+        for either in (ir.load(border_of(delivered.folder)), model)
     )
     if wanted != found:
         raise DataError(
@@ -226,21 +263,17 @@ def _refuse_other_model(model: ir.Model, delivered: Delivered, path: Path) -> No
         )
 
 
-def _sizes(delivered: Delivered, step: str) -> dict[str, int]:
-    dims = delivered.manifest["plan"]["dims"]
-    return {name: int(sizes[step]) for name, sizes in dims.items() if sizes["min"] != sizes["max"]}
-
-
 def _tolerance(delivered: Delivered) -> str:
-    return str(delivered.manifest["plan"]["choices"]["tolerance"]["value"])
+    """What it was judged by, or would have been if it could have been executed."""
+    return delivered.manifest.verdict.parity.tolerance
 
 
 def _points(delivered: Delivered, reference: ir.Model, samples: Path | None) -> list[ParityCase]:
     """Inputs and the reference's outputs at the smallest, optimal and largest sizes of the plan."""
-    steps = [_sizes(delivered, step) for step in ("min", "opt", "max")]
+    steps = [delivered.manifest.plan.sizes(step) for step in ("min", "opt", "max")]
     specs = _specs(delivered)
     inputs = {sizes_label(sizes): _inputs_at(delivered, specs, samples, sizes) for sizes in steps}
-    return [ParityCase(label, one.arrays, run_unoptimized(reference, one.arrays)) for label, one in inputs.items()]
+    return [ParityCase(label, case.arrays, run_unoptimized(reference, case.arrays)) for label, case in inputs.items()]
 
 
 def _specs(delivered: Delivered) -> tuple[TensorSpec, ...]:
@@ -250,7 +283,7 @@ def _specs(delivered: Delivered) -> tuple[TensorSpec, ...]:
 
 def _inputs_at(
     delivered: Delivered, specs: tuple[TensorSpec, ...], samples: Path | None, sizes: Mapping[str, int]
-) -> Inputs:
+) -> SizedInputs:
     unknown = sorted(set(sizes) - {str(size) for spec in specs for size in spec.shape})
     if unknown:
         raise DataError(
@@ -260,7 +293,7 @@ def _inputs_at(
         )
     others = {name: size for name, size in sizes.items() if name != "batch"}
     drawn = load_samples(samples, specs) if samples else make_samples(specs, count=8, sizes=others)
-    return Inputs(sizes_label(sizes), batch_of(drawn, specs, sizes.get("batch", 1)), drawn.origin)
+    return SizedInputs(sizes_label(sizes), batch_of(drawn, specs, sizes.get("batch", 1)), drawn.origin)
 
 
 def _read_inputs(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
@@ -306,12 +339,8 @@ def _refuse_destination(path: Path, outputs: tuple[TensorSpec, ...]) -> None:
 
 def _write_outputs(path: Path, outputs: Arrays) -> None:
     with output_errors(path):
-        partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-        try:
-            if path.suffix == ".npy":
-                np.save(partial, next(iter(outputs.values())), allow_pickle=False)
-            else:
-                write_arrays(partial, outputs)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        if path.suffix == ".npy":
+            array = next(iter(outputs.values()))
+            write_atomic(path, lambda file: np.save(file, array, allow_pickle=False))
+        else:
+            write_atomic(path, lambda file: write_arrays(file, outputs))

@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from compiler.artifact.manifest import Delivered, read_artifact
+from compiler.artifact.schema import Accuracy, Gate, GateName, MeasuredOn
 from compiler.driver.delivered.operate import complete, original_of
-from compiler.driver.measure.accuracy import Accuracy, run_artifact
+from compiler.driver.measure.accuracy import accuracy_figure, run_artifact
 from compiler.errors import ArtifactError, GateFailed
 from compiler.evaluate import AccuracyDrop, Preprocess, find_task, open_evaluation, run_dataset
-from compiler.evaluate.gates import DEFAULTS, Gate, judge_gates, limits_text, nearest_limits
+from compiler.evaluate.gates import DEFAULTS, judge_gates, limits_text, nearest_limits
 from compiler.fleet import Limits
 from compiler.fleet.data import Evaluation
 from compiler.model.frontend import describe_inputs
 from compiler.target.isolate import ChildLimits
 
 
-def recheck_accuracy(folder: Path, *, model: Path, data: Path, task: str, limits: ChildLimits) -> tuple[Gate, Accuracy]:
+def recheck_accuracy(
+    folder: Path, *, model: Path, data: Path, task: str, child_limits: ChildLimits
+) -> tuple[Gate, Accuracy]:
     """Judges a delivered artifact's accuracy on a labelled data set, by the task and the limit it was built with.
 
     Args:
@@ -24,7 +27,7 @@ def recheck_accuracy(folder: Path, *, model: Path, data: Path, task: str, limits
         model: The original model, whose accuracy is the baseline.
         data: The data set, in any form that an evaluation's `path` may have.
         task: Name of the task; empty for the one the artifact was built with.
-        limits: What the child process may use.
+        child_limits: What the child process may use.
 
     Raises:
         ArtifactError: The folder is not whole, or neither it nor the call says which task.
@@ -40,11 +43,11 @@ def recheck_accuracy(folder: Path, *, model: Path, data: Path, task: str, limits
     metric = find_task(evaluation)
     metric.check(dataset)
     limit = _limit_pct(delivered)
-    batch = int(delivered.manifest["plan"]["dims"].get("batch", {"opt": 1})["opt"])
-    found, evidence = run_artifact(artifact, dataset, batch=batch, where=f"{folder}: accuracy", limits=limits)
-    drop = metric.drop(run_dataset(original, dataset), found, dataset.labels, limit_pct=limit)
-    accuracy = Accuracy(drop, "artifact", evidence)
-    (gate,) = judge_gates(Limits(accuracy_drop_pct=limit), {"accuracy": accuracy.figure})
+    batch = delivered.manifest.plan.dims["batch"].opt if "batch" in delivered.manifest.plan.dims else 1
+    outputs, evidence = run_artifact(artifact, dataset, batch=batch, where=f"{folder}: accuracy", limits=child_limits)
+    drop = metric.drop(run_dataset(original, dataset), outputs, dataset.labels, limit_pct=limit)
+    accuracy = Accuracy(drop, MeasuredOn.ARTIFACT, evidence)
+    (gate,) = judge_gates(Limits(accuracy_drop_pct=limit), {GateName.ACCURACY: accuracy_figure(accuracy)})
     if gate.passed is False:
         remedy = f"On these data it would pass with `{limits_text(nearest_limits([gate]))}`."
         raise GateFailed(f"{gate}: {metric.metric} {_scores(drop)}", where=str(folder), remedy=remedy)
@@ -53,17 +56,18 @@ def recheck_accuracy(folder: Path, *, model: Path, data: Path, task: str, limits
 
 def _evaluation(delivered: Delivered, data: Path, task: str) -> tuple[Evaluation, Preprocess | None]:
     """The evaluation the artifact was built with, on other data."""
-    built = delivered.manifest["inputs"]["evaluation"] or {}
+    built = delivered.manifest.inputs.evaluation
     if not (task or built):
         raise ArtifactError(
             "it was built without an evaluation, so nothing says what its accuracy is",
             where=str(delivered.folder),
             remedy="Name the task: --task verification, classification, embedding or module:function.",
         )
-    options = dict(built.get("options", {})) if task in ("", built.get("task")) else {}
+    options = dict(built.options) if built and task in ("", built.task) else {}
+    preprocess = built.preprocess if built else None
     try:
-        evaluation = Evaluation(task=task or built["task"], path=data.absolute(), **options)
-        return evaluation, Preprocess(**built["preprocess"]) if built.get("preprocess") else None
+        evaluation = Evaluation(task=task or (built.task if built else ""), path=data.absolute(), **options)
+        return evaluation, Preprocess(**preprocess) if preprocess else None
     except (TypeError, ValueError) as error:
         raise ArtifactError(
             f"the manifest's evaluation cannot be read: {error}", where=str(delivered.folder)
@@ -72,9 +76,9 @@ def _evaluation(delivered: Delivered, data: Path, task: str) -> tuple[Evaluation
 
 def _limit_pct(delivered: Delivered) -> float:
     """The limit it was built with, or the default."""
-    stated = delivered.manifest["plan"]["gates"]["limits"].get("accuracy_drop_pct")
+    stated = delivered.manifest.plan.gates.limits.accuracy_drop_pct
     default = DEFAULTS.accuracy_drop_pct or 0.0
-    return default if stated is None else float(stated)
+    return default if stated is None else stated
 
 
 def _scores(drop: AccuracyDrop | None) -> str:

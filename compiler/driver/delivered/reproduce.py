@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from compiler.errors import GateFailed, UsageError
 from compiler.plan import BuildOptions
 from compiler.plan.jobs import plan_fleet
 from compiler.store import Store
+from compiler.store.scratch import scratch_folder
 
 
 def refuse_non_reproducible(fleet: Path, options: BuildOptions) -> None:
@@ -41,8 +41,8 @@ def check_reproducible(fleet: Path, options: BuildOptions) -> None:
     Raises:
         GateFailed: A file differs; all of them are named.
     """
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        cache, out = Path(name) / "cache", Path(name) / "dist"
+    with scratch_folder() as scratch:
+        cache, out = scratch / "cache", scratch / "dist"
         (options.cache / "toolchains").mkdir(parents=True, exist_ok=True)
         cache.mkdir()
         (cache / "toolchains").symlink_to((options.cache / "toolchains").absolute())

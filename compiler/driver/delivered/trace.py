@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from compiler.artifact.manifest import border_of
+from compiler.artifact.schema import Layer, Manifest
 from compiler.errors import UsageError
 from compiler.passes.provenance import Provenance, read_provenance
 from compiler.passes.values import origins_of
@@ -30,7 +30,7 @@ class Trace:
     steps: tuple[str, ...]
 
 
-def find_node(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def find_node(folder: Path, name: str, manifest: Manifest) -> dict[str, Any]:
     """What became of a source node, or of a node of the border model, as a JSON-ready value.
 
     Args:
@@ -46,17 +46,17 @@ def find_node(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str,
         UsageError: There never was a node of that name; the nearest names are told.
     """
     model = ir.load(border_of(folder))
-    found = follow(model, name)
-    if found is None:
+    trace = follow(model, name)
+    if trace is None:
         near = difflib.get_close_matches(name, _known(model), n=3)
         raise UsageError(
             f"no operator is named '{name}', was made of it or took its place",
             where=str(folder),
             remedy=f"Near names: {', '.join(near)}." if near else "`fleetc inspect` lists what each pass did.",
         )
-    layers = {one["node"]: one for one in manifest["layers"]}
-    operators = [_operator(node, layers.get(str(node.name)), manifest) for node in found.nodes]
-    return {"node": name, "steps": list(found.steps), "operators": operators}
+    layers = {layer.node: layer for layer in manifest.layers}
+    operators = [_operator(node, layers.get(str(node.name)), manifest) for node in trace.nodes]
+    return {"node": name, "steps": list(trace.steps), "operators": operators}
 
 
 def follow(model: ir.Model, name: str) -> Trace | None:
@@ -71,12 +71,12 @@ def follow(model: ir.Model, name: str) -> Trace | None:
     nodes: dict[ir.Node, None] = {}
     steps: list[str] = []
     queue = [name]
-    for one in queue:  # grows while it is read
-        if one in holders:
-            nodes |= dict.fromkeys(holders[one])
-        elif one in provenance:
-            steps.append(_step(one, provenance[one]))
-            queue += [successor for successor in provenance[one].successors if successor not in queue]
+    for known in queue:  # grows while it is read
+        if known in holders:
+            nodes |= dict.fromkeys(holders[known])
+        elif known in provenance:
+            steps.append(_step(known, provenance[known]))
+            queue += [successor for successor in provenance[known].successors if successor not in queue]
     return Trace(tuple(nodes), tuple(steps))
 
 
@@ -86,13 +86,14 @@ def _step(name: str, entry: Provenance) -> str:
     return f"{entry.op} '{name}' was {entry.how}{link + successors if successors else ''} (pass {entry.by})"
 
 
-def _operator(node: ir.Node, layer: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    facts = layer or {"precision": manifest["artifact"]["precision"], "why": "", "kernel": ""}
+def _operator(node: ir.Node, layer: Layer | None, manifest: Manifest) -> dict[str, Any]:
     return {
         "node": str(node.name),
         "op": op_key(node),
         "origin": ", ".join(origins_of(node)),
-        **{key: facts[key] for key in ("precision", "why", "kernel")},
+        "precision": layer.precision if layer else manifest.artifact.precision,
+        "why": layer.why if layer else "",
+        "kernel": layer.kernel if layer else "",
     }
 
 

@@ -8,26 +8,25 @@ border model   under ONNX Runtime, where the candidate's precision is in the gra
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from compiler.artifact import Artifact, Evidence, artifact_to_dict
+from compiler.artifact.schema import Accuracy, AccuracyDrop, MeasuredOn
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.outputs import drop_of, model_outputs, read_outputs
-from compiler.evaluate import AccuracyDrop, Dataset
+from compiler.evaluate import Dataset
 from compiler.evaluate.gates import Figure
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Array, Arrays, write_arrays
 from compiler.store import Stage
 from compiler.store.digests import code_digest
+from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits, run_child
 
 CHUNK_BYTES = 256 << 20
@@ -35,49 +34,28 @@ CHUNK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """A candidate's accuracy.
-
-    Args:
-        drop: The metric before and after, and the drop that is judged; None where nothing could be run.
-        measured_on: `artifact` or `border model`.
-        evidence: Where.
-        why: Why there is none, or what its reader should know.
-    """
-
-    drop: AccuracyDrop | None
-    measured_on: str
-    evidence: Evidence
-    why: str = ""
-
-    @property
-    def figure(self) -> Figure:
-        """What the gate judges."""
-        if self.drop is None:
-            return Figure(None, Evidence.NONE, why=self.why)
-        why = "; ".join(filter(None, (self.drop.why, f"measured on the {self.measured_on}", self.why)))
-        return Figure(self.drop.judged_pct, self.evidence, self.drop.rule, why)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; an interval that does not exist is null."""
-        drop = _finite(asdict(self.drop)) if self.drop else {}
-        return {**drop, "measured_on": self.measured_on, "evidence": str(self.evidence), "note": self.why}
-
-
-@dataclass(frozen=True)
-class MeasuredOn:
+class StandIn:
     """What is run in place of a candidate on its device.
 
     Args:
-        runs: `artifact` or `border model`; empty where neither can be.
+        measured_on: The artifact, the border model, or nothing where neither can be run.
         note: Why not the artifact, and what speaks for the other.
     """
 
-    runs: str
+    measured_on: MeasuredOn
     note: str = ""
 
 
-def choose_measured_on(made: Made, *, whole: bool) -> MeasuredOn:
+def accuracy_figure(accuracy: Accuracy) -> Figure:
+    """What the gate judges."""
+    drop = accuracy.drop
+    if drop is None:
+        return Figure(None, Evidence.NONE, why=accuracy.note)
+    why = "; ".join(filter(None, (drop.why, f"measured on the {accuracy.measured_on}", accuracy.note)))
+    return Figure(drop.judged_pct, accuracy.evidence, drop.rule, why)
+
+
+def choose_stand_in(made: Made, *, whole: bool) -> StandIn:
     """The nearest thing to the device that many samples can be run on here.
 
     Args:
@@ -85,29 +63,29 @@ def choose_measured_on(made: Made, *, whole: bool) -> MeasuredOn:
         whole: Whether samples are complete inputs, which the artifact is not given one after another.
     """
     if made.verdict.evidence == Evidence.HOST and not whole:
-        return MeasuredOn("artifact")
+        return StandIn(MeasuredOn.ARTIFACT)
     if not (made.plan.converts_graph or made.plan.rule.scheme or made.plan.rule == made.plan.baseline):
         why = "the target converts while it builds, and the artifact cannot be run on the whole data set here"
-        return MeasuredOn("", f"{why}: {made.verdict.reason}" if made.verdict.reason else why)
+        return StandIn(MeasuredOn.NOTHING, f"{why}: {made.verdict.reason}" if made.verdict.reason else why)
     executed = made.verdict.evidence == Evidence.EMULATOR
     note = (
         f"the artifact agreed with it on {len(made.points)} sets of inputs under the emulator"
         if executed
         else f"the artifact itself was not executed: {made.verdict.reason}"
     )
-    return MeasuredOn("border model", note)
+    return StandIn(MeasuredOn.BORDER_MODEL, note)
 
 
 def measure_accuracy(context: BuildContext, judge: AccuracyTest, made: Made) -> Accuracy:
     """The accuracy of a built candidate."""
-    measured_on = choose_measured_on(made, whole=judge.dataset.whole)
-    if not measured_on.runs:
-        return Accuracy(None, "", Evidence.NONE, measured_on.note)
-    if measured_on.runs == "artifact":
+    stand_in = choose_stand_in(made, whole=judge.dataset.whole)
+    if stand_in.measured_on == MeasuredOn.NOTHING:
+        return Accuracy(None, MeasuredOn.NOTHING, Evidence.NONE, stand_in.note)
+    if stand_in.measured_on == MeasuredOn.ARTIFACT:
         drop = drop_of(context, judge, artifact_outputs(context, made, judge.dataset))
     else:
         drop = border_drop(context, judge, made.border)
-    return Accuracy(drop, measured_on.runs, Evidence.HOST, measured_on.note)
+    return Accuracy(drop, stand_in.measured_on, Evidence.HOST, stand_in.note)
 
 
 def border_drop(context: BuildContext, judge: AccuracyTest, border: Border) -> AccuracyDrop:
@@ -160,8 +138,7 @@ def run_artifact(
 def _run_chunk(
     artifact: Artifact, samples: Arrays, batch: int, where: str, limits: ChildLimits
 ) -> tuple[dict[str, Array], Evidence]:
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         write_arrays(folder / "in.npz", samples)
         request = {
             "artifact": {**artifact_to_dict(artifact), "root": str(artifact.root)},
@@ -178,15 +155,3 @@ def _chunk_rows(artifact: Artifact) -> int:
     shapes = [[size if isinstance(size, int) else 64 for size in spec.shape[1:]] for spec in artifact.inputs]
     row_bytes = sum(8 * math.prod(shape) for shape in shapes)
     return max(1, CHUNK_BYTES // max(1, row_bytes))
-
-
-def _finite(value: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(_finite_items(value))
-
-
-def _finite_items(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield key, _finite(item)
-        else:
-            yield key, None if isinstance(item, float) and not math.isfinite(item) else item

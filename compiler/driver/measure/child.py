@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Arrays, arrays_digest, write_arrays
 from compiler.store import Stage, canonical_json
 from compiler.store.digests import code_digest
+from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import run_child
 
 MEASURED_STAGES = frozenset({"footprint", "profile", "race"})
@@ -48,11 +48,11 @@ def observe(
     )
 
     def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-            request = _request(builds, Path(name)) | more
+        with scratch_folder() as scratch:
+            request = _request(builds, scratch) | more
             where = f"{context.name}: {work}"
             found = [
-                run_child(work, dict(request), folder=Path(name), limits=context.options.child, where=where)
+                run_child(work, dict(request), folder=scratch, limits=context.options.child, where=where)
                 for _ in range(times)
             ]
         (folder / "observed.json").write_text(json.dumps(found), encoding="utf-8")

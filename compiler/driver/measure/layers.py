@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import onnx_ir as ir
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import Layer
 from compiler.driver.measure.child import observe
 from compiler.driver.roofline import describe_machine, layer_seconds
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import read_plan
 from compiler.driver.work import LayerWork, list_work
-from compiler.errors import CompilerError
+from compiler.errors import TargetUnavailable, ToolchainFailed
 from compiler.passes.values import origins_of
 
 _TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One operator of the border model.
-
-    Args:
-        node: Its name.
-        op: Its operator.
-        origin: Nodes of the source model that it was made of.
-        precision: What it computes in.
-        why: Why that.
-        sqnr_db: Signal-to-noise ratio of the model's outputs when this layer alone is in low precision; None where
-            nobody measured it.
-        share: Its part of the time of one inference, 0 to 1.
-        evidence: Where the share is from.
-        kernel: What the toolchain runs it as, where it says so; a layer that was fused names the kernel it is in.
-    """
-
-    node: str
-    op: str
-    origin: tuple[str, ...]
-    precision: str
-    why: str
-    sqnr_db: float | None
-    share: float
-    evidence: Evidence
-    kernel: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The layer as the manifest keeps it."""
-        return {**asdict(self), "origin": list(self.origin), "evidence": str(self.evidence)}
 
 
 def list_layers(context: BuildContext, made: Made, *, sqnr_db: Mapping[str, float]) -> tuple[Layer, ...]:
@@ -67,11 +34,11 @@ def list_layers(context: BuildContext, made: Made, *, sqnr_db: Mapping[str, floa
     works = list_work(model, batch=made.plan.dims["batch"].opt if "batch" in made.plan.dims else 1)
     nodes = {str(node.name): node for node in model.graph}
     shares, kernels, evidence = _shares(context, made, works)
-    found = []
+    layers = []
     for work in works:
         precision = _precision(nodes[work.node], work, made)
         why = reasons.get(work.node) or _why(work, made, precision)
-        found.append(
+        layers.append(
             Layer(
                 work.node,
                 work.op,
@@ -84,7 +51,7 @@ def list_layers(context: BuildContext, made: Made, *, sqnr_db: Mapping[str, floa
                 kernels.get(work.node, ""),
             )
         )
-    return tuple(found)
+    return tuple(layers)
 
 
 def _precision(node: ir.Node, work: LayerWork, made: Made) -> str:
@@ -128,19 +95,22 @@ def _shares(
 def _measured(
     context: BuildContext, made: Made, works: tuple[LayerWork, ...]
 ) -> tuple[dict[str, float], dict[str, str]] | None:
-    """The toolchain's own times: a kernel's time is that of the layer in it with the most to compute."""
+    """The toolchain's own times: a kernel's time is that of the layer in it with the most to compute.
+
+    None where the toolchain has no such times: the shares are estimated then.
+    """
     try:
-        (found,) = observe(context, "profile", [(made.built, made.typical.inputs)])
-    except CompilerError:  # a runner that cannot profile itself leaves the estimate
+        (profile,) = observe(context, "profile", [(made.built, made.typical.inputs)])
+    except (TargetUnavailable, ToolchainFailed):  # a full disk and a bug of ours are no reason to estimate
         return None
     known = {one.node: one for one in works}
     shares: dict[str, float] = {}
     kernels: dict[str, str] = {}
-    for row in found["layers"]:
+    for row in profile["layers"]:
         inside = [node for node in row["nodes"] if node in known]
         if inside:
             main = max(inside, key=lambda node: known[node].macs)
             shares[main] = shares.get(main, 0.0) + float(row["us"])
             kernels |= dict.fromkeys(inside, str(row["kernel"]))
-    total = sum(float(row["us"]) for row in found["layers"])
+    total = sum(float(row["us"]) for row in profile["layers"])
     return ({node: us / total for node, us in shares.items()}, kernels) if total and shares else None

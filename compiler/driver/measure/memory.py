@@ -10,7 +10,7 @@ run       peak resident memory of a process that loads the artifact and runs it,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,14 @@ import onnx_ir as ir
 
 from compiler.artifact import Evidence
 from compiler.artifact.manifest import BORDER
+from compiler.artifact.schema import Footprint, GateName
 from compiler.driver.measure.child import observe
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.work import list_work
-from compiler.errors import CompilerError
+from compiler.errors import TargetUnavailable, ToolchainFailed, UnsupportedModel
 from compiler.evaluate.gates import Figure
 from compiler.model.numerics import Arrays
 from compiler.model.save import save_model
@@ -57,27 +58,12 @@ _ONE_NODE = {
 _INPUTS = {"Conv": (1, 16, 8, 8), "MatMul": (1, 16), "Relu": (1, 16)}
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Memory of one artifact.
-
-    Args:
-        weights_bytes: Bytes of its payload.
-        weights_evidence: `measured-host`, or `estimated` where nothing was built.
-        run_bytes: What the model itself takes when it runs; None where nobody could measure it.
-        run_evidence: Where that was measured.
-        why: Why there is no such figure.
-    """
-
-    weights_bytes: int
-    weights_evidence: Evidence
-    run_bytes: int | None
-    run_evidence: Evidence
-    why: str = ""
-
-
 def measure_footprint(context: BuildContext, made: Made) -> Footprint:
-    """Measures an artifact's memory, or takes it from the store."""
+    """Measures an artifact's memory, or takes it from the store.
+
+    Raises:
+        CompilerError: A full disk, or a bug: a gate that is not judged holds, and neither may make it hold.
+    """
     weights, evidence = _weights(made)
     if made.verdict.evidence == Evidence.NONE:
         return Footprint(weights, evidence, None, Evidence.NONE, made.verdict.reason)
@@ -85,7 +71,7 @@ def measure_footprint(context: BuildContext, made: Made) -> Footprint:
         op = _heaviest(made)
         empty, _ = _peak(context, _one_node(context, op), {"x": np.zeros(_INPUTS[op], np.float32)})
         peak, where = _peak(context, made.built, made.typical.inputs)
-    except CompilerError as error:  # a runtime without the one operator, or a system that does not tell
+    except (TargetUnavailable, ToolchainFailed) as error:  # no such counter here, or a runtime that fails at it
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
     return Footprint(weights, evidence, max(0, peak - empty), where)
 
@@ -109,9 +95,12 @@ def as_given(original: Footprint, made: Made) -> Footprint:
     return replace(original, weights_bytes=given, run_bytes=run)
 
 
-def compare_footprints(original: Footprint, found: Footprint) -> dict[str, Figure]:
+def compare_footprints(original: Footprint, found: Footprint) -> dict[GateName, Figure]:
     """The two figures that the memory gates judge: percent less than the float original, negative where it is more."""
-    return {"memory: weights": _weights_saved(original, found), "memory: run": _run_saved(original, found)}
+    return {
+        GateName.MEMORY_WEIGHTS: _weights_saved(original, found),
+        GateName.MEMORY_RUN: _run_saved(original, found),
+    }
 
 
 def _weights_saved(original: Footprint, found: Footprint) -> Figure:
@@ -140,16 +129,21 @@ def _weights(made: Made) -> tuple[int, Evidence]:
 
 
 def _heaviest(made: Made) -> str:
-    """The operator of the model that computes most, of those there is a model of one node for."""
+    """The operator of the model that computes most, of those there is a model of one node for; Relu if none does."""
     macs = dict.fromkeys(_ONE_NODE, 0.0)
     for work in list_work(made.border.load()):
         if work.op in macs:
             macs[work.op] += work.macs
-    return max(macs, key=lambda op: (macs[op], op == "Relu"))
+    heaviest = max(macs, key=lambda op: macs[op])
+    return heaviest if macs[heaviest] else "Relu"
 
 
 def _one_node(context: BuildContext, op: str) -> Built:
-    """The same runtime with next to nothing to run."""
+    """The same runtime with next to nothing to run.
+
+    Raises:
+        TargetUnavailable: The target does not take the one operator.
+    """
     plan = context.job.plan
     rule = next((rule for rule in plan.candidates if rule.name == BASELINE), plan.rule)
     model = _with_weights(ir.from_onnx_text(_HEAD + _ONE_NODE[op]))
@@ -159,14 +153,18 @@ def _one_node(context: BuildContext, op: str) -> Built:
 
     entry = context.store.obtain(Stage("one-node", (("model", _HEAD + _ONE_NODE[op]),)), write)
     border = Border(entry.files / BORDER, file_digest(entry.files / BORDER), (), (entry,))
-    return build_artifact(
-        border,
-        settle(plan, rule, "the runtime's own memory is measured with it"),
-        context.job.profile,
-        context.job.target,
-        store=context.store,
-        limits=context.options.child,
-    )
+    try:
+        return build_artifact(
+            border,
+            settle(plan, rule, "the runtime's own memory is measured with it"),
+            context.job.profile,
+            context.job.target,
+            store=context.store,
+            limits=context.options.child,
+        )
+    except UnsupportedModel as error:  # of our model of one node, not of the user's model
+        what = f"the runtime's own memory cannot be measured: the target takes no model of one {op}"
+        raise TargetUnavailable(what) from error
 
 
 def _with_weights(model: ir.Model) -> ir.Model:

@@ -8,20 +8,21 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from compiler.artifact import Evidence
-from compiler.driver.measure.accuracy import MeasuredOn, choose_measured_on, run_artifact
+from compiler.artifact.schema import MeasuredOn, Saliency, Shown
+from compiler.driver.measure.accuracy import choose_stand_in, run_artifact
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.outputs import BATCH, model_outputs
-from compiler.errors import CompilerError, StorageError
+from compiler.errors import CompilerError, InternalError, StorageError
 from compiler.evaluate import Images, run_dataset
 from compiler.evaluate.gates import Figure
 from compiler.evaluate.saliency import (
@@ -49,77 +50,11 @@ SIDE = 64
 HIDDEN = "no pictures are kept: the fleet file says `pictures: false`"
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One picture of the report: base64 of a PNG, and both maps by rows, the largest value of each being 1."""
-
-    png: str
-    original: tuple[tuple[float, ...], ...]
-    build: tuple[tuple[float, ...], ...]
-    correlation: float | None
-
-
-@dataclass(frozen=True)
-class Saliency:
-    """How alike a candidate's maps are to the float model's.
-
-    Args:
-        similarities: Picture by picture; none where nothing was compared.
-        score: What the maps are of, in words.
-        measured_on: `artifact` or `border model`; empty where nothing was run.
-        evidence: Where.
-        note: Why nothing was compared, or what its reader should know.
-        shown: Some pictures with both maps.
-    """
-
-    similarities: tuple[Similarity, ...]
-    score: str
-    measured_on: str
-    evidence: Evidence
-    note: str = ""
-    shown: tuple[Shown, ...] = ()
-
-    @property
-    def correlations(self) -> tuple[float, ...]:
-        """Of the pictures for which it is defined."""
-        return tuple(one.correlation for one in self.similarities if one.correlation is not None)
-
-    @property
-    def figure(self) -> Figure:
-        """What the gate judges."""
-        if not self.correlations:
-            return Figure(None, Evidence.NONE, why=self.why)
-        rule = f"mean of {len(self.correlations)} images"
-        return Figure(_mean(self.correlations), self.evidence, rule, self.why)
-
-    @property
-    def why(self) -> str:
-        """What is to be known of it, and of single pictures."""
-        counts: dict[str, int] = {}
-        for one in self.similarities:
-            counts[one.why] = counts.get(one.why, 0) + 1
-        odd = [f"{count} of {len(self.similarities)} images: {why}" for why, count in counts.items() if why]
-        where = f"measured on the {self.measured_on}" if self.measured_on else ""
-        return "; ".join(filter(None, (*odd, where, self.note)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the pictures; rounded to what repeats."""
-        return {
-            "correlation": _mean(self.correlations),
-            "lowest_correlation": _rounded(min(self.correlations, default=None)),
-            "top_overlap": _mean(one.overlap for one in self.similarities),
-            "insertion_change": _mean(one.insertion for one in self.similarities),
-            "deletion_change": _mean(one.deletion for one in self.similarities),
-            "images": len(self.similarities),
-            "score": self.score,
-            "measured_on": self.measured_on,
-            "evidence": str(self.evidence),
-            "note": self.why,
-        }
-
-    def to_report(self) -> dict[str, Any]:
-        """The same with the pictures."""
-        return {**self.to_dict(), "shown": [asdict(one) for one in self.shown]}
+def saliency_figure(saliency: Saliency) -> Figure:
+    """What the gate judges."""
+    if saliency.correlation is None:
+        return Figure(None, Evidence.NONE, why=saliency.note)
+    return Figure(saliency.correlation, saliency.evidence, f"mean of {saliency.compared} images", saliency.note)
 
 
 def measure_saliency(context: BuildContext, made: Made) -> Saliency:
@@ -130,19 +65,23 @@ def measure_saliency(context: BuildContext, made: Made) -> Saliency:
     """
     images = context.data.images
     if isinstance(images, str):
-        return Saliency((), "", "", Evidence.NONE, images)
-    measured_on = choose_measured_on(made, whole=images.dataset.whole)
-    if why := measured_on.note if not measured_on.runs else too_large(_float_outputs(context, images)):
-        return Saliency((), "", "", Evidence.NONE, why)
+        return _uncompared(images)
+    stand_in = choose_stand_in(made, whole=images.dataset.whole)
+    is_runnable = stand_in.measured_on != MeasuredOn.NOTHING
+    if why := too_large(_float_outputs(context, images)) if is_runnable else stand_in.note:
+        return _uncompared(why)
     with context.clock.timed("saliency"):
         original = _float_entry(context, images)
-        build = _candidate_entry(context, images, made, measured_on, original)
+        build = _candidate_entry(context, images, made, stand_in.measured_on, original)
     want, got = _read(original.files), _read(build.files)
     similarities = compare_explanations(want, got)
-    told = json.loads((original.files / "question.json").read_text(encoding="utf-8"))
-    shown = tuple(_shown(told["pictures"], want, got, similarities))
-    note = "; ".join(filter(None, (measured_on.note, "" if images.may_show else HIDDEN)))
-    return Saliency(similarities, told["score"], measured_on.runs, Evidence.HOST, note, shown)
+    question = json.loads((original.files / "question.json").read_text(encoding="utf-8"))
+    note = "; ".join(filter(None, (stand_in.note, "" if images.may_show else HIDDEN)))
+    return replace(
+        _summary(similarities, stand_in.measured_on, note),
+        score=question["score"],
+        shown=tuple(_shown(question["pictures"], want, got, similarities)),
+    )
 
 
 def show_saliency(context: BuildContext, made: Made) -> Saliency:
@@ -150,13 +89,38 @@ def show_saliency(context: BuildContext, made: Made) -> Saliency:
 
     Raises:
         StorageError: The cache's disk is full.
+        InternalError: A bug.
     """
     try:
         return measure_saliency(context, made)
-    except StorageError:
+    except (StorageError, InternalError):
         raise
     except CompilerError as error:
-        return Saliency((), "", "", Evidence.NONE, error.what.splitlines()[0])
+        return _uncompared(error.what.splitlines()[0])
+
+
+def _uncompared(why: str) -> Saliency:
+    return Saliency(None, None, 0, 0, "", MeasuredOn.NOTHING, Evidence.NONE, why)
+
+
+def _summary(similarities: Sequence[Similarity], measured_on: MeasuredOn, note: str) -> Saliency:
+    """The similarities of all pictures in a few figures, rounded to what repeats."""
+    correlations = [one.correlation for one in similarities if one.correlation is not None]
+    counts = Counter(one.why for one in similarities if one.why)
+    odd = [f"{count} of {len(similarities)} images: {why}" for why, count in counts.items()]
+    return Saliency(
+        correlation=_mean(correlations),
+        lowest_correlation=_rounded(min(correlations, default=None)),
+        compared=len(correlations),
+        images=len(similarities),
+        score="",
+        measured_on=measured_on,
+        evidence=Evidence.HOST,
+        note="; ".join(filter(None, (*odd, f"measured on the {measured_on}", note))),
+        top_overlap=_mean(one.overlap for one in similarities),
+        insertion_change=_mean(one.insertion for one in similarities),
+        deletion_change=_mean(one.deletion for one in similarities),
+    )
 
 
 def _float_entry(context: BuildContext, images: Images) -> Entry:
@@ -176,7 +140,7 @@ def _float_entry(context: BuildContext, images: Images) -> Entry:
 def _candidate_entry(
     context: BuildContext, images: Images, made: Made, measured_on: MeasuredOn, original: Entry
 ) -> Entry:
-    on_artifact = measured_on.runs == "artifact"
+    on_artifact = measured_on == MeasuredOn.ARTIFACT
     subject = (
         (("build", made.built.entry.digest), ("host", host_fingerprint()))
         if on_artifact

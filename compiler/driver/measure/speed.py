@@ -9,13 +9,12 @@ estimated           a roofline of the profile
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import onnx_ir as ir
 
 from compiler.artifact import Evidence
 from compiler.artifact.manifest import BORDER
+from compiler.artifact.schema import Speed, SpeedUnit
 from compiler.driver.measure.child import observe
 from compiler.driver.roofline import describe_machine, model_seconds
 from compiler.driver.stages.candidate import Made
@@ -28,37 +27,6 @@ from compiler.fleet.profile import HardwareProfile
 ROUNDS = 7
 INSTRUCTIONS_PER_CYCLE = 2.0
 """Assumed of an ARM core on vector code when instructions become a time: half of what a Cortex-A76 issues at most."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """A candidate's speed.
-
-    Args:
-        speedup: Inferences per second against the float original; None where nothing tells.
-        value: One inference, in `unit`; of milliseconds the median.
-        original: The float original's, in the same unit, from the same measurement.
-        unit: `ms`, `instructions`, or `ms by roofline`.
-        evidence: Where it is from.
-        note: What its reader should know.
-        low: Lower end of the speed-up's 95 % interval; None where it was not measured in time.
-        high: Upper end.
-        disturbed: What else the machine did meanwhile, where that leaves the figure in doubt; empty otherwise.
-    """
-
-    speedup: float | None
-    value: float | None
-    original: float | None
-    unit: str
-    evidence: Evidence
-    note: str = ""
-    low: float | None = None
-    high: float | None = None
-    disturbed: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {**asdict(self), "evidence": str(self.evidence)}
 
 
 def measure_speed(context: BuildContext, made: Made, original: Made | None) -> Speed:
@@ -74,16 +42,16 @@ def measure_speed(context: BuildContext, made: Made, original: Made | None) -> S
         return _race(context, made, base)
     count, other = made.verdict.instructions, base.verdict.instructions if base else None
     if count and other:
-        return Speed(other / count, count, other, "instructions", Evidence.EMULATOR, made.verdict.reason)
+        return Speed(other / count, count, other, SpeedUnit.INSTRUCTIONS, Evidence.EMULATOR, made.verdict.reason)
     return _roofline(context, made)
 
 
 def latency_figure(context: BuildContext, made: Made, speed: Speed) -> Figure:
     """Milliseconds of one inference on the device at the optimal sizes, for the latency gate."""
     profile = context.job.profile
-    if speed.unit == "ms" and speed.value is not None and (found := _from_host(profile, speed.value, made)):
+    if speed.unit == SpeedUnit.MS and speed.value is not None and (found := _from_host(profile, speed.value, made)):
         return found
-    if speed.unit == "instructions" and speed.value is not None and profile.cpu and profile.cpu.clock_mhz:
+    if speed.unit == SpeedUnit.INSTRUCTIONS and speed.value is not None and profile.cpu and profile.cpu.clock_mhz:
         value = speed.value / (profile.cpu.clock_mhz * 1e3 * INSTRUCTIONS_PER_CYCLE)
         why = f"{speed.value / 1e6:.1f} M instructions on one core, {INSTRUCTIONS_PER_CYCLE:g} a cycle assumed"
         return Figure(value, Evidence.ESTIMATED, "instructions", why)
@@ -108,9 +76,9 @@ def _from_host(profile: HardwareProfile, value_ms: float, made: Made) -> Figure 
 
 
 def _race(context: BuildContext, made: Made, original: Made) -> Speed:
-    times = [row["p50_ms"] for row in made.verdict.latency if row["sizes"] == made.typical.label]
+    times = [latency.p50_ms for latency in made.verdict.latency if latency.sizes == made.typical.label]
     if made.built.entry.digest == original.built.entry.digest and times:
-        return Speed(1.0, times[0], times[0], "ms", Evidence.HOST, made.verdict.reason)
+        return Speed(1.0, times[0], times[0], SpeedUnit.MS, Evidence.HOST, made.verdict.reason)
     builds = [(one.built, one.typical.inputs) for one in (made, original)]
     (found,) = observe(context, "race", builds, rounds=ROUNDS)
     own, other = found["fastest_ms"]
@@ -119,7 +87,7 @@ def _race(context: BuildContext, made: Made, original: Made) -> Speed:
         statistics.median(b / a for a, b in zip(own, other, strict=True)),
         value,
         base,
-        "ms",
+        SpeedUnit.MS,
         Evidence.HOST,
         made.verdict.reason,
     )
@@ -130,11 +98,13 @@ def _roofline(context: BuildContext, made: Made) -> Speed:
     machine = describe_machine(context.job.profile)
     if machine is None:
         why = "the profile states too little for an estimate: cores, clock_mhz and isa or compute_capability"
-        return Speed(None, None, None, "", Evidence.NONE, why)
+        return Speed(None, None, None, SpeedUnit.NONE, Evidence.NONE, why)
     batch = context.job.device.batch.opt
     value = 1e3 * model_seconds(list_work(made.border.load(), batch=batch), machine, made.plan.precision)
     float_model = ir.load(made.border.entries[0].files / BORDER)
     base = 1e3 * model_seconds(list_work(float_model, batch=batch), machine, "fp32")
     if not value or not base:
-        return Speed(None, None, None, "", Evidence.NONE, "the model has no work that an estimate could count")
-    return Speed(base / value, value, base, "ms by roofline", Evidence.ESTIMATED, machine.source)
+        return Speed(
+            None, None, None, SpeedUnit.NONE, Evidence.NONE, "the model has no work that an estimate could count"
+        )
+    return Speed(base / value, value, base, SpeedUnit.ROOFLINE_MS, Evidence.ESTIMATED, machine.source)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import Accuracy, GateName, MeasuredOn, Purpose
 from compiler.compress.prune import Unprunable
-from compiler.driver.measure.accuracy import Accuracy, border_drop, measure_accuracy
+from compiler.driver.measure.accuracy import accuracy_figure, border_drop, measure_accuracy
 from compiler.driver.search.trial import Trial, read_notes
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import make, make_candidate_border
@@ -26,7 +27,7 @@ def try_accuracy(
     judge: AccuracyTest,
     *,
     number: int,
-    purpose: str,
+    purpose: Purpose,
     limit: float,
     variant: Variant | None,
     on_artifact: bool,
@@ -55,7 +56,7 @@ def try_accuracy(
         raise
     except CompilerError as error:
         return replace(trial, error=error)
-    gates = judge_gates(Limits(accuracy_drop_pct=limit), {"accuracy": accuracy.figure})
+    gates = judge_gates(Limits(accuracy_drop_pct=limit), {GateName.ACCURACY: accuracy_figure(accuracy)})
     return replace(trial, gates=gates, accuracy=accuracy, **notes)
 
 
@@ -70,4 +71,4 @@ def _measured(
     border = make_candidate_border(context, plan, variant)
     with context.clock.timed("accuracy"):
         drop = border_drop(context, judge, border)
-    return border, Accuracy(drop, "border model", Evidence.HOST, "nothing was built for it")
+    return border, Accuracy(drop, MeasuredOn.BORDER_MODEL, Evidence.HOST, "nothing was built for it")

@@ -8,8 +8,9 @@ model is run on the data set. Only what holds the limit is built, and then judge
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
 PLATEAU = 4
 """Doublings without a gain after which the search for this candidate ends."""
@@ -22,29 +23,42 @@ FAR_PLATEAU = 2
 GAIN = 0.05
 """Less than this part of the limit is no gain."""
 
+
+class FallbackEnd(StrEnum):
+    """Why the search for layers to keep in float ended."""
+
+    HELD = "held"
+    PLATEAU = "plateau"
+    FAR = "far"
+    BUDGET = "budget"
+    LAYERS = "layers"
+
+
 WHY = {
-    "plateau": f"{PLATEAU} doublings in turn brought nothing",
-    "far": f"over {FAR:g} times the limit is lost, and {FAR_PLATEAU} doublings in turn brought nothing",
-    "budget": "the budget of trials is spent",
-    "layers": "no more may be reverted, or nothing would be gained from the others",
+    FallbackEnd.PLATEAU: f"{PLATEAU} doublings in turn brought nothing",
+    FallbackEnd.FAR: f"over {FAR:g} times the limit is lost, and {FAR_PLATEAU} doublings in turn brought nothing",
+    FallbackEnd.BUDGET: "the budget of trials is spent",
+    FallbackEnd.LAYERS: "no more may be reverted, or nothing would be gained from the others",
 }
 """Ways to end without an answer, in words."""
 
 
 @dataclass(frozen=True)
-class Reversal:
-    """What the reversal came to.
+class FloatFallback:
+    """What the search for layers to keep in float came to.
 
     Args:
         count: Fewest layers in float with which the limit held; None where it never did.
-        why: Why it ended: `held`, or a key of `WHY`.
+        why: Why it ended.
     """
 
     count: int | None
-    why: str
+    why: FallbackEnd
 
 
-def fewest_layers(drop_at: Callable[[int], float], *, most: int, limit: float, first: float, budget: int) -> Reversal:
+def fewest_layers(
+    drop_at: Callable[[int], float], *, most: int, limit: float, first: float, budget: int
+) -> FloatFallback:
     """The fewest of the worst layers that must stay float.
 
     Args:
@@ -54,21 +68,30 @@ def fewest_layers(drop_at: Callable[[int], float], *, most: int, limit: float, f
         first: The drop with no layer in float.
         budget: Most calls of `drop_at`.
     """
-    low, count, best, stale = 0, 1, first, 0
-    while True:
-        if count > most:
-            return Reversal(None, "layers")
+    low, best, stale = 0, first, 0
+    for count in _doublings(most):
         if budget <= 0:
-            return Reversal(None, "budget")
+            return FloatFallback(None, FallbackEnd.BUDGET)
         drop, budget = drop_at(count), budget - 1
         if drop <= limit:
-            return Reversal(_halved(drop_at, low, count, limit, budget), "held")
+            return FloatFallback(_halved(drop_at, low, count, limit, budget), FallbackEnd.HELD)
         stale = 0 if is_gain(drop, best, limit) else stale + 1
+        low, best = count, min(best, drop)
         if stale >= PLATEAU:
-            return Reversal(None, "plateau")
-        if stale >= FAR_PLATEAU and is_far(min(best, drop), limit):
-            return Reversal(None, "far")
-        best, low, count = min(best, drop), count, min(2 * count, most) if count < most else most + 1
+            return FloatFallback(None, FallbackEnd.PLATEAU)
+        if stale >= FAR_PLATEAU and is_far(best, limit):
+            return FloatFallback(None, FallbackEnd.FAR)
+    return FloatFallback(None, FallbackEnd.LAYERS)
+
+
+def _doublings(most: int) -> Iterator[int]:
+    """1, 2, 4, … and last `most` itself."""
+    count = 1
+    while count < most:
+        yield count
+        count *= 2
+    if most > 0:
+        yield most
 
 
 def is_gain(drop: float, best: float, limit: float) -> bool:
@@ -77,7 +100,7 @@ def is_gain(drop: float, best: float, limit: float) -> bool:
 
 
 def is_far(drop: float, limit: float) -> bool:
-    """Whether a drop is so far off the limit that one thing that brings nothing is as good as many."""
+    """Whether to stop early: the drop exceeds `FAR` times the limit."""
     return drop > FAR * max(limit, 1.0)
 
 

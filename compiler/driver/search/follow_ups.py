@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import Purpose
 from compiler.compress.quant import QuantOptions
 from compiler.driver.search.accuracy_trial import try_accuracy
 from compiler.driver.search.trial import Trial, run_trial
@@ -59,7 +60,7 @@ class FollowUps:
         log.info("%s: %s: %s", self.context.name, self.rule.name, text)
         self.trials[-1] = replace(self.trials[-1], note=text)
 
-    def measure(self, context: BuildContext, variant: Variant | None, purpose: str) -> Trial:
+    def measure(self, context: BuildContext, variant: Variant | None, purpose: Purpose) -> Trial:
         """The judged drop of a form, and no more of it.
 
         The artifact is asked where it runs on this machine, and the border model elsewhere.
@@ -69,8 +70,8 @@ class FollowUps:
             variant: How it is quantized; None for a precision of floating point.
             purpose: Why it is tried.
         """
-        told = f"{self.rule.name}{_told(context, variant)}"
-        log.info("%s: trial %d: %s", context.name, self.number, told)
+        form = f"{self.rule.name}{_form_text(context, variant)}"
+        log.info("%s: trial %d: %s", context.name, self.number, form)
         trial = try_accuracy(
             context,
             self.rule,
@@ -84,7 +85,9 @@ class FollowUps:
         self.trials.append(trial)
         return trial
 
-    def build(self, context: BuildContext, variant: Variant | None, purpose: str, *, original: Trial | None) -> Trial:
+    def build(
+        self, context: BuildContext, variant: Variant | None, purpose: Purpose, *, original: Trial | None
+    ) -> Trial:
         """A form made and judged by all gates."""
         trial = run_trial(
             context,
@@ -106,7 +109,7 @@ def judged_drop(trial: Trial) -> float:
     return trial.accuracy.drop.judged_pct if trial.accuracy and trial.accuracy.drop else 0.0
 
 
-def _told(context: BuildContext, variant: Variant | None) -> str:
+def _form_text(context: BuildContext, variant: Variant | None) -> str:
     """What is not as the precision is made by default, each part with its comma."""
     ratio = context.job.plan.pruning.ratio
     kept = f", {len(variant.kept)} layers in float" if variant and variant.kept else ""

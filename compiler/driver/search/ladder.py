@@ -9,12 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 LADDER = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75)
 """Shares of the multiply-accumulates."""
 
 FINEST = 0.04
 """Two ratios closer than this give widths that mostly are the same."""
+
+
+class LadderEnd(StrEnum):
+    """Why the search for a ratio ended: the limit broke, no more can be cut, no ratio is left, or no trial is."""
+
+    LIMIT = "limit"
+    CHANNELS = "channels"
+    LADDER = "ladder"
+    BUDGET = "budget"
 
 
 @dataclass(frozen=True)
@@ -43,11 +53,11 @@ class Climb:
 
     Args:
         held: Rungs that held the limit, the least ratio first.
-        why: Why it ended: `limit`, `channels` where no more can be cut, `ladder`, or `budget`.
+        why: Why it ended.
     """
 
     held: tuple[Rung, ...]
-    why: str
+    why: LadderEnd
 
 
 def climb(measure: Callable[[float], Rung], *, limit: float, budget: int) -> Climb:
@@ -61,15 +71,15 @@ def climb(measure: Callable[[float], Rung], *, limit: float, budget: int) -> Cli
     held: list[Rung] = []
     for ratio in LADDER:
         if budget <= 0:
-            return Climb(tuple(held), "budget")
+            return Climb(tuple(held), LadderEnd.BUDGET)
         rung, budget = measure(ratio), budget - 1
         if rung.drop > limit:
             low = held[-1].asked if held else 0.0
-            return Climb((*held, *_halved(measure, low, ratio, limit, budget)), "limit")
+            return Climb((*held, *_halved(measure, low, ratio, limit, budget)), LadderEnd.LIMIT)
         held.append(rung)
         if rung.is_last:
-            return Climb(tuple(held), "channels")
-    return Climb(tuple(held), "ladder")
+            return Climb(tuple(held), LadderEnd.CHANNELS)
+    return Climb(tuple(held), LadderEnd.LADDER)
 
 
 def _halved(measure: Callable[[float], Rung], low: float, high: float, limit: float, budget: int) -> tuple[Rung, ...]:

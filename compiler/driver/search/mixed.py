@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from compiler.artifact.manifest import BORDER
+from compiler.artifact.schema import Purpose
 from compiler.compress.quant import QuantOptions, can_balance
 from compiler.driver.search.float_layers import FAR, WHY, fewest_layers, is_far, is_gain
 from compiler.driver.search.follow_ups import FollowUps, judged_drop
@@ -52,10 +53,11 @@ def search_mixed(
     """
     if first.made is None:
         return (first,)
-    follow_ups = FollowUps(context, first.made, judge, limit, number - 2, [first])
+    earlier = number - 2  # all trials so far but `first`, which is among the follow-ups
+    follow_ups = FollowUps(context, first.made, judge, limit, earlier, [first])
     options, drop = _best_options(follow_ups, judged_drop(first), _alternatives(follow_ups.rule, first.made))
     if drop <= limit:
-        follow_ups.build(context, Variant(options), "options", original=original)
+        follow_ups.build(context, Variant(options), Purpose.OPTIONS, original=original)
     else:
         _revert(follow_ups, options, drop, original)
     return tuple(follow_ups.trials)
@@ -78,7 +80,7 @@ def _best_options(
     for options in alternatives:
         if follow_ups.budget <= 0:
             break
-        drop = judged_drop(follow_ups.measure(follow_ups.context, Variant(options), "options"))
+        drop = judged_drop(follow_ups.measure(follow_ups.context, Variant(options), Purpose.OPTIONS))
         useless = is_far(least, follow_ups.limit) and not is_gain(drop, least, follow_ups.limit)
         if drop < least:
             best, least = options, drop
@@ -97,7 +99,7 @@ def _revert(follow_ups: FollowUps, options: QuantOptions, drop: float, original:
         ranks = rank_layers(context, follow_ups.rule, Variant(), follow_ups.start.border.entries)
     most = _most_layers(ranks, follow_ups.start)
     found = fewest_layers(
-        lambda count: judged_drop(follow_ups.measure(context, _keeping(options, ranks, count), "float fallback")),
+        lambda count: judged_drop(follow_ups.measure(context, _keeping(options, ranks, count), Purpose.FLOAT_FALLBACK)),
         most=most,
         limit=follow_ups.limit,
         first=drop,
@@ -108,7 +110,7 @@ def _revert(follow_ups: FollowUps, options: QuantOptions, drop: float, original:
         return
     count = found.count
     for _ in range(1 + RETRIES):
-        trial = follow_ups.build(context, _keeping(options, ranks, count), "float fallback", original=original)
+        trial = follow_ups.build(context, _keeping(options, ranks, count), Purpose.FLOAT_FALLBACK, original=original)
         if trial.error or judged_drop(trial) <= follow_ups.limit or count >= most or follow_ups.budget <= 0:
             return
         count = min(most, count + max(1, count // 4))

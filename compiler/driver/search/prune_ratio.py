@@ -12,9 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from compiler.artifact.schema import GateName, Purpose
 from compiler.compress.prune import Unprunable
 from compiler.driver.search.follow_ups import FollowUps
-from compiler.driver.search.ladder import Climb, Rung, climb
+from compiler.driver.search.ladder import Climb, LadderEnd, Rung, climb
 from compiler.driver.search.select import choose_trial, fastest, pays
 from compiler.driver.search.trial import Trial
 from compiler.driver.stages.context import BuildContext, with_plan
@@ -24,10 +25,10 @@ BUILDS = 3
 """How many of the ratios that held are built where the artifact loses more than its border model did."""
 
 _ENDS = {
-    "limit": "more would break the accuracy limit",
-    "channels": "no more can be cut",
-    "ladder": "no more was tried",
-    "budget": "the search's budget was spent",
+    LadderEnd.LIMIT: "more would break the accuracy limit",
+    LadderEnd.CHANNELS: "no more can be cut",
+    LadderEnd.LADDER: "no more was tried",
+    LadderEnd.BUDGET: "the search's budget was spent",
 }
 
 
@@ -37,7 +38,7 @@ class PruneRatio:
 
     Args:
         trials: Its trials, in order.
-        reason: What it found, in words for the plan.
+        reason: Why so much is pruned, or nothing, in words for the plan.
     """
 
     trials: tuple[Trial, ...]
@@ -61,21 +62,21 @@ def search_ratio(context: BuildContext, trials: Sequence[Trial], original: Trial
     follow_ups = FollowUps(context, base.made, judge, limit, len(trials), [])
 
     def measure(ratio: float) -> Rung:
-        trial = follow_ups.measure(_at(context, ratio), base.variant, "pruning")
+        trial = follow_ups.measure(_at(context, ratio), base.variant, Purpose.PRUNING)
         drop = trial.accuracy.drop if trial.accuracy else None
         return Rung(ratio, trial.pruned, drop.judged_pct if drop else math.inf)  # what nobody measured holds nothing
 
     try:
-        found = climb(measure, limit=limit, budget=follow_ups.budget)
+        ladder = climb(measure, limit=limit, budget=follow_ups.budget)
     except Unprunable as error:
         return PruneRatio(tuple(follow_ups.trials), error.what)
-    if not found.held:
+    if not ladder.held:
         return PruneRatio(tuple(follow_ups.trials), _nothing_held(follow_ups.trials))
-    for rung in reversed(found.held[-BUILDS:]):
-        trial = follow_ups.build(_at(context, rung.asked), base.variant, "pruning", original=original)
+    for rung in reversed(ladder.held[-BUILDS:]):
+        trial = follow_ups.build(_at(context, rung.asked), base.variant, Purpose.PRUNING, original=original)
         if trial.passed or not _lost_more(trial):
             break
-    return PruneRatio(tuple(follow_ups.trials), _told(trial, base, found, [*trials, *follow_ups.trials]))
+    return PruneRatio(tuple(follow_ups.trials), _reason(trial, base, ladder, [*trials, *follow_ups.trials]))
 
 
 def _at(context: BuildContext, ratio: float) -> BuildContext:
@@ -91,7 +92,7 @@ def _base(trials: Sequence[Trial]) -> Trial | None:
 
 
 def _lost_more(trial: Trial) -> bool:
-    return any(gate.name == "accuracy" and gate.passed is False for gate in trial.gates)
+    return any(gate.name == GateName.ACCURACY and gate.passed is False for gate in trial.gates)
 
 
 def _nothing_held(trials: Sequence[Trial]) -> str:
@@ -103,18 +104,18 @@ def _nothing_held(trials: Sequence[Trial]) -> str:
     return f"already {least.pruned:.0%} pruned breaks the accuracy limit: {least.why}"
 
 
-def _told(trial: Trial, base: Trial, found: Climb, trials: Sequence[Trial]) -> str:
+def _reason(trial: Trial, base: Trial, ladder: Climb, trials: Sequence[Trial]) -> str:
     """Why the model is delivered pruned by so much, or unpruned."""
     where = f"at {trial.pruned:.0%} pruned"
     if not trial.passed:
         return f"{where} it is not delivered: {trial.why}"
-    mine, other = (one.speed.speedup if one.speed else None for one in (trial, base))
-    if mine is None or other is None:
+    speedup, unpruned = (either.speed.speedup if either.speed else None for either in (trial, base))
+    if speedup is None or unpruned is None:
         return f"nothing measures or models what pruning gains on this device; {where} {_points(trial)}"
-    gain = f"{mine / other:.2f} × the speed of {base.precision} unpruned ({trial.speed and trial.speed.evidence})"
+    gain = f"{speedup / unpruned:.2f} × the speed of {base.precision} unpruned ({trial.speed and trial.speed.evidence})"
     if not pays(trial, trials):
         return f"no gain to measure: {where} it is {gain} for {_points(trial)}"
-    return f"auto: {where} it is {gain} for {_points(trial)}; {_ENDS[found.why]}"
+    return f"auto: {where} it is {gain} for {_points(trial)}; {_ENDS[ladder.why]}"
 
 
 def _points(trial: Trial) -> str:

@@ -16,9 +16,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from compiler.artifact.schema import Layer, Purpose, Saliency
 from compiler.driver.measure.child import MEASURED_STAGES
-from compiler.driver.measure.layers import Layer, list_layers
-from compiler.driver.measure.saliency import Saliency, show_saliency
+from compiler.driver.measure.layers import list_layers
+from compiler.driver.measure.saliency import show_saliency
 from compiler.driver.search.follow_ups import judged_drop
 from compiler.driver.search.mixed import search_mixed
 from compiler.driver.search.prune_ratio import search_ratio
@@ -33,13 +34,13 @@ from compiler.plan import settle, settle_pruning
 from compiler.plan.pruning import UNPRUNED, Pruning
 from compiler.target.capability import PrecisionRule
 
-__all__ = ["MEASURED_STAGES", "BuildContext", "Found", "Made", "Trial", "read_pruning", "search_precision"]
+__all__ = ["MEASURED_STAGES", "BuildContext", "Made", "SearchResult", "Trial", "read_pruning", "search_precision"]
 
 log = logging.getLogger("fleetc.build")
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What the search came to.
 
     Args:
@@ -48,7 +49,7 @@ class Found:
         made: The same, under the settled plan with its reason.
         error: Why none passed.
         layers: Every layer of what is delivered.
-        saliency: How alike its saliency maps are to the float model's; None where nothing asks.
+        saliency: How similar its saliency maps are to the float model's; None where nothing asks.
     """
 
     trials: tuple[Trial, ...]
@@ -58,8 +59,12 @@ class Found:
     layers: tuple[Layer, ...] = ()
     saliency: Saliency | None = None
 
+    def __post_init__(self) -> None:
+        if (self.made is None) != (self.error is not None):
+            raise ValueError("a search gives either a build or an error")
 
-def search_precision(context: BuildContext) -> Found:
+
+def search_precision(context: BuildContext) -> SearchResult:
     """Makes the candidates of a device's plan and settles on one.
 
     Raises:
@@ -68,7 +73,7 @@ def search_precision(context: BuildContext) -> Found:
     plan = context.job.plan
     if not plan.constraints.any:
         only = run_trial(context, plan.rule, number=1, original=None, is_only=True)
-        return _found(context, (only,), only, plan.reason, plan.pruning)
+        return _result(context, (only,), only, plan.reason, plan.pruning)
     trials = _run_trials(context)
     if plan.pruning.is_searched:
         pruned_search = search_ratio(context, trials, _original(trials))
@@ -76,15 +81,17 @@ def search_precision(context: BuildContext) -> Found:
         plan = settle_pruning(plan, Pruning(0.0, False, pruned_search.reason))
     chosen = choose_trial(trials)
     if chosen is None or chosen.made is None:
-        return Found(trials, error=explain_failure(trials, context.name))
+        return SearchResult(trials, error=explain_failure(trials, context.name))
     log.info("%s: %s: %s", context.name, chosen.precision, describe(chosen))
     is_choice = len(plan.candidates) > 1 or context.job.plan.pruning.is_searched
-    return _found(context, trials, chosen, explain_choice(chosen, trials) if is_choice else plan.reason, plan.pruning)
+    return _result(context, trials, chosen, explain_choice(chosen, trials) if is_choice else plan.reason, plan.pruning)
 
 
-def _found(context: BuildContext, trials: tuple[Trial, ...], chosen: Trial, reason: str, pruning: Pruning) -> Found:
+def _result(
+    context: BuildContext, trials: tuple[Trial, ...], chosen: Trial, reason: str, pruning: Pruning
+) -> SearchResult:
     if chosen.made is None:
-        return Found(trials)
+        return SearchResult(trials, error=explain_failure(trials, context.name))
     settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
     decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
     made = replace(chosen.made, plan=settle_pruning(settled, decided))
@@ -92,7 +99,7 @@ def _found(context: BuildContext, trials: tuple[Trial, ...], chosen: Trial, reas
         layers = list_layers(context, made, sqnr_db=_errors(context, chosen.made))
     explains = context.job.plan.constraints.explains
     saliency = chosen.saliency or (show_saliency(context, chosen.made) if explains else None)
-    return Found(trials, chosen, made, layers=layers, saliency=saliency)
+    return SearchResult(trials, chosen, made, layers=layers, saliency=saliency)
 
 
 def _errors(context: BuildContext, made: Made) -> dict[str, float]:
@@ -152,7 +159,7 @@ def _run_baseline(context: BuildContext, rule: PrecisionRule, *, is_only: bool) 
     if not plan.pruning.ratio:
         return run_trial(context, rule, number=1, original=None, is_only=is_only)
     whole = with_plan(context, settle_pruning(plan, UNPRUNED))
-    return run_trial(whole, rule, number=1, original=None, is_only=False, purpose="baseline")
+    return run_trial(whole, rule, number=1, original=None, is_only=False, purpose=Purpose.BASELINE)
 
 
 def _original(trials: tuple[Trial, ...]) -> Trial | None:

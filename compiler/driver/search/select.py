@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import Purpose
 from compiler.driver.search.trial import Trial
-from compiler.errors import CompilerError, GateFailed
+from compiler.errors import CompilerError, GateFailed, UnsupportedModel
 from compiler.evaluate.gates import Gate, limits_text, nearest_limits
 
 SAME_SPEED = 0.03
@@ -18,7 +19,7 @@ _RANKS = (Evidence.NONE, Evidence.ESTIMATED, Evidence.EMULATOR, Evidence.HOST, E
 
 def choose_trial(trials: Sequence[Trial]) -> Trial | None:
     """The one to deliver of those that pass and pay; None if there is none."""
-    passed = [trial for trial in trials if trial.passed and trial.purpose != "baseline" and pays(trial, trials)]
+    passed = [trial for trial in trials if trial.passed and trial.purpose != Purpose.BASELINE and pays(trial, trials)]
     return fastest(passed) if passed else None
 
 
@@ -46,9 +47,9 @@ def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
 
 def pays(trial: Trial, trials: Sequence[Trial]) -> bool:
     """Whether pruning that nobody forced makes the device faster than anything unpruned that passes."""
-    if trial.purpose != "pruning":
+    if trial.purpose != Purpose.PRUNING:
         return True
-    others = [other for other in trials if other.passed and other.purpose not in ("baseline", "pruning")]
+    others = [other for other in trials if other.passed and other.purpose not in (Purpose.BASELINE, Purpose.PRUNING)]
     if any(_rank(other) > _rank(trial) for other in others):
         return False
     comparable = [other for other in others if _rank(other) == _rank(trial)]
@@ -57,7 +58,7 @@ def pays(trial: Trial, trials: Sequence[Trial]) -> bool:
 
 def explain_choice(chosen: Trial, trials: Sequence[Trial]) -> str:
     """Why this one, against the others."""
-    others = [trial for trial in trials if trial is not chosen and trial.purpose == "candidate"]
+    others = [trial for trial in trials if trial is not chosen and trial.purpose == Purpose.CANDIDATE]
     lines = [f"the search chose it: {describe(chosen)}"]
     lines += [f"{trial.precision}: {trial.why or _weaker(trial, chosen) or describe(trial)}" for trial in others]
     return "; ".join(lines)
@@ -68,11 +69,10 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
 
     A device whose every candidate failed to be built has the first one's error.
     """
-    judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != "baseline"]
+    judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != Purpose.BASELINE]
     if not judged:
-        first = next(trial.error for trial in trials if trial.error)
-        return first
-    shown = [trial for trial in trials if trial.purpose != "baseline" and trial.why]
+        return _unbuilt(trials, where)
+    shown = [trial for trial in trials if trial.purpose != Purpose.BASELINE and trial.why]
     lines = [f"  - {trial.precision}{_variant(trial)}: {trial.why}" for trial in shown]
     nearest = min(judged, key=lambda trial: (sum(map(_miss, trial.gates)), trial.number))
     needed = limits_text(nearest_limits(nearest.gates))
@@ -80,6 +80,16 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
         "no candidate passes the gates of this device:\n" + "\n".join(lines),
         where=where,
         remedy=f"Nearest: {nearest.precision}{_variant(nearest)} would pass with `{needed}`.",
+    )
+
+
+def _unbuilt(trials: Sequence[Trial], where: str) -> CompilerError:
+    """Why there is nothing that a gate could judge: the first error, or that no candidate was left to build."""
+    first_error = next((trial.error for trial in trials if trial.error), None)
+    return first_error or UnsupportedModel(
+        "the model is quantized already, and every precision of this device would convert it",
+        where=where,
+        remedy="Give the float model, or a precision of this device that leaves the model as it is.",
     )
 
 

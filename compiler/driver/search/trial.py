@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.artifact import Evidence
-from compiler.driver.measure.accuracy import Accuracy, measure_accuracy
-from compiler.driver.measure.memory import Footprint, as_given, compare_footprints, measure_footprint, unbuilt_footprint
-from compiler.driver.measure.saliency import Saliency, measure_saliency
-from compiler.driver.measure.speed import Speed, latency_figure, measure_speed
+from compiler.artifact.schema import (
+    Accuracy,
+    Footprint,
+    Gate,
+    GateName,
+    Purpose,
+    Saliency,
+    Speed,
+    StageDigest,
+    TrialFacts,
+    TrialStatus,
+)
+from compiler.driver.measure.accuracy import accuracy_figure, measure_accuracy
+from compiler.driver.measure.memory import as_given, compare_footprints, measure_footprint, unbuilt_footprint
+from compiler.driver.measure.saliency import measure_saliency, saliency_figure
+from compiler.driver.measure.speed import latency_figure, measure_speed
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made, make
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import Variant, options_to_dict, quantizer_warnings
 from compiler.driver.stages.recover import read_pruning
 from compiler.errors import CompilerError, MissingError, StorageError
-from compiler.evaluate.gates import Constraints, Figure, Gate, hold, judge_gates
+from compiler.evaluate.gates import Constraints, Figure, hold, judge_gates
 from compiler.plan import settle
 from compiler.target.capability import PrecisionRule
 
@@ -33,7 +45,7 @@ class Trial:
 
     Args:
         number: Its place in the search, from 1.
-        purpose: `baseline`, `candidate`, `reversal`, `options` or `pruning`: why it was tried.
+        purpose: Why it was made.
         precision: Its precision.
         made: What was built; None if nothing could be.
         error: Why not, or how its results differ.
@@ -41,7 +53,7 @@ class Trial:
         footprint: Its memory.
         speed: Its speed against the float original.
         accuracy: Its accuracy; None where no gate asks.
-        saliency: How alike its saliency maps are; None where no gate asks.
+        saliency: How similar its saliency maps are; None where no gate asks.
         variant: How it was quantized; None where its precision is one of floating point.
         pruned: Share of the multiply-accumulates that was cut, 0 to 1.
         warnings: What the quantizer and the pruner say of their data.
@@ -49,7 +61,7 @@ class Trial:
     """
 
     number: int
-    purpose: str
+    purpose: Purpose
     precision: str
     made: Made | None = None
     error: CompilerError | None = None
@@ -74,11 +86,14 @@ class Trial:
         return self.made is not None and self.error is None and hold(self.gates)
 
     @property
-    def status(self) -> str:
-        """`passed`, `refused` by a gate, `failed` to be made; `measured` of what holds and is not for delivery."""
-        if not self.error and hold(self.gates) and (self.purpose == "baseline" or self.made is None):
-            return "measured"
-        return "failed" if self.error else "passed" if self.passed else "refused"
+    def status(self) -> TrialStatus:
+        """What came of it."""
+        if self.error:
+            return TrialStatus.FAILED
+        if not hold(self.gates):
+            return TrialStatus.REFUSED
+        is_for_delivery = self.made is not None and self.purpose != Purpose.BASELINE
+        return TrialStatus.PASSED if is_for_delivery else TrialStatus.MEASURED
 
     @property
     def why(self) -> str:
@@ -87,26 +102,27 @@ class Trial:
             return self.error.brief
         return "; ".join(str(gate) for gate in self.gates if gate.passed is False)
 
-    def to_dict(self) -> dict[str, Any]:
+    @property
+    def facts(self) -> TrialFacts:
         """The trial as the manifest keeps it."""
-        return {
-            "number": self.number,
-            "purpose": self.purpose,
-            "precision": self.precision,
-            "status": self.status,
-            "why": self.why,
-            "pruned": round(self.pruned, 4),
-            "kept_float": dict(self.kept_float),
-            "options": options_to_dict(self.variant.options) if self.variant else None,
-            "warnings": list(self.warnings),
-            "note": self.note,
-            "accuracy": self.accuracy.to_dict() if self.accuracy else None,
-            "saliency": self.saliency.to_dict() if self.saliency else None,
-            "footprint": asdict(self.footprint) if self.footprint else None,
-            "speed": self.speed.to_dict() if self.speed else None,
-            "gates": [gate.to_dict() for gate in self.gates],
-            "stages": [{"stage": one.stage, "sha256": one.digest} for one in self.made.entries] if self.made else [],
-        }
+        return TrialFacts(
+            number=self.number,
+            purpose=self.purpose,
+            precision=self.precision,
+            status=self.status,
+            why=self.why,
+            pruned=round(self.pruned, 4),
+            kept_float=self.kept_float,
+            options=options_to_dict(self.variant.options) if self.variant else None,
+            warnings=self.warnings,
+            note=self.note,
+            accuracy=self.accuracy,
+            saliency=replace(self.saliency, shown=()) if self.saliency else None,
+            footprint=self.footprint,
+            speed=self.speed,
+            gates=self.gates,
+            stages=tuple(StageDigest(entry.stage, entry.digest) for entry in self.made.entries) if self.made else (),
+        )
 
 
 def run_trial(
@@ -117,7 +133,7 @@ def run_trial(
     original: Trial | None,
     is_only: bool,
     variant: Variant | None = None,
-    purpose: str = "",
+    purpose: Purpose | None = None,
 ) -> Trial:
     """Makes, measures and judges one candidate.
 
@@ -133,13 +149,13 @@ def run_trial(
     Raises:
         CompilerError: It is the only one and cannot be made; or the cache's disk is full.
     """
-    purpose = purpose or ("candidate" if rule in context.job.plan.candidates else "baseline")
+    purpose = purpose or (Purpose.CANDIDATE if rule in context.job.plan.candidates else Purpose.BASELINE)
     how = (variant or Variant()) if rule.scheme else None
     plan = settle(context.job.plan, rule, "tried by the search" if not is_only else context.job.plan.reason)
     log.info("%s: trial %d: %s", context.name, number, rule.name)
     try:
         made = make(context, plan, how or Variant(), explain=is_only)
-        trial = judge_made(context, made, original=original, number=number, purpose=purpose)
+        trial = measure_candidate(context, made, original=original, number=number, purpose=purpose)
         if trial.gates:
             log.info(
                 "%s: trial %d: %s %s",
@@ -149,7 +165,7 @@ def run_trial(
                 ": ".join(filter(None, (trial.status, trial.why))),
             )
         trial = replace(trial, variant=how, **read_notes(context, rule, made.border))
-        for warning in trial.warnings if purpose == "candidate" else ():
+        for warning in trial.warnings if purpose == Purpose.CANDIDATE else ():
             log.warning("%s: %s: %s", context.name, rule.name, warning)
         return trial
     except CompilerError as error:
@@ -166,8 +182,10 @@ def read_notes(context: BuildContext, rule: PrecisionRule, border: Border) -> di
     return {"pruned": pruned["ratio"] if pruned else 0.0, "warnings": warnings}
 
 
-def judge_made(context: BuildContext, made: Made, *, original: Trial | None, number: int, purpose: str) -> Trial:
-    """Measures what was made and judges it by the device's gates."""
+def measure_candidate(
+    context: BuildContext, made: Made, *, original: Trial | None, number: int, purpose: Purpose
+) -> Trial:
+    """Measures what was made, and judges the figures by the device's gates."""
     constraints = context.job.plan.constraints
     if not constraints.any:
         return Trial(number, purpose, made.plan.precision, made)
@@ -178,17 +196,17 @@ def judge_made(context: BuildContext, made: Made, *, original: Trial | None, num
     with context.clock.timed("measure"):
         speed = measure_speed(context, made, original.made if original else None)
         footprint = measure_footprint(context, made)
-        figures = _memory(context, footprint, made, original) | {"latency": latency_figure(context, made, speed)}
+        figures = _memory(context, footprint, made, original) | {GateName.LATENCY: latency_figure(context, made, speed)}
     if accuracy:
-        figures["accuracy"] = accuracy.figure
+        figures[GateName.ACCURACY] = accuracy_figure(accuracy)
     if saliency:
-        figures["saliency"] = saliency.figure
+        figures[GateName.SALIENCY] = saliency_figure(saliency)
     return Trial(
         number,
         purpose,
         made.plan.precision,
         made,
-        gates=judge_gates(constraints.limits, figures) if purpose != "baseline" else (),
+        gates=judge_gates(constraints.limits, figures) if purpose != Purpose.BASELINE else (),
         footprint=footprint,
         speed=speed,
         accuracy=accuracy,
@@ -196,15 +214,15 @@ def judge_made(context: BuildContext, made: Made, *, original: Trial | None, num
     )
 
 
-def _limits_saliency(constraints: Constraints, purpose: str) -> bool:
+def _limits_saliency(constraints: Constraints, purpose: Purpose) -> bool:
     """Whether a trial is judged by its maps; a baseline is judged by nothing."""
-    return constraints.limits.saliency_correlation_min is not None and purpose != "baseline"
+    return constraints.limits.saliency_correlation_min is not None and purpose != Purpose.BASELINE
 
 
-def _memory(context: BuildContext, footprint: Footprint, made: Made, original: Trial | None) -> dict[str, Figure]:
+def _memory(context: BuildContext, footprint: Footprint, made: Made, original: Trial | None) -> dict[GateName, Figure]:
     if context.is_quantized:
         none = Figure(None, Evidence.NONE, why=QUANTIZED)
-        return {"memory: weights": none, "memory: run": none}
+        return {GateName.MEMORY_WEIGHTS: none, GateName.MEMORY_RUN: none}
     if made.plan.is_baseline:
         return compare_footprints(as_given(footprint, made), footprint)
     if original is None or original.footprint is None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -19,6 +17,7 @@ from compiler.model.save import save_model
 from compiler.passes.probe import run_unoptimized
 from compiler.passes.values import origins_of
 from compiler.plan import Plan
+from compiler.store.scratch import scratch_folder
 from compiler.target.capability import op_key
 from compiler.target.isolate import ChildLimits
 
@@ -48,8 +47,7 @@ class Cutter:
         prefix = extract_prefix(self.model, self.frontier(count))
         names = [str(value.name) for value in prefix.graph.inputs]
         inputs = [{name: arrays[name] for name in names} for arrays in self.inputs]
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-            folder = Path(name)
+        with scratch_folder() as folder:
             save_model(prefix, folder / "border.onnx")
             (folder / "artifact").mkdir()
             artifact = build_loose(
@@ -62,7 +60,7 @@ class Cutter:
             name: f"'{name}' has an SQNR of {stats.sqnr_db:.1f} dB"
             for arrays, found in zip(inputs, outputs, strict=True)
             for name, stats in failures(
-                run_unoptimized(prefix, arrays), found, self.plan.choices["tolerance"].value
+                run_unoptimized(prefix, arrays), found, self.plan.decisions["tolerance"].value
             ).items()
         }
         return "; ".join(bad.values())

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
+from compiler.artifact.schema import Parity, Reference
 from compiler.driver.stages.bisect import explain_divergence
 from compiler.driver.stages.border import Border, make_border
 from compiler.driver.stages.border_parity import hold_to_model, judge_border
@@ -16,7 +17,7 @@ from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_
 from compiler.driver.stages.proof import weak_proofs
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
-from compiler.driver.stages.verify import ParityCase, Verdict, reference_cases, verify_artifact
+from compiler.driver.stages.verify import ParityCase, Verification, reference_cases, verify_artifact
 from compiler.errors import GateFailed
 from compiler.plan import Plan
 from compiler.store import Entry
@@ -36,7 +37,7 @@ class Made:
         built: The artifact.
         points: Inputs and expected outputs it was compared on.
         verdict: Parity, and what was timed or counted beside.
-        border_verdict: Parity of the border model with the imported one, in ONNX Runtime.
+        border_parity: Parity of the border model with the imported one, in ONNX Runtime.
         weak_proofs: Why some of that parity says little.
         kernels: What each of its kernels is built with, and by which record; none where the target cannot be tuned.
         curves: The trials behind those records.
@@ -46,16 +47,16 @@ class Made:
     border: Border
     built: Built
     points: tuple[ParityCase, ...]
-    verdict: Verdict
-    border_verdict: Verdict
+    verdict: Verification
+    border_parity: Parity
     weak_proofs: tuple[str, ...] = ()
     kernels: tuple[Scheduled, ...] = ()
     curves: tuple[Curve, ...] = ()
 
     @property
-    def reference(self) -> str:
+    def reference(self) -> Reference:
         """What parity was judged against: pruning and quantizing change results on purpose; accuracy judges that."""
-        return "border model" if self.plan.changes_results else "imported model"
+        return Reference.BORDER_MODEL if self.plan.changes_results else Reference.IMPORTED_MODEL
 
     @property
     def typical(self) -> ParityCase:
@@ -87,7 +88,7 @@ def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) 
     border = make_candidate_border(context, plan, variant)
     refuse_unsupported(border.load(), job.target.capability(job.profile), target=job.target.name)
     with context.clock.timed("reference"):
-        border_verdict = judge_border(border, plan, ready, where=f"{context.name}: verify", store=context.store)
+        border_parity = judge_border(border, plan, ready, where=f"{context.name}: verify", store=context.store)
     with context.clock.timed("kernels"):
         found = list_kernels(border, plan, job.profile, job.target, store=context.store, limits=context.options.child)
         kernels = choose_schedule(found, plan, job.profile, tuning_log(context.options.cache))
@@ -100,7 +101,7 @@ def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) 
     with context.clock.timed("verify"):
         verdict = _verify(context, plan, border, built, points, explain=explain)
     weak = weak_proofs(points, is_random=ready.inputs.is_random)
-    return Made(plan, border, built, points, verdict, border_verdict, weak, kernels.scheduled, kernels.curves)
+    return Made(plan, border, built, points, verdict, border_parity, weak, kernels.scheduled, kernels.curves)
 
 
 def make_candidate_border(context: BuildContext, plan: Plan, variant: Variant) -> Border:
@@ -122,14 +123,14 @@ def make_candidate_border(context: BuildContext, plan: Plan, variant: Variant) -
 
 def _verify(
     context: BuildContext, plan: Plan, border: Border, built: Built, points: tuple[ParityCase, ...], *, explain: bool
-) -> Verdict:
+) -> Verification:
     options = context.options
     try:
         return verify_artifact(
             built.artifact,
             built.entry.digest,
             points,
-            tolerance=plan.choices["tolerance"].value,
+            tolerance=plan.decisions["tolerance"].value,
             repeat=options.repeat,
             where=f"{context.name}: verify",
             store=context.store,

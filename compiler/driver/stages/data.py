@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from compiler.driver.stages.inputs import Prepared
 from compiler.errors import CompilerError, UsageError, combine
@@ -31,17 +30,6 @@ class AccuracyTest:
     task: Task
     dataset: Dataset
     warnings: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """What the manifest says of it."""
-        return {
-            "task": self.task.name,
-            "metric": self.task.metric,
-            "origin": self.dataset.origin,
-            "sha256": self.dataset.digest,
-            "samples": self.dataset.count,
-            "warnings": list(self.warnings),
-        }
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -12,13 +11,15 @@ from typing import Any
 
 import onnx_ir as ir
 
+from compiler.artifact.adapter import to_json
+from compiler.artifact.schema import Basis
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.compile import target_key
 from compiler.fleet.profile import HardwareProfile
 from compiler.passes.instrument import measure
-from compiler.plan import Choice as Decision
-from compiler.plan import Plan, options_to_dict
+from compiler.plan import Decision, Plan, options_to_dict
 from compiler.store import Stage, Store, canonical_json
+from compiler.store.scratch import scratch_folder
 from compiler.target import Target, Tunes
 from compiler.target.isolate import ChildLimits, run_child
 from compiler.target.request import BuildRequest, told_child
@@ -38,7 +39,7 @@ class Kernels:
 
     def to_dict(self) -> list[dict[str, Any]]:
         """JSON values, as the manifest keeps them."""
-        return [one.to_dict() for one in self.scheduled]
+        return [to_json(kernel) for kernel in self.scheduled]
 
 
 def tuning_log(cache: Path) -> TuningLog:
@@ -59,8 +60,8 @@ def bound_payload(plan: Plan, original: ir.Model) -> Plan:
     given = measure(original).bytes
     most = int(given * (1 - reduction_pct / 100))
     reason = f"memory_reduction_pct is {reduction_pct:g}, and the model's weights take {given / MIB:.1f} MiB"
-    choices = {**plan.choices, "payload": Decision(f"at most {most / MIB:.1f} MiB", reason)}
-    return replace(plan, choices=choices, target_plan=replace(plan.target_plan, payload_bytes=most))
+    decisions = {**plan.decisions, "payload": Decision(f"at most {most / MIB:.1f} MiB", reason)}
+    return replace(plan, decisions=decisions, target_plan=replace(plan.target_plan, payload_bytes=most))
 
 
 def list_kernels(
@@ -75,9 +76,9 @@ def list_kernels(
         return ()
 
     def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-            told = told_child(border.path, BuildRequest.of(plan.target_plan), profile, Path(name))
-            found = run_child("kernels", told, folder=Path(name), limits=limits, where=f"{plan.device}: kernels")
+        with scratch_folder() as scratch:
+            told = told_child(border.path, BuildRequest.of(plan.target_plan), profile, scratch)
+            found = run_child("kernels", told, folder=scratch, limits=limits, where=f"{plan.device}: kernels")
         (folder / KERNELS).write_text(json.dumps(found), encoding="utf-8")
 
     entry = store.obtain(Stage("kernels", target_key(border, plan, target)), make)
@@ -110,16 +111,16 @@ def choose_schedule(kernels: Sequence[Tunable], plan: Plan, profile: HardwarePro
     defaults = {one.workload: one.default for one in kernels}
     chosen = {one.workload: dict(one.choice) for one in found if one.choice != defaults[one.workload]}
     target_plan = replace(plan.target_plan, schedule=dict(sorted(chosen.items())))
-    choices = {**plan.choices, "tuning": _decision(found)}
-    return Kernels(replace(plan, choices=choices, target_plan=target_plan), found, curves(kernels, keys, records))
+    decisions = {**plan.decisions, "tuning": _decision(found)}
+    return Kernels(replace(plan, decisions=decisions, target_plan=target_plan), found, curves(kernels, keys, records))
 
 
 def _decision(found: Sequence[Scheduled]) -> Decision:
-    counts = {basis: sum(one.basis == basis for one in found) for basis in ("measured", "transferred", "predicted")}
+    counts = {basis: sum(one.basis == basis for one in found) for basis in Basis}
     reasons = {
-        "measured": "by records of this type of device in the tuning log",
-        "transferred": "from another type of device or toolchain, not measured here",
-        "predicted": "by the target's cost model",
+        Basis.MEASURED: "by records of this type of device in the tuning log",
+        Basis.TRANSFERRED: "from another type of device or toolchain, not measured here",
+        Basis.PREDICTED: "by the target's cost model",
     }
     given = [name for name, count in counts.items() if count]
     words = ", ".join(f"{counts[name]} {name}" for name in given)

@@ -9,22 +9,39 @@ from __future__ import annotations
 import json
 import logging
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from compiler.artifact import Artifact, Evidence, artifact_to_dict
+from compiler.artifact.adapter import parse, to_json
+from compiler.artifact.schema import (
+    ExactOutput,
+    Latency,
+    OutputDifference,
+    Parity,
+    ParityPoint,
+    ParityStatus,
+)
 from compiler.errors import GateFailed, TargetUnavailable
 from compiler.fleet.detect import host_fingerprint
-from compiler.model.numerics import TOLERANCES, Array, Arrays, ErrorStats, arrays_digest, compare_all, write_arrays
+from compiler.model.numerics import (
+    TOLERANCES,
+    Array,
+    Arrays,
+    ErrorStats,
+    arrays_digest,
+    compare_all,
+    is_floating,
+    write_arrays,
+)
 from compiler.passes.probe import run_unoptimized
 from compiler.store import Stage, Store, canonical_json
 from compiler.store.digests import code_digest
+from compiler.store.scratch import scratch_folder
 from compiler.target import find_target, installed_version
 from compiler.target.isolate import ChildLimits, run_child
 
@@ -66,26 +83,28 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The parity gate of one device.
+class Verification:
+    """What verifying an artifact gave.
 
     Args:
-        status: `passed`, or `not executed`.
-        tolerance: Name of the tolerance.
-        evidence: Where the artifact ran.
-        reason: Why it was not executed, or what the runner says about the run.
-        points: Per point: label, and per output SQNR in dB, cosine, worst absolute difference.
-        latency: Per point: label, p50, p90, p99 in ms, inferences per second; empty where nothing was timed.
-        instructions: Guest instructions of one inference of the first point.
+        parity: Whether it computes what the reference does.
+        latency: Per point: p50, p90, p99 in ms, inferences per second; empty where nothing was timed.
+        instructions: Guest instructions of one inference of the first point; None where nothing counts them.
     """
 
-    status: str
-    tolerance: str
-    evidence: Evidence
-    reason: str
-    points: tuple[Mapping[str, Any], ...] = ()
-    latency: tuple[Mapping[str, Any], ...] = ()
+    parity: Parity
+    latency: tuple[Latency, ...] = ()
     instructions: int | None = None
+
+    @property
+    def evidence(self) -> Evidence:
+        """Where the artifact ran."""
+        return self.parity.evidence
+
+    @property
+    def reason(self) -> str:
+        """Why it was not executed, or what the runner says about the run."""
+        return self.parity.reason
 
 
 def reference_cases(model: ir.Model, digest: str, inputs: Mapping[str, Arrays], store: Store) -> tuple[ParityCase, ...]:
@@ -113,8 +132,8 @@ def verify_artifact(
     where: str,
     store: Store,
     limits: ChildLimits,
-) -> Verdict:
-    """Runs the artifact where it can run here and judges it; a pass is kept in the store, nothing else is.
+) -> Verification:
+    """Runs the artifact where it can run here and checks its parity; a pass is kept in the store, nothing else is.
 
     Args:
         artifact: What was built.
@@ -131,25 +150,29 @@ def verify_artifact(
     """
     if reason := artifact.deferred or _unavailable_here(artifact):
         log.info("%s: not executed: %s", where, reason)
-        return Verdict("not executed", tolerance, Evidence.NONE, reason)
+        return _not_executed(tolerance, reason)
     stage = Stage("verify", _key(digest, points, tolerance, repeat))
 
     def make(folder: Path) -> None:
-        verdict = judge(artifact, points, tolerance=tolerance, repeat=repeat, where=where, limits=limits)
-        (folder / "verdict.json").write_text(json.dumps(verdict_to_dict(verdict), indent=1), encoding="utf-8")
+        verification = check_parity(artifact, points, tolerance=tolerance, repeat=repeat, where=where, limits=limits)
+        (folder / "verdict.json").write_text(json.dumps(to_json(verification), indent=1), encoding="utf-8")
 
     try:
         entry = store.obtain(stage, make)
     except TargetUnavailable as error:
         log.info("%s: not executed: %s", where, error.what)
-        return Verdict("not executed", tolerance, Evidence.NONE, error.what)
-    return verdict_from_dict(json.loads((entry.files / "verdict.json").read_text(encoding="utf-8")))
+        return _not_executed(tolerance, error.what)
+    return parse(Verification, json.loads((entry.files / "verdict.json").read_text(encoding="utf-8")))
 
 
-def judge(
+def _not_executed(tolerance: str, reason: str) -> Verification:
+    return Verification(Parity(ParityStatus.NOT_EXECUTED, tolerance, Evidence.NONE, reason))
+
+
+def check_parity(
     artifact: Artifact, points: Sequence[ParityCase], *, tolerance: str, repeat: int, where: str, limits: ChildLimits
-) -> Verdict:
-    """Runs the artifact on every point and judges it; nothing is kept.
+) -> Verification:
+    """Runs the artifact on every point and compares its outputs with the reference's; nothing is kept.
 
     Raises:
         GateFailed: An output is outside the tolerance.
@@ -158,14 +181,11 @@ def judge(
     inputs = [point.inputs for point in points]
     run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, limits=limits)
     _raise_failures(points, run, tolerance, where)
-    return Verdict(
-        "passed",
-        tolerance,
-        run.evidence,
-        run.note,
-        points=tuple(point_figures(point, outputs) for point, outputs in zip(points, run.outputs, strict=True)),
-        latency=_latencies(points, run) if run.evidence != Evidence.EMULATOR else (),
-        instructions=run.instructions,
+    compared = tuple(compare_point(point, outputs) for point, outputs in zip(points, run.outputs, strict=True))
+    return Verification(
+        Parity(ParityStatus.PASSED, tolerance, run.evidence, run.note, compared),
+        _latencies(points, run) if run.evidence != Evidence.EMULATOR else (),  # an emulator's times say nothing
+        run.instructions,
     )
 
 
@@ -178,8 +198,7 @@ def execute(
         TargetUnavailable: It cannot run on this machine.
         ToolchainFailed: It crashed, hung or used too much memory.
     """
-    with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         for index, arrays in enumerate(inputs):
             write_arrays(folder / f"in{index}.npz", arrays)
         items = [
@@ -207,62 +226,14 @@ def failures(expected: Arrays, actual: Arrays, tolerance: str) -> dict[str, Erro
     level, exact = TOLERANCES[tolerance], TOLERANCES["exact"]
     stats = compare_all(expected, actual)
     return {
-        name: one
-        for name, one in stats.items()
-        if not (level if expected[name].dtype.kind in "fc" else exact).accepts(one)
+        name: one for name, one in stats.items() if not (level if is_floating(expected[name]) else exact).accepts(one)
     }
 
 
-def latency_summary(label: str, batch: int, times_ms: Sequence[float]) -> dict[str, Any]:
+def latency_summary(label: str, batch: int, times_ms: Sequence[float]) -> Latency:
     """p50, p90 and p99 in ms, and items per second at the median."""
     p50, p90, p99 = (float(value) for value in np.percentile(times_ms, (50, 90, 99)))
-    return {
-        "sizes": label,
-        "runs": len(times_ms),
-        "p50_ms": p50,
-        "p90_ms": p90,
-        "p99_ms": p99,
-        "items_per_s": batch / p50 * 1e3,
-    }
-
-
-def verdict_to_dict(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as a JSON-ready value."""
-    return {
-        **vars(verdict),
-        "evidence": str(verdict.evidence),
-        "points": list(verdict.points),
-        "latency": list(verdict.latency),
-    }
-
-
-def verdict_facts(verdict: Verdict) -> dict[str, Any]:
-    """The part of the verdict that is the same for the same build, for the manifest."""
-    return {key: value for key, value in verdict_to_dict(verdict).items() if key not in ("latency", "instructions")}
-
-
-def verdict_measurements(verdict: Verdict) -> dict[str, Any]:
-    """The part that was timed or counted this time, with its evidence, for the measurements."""
-    return {
-        "evidence": str(verdict.evidence),
-        "latency": list(verdict.latency),
-        "instructions": verdict.instructions,
-    }
-
-
-def verdict_from_dict(value: Mapping[str, Any]) -> Verdict:
-    """The verdict that `verdict_to_dict` wrote."""
-    sequences = {"points": tuple(value["points"]), "latency": tuple(value["latency"])}
-    return Verdict(**{**value, **sequences, "evidence": Evidence(value["evidence"])})
-
-
-def stats_to_dict(stats: ErrorStats) -> dict[str, Any]:
-    """Error statistics as JSON, which has no infinity: an exact result says `exact`."""
-    if stats.sqnr_db == math.inf:
-        return {"exact": True, "elements": stats.elements}
-    figures = {"sqnr_db": stats.sqnr_db, "cosine": stats.cosine, "worst_abs": stats.worst_abs}
-    finite = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
-    return {**finite, "worst_index": list(stats.worst_index), "elements": stats.elements}
+    return Latency(label, len(times_ms), p50, p90, p99, batch / p50 * 1e3)
 
 
 def _raise_failures(points: Sequence[ParityCase], run: Execution, tolerance: str, where: str) -> None:
@@ -280,13 +251,19 @@ def _raise_failures(points: Sequence[ParityCase], run: Execution, tolerance: str
         )
 
 
-def point_figures(point: ParityCase, outputs: Arrays) -> dict[str, Any]:
+def compare_point(point: ParityCase, outputs: Arrays) -> ParityPoint:
     """How far each output of one point is from the expected one."""
     stats = compare_all(point.expected, outputs)
-    return {"sizes": point.label, "outputs": {name: stats_to_dict(one) for name, one in stats.items()}}
+    return ParityPoint(point.label, {name: _compared(output) for name, output in stats.items()})
 
 
-def _latencies(points: Sequence[ParityCase], run: Execution) -> tuple[dict[str, Any], ...]:
+def _compared(stats: ErrorStats) -> ExactOutput | OutputDifference:
+    if stats.sqnr_db == math.inf:  # JSON has no infinity
+        return ExactOutput(stats.elements)
+    return OutputDifference(stats.elements, stats.sqnr_db, stats.cosine, stats.worst_abs, stats.worst_index)
+
+
+def _latencies(points: Sequence[ParityCase], run: Execution) -> tuple[Latency, ...]:
     return tuple(
         latency_summary(point.label, batch_size(point.inputs), times)
         for point, times in zip(points, run.latencies_ms, strict=True)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
@@ -14,6 +13,7 @@ from compiler.artifact import Artifact
 from compiler.errors import CompilerError, TargetUnavailable, UnsupportedModel
 from compiler.fleet.profile import HardwareProfile, validate_options
 from compiler.model.numerics import TOLERANCES, Arrays, ErrorStats, Tolerance, compare_all
+from compiler.store.scratch import scratch_folder
 from compiler.target.capability import find_unsupported
 from compiler.target.target import Runner, Target, TargetPlan
 from compiler.target.testing.case import Case
@@ -82,8 +82,8 @@ def run_case(
         workdir: Where to build; a temporary folder when absent.
         cache_dir: Where the target may keep what it downloads.
     """
-    with TemporaryDirectory(prefix="fleetc-case-") as folder:
-        root = workdir if workdir is not None else Path(folder)
+    with scratch_folder() as folder:
+        root = workdir if workdir is not None else folder
         try:
             target.check(profile)
         except TargetUnavailable as error:

@@ -81,7 +81,7 @@ def test_a_trial_is_timed_on_this_machine_and_recorded_as_this_machine() -> None
 
 
 def test_more_threads_than_this_machine_has_are_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     device = profile()
     [kernel] = TARGET.tunables(model(), plan(device), device)
     with pytest.raises(ToolchainFailed, match="4 threads cannot be timed on the 2 processors"):

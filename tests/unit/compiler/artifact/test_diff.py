@@ -19,6 +19,7 @@ from tests.unit.compiler.artifact.report.conftest import (
     gate,
     layer,
     manifest,
+    saliency,
     searched,
     trial,
     write_dist,
@@ -87,6 +88,20 @@ def test_bytes_that_nothing_explains_are_said_to_be_unexplained(tmp_path: Path) 
     assert UNKNOWN in changes_text(tuple(found.values()))
 
 
+def test_the_saliency_of_a_trial_is_compared_and_explains_why_it_is_refused(tmp_path: Path) -> None:
+    limit = {"saliency_correlation_min": 0.9}
+    plan = {**searched()["plan"], "gates": {"limits": limit}}
+    judged = {"limit": 0.9, "unit": "correlation"}
+    high, low = saliency(shown=[]), saliency(correlation=0.5, lowest_correlation=0.4, shown=[])
+    passed = trial(2, "int8", saliency=high, gates=[gate("saliency", value=0.95, **judged)])
+    failed = gate("saliency", value=0.5, passed=False, **judged)
+    refused = trial(2, "int8", saliency=low, gates=[failed], status="refused", why="saliency failed")
+    before = {"plan": plan, "trials": [trial(1, "fp32"), passed]}
+    found = two(tmp_path, before, {"plan": plan, "trials": [trial(1, "fp32"), refused]})
+    assert found["trial.int8.saliency"].now == "correlation 0.500"
+    assert found["trial.int8"].because == ("trial.int8.saliency",)
+
+
 def test_another_kernel_with_nothing_else_changed_is_the_tuning_log_s(tmp_path: Path) -> None:
     kernel = {"kernel": "conv 3x3", "workload": "a" * 64, "count": 2, "basis": "measured", "evidence": "measured-host"}
     tuned = [{**kernel, "choice": {"tile": size}, "reason": "a record"} for size in (4, 8)]
@@ -100,14 +115,14 @@ def test_a_gate_that_fails_for_its_limit_is_told_from_one_whose_figure_moved(tmp
     stricter = {"plan": plan, "gates": [gate(limit=0.2, passed=False)]}
     assert two(tmp_path / "a", {}, stricter)["gate.accuracy"].because == ("limit.accuracy_drop_pct",)
     lost = trial(2, "int8")
-    lost["accuracy"] = {**lost["accuracy"], "drop_pct": 3.0}
+    lost["accuracy"]["drop"] |= {"drop_pct": 3.0}
     worse = {"trials": [trial(1, "fp32"), lost], "gates": [gate(value=3.0, passed=False)]}
     assert two(tmp_path / "b", {}, worse)["gate.accuracy"].because == ("accuracy",)
 
 
 def test_an_accuracy_that_moved_with_the_layers_kept_in_float_names_them(tmp_path: Path) -> None:
     mixed = trial(2, "int8", kept_float={"conv": "reverted"}, options={"observer": "mse"})
-    mixed["accuracy"] = {**mixed["accuracy"], "drop_pct": 0.1}
+    mixed["accuracy"]["drop"] |= {"drop_pct": 0.1}
     plain = trial(2, "int8", options={"observer": "mse"})
     found = two(tmp_path, {"trials": [trial(1, "fp32"), plain]}, {"trials": [trial(1, "fp32"), mixed]})
     assert found["trial.int8.variant"].now == "1 layers in float, observer mse"

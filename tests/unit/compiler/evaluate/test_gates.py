@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import gate_text
 from compiler.errors import FleetError
 from compiler.evaluate.gates import (
     Constraints,
     Figure,
+    GateName,
     hold,
     judge_gates,
     limits_text,
@@ -87,8 +89,7 @@ def test_a_limit_on_accuracy_without_any_data_is_refused_with_its_place(tmp_path
 def test_a_limit_holds_up_to_its_own_value(name: str, limits: Limits, value: float, passed: bool) -> None:
     gates = {gate.name: gate for gate in judge_gates(limits, {name: Figure(value, HOST)})}
     assert gates[name].passed is passed
-    shown = -value if name == "memory: run" else value  # told as more, not as less than nothing
-    assert str(gates[name]).startswith(f"{name} {'passed' if passed else 'failed'}: {round(shown, 2):g} ")
+    assert str(gates[name]).startswith(f"{name} {'passed' if passed else 'failed'}: ")
 
 
 def test_what_was_not_measured_is_not_judged_and_fails_nothing() -> None:
@@ -99,11 +100,27 @@ def test_what_was_not_measured_is_not_judged_and_fails_nothing() -> None:
     assert str(gates[1]) == "memory: run: not judged: no GPU here"
 
 
-def test_a_build_that_needs_more_memory_is_told_so_without_a_negative_saving() -> None:
-    figures = {"memory: run": Figure(-232.86, HOST, rule="peak")}
-    gates = judge_gates(Limits(memory_reduction_pct=40), figures)
-    told = next(str(gate) for gate in gates if gate.name == "memory: run")
-    assert told == f"memory: run failed: 232.86 % more, limit at least 40 % less (peak; {HOST})"
+@pytest.mark.parametrize(
+    ("name", "limits", "value", "text"),
+    [
+        ("memory: run", Limits(memory_reduction_pct=40), 49.96, "passed: 50 % less, limit at least 40"),
+        ("memory: run", Limits(memory_reduction_pct=40), 39.98, "failed: 39.98 % less, limit at least 40"),
+        ("memory: run", Limits(memory_reduction_pct=40), 0.0, "failed: 0 % less, limit at least 40"),
+        ("memory: run", Limits(memory_reduction_pct=40), -3.21, "failed: 3.2 % more, limit at least 40 % less"),
+        ("memory: run", Limits(memory_reduction_pct=40), -256.87, "failed: 2.6 times more, limit at least 40 % less"),
+        ("accuracy", Limits(accuracy_drop_pct=2.0), 2.001, "failed: 2.001 points lost, limit at most 2"),
+        ("accuracy", Limits(accuracy_drop_pct=2.0), -0.5, "passed: 0.5 points gained, limit at most 2 points lost"),
+        ("latency", Limits(latency_ms=5), 1234.567, "failed: 1234.57 ms, limit at most 5"),
+        ("latency", Limits(latency_ms=1e-6), 4.2e-4, "failed: 0.0004 ms, limit at most 1e-06"),
+        ("saliency", Limits(saliency_correlation_min=0.9), -0.1234, "failed: -0.123 correlation, limit at least 0.9"),
+    ],
+)
+def test_a_verdict_is_written_in_numbers_as_people_write_them(
+    name: str, limits: Limits, value: float, text: str
+) -> None:
+    gates = {gate.name: gate for gate in judge_gates(limits, {GateName(name): Figure(value, HOST, rule="peak")})}
+    assert gate_text(gates[GateName(name)]) == f"{name} {text}"
+    assert str(gates[GateName(name)]) == f"{name} {text} (peak; {HOST})"
 
 
 def test_a_limit_nobody_gave_a_figure_for_is_not_judged() -> None:

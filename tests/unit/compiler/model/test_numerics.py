@@ -3,9 +3,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from compiler.model.numerics import TOLERANCES, coarser, compare, compare_all
+from compiler.model.numerics import TOLERANCES, coarser, compare, compare_all, is_floating
 
 _WANT = np.array([[3.0, 4.0], [0.0, -5.0]], dtype=np.float32)
 
@@ -159,3 +160,9 @@ def test_equal_infinities_and_nan_change_no_figure(seed: int) -> None:
 def test_coarser_level_allows_more() -> None:
     assert coarser(TOLERANCES["fp16"], TOLERANCES["fp32"]).name == "fp16"
     assert coarser(TOLERANCES["int8"], TOLERANCES["fp16"]).name == "int8"
+
+
+def test_bfloat16_is_a_floating_point_number() -> None:
+    """NumPy gives it the kind of a structure, so outputs in it had to be equal to the bit."""
+    assert is_floating(np.zeros(2, ir.DataType.BFLOAT16.numpy()))
+    assert not is_floating(np.zeros(2, ir.DataType.INT4.numpy()))

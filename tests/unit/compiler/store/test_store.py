@@ -153,12 +153,12 @@ def test_folder_of_a_killed_build_is_no_entry_and_gc_removes_it_when_old(store: 
 
 
 def test_gc_removes_the_least_recently_used_first(store: Store) -> None:
-    first, second = store.obtain(STAGE, fill), store.obtain(OTHER, fill)
+    first, second = Store(store.root).obtain(STAGE, fill), Store(store.root).obtain(OTHER, fill)
     os.utime(first.files.parent / "entry.json", (1, 1))
     size = store.info().bytes // 2
     assert store.gc(max_bytes=size + 50) > 100
-    assert store.find(STAGE) is None
-    assert store.find(OTHER) is not None
+    assert Store(store.root).find(STAGE) is None
+    assert Store(store.root).find(OTHER) is not None
     assert second.files.exists()
     assert store.gc(max_age_s=0) > 100
     assert store.info().entries == 0

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from compiler.errors import InternalError, TargetNotFound, ToolchainFailed
+from compiler.fleet.machine import available_memory_bytes
 from compiler.target.isolate import CONTROL, ChildLimits, run_child
+from compiler.target.testing import install_plugin
+from tests.control_group import memory_group, start_in
+
+MIB = 1 << 20
 
 
 def test_error_of_the_child_comes_back_in_its_own_class_with_the_place(tmp_path: Path) -> None:
@@ -16,10 +22,10 @@ def test_error_of_the_child_comes_back_in_its_own_class_with_the_place(tmp_path:
     assert raised.value.where == "kiosk: verify"
 
 
-def test_unexpected_error_of_the_child_is_our_bug_with_its_last_words(tmp_path: Path) -> None:
+def test_unexpected_error_of_the_child_is_our_bug_with_the_end_of_its_log(tmp_path: Path) -> None:
     with pytest.raises(InternalError, match="KeyError") as raised:
         run_child("execute", {}, folder=tmp_path, limits=ChildLimits(), where="kiosk: verify")
-    assert "last words" in raised.value.what
+    assert "last lines of its log" in raised.value.what
 
 
 def test_child_over_its_time_is_killed_and_the_option_named(tmp_path: Path) -> None:
@@ -37,9 +43,40 @@ def test_module_of_the_current_folder_does_not_reach_the_child(tmp_path: Path, m
 
 
 def test_memory_limit_defaults_to_what_this_machine_has() -> None:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0.8 * total < ChildLimits().memory_bytes() < total
+    total = available_memory_bytes()
+    assert 0.7 * total < ChildLimits().memory_bytes() < 0.9 * total
     assert ChildLimits(memory_mib=3).memory_bytes() == 3 << 20
+
+
+def test_memory_limit_defaults_to_the_containers_less_what_the_parent_holds() -> None:
+    code = "from compiler.target.isolate import ChildLimits; print(ChildLimits().memory_bytes())"
+    with memory_group(600 * MIB) as group:
+        process = start_in(group, [sys.executable, "-c", code])
+        limit = int(process.communicate(timeout=60)[0])
+    assert 100 * MIB < limit < 0.9 * 600 * MIB
+
+
+def test_a_child_that_eats_its_containers_memory_dies_alone(tmp_path: Path) -> None:
+    """The parent tells what happened: neither our limit nor the kernel took it along."""
+    code = f"""
+from pathlib import Path
+from compiler.errors import ToolchainFailed
+from compiler.target.isolate import ChildLimits, run_child
+try:
+    request = {{"artifact": {_artifact("eater")!r}}}
+    run_child("execute", request, folder=Path({str(tmp_path)!r}), limits=ChildLimits(), where="x")
+except ToolchainFailed as error:
+    print(error)
+"""
+    site = tmp_path / "site"
+    site.mkdir()
+    install_plugin(site, "eater", "eaten = []\nwhile True:\n    eaten.append(bytearray(b'x') * (8 << 20))\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+    with memory_group(600 * MIB) as group:
+        process = start_in(group, [sys.executable, "-c", code], env=environment)
+        said, trouble = process.communicate(timeout=120)
+    assert process.returncode == 0, trouble
+    assert "MiB of memory, more than its limit of" in said or "signal SIGKILL" in said
 
 
 def test_colours_and_control_characters_leave_a_message() -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import ast
+from dataclasses import fields
 from pathlib import Path
 
 import onnx.parser
 import onnx_ir as ir
 import pytest
 
+import compiler
 from compiler.errors import TargetNotFound, TargetUnavailable, UnsupportedModel
 from compiler.target import find_target, installed_version, list_targets
-from compiler.target.capability import Capability, OpRule, find_unsupported, refuse_unsupported
+from compiler.target.capability import Capability, OpRule, PrecisionRule, find_unsupported, refuse_unsupported
 from compiler.target.target import HasAlternatives, missing_packages
 from compiler.target.testing import FakeTarget, install_plugin, text_case
 
@@ -204,3 +207,16 @@ def test_tensorrt_is_complete_with_either_of_its_libraries() -> None:
     target = find_target("tensorrt")
     assert isinstance(target, HasAlternatives)
     assert set(target.toolchain()) == target.alternatives
+
+
+@pytest.mark.parametrize("contract", [Capability, PrecisionRule, OpRule])
+def test_whatever_a_target_must_state_is_read_by_the_compiler(contract: type) -> None:
+    """A field that no module reads is work for every author of a target, and says nothing to anybody."""
+    sources = [path.read_text(encoding="utf-8") for path in Path(compiler.__file__).parent.rglob("*.py")]
+    read = {
+        node.attr
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    assert not [field.name for field in fields(contract) if field.name not in read]

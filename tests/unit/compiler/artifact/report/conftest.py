@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from compiler.artifact.manifest import SCHEMA
 from compiler.store import file_digest
 
 MIB = 1 << 20
+DIFFERENCE = {"elements": 4, "sqnr_db": 40.0, "cosine": 1.0, "worst_abs": 0.1, "worst_index": [0]}
 
 
 def gate(name: str = "accuracy", **changes: Any) -> dict[str, Any]:
@@ -33,14 +35,19 @@ def trial(number: int, precision: str, **changes: Any) -> dict[str, Any]:
         "pruned": 0.0,
         "kept_float": {},
         "accuracy": {
-            "metric": "TAR@FAR=0.001",
-            "drop_pct": 0.5 * (number - 1),
-            "low_pct": -0.5,
-            "high_pct": 1.5,
+            "drop": {
+                "metric": "TAR@FAR=0.001",
+                "drop_pct": 0.5 * (number - 1),
+                "low_pct": -0.5,
+                "high_pct": 1.5,
+                "reference": score,
+                "candidate": score,
+                "rule": "point",
+                "judged_pct": 0.5 * (number - 1),
+                "why": "",
+            },
             "evidence": "measured-host",
             "measured_on": "artifact",
-            "reference": score,
-            "candidate": score,
         },
         "footprint": {
             "weights_bytes": 20 * MIB // number,
@@ -49,8 +56,19 @@ def trial(number: int, precision: str, **changes: Any) -> dict[str, Any]:
             "run_evidence": "measured-host",
             "why": "",
         },
-        "speed": {"speedup": float(number), "unit": "ms", "evidence": "measured-host", "value": 8 / number},
+        "speed": {
+            "speedup": float(number),
+            "value": 8 / number,
+            "original": 8.0,
+            "unit": "ms",
+            "evidence": "measured-host",
+        },
         "gates": [gate()],
+        "options": None,
+        "saliency": None,
+        "warnings": [],
+        "note": "",
+        "stages": [],
     }
     return {**facts, **changes}
 
@@ -64,21 +82,25 @@ def searched(**changes: Any) -> dict[str, Any]:
     """What delivered and refused devices share."""
     facts = {
         "plan": {
+            "device": "kiosk",
             "profile": "board",
             "profile_digest": "2" * 64,
             "target": "reference",
             "dims": {},
             "candidates": [{"precision": "int8", "reason": "it is the fastest"}],
             "toolchain": {"onnxruntime": "1.32.0"},
-            "choices": {
-                name: {"value": "int8", "reason": "it is the fastest"} for name in ("precision", "tolerance", "threads")
-            },
+            "passes": [],
+            "target_passes": [],
+            "decisions": {"precision": {"value": "int8", "reason": "it is the fastest"}},
+            "target_options": {},
+            "target_plan": {"precision": "int8", "dims": {}, "threads": 1, "schedule": {}, "payload_bytes": None},
             "gates": {"limits": {"accuracy_drop_pct": 2.0, "memory_reduction_pct": 40.0}, "reasons": {}},
         },
         "decision": {"precision": "int8", "trial": 2, "reason": "the search chose it"},
         "gates": [gate(), gate("memory: run", unit="% less", limit=40.0, value=None, passed=None, why="no runner")],
         "trials": [trial(1, "fp32"), trial(2, "int8")],
         "layers": [layer("first"), layer("second", precision="fp32", sqnr_db=None)],
+        "saliency": None,
     }
     return {**facts, **changes}
 
@@ -92,7 +114,7 @@ def manifest(name: str, **changes: Any) -> dict[str, Any]:
     counts = {"nodes": 10, "parameters": 100, "bytes": 400, "macs": 1000}
     record = {"number": 1, "name": "fold", "modified": True, "before": counts, "after": {**counts, "nodes": 7}}
     facts = {
-        "schema": 1,
+        "schema": SCHEMA,
         "fleetc": "0.1.0",
         "device": name,
         "inputs": {
@@ -103,7 +125,7 @@ def manifest(name: str, **changes: Any) -> dict[str, Any]:
         },
         "source": counts,
         "border": {**counts, "nodes": 7, "sha256": "3" * 64},
-        "passes": [{**record, "largest_difference": 1e-6, "not_measured": "", "notes": []}],
+        "passes": [{**record, "largest_difference": 1e-6, "sqnr_db": 120.0, "not_measured": "", "notes": []}],
         "stages": [],
         "pruning": None,
         "verdict": {
@@ -116,7 +138,7 @@ def manifest(name: str, **changes: Any) -> dict[str, Any]:
                 "points": [
                     {
                         "sizes": "fixed",
-                        "outputs": {"y": {"elements": 4, "sqnr_db": 40.0, "cosine": 1.0, "worst_abs": 0.1}},
+                        "outputs": {"y": DIFFERENCE},
                     }
                 ],
             },
@@ -145,14 +167,15 @@ def saliency(**changes: Any) -> dict[str, Any]:
     Image.new("RGB", (8, 8), (200, 30, 30)).save(file, "PNG")
     rows = [[0.1, 0.2, 0.3], [0.0, 1.0, -0.5], [0.0, 0.0, 0.2]]
     shown = {"png": base64.b64encode(file.getvalue()).decode(), "original": rows, "build": rows, "correlation": 0.97}
-    facts = {"correlation": 0.95, "lowest_correlation": 0.91, "images": 6, "score": "the score", "note": "on the build"}
-    return {"evidence": "measured-host", "shown": [shown], **facts, **changes}
+    facts = {"correlation": 0.95, "lowest_correlation": 0.91, "compared": 6, "images": 6, "score": "the score"}
+    where = {"measured_on": "artifact", "evidence": "measured-host", "note": "on the build"}
+    return {"shown": [shown], **facts, **where, **changes}
 
 
 def measurements(p50_ms: float = 4.0) -> dict[str, Any]:
     times = {"p50_ms": p50_ms, "p90_ms": p50_ms + 1, "p99_ms": p50_ms + 2, "items_per_s": 1000 / p50_ms}
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "evidence": "measured-host",
         "instructions": None,
         "latency": [{"sizes": "fixed", "runs": 20, **times}],
@@ -192,7 +215,7 @@ def write_dist(
         (place / "measurements.json").write_text(json.dumps(measurements(p50_ms)))
         rows[name] = {"status": "delivered", "manifest": file_digest(place / "manifest.json")}
     folder.mkdir(parents=True, exist_ok=True)
-    summary = {"schema": 1, "fleetc": "0.1.0", "fleet": "fleet.yaml", "model": "0" * 64, "devices": rows}
+    summary = {"schema": SCHEMA, "fleetc": "0.1.0", "fleet": "fleet.yaml", "model": "0" * 64, "devices": rows}
     (folder / "build.json").write_text(json.dumps(summary))
     return folder
 

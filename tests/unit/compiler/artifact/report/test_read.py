@@ -42,7 +42,7 @@ def test_a_deferred_device_that_was_finished_since_is_read(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema": 2}, "schema 2, this fleetc reads 1"),
+        ({"schema": 1}, "schema 1, this fleetc reads 2"),
         ({"trials": [{"number": 1}]}, "trials.0.purpose"),
         ({"gates": "all good"}, "gates"),
     ],
@@ -61,8 +61,8 @@ def test_a_manifest_of_another_shape_is_named_with_its_key(
         ("{", "no JSON"),
         ("[]", "no mapping"),
         ('{"schema": 9}', "schema 9"),
-        ('{"schema": 1}', "lacks or misspells"),
-        ('{"schema": 1, "fleet": "f", "fleetc": "1", "model": "0", "devices": {"a": {"status": "lost"}}}', "status"),
+        ('{"schema": 2}', "missing or invalid keys"),
+        ('{"schema": 2, "fleet": "f", "fleetc": "1", "model": "0", "devices": {"a": {"status": "lost"}}}', "status"),
         ("[" * 100_000, "no JSON"),
     ],
 )
@@ -102,14 +102,14 @@ def test_every_folder_that_is_not_whole_is_a_problem_of_its_device_alone(tmp_pat
     names = ("whole", "empty", "half", "newer", "foreign", "odd")
     dist = write_dist(tmp_path, {name: manifest(name) for name in names})
     (dist / "empty" / "manifest.json").unlink()
-    (dist / "half" / "manifest.json").write_text('{"schema": 1, "dev')
-    for name, value in (("newer", {"schema": 2}), ("foreign", {"schema": 1})):
+    (dist / "half" / "manifest.json").write_text('{"schema": 2, "dev')
+    for name, value in (("newer", {"schema": 3}), ("foreign", {"schema": 2})):
         (dist / name / "measurements.json").write_text(json.dumps(value))
     (dist / "odd" / "measurements.json").write_text("[1]")
     build = read_build(dist)
     assert [one.name for one in build.devices if one.status == "delivered"] == ["whole"]
     said = [str(problem) for problem in build.problems]
-    words = ("no readable manifest.json", "no JSON", "schema 2, this fleetc reads 1", "evidence", "no mapping")
+    words = ("no readable manifest.json", "no JSON", "schema 3, this fleetc reads 2", "evidence", "no mapping")
     assert all(any(word in one for one in said) for word in words), said
     assert all(problem.remedy for problem in build.problems)
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from compiler.artifact.adapter import parse
 from compiler.artifact.report import read_build
 from compiler.artifact.report.saliency import strips
 from compiler.artifact.report.summary import junit
-from compiler.artifact.schema import parse
 from compiler.artifact.schema.saliency import Saliency
 from compiler.errors import ArtifactError
 from tests.unit.compiler.artifact.report.conftest import gate, manifest, saliency, write_dist

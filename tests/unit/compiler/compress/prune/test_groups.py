@@ -6,12 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compiler.compress.prune.cut import cut_channels, mask_channels, why_not
+from compiler.compress.prune.cut import cut_channels, why_not
 from compiler.compress.prune.groups import Ties, find_ties
 from compiler.compress.prune.prepare import prepare
 from compiler.model.graph import check_model
 from compiler.passes.infer_shapes import INFER_SHAPES
 from compiler.passes.probe import run_unoptimized
+from tests.masking import mask_channels
 
 HEADER = '<ir_version: 10, opset_import: ["": 20]>'
 
@@ -179,3 +180,21 @@ def test_all_channels_of_a_layer_cannot_go() -> None:
     with pytest.raises(ValueError, match="all of its 6 channels"):
         cut_channels(model, ties, ties.groups[1].channels)
     assert "cannot be cut" in why_not(ties, {10**6})
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "MatMul"])
+def test_an_operator_of_another_domain_is_tied_to_no_rule_of_onnx(op: str) -> None:
+    """Only the name is ONNX's: what such an operator does with its channels nobody knows, and nothing of it is cut."""
+    kinds = {"w": "float[4,3,1,1]", "f": "float[3,3,1,1]", "h": "float[2,4,1,1]"}
+    model = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["": 20, "own": 1]>
+        g (float[1,3,4,4] a) => (float[1,2,4,4] z)
+        <{", ".join(declared(name, kind) for name, kind in kinds.items())}>
+        {{ [first] x = Conv(a, f) [alien] y = own.{op}(x, w) [last] z = Conv(y, h) }}"""
+    )
+    INFER_SHAPES(model)
+    for value in (value for node in model.graph for value in node.outputs if value.name == "y"):
+        value.shape, value.dtype = ir.Shape([1, 4, 4, 4]), ir.DataType.FLOAT
+    ties = find_ties(model)
+    assert "alien" not in {cut.node for cut in ties.cuts}
+    assert "mixes channels in a way that is not known" in ties.kept["first"]

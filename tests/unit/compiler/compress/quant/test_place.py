@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from quant_models import EITHER, SIGNED, batches_of, model_of, scheme_of, structure
 
 from compiler.compress.quant import QuantPlan, apply, choose, observe
+from compiler.compress.quant.place import place
 from compiler.errors import UnsupportedModel
 from compiler.model.graph import check_model
 from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
@@ -175,3 +178,30 @@ def test_an_older_opset_is_raised_to_the_one_that_has_scales_per_channel() -> No
     body = "(float[N,3,8,8] x, float[4,3,3,3] c_w) => (float[N,4,6,6] y) { y = Conv(x, c_w) }"
     found, _ = quantized(body, scheme_of(EITHER), opset=11)
     assert found.graph.opset_imports[""] == 13
+
+
+def chain(length: int) -> ir.Model:
+    """Conv → Relu → Conv → …, with one weight for all."""
+    type_, shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([1, 4, 8, 8])
+    first = value = ir.Value(name="x", type=type_, shape=shape)
+    ones = ir.tensor(np.ones((4, 4, 1, 1), np.float32), name="w")
+    weight = ir.Value(name="w", type=type_, shape=ir.Shape([4, 4, 1, 1]), const_value=ones)
+    nodes = []
+    for number in range(length):
+        op, inputs = ("Relu", [value]) if number % 2 else ("Conv", [value, weight])
+        value = ir.Value(name=f"v{number}", type=type_, shape=shape)
+        nodes.append(ir.Node("", op, inputs, outputs=[value], name=f"n{number}"))
+    graph = ir.Graph([first], [value], nodes=nodes, initializers=[weight], opset_imports={"": 20})
+    return ir.Model(graph, ir_version=10)
+
+
+def test_time_grows_with_the_nodes_and_not_with_their_square() -> None:
+    """Sixteen times the nodes: 16 × the time where it is linear, some 80 × where every node lists all kernels."""
+
+    def seconds(model: ir.Model) -> float:
+        started = time.process_time()
+        place(model, scheme_of(), {})
+        return time.process_time() - started
+
+    small, large = chain(1000), chain(16000)
+    assert min(seconds(large) for _ in range(2)) < 40 * min(seconds(small) for _ in range(5))

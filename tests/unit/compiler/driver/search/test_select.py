@@ -8,9 +8,10 @@ import pytest
 
 from compiler.artifact import Evidence
 from compiler.driver.measure.speed import Speed
-from compiler.driver.search.select import beaten_by, choose_trial, explain_choice
+from compiler.driver.search.select import beaten_by, choose_trial, explain_choice, explain_failure
 from compiler.driver.search.trial import Trial
 from compiler.driver.stages.candidate import Made
+from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.evaluate.gates import Gate
 
 
@@ -80,3 +81,16 @@ def test_pruning_pays_only_by_figures_as_good_as_those_without_it() -> None:
     pruned = replace(trial(2, 3.0, passed=True, evidence=Evidence.ESTIMATED), purpose="pruning")
     assert choose_trial([whole, pruned]) is whole
     assert choose_trial([whole, replace(trial(2, 3.0, passed=True), purpose="pruning")]).number == 2
+
+
+def test_a_device_without_a_candidate_to_build_is_refused_with_the_reason() -> None:
+    baseline = Trial(1, "baseline", "fp32", object.__new__(Made))  # of a model that is quantized already
+    error = explain_failure([baseline], "kiosk")
+    assert isinstance(error, UnsupportedModel) and error.where == "kiosk"
+    assert "quantized already" in error.what and error.remedy
+
+
+def test_a_device_whose_candidates_all_failed_to_build_has_the_first_error() -> None:
+    first = ToolchainFailed("the compiler crashed")
+    failed = [Trial(1, "candidate", "fp16", error=first), Trial(2, "candidate", "int8", error=ToolchainFailed("other"))]
+    assert explain_failure(failed, "kiosk") is first

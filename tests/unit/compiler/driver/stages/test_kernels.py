@@ -39,7 +39,7 @@ def _plan(folder: Path, limits: str) -> Plan:
 def test_a_limit_on_memory_counts_from_the_weights_of_the_model_as_imported(tmp_path: Path) -> None:
     found = bound_payload(_plan(tmp_path, "limits: {memory_reduction_pct: 40}"), _model())
     assert found.target_plan.payload_bytes == int(WEIGHT_BYTES * 0.6)
-    assert "memory_reduction_pct is 40" in found.choices["payload"].reason
+    assert "memory_reduction_pct is 40" in found.decisions["payload"].reason
 
 
 def test_without_a_limit_on_memory_the_plan_stays_as_it_is(tmp_path: Path) -> None:

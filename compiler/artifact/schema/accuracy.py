@@ -1,0 +1,86 @@
+"""What a candidate loses of the task's metric against the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import FiniteFloat
+
+from compiler.artifact.adapter import Number
+from compiler.artifact.artifact import Evidence
+
+
+class MeasuredOn(StrEnum):
+    """What is run in place of a candidate on its device."""
+
+    ARTIFACT = "artifact"
+    BORDER_MODEL = "border model"
+    NOTHING = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of one model on one set.
+
+    Args:
+        metric: Its name: `TAR@FAR=0.001`, `top-1`, `cosine`, or the function's.
+        value_pct: In percent; more is better.
+        low_pct: Lower end of the 95 % interval; None where there is none.
+        high_pct: Upper end.
+        count: Decisions it counts: genuine pairs, or samples.
+        details: Other figures of the same outputs, by name.
+    """
+
+    metric: str
+    value_pct: FiniteFloat
+    low_pct: Number
+    high_pct: Number
+    count: int
+    details: Mapping[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AccuracyDrop:
+    """How much worse a candidate is than its reference, in percentage points of the metric.
+
+    Args:
+        metric: Its name.
+        reference: The float model's score.
+        candidate: The candidate's.
+        drop_pct: Reference less candidate; below 0 where the candidate is better.
+        low_pct: Lower end of its 95 % interval, both models on the same resamples; None where there is none.
+        high_pct: Upper end.
+        rule: `point` judges the drop itself, `bound` the upper end.
+        judged_pct: What a limit is compared with.
+        why: Why this rule, and what else the reader must know.
+    """
+
+    metric: str
+    reference: Score
+    candidate: Score
+    drop_pct: FiniteFloat
+    low_pct: Number
+    high_pct: Number
+    rule: Literal["point", "bound"]
+    judged_pct: FiniteFloat
+    why: str
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A candidate's accuracy.
+
+    Args:
+        drop: The metric before and after, and the drop that is judged; None where nothing could be run.
+        measured_on: What was run.
+        evidence: Where.
+        note: Why there is none, or what its reader should know.
+    """
+
+    drop: AccuracyDrop | None
+    measured_on: MeasuredOn
+    evidence: Evidence
+    note: str = ""

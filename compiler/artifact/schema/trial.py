@@ -1,0 +1,220 @@
+"""What every device has that was searched for, delivered or not: plan, trials, gates, layers, and what was selected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from pydantic import FiniteFloat
+
+from compiler.artifact.adapter import Number
+from compiler.artifact.artifact import Evidence
+from compiler.artifact.schema.accuracy import Accuracy
+from compiler.artifact.schema.gate import Gate, GateName
+from compiler.artifact.schema.plan import PlanFacts
+from compiler.artifact.schema.saliency import Saliency
+
+
+class Purpose(StrEnum):
+    """Why a trial was made."""
+
+    BASELINE = "baseline"
+    CANDIDATE = "candidate"
+    OPTIONS = "options"
+    FLOAT_FALLBACK = "float fallback"
+    PRUNING = "pruning"
+
+
+class TrialStatus(StrEnum):
+    """What came of a trial.
+
+    `passed` its gates; `refused` by a gate; `failed` to be made; `measured`: passes its gates but is only a baseline,
+    or its accuracy alone was measured.
+    """
+
+    PASSED = "passed"
+    REFUSED = "refused"
+    FAILED = "failed"
+    MEASURED = "measured"
+
+
+class SpeedUnit(StrEnum):
+    """What the speed of a trial is measured in."""
+
+    MS = "ms"
+    INSTRUCTIONS = "instructions"
+    ROOFLINE_MS = "ms by roofline"
+    NONE = ""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of one artifact.
+
+    Args:
+        weights_bytes: Bytes of its payload.
+        weights_evidence: `measured-host`, or `estimated` where nothing was built.
+        run_bytes: What the model itself takes when it runs; None where nobody could measure it.
+        run_evidence: Where that was measured.
+        why: Why there is no such figure.
+    """
+
+    weights_bytes: int
+    weights_evidence: Evidence
+    run_bytes: int | None
+    run_evidence: Evidence
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A candidate's speed.
+
+    Args:
+        speedup: Inferences per second against the float original; None where nothing tells.
+        value: One inference, in `unit`; of milliseconds the median.
+        original: The float original's, in the same unit, from the same measurement.
+        unit: Unit of both; smaller is faster.
+        evidence: Where it is from.
+        note: What its reader should know.
+        low: Lower end of the speed-up's 95 % interval; None where it was not measured in time.
+        high: Upper end.
+        disturbed: What else the machine did meanwhile, where that leaves the figure in doubt; empty otherwise.
+    """
+
+    speedup: Number
+    value: Number
+    original: Number
+    unit: SpeedUnit
+    evidence: Evidence
+    note: str = ""
+    low: Number = None
+    high: Number = None
+    disturbed: str = ""
+
+
+@dataclass(frozen=True)
+class StageDigest:
+    """A finished stage in the store."""
+
+    stage: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TrialFacts:
+    """One candidate that was made and measured.
+
+    Args:
+        number: Its place in the search, from 1.
+        purpose: Why it was made.
+        precision: Its precision.
+        status: What came of it.
+        why: What it failed at; empty if it passed.
+        pruned: Share of the multiply-accumulates that was cut, 0 to 1.
+        kept_float: Layer → why the search keeps it in float.
+        options: The quantizer's options; None where its precision is one of floating point.
+        warnings: What the quantizer and the pruner say of their data.
+        note: Why the search went no further from here, where it ended.
+        accuracy: Its accuracy; None where no gate asks.
+        saliency: How similar its saliency maps are; None where no gate asks.
+        footprint: Its memory.
+        speed: Its speed against the float original.
+        gates: The verdicts; empty for a trial that was not judged.
+        stages: The entries of the store it was made of.
+    """
+
+    number: int
+    purpose: Purpose
+    precision: str
+    status: TrialStatus
+    why: str
+    pruned: FiniteFloat
+    kept_float: Mapping[str, str]
+    options: Mapping[str, Any] | None
+    warnings: tuple[str, ...]
+    note: str
+    accuracy: Accuracy | None
+    saliency: Saliency | None
+    footprint: Footprint | None
+    speed: Speed | None
+    gates: tuple[Gate, ...]
+    stages: tuple[StageDigest, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operator of the border model.
+
+    Args:
+        node: Its name.
+        op: Its operator.
+        origin: Nodes of the source model that it was made of.
+        precision: What it computes in.
+        why: Why that.
+        sqnr_db: Signal-to-noise ratio of the model's outputs when this layer alone is in low precision; None where
+            nobody measured it.
+        share: Its part of the time of one inference, 0 to 1.
+        evidence: Where the share is from.
+        kernel: What the toolchain runs it as, where it says so; a layer that was fused names the kernel it is in.
+    """
+
+    node: str
+    op: str
+    origin: tuple[str, ...]
+    precision: str
+    why: str
+    sqnr_db: Number
+    share: FiniteFloat
+    evidence: Evidence
+    kernel: str = ""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The precision that is delivered (empty if none is), the trial it is from, and why."""
+
+    precision: str
+    trial: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Searched:
+    """All that was decided, tried and measured for one device."""
+
+    plan: PlanFacts
+    decision: Selection
+    gates: tuple[Gate, ...]
+    trials: tuple[TrialFacts, ...]
+    layers: tuple[Layer, ...]
+    saliency: Saliency | None
+
+    @property
+    def chosen(self) -> TrialFacts | None:
+        """The trial that is delivered; None if none is."""
+        return next((trial for trial in self.trials if trial.number == self.decision.trial), None)
+
+    @property
+    def original(self) -> Footprint | None:
+        """The memory of the float original as the memory gates count it; None where the target built none.
+
+        A build may spend memory on speed, and the gates then count less of it than it takes.
+        """
+        built = next((trial.footprint for trial in self.trials if trial.precision == "fp32" and trial.footprint), None)
+        if built is None:
+            return None
+        weights = self._compared(GateName.MEMORY_WEIGHTS, lambda footprint: footprint.weights_bytes)
+        run = self._compared(GateName.MEMORY_RUN, lambda footprint: footprint.run_bytes)
+        return replace(built, weights_bytes=weights or built.weights_bytes, run_bytes=run or built.run_bytes)
+
+    def _compared(self, gate_name: GateName, bytes_of: Callable[[Footprint], int | None]) -> int | None:
+        """The bytes that a gate's percentages are of; None where it judged nothing."""
+        for trial in self.trials:
+            size = bytes_of(trial.footprint) if trial.footprint else None
+            saved = next((gate.value for gate in trial.gates if gate.name == gate_name), None)
+            if size and saved is not None and saved < 100:
+                return round(size / (1 - saved / 100))
+        return None

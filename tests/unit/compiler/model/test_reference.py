@@ -1,0 +1,58 @@
+"""Whose fault it is that a model does not run: the model's, the machine's, or ours."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from compiler.errors import ToolchainFailed, UnsupportedModel
+from compiler.model.reference import Unoptimized
+from compiler.passes.probe import make_probe
+
+HEADER = '<ir_version: 10, opset_import: ["": 20, "own": 1]> g '
+RELU = HEADER + "(float[2,3] x) => (float[2,3] y) { y = Relu(x) }"
+FLOATS = np.ones((2, 3), np.float32)
+NO_MACHINE_HAS_BYTES = 1 << 54
+
+
+@pytest.mark.parametrize(
+    ("text", "inputs"),
+    [
+        (HEADER + "(float[2,3] x) => (float[2,3] y) { y = own.Foo(x) }", {"x": FLOATS}),
+        (HEADER + "(complex64[2] x) => (complex64[2] y) { y = Identity(x) }", {"x": np.ones(2, np.complex64)}),
+        (HEADER + "(float[2,3] x) => (seq(float[2,3]) y) { y = SequenceConstruct(x) }", {"x": FLOATS}),
+        (HEADER + "(string[1] x) => (string[1] y) { y = Identity(x) }", {"x": np.array(["a"], object)}),
+        (
+            HEADER + "(float[2,3] x, int64[1] i) => (float[N] y) { y = Reshape(x, i) }",
+            {"x": FLOATS, "i": np.array([7])},
+        ),
+        (RELU, {"x": FLOATS[:1]}),
+        (RELU, {"x": FLOATS.astype(np.float64)}),
+    ],
+    ids=["operator", "type", "sequence", "text", "reshape", "shape", "dtype"],
+)
+def test_what_onnx_runtime_refuses_is_the_models_fault(text: str, inputs: dict[str, np.ndarray]) -> None:
+    with pytest.raises(UnsupportedModel, match="ONNX Runtime does not run it"):
+        Unoptimized(ir.from_onnx_text(text)).run(inputs)
+
+
+def test_memory_that_is_not_there_is_the_machines_lack_and_no_reason_to_go_on_without_a_probe() -> None:
+    text = HEADER + "(float[1] x, int64[2] sizes) => (float[N,M] y) { y = Expand(x, sizes) }"
+    side = int((NO_MACHINE_HAS_BYTES // 4) ** 0.5)
+    inputs = {"x": FLOATS[0, :1], "sizes": np.array([side, side])}
+    with pytest.raises(ToolchainFailed, match="memory"):
+        make_probe(ir.from_onnx_text(text), inputs)
+
+
+def test_a_bug_of_ours_stays_one_and_is_no_reason_to_go_on_without_a_probe() -> None:
+    not_an_array = {"x": [[1.0, 2.0, 3.0]] * 2}
+    with pytest.raises(AttributeError):
+        Unoptimized(ir.from_onnx_text(RELU)).run(not_an_array)  # type: ignore[arg-type]
+    with pytest.raises(AttributeError):
+        make_probe(ir.from_onnx_text(RELU), not_an_array)  # type: ignore[arg-type]
+
+
+def test_a_model_that_cannot_be_run_has_a_probe_that_says_why() -> None:
+    probe = make_probe(ir.from_onnx_text(HEADER + "(float[2,3] x) => (float[2,3] y) { y = own.Foo(x) }"))
+    assert probe.expected is None and "own:Foo" in probe.why
