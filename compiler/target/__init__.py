@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
     from compiler.fleet.machine import available_cpus
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
-    from compiler.model.graph import Pass, graph_digest
+    from compiler.model.graph import FunctionPass, Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
     from compiler.passes.quantized import is_quantized
+    from compiler.passes.values import constant_of, record_origin
     from compiler.store.scratch import scratch_folder
     from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
     from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
@@ -62,6 +63,7 @@ _PLACES = {
     "DeviceType": "compiler.tune",
     "Evidence": "compiler.artifact.artifact",
     "FleetError": "compiler.errors",
+    "FunctionPass": "compiler.model.graph",
     "HardwareProfile": "compiler.fleet.profile",
     "LayerTime": "compiler.target.target",
     "Measurement": "compiler.tune",
@@ -69,6 +71,7 @@ _PLACES = {
     "OpRule": "compiler.target.capability",
     "OpScheme": "compiler.target.scheme",
     "Pass": "compiler.model.graph",
+    "PassResult": "compiler.model.graph",
     "PrecisionRule": "compiler.target.capability",
     "QuantScheme": "compiler.target.scheme",
     "Range": "compiler.fleet.fleet",
@@ -86,6 +89,7 @@ _PLACES = {
     "UnsupportedModel": "compiler.errors",
     "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
+    "constant_of": "compiler.passes.values",
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
     "graph_digest": "compiler.model.graph",
@@ -97,6 +101,7 @@ _PLACES = {
     "missing_isa": "compiler.fleet.detect",
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
+    "record_origin": "compiler.passes.values",
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
     "validate_options": "compiler.fleet.profile",
@@ -116,6 +121,7 @@ __all__ = [
     "DeviceType",
     "Evidence",
     "FleetError",
+    "FunctionPass",
     "HardwareProfile",
     "LayerTime",
     "Measurement",
@@ -123,6 +129,7 @@ __all__ = [
     "OpRule",
     "OpScheme",
     "Pass",
+    "PassResult",
     "PrecisionRule",
     "QuantScheme",
     "Range",
@@ -140,6 +147,7 @@ __all__ = [
     "UnsupportedModel",
     "available_cpus",
     "combine",
+    "constant_of",
     "detect_profile",
     "find_target",
     "graph_digest",
@@ -151,6 +159,7 @@ __all__ = [
     "missing_isa",
     "op_key",
     "profile_device",
+    "record_origin",
     "save_model",
     "scratch_folder",
     "validate_options",

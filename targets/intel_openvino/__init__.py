@@ -79,8 +79,10 @@ class OpenVino:
         return capability_of(profile)
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
-        """None: OpenVINO does its own fusions when it loads the IR."""
-        return ()
+        """What OpenVINO takes for something else is written otherwise; it does its own fusions when it loads the IR."""
+        from targets.intel_openvino.passes import RewriteForOpenVino
+
+        return (RewriteForOpenVino(),)
 
     def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
         """The model as one kernel, whose choices are streams and threads; what the profile's options fix stays."""
