@@ -83,17 +83,17 @@ def plan(fleet: Path, as_json: bool, kernels: bool, **options: Any) -> None:
     from compiler.plan.jobs import plan_fleet
 
     chosen = BuildOptions(**options)
-    read, jobs, missing = plan_fleet(fleet, chosen)
+    read, jobs, failed = plan_fleet(fleet, chosen)
     value: dict[str, Any] = {"plans": [to_json(job.plan.facts) for job in jobs]}
-    value |= {"missing": {name: error.to_dict() for name, error in missing.items()}}
+    value |= {"failed": {name: error.to_dict() for name, error in failed.items()}}
     if as_json:
         PARTIAL.update(value)
     elif jobs:
         click.echo("\n\n".join(text.plan_text(job.plan) for job in jobs))
     if kernels:
         value["kernels"] = _kernels(read, jobs, chosen, as_json=as_json)
-    if missing:
-        raise combine(list(missing.values()))
+    if failed:
+        raise combine(list(failed.values()))
     if as_json:
         print_json(value)
 

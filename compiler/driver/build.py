@@ -37,15 +37,19 @@ def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
     """Builds, verifies and delivers every device class of a fleet file.
 
     Raises:
-        UsageError: The fleet file cannot be obeyed, data do not fit the model, or the output folder cannot be written;
-            nothing was built.
+        UsageError: The fleet file is not valid or can be obeyed for no device, data do not fit the model, or the output
+            folder cannot be written; nothing was built.
         ModelError: The model is not valid; nothing was built.
     """
-    fleet, jobs, missing = plan_fleet(path, options)
+    fleet, jobs, failed = plan_fleet(path, options)
     claim_folder(options.out, selected_devices(fleet, options))
-    source = _read_source(fleet, jobs)
+    source, unfit = _read_source(fleet, jobs)
+    failed |= unfit
+    jobs = tuple(job for job in jobs if job.device.name not in unfit)
     store = Store(options.cache, wait_s=options.cache_wait_s)
-    reports = {name: DeviceReport(name, options.out / name, error) for name, error in missing.items()}
+    for name, error in failed.items():
+        log.error("%s failed: %s", name, error.brief)
+    reports = {name: DeviceReport(name, options.out / name, error) for name, error in failed.items()}
     pace = Pace(sum(job.plan.pieces for job in jobs))
     for index, job in enumerate(jobs):
         pace.done = sum(earlier.plan.pieces for earlier in jobs[:index])
@@ -82,10 +86,12 @@ def compile_device(
     return delivered_report(job, folder, found.made, facts, clock.seconds)
 
 
-def _read_source(fleet: Fleet, jobs: Sequence[Job]) -> Source:
+def _read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, CompilerError]]:
+    """What all builds start from, and the devices whose sizes do not fit the model."""
     imported = read_model(fleet.model)
-    prepared = prepare(fleet, imported.model, [job.device for job in jobs])
-    return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, jobs, prepared))
+    prepared, failed = prepare(fleet, imported.model, [job.device for job in jobs])
+    fitting = [job for job in jobs if job.device.name in prepared]
+    return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, fitting, prepared)), failed
 
 
 def _write_page(out: Path) -> Path:

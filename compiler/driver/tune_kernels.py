@@ -141,7 +141,7 @@ def _border_and_kernels(
 ) -> tuple[Plan, Border, tuple[Tunable, ...]]:
     """The job's plan with what the model adds to it, its border model, and the kernels of that."""
     store, target, profile = Store(cache), job.target, job.profile
-    ready = prepare(fleet, read_model(fleet.model).model, [job.device])[job.device.name]
+    ready = prepare(fleet, read_model(fleet.model).model, [job.device])[0][job.device.name]
     plan, passes = bound_payload(job.plan, ready.model), target.passes(profile)
     capability, inputs = target.capability(profile), ready.inputs.probe
     border = make_border(ready.model, ready.digest, plan, passes, capability=capability, inputs=inputs, store=store)

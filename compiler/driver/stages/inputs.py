@@ -60,7 +60,9 @@ class Prepared:
     inputs: VerificationInputs
 
 
-def prepare(fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass]) -> dict[str, Prepared]:
+def prepare(
+    fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass]
+) -> tuple[dict[str, Prepared], dict[str, CompilerError]]:
     """Binds the model and draws the inputs of every device, before anything is built.
 
     Args:
@@ -69,22 +71,24 @@ def prepare(fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass]) -> di
         devices: The device classes to build for.
 
     Returns:
-        Device name → what its build starts from.
+        Device name → what its build starts from; and of the others, why sizes or data do not fit the model.
 
     Raises:
-        UsageError: Sizes or calibration data do not fit the model; every such problem is named once.
+        UsageError: Sizes or calibration data fit for no device; every such problem is named once.
     """
     ready: dict[_Ranges, Prepared] = {}
-    problems: dict[str, CompilerError] = {}
+    names: dict[str, _Ranges] = {}
+    failed: dict[str, CompilerError] = {}
     for device in devices:
         try:
             ranges = _ranges(model, device)
             ready[ranges] = ready.get(ranges) or _prepare(fleet, model, device)
+            names[device.name] = ranges
         except (UsageError, ModelError) as error:
-            problems.setdefault(str(error), error)
-    if problems:
-        raise combine(list(problems.values()))
-    return {device.name: ready[_ranges(model, device)] for device in devices}
+            failed[device.name] = error
+    if failed and not ready:
+        raise combine(list({str(error): error for error in failed.values()}.values()))
+    return {name: ready[ranges] for name, ranges in names.items()}, failed
 
 
 def bind_device(model: ir.Model, device: DeviceClass) -> ir.Model:
