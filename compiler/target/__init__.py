@@ -32,7 +32,15 @@ if TYPE_CHECKING:
     from compiler.passes.quantized import is_quantized
     from compiler.passes.values import constant_of, record_origin
     from compiler.store.scratch import scratch_folder
-    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
+    from compiler.target.capability import (
+        Capability,
+        OpRule,
+        PrecisionRule,
+        Refusal,
+        group_refusals,
+        op_key,
+        raise_refusals,
+    )
     from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
     from compiler.target.target import (
         API_VERSION,
@@ -93,6 +101,7 @@ _PLACES = {
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
     "graph_digest": "compiler.model.graph",
+    "group_refusals": "compiler.target.capability",
     "host_isa": "compiler.fleet.detect",
     "is_quantized": "compiler.passes.quantized",
     "installed_version": "compiler.target.target",
@@ -101,6 +110,7 @@ _PLACES = {
     "missing_isa": "compiler.fleet.detect",
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
+    "raise_refusals": "compiler.target.capability",
     "record_origin": "compiler.passes.values",
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
@@ -151,6 +161,7 @@ __all__ = [
     "detect_profile",
     "find_target",
     "graph_digest",
+    "group_refusals",
     "host_isa",
     "installed_version",
     "is_quantized",
@@ -159,6 +170,7 @@ __all__ = [
     "missing_isa",
     "op_key",
     "profile_device",
+    "raise_refusals",
     "record_origin",
     "save_model",
     "scratch_folder",

@@ -141,7 +141,11 @@ def refuse_unsupported(model: ir.Model, capability: Capability, *, target: str) 
             f"the model is written in opset {opset}; target '{target}' reads up to {capability.opset_max}",
             remedy=f"Export the model with opset {capability.opset_max} or older.",
         )
-    refusals = find_unsupported(model, capability)
+    raise_refusals(model, find_unsupported(model, capability), target=target)
+
+
+def raise_refusals(model: ir.Model, refusals: Sequence[Refusal], *, target: str) -> None:
+    """Raises UnsupportedModel that lists the refusals, those alike together; nothing where there are none."""
     if refusals:
         lines = "\n".join(f"  - {line}" for line in group_refusals(refusals))
         raise UnsupportedModel(
