@@ -2,8 +2,8 @@
 
 Ranges are propagated from constants, sizes, types and indices through the graph (interval arithmetic). What indexes
 an axis is within the axis, or the model is wrong for that input anyway. An integer input of the model is taken to be
-within ±(2³⁰ − 1), and the runner refuses others. Bodies of If, Loop and Scan are not looked into, and what they give is taken
-to fit.
+within ±(2³⁰ − 1), and the runner refuses others. Bodies of If, Loop and Scan are not looked into, and what they give is
+taken to fit.
 """
 
 from __future__ import annotations
@@ -308,6 +308,11 @@ def _rounded(node: ir.Node, inputs: Sequence[Interval]) -> Interval:
     return Interval(0, min(first.high + 1, HIGH), True) if first.is_size else Interval(first.low - 1, first.high + 1)
 
 
+def _shifted(node: ir.Node, inputs: Sequence[Interval]) -> Interval:
+    is_right = "direction" in node.attributes and node.attributes["direction"].as_string() == "RIGHT"
+    return Interval(min(inputs[0].low, 0), max(inputs[0].high, 0)) if is_right else UNKNOWN
+
+
 def _from(low: float, high: float) -> Callable[[ir.Node, Sequence[Interval]], Interval]:
     return lambda node, inputs: Interval(low, high)
 
@@ -315,6 +320,7 @@ def _from(low: float, high: float) -> Callable[[ir.Node, Sequence[Interval]], In
 _RULES: Mapping[str, Callable[[ir.Node, Sequence[Interval]], Interval]] = {
     "Abs": _absolute,
     "Add": _corners(lambda a, b: a + b),
+    "BitShift": _shifted,
     "BitwiseAnd": _from(LOW, HIGH),
     "BitwiseNot": _from(LOW, HIGH),
     "BitwiseOr": _from(LOW, HIGH),
