@@ -25,6 +25,8 @@ from pathlib import Path
 from bench_record import ROOT, Figures, bar, commit, machine, versions
 from process_cost import MEASURED, Cost, run_measured
 
+from compiler.store import BORDER_STAGES, StageName
+
 FACE = ROOT / "examples" / "face"
 FLEETC = str(Path(sys.executable).with_name("fleetc"))
 TOOLS = (
@@ -32,7 +34,7 @@ TOOLS = (
     *("openvino", "apache-tvm", "apache-tvm-ffi", "ziglang", "tensorrt-rtx-cu12"),
 )
 CHANGED_DEVICE, CHANGED_PROFILE = "door-camera", "raspberry-pi-5"
-OWN_STAGES = ("passes", "deliver")
+PORTABLE_STAGES = (*BORDER_STAGES, StageName.IMPORTANCE, StageName.CALIBRATE, StageName.SENSITIVITY)
 TRANSFORMER_FLEET = """schema: 1
 model: encoder.onnx
 devices:
@@ -164,15 +166,16 @@ def _device(folder: Path, seconds: Mapping[str, float]) -> Figures:
     """Seconds of one device by whose they are; see benchmarks/README.md."""
     measurements = json.loads((folder / "measurements.json").read_text(encoding="utf-8"))
     made = [stage["stage"] for stage in measurements["stages"] if not stage["from_store"]]
-    is_rewritten = "rewrite" in made
-    own = sum(seconds.get(stage, 0.0) for stage in OWN_STAGES if not (stage == "passes" and is_rewritten))
+    is_rewritten, is_compiled = StageName.REWRITE in made, StageName.COMPILE in made
+    portable, compiled = sum(seconds.get(stage, 0.0) for stage in PORTABLE_STAGES), seconds[StageName.COMPILE]
+    own = seconds[StageName.DELIVER] + (0.0 if is_rewritten else portable) + (0.0 if is_compiled else compiled)
     return {
         "stages_made": made,
         "seconds": dict(seconds),
-        "vendor_s": seconds["build"] if "build" in made else 0.0,
-        "verification_s": round(seconds["reference"] + seconds["verify"], 3),
-        "portable_s": seconds["passes"] if is_rewritten else 0.0,
-        "own_s": round(own + (0.0 if "build" in made else seconds["build"]), 3),
+        "vendor_s": compiled if is_compiled else 0.0,
+        "verification_s": round(seconds[StageName.REFERENCE] + seconds[StageName.VERIFY], 3),
+        "portable_s": round(portable, 3) if is_rewritten else 0.0,
+        "own_s": round(own, 3),
     }
 
 

@@ -18,6 +18,7 @@ def main(fleet_file: Path) -> None:
     clock = [time.perf_counter()]
     from compiler.driver.stages.border import make_border
     from compiler.driver.stages.inputs import prepare
+    from compiler.driver.stages.run import Stages
     from compiler.model.frontend import read_model
     from compiler.plan import BuildOptions
     from compiler.plan.jobs import plan_fleet
@@ -33,7 +34,7 @@ def main(fleet_file: Path) -> None:
         clock.append(time.perf_counter())
         passes = job.target.passes(job.profile)
         border = make_border(
-            ready.model, ready.digest, job.plan, passes, inputs=ready.inputs.probe, store=Store(options.cache)
+            ready.model, ready.digest, job.plan, passes, inputs=ready.inputs.probe, stages=Stages(Store(options.cache))
         )
         clock.append(time.perf_counter())
     names = ("imports_and_plan_s", "read_s", "bind_s", "border_s")

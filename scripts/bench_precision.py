@@ -291,7 +291,7 @@ def _accuracy(task: Task, reference: Floats, found: Floats, labels: npt.NDArray[
     return {
         "tar_pct": round(drop.candidate.value_pct, 2),
         "tar_drop_points": round(drop.drop_pct, 2),
-        "tar_drop_interval": [round(drop.low_pct, 2), round(drop.high_pct, 2)],
+        "tar_drop_interval": [None if end is None else round(end, 2) for end in (drop.low_pct, drop.high_pct)],
     }
 
 

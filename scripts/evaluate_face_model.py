@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -71,10 +72,15 @@ def evaluate(path: Path, faces: Path) -> FaceScores:
         people=len(np.unique(dataset.labels)),  # type: ignore[arg-type]  # the check refuses data without labels
         origin=dataset.origin,
         tar=score.value_pct / 100,
-        tar_interval=(score.low_pct / 100, score.high_pct / 100),
+        tar_interval=(_share(score.low_pct), _share(score.high_pct)),
         rank1=score.details["rank-1"] / 100,
         balanced_accuracy=score.details["balanced accuracy"] / 100,
     )
+
+
+def _share(percent: float | None) -> float:
+    """Of 1; NaN where the interval does not exist."""
+    return math.nan if percent is None else percent / 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from compiler.driver.events import events_schema
 from compiler.fleet import FleetFile
 from compiler.fleet.profile import HardwareProfile
 from compiler.fleet.validate import json_schema
@@ -51,6 +52,8 @@ def _generated() -> Iterator[tuple[Path, str]]:
         before, after = text.partition(BEGIN)[0], text.partition(END)[2]
         options = _target_options() if kind == "profile" else ""
         yield ROOT / page, before + BEGIN + "\n" + _table(schema) + options + "\n" + END + after
+    events = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fleetc event"} | events_schema()
+    yield ROOT / "docs/events.schema.json", json.dumps(events, indent=2, ensure_ascii=False) + "\n"
 
 
 def _target_options() -> str:

@@ -97,7 +97,7 @@ class Subject:
         return figures | {
             "tar_pct": round(drop.candidate.value_pct, 2),
             "tar_drop_points": round(drop.drop_pct, 2),
-            "tar_drop_interval": [round(drop.low_pct, 2), round(drop.high_pct, 2)],
+            "tar_drop_interval": [None if end is None else round(end, 2) for end in (drop.low_pct, drop.high_pct)],
             "rank1_pct": round(score.details["rank-1"], 2),
         }
 

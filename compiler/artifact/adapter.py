@@ -10,17 +10,25 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import FiniteFloat, PlainSerializer, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, FiniteFloat, PlainSerializer, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
 MAX_PROBLEMS = 5
 """Problems shown of a file that does not fit: more would say nothing new."""
 
-Number: TypeAlias = Annotated[
-    FiniteFloat | None, PlainSerializer(lambda value: value if value is not None and math.isfinite(value) else None)
-]
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+Number: TypeAlias = Annotated[FiniteFloat | None, PlainSerializer(_finite)]
 """A figure; null where there is none. JSON has no infinity and no NaN: they are written as null, too."""
+
+Detail: TypeAlias = Annotated[
+    float, PlainSerializer(_finite), BeforeValidator(lambda value: math.nan if value is None else value)
+]
+"""A figure that is always there, and may be NaN: null in JSON."""
 
 
 def to_json(value: Any) -> Any:

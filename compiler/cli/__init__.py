@@ -16,10 +16,11 @@ import click
 from compiler.cli.artifact import bench, finish, inspect, run, verify
 from compiler.cli.fleet import build, diff, plan
 from compiler.cli.machine import cache, profiles, targets
-from compiler.cli.output import PARTIAL, print_json
-from compiler.cli.progress import Progress
+from compiler.cli.output import Session, print_json
+from compiler.cli.progress import JsonLines, Terminal
 from compiler.cli.report import report
 from compiler.cli.tune import tune
+from compiler.driver.events import Level
 from compiler.errors import CompilerError, InternalError, Interrupted, UsageError
 from compiler.store.scratch import remove_abandoned
 
@@ -29,17 +30,30 @@ supported · 4 toolchain, device or disk space missing · 5 a gate failed · 6 s
 others were delivered · 130 interrupted, run again to resume"""
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Fleetc(click.Group):
+    """The command, which knows before it understands all of a call whether its failures are to be JSON."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Notes the options that say how to answer; a call that is refused is answered so too."""
+        session = ctx.ensure_object(Session)
+        session.as_json, session.as_events = "--json" in args, "--json-events" in args
+        if session.as_events:
+            session.reporter = JsonLines(least=logging.INFO)
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    cls=Fleetc,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="fleetc")
 @click.option("--quiet", "-q", is_flag=True, help="Only warnings and errors on stderr.")
 @click.option("--verbose", "-v", is_flag=True, help="Every stage, cache keys part by part, and what the store does.")
-def cli(quiet: bool, verbose: bool) -> None:
+@click.pass_obj
+def cli(session: Session, quiet: bool, verbose: bool) -> None:
     """One ONNX model in; for every device class of a fleet, one build, verified, with its reasons."""
-    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-    logger = logging.getLogger("fleetc")
-    logger.handlers, logger.propagate = [Progress(verbose=verbose)], False
-    logger.setLevel(level)
-    logging.getLogger("fleetc.step").setLevel(logging.WARNING if quiet else logging.DEBUG)
+    _report(session, logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     remove_abandoned()  # temporary folders of runs that were killed
 
 
@@ -59,42 +73,51 @@ def main() -> NoReturn:
 
 
 def _exit_code() -> int:
-    PARTIAL.clear()
+    session = Session()
     try:
-        _invoke()
+        _invoke(session)
         return 0
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
     except click.ClickException as error:
-        return _failed(_usage(error))
+        return _failed(session, _usage(error))
     except CompilerError as error:
-        return _failed(error)
+        return _failed(session, error)
     except (KeyboardInterrupt, click.Abort):
         again = shlex.join(["fleetc", *sys.argv[1:]])
-        click.echo("interrupted: what was finished is in the cache; run the same command again to resume:", err=True)
-        click.echo(f"  {again}", err=True)
+        session.tell(
+            f"interrupted: what was finished is in the cache; run the same command again to resume:\n  {again}"
+        )
         return Interrupted.exit_code
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  the reader left; nothing more can be said
         return 0
     except Exception as error:
-        return _failed(_bug(error))
+        return _failed(session, _bug(error))
 
 
-def _invoke() -> None:
+def _report(session: Session, least: int) -> None:
+    """Sends events and the log to stderr, in the form that was asked for."""
+    session.reporter = JsonLines(least=least) if session.as_events else Terminal(least=least)
+    logger = logging.getLogger("fleetc")
+    logger.handlers, logger.propagate = [session.reporter], False
+    logger.setLevel(least)
+
+
+def _invoke(session: Session) -> None:
     """Runs the command; whatever comes of it, its last line of progress does not stand in the way of what is said."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(standalone_mode=False, obj=session)
     finally:
-        for handler in logging.getLogger("fleetc").handlers:
-            handler.close()
+        if session.reporter is not None:
+            session.reporter.close()
 
 
-def _failed(error: CompilerError) -> int:
+def _failed(session: Session, error: CompilerError) -> int:
     """Says what went wrong on stderr and, where JSON was asked for, in the one document on stdout."""
-    click.echo(f"error: {error}\n  {type(error).__name__}: {error.page}", err=True)
-    if "--json" in sys.argv[1:]:
-        print_json({**PARTIAL, **error.to_dict(), "page": error.page})
+    session.tell(f"error: {error}\n  {type(error).__name__}: {error.page}", Level.ERROR)
+    if session.as_json:
+        print_json({**session.partial, **error.to_dict(), "page": error.page})
     return error.exit_code
 
 

@@ -9,21 +9,36 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compiler.cli import text
-from compiler.cli.options import FILE, FOLDER, build_options, cache_option, child_options, json_option, options_of
-from compiler.cli.output import PARTIAL, print_json
+from compiler.cli.options import (
+    FILE,
+    FOLDER,
+    build_options,
+    cache_option,
+    child_options,
+    events_option,
+    half_options,
+    json_option,
+    model_options,
+    options_of,
+    request_of,
+)
+from compiler.cli.output import Session, print_json
+from compiler.cli.text_borders import borders_text
 from compiler.cli.text_changes import changes_text
 from compiler.cli.text_tuning import kernels_text
+from compiler.errors import UsageError
 from compiler.plan import BuildOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from compiler.driver.reports import DeviceReport, FleetReport
     from compiler.fleet import Fleet
     from compiler.plan.jobs import Job
 
 
 @click.command()
-@click.argument("fleet", type=FILE)
+@click.argument("source", type=FILE)
 @click.option(
     "--out", "-o", type=FOLDER, default=Path("dist"), show_default=True, help="Folder that gets one folder per device."
 )
@@ -43,51 +58,67 @@ if TYPE_CHECKING:
     help="Longest time to wait for another build that makes the same stage; by default for ever.",
 )
 @click.option("--check-reproducible", is_flag=True, help="Build a second time from nothing and compare every file.")
+@model_options
+@half_options
 @build_options
 @child_options
 @cache_option
 @json_option
-def build(fleet: Path, as_json: bool, check_reproducible: bool, **options: Any) -> None:
-    """Build, verify and deliver every device class of a FLEET file."""
+@events_option
+@click.pass_obj
+def build(session: Session, /, source: Path, as_json: bool, check_reproducible: bool, **options: Any) -> None:
+    """Build, verify and deliver every device class of SOURCE: a fleet file, or an ONNX model with --profile."""
     from compiler.driver import build_fleet
     from compiler.driver.delivered.reproduce import check_reproducible as check
     from compiler.driver.delivered.reproduce import refuse_non_reproducible
 
-    chosen = options_of(options)
+    request = request_of(options)
+    chosen = options_of({**options, "request": request})
+    if check_reproducible and chosen.last is not None:
+        raise UsageError(
+            "two whole builds are compared, and this one ends before its artifact",
+            where="--check-reproducible",
+            remedy="Leave --to or the check out.",
+        )
     if check_reproducible:
-        refuse_non_reproducible(fleet, chosen)
-    report = build_fleet(fleet, chosen)
-    devices = [_device_json(one) for one in report.devices]
-    value: dict[str, Any] = {"out": str(report.out), "notes": report.notes, "devices": devices}
-    value["report"] = str(report.page)
-    PARTIAL.update(value) if as_json else click.echo(text.fleet_text(report))
+        refuse_non_reproducible(source, chosen)
+    if chosen.last is not None:
+        _build_borders(session, source, chosen)
+        return
+    report = build_fleet(source, chosen, events=session.sink)
+    value = _report_json(report)
+    session.partial.update(value) if as_json else click.echo(text.fleet_text(report))
     report.raise_failures()
     if check_reproducible:
-        check(fleet, chosen)
+        check(source, chosen)
         value["reproducible"] = True
-        click.echo("reproducible: a second build from nothing gave the same bytes", err=as_json)
+        said = "reproducible: a second build from nothing gave the same bytes"
+        session.tell(said) if as_json else click.echo(said)
     if as_json:
         print_json(value)
 
 
 @click.command()
-@click.argument("fleet", type=FILE)
+@click.argument("source", type=FILE)
 @click.option("--kernels", is_flag=True, help="Also each kernel's schedule and its record; needs the toolchain.")
+@model_options
 @build_options
 @cache_option
 @json_option
-def plan(fleet: Path, as_json: bool, kernels: bool, **options: Any) -> None:
-    """Print what would be done for each device of a FLEET file, and why, without touching a toolchain."""
+@click.pass_obj
+def plan(session: Session, /, source: Path, as_json: bool, kernels: bool, **options: Any) -> None:
+    """Print what would be done for each device of SOURCE, and why, without touching a toolchain."""
     from compiler.artifact.adapter import to_json
     from compiler.errors import combine
     from compiler.plan.jobs import plan_fleet
 
-    chosen = BuildOptions(**options)
-    read, jobs, failed = plan_fleet(fleet, chosen)
+    request = request_of(options)
+    chosen = BuildOptions(**options, request=request)
+    read, jobs, failed = plan_fleet(source, chosen)
     value: dict[str, Any] = {"plans": [to_json(job.plan.facts) for job in jobs]}
     value |= {"failed": {name: error.to_dict() for name, error in failed.items()}}
     if as_json:
-        PARTIAL.update(value)
+        session.partial.update(value)
     elif jobs:
         click.echo("\n\n".join(text.plan_text(job.plan) for job in jobs))
     if kernels:
@@ -120,7 +151,25 @@ def _kernels(fleet: Fleet, jobs: Sequence[Job], options: BuildOptions, *, as_jso
     return {name: one.to_dict() for name, one in found.items()}
 
 
-def _device_json(device: Any) -> dict[str, Any]:
+def _build_borders(session: Session, source: Path, options: BuildOptions) -> None:
+    """`--to`: the models are delivered, and nothing else."""
+    from compiler.driver.borders import build_borders
+
+    report = build_borders(source, options, events=session.sink)
+    value = _report_json(report)
+    session.partial.update(value) if session.as_json else click.echo(borders_text(report, str(options.last)))
+    report.raise_failures()
+    if session.as_json:
+        print_json(value)
+
+
+def _report_json(report: FleetReport) -> dict[str, Any]:
+    devices = [_device_json(device) for device in report.devices]
+    page = {"report": str(report.page)} if report.page else {}
+    return {"out": str(report.out), "notes": report.notes, "devices": devices, **page}
+
+
+def _device_json(device: DeviceReport) -> dict[str, Any]:
     return {
         "device": device.device,
         "status": device.status,

@@ -10,7 +10,10 @@ import click
 from platformdirs import user_cache_path
 
 from compiler.errors import UsageError
+from compiler.fleet import Range
+from compiler.fleet.request import ModelRequest
 from compiler.plan import BuildOptions
+from compiler.plan.halves import parse_first, parse_last
 from compiler.target.isolate import ChildLimits
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -95,15 +98,102 @@ def build_options(function: F) -> F:
     return function
 
 
+def model_options(function: F) -> F:
+    """What a fleet file says otherwise: for a model that is built without one."""
+    for option in (
+        click.option(
+            "--profile",
+            "-p",
+            "profiles",
+            multiple=True,
+            metavar="NAME",
+            help="With an ONNX model in place of a fleet file: the hardware to build for; may be repeated.",
+        ),
+        click.option("--calibration", type=FILE, metavar="PATH", help="With --profile: sample inputs."),
+        click.option("--evaluation", type=FILE, metavar="PATH", help="With --profile: labelled data, and --task."),
+        click.option("--task", default="", metavar="NAME", help="What accuracy on them is: verification, …"),
+        click.option(
+            "--limit",
+            "limits",
+            multiple=True,
+            metavar="NAME=NUMBER",
+            help="With --profile: a limit by its name in fleet files, such as accuracy_drop_pct=1; may be repeated.",
+        ),
+        click.option("--batch", default="", metavar="N", help="With --profile: batch size, or MIN:OPT:MAX."),
+    ):
+        function = option(function)
+    return function
+
+
+def half_options(function: F) -> F:
+    """`--from` and `--to`."""
+    first = click.option(
+        "--from", "first", default="", metavar="STAGE", help="Start at `compile`: the model is a border model."
+    )
+    last = click.option(
+        "--to",
+        "last",
+        default="",
+        metavar="STAGE",
+        help="End with the model after rewrite, prune, recover, quantize or specialize (the border model).",
+    )
+    return first(last(function))
+
+
 def json_option(function: F) -> F:
     """`--json`."""
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(function)
 
 
+def events_option(function: F) -> F:
+    """`--json-events`; `compiler.cli.Fleetc` obeys it, before anything can go wrong."""
+    return click.option(
+        "--json-events", is_flag=True, expose_value=False, help="Events on stderr, one JSON document per line."
+    )(function)
+
+
 def options_of(options: dict[str, Any]) -> BuildOptions:
     """The options of `build`, child limits among them, as one value."""
     limits = {key: options.pop(key) for key in ("build_timeout", "build_memory")}
-    return BuildOptions(**options, child=limits_of(limits))
+    first, last = parse_first(options.pop("first")), parse_last(options.pop("last"))
+    return BuildOptions(**options, first=first, last=last, child=limits_of(limits))
+
+
+def request_of(options: dict[str, Any]) -> ModelRequest:
+    """What `model_options` gave, taken out of the options, as one value."""
+    return ModelRequest(
+        profiles=options.pop("profiles"),
+        calibration=options.pop("calibration"),
+        evaluation=options.pop("evaluation"),
+        task=options.pop("task"),
+        limits=_numbers(options.pop("limits")),
+        batch=_range(options.pop("batch")),
+    )
+
+
+def _numbers(texts: tuple[str, ...]) -> dict[str, float]:
+    """`NAME=NUMBER` texts as a mapping; which names there are is the fleet's to say."""
+    numbers = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            numbers[name] = float(number)
+        except ValueError as error:
+            remedy = "For example --limit accuracy_drop_pct=1."
+            raise UsageError(f"'{text}' is no NAME=NUMBER", where="--limit", remedy=remedy) from error
+    return numbers
+
+
+def _range(text: str) -> Range | None:
+    if not text:
+        return None
+    sizes = [int(size) for size in text.split(":") if size.isdigit() and int(size) > 0]
+    try:
+        least, opt, most = sizes * 3 if len(sizes) == 1 and text.isdigit() else sizes
+        return Range(least, opt, most)
+    except ValueError as error:
+        remedy = "For example --batch 8, or --batch 1:4:16: the smallest, the one to be fastest at, the largest."
+        raise UsageError(f"'{text}' is no batch size and no MIN:OPT:MAX", where="--batch", remedy=remedy) from error
 
 
 def limits_of(limits: dict[str, Any]) -> ChildLimits:

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from compiler.cli.options import FILE, cache_option, child_options, json_option, limits_of
-from compiler.cli.output import print_json
+from compiler.cli.options import FILE, cache_option, child_options, events_option, json_option, limits_of
+from compiler.cli.output import Session, print_json
 from compiler.cli.text_tuning import tuned_dict, tuned_text
 from compiler.errors import UsageError
 
@@ -43,7 +43,9 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 @child_options
 @cache_option
 @json_option
-def tune(model: Path | None, as_json: bool, cache: Path, **options: Any) -> None:
+@events_option
+@click.pass_obj
+def tune(session: Session, /, model: Path | None, as_json: bool, cache: Path, **options: Any) -> None:
     """Measure the choices of MODEL's kernels (ONNX or a fleet file) and remember them per type of device."""
     from compiler.driver.stages.kernels import tuning_log
 
@@ -54,7 +56,7 @@ def tune(model: Path | None, as_json: bool, cache: Path, **options: Any) -> None
     if options["import_from"]:
         value["imported"] = log.import_(options["import_from"])
     if model is not None:
-        value |= _tuned(model, cache, options, as_json=as_json)
+        value |= _tuned(session, model, cache, options)
     if options["export_to"]:
         value["exported"] = log.export(options["export_to"])
     if as_json:
@@ -65,7 +67,7 @@ def tune(model: Path | None, as_json: bool, cache: Path, **options: Any) -> None
             click.echo(f"{value[name]} records {name}")
 
 
-def _tuned(model: Path, cache: Path, options: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
+def _tuned(session: Session, model: Path, cache: Path, options: dict[str, Any]) -> dict[str, Any]:
     from compiler.driver.tune_kernels import TuneOptions, tune_model
     from compiler.target import Backend
     from compiler.tune import Budget
@@ -84,9 +86,10 @@ def _tuned(model: Path, cache: Path, options: dict[str, Any], *, as_json: bool) 
             Budget(options["trials"], options["plateau"], _seconds(options["budget"]), options["retry"]),
             cache,
             limits_of(options),
-        )
+        ),
+        events=session.sink,
     )
-    if not as_json:
+    if not session.as_json:
         click.echo(tuned_text(report))
     return tuned_dict(report)
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from compiler.artifact.manifest import write_artifact
 from compiler.artifact.report import read_build, write_report
 from compiler.driver.clock import Clock, Pace
+from compiler.driver.deliver import deliver
 from compiler.driver.dist import claim_folder, settle_folder
+from compiler.driver.events import DeviceFinished, DeviceStarted, Level, Note, Sink, ignore
 from compiler.driver.reports import (
     DeviceReport,
     FleetReport,
     Source,
     delivered_report,
     failed_report,
-    manifest_facts,
-    measured_facts,
 )
 from compiler.driver.search.search import BuildContext, search_precision
 from compiler.driver.stages.border import dump_passes
@@ -30,11 +30,14 @@ from compiler.plan import BuildOptions
 from compiler.plan.jobs import Job, plan_fleet, selected_devices
 from compiler.store import Store, file_digest
 
-log = logging.getLogger("fleetc.build")
 
-
-def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
+def build_fleet(path: Path, options: BuildOptions, *, events: Sink = ignore) -> FleetReport:
     """Builds, verifies and delivers every device class of a fleet file.
+
+    Args:
+        path: The fleet file.
+        options: The command line.
+        events: Is told what happens as it happens.
 
     Raises:
         UsageError: The fleet file is not valid or can be obeyed for no device, data do not fit the model, or the output
@@ -43,32 +46,31 @@ def build_fleet(path: Path, options: BuildOptions) -> FleetReport:
     """
     fleet, jobs, failed = plan_fleet(path, options)
     claim_folder(options.out, selected_devices(fleet, options))
-    source, unfit = _read_source(fleet, jobs)
+    source, unfit = read_source(fleet, jobs)
     failed |= unfit
-    jobs = tuple(job for job in jobs if job.device.name not in unfit)
+    jobs = tuple(job for job in jobs if job.device.name in source.prepared)
     store = Store(options.cache, wait_s=options.cache_wait_s)
-    for name, error in failed.items():
-        log.error("%s failed: %s", name, error.brief)
     reports = {name: DeviceReport(name, options.out / name, error) for name, error in failed.items()}
-    pace = Pace(sum(job.plan.pieces for job in jobs))
-    for index, job in enumerate(jobs):
-        pace.done = sum(earlier.plan.pieces for earlier in jobs[:index])
-        log.info("%s (%d of %d)%s", job.device.name, index + 1, len(jobs), pace.left)
-        reports[job.device.name] = _attempt(job, fleet, source, options, store, pace)
+    sink = Pace([job.plan.pieces for job in jobs], events)
+    for number, job in enumerate(jobs, start=1):
+        sink(DeviceStarted(job.device.name, number, len(jobs)))
+        report = attempt(job, options, sink, partial(compile_device, job, fleet, source, options, store, sink))
+        sink(DeviceFinished(report.device, report.status, report.error.brief if report.error else ""))
+        reports[job.device.name] = report
     ordered = tuple(reports[device.name] for device in selected_devices(fleet, options))
     settle_folder(ordered, fleet, source.digest, options.out)
-    return FleetReport(options.out, ordered, source.imported.notes, _write_page(options.out))
+    return FleetReport(options.out, ordered, source.imported.notes, _write_page(options.out, events))
 
 
 def compile_device(
-    job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store, pace: Pace
+    job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store, sink: Sink
 ) -> DeviceReport:
     """The whole line for one device class.
 
     Raises:
         CompilerError: Whatever stopped it before there was anything to judge; nothing was delivered.
     """
-    clock = Clock(pace)
+    clock = Clock(job.device.name, sink)
     ready = source.prepared[job.device.name]
     if options.dump_passes:
         passes, capability = job.target.passes(job.profile), job.target.capability(job.profile)
@@ -77,38 +79,38 @@ def compile_device(
     folder = options.out / job.device.name
     if found.made is None:
         return failed_report(job, folder, found)
-    with clock.timed("deliver"):
-        facts = manifest_facts(job, fleet, source, found.made, found)
-        measured = measured_facts(found.made, clock.seconds)
-        write_artifact(
-            found.made.built.artifact, found.made.border.path, facts=facts, measurements=measured, folder=folder
-        )
+    facts = deliver(job, fleet, source, found, clock=clock, folder=folder)
     return delivered_report(job, folder, found.made, facts, clock.seconds)
 
 
-def _read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, CompilerError]]:
-    """What all builds start from, and the devices whose sizes do not fit the model."""
+def read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, CompilerError]]:
+    """The fleet's model, what the build of each device starts from, and the devices whose sizes do not fit the model.
+
+    Raises:
+        ModelError: The model is not valid.
+        UsageError: Sizes fit it for no device, or data do not fit it.
+    """
     imported = read_model(fleet.model)
     prepared, failed = prepare(fleet, imported.model, [job.device for job in jobs])
     fitting = [job for job in jobs if job.device.name in prepared]
     return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, fitting, prepared)), failed
 
 
-def _write_page(out: Path) -> Path:
+def _write_page(out: Path, events: Sink) -> Path:
     build = read_build(out)
     for problem in build.problems:
-        log.warning("the report leaves out a device of an earlier build: %s", problem)
+        events(Note("", f"the report leaves out a device of an earlier build: {problem}", Level.WARNING))
     return write_report(build)
 
 
-def _attempt(job: Job, fleet: Fleet, source: Source, options: BuildOptions, store: Store, pace: Pace) -> DeviceReport:
+def attempt(job: Job, options: BuildOptions, sink: Sink, build: Callable[[], DeviceReport]) -> DeviceReport:
+    """The report of one device; whatever goes wrong with it is in the report, and the other devices go on."""
     try:
-        return compile_device(job, fleet, source, options, store, pace)
+        return build()
     except CompilerError as error:
-        log.error("%s failed: %s", job.device.name, error.brief)
         return DeviceReport(job.device.name, options.out / job.device.name, error, job.plan)
     except Exception as error:  # our bug must not take the other devices along; its traceback is for -v
-        log.debug("%s", job.device.name, exc_info=error)
+        sink(Note(job.device.name, "".join(traceback.format_exception(error)), Level.DEBUG))
         remedy = "Report it with what `fleetc -v` prints."
         bug = InternalError(f"{type(error).__name__}: {error}", where=job.device.name, remedy=remedy)
         return DeviceReport(job.device.name, options.out / job.device.name, bug, job.plan)

@@ -1,70 +1,95 @@
-"""Wall seconds: by stage, for a build's own record of what it spent its time on; and of what is left to do.
-
-Each stage that begins is a debug record of the logger `fleetc.step` whose `step` says its name (empty when it ends): a
-terminal shows from it what takes so long.
-"""
+"""Wall seconds: of each stage, for a build's own record; and of what is left to do, for who waits."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
-WORTH_TELLING_S = 5.0
-"""Less time than this is not worth an estimate."""
+from compiler.driver.events import (
+    DeviceStarted,
+    Event,
+    Level,
+    Note,
+    Progress,
+    Sink,
+    StageBegan,
+    StageEnded,
+    TrialJudged,
+    ignore,
+)
+from compiler.store import StageName
 
-log = logging.getLogger("fleetc.step")
+PLANNED = frozenset({"baseline", "candidate"})
+"""Purposes of trials that a plan lists; what a search adds to them is not known beforehand."""
 
 
 class Clock:
-    """Adds up the seconds of each stage; stages of several trials count together.
+    """Adds up the seconds of each stage of one device, and tells of each as it begins and ends.
+
+    Stages of several trials count together. A stage that runs inside another counts for itself alone, so that the
+    seconds of all stages add up to the time that passed.
 
     Args:
-        pace: How far the whole build is.
+        device: The device class.
+        sink: Who is told.
     """
 
-    def __init__(self, pace: Pace | None = None) -> None:
+    def __init__(self, device: str = "", sink: Sink = ignore) -> None:
         self.seconds: dict[str, float] = {}
-        self.pace = pace or Pace(1)
+        self._device, self.emit = device, sink
+        self._running: list[StageName] = []
+        self._inside = [0.0]  # seconds of the stages inside each one that is running, the innermost last
 
     @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Counts what happens inside to a stage, whether it succeeds or not."""
+    def timed(self, stage: StageName) -> Iterator[None]:
+        """Counts what happens inside to a stage, whether it succeeds or not; a stage inside itself is one."""
+        if self._running[-1:] == [stage]:
+            yield
+            return
         started = time.perf_counter()
-        log.debug("%s", name, extra={"step": name})
+        self._running.append(stage)
+        self._inside.append(0.0)
+        self.emit(StageBegan(self._device, stage))
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
-            log.debug("%s: %.1f s", name, time.perf_counter() - started, extra={"step": ""})
+            passed = time.perf_counter() - started
+            own = passed - self._inside.pop()
+            self._running.pop()
+            self._inside[-1] += passed
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + own, 3)
+            self.emit(StageEnded(self._device, stage, round(passed, 3)))
+
+    def note(self, text: str, level: Level = Level.INFO) -> None:
+        """Tells something about the device."""
+        self.emit(Note(self._device, text, level))
 
 
-@dataclass
 class Pace:
-    """How long the rest will take, by what the pieces before it took.
+    """Passes the events of a fleet's build on, and adds how far it is, by what the candidates so far took.
 
     Args:
-        pieces: Pieces of work in all: the candidates of every device.
-        done: Those behind us.
+        pieces: How many candidates the plan of each device has, in the order in which they are built.
+        sink: Who is told.
     """
 
-    pieces: int
-    done: int = 0
-    _started: float = field(default_factory=time.monotonic)
+    def __init__(self, pieces: Sequence[int], sink: Sink) -> None:
+        self._pieces, self._sink = pieces, sink
+        self._done, self._started = 0, time.monotonic()
 
-    @property
-    def left(self) -> str:
-        """`; about 40 s left`, to stand behind a message; empty where nothing tells, or it is soon over."""
-        if not self.done:
-            return ""
-        seconds = (time.monotonic() - self._started) / self.done * max(0, self.pieces - self.done)
-        return f"; about {duration(seconds)} left" if seconds >= WORTH_TELLING_S else ""
+    def __call__(self, event: Event) -> None:
+        """A sink."""
+        if isinstance(event, DeviceStarted):  # whatever became of those before it, they are behind us
+            self._done = sum(self._pieces[: event.number - 1])
+            self._sink(self._progress())
+        self._sink(event)
+        if isinstance(event, TrialJudged) and event.purpose in PLANNED:
+            self._done += 1
+            self._sink(self._progress())
 
-
-def duration(seconds: float) -> str:
-    """`40 s`, `3 min`, `2.1 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    def _progress(self) -> Progress:
+        total = sum(self._pieces)
+        left = max(0, total - self._done)
+        passed = time.monotonic() - self._started
+        return Progress(min(self._done, total), total, round(passed / self._done * left, 1) if self._done else None)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from compiler.artifact.manifest import BUILD, MANIFEST, read_json, read_value, write_value
+from compiler.artifact.manifest import BORDER, BORDER_DATA, BUILD, MANIFEST, read_json, read_value, write_value
 from compiler.artifact.schema import DeviceRow, DeviceStatus, Failure, Summary
 from compiler.driver.reports import DeviceReport
 from compiler.errors import ArtifactError, OutputError
@@ -41,7 +41,9 @@ def claim_folder(out: Path, devices: Sequence[DeviceClass]) -> None:
 def _is_foreign(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists() or folder.is_symlink()
-    return not (folder / MANIFEST).is_file() and any(folder.iterdir())
+    if (folder / MANIFEST).is_file():
+        return False
+    return not {path.name for path in folder.iterdir()} <= {BORDER, BORDER_DATA}  # what `build --to` leaves
 
 
 def settle_folder(reports: Sequence[DeviceReport], fleet: Fleet, model_digest: str, out: Path) -> None:

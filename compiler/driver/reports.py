@@ -165,9 +165,10 @@ def _searched(plan: Plan, result: SearchResult) -> Searched:
 
 
 def _inputs(job: Job, fleet: Fleet, source: Source) -> Inputs:
-    inputs = source.prepared[job.device.name].inputs
+    ready = source.prepared[job.device.name]
+    inputs, notes = ready.inputs, (*source.imported.notes, *ready.notes)
     return Inputs(
-        model=ModelFile(fleet.model.name, source.digest, source.imported.notes),
+        model=ModelFile(fleet.model.name, source.digest, notes, dict(job.device.inputs)),
         samples=Samples(_origin(fleet, inputs), arrays_digest(inputs.probe), inputs.warnings),
         profile=Profile(job.profile.name, job.plan.profile_digest, to_dict(job.profile)),
         evaluation=_evaluation(source.data[job.device.name], fleet),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.artifact import Evidence
+from compiler.driver.clock import Clock
+from compiler.driver.events import Sink, ignore
 from compiler.driver.stages.border import Border, make_border
 from compiler.driver.stages.inputs import prepare
 from compiler.driver.stages.kernels import (
@@ -17,6 +19,7 @@ from compiler.driver.stages.kernels import (
     tuning_keys,
     tuning_log,
 )
+from compiler.driver.stages.run import Stages
 from compiler.errors import FleetError, TargetUnavailable, ToolchainFailed
 from compiler.fleet import DeviceClass, Fleet, load_fleet
 from compiler.fleet.profile import load_profile
@@ -80,8 +83,12 @@ class TuneReport:
     note: str
 
 
-def tune_model(options: TuneOptions) -> TuneReport:
+def tune_model(options: TuneOptions, *, events: Sink = ignore) -> TuneReport:
     """Makes the border model, lists its kernels, and measures their choices until the budget is used.
+
+    Args:
+        options: The command line.
+        events: Is told which stage runs.
 
     Raises:
         UsageError: The model, the profile or the fleet file cannot be obeyed.
@@ -90,7 +97,7 @@ def tune_model(options: TuneOptions) -> TuneReport:
     """
     fleet, device = _device(options)
     job = _job(fleet, device, options)
-    plan, border, kernels = _border_and_kernels(job, fleet, cache=options.cache, child=options.child)
+    plan, border, kernels = _border_and_kernels(job, fleet, cache=options.cache, child=options.child, events=events)
     keep = tuning_log(options.cache)
     if not kernels:
         raise TargetUnavailable(
@@ -137,16 +144,16 @@ def _job(fleet: Fleet, device: DeviceClass, options: TuneOptions) -> Job:
 
 
 def _border_and_kernels(
-    job: Job, fleet: Fleet, *, cache: Path, child: ChildLimits
+    job: Job, fleet: Fleet, *, cache: Path, child: ChildLimits, events: Sink = ignore
 ) -> tuple[Plan, Border, tuple[Tunable, ...]]:
     """The job's plan with what the model adds to it, its border model, and the kernels of that."""
-    store, target, profile = Store(cache), job.target, job.profile
+    stages, target, profile = Stages(Store(cache), Clock(job.device.name, events)), job.target, job.profile
     ready = prepare(fleet, read_model(fleet.model).model, [job.device])[0][job.device.name]
     plan, passes = bound_payload(job.plan, ready.model), target.passes(profile)
     capability, inputs = target.capability(profile), ready.inputs.probe
-    border = make_border(ready.model, ready.digest, plan, passes, capability=capability, inputs=inputs, store=store)
+    border = make_border(ready.model, ready.digest, plan, passes, capability=capability, inputs=inputs, stages=stages)
     refuse_unsupported(border.load(), capability, target=target.name)
-    return plan, border, list_kernels(border, plan, profile, target, store=store, limits=child)
+    return plan, border, list_kernels(border, plan, profile, target, stages=stages, limits=child)
 
 
 def _device(options: TuneOptions) -> tuple[Fleet, DeviceClass]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from compiler.errors import CompilerError, DataError, combine
 from compiler.evaluate.dataset import Dataset, Step
+from compiler.evaluate.layout import Layout, find_layouts
 from compiler.evaluate.samples import RESERVED, misfit, reading, sample_files
 from compiler.evaluate.select import Indices, select
 from compiler.model.numerics import Array
@@ -73,11 +74,17 @@ def open_arrays(path: Path, inputs: Sequence[TensorSpec], *, labelled: bool | No
     )
 
 
+def array_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Array → shape of a .npz, of which only the headers are read. Raises DataError where it cannot be read."""
+    return {name: column.shape for name, column in _columns(file).items()}
+
+
 @dataclass(frozen=True)
 class _Table:
     """The samples of one file."""
 
     columns: Mapping[str, _Column]
+    layouts: Mapping[str, Layout]
     rows: int
     whole: bool
     labels: Array | None
@@ -102,13 +109,17 @@ def _table(
         for spec in inputs
         if (problem := misfit(spec, (c := given[spec.name]).dtype, c.shape, where=f"{file}: input '{spec.name}'"))
     ]
-    lengths = {name: column.shape[0] for name, column in given.items() if column.shape}
+    if found:
+        problems += found
+        return None
+    layouts = find_layouts(inputs, {name: column.shape for name, column in given.items()})
+    lengths = {name: given[name].shape[0] for name, layout in layouts.items() if layout != Layout.SHARED}
     lengths |= {} if labels is None else {"labels": len(labels)}
-    if not found and len(set(lengths.values())) > 1:
-        found.append(DataError(f"arrays have different numbers of samples: {lengths}", where=str(file)))
-    problems += found
-    whole = any(len(given[spec.name].shape) > len(spec.shape) for spec in inputs)
-    return None if found else _Table(given, min(lengths.values()), whole, labels, origin)
+    if len(set(lengths.values())) > 1:
+        problems.append(DataError(f"arrays have different numbers of samples: {lengths}", where=str(file)))
+        return None
+    whole = any(layout != Layout.ROWS for layout in layouts.values())
+    return _Table(given, layouts, min(lengths.values(), default=1), whole, labels, origin)
 
 
 def _columns(file: Path) -> dict[str, _Column]:
@@ -197,8 +208,8 @@ def _steps(tables: Sequence[_Table], chosen: Indices, inputs: tuple[TensorSpec, 
         start += table.rows
         per_chunk = _rows_per_chunk(table)
         chunks = np.split(rows, range(per_chunk, len(rows), per_chunk)) if len(rows) else []
-        streams = {spec.name: _stream(table.columns[spec.name], chunks) for spec in inputs}
-        yield from [partial(_next, streams, table.whole)] * len(chunks)
+        streams = {spec.name: _samples(table, spec, chunks) for spec in inputs}
+        yield from [partial(_next, streams)] * len(chunks)
 
 
 def _rows_per_chunk(table: _Table) -> int:
@@ -206,9 +217,28 @@ def _rows_per_chunk(table: _Table) -> int:
     return 1 if table.whole else max(1, _CHUNK_BYTES // max(1, row_bytes))
 
 
-def _next(streams: Mapping[str, Iterator[Array]], whole: bool) -> dict[str, Array]:
-    read = {name: next(stream) for name, stream in streams.items()}
-    return {name: array[0] for name, array in read.items()} if whole else read
+def _next(streams: Mapping[str, Iterator[Array]]) -> dict[str, Array]:
+    return {name: next(stream) for name, stream in streams.items()}
+
+
+def _samples(table: _Table, spec: TensorSpec, chunks: Sequence[Indices]) -> Iterator[Array]:
+    """An input for each chunk: its rows, a complete one (chunks are then of one sample), or what all samples share."""
+    column, layout = table.columns[spec.name], table.layouts[spec.name]
+    fixed = spec.shape[0] if spec.shape else 1
+    if layout == Layout.SHARED:
+        whole = _whole(column)
+        yield from (whole for _ in chunks)
+    elif layout == Layout.STACKED:
+        yield from (rows[0] for rows in _stream(column, chunks))
+    elif table.whole and isinstance(fixed, int):
+        yield from (np.repeat(rows, fixed, axis=0) for rows in _stream(column, chunks))  # one row fills a fixed batch
+    else:
+        yield from _stream(column, chunks)
+
+
+def _whole(column: _Column) -> Array:
+    with reading(column.file), _opened(column) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _stream(column: _Column, chunks: Sequence[Indices]) -> Iterator[Array]:

@@ -14,11 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import CompilerError, DataError, combine
+from compiler.evaluate.draw import draw
+from compiler.evaluate.layout import BATCH, Layout, find_layouts, fits, forms
+from compiler.model.frontend.kinds import InputKind
 from compiler.model.numerics import Array
 from compiler.model.spec import TensorSpec
-
-BATCH = "batch"
-"""The name of a batch dimension left symbolic."""
 
 SUFFIXES = (".npz", ".npy")
 
@@ -39,19 +39,22 @@ class Samples:
         items: One mapping per sample, input name → array with a first axis of 1 where the model has a batch.
         origin: `random, seed 0`, or the file or folder they are from: labels every figure measured with them.
         warnings: What is unusual about them without being an error.
+        is_random: Whether they were drawn.
     """
 
     items: tuple[Mapping[str, Array], ...]
     origin: str
     warnings: tuple[str, ...] = ()
+    is_random: bool = False
 
 
 def load_samples(path: str | Path, inputs: Sequence[TensorSpec], *, count: int | None = None) -> Samples:
     """Reads samples for a model's inputs.
 
     Args:
-        path: A .npz with one key per input (the first axis counts samples), a .npy for a model of one input, or a
-            folder of such files, each one or more samples, taken by name.
+        path: A .npz with one key per input, a .npy for a model of one input, or a folder of such files, each one or
+            more samples, taken by name. The first axis of an array counts samples, or the array is as the model takes
+            it and serves every sample: a table, a scalar.
         inputs: What the model takes.
         count: How many samples to use; all if None.
 
@@ -95,7 +98,12 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def make_samples(
-    inputs: Sequence[TensorSpec], *, seed: int = 0, count: int = 1, sizes: Mapping[str, int] | None = None
+    inputs: Sequence[TensorSpec],
+    *,
+    seed: int = 0,
+    count: int = 1,
+    sizes: Mapping[str, int] | None = None,
+    kinds: Mapping[str, InputKind] | None = None,
 ) -> Samples:
     """Random samples, the same for the same arguments on every machine.
 
@@ -104,9 +112,11 @@ def make_samples(
         seed: Any integer ≥ 0.
         count: How many samples.
         sizes: Symbolic dimension other than the batch → its size.
+        kinds: Input → what its numbers are, as far as the model tells; the origin then says what was drawn.
 
     Returns:
-        Standard normal floats, integers that are 0 or 1 (so valid as masks and as indices), booleans.
+        Numbers of their kinds; without kinds standard normal floats, integers that are 0 or 1 (so valid as masks and as
+        indices), and booleans.
 
     Raises:
         DataError: A dimension has no size, or a type has no random values.
@@ -115,11 +125,17 @@ def make_samples(
     if problems:
         raise combine(problems)
     generators = [np.random.Generator(np.random.PCG64([seed, index])) for index in range(count)]
-    items = tuple({spec.name: _random(spec, sizes or {}, random) for spec in inputs} for random in generators)
-    return Samples(items, f"random, seed {seed}")
+    items = tuple(
+        {spec.name: _random(spec, sizes or {}, random, (kinds or {}).get(spec.name), row) for spec in inputs}
+        for row, random in enumerate(generators)
+    )
+    drawn = "; ".join(f"{spec.name}: {(kinds or {})[spec.name]}" for spec in inputs if spec.name in (kinds or {}))
+    return Samples(items, f"random, seed {seed}" + (f" ({drawn})" if drawn else ""), (), True)
 
 
-def batch_of(samples: Samples, inputs: Sequence[TensorSpec], size: int) -> dict[str, Array]:
+def batch_of(
+    samples: Samples, inputs: Sequence[TensorSpec], size: int, *, sizes: Mapping[str, int] | None = None
+) -> dict[str, Array]:
     """One set of inputs of a given batch size, from samples taken in turn and again from the first.
 
     Args:
@@ -127,14 +143,16 @@ def batch_of(samples: Samples, inputs: Sequence[TensorSpec], size: int) -> dict[
         inputs: What the model takes. A first dimension `batch` gets `size`; a number gets that many samples; an input
             whose samples are complete already (a table, a scalar) is fed as the first sample has it.
         size: Batch size, ≥ 1.
+        sizes: First dimension of another name → its size.
     """
-    return {spec.name: _stacked(samples.items, spec, size) for spec in inputs}
+    named = {**(sizes or {}), BATCH: size}
+    return {spec.name: _stacked(samples.items, spec, named) for spec in inputs}
 
 
-def _stacked(items: Sequence[Mapping[str, Array]], spec: TensorSpec, size: int) -> Array:
+def _stacked(items: Sequence[Mapping[str, Array]], spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
     first = items[0][spec.name]
-    wanted = (size if spec.shape[0] == BATCH else spec.shape[0]) if spec.shape else None
-    if not isinstance(wanted, int) or first.shape[0] == wanted:
+    wanted = (sizes.get(spec.shape[0]) if isinstance(spec.shape[0], str) else spec.shape[0]) if spec.shape else None
+    if wanted is None or first.shape[0] == wanted:
         return np.asarray(first)
     rows = [items[index % len(items)][spec.name] for index in range(-(-wanted // max(1, first.shape[0])))]
     return np.concatenate(rows)[:wanted]
@@ -168,14 +186,17 @@ def _file_items(
         problems.append(error)
         return []
     misfits = [problem for spec in inputs for problem in _array_problems(file, spec, arrays[spec.name], limit)]
-    lengths = {spec.name: len(arrays[spec.name]) for spec in inputs if arrays[spec.name].ndim}
-    if not misfits and len(set(lengths.values())) > 1:
-        misfits.append(DataError(f"inputs have different numbers of samples: {lengths}", where=str(file)))
-    problems += misfits
-    if misfits or not lengths:
+    if misfits:
+        problems += misfits
         return []
-    rows = range(min(min(lengths.values()), limit if limit is not None else 2**63))
-    return [{spec.name: _row(arrays[spec.name], spec, row) for spec in inputs} for row in rows]
+    layouts = find_layouts(inputs, {name: array.shape for name, array in arrays.items()})
+    lengths = {name: len(arrays[name]) for name, layout in layouts.items() if layout != Layout.SHARED}
+    if len(set(lengths.values())) > 1:
+        problems.append(DataError(f"inputs have different numbers of samples: {lengths}", where=str(file)))
+        return []
+    count = min(lengths.values(), default=1)
+    rows = range(count if limit is None else min(count, limit))
+    return [{name: _sample(arrays[name], layout, row) for name, layout in layouts.items()} for row in rows]
 
 
 def _arrays(file: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -227,10 +248,11 @@ def _array_problems(file: Path, spec: TensorSpec, array: Array, limit: int | Non
     if problem := misfit(spec, array.dtype, array.shape, where=where):
         yield problem
     elif array.dtype.kind == "f":
-        bad = [row for row, sample in enumerate(array[:limit]) if not np.isfinite(sample).all()]
+        rows = array[:limit] if array.ndim else array.reshape(1)
+        bad = [row for row, sample in enumerate(rows) if not np.isfinite(sample).all()]
         if bad:
-            rows = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
-            yield DataError(f"{len(bad)} samples hold NaN or infinity: {rows}", where=where, remedy="Leave them out.")
+            listed = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
+            yield DataError(f"{len(bad)} samples hold NaN or infinity: {listed}", where=where, remedy="Leave them out.")
 
 
 def misfit(spec: TensorSpec, dtype: np.dtype[np.generic], shape: tuple[int, ...], *, where: str) -> DataError | None:
@@ -238,24 +260,17 @@ def misfit(spec: TensorSpec, dtype: np.dtype[np.generic], shape: tuple[int, ...]
     if dtype.name != spec.dtype:
         remedy = f"Convert it: array.astype('{spec.dtype}')."
         return DataError(f"elements are {dtype.name}, the model takes {spec.dtype}", where=where, remedy=remedy)
-    if not _fits(shape, spec):
+    if not fits(spec, shape):
         sizes = ", ".join(map(str, spec.shape))
-        remedy = "The first axis counts samples; the others are the model's."
-        return DataError(f"shape {shape} does not fit the model's ({sizes})", where=where, remedy=remedy)
+        return DataError(f"shape {shape} does not fit the model's ({sizes})", where=where, remedy=forms(spec))
     return None
 
 
-def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
-    """Whether an array is rows of samples (rank as the model's) or a list of complete ones (one rank more)."""
-    inner = spec.shape[1:] if len(shape) == len(spec.shape) else spec.shape
-    if not shape or len(shape) != len(inner) + 1:
-        return False
-    return all(want == got if isinstance(want, int) else got > 0 for want, got in zip(inner, shape[1:], strict=True))
-
-
-def _row(array: Array, spec: TensorSpec, row: int) -> Array:
-    """One sample: a row kept as an axis of 1, or a complete one."""
-    return array[row : row + 1] if array.ndim == len(spec.shape) else array[row]
+def _sample(array: Array, layout: Layout, row: int) -> Array:
+    """One sample of an array: a row as an axis of 1, a complete input, or what all samples share."""
+    if layout == Layout.SHARED:
+        return array
+    return array[row : row + 1] if layout == Layout.ROWS else array[row]
 
 
 def _oddities(items: Sequence[Mapping[str, Array]]) -> Iterator[str]:
@@ -289,18 +304,21 @@ def _spec_problems(spec: TensorSpec, sizes: Mapping[str, int]) -> Iterator[DataE
 
 def _numeric(dtype: str) -> bool:
     try:
-        return np.dtype(dtype).kind in "fiub"
+        return dtype == "bfloat16" or np.dtype(dtype).kind in "fiub"
     except TypeError:
-        return dtype == "bfloat16"
+        return False
 
 
-def _random(spec: TensorSpec, sizes: Mapping[str, int], random: np.random.Generator) -> Array:
+def _random(
+    spec: TensorSpec, sizes: Mapping[str, int], random: np.random.Generator, kind: InputKind | None, row: int
+) -> Array:
     shape = tuple(
         dim if isinstance(dim, int) else 1 if (axis, dim) == (0, BATCH) else sizes[dim]
         for axis, dim in enumerate(spec.shape)
     )
-    if spec.dtype == "bfloat16":
-        return random.standard_normal(shape, dtype=np.float32).astype(ir.DataType.BFLOAT16.numpy())
-    kind = np.dtype(spec.dtype).kind
-    values = random.standard_normal(shape, dtype=np.float32) if kind == "f" else random.integers(0, 2, shape)
-    return np.asarray(values).astype(spec.dtype)
+    dtype = ir.DataType.BFLOAT16.numpy() if spec.dtype == "bfloat16" else np.dtype(spec.dtype)
+    if kind is not None:
+        return draw(kind, shape, random, row=row).astype(dtype)
+    is_float = spec.dtype == "bfloat16" or dtype.kind == "f"
+    values = random.standard_normal(shape, dtype=np.float32) if is_float else random.integers(0, 2, shape)
+    return np.asarray(values).astype(dtype)

@@ -76,6 +76,7 @@ class DeviceClass:
         profile: A built-in profile's name, or the path of a profile file; `load_profile` takes either.
         batch: Sizes of the batch dimension.
         dims: Sizes of other named dimensions of the model's inputs.
+        inputs: Inputs that are fixed when the model is built.
         precision: `auto`, or the number format asked for.
         prune: `off`, `auto`, or the share of the multiply-accumulates to prune; None where the file does not say.
         recover_minutes: Time that a pruned model may be trained for; None where it is not.
@@ -87,6 +88,7 @@ class DeviceClass:
     profile: str
     batch: Range = Range(1, 1, 1)
     dims: Mapping[str, Range] = field(default_factory=dict)
+    inputs: Mapping[str, object] = field(default_factory=dict)
     precision: Precision = "auto"
     prune: Prune | None = None
     recover_minutes: float | None = None
@@ -142,6 +144,14 @@ _Batch: TypeAlias = Annotated[
 _Dims: TypeAlias = Annotated[
     Mapping[str, _Size], Field(description="Sizes of other named dimensions of the model's inputs, by their names.")
 ]
+_Number: TypeAlias = bool | int | float
+_Inputs: TypeAlias = Annotated[
+    Mapping[str, _Number | list[_Number] | list[list[_Number]]],
+    Field(
+        description="Inputs of the model that are fixed when it is built, by name: a number, or a list of numbers; the "
+        "built model does not take them."
+    ),
+]
 _Asked: TypeAlias = Annotated[
     Precision | None, Field(description="Number format to build in; auto (the default) lets the plan choose.")
 ]
@@ -173,6 +183,7 @@ class DeviceEntry:
     ]
     batch: _Batch = None
     dims: _Dims = field(default_factory=dict)
+    inputs: _Inputs = field(default_factory=dict)
     precision: _Asked = None
     prune: _Pruned = None
     recover_minutes: _Recovered = None
@@ -204,6 +215,7 @@ class FleetFile:
     limits: Annotated[Limits, Field(description="Limits of every device class.")] = Limits()
     batch: _Batch = None
     dims: _Dims = field(default_factory=dict)
+    inputs: _Inputs = field(default_factory=dict)
     precision: _Asked = None
     prune: _Pruned = None
     recover_minutes: _Recovered = None
@@ -221,7 +233,15 @@ def load_fleet(path: str | Path) -> Fleet:
     Raises:
         FleetError: Unreadable file, or everything that is wrong in it, each with its line.
     """
-    document = read_yaml(Path(path), error=FleetError)
+    return fleet_of(read_yaml(Path(path), error=FleetError))
+
+
+def fleet_of(document: Document) -> Fleet:
+    """The fleet that a document describes, relative paths counted from the folder of its origin.
+
+    Raises:
+        FleetError: Everything that is wrong in it, each with its place.
+    """
     written, problems = validate(FleetFile, document.data, origin=document.origin, error=FleetError)
     problems += _missing(document)
     if written is None or problems:
@@ -263,6 +283,7 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
         profile=str(folder / entry.profile) if is_path(entry.profile) else entry.profile,
         batch=entry.batch or fleet.batch or Range(1, 1, 1),
         dims={**fleet.dims, **entry.dims},
+        inputs={**fleet.inputs, **entry.inputs},
         precision=entry.precision or fleet.precision or "auto",
         prune=entry.prune or fleet.prune,
         recover_minutes=entry.recover_minutes or (fleet.recover_minutes if entry.prune != "off" else None),

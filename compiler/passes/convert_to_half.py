@@ -1,7 +1,8 @@
 """convert-to-fp16, convert-to-bf16: computes in half precision what can be, and says what stays float32.
 
 1. A node computes in half if its schema allows that type, `STAYS_FLOAT32` has no reason against it, its types are known
-   and its constants survive: finite ones stay finite, a single nonzero number stays nonzero.
+   its constants survive: finite ones stay finite, a single nonzero number stays nonzero; and what it reads is not known
+   to go beyond the type's range (`half_range.py`), as the mask of attention does.
 2. A Cast stands on each edge between float32 and half, one per value and direction; constants are converted themselves,
    into copies of their own, so that a float32 reader keeps its constant.
 3. Graph inputs and outputs keep names and types; subgraphs and functions stay float32.
@@ -19,6 +20,7 @@ import onnx_ir as ir
 
 from compiler.errors import InternalError, UnsupportedModel
 from compiler.model.graph import PassResult
+from compiler.passes.half_range import beyond_range
 from compiler.passes.half_table import STAYS_FLOAT32
 from compiler.passes.values import Names, constant_tensor, display_name, nodes_at, record_origin
 
@@ -96,10 +98,11 @@ class _Ports:
 def _choose(model: ir.Model, precision: str, notes: list[str]) -> dict[ir.Node, _Ports]:
     chosen: dict[ir.Node, _Ports] = {}
     opset = model.graph.opset_imports.get("", 1)
+    large = beyond_range(model.graph, float(_TYPES[precision].max))
     for node in model.graph:
         if node.op_type in _EITHER or not any(_is_float(value) for value in (*node.inputs, *node.outputs)):
             continue
-        ports, reason = _decide(node, opset, precision)
+        ports, reason = _decide(node, opset, precision, large)
         if ports is not None:
             chosen[node] = ports
         elif reason:
@@ -107,7 +110,7 @@ def _choose(model: ir.Model, precision: str, notes: list[str]) -> dict[ir.Node, 
     return chosen
 
 
-def _decide(node: ir.Node, opset: int, precision: str) -> tuple[_Ports | None, str]:
+def _decide(node: ir.Node, opset: int, precision: str, large: frozenset[ir.Value]) -> tuple[_Ports | None, str]:
     """The ports to convert, or None and the reason; an empty reason writes no note."""
     if node.op_type in STAYS_FLOAT32 and node.domain == "":
         return None, "" if node.op_type in ("Cast", "Constant") else STAYS_FLOAT32[node.op_type]
@@ -125,7 +128,15 @@ def _decide(node: ir.Node, opset: int, precision: str) -> tuple[_Ports | None, s
     if not ports.inputs:
         return None, ""
     lost = next((reason for index in ports.inputs for reason in [_lost(node.inputs[index], precision)] if reason), "")
-    return (None, lost) if lost else (ports, "")
+    if lost:
+        return None, lost
+    beyond = next((value for value in node.inputs if value in large), None)
+    if beyond is not None:
+        # the first node that reads such a value has a note, and those behind it stay float32 for the same reason
+        limit = float(_TYPES[precision].max)
+        noted = f"'{beyond.name}' may go beyond {limit:.5g}, as the lowest number of a mask does"
+        return None, "" if beyond.producer() is not None else noted
+    return ports, ""
 
 
 def _is_float(value: ir.Value | None) -> bool:

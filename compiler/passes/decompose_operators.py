@@ -1,7 +1,8 @@
 """decompose-operators: what a target lacks is written out in operators that it has.
 
-1. a rule of `decompositions.py`
-2. the function body that ONNX gives the operator
+1. operators on integers: `decompose_quantized.py`; then uint8 between quantizers as int8, where the target has no uint8
+2. a rule of `decompositions.py`
+3. the function body that ONNX gives the operator
 A body may hold operators that the target lacks too; they are written out in turn. Each node is first written out in a
 model of its own, with the types and shapes it has here, where sizes are folded; it is replaced only if the target takes
 every operator that is left. Otherwise it stays, and the target refuses it by its name.
@@ -9,20 +10,23 @@ every operator that is left. Otherwise it stays, and the target refuses it by it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from compiler.model.graph import PassResult
+from compiler.passes.decompose_quantized import decompose_quantized
 from compiler.passes.decompositions import RULES, Body
 from compiler.passes.fold_constants import FOLD_CONSTANTS
+from compiler.passes.function_bodies import body_of, has_body
 from compiler.passes.infer_shapes import infer_shapes
+from compiler.passes.quantized import QUANTIZERS
 from compiler.passes.remove_dead_nodes import remove_dead_nodes
 from compiler.passes.remove_identities import remove_identities
+from compiler.passes.shift_quantized import SHIFT_QUANTIZED
 from compiler.passes.values import Names, constant_tensor, display_name, graphs_of, record_origin
 
 DEPTH_MAX = 6
@@ -48,7 +52,8 @@ class DecomposeOperators:
 
     def __call__(self, model: ir.Model) -> PassResult:
         """Writes out in the main graph and in subgraphs; notes name what is written out, and what cannot be."""
-        names, notes, modified = Names(model), list[str](), False
+        integers = _without_integers(model, self.refuses)
+        names, notes, modified = Names(model), list(integers.notes), integers.modified
         for graph in list(graphs_of(model)):
             for node in list(graph):
                 if not may_decompose(node) or not self.refuses(node):
@@ -64,17 +69,27 @@ class DecomposeOperators:
         return PassResult(modified, tuple(notes))
 
 
+def _without_integers(model: ir.Model, refuses: Refuses) -> PassResult:
+    """Writes out what the target lacks of operators on integers, and shifts uint8 where it has int8 alone."""
+    written = decompose_quantized(model, refuses)
+    if written.modified:
+        infer_shapes(model)
+    quantizers = (node for node in model.graph if node.op_type in QUANTIZERS and node.domain == "" and refuses(node))
+    if not any(value is not None and value.dtype == ir.DataType.UINT8 for n in quantizers for value in _values_of(n)):
+        return written
+    shifted = SHIFT_QUANTIZED(model)
+    return PassResult(written.modified or shifted.modified, (*written.notes, *shifted.notes))
+
+
+def _values_of(node: ir.Node) -> tuple[ir.Value | None, ...]:
+    return (*node.inputs, *node.outputs)
+
+
 def may_decompose(node: ir.Node) -> bool:
     """Whether there is a body for the operator at all."""
     if node.domain != "":
         return False
-    if node.op_type in RULES:
-        return True
-    return onnx.defs.has(node.op_type) and _has_function(onnx.defs.get_schema(node.op_type))
-
-
-def _has_function(schema: Any) -> bool:
-    return bool(schema.has_function or schema.has_context_dependent_function)
+    return node.op_type in RULES or has_body(node.op_type)
 
 
 def _written_out(node: ir.Node, model: ir.Model, refuses: Refuses) -> ir.Model | None:
@@ -130,9 +145,10 @@ def _expand(node: ir.Node, model: ir.Model) -> bool:
     if not may_decompose(node):
         return False
     opset = model.graph.opset_imports[""]
-    function = _own_body(node, opset) or _onnx_body(node, opset)
+    function = _own_body(node, opset) or body_of(node, opset)
     if function is None:
         return False
+    function.domain, function.name = _DOMAIN, _NAME
     model.functions[(_DOMAIN, _NAME, "")] = ir.serde.deserialize_function(function)
     model.graph.opset_imports[_DOMAIN] = 1
     node.domain, node.op_type = _DOMAIN, _NAME
@@ -153,70 +169,6 @@ def _parsed(body: Body, opset: int) -> onnx.FunctionProto:
     return onnx.parser.parse_function(
         f"{header}\n{_NAME} ({', '.join(body.inputs)}) => ({body.output})\n{{\n{lines}\n}}"
     )
-
-
-def _onnx_body(node: ir.Node, opset: int) -> onnx.FunctionProto | None:
-    schema = onnx.defs.get_schema(node.op_type, opset, "")
-    data = _body_bytes(schema, node, opset)
-    if not data:
-        return None
-    function: onnx.FunctionProto = onnx.FunctionProto.FromString(data)
-    if not all(_means_the_same(inner.op_type, imported, opset) for inner, imported in _nodes(function)):
-        return None
-    _fill_defaults(node, function, schema)
-    function.domain, function.name = _DOMAIN, _NAME
-    del function.output[len(node.outputs) :]  # optional outputs that the node does not have, nor the body compute
-    for item in function.opset_import:
-        item.version = opset
-    return function
-
-
-def _body_bytes(schema: Any, node: ir.Node, opset: int) -> bytes:
-    versions = (schema.function_opset_versions, schema.context_dependent_function_opset_versions)
-    plain, dependent = ([version for version in listed if version <= opset] for listed in versions)
-    if dependent:
-        types = [b"" if value is None or value.type is None else _type(value) for value in node.inputs]
-        proto = ir.to_proto(node).SerializeToString()
-        data: bytes = schema.get_context_dependent_function_with_opset_version(max(dependent), proto, types)
-        return data
-    data = schema.get_function_with_opset_version(max(plain)) if plain else b""
-    return data
-
-
-def _type(value: ir.Value) -> bytes:
-    data: bytes = ir.to_proto(value).type.SerializeToString()
-    return data
-
-
-def _nodes(function: onnx.FunctionProto) -> Iterator[tuple[onnx.NodeProto, int]]:
-    imported = next((item.version for item in function.opset_import if item.domain == ""), 1)
-    return ((node, imported) for node in function.node)
-
-
-def _means_the_same(op_type: str, imported: int, opset: int) -> bool:
-    """Whether the operator of the model's opset means what the body was written with: newer versions may only add.
-
-    Adding a type, an attribute with a default or an optional input changes nothing for a node that has none of them.
-    """
-    try:
-        old, new = (onnx.defs.get_schema(op_type, version, "") for version in (imported, opset))
-    except onnx.defs.SchemaError:
-        return False
-    if old.since_version == new.since_version:
-        return True
-    attributes = all(
-        name in new.attributes and new.attributes[name].default_value == attribute.default_value
-        for name, attribute in old.attributes.items()
-    )
-    return new.since_version > old.since_version and attributes and new.min_input == old.min_input
-
-
-def _fill_defaults(node: ir.Node, function: onnx.FunctionProto, schema: Any) -> None:
-    """Spells out the defaults that the body refers to: a reference to an absent attribute is no attribute."""
-    for name in function.attribute:
-        default = schema.attributes[name].default_value
-        if name not in node.attributes and default.type != onnx.AttributeProto.UNDEFINED:
-            node.attributes[name] = ir.serde.deserialize_attribute(default)
 
 
 def _replace(graph: ir.Graph, node: ir.Node, alone: ir.Model, names: Names) -> None:

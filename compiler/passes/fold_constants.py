@@ -6,7 +6,7 @@
 3. Any other operator of ONNX whose inputs are all constants, evaluated by ONNX Runtime alone and unoptimized.
 A result may make the model at most `budget_bytes` larger than the constants it replaces, so that ConstantOfShape,
 Expand and Tile are not written out as large tensors. Never folded: random numbers, control flow,
-quantization. Subgraphs and functions are left alone.
+quantization. Functions are left alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from compiler.model.graph import PassResult, skeleton
 from compiler.model.numerics import Array
 from compiler.passes.known_sizes import known_sizes
 from compiler.passes.probe import RANDOM_OPERATORS, run_unoptimized
-from compiler.passes.values import Names, constant_tensor, display_name
+from compiler.passes.values import constant_tensor, display_name, graphs_of
 
 BUDGET_BYTES = 64 * 1024
 """Growth allowed per folded node: enough for a table of positions (64 KiB), too little for an expanded mask."""
@@ -51,17 +51,15 @@ class FoldConstants:
     name: str = "fold-constants"
 
     def __call__(self, model: ir.Model) -> PassResult:
-        """Folds in the main graph, in order, so that chains fold as a whole."""
+        """Folds in the main graph and in subgraphs, in order, so that chains fold as a whole."""
         notes: list[str] = []
-        names = Names(model)
         modified = False
-        for node in model.graph:
-            if not _may_fold(node):
-                continue
-            results = _evaluate(node, model, self.budget_bytes, notes)
-            if results is not None:
-                _replace(model.graph, node, results, names)
-                modified = True
+        for graph in graphs_of(model):
+            for node in graph:
+                results = _evaluate(node, model, self.budget_bytes, notes) if _may_fold(node) else None
+                if results is not None:
+                    _replace(graph, node, results)
+                    modified = True
         return PassResult(modified, tuple(notes))
 
 
@@ -161,7 +159,7 @@ def _freed_bytes(node: ir.Node) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, results: Results, names: Names) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, results: Results) -> None:
     inputs = [value for value in dict.fromkeys(node.inputs) if value is not None]
     for old, tensor in results:
         shape = ir.Shape(list(tensor.numpy().shape))

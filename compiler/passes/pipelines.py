@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from compiler.model.graph import Pass
 
 PORTABLE: tuple[str, ...] = (
-    "simplify-onnxsim",  # first: it works on the graph as exported, and what it makes is compared with that graph
+    "inline-functions",  # first: no pass looks into functions
+    "raise-opset",  # before all that is written for operators of opset 11 and newer
+    "take-branches",  # before onnxsim, which fails on branches whose shapes contradict each other
+    "simplify-onnxsim",  # early: it works on the graph as exported, and what it makes is compared with that graph
     "remove-dead-nodes",
     "infer-shapes",  # before everything that asks for types and shapes
     "remove-training-leftovers",
@@ -36,6 +39,7 @@ PORTABLE: tuple[str, ...] = (
     "fuse-pad",
     "trim-kernels",  # after fuse-pad, which gives layers the pads that decide what is read
     "fuse-matmul-add",
+    "flatten-softmax",  # behind the fusions, which look for Softmax as it is exported
     "fold-constants",  # again: what rules left of weights and shapes
     "remove-identities",
     "merge-duplicates",
@@ -43,6 +47,12 @@ PORTABLE: tuple[str, ...] = (
     "infer-shapes",  # last: the border model has every type and shape in it
 )
 """From the imported model to the border model, float32 throughout."""
+
+BEFORE_RAISING: tuple[str, ...] = ("infer-shapes", "flatten-softmax")
+"""Before the version converter, which does not know that Hardmax changed with opset 13."""
+
+RAISED: tuple[str, ...] = ("infer-shapes", "fold-constants", "remove-dead-nodes", "infer-shapes")
+"""After the version converter, which spells what an operator of the old opset did with Shape and Reshape."""
 
 HALF: tuple[str, ...] = ("merge-casts", "remove-dead-nodes", "infer-shapes")
 """After the conversion to half precision: Casts of the model's own may now stand next to ours."""

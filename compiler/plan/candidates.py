@@ -31,7 +31,14 @@ class Candidates:
 
 
 def choose_candidates(
-    asked: str, capability: Capability, fleet: Fleet, device: DeviceClass, *, constraints: Constraints, where: str
+    asked: str,
+    capability: Capability,
+    fleet: Fleet,
+    device: DeviceClass,
+    *,
+    constraints: Constraints,
+    where: str,
+    is_made: bool = False,
 ) -> Candidates:
     """The candidates of one device.
 
@@ -42,12 +49,13 @@ def choose_candidates(
         device: The device class.
         constraints: Its gates.
         where: Who asked: `--precision`, or the place in the fleet file.
+        is_made: Whether the model is in its precision already, so that no data are needed to bring it there.
 
     Raises:
         FleetError: The precision cannot be had, or needs data that the fleet file does not name.
     """
     if asked != "auto":
-        return _forced(asked, capability, fleet, device, where)
+        return _forced(asked, capability, None if is_made else fleet, device, where)
     if not constraints.any:
         first = capability.precisions[0]
         reason = (
@@ -63,7 +71,7 @@ def choose_candidates(
     return Candidates(rules, "auto", f"search among {names}, most promising first{_without(left_out)}", left_out)
 
 
-def _forced(asked: str, capability: Capability, fleet: Fleet, device: DeviceClass, where: str) -> Candidates:
+def _forced(asked: str, capability: Capability, fleet: Fleet | None, device: DeviceClass, where: str) -> Candidates:
     rules = {rule.name: rule for rule in capability.precisions}
     if asked not in rules:
         known = ", ".join(f"{rule.name} ({rule.reason})" for rule in capability.precisions)
@@ -73,7 +81,7 @@ def _forced(asked: str, capability: Capability, fleet: Fleet, device: DeviceClas
             where=where,
             remedy=f"{device.profile} can be built in: {known}.",
         )
-    if _lacks_data(rules[asked], fleet):
+    if fleet is not None and _lacks_data(rules[asked], fleet):
         raise FleetError(
             f"precision {asked} needs calibration data: ranges observed on random inputs would be those of noise",
             where=where,

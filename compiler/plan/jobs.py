@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.errors import CompilerError, MissingError, UsageError, combine
-from compiler.fleet import DeviceClass, Fleet, load_fleet
+from compiler.fleet import DeviceClass, Fleet
 from compiler.fleet.profile import HardwareProfile, load_profile
+from compiler.fleet.request import read_fleet
+from compiler.plan.halves import refuse_halves, refuse_undecided
 from compiler.plan.plan import BuildOptions, Plan, make_plan, plan_passes
 from compiler.plan.pruning import parse_prune
 from compiler.target import Target, find_target
@@ -27,6 +29,10 @@ class Job:
 def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...], dict[str, CompilerError]]:
     """Reads the fleet file and decides for every device, without touching model or toolchain.
 
+    Args:
+        path: The fleet file; or a model, where the options say what to build it for.
+        options: The command line.
+
     Returns:
         The fleet, the jobs in its order, and the devices that no plan could be made for, with the reason: what they ask
         for cannot be had, or something is not installed.
@@ -34,7 +40,8 @@ def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...
     Raises:
         UsageError: The fleet file or the command line is not valid, or nothing can be planned; every problem is named.
     """
-    fleet = load_fleet(path)
+    refuse_halves(options)
+    fleet = read_fleet(path, options.request)
     plan_passes(options)
     if options.prune:
         parse_prune(options.prune)
@@ -48,6 +55,7 @@ def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...
     problems = {str(error): error for error in failed.values() if isinstance(error, UsageError)}
     if problems and not jobs:
         raise combine(list(problems.values()))
+    refuse_undecided(options, [job.plan for job in jobs])
     return fleet, tuple(jobs), failed
 
 

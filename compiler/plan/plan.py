@@ -12,9 +12,11 @@ from compiler.errors import FleetError, UsageError
 from compiler.evaluate.gates import make_constraints
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.profile import HardwareProfile, profile_digest, validate_options
+from compiler.fleet.request import ModelRequest
 from compiler.passes.pipelines import PORTABLE
 from compiler.plan.candidates import BASELINE, Candidates, choose_candidates
 from compiler.plan.pruning import UNPRUNED, Pruning, asked_of, choose_pruning, choose_recovery
+from compiler.store import StageName
 from compiler.target import Target, TargetPlan, Tunes
 from compiler.target.capability import Capability, PrecisionRule
 from compiler.target.isolate import ChildLimits
@@ -39,6 +41,9 @@ class BuildOptions:
         repeat: Timed runs per batch size when an artifact is verified on a device it can run on; 0 times nothing.
         search_budget: Most trials that the search for a precision may make for one device.
         child: What one target's child process may use.
+        request: What is built for which hardware, where a model is named in place of a fleet file.
+        first: `compile`: the model is a border model, and the target half alone is run; None for the whole line.
+        last: The stage of the portable half that the build ends at; None for the whole line.
     """
 
     out: Path = Path("dist")
@@ -54,6 +59,9 @@ class BuildOptions:
     repeat: int = 20
     search_budget: int = 24
     child: ChildLimits = field(default=ChildLimits())
+    request: ModelRequest = field(default=ModelRequest())
+    first: StageName | None = None
+    last: StageName | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,7 @@ def make_plan(
         device,
         constraints=constraints,
         where="--precision" if options.precision else device.place,
+        is_made=options.first is not None,
     )
     rule = candidates.rules[0]
     asked, place = asked_of(options.prune, device)
@@ -193,7 +202,7 @@ def make_plan(
         target=target.name,
         toolchain=dict(target.toolchain()),
         passes=plan_passes(options),
-        target_passes=tuple(step.name for step in target.passes(profile)),
+        target_passes=() if options.first else tuple(step.name for step in target.passes(profile)),
         dims={"batch": device.batch, **device.dims},
         decisions={
             **_precision_decisions(candidates),
@@ -334,6 +343,8 @@ def plan_passes(options: BuildOptions) -> tuple[PlannedPass, ...]:
 
 
 def _planned(number: int, name: str, options: BuildOptions) -> PlannedPass:
+    if options.first:
+        return PlannedPass(number, name, runs=False, reason=f"--from {options.first}")
     if options.stop_after is not None and number > options.stop_after:
         return PlannedPass(number, name, runs=False, reason=f"--stop-after {options.stop_after}")
     if name in options.skip_passes:

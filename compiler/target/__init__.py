@@ -25,29 +25,32 @@ if TYPE_CHECKING:
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
     from compiler.fleet.machine import available_cpus
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
-    from compiler.model.graph import FunctionPass, Pass, PassResult, graph_digest
+    from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
+    from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
     from compiler.passes.quantized import is_quantized
+    from compiler.passes.shift_quantized import SHIFT_QUANTIZED
     from compiler.passes.values import constant_of, record_origin
     from compiler.store.scratch import scratch_folder
-    from compiler.target.capability import (
-        Capability,
-        OpRule,
-        PrecisionRule,
-        Refusal,
-        group_refusals,
-        op_key,
-        raise_refusals,
+    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key, raise_refusals
+    from compiler.target.runner import (
+        CountsInstructions,
+        HasNote,
+        KnowsWhereItRuns,
+        LayerTime,
+        ReportsPeakMemory,
+        Runner,
+        TimesLayers,
+        TimesRuns,
     )
     from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
     from compiler.target.target import (
         API_VERSION,
         Backend,
-        LayerTime,
+        HasAlternatives,
         Measurer,
-        Runner,
         Target,
         TargetPlan,
         Tunes,
@@ -66,14 +69,18 @@ _PLACES = {
     "Capability": "compiler.target.capability",
     "Choice": "compiler.tune",
     "CompilerError": "compiler.errors",
+    "CountsInstructions": "compiler.target.runner",
     "Cpu": "compiler.fleet.profile",
+    "DECOMPOSE_QUANTIZED": "compiler.passes.decompose_quantized",
     "DataError": "compiler.errors",
     "DeviceType": "compiler.tune",
     "Evidence": "compiler.artifact.artifact",
     "FleetError": "compiler.errors",
-    "FunctionPass": "compiler.model.graph",
     "HardwareProfile": "compiler.fleet.profile",
-    "LayerTime": "compiler.target.target",
+    "HasAlternatives": "compiler.target.target",
+    "HasNote": "compiler.target.runner",
+    "KnowsWhereItRuns": "compiler.target.runner",
+    "LayerTime": "compiler.target.runner",
     "Measurement": "compiler.tune",
     "Measurer": "compiler.target.target",
     "OpRule": "compiler.target.capability",
@@ -84,13 +91,17 @@ _PLACES = {
     "QuantScheme": "compiler.target.scheme",
     "Range": "compiler.fleet.fleet",
     "Refusal": "compiler.target.capability",
-    "Runner": "compiler.target.target",
+    "ReportsPeakMemory": "compiler.target.runner",
+    "Runner": "compiler.target.runner",
+    "SHIFT_QUANTIZED": "compiler.passes.shift_quantized",
     "StorageError": "compiler.errors",
     "Target": "compiler.target.target",
     "TargetPlan": "compiler.target.target",
     "TargetUnavailable": "compiler.errors",
     "TensorFormat": "compiler.target.scheme",
     "TensorSpec": "compiler.model.spec",
+    "TimesLayers": "compiler.target.runner",
+    "TimesRuns": "compiler.target.runner",
     "ToolchainFailed": "compiler.errors",
     "Tunable": "compiler.tune",
     "Tunes": "compiler.target.target",
@@ -101,10 +112,9 @@ _PLACES = {
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
     "graph_digest": "compiler.model.graph",
-    "group_refusals": "compiler.target.capability",
     "host_isa": "compiler.fleet.detect",
-    "is_quantized": "compiler.passes.quantized",
     "installed_version": "compiler.target.target",
+    "is_quantized": "compiler.passes.quantized",
     "list_targets": "compiler.target.target",
     "load_profile": "compiler.fleet.profile",
     "missing_isa": "compiler.fleet.detect",
@@ -119,6 +129,8 @@ _PLACES = {
 
 __all__ = [
     "API_VERSION",
+    "DECOMPOSE_QUANTIZED",
+    "SHIFT_QUANTIZED",
     "Array",
     "Arrays",
     "Artifact",
@@ -126,13 +138,16 @@ __all__ = [
     "Capability",
     "Choice",
     "CompilerError",
+    "CountsInstructions",
     "Cpu",
     "DataError",
     "DeviceType",
     "Evidence",
     "FleetError",
-    "FunctionPass",
     "HardwareProfile",
+    "HasAlternatives",
+    "HasNote",
+    "KnowsWhereItRuns",
     "LayerTime",
     "Measurement",
     "Measurer",
@@ -144,6 +159,7 @@ __all__ = [
     "QuantScheme",
     "Range",
     "Refusal",
+    "ReportsPeakMemory",
     "Runner",
     "StorageError",
     "Target",
@@ -151,6 +167,8 @@ __all__ = [
     "TargetUnavailable",
     "TensorFormat",
     "TensorSpec",
+    "TimesLayers",
+    "TimesRuns",
     "ToolchainFailed",
     "Tunable",
     "Tunes",
@@ -161,7 +179,6 @@ __all__ = [
     "detect_profile",
     "find_target",
     "graph_digest",
-    "group_refusals",
     "host_isa",
     "installed_version",
     "is_quantized",

@@ -1,18 +1,36 @@
-"""What a child process is asked to do with a border model under a plan."""
+"""What a child process is asked, and what it answers: a pair of frozen types for each kind of work.
+
+Both cross the border between the processes as JSON, written and read by the types themselves. A task says in `work`
+which kind it is.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from compiler.artifact import Artifact, artifact_from_dict
-from compiler.artifact.adapter import to_json
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
+
+from compiler.artifact import Artifact, Evidence, artifact_from_dict, artifact_to_dict
+from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import BuildSettings
 from compiler.fleet.profile import HardwareProfile, to_yaml
 from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits, run_child
-from compiler.target.target import TargetPlan
+from compiler.target.runner import LayerTime
+from compiler.target.target import Backend, TargetPlan
+from compiler.tune import Choice, DeviceType, Tunable
+
+A = TypeVar("A")
+
+ArtifactWithRoot: TypeAlias = Annotated[
+    Artifact,
+    PlainSerializer(lambda artifact: {**artifact_to_dict(artifact), "root": str(artifact.root)}),
+    PlainValidator(lambda value: value if isinstance(value, Artifact) else artifact_from_dict(value)),
+]
+"""An artifact with its folder, which its description in a manifest leaves out."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,228 @@ def settings_of(plan: TargetPlan) -> BuildSettings:
     return BuildSettings(plan.precision, plan.dims, plan.threads, plan.schedule, plan.payload_bytes)
 
 
+@dataclass(frozen=True)
+class BorderWork:
+    """A border model, and what it is worked on for; paths are absolute.
+
+    Args:
+        border: The ONNX file.
+        profile: A profile file that the parent wrote.
+        plan: What of the plan the target may depend on.
+    """
+
+    border: Path
+    profile: Path
+    plan: BuildRequest
+
+
+@dataclass(frozen=True)
+class BuildTask:
+    """Build a border model into `workdir`. The answer is a `BuildAnswer`."""
+
+    on: BorderWork
+    workdir: Path
+    work: Literal["build"] = "build"
+
+
+@dataclass(frozen=True)
+class KernelsTask:
+    """List the kernels of a border model that have choices. The answer is a tuple of `Tunable`."""
+
+    on: BorderWork
+    work: Literal["kernels"] = "kernels"
+
+
+@dataclass(frozen=True)
+class TuneTask:
+    """Measure trials, one for each `TrialQuestion` that comes through a pipe, until the parent closes it.
+
+    Args:
+        on: The border model whose kernels are measured.
+        backend: Where.
+        questions_fd: The pipe that questions come through, one JSON line each.
+        answers_fd: The pipe for a `TuneHello` and then for a `TrialAnswer` to each question.
+    """
+
+    on: BorderWork
+    backend: Backend
+    questions_fd: int
+    answers_fd: int
+    work: Literal["measure"] = "measure"
+
+
+@dataclass(frozen=True)
+class ExecuteTask:
+    """Run an artifact on sets of inputs.
+
+    Args:
+        artifact: The artifact.
+        inputs: A `.npz` per set.
+        outputs: Where the outputs of each are written.
+        repeat: How often each is run again and timed.
+        instructions: Whether instructions of the first are counted, by a runner under an emulator that can.
+    """
+
+    artifact: ArtifactWithRoot
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+    repeat: int
+    instructions: bool
+    work: Literal["execute"] = "execute"
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """Run an artifact on stacked samples, `batch` at a time, and write its outputs stacked alike."""
+
+    artifact: ArtifactWithRoot
+    inputs: Path
+    outputs: Path
+    batch: int
+    work: Literal["evaluate"] = "evaluate"
+
+
+@dataclass(frozen=True)
+class FootprintTask:
+    """Run an artifact once and tell the peak memory that it took."""
+
+    artifact: ArtifactWithRoot
+    inputs: Path
+    work: Literal["footprint"] = "footprint"
+
+
+@dataclass(frozen=True)
+class LayerTimesTask:
+    """Run an artifact and tell the time of its kernels, where its runner can."""
+
+    artifact: ArtifactWithRoot
+    inputs: Path
+    work: Literal["layer-times"] = "layer-times"
+
+
+@dataclass(frozen=True)
+class RaceTask:
+    """Run several artifacts in turn, `rounds` blocks of runs each, so that all see the same machine."""
+
+    artifacts: tuple[ArtifactWithRoot, ...]
+    inputs: tuple[Path, ...]
+    rounds: int
+    work: Literal["race"] = "race"
+
+
+@dataclass(frozen=True)
+class BuildAnswer:
+    """What was built."""
+
+    artifact: ArtifactWithRoot
+
+
+@dataclass(frozen=True)
+class TuneHello:
+    """The first line of a child that measures trials: where its figures are from, and the device that runs them."""
+
+    evidence: Evidence
+    device: DeviceType
+
+
+@dataclass(frozen=True)
+class TrialQuestion:
+    """One trial: a kernel, and the choice that it is built with."""
+
+    kernel: Tunable
+    choice: Choice
+
+
+@dataclass(frozen=True)
+class TrialAnswer:
+    """The figures of a trial, or the error that it ended with, as `CompilerError.to_dict` gives it."""
+
+    values: tuple[float, ...] = ()
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ExecuteAnswer:
+    """What running an artifact gave, beside its outputs.
+
+    Args:
+        evidence: Where it ran.
+        note: What the runner says about how far the run stands for the device.
+        latencies_ms: Milliseconds of every timed run, for every set of inputs; none under an emulator.
+        instructions: Guest instructions of one inference of the first set; None where nothing counts them.
+    """
+
+    evidence: Evidence
+    note: str
+    latencies_ms: tuple[tuple[float, ...], ...]
+    instructions: int | None
+
+
+@dataclass(frozen=True)
+class EvaluateAnswer:
+    """Where an artifact ran on a data set."""
+
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class FootprintAnswer:
+    """Peak resident memory of one run, in bytes, and where it ran."""
+
+    evidence: Evidence
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class LayerTimesAnswer:
+    """Time of every kernel, and where it ran; none where the runner cannot tell."""
+
+    evidence: Evidence
+    layers: tuple[LayerTime, ...]
+
+
+@dataclass(frozen=True)
+class RaceAnswer:
+    """Per artifact, the median and the fastest run of every block, in milliseconds."""
+
+    medians_ms: tuple[tuple[float, ...], ...]
+    fastest_ms: tuple[tuple[float, ...], ...]
+
+
+Task: TypeAlias = (
+    BuildTask | KernelsTask | TuneTask | ExecuteTask | EvaluateTask | FootprintTask | LayerTimesTask | RaceTask
+)
+
+
+@cache
+def _tasks() -> TypeAdapter[Task]:
+    return TypeAdapter(Annotated[Task, Field(discriminator="work")])
+
+
+def task_of(text: str) -> Task:
+    """The task that a parent wrote. Raises pydantic.ValidationError (a ValueError) where it is none."""
+    return _tasks().validate_json(text)
+
+
+def ask(task: Task, answer: type[A], *, folder: Path, limits: ChildLimits, where: str) -> A:
+    """Has a child process do a task.
+
+    Args:
+        task: What to do.
+        answer: The type of its answer.
+        folder: Scratch folder of this child; must exist.
+        limits: When to kill it.
+        where: Device and step, for messages.
+
+    Raises:
+        ToolchainFailed: The child crashed, hung, or used too much memory.
+        CompilerError: Whatever the work raised, as the same class.
+    """
+    arguments: dict[str, Any] = to_json(task)
+    work = str(arguments.pop("work"))
+    return parse(answer, run_child(work, arguments, folder=folder, limits=limits, where=where))
+
+
 def build_in_child(
     border: Path, request: BuildRequest, profile: HardwareProfile, *, workdir: Path, limits: ChildLimits, where: str
 ) -> Artifact:
@@ -42,13 +282,13 @@ def build_in_child(
         CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
     """
     with scratch_folder() as scratch:
-        told = {**told_child(border, request, profile, scratch), "workdir": str(workdir.absolute())}
-        value = run_child("build", told, folder=scratch, limits=limits, where=where)
-    return artifact_from_dict({**value, "root": str(workdir)})
+        task = BuildTask(border_work(border, request, profile, scratch), workdir.absolute())
+        answer = ask(task, BuildAnswer, folder=scratch, limits=limits, where=where)
+    return replace(answer.artifact, root=workdir)
 
 
-def told_child(border: Path, request: BuildRequest, profile: HardwareProfile, folder: Path) -> dict[str, Any]:
-    """What a child process that works on a border model for a plan is told; the profile is written into its folder."""
+def border_work(border: Path, request: BuildRequest, profile: HardwareProfile, folder: Path) -> BorderWork:
+    """What a child process works on; the profile is written into its folder."""
     (folder / "profile.yaml").write_text(to_yaml(profile), encoding="utf-8")
-    paths = {"border": border, "profile": folder / "profile.yaml", "cache_dir": request.cache_dir}
-    return {**to_json(request.settings), **{name: str(path.absolute()) for name, path in paths.items()}}
+    plan = replace(request, cache_dir=request.cache_dir.absolute())
+    return BorderWork(border.absolute(), (folder / "profile.yaml").absolute(), plan)

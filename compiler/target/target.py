@@ -21,13 +21,13 @@ from compiler.errors import TargetNotFound, TargetUnavailable
 from compiler.fleet import Range
 from compiler.fleet.profile import HardwareProfile
 from compiler.target.capability import Capability
+from compiler.target.runner import Runner
 from compiler.tune import Choice, DeviceType, Measurement, Tunable
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from compiler.model.graph import Pass
-    from compiler.model.numerics import Array, Arrays
 
 API_VERSION = 1
 GROUP = "fleetc.targets"
@@ -61,39 +61,6 @@ class TargetPlan:
 
 
 @dataclass(frozen=True)
-class LayerTime:
-    """Time of one kernel.
-
-    Args:
-        nodes: Nodes of the border model that were fused into it; names of the toolchain's own may be among them.
-        us: Microseconds of one inference.
-        kernel: What the toolchain calls the kernel; empty where it says nothing.
-    """
-
-    nodes: tuple[str, ...]
-    us: float
-    kernel: str = ""
-
-
-class Runner(Protocol):
-    """An artifact loaded for execution.
-
-    A runner may also offer `latencies_ms(inputs, repeat) -> list[float]`, where `run` does more than infer;
-    `count_instructions(inputs) -> int`, guest instructions of one inference; `peak_memory_bytes(inputs) -> int`, peak
-    resident memory of the program it starts; `layer_times(inputs) -> list[LayerTime]`; and `note: str`, what the
-    reader of its figures should know.
-    """
-
-    evidence: Evidence
-
-    def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Executes the artifact once; inputs and outputs by name."""
-
-    def close(self) -> None:
-        """Frees what the runner holds."""
-
-
-@dataclass(frozen=True)
 class Backend:
     """Where trials of tuning are measured.
 
@@ -123,7 +90,7 @@ class Measurer(Protocol):
 
     @property
     def device(self) -> DeviceType:
-        """What answers."""
+        """The type of device that runs the trials."""
 
     def measure(self, kernel: Tunable, choice: Choice) -> Measurement:
         """One trial. Raises TargetUnavailable where nothing can be measured any more; all else is the trial's fault."""
@@ -155,9 +122,8 @@ class HasAlternatives(Protocol):
 class Target(Protocol):
     """One toolchain and the devices it builds for.
 
-    A target may also offer `unavailable_here(artifact) -> str`: why an artifact cannot run on this machine, found out
-    cheaply and without the toolchain, or nothing. It saves the process in which `load` would find it out. One that can
-    be tuned offers what `Tunes` has; one that needs one of several packages, what `HasAlternatives` has.
+    A target may also be `KnowsWhereItRuns`, `Tunes` where its kernels can be built in several ways, and
+    `HasAlternatives` where it needs one of several packages.
     """
 
     name: str

@@ -12,19 +12,22 @@ import os
 import select
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
 from compiler.artifact import Evidence
+from compiler.artifact.adapter import parse, to_json
 from compiler.errors import CompilerError, ToolchainFailed, from_dict
 from compiler.fleet.profile import HardwareProfile
 from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import MIB, ChildLimits, Family, death_of, kill_child, log_tail, start_child
-from compiler.target.request import BuildRequest, told_child
+from compiler.target.request import BuildRequest, TrialAnswer, TrialQuestion, TuneHello, TuneTask, border_work
 from compiler.target.target import Backend
 from compiler.tune import Choice, DeviceType, Measurement, Tunable
+
+A = TypeVar("A")
 
 POLL_S = 0.05
 GRACE_S = 2.0
@@ -75,27 +78,23 @@ class MeasuringChild:
         """
         child = self._child or self._start()
         try:
-            child.ask({"kernel": asdict(kernel), "choice": dict(choice)})
-            answer = child.answer(self._subject.backend.trial_s + GRACE_S)
+            child.ask(TrialQuestion(kernel, choice))
+            answer = child.answer(TrialAnswer, self._subject.backend.trial_s + GRACE_S)
         except CompilerError:
             self._stop()
             raise
-        if "error" in answer:
-            raise from_dict(answer)
-        return Measurement(tuple(answer["values"]), self.evidence)
+        if answer.error is not None:
+            raise from_dict(answer.error)
+        return Measurement(answer.values, self.evidence)
 
     def _start(self) -> _Child:
         self._child = child = _Child(self._subject, self._limits)
         try:
-            hello = child.answer(self._limits.timeout_s)
+            hello = child.answer(TuneHello, self._limits.timeout_s)
         except CompilerError:
             self._stop()
             raise
-        device = hello["device"]
-        self.evidence = Evidence(hello["evidence"])
-        self.device = DeviceType(
-            **{**device, "isa": tuple(device["isa"]), "caches_kib": tuple(device["caches_kib"])},
-        )
+        self.evidence, self.device = hello.evidence, hello.device
         return child
 
     def _stop(self) -> None:
@@ -113,21 +112,20 @@ class _Child:
         self._folder = folder = self._scratch.enter_context(scratch_folder())
         asked, self._questions = os.pipe()
         self._answers, answered = os.pipe()
-        told = told_child(subject.border, subject.request, subject.profile, folder)
-        pipes = {"questions_fd": asked, "answers_fd": answered}
-        request = {"work": "measure", **told, "backend": asdict(subject.backend), **pipes}
-        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        work = border_work(subject.border, subject.request, subject.profile, folder)
+        task = TuneTask(work, subject.backend, questions_fd=asked, answers_fd=answered)
+        (folder / "request.json").write_text(json.dumps(to_json(task)), encoding="utf-8")
         self._process = start_child("compiler.target.worker", folder, pass_fds=(asked, answered))
         os.close(asked)
         os.close(answered)
         self._family = Family(self._process.pid)
         self._read = b""
 
-    def ask(self, value: dict[str, Any]) -> None:
+    def ask(self, question: TrialQuestion) -> None:
         with contextlib.suppress(BrokenPipeError):  # it died between two trials: `answer` says how
-            os.write(self._questions, (json.dumps(value) + "\n").encode())
+            os.write(self._questions, (json.dumps(to_json(question)) + "\n").encode())
 
-    def answer(self, seconds: float) -> dict[str, Any]:
+    def answer(self, type_: type[A], seconds: float) -> A:
         """The next line. Raises what the child raised, or ToolchainFailed if it broke a limit or died."""
         deadline, ceiling = time.monotonic() + seconds, self._limits.memory_bytes()
         while b"\n" not in self._read:
@@ -143,8 +141,7 @@ class _Child:
             elif (used := self._family.resident_bytes()) > ceiling:
                 raise ToolchainFailed(f"the trial used {used // MIB} MiB of memory, more than {ceiling // MIB} MiB")
         line, _, self._read = self._read.partition(b"\n")
-        value: dict[str, Any] = json.loads(line)
-        return value
+        return parse(type_, json.loads(line))
 
     def close(self) -> None:
         kill_child(self._process)

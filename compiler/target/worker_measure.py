@@ -6,16 +6,24 @@ import ctypes
 import re
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compiler.artifact import artifact_from_dict
 from compiler.errors import TargetUnavailable
-from compiler.model.numerics import write_arrays
+from compiler.model.numerics import Arrays, write_arrays
+from compiler.target.request import (
+    EvaluateAnswer,
+    EvaluateTask,
+    FootprintAnswer,
+    FootprintTask,
+    LayerTimesAnswer,
+    LayerTimesTask,
+    RaceAnswer,
+    RaceTask,
+)
+from compiler.target.runner import ReportsPeakMemory, Runner, TimesLayers, TimesRuns
 from compiler.target.target import find_target
 
 BLOCK_MS = 100.0
@@ -31,71 +39,64 @@ _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S{4} \S+ \S+ \d+ *(.*)$")
 _MEMORY_KEYS = ("VmHWM", "RssFile", "RssShmem")
 
 
-def footprint(request: Mapping[str, Any]) -> dict[str, Any]:
+def footprint(task: FootprintTask) -> FootprintAnswer:
     """Loads an artifact, runs it once, and gives this process's peak memory, or that of the runner's program.
 
     Raises:
         TargetUnavailable: The artifact cannot run here, or this system does not report a process's peak memory.
     """
     _refuse_huge_pages()
-    artifact = artifact_from_dict(request["artifact"])
-    runner = find_target(artifact.target).load(artifact)
+    runner = find_target(task.artifact.target).load(task.artifact)
     try:
-        inputs = read_npz(Path(request["inputs"]))
-        told = getattr(runner, "peak_memory_bytes", None)
-        if told is not None:
-            return {"evidence": str(runner.evidence), "peak_bytes": int(told(inputs))}
+        inputs = read_npz(task.inputs)
+        if isinstance(runner, ReportsPeakMemory):
+            return FootprintAnswer(runner.evidence, int(runner.peak_memory_bytes(inputs)))
         runner.run(inputs)
-        return {"evidence": str(runner.evidence), "peak_bytes": peak_bytes(artifact.root)}
+        return FootprintAnswer(runner.evidence, peak_bytes(task.artifact.root))
     finally:
         runner.close()
 
 
-def race(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs two artifacts in turn, block by block, so that both see the same machine.
-
-    Returns:
-        Per artifact, the median and the fastest run of every block, in milliseconds.
-    """
-    runners = [find_target(one["target"]).load(artifact_from_dict(one)) for one in request["artifacts"]]
+def race(task: RaceTask) -> RaceAnswer:
+    """Runs several artifacts in turn, block by block, so that all see the same machine."""
+    runners = [find_target(artifact.target).load(artifact) for artifact in task.artifacts]
     try:
-        feeds = [read_npz(Path(path)) for path in request["inputs"]]
+        feeds = [read_npz(path) for path in task.inputs]
         sizes = [_block_size(runner, inputs) for runner, inputs in zip(runners, feeds, strict=True)]
         blocks: list[list[list[float]]] = [[] for _ in runners]
-        for _ in range(request["rounds"]):
+        for _ in range(task.rounds):
             for index, runner in enumerate(runners):
-                blocks[index].append(_times_ms(runner, feeds[index], sizes[index]))
-        return {
-            "medians_ms": [[float(np.median(times)) for times in one] for one in blocks],
-            "fastest_ms": [[min(times) for times in one] for one in blocks],
-        }
+                blocks[index].append(times_ms(runner, feeds[index], sizes[index]))
+        return RaceAnswer(
+            tuple(tuple(float(np.median(times)) for times in rounds) for rounds in blocks),
+            tuple(tuple(min(times) for times in rounds) for rounds in blocks),
+        )
     finally:
         for runner in runners:
             runner.close()
 
 
-def evaluate(request: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate(task: EvaluateTask) -> EvaluateAnswer:
     """Runs an artifact on stacked samples, `batch` at a time; the last batch is filled up and cut again."""
-    runner = find_target(request["artifact"]["target"]).load(artifact_from_dict(request["artifact"]))
+    runner = find_target(task.artifact.target).load(task.artifact)
     try:
-        samples, batch = read_npz(Path(request["inputs"])), int(request["batch"])
+        samples = read_npz(task.inputs)
         count = len(next(iter(samples.values())))
-        rows = [np.arange(start, start + batch) % count for start in range(0, count, batch)]
-        found = [runner.run({name: array[index] for name, array in samples.items()}) for index in rows]
-        stacked = {name: np.concatenate([one[name] for one in found])[:count] for name in found[0]}
-        write_arrays(Path(request["outputs"]), stacked)
-        return {"evidence": str(runner.evidence)}
+        rows = [np.arange(start, start + task.batch) % count for start in range(0, count, task.batch)]
+        batches = [runner.run({name: array[index] for name, array in samples.items()}) for index in rows]
+        stacked = {name: np.concatenate([batch[name] for batch in batches])[:count] for name in batches[0]}
+        write_arrays(task.outputs, stacked)
+        return EvaluateAnswer(runner.evidence)
     finally:
         runner.close()
 
 
-def profile(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Time of every kernel of an artifact, where its runner can tell; an empty list where it cannot."""
-    runner = find_target(request["artifact"]["target"]).load(artifact_from_dict(request["artifact"]))
+def time_layers(task: LayerTimesTask) -> LayerTimesAnswer:
+    """Time of every kernel of an artifact, where its runner can tell; none where it cannot."""
+    runner = find_target(task.artifact.target).load(task.artifact)
     try:
-        told = getattr(runner, "layer_times", None)
-        found = told(read_npz(Path(request["inputs"]))) if told is not None else []
-        return {"evidence": str(runner.evidence), "layers": [asdict(one) for one in found]}
+        layers = runner.layer_times(read_npz(task.inputs)) if isinstance(runner, TimesLayers) else ()
+        return LayerTimesAnswer(runner.evidence, tuple(layers))
     finally:
         runner.close()
 
@@ -106,17 +107,17 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         return {name: file[name] for name in file.files}
 
 
-def _block_size(runner: Any, inputs: Mapping[str, Any]) -> int:
+def _block_size(runner: Runner, inputs: Arrays) -> int:
     runner.run(inputs)
-    (first,) = _times_ms(runner, inputs, 1)
+    (first,) = times_ms(runner, inputs, 1)
     fewest, most = BLOCK_RUNS
     return max(fewest, min(most, round(BLOCK_MS / max(first, 1e-3))))
 
 
-def _times_ms(runner: Any, inputs: Mapping[str, Any], runs: int) -> list[float]:
-    timed = getattr(runner, "latencies_ms", None)  # a runner that starts a program times inside of it
-    if timed is not None:
-        return list(timed(inputs, runs))
+def times_ms(runner: Runner, inputs: Arrays, runs: int) -> list[float]:
+    """Milliseconds of each of some runs: the runner's own where it times itself."""
+    if isinstance(runner, TimesRuns):
+        return list(runner.latencies_ms(inputs, runs))
     times = []
     for _ in range(runs):
         started = time.perf_counter()

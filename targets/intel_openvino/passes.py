@@ -6,8 +6,6 @@ AveragePool     with ceil_mode and count_include_pad, windows that reach behind 
                 AveragePool(x, pads) → AveragePool(Pad(x, pads)), which counts all there is, and has no pads
 GRU, LSTM, RNN  two of them that read one value, batch above 1: the plugin takes the transposition that it puts before
                 one of them for both: each reads its own copy, by Split of Concat
-QLinearConv     scales by channel of the weights are taken for those of the input:
-                QuantizeLinear(Conv(DequantizeLinear(x), DequantizeLinear(w), b · x_scale · w_scale))
 """
 
 from __future__ import annotations
@@ -18,11 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compiler.target import PassResult, constant_of, record_origin
+from compiler.target import PassResult, record_origin
 
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
-_AXIS_OPSET = 13
-"""Since then DequantizeLinear has an axis."""
 _COUNT_OPSET = 18
 """Since then Split must be told how many outputs of one size it has."""
 
@@ -106,35 +102,9 @@ def _copy_for(data: ir.Value, nodes: Sequence[ir.Node], graph: ir.Graph, opset: 
         node.replace_input_with(0, copy)
 
 
-def _dequantize_convolution(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
-    x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, *rest = node.inputs
-    scales = constant_of(w_scale), constant_of(x_scale)
-    if opset < _AXIS_OPSET or w is None or w_scale is None or scales[0] is None or scales[1] is None:
-        return False
-    if scales[0].size == 1 or w.shape is None or x is None or x.shape is None:
-        return False
-    bias = constant_of(rest[0]) if rest else None
-    if rest and rest[0] is not None and bias is None:
-        return False
-    builder, output = _Builder(node, graph), node.outputs[0]
-    floats = builder.add("DequantizeLinear", [x, x_scale, x_zero], "x", shape=x.shape, like=x_scale)
-    weights = builder.add("DequantizeLinear", [w, w_scale, w_zero], "w", {"axis": 0}, shape=w.shape, like=w_scale)
-    inputs = [floats, weights]
-    if bias is not None:
-        product = scales[1].astype(np.float64) * scales[0].astype(np.float64).reshape(-1)
-        inputs.append(builder.constant("bias", (bias.astype(np.float64) * product).astype(np.float32)))
-    product_ = builder.add("Conv", inputs, "conv", node.attributes, shape=output.shape, like=x_scale)
-    quantized = builder.add("QuantizeLinear", [product_, y_scale, y_zero], "y", shape=output.shape, like=output)
-    ir.convenience.replace_all_uses_with(output, quantized, replace_graph_outputs=True)
-    quantized.name, output.name = output.name, None
-    graph.remove(node, safe=True)
-    return True
-
-
 _REWRITES: Mapping[str, Callable[[ir.Node, ir.Graph, int], bool]] = {
     "AveragePool": _pad_before_pooling,
     "PRelu": _spread_slope,
-    "QLinearConv": _dequantize_convolution,
 }
 
 

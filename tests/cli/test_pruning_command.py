@@ -68,7 +68,7 @@ def test_a_ratio_is_cut_repaired_and_delivered_and_the_manifest_says_it(conv: Pl
     assert manifest["verdict"]["reference"] == "border model"
     assert [trial["purpose"] for trial in manifest["trials"]] == ["baseline", "candidate"]
     assert manifest["trials"][0]["pruned"] == 0 and manifest["trials"][1]["pruned"] == round(pruning["ratio"], 4)
-    assert [stage["stage"] for stage in manifest["stages"]] == ["rewrite", "prune", "build"]
+    assert [stage["stage"] for stage in manifest["stages"]] == ["rewrite", "prune", "compile"]
     text = conv.run("inspect", conv.dist / "one").out
     assert "pruned by" in text and "24 -> " in text
     assert "conv_a" in conv.run("inspect", conv.dist / "one", "--node", "conv_a").out

@@ -53,7 +53,7 @@ def test_pruned_model_is_trained_judged_by_the_gates_metric_delivered_and_told(c
     outcome = conv.build()
     assert outcome.code == 0, outcome.err
     manifest = conv.manifest("one")
-    assert [stage["stage"] for stage in manifest["stages"]] == ["rewrite", "prune", "recover", "build"]
+    assert [stage["stage"] for stage in manifest["stages"]] == ["rewrite", "prune", "recover", "compile"]
     found = manifest["pruning"]["recovered"]
     assert found["steps"] > 0 and found["metric"] == "cosine" and found["resumed_at"] == 0
     assert found["best"]["value"] >= found["checks"][0]["value"] > -0.08

@@ -134,7 +134,7 @@ def test_a_search_ended_in_the_middle_goes_on_without_repeating_finished_trials(
 
 def finished_builds(place: Place) -> set[Path]:
     entries = (place.cache / "entries").glob("*/*/entry.json")
-    return {path for path in entries if '"stage": "build"' in path.read_text(encoding="utf-8")}
+    return {path for path in entries if '"stage": "compile"' in path.read_text(encoding="utf-8")}
 
 
 @SLOW
@@ -278,8 +278,8 @@ def test_device_classes_with_equal_schemes_share_calibration_and_the_quantized_m
     first, second = (
         {row["stage"]: row["from_store"] for row in measurements(wide, name)["stages"]} for name in devices
     )
-    assert (first["quantize"], first["build"]) == (False, False)
-    assert (second["rewrite"], second["quantize"], second["build"]) == (True, True, False)
+    assert (first["quantize"], first["compile"]) == (False, False)
+    assert (second["rewrite"], second["quantize"], second["compile"]) == (True, True, False)
     assert wide.manifest("a")["border"]["sha256"] == wide.manifest("b")["border"]["sha256"]
 
 
@@ -301,7 +301,7 @@ def test_a_limit_on_accuracy_that_nothing_meets_says_the_best_reached(wide: Plac
     assert "points lost, limit at most 0" in outcome.err and "Nearest:" in outcome.err
     assert any(trial["note"] for trial in trials), "where the search went no further it says why"
     tried = {json.dumps([trial["options"]["balance"]]) for trial in trials if trial["options"]}
-    assert len(entries_of(wide, "observe")) == len(tried) + 1, (
+    assert len(entries_of(wide, "calibrate")) == len(tried) + 1, (
         "ranges are chosen anew, and data observed once; evaluation"
     )
 

@@ -147,7 +147,7 @@ def test_a_build_uses_the_log_and_its_manifest_and_key_say_so(lab: Place) -> Non
     assert "Tuning of 3 kernels: together they came to" in (lab.dist / "report.html").read_text()
     assert "3 measured of 3 kernels" in after["plan"]["decisions"]["tuning"]["value"]
     digests = [{one["stage"]: one["sha256"] for one in manifest["stages"]} for manifest in (before, after)]
-    assert digests[0]["build"] != digests[1]["build"]
+    assert digests[0]["compile"] != digests[1]["compile"]
 
 
 def test_a_record_of_another_toolchain_is_called_transferred(lab: Place) -> None:

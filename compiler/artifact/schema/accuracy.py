@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import FiniteFloat
 
-from compiler.artifact.adapter import Number
+from compiler.artifact.adapter import Detail, Number
 from compiler.artifact.artifact import Evidence
 
 
@@ -39,7 +39,7 @@ class Score:
     low_pct: Number
     high_pct: Number
     count: int
-    details: Mapping[str, Number] = field(default_factory=dict)
+    details: Mapping[str, Detail] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

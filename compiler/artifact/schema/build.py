@@ -12,8 +12,9 @@ from compiler.artifact.schema.trial import Searched
 class DeviceStatus(StrEnum):
     """What became of a device.
 
-    `deferred` waits for its device to finish it, and is `finished` afterwards. `unreadable` is never written: the
-    folder is not what was delivered, and nothing it says is shown.
+    `deferred` waits for its device to finish it, and is `finished` afterwards. Two are never written: of `border` only
+    the border model was asked for; and of `unreadable` the folder is not what was delivered, and nothing it says is
+    shown.
     """
 
     DELIVERED = "delivered"
@@ -21,6 +22,7 @@ class DeviceStatus(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     UNREADABLE = "unreadable"
+    BORDER = "border"
 
 
 @dataclass(frozen=True)

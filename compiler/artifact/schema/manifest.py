@@ -26,11 +26,12 @@ class File:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """The model that was read."""
+    """The model that was read; `fixed` are inputs that became constants."""
 
     file: str
     sha256: str
     notes: tuple[str, ...]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ import onnx_ir as ir
 from compiler.compress.prune.gains import error_gains
 from compiler.compress.prune.groups import Group, Ties
 from compiler.compress.prune.moments import Batches, Moments, gather_moments
-from compiler.compress.prune.rows import Layer, Matrix, as_matrix, layer_of
+from compiler.compress.prune.redundancy import Reader, order_by_redundancy
+from compiler.compress.prune.rows import Layer, layer_of
 from compiler.compress.prune.sensitivity import output_losses
+from compiler.compress.threads import in_parallel
 from compiler.passes.values import constant_of
 
 Measure: TypeAlias = Literal["weights", "activations", "sensitivity", "redundancy"]
@@ -21,8 +23,8 @@ Measure: TypeAlias = Literal["weights", "activations", "sensitivity", "redundanc
 MOMENT_BYTES = 1 << 30
 """Largest size of all second moments in memory at a time."""
 
-STEPS = 8
-"""Numbers of removed channels per group at which the held-out error is computed; it is interpolated between them."""
+_GROUPS_AT_ONCE = 4
+"""Groups that are ordered side by side: each holds some matrices of the size of its moments."""
 
 
 @dataclass(frozen=True)
@@ -40,27 +42,6 @@ class Removal:
     group: Group
     order: tuple[int, ...]
     errors: tuple[float, ...]
-
-
-@dataclass
-class _Reader:
-    """One layer that reads the group.
-
-    Args:
-        weights: Its weights (K, N); those of removed channels are zero, the others compensate for them.
-        inverse: Inverse of its inputs' moments (K, K), shrunk towards their diagonal.
-        halves: The moments of each half of the data, for two-fold cross-validation.
-        rows: Number of rows in the moments.
-        blocks: Channel → its rows of the weights.
-        energy: Energy of its outputs over their error gain; errors are divided by it.
-    """
-
-    weights: Matrix
-    inverse: Matrix
-    halves: tuple[Matrix, Matrix]
-    rows: int
-    blocks: dict[int, list[int]]
-    energy: float
 
 
 def removal_orders(
@@ -86,16 +67,19 @@ def removal_orders(
         losses = output_losses(model, ties, groups, batches())
         return tuple(_by_score(group, losses) for group in groups)
     order = _by_energy if measure == "activations" else _by_redundancy
+
+    def ordered(group: Group, reads: Reads) -> Removal:
+        channels = {*group.channels}
+        return order(
+            group,
+            [_reader(model, layer, ids, channels, moments[layer.weights], gains[layer.node]) for layer, ids in reads],
+        )
+
     removals: list[Removal] = []
     gains = error_gains(model, [layer for group in groups for layer, _ in _reads(model, ties, group)], batches())
     for run in _affordable(model, ties, groups):
         moments = gather_moments(model, [layer for _, reads in run for layer, _ in reads], batches)
-        for group, reads in run:
-            readers = [
-                _reader(model, layer, ids, {*group.channels}, moments[layer.weights], gains[layer.node])
-                for layer, ids in reads
-            ]
-            removals.append(order(group, readers))
+        removals += in_parallel(lambda task: ordered(*task), run, most=_GROUPS_AT_ONCE)
     return tuple(removals)
 
 
@@ -149,7 +133,7 @@ def _norms(model: ir.Model, ties: Ties, group: Group) -> dict[int, float]:
 
 def _reader(
     model: ir.Model, layer: Layer, ids: Sequence[int], channels: set[int], moments_of_layer: Moments, gain: float
-) -> _Reader:
+) -> Reader:
     weights = layer.matrix(np.asarray(constant_of(model.graph.initializers[layer.weights])))
     moments = moments_of_layer.halves[0] + moments_of_layer.halves[1]
     blocks: dict[int, list[int]] = {}
@@ -158,20 +142,10 @@ def _reader(
         if channel in channels:
             blocks.setdefault(channel, []).extend(range(place * size, (place + 1) * size))
     energy = max(float((weights * (moments @ weights)).sum()), 1e-30) / max(gain, 1e-12)
-    inverse = as_matrix(np.linalg.inv(shrunk(moments, moments_of_layer.rows)))
-    return _Reader(weights, inverse, moments_of_layer.halves, moments_of_layer.rows, blocks, energy)
+    return Reader(weights, moments_of_layer.halves, moments_of_layer.rows, blocks, energy)
 
 
-def shrunk(moments: Matrix, rows: int) -> Matrix:
-    """Moments shrunk towards their diagonal, so that they can be inverted: the fewer rows, the more."""
-    # 0.1 K/R: the relative error of a covariance of K inputs from R rows grows like this; the floor keeps dead inputs
-    # invertible
-    share = 1e-3 + 0.1 * len(moments) / max(1, rows)
-    floor = 1e-6 * float(np.trace(moments)) / len(moments) + 1e-12
-    return moments + np.diag(share * np.diag(moments) + floor)
-
-
-def _by_energy(group: Group, readers: Sequence[_Reader]) -> Removal:
+def _by_energy(group: Group, readers: Sequence[Reader]) -> Removal:
     scores = dict.fromkeys(group.channels, 0.0)
     for reader in readers:
         for channel, block in reader.blocks.items():
@@ -183,61 +157,6 @@ def _by_energy(group: Group, readers: Sequence[_Reader]) -> Removal:
     return _by_score(group, scores)
 
 
-def _by_redundancy(group: Group, readers: Sequence[_Reader]) -> Removal:
-    originals = [reader.weights.copy() for reader in readers]
-    left, order = list(group.channels), list[int]()
-    counts, errors = [0], [0.0]
-    step = -(-len(left) // STEPS)
-    while left:
-        costs = sum((_costs(reader, left) for reader in readers), np.zeros(len(left)))
-        order.append(left.pop(int(np.argmin(costs))))
-        for reader in readers:
-            _remove(reader, reader.blocks.get(order[-1], []))
-        if len(order) % step == 0 or not left:
-            counts.append(len(order))
-            errors.append(sum(_held_out(reader, w, order) for reader, w in zip(readers, originals, strict=True)))
-    # more removed channels cannot err less: a decrease is noise of the estimate
-    every = np.interp(np.arange(1, len(order) + 1), counts, np.maximum.accumulate(errors))
-    return Removal(group, tuple(order), tuple(every.tolist()))
-
-
-def _held_out(reader: _Reader, weights: Matrix, gone: Sequence[int]) -> float:
-    """Cross-validated error without these channels: compensation is solved on one half, measured on the other."""
-    lost = [row for channel in gone for row in reader.blocks.get(channel, [])]
-    rows = np.array(lost, dtype=np.int64)
-    kept = np.setdiff1d(np.arange(len(weights)), rows)
-    total = 0.0
-    for fit, judge in (reader.halves, reader.halves[::-1]):
-        made_up = weights[kept]
-        if len(rows) and len(kept):
-            inner = shrunk(fit, reader.rows // 2)[np.ix_(kept, kept)]
-            made_up = made_up + np.linalg.solve(inner, fit[np.ix_(kept, rows)] @ weights[rows])
-        rest = np.zeros_like(weights)
-        rest[kept], rest[rows] = made_up - weights[kept], -weights[rows]
-        total += float((rest * (judge @ rest)).sum())
-    return total / reader.energy
-
-
-def _costs(reader: _Reader, channels: Sequence[int]) -> Matrix:
-    """The error that the removal of each channel adds: tr(Wₛᵀ (H⁻¹ₛₛ)⁻¹ Wₛ), as a share of the energy."""
-    costs = np.zeros(len(channels))
-    by_size: dict[int, list[int]] = {}
-    for place, channel in enumerate(channels):
-        by_size.setdefault(len(reader.blocks.get(channel, ())), []).append(place)
-    for size, places in by_size.items():
-        if size:
-            blocks = np.array([reader.blocks[channels[place]] for place in places])
-            inner = reader.inverse[blocks[:, :, None], blocks[:, None, :]]
-            parts = reader.weights[blocks]
-            costs[places] = (parts * np.linalg.solve(inner, parts)).sum(axis=(1, 2)) / reader.energy
-    return costs
-
-
-def _remove(reader: _Reader, block: list[int]) -> None:
-    """Removes a block: the other weights compensate for it, and its rows and columns of the inverse become zero."""
-    if block:
-        columns = reader.inverse[:, block]
-        solved = np.linalg.solve(columns[block], np.concatenate([reader.weights[block], columns.T], axis=1))
-        outputs = reader.weights.shape[1]
-        reader.weights -= columns @ solved[:, :outputs]
-        reader.inverse -= columns @ solved[:, outputs:]
+def _by_redundancy(group: Group, readers: Sequence[Reader]) -> Removal:
+    order, errors = order_by_redundancy(group.channels, readers)
+    return Removal(group, tuple(order), tuple(errors))

@@ -18,6 +18,7 @@ from compiler.compress.prune.moments import Batches
 from compiler.compress.prune.prepare import prepare
 from compiler.compress.prune.repair import repair
 from compiler.compress.prune.views import with_mirrors
+from compiler.compress.threads import one_blas_thread
 from compiler.errors import UnsupportedModel
 from compiler.passes.instrument import measure
 from compiler.passes.macs import count_macs
@@ -96,7 +97,8 @@ def find_order(model: ir.Model, batches: Batches, *, measure: Measure = "redunda
     if not ties.groups:
         reasons = "; ".join(f"'{layer}': {reason}" for layer, reason in list(ties.kept.items())[:5])
         raise Unprunable(f"no channel of the model can be cut{': ' + reasons if reasons else ''}")
-    removals = removal_orders(ready, ties, ties.groups, with_mirrors(batches), measure=measure)
+    with one_blas_thread():
+        removals = removal_orders(ready, ties, ties.groups, with_mirrors(batches), measure=measure)
     return {"groups": [{"order": list(removal.order), "errors": list(removal.errors)} for removal in removals]}
 
 
@@ -127,7 +129,8 @@ def prune(
     ]
     plan = choose_channels(ready, ties, removals, ratio=ratio, multiple=multiple, prices=prices)
     small = cut_channels(ready, ties, plan.removed)
-    repaired = repair(ready, small, ties, plan.removed, with_mirrors(batches))
+    with one_blas_thread():
+        repaired = repair(ready, small, ties, plan.removed, with_mirrors(batches))
     sizes = measure(ready).parameters, measure(small).parameters
     return Pruned(small, plan, repaired, sizes, multiple, ties.kept, tuple(_warnings(plan, repaired, ratio)))
 

@@ -136,7 +136,8 @@ def _two_computed(walk: Walk, node: ir.Node, left: tuple[int | str, ...], right:
             walk.atoms.tie(a[axis], b[axis])
             made[axis] = a[axis]
         else:
-            walk.fix({axis: a.get(axis, b.get(axis, np.empty(0, np.int64)))}, f"'{node.name}' repeats it")
+            for labels in (a, b):
+                walk.atoms.fix(labels.get(axis, ()), f"'{node.name}' repeats it")
     walk.give(node.outputs[0], made)
     return True
 
@@ -147,6 +148,9 @@ def attention(walk: Walk, node: ir.Node) -> bool:
     ranks = {len(shape) for value in node.inputs[:3] if (shape := sizes(value)) is not None}
     if any(output.name for output in node.outputs[1:]) or any(walk.of(value) for value in node.inputs[3:]):
         return False
+    mask = sizes(node.inputs[3]) if len(node.inputs) > 3 else None
+    if mask is not None and len(mask) > 2 and mask[-3] != 1:
+        return False  # a mask for each head is not cut with the heads
     if ranks == {4} and all(set(labels) == {1} for labels in inputs):
         for labels in inputs[1:]:
             if len(labels[1]) != len(inputs[0][1]):

@@ -9,8 +9,11 @@ import onnx_ir as ir
 
 from compiler.compress.prune.atoms import Ids
 from compiler.compress.prune.reshape import reshaped
-from compiler.compress.prune.walk import Labels, Walk, sizes, weight
+from compiler.compress.prune.walk import Labels, Walk, opset_of, sizes, weight
 from compiler.passes.values import constant_of
+
+_SOFTMAX_OVER_ONE_AXIS = 13
+"""First opset whose softmax runs over its axis alone; before, it runs over that axis and all behind it."""
 
 
 def same(walk: Walk, node: ir.Node) -> bool:
@@ -40,7 +43,10 @@ def elementwise(walk: Walk, node: ir.Node) -> bool:
             for index, shape in known
             if (at := axis - len(out) + len(shape)) in walk.of(node.inputs[index])
         ]
-        if ids:
+        if any(len(each) != out[axis] for each in ids):
+            for each in ids:
+                walk.atoms.fix(each, f"'{node.name}' repeats one of its operands")
+        elif ids:
             made[axis] = ids[0]
             _meet(walk, node, axis, ids, known, out)
     walk.give(node.outputs[0], made)
@@ -56,9 +62,6 @@ def _meet(
     out: tuple[int | str, ...],
 ) -> None:
     for left, right in pairwise(ids):
-        if len(left) != len(right):
-            walk.atoms.fix([*left, *right], f"'{node.name}' repeats one of its operands")
-            return
         walk.atoms.tie(left, right)
     for index, shape in known:
         at = axis - len(out) + len(shape)
@@ -210,8 +213,9 @@ def over_axis(walk: Walk, node: ir.Node) -> bool:
     labels, shape = walk.of(node.inputs[0]), sizes(node.inputs[0])
     if shape is None:
         return False
-    first = node.attributes.get_int("axis", -1) % len(shape)
-    over = {first} if node.op_type in ("Softmax", "LogSoftmax") else set(range(first, len(shape)))
+    is_softmax, is_old = node.op_type in ("Softmax", "LogSoftmax"), opset_of(node) < _SOFTMAX_OVER_ONE_AXIS
+    first = node.attributes.get_int("axis", 1 if is_softmax and is_old else -1) % len(shape)
+    over = {first} if is_softmax and not is_old else set(range(first, len(shape)))
     walk.fix({axis: ids for axis, ids in labels.items() if axis in over}, f"'{node.name}' normalises over it")
     walk.give(node.outputs[0], dict(labels))
     return True

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from compiler.compress.prune.rows import Matrix, as_matrix
+from compiler.compress.threads import in_parallel
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridge parameters as shares of the energy of each input; cross-validation chooses among them."""
@@ -72,7 +74,7 @@ def solve(halves: Sequence[Sums]) -> tuple[Matrix, float, float]:
     first, second = halves
     best, left = float("inf"), first.rr + second.rr
     for ridge in RIDGES:
-        error = error_of(second, _ridge(first, ridge)) + error_of(first, _ridge(second, ridge))
+        error = sum(in_parallel(partial(_crossed, ridge=ridge), [(first, second), (second, first)]))
         if error < left:
             best, left = ridge, error
     both = first + second
@@ -83,6 +85,11 @@ def solve(halves: Sequence[Sums]) -> tuple[Matrix, float, float]:
 def error_of(sums: Sums, change: Matrix) -> float:
     """Squared error that remains after a change of the weights."""
     return max(0.0, sums.rr - 2 * float((change * sums.xr).sum()) + float((change * (sums.xx @ change)).sum()))
+
+
+def _crossed(pair: tuple[Sums, Sums], ridge: float) -> float:
+    """Error on the second of two halves of what was solved on the first."""
+    return error_of(pair[1], _ridge(pair[0], ridge))
 
 
 def _ridge(sums: Sums, ridge: float) -> Matrix:

@@ -116,6 +116,11 @@ def weight(node: ir.Node, index: int) -> NDArray[np.generic] | None:
     return constant_of(value)
 
 
+def opset_of(node: ir.Node) -> int:
+    """Version of ONNX's operators that the node's graph is written in."""
+    return node.graph.opset_imports.get("", 1) if node.graph is not None else 1
+
+
 def sizes(value: ir.Value | None) -> tuple[int | str, ...] | None:
     """The shape: an integer per fixed dimension, a name per symbolic one; None where it is not known."""
     if value is None or value.shape is None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler.compress.quant.plan import QuantPlan, TensorQuant
 from compiler.compress.quant.weights import round_weight, scale_array
 from compiler.errors import InternalError, UnsupportedModel
-from compiler.model.graph import skeleton
-from compiler.passes.pipelines import precision_passes
+from compiler.model.opset import raise_opset
+from compiler.passes.pipelines import BEFORE_RAISING, RAISED, load_passes, precision_passes
 from compiler.passes.quantized import is_quantized
 from compiler.passes.values import Names, constant_of, nodes_at, record_origin, replace_input
 
@@ -41,25 +40,15 @@ def apply(model: ir.Model, plan: QuantPlan) -> ir.Model:
 
 
 def at_opset(model: ir.Model, opset: int) -> ir.Model:
-    """A copy of the model in at least this version of the default domain."""
-    if model.graph.opset_imports.get("", 1) >= opset:
-        return model.clone()
-    weights = {name: value.const_value for name, value in model.graph.initializers.items()}
-    inputs = [str(value.name) for value in model.graph.inputs]
-    try:
-        raised = onnx.version_converter.convert_version(skeleton(model), opset)
-    except (RuntimeError, onnx.checker.ValidationError) as error:
-        raise UnsupportedModel(
-            f"the model's opset {model.graph.opset_imports.get('', 1)} cannot be raised to {opset}, which its "
-            f"quantized form needs: {str(error)[:300]}",
-            remedy=f"Export the model with opset {opset} or newer.",
-        ) from error
-    copy = ir.from_proto(onnx.shape_inference.infer_shapes(raised, data_prop=True))
-    for value in list(copy.graph.inputs):
-        if value.name not in inputs:
-            copy.graph.inputs.remove(value)
-            value.const_value = weights[str(value.name)]
-            copy.graph.register_initializer(value)
+    """A copy of the model in at least this version of the default domain, what the converter computes folded."""
+    copy = model.clone()
+    if copy.graph.opset_imports.get("", 1) >= opset:
+        return copy
+    for step in load_passes(BEFORE_RAISING):
+        step(copy)
+    copy = raise_opset(copy, opset, reason="its quantized form")
+    for step in load_passes(RAISED):
+        step(copy)
     return copy
 
 

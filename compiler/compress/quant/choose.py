@@ -56,8 +56,8 @@ def choose(
     plan = QuantPlan(
         scheme=scheme.name,
         layers=tuple(_layers(model, placed, scheme)),
-        tensors=_tensors(placed, seen, options or QuantOptions()),
-        weights=dict(_weights(placed)),
+        tensors=_tensors(placed, seen, options or QuantOptions(), scheme.compute),
+        weights=dict(_weights(placed, scheme.compute)),
         reads={str(node.name): tuple(indices) for node, indices in placed.reads.items() if indices},
         int_biases=tuple(_int_biases(placed, scheme)),
         opset=_opset(placed, scheme),
@@ -93,14 +93,17 @@ def _observed(placed: Placement, observations: Observations | None) -> dict[ir.V
     return {value: tensors[str(value.name)] for value in placed.formats}
 
 
-def _tensors(placed: Placement, seen: Mapping[ir.Value, Histogram], options: QuantOptions) -> dict[str, TensorQuant]:
+def _tensors(
+    placed: Placement, seen: Mapping[ir.Value, Histogram], options: QuantOptions, compute: str
+) -> dict[str, TensorQuant]:
     joined: dict[ir.Value, Histogram] = {}
     members: dict[ir.Value, list[ir.Value]] = {}
     for value, histogram in seen.items():
         members.setdefault(placed.group(value), []).append(value)
         joined[placed.group(value)] = _join(joined.get(placed.group(value)), histogram)
     formats = {
-        root: quantize_tensor(joined[root], placed.formats[values[0]], options) for root, values in members.items()
+        root: quantize_tensor(joined[root], placed.formats[values[0]], options, compute=compute)
+        for root, values in members.items()
     }
     return {str(value.name): formats[placed.group(value)] for value in seen}
 
@@ -122,7 +125,7 @@ def _join(first: Histogram | None, second: Histogram) -> Histogram:
     return both
 
 
-def _weights(placed: Placement) -> Iterator[tuple[str, TensorQuant]]:
+def _weights(placed: Placement, compute: str) -> Iterator[tuple[str, TensorQuant]]:
     for node, formats in placed.weights.items():
         for index, format_ in formats.items():
             weight = constant_of(node.inputs[index])
@@ -133,7 +136,7 @@ def _weights(placed: Placement) -> Iterator[tuple[str, TensorQuant]]:
                     f"{int((~np.isfinite(weight)).sum())} weights are NaN or infinite",
                     where=f"{node.op_type} '{node.name}'",
                 )
-            yield f"{node.name}/{index}", quantize_weight(weight.astype(np.float32), node, format_)
+            yield f"{node.name}/{index}", quantize_weight(weight.astype(np.float32), node, format_, compute=compute)
 
 
 def _layers(model: ir.Model, placed: Placement, scheme: QuantScheme) -> Iterator[LayerQuant]:

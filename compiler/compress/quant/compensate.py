@@ -1,10 +1,16 @@
 """Compensated rounding of weights (GPTQ): one input at a time, later weights compensate the errors of earlier ones.
 
 A layer in few bits computes Ŵ·x̂, with x̂ (terms,) what it really reads there. Over samples X̂ (terms, samples) the sum
-of squares ‖W·X̂ − Ŵ·X̂‖² = tr((W − Ŵ)·H·(W − Ŵ)ᵀ), H = X̂·X̂ᵀ, is to be least. Input j is rounded for all outputs at once,
-and its error e = w − ŵ goes to the inputs after it: w_k −= e·U_jk / U_jj for k > j, with (H + λ·I)⁻¹ = Uᵀ·U and U upper
-triangular. Inputs of the largest H_jj come first; λ keeps weights near where they were where the samples say nothing.
-(E. Frantar et al., GPTQ, 2022, which solves B. Hassibi's and D. Stork's Optimal Brain Surgeon, 1993, for rounding.)
+of squares ‖W·X̂ − Ŵ·X̂‖² = tr((W − Ŵ)·H·(W − Ŵ)ᵀ), H = X̂·X̂ᵀ, is to be least. With H + λ·I = L·Lᵀ, L lower triangular, it
+is the sum over j of ((w_j − ŵ_j)·L_jj + Σ_{k>j} (w_k − ŵ_k)·L_kj)². Inputs are rounded from the last to the first, each
+for all outputs at once, and each term made as small as the lattice allows:
+
+    ŵ_j = round(w_j + Σ_{k>j} (w_k − ŵ_k)·L_kj / L_jj)
+
+Inputs of the largest H_jj are last, so they are rounded first; λ keeps weights near where they were where the samples
+say nothing. (E. Frantar et al., GPTQ, 2022, which solves B. Hassibi's and D. Stork's Optimal Brain Surgeon, 1993, for
+rounding. GPTQ hands each error on by the factor of H⁻¹; gathering errors by the factor of H is the same in exact
+arithmetic (J. Chen et al., The Geometry of LLM Quantization, 2025), and needs no inverse.)
 
 H is summed batch by batch, so memory is a few matrices of (terms, terms) for any number of samples.
 """
@@ -12,7 +18,7 @@ H is summed batch by batch, so memory is a few matrices of (terms, terms) for an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +26,7 @@ from numpy.typing import NDArray
 from compiler.compress.quant.plan import TensorQuant
 from compiler.compress.quant.unfold import Layout
 from compiler.compress.quant.weights import nearest, spread
+from compiler.compress.threads import in_parallel
 from compiler.model.numerics import Array
 
 Floats = NDArray[np.float32]
@@ -31,73 +38,91 @@ MOST_TERMS = 4608
 """Largest number of terms of a product that is compensated: a matrix of (terms, terms) takes 81 MiB there."""
 
 _BLOCK = 128
-"""Inputs after which the error is handed to all later ones; before, only to those of the block."""
+"""Inputs whose errors are gathered by one product of matrices; inside of a block it is one product for each input."""
 
 
-def compensate(weight: Floats, quant: TensorQuant, layout: Layout, read: Sequence[Array]) -> Floats:
+@dataclass(frozen=True)
+class Factor:
+    """What a layer reads, as the roundings need it: H + λ·I = L·Lᵀ of every group. Layers with one input share it.
+
+    Args:
+        order: Position in the factor → input (groups, terms).
+        lower: L with columns divided by their diagonal (groups, terms, terms); its diagonal is 1.
+    """
+
+    order: NDArray[np.int64]
+    lower: Floats
+
+
+def factorize(layout: Layout, read: Sequence[Array]) -> Factor:
+    """The factor of a layer's inputs.
+
+    Args:
+        layout: Of the layer.
+        read: What the layer reads in the quantized model, one array per batch; one at least.
+    """
+    gram = _sum_grams(layout, read)
+    diagonal = np.diagonal(gram, axis1=1, axis2=2)
+    order = np.argsort(-diagonal, axis=1, kind="stable")[:, ::-1]
+    sorted_ = np.take_along_axis(np.take_along_axis(gram, order[:, :, None], 1), order[:, None, :], 2)
+    mean = diagonal.mean(axis=1)
+    places = np.arange(layout.terms)
+    # an input that is always zero says nothing about its weights: any λ > 0 leaves them rounded to nearest
+    sorted_[:, places, places] += np.where(mean > 0, DAMPING * mean, 1.0)[:, None].astype(np.float32)
+    lower = np.asarray(np.linalg.cholesky(sorted_), np.float32)
+    lower /= np.diagonal(lower, axis1=1, axis2=2)[:, None, :].copy()
+    return Factor(order, lower)
+
+
+def compensate(weight: Floats, quant: TensorQuant, layout: Layout, factor: Factor) -> Floats:
     """The weight on its quantized lattice, rounded to the least squared error of the layer's results.
 
     Args:
         weight: In float.
         quant: Its format and scales.
         layout: Of the layer.
-        read: What the layer reads in the quantized model, one array per batch; one at least.
+        factor: Of what the layer reads.
     """
-    matrix, scales = layout.matrix(weight), layout.matrix(np.broadcast_to(spread(quant, weight.shape), weight.shape))
-    rounded = [_compensate_group(*one, quant) for one in zip(matrix, scales, _sum_grams(layout, read), strict=True)]
-    return layout.weight(np.stack(rounded))
+    order = factor.order[:, :, None]
+    wanted, scales = (
+        np.take_along_axis(np.swapaxes(layout.matrix(array), 1, 2), order, 1)  # (groups, terms, outputs)
+        for array in (weight, np.broadcast_to(spread(quant, weight.shape), weight.shape))
+    )
+    rounded = np.empty_like(wanted)
+    np.put_along_axis(rounded, order, _round_in_turn(wanted, scales, factor.lower, quant), 1)
+    return layout.weight(np.ascontiguousarray(np.swapaxes(rounded, 1, 2)))
 
 
-def _compensate_group(matrix: Floats, scales: Floats, gram: Floats, quant: TensorQuant) -> Floats:
-    """One group's weights (outputs, terms)."""
-    order = np.argsort(-np.diag(gram), kind="stable")
-    upper = inverse_root(gram[np.ix_(order, order)])
-    rounded = np.empty_like(matrix)
-    rounded[:, order] = _round_in_turn(matrix[:, order], scales[:, order], upper, quant)
-    return rounded
-
-
-def inverse_root(gram: Floats) -> Floats:
-    """U, upper triangular, with Uᵀ·U = (H + λ·I)⁻¹: the inverse of R, with R·Rᵀ = H + λ·I and R upper triangular."""
-    mean = float(np.diag(gram).mean())
-    damped = gram + np.float32(DAMPING * mean if mean > 0 else 1.0) * np.eye(len(gram), dtype=np.float32)
-    root = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    return _inverse_triangle(np.asarray(root, np.float32))
-
-
-def _inverse_triangle(matrix: Floats) -> Floats:
-    """The inverse of an upper triangular matrix [A B; 0 D]: [A⁻¹ −A⁻¹·B·D⁻¹; 0 D⁻¹]."""
-    size = len(matrix)
-    if size <= _BLOCK:
-        return np.triu(np.asarray(np.linalg.inv(matrix), np.float32))
-    half = size // 2
-    inverse = np.zeros_like(matrix)
-    inverse[:half, :half] = _inverse_triangle(matrix[:half, :half])
-    inverse[half:, half:] = _inverse_triangle(matrix[half:, half:])
-    inverse[:half, half:] = -inverse[:half, :half] @ matrix[:half, half:] @ inverse[half:, half:]
-    return inverse
-
-
-def _round_in_turn(wanted: Floats, scales: Floats, upper: Floats, quant: TensorQuant) -> Floats:
-    left, rounded = wanted.copy(), np.empty_like(wanted)
+def _round_in_turn(wanted: Floats, scales: Floats, lower: Floats, quant: TensorQuant) -> Floats:
+    """Weights (groups, terms, outputs) rounded from the last term to the first."""
+    rounded, errors = np.empty_like(wanted), np.empty_like(wanted)
     terms = wanted.shape[1]
-    for first in range(0, terms, _BLOCK):
-        last = min(first + _BLOCK, terms)
-        errors = np.empty((len(wanted), last - first), np.float32)
-        for j in range(first, last):
-            rounded[:, j] = _on_lattice(left[:, j], scales[:, j], quant)
-            errors[:, j - first] = (left[:, j] - rounded[:, j]) / upper[j, j]
-            left[:, j + 1 : last] -= np.outer(errors[:, j - first], upper[j, j + 1 : last])
-        left[:, last:] -= errors @ upper[first:last, last:]
+    for last in range(terms, 0, -_BLOCK):
+        first = max(0, last - _BLOCK)
+        target = wanted[:, first:last] + np.swapaxes(lower[:, last:, first:last], 1, 2) @ errors[:, last:]
+        inside = np.ascontiguousarray(np.swapaxes(lower[:, first:last, first:last], 1, 2))  # row j: what j gathers
+        for j in range(last - first - 1, -1, -1):
+            row = target[:, j : j + 1] + inside[:, j : j + 1, j + 1 :] @ errors[:, first + j + 1 : last]
+            place = slice(first + j, first + j + 1)
+            rounded[:, place] = _on_lattice(row, scales[:, place], quant)
+            errors[:, place] = wanted[:, place] - rounded[:, place]
     return rounded
 
 
-def _on_lattice(column: Floats, scale: Floats, quant: TensorQuant) -> Floats:
-    integers = nearest(column / scale, quant).astype(np.float32)
+def _on_lattice(row: Floats, scale: Floats, quant: TensorQuant) -> Floats:
+    integers = nearest(row / scale, quant).astype(np.float32)
     return (integers - np.float32(quant.zero_point)) * scale
 
 
 def _sum_grams(layout: Layout, read: Sequence[Array]) -> Floats:
     """X̂·X̂ᵀ of every group (groups, terms, terms)."""
-    rows = (layout.rows(batch) for batch in read)
-    return reduce(np.add, (np.swapaxes(batch, 1, 2) @ batch for batch in rows))
+
+    def gram(batch: Array) -> Floats:
+        rows = layout.rows(batch)
+        # a product of a matrix with its own transpose: numpy computes one triangle only (BLAS syrk)
+        return np.swapaxes(rows, 1, 2) @ rows
+
+    total, *others = in_parallel(gram, read)
+    for other in others:
+        total += other
+    return total

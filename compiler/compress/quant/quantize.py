@@ -18,6 +18,7 @@ from compiler.compress.quant.migrate import find_sites
 from compiler.compress.quant.observe import Observations, observe
 from compiler.compress.quant.options import Balance, QuantOptions
 from compiler.compress.quant.plan import QuantPlan
+from compiler.compress.quant.prepare import prepare
 from compiler.compress.quant.smooth import smooth
 from compiler.errors import DataError, UnsupportedModel
 from compiler.model.numerics import Arrays
@@ -70,7 +71,7 @@ def quantize(
     """Quantizes a model for a scheme.
 
     Args:
-        model: In float32, with types and shapes inferred and every node named; left as it is.
+        model: In floating point, with types and shapes inferred and every node named; left as it is.
         batches: Calibration data, input name → array; read once. None where the scheme needs none.
         scheme: The target's.
         options: How; the defaults if None.
@@ -132,12 +133,12 @@ def _begin(model: ir.Model, batches: Iterable[Arrays], options: QuantOptions) ->
     stats = CalibrationStats()
     stream = stats.passing(batches)
     head = _head(stream, options.fit_samples)
-    return _Start(_balanced(model, head, options), head, chain(head, stream), stats)
+    return _Start(_balanced(prepare(model), head, options), head, chain(head, stream), stats)
 
 
 def can_balance(model: ir.Model, balance: Balance) -> bool:
     """Whether the model has a value that can be balanced, or no balancing is asked for."""
-    return balance == "none" or bool(find_sites(model, inserts=balance == "activations"))
+    return balance == "none" or bool(find_sites(prepare(model), inserts=balance == "activations"))
 
 
 def _balanced(model: ir.Model, head: list[Arrays], options: QuantOptions) -> ir.Model:

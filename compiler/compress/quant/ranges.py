@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from compiler.compress.quant.histogram import Histogram
 from compiler.compress.quant.options import QuantOptions
 from compiler.compress.quant.plan import TensorQuant
+from compiler.compress.quant.scales import storable
 from compiler.target.scheme import TensorFormat
 
 SHRINKS = np.geomspace(1.0, 0.05, 64)
 """Factors for the bounds that `mse` and `entropy` try."""
-
-SMALLEST_SCALE = 2.0**-100
 
 FLOAT8_MAX = 448.0
 """Largest finite number of float8e4m3fn."""
@@ -32,16 +31,19 @@ _BITS = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4}
 Range = tuple[float, float]
 
 
-def quantize_tensor(seen: Histogram, format_: TensorFormat, options: QuantOptions) -> TensorQuant:
+def quantize_tensor(
+    seen: Histogram, format_: TensorFormat, options: QuantOptions, *, compute: str = "fp32"
+) -> TensorQuant:
     """The scale of one tensor (or of several that share it, with their histograms joined)."""
     if seen.exponent is None or seen.high < seen.low:
         return TensorQuant(format_.dtype, (1.0,), reason="every value observed is 0")
     format_ = _unsigned(format_) if format_.positive and seen.low >= 0.0 else format_
     # float8 has relative precision: a wider range costs small values nothing, so nothing is gained by clipping
     if format_.dtype.startswith("float8"):
-        return _of_range((seen.low, seen.high), format_, "largest value observed")
+        return _of_range((seen.low, seen.high), format_, "largest value observed", compute)
     low, high = find_range(seen, format_, options)
-    return _of_range((low, high), format_, f"{options.observer} of {seen.low:.4g} to {seen.high:.4g}")
+    reason = f"{options.observer} of {seen.low:.4g} to {seen.high:.4g}"
+    return _of_range((low, high), format_, reason, compute)
 
 
 def levels_of(dtype: str, *, narrow: bool) -> tuple[int, int]:
@@ -69,26 +71,26 @@ def _unsigned(format_: TensorFormat) -> TensorFormat:
     return TensorFormat(format_.positive, symmetric=False, granularity=format_.granularity)
 
 
-def _of_range(bounds: Range, format_: TensorFormat, reason: str) -> TensorQuant:
-    scale, zero = scale_of(bounds, format_)
+def _of_range(bounds: Range, format_: TensorFormat, reason: str, compute: str) -> TensorQuant:
+    scale, zero = scale_of(bounds, format_, compute=compute)
     return TensorQuant(format_.dtype, (scale,), zero, narrow=format_.narrow, reason=reason)
 
 
-def scale_of(bounds: Range, format_: TensorFormat) -> tuple[float, int]:
-    """Scale (a float32) and zero point for a range; 0 is always represented exactly."""
+def scale_of(bounds: Range, format_: TensorFormat, *, compute: str = "fp32") -> tuple[float, int]:
+    """Scale and zero point for a range; 0 is always represented exactly."""
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
     if format_.dtype.startswith("float8"):
-        return _float32(max(-low, high) / FLOAT8_MAX), 0
+        return _stored(max(-low, high) / FLOAT8_MAX, compute), 0
     first, last = levels_of(format_.dtype, narrow=format_.narrow)
     if format_.symmetric:
         zero = 0 if first < 0 else (first + last + 1) // 2
-        return _float32(max(-low, high) / (last - zero)), zero
-    scale = _float32((high - low) / (last - first))
+        return _stored(max(-low, high) / (last - zero), compute), zero
+    scale = _stored((high - low) / (last - first), compute)
     return scale, int(np.clip(round(first - low / scale), first, last))
 
 
-def _float32(number: float) -> float:
-    return float(np.float32(max(number, SMALLEST_SCALE)))
+def _stored(scale: float, compute: str) -> float:
+    return float(storable(np.array([scale], np.float32), compute)[0])
 
 
 def _percentile(seen: Histogram, percentile: float) -> Range:

@@ -8,7 +8,7 @@ MatMul   weight (K, N) → (1, N, K);   input (…, K) → (1, …, K)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +33,18 @@ class Layout:
         matrix: Weight → (groups, outputs, terms).
         weight: The inverse of `matrix`.
         rows: Input of one batch → (groups, rows, terms).
+        key: Equal for layouts whose `rows` are equal for equal inputs.
     """
 
     terms: int
     matrix: Callable[[Floats], Floats]
     weight: Callable[[Floats], Floats]
     rows: Callable[[Array], Floats]
+    key: Hashable
+
+
+_WINDOW = ("strides", "dilations", "pads")
+"""Attributes that windows depend on, beside the kernel."""
 
 
 def find_layout(node: ir.Node, shape: tuple[int, ...]) -> Layout | str:
@@ -63,6 +69,7 @@ def _product_layout(shape: tuple[int, ...], *, is_flipped: bool) -> Layout:
         matrix=lambda weight: turned(weight)[None],
         weight=lambda matrix: np.ascontiguousarray(turned(matrix[0])),
         rows=lambda array: array.astype(np.float32).reshape(1, -1, terms),
+        key=terms,
     )
 
 
@@ -76,6 +83,7 @@ def _conv_layout(node: ir.Node, shape: tuple[int, ...]) -> Layout | str:
         matrix=lambda weight: weight.reshape(groups, -1, terms),
         weight=lambda matrix: matrix.reshape(shape),
         rows=lambda array: _windows(array, node, groups, kernel),
+        key=(groups, kernel, *(tuple(node.attributes.get_ints(name, ())) for name in _WINDOW)),
     )
 
 

@@ -4,40 +4,55 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from compiler.compress.quant.plan import QuantPlan, TensorQuant
 from compiler.compress.quant.weights import dequantize, round_weight
+from compiler.compress.threads import in_parallel
 from compiler.model.numerics import Array, Arrays
 from compiler.model.reference import Unoptimized
 from compiler.passes.values import constant_of
 
 
-@dataclass
 class Step:
     """The node that was computed last.
 
     Args:
         node: The node.
         expected: Its first result in the float model, one array per batch.
-        found: The same in the quantized model; may be replaced, and later nodes then read the replacement.
         low: Its inputs in the quantized model by name, already rounded, for each batch.
+        session: Computes the node alone.
     """
 
-    node: ir.Node
-    expected: list[Array]
-    found: list[Array]
-    low: list[dict[str, Array]]
-    _session: Unoptimized
+    def __init__(self, node: ir.Node, expected: list[Array], low: list[dict[str, Array]], session: Unoptimized) -> None:
+        self.node, self.expected, self.low, self._session = node, expected, low, session
+        self._first = next(str(value.name) for value in node.outputs if value.name)
+        self._results: list[dict[str, Array]] | None = None
+
+    @property
+    def results(self) -> list[dict[str, Array]]:
+        """All results in the quantized model by name, for each batch."""
+        if self._results is None:  # not before somebody asks: most callers exchange the weights first
+            self._results = in_parallel(self._session.run, self.low)
+        return self._results
+
+    @property
+    def found(self) -> list[Array]:
+        """The first result in the quantized model, one array per batch."""
+        return [result[self._first] for result in self.results]
 
     def compute_with(self, weight: Array, index: int) -> None:
-        """Recomputes `found` with another constant for that input."""
+        """Computes the results with another constant for that input."""
         name = str(self.node.inputs[index].name)  # type: ignore[union-attr]  # a node with weights reads them
-        made = next(str(value.name) for value in self.node.outputs if value.name)
-        self.found = [self._session.run(feeds | {name: weight})[made] for feeds in self.low]
+        for feeds in self.low:
+            feeds[name] = weight
+        self._results = None
+
+    def replace(self, found: list[Array]) -> None:
+        """Exchanges the first result; later nodes read it."""
+        self._results = [result | {self._first: array} for result, array in zip(self.results, found, strict=True)]
 
 
 def walk(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays]) -> Iterator[Step]:
@@ -56,19 +71,19 @@ def walk(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays]) -> Iterato
         id(value): [batch[str(value.name)] for batch in batches] for value in model.graph.inputs
     }
     low = dict(exact)
+    places = range(len(batches))
     for node in model.graph:
         session = Unoptimized(_alone(model, node))
-        expected = [session.run(_feeds(node, exact, index)) for index in range(len(batches))]
-        reads = [_low_feeds(node, low, index, plan) for index in range(len(batches))]
-        quantized = [session.run(feeds) for feeds in reads]
+        expected = in_parallel(session.run, [_feeds(node, exact, index) for index in places])
+        step = Step(node, [], [_low_feeds(node, low, index, plan) for index in places], session)
         made = [value for value in node.outputs if value.name]
         for value in made:
-            exact[id(value)] = [one[str(value.name)] for one in expected]
-            low[id(value)] = [one[str(value.name)] for one in quantized]
-        step = Step(node, exact[id(made[0])], low[id(made[0])], reads, session)
+            exact[id(value)] = [result[str(value.name)] for result in expected]
+        step.expected = exact[id(made[0])]
         yield step
-        # read again: the caller may have replaced the results
-        low[id(made[0])] = step.found
+        # after the yield: the caller may have replaced them
+        for value in made:
+            low[id(value)] = [result[str(value.name)] for result in step.results]
         _forget(node, readers, exact, low)
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from compiler.compress.quant.place import channel_axis
 from compiler.compress.quant.plan import TensorQuant
-from compiler.compress.quant.ranges import FLOAT8_MAX, SMALLEST_SCALE, levels_of
+from compiler.compress.quant.ranges import FLOAT8_MAX, levels_of
+from compiler.compress.quant.scales import storable
 from compiler.target.scheme import TensorFormat
 
 Float32s = NDArray[np.float32]
@@ -20,8 +21,8 @@ _SHRINKS = np.linspace(1.0, 0.6, 17)
 """Factors for the range that 4-bit formats try; at 8 bits the whole range is best."""
 
 
-def quantize_weight(weight: Float32s, node: ir.Node, format_: TensorFormat) -> TensorQuant:
-    """The scales of one constant input."""
+def quantize_weight(weight: Float32s, node: ir.Node, format_: TensorFormat, *, compute: str = "fp32") -> TensorQuant:
+    """The scales of one constant input, stored in the precision of what is not quantized."""
     axis = channel_axis(node, format_, weight.ndim)
     blocks = format_.block_size if format_.granularity == "block" else 0
     reach = _reach(weight, axis, blocks)
@@ -30,22 +31,23 @@ def quantize_weight(weight: Float32s, node: ir.Node, format_: TensorFormat) -> T
     else:
         first, last = levels_of(format_.dtype, narrow=format_.narrow)
         top = float(last if first < 0 else (last + 1) // 2 - 1)
-    scale = np.maximum(reach / np.float32(top), np.float32(SMALLEST_SCALE)).astype(np.float32)
+    scale = storable((reach / np.float32(top)).astype(np.float32), compute)
     zero = 0 if format_.dtype.startswith(("int", "float8")) else int(top) + 1
     quant = TensorQuant(format_.dtype, _tuple(scale), zero, axis, blocks, format_.narrow, "largest weight")
-    return _least_error(weight, quant) if format_.dtype in ("int4", "uint4") else quant
+    return _least_error(weight, quant, compute) if format_.dtype in ("int4", "uint4") else quant
 
 
-def _least_error(weight: Float32s, quant: TensorQuant) -> TensorQuant:
+def _least_error(weight: Float32s, quant: TensorQuant, compute: str) -> TensorQuant:
     """Each scale shrunk to the least squared error of its weights."""
     whole = np.asarray(quant.scale, dtype=np.float32)
     best, least = whole.copy(), np.full(whole.shape, np.inf)
     for shrink in _SHRINKS:
-        tried = TensorQuant(**{**vars(quant), "scale": _tuple(whole * np.float32(shrink))})
+        scale = storable(whole * np.float32(shrink), compute)
+        tried = TensorQuant(**{**vars(quant), "scale": _tuple(scale)})
         error = np.square(weight - dequantize(round_weight(weight, tried), tried))
         cost = _sums(error, quant.axis, quant.block_size).reshape(-1)
         better = cost < least
-        best[better], least[better] = whole[better] * np.float32(shrink), cost[better]
+        best[better], least[better] = scale[better], cost[better]
     return TensorQuant(**{**vars(quant), "scale": _tuple(best), "reason": "least squared error of each block"})
 
 

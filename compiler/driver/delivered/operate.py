@@ -18,8 +18,8 @@ from compiler.driver.dist import note_finished
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.compile import check_artifact
 from compiler.driver.stages.inputs import sizes_label
+from compiler.driver.stages.reference import ParityCase
 from compiler.driver.stages.verify import (
-    ParityCase,
     Verification,
     batch_size,
     check_parity,
@@ -30,7 +30,14 @@ from compiler.errors import ArtifactError, DataError, OutputError
 from compiler.evaluate.samples import batch_of, load_samples, make_samples, read_arrays
 from compiler.fleet.profile import profile_of
 from compiler.fleet.yamlfile import Document, Origin
-from compiler.model.frontend import bind_shapes, describe_inputs, describe_outputs, free_dims, read_model
+from compiler.model.frontend import (
+    bind_shapes,
+    describe_inputs,
+    describe_outputs,
+    fix_inputs,
+    free_dims,
+    read_model,
+)
 from compiler.model.numerics import Arrays, write_arrays
 from compiler.model.spec import TensorSpec
 from compiler.passes.probe import run_unoptimized
@@ -244,7 +251,7 @@ def original_of(delivered: Delivered, model: Path) -> ir.Model:
     """The original model with the sizes the artifact was built for."""
     dims = delivered.manifest.plan.dims
     free = {name: sizes for name, sizes in dims.items() if name != "batch" or not sizes.is_fixed}
-    read = read_model(model).model
+    read = fix_inputs(read_model(model).model, delivered.manifest.inputs.model.fixed).model
     bound = bind_shapes(read, dims if free_dims(read) else free, where=str(delivered.folder)).model
     _refuse_other_model(bound, delivered, model)
     return bound
@@ -293,7 +300,8 @@ def _inputs_at(
         )
     others = {name: size for name, size in sizes.items() if name != "batch"}
     drawn = load_samples(samples, specs) if samples else make_samples(specs, count=8, sizes=others)
-    return SizedInputs(sizes_label(sizes), batch_of(drawn, specs, sizes.get("batch", 1)), drawn.origin)
+    arrays = batch_of(drawn, specs, sizes.get("batch", 1), sizes=sizes)
+    return SizedInputs(sizes_label(sizes), arrays, drawn.origin)
 
 
 def _read_inputs(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from compiler.artifact.diff import compare_files
 from compiler.driver.build import build_fleet
-from compiler.driver.search.search import MEASURED_STAGES
 from compiler.errors import GateFailed, UsageError
 from compiler.plan import BuildOptions
 from compiler.plan.jobs import plan_fleet
-from compiler.store import Store
+from compiler.store import MEASURED_STAGES, Store
 from compiler.store.scratch import scratch_folder
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.artifact import Artifact, Evidence, artifact_to_dict
+from compiler.artifact import Artifact, Evidence
 from compiler.artifact.schema import Accuracy, AccuracyDrop, MeasuredOn
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made
@@ -24,10 +24,10 @@ from compiler.evaluate import Dataset
 from compiler.evaluate.gates import Figure
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Array, Arrays, write_arrays
-from compiler.store import Stage
-from compiler.store.digests import code_digest
+from compiler.store import StageName
 from compiler.store.scratch import scratch_folder
-from compiler.target.isolate import ChildLimits, run_child
+from compiler.target.isolate import ChildLimits
+from compiler.target.request import EvaluateAnswer, EvaluateTask, ask
 
 CHUNK_BYTES = 256 << 20
 """Samples that one child process gets in one file."""
@@ -90,18 +90,11 @@ def measure_accuracy(context: BuildContext, judge: AccuracyTest, made: Made) -> 
 
 def border_drop(context: BuildContext, judge: AccuracyTest, border: Border) -> AccuracyDrop:
     """The drop of a border model under ONNX Runtime."""
-    return drop_of(context, judge, model_outputs(border.load(), border.digest, judge.dataset, context.store))
+    return drop_of(context, judge, model_outputs(border.load(), border.digest, judge.dataset, context.stages))
 
 
 def artifact_outputs(context: BuildContext, made: Made, dataset: Dataset) -> Arrays:
     """The artifact's outputs on every sample, computed once on this machine and kept in the store."""
-    parts = (
-        ("build", made.built.entry.digest),
-        ("data", dataset.digest),
-        ("samples", str(dataset.count)),
-        ("host", host_fingerprint()),
-        ("compiler", code_digest("compiler.target.worker_measure")),
-    )
 
     def compute(folder: Path) -> None:
         where = f"{context.name}: accuracy"
@@ -109,7 +102,15 @@ def artifact_outputs(context: BuildContext, made: Made, dataset: Dataset) -> Arr
         found, _ = run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=context.options.child)
         write_arrays(folder / "outputs.npz", found)
 
-    return read_outputs(context.store.obtain(Stage("outputs", parts), compute).files)
+    entry = context.stages.run(
+        StageName.OUTPUTS,
+        compute,
+        build=made.built.entry.digest,
+        data=[dataset.digest, dataset.count],
+        batch=made.plan.dims["batch"].opt,
+        host=host_fingerprint(),
+    )
+    return read_outputs(entry.files)
 
 
 def run_artifact(
@@ -140,14 +141,9 @@ def _run_chunk(
 ) -> tuple[dict[str, Array], Evidence]:
     with scratch_folder() as folder:
         write_arrays(folder / "in.npz", samples)
-        request = {
-            "artifact": {**artifact_to_dict(artifact), "root": str(artifact.root)},
-            "inputs": str(folder / "in.npz"),
-            "outputs": str(folder / "outputs.npz"),
-            "batch": batch,
-        }
-        said = run_child("evaluate", request, folder=folder, limits=limits, where=where)
-        return read_outputs(folder), Evidence(said["evidence"])
+        task = EvaluateTask(artifact, folder / "in.npz", folder / "outputs.npz", batch)
+        answer = ask(task, EvaluateAnswer, folder=folder, limits=limits, where=where)
+        return read_outputs(folder), answer.evidence
 
 
 def _chunk_rows(artifact: Artifact) -> int:

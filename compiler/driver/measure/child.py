@@ -1,73 +1,69 @@
-"""One observation of a built artifact in a child process, kept in the store."""
+"""Measurements of built artifacts in a child process, kept in the store."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from compiler.artifact import artifact_to_dict
+from compiler.artifact.adapter import parse, to_json
 from compiler.driver.stages.compile import Built
 from compiler.driver.stages.context import BuildContext
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Arrays, arrays_digest, write_arrays
-from compiler.store import Stage, canonical_json
-from compiler.store.digests import code_digest
+from compiler.store import StageName, read_result, write_result
 from compiler.store.scratch import scratch_folder
-from compiler.target.isolate import run_child
+from compiler.target.request import Task, ask
 
-MEASURED_STAGES = frozenset({"footprint", "profile", "race"})
-"""Stages whose results are observations of this machine at one time: no second observation is the same."""
+_RESULTS = "measured.json"
+
+A = TypeVar("A")
 
 
-def observe(
-    context: BuildContext, work: str, builds: Sequence[tuple[Built, Arrays]], *, times: int = 1, **more: Any
-) -> list[dict[str, Any]]:
-    """Does one work of `compiler.target.worker_measure` on built artifacts, or takes its results from the store.
+def measure_in_child(
+    context: BuildContext,
+    stage: StageName,
+    answer: type[A],
+    builds: Sequence[tuple[Built, Arrays]],
+    task: Callable[[tuple[Path, ...]], Task],
+    *,
+    times: int = 1,
+    **arguments: object,
+) -> tuple[A, ...]:
+    """Has artifacts measured in child processes, or takes the results from the store.
 
     Args:
         context: The device.
-        work: `footprint`, `race` or `profile`; the name of the stage.
+        stage: `memory`, `speed` or `layers`.
+        answer: The type of what a child answers.
         builds: The artifacts, each with its inputs.
+        task: Files with those inputs → what the child is to do.
         times: Child processes to ask, one after another.
-        more: Further arguments of the work.
+        arguments: What else the results depend on.
 
     Returns:
-        What each child said.
+        What each child answered.
 
     Raises:
         CompilerError: Whatever the work raised, or how the child ended.
     """
-    parts = (
-        ("builds", canonical_json([built.entry.digest for built, _ in builds])),
-        ("inputs", canonical_json([arrays_digest(inputs) for _, inputs in builds])),
-        ("arguments", canonical_json({**more, "times": times})),
-        ("host", host_fingerprint()),
-        ("compiler", code_digest("compiler.target.worker_measure")),
-    )
 
     def make(folder: Path) -> None:
+        where, limits = f"{context.name}: {stage}", context.options.child
         with scratch_folder() as scratch:
-            request = _request(builds, scratch) | more
-            where = f"{context.name}: {work}"
-            found = [
-                run_child(work, dict(request), folder=scratch, limits=context.options.child, where=where)
-                for _ in range(times)
-            ]
-        (folder / "observed.json").write_text(json.dumps(found), encoding="utf-8")
+            paths = tuple(scratch / f"in{index}.npz" for index in range(len(builds)))
+            for path, (_, inputs) in zip(paths, builds, strict=True):
+                write_arrays(path, inputs)
+            asked = task(paths)
+            answers = [ask(asked, answer, folder=scratch, limits=limits, where=where) for _ in range(times)]
+        write_result(folder, _RESULTS, [to_json(one) for one in answers])
 
-    entry = context.store.obtain(Stage(work, parts), make)
-    values: list[dict[str, Any]] = json.loads((entry.files / "observed.json").read_text(encoding="utf-8"))
-    return values
-
-
-def _request(builds: Sequence[tuple[Built, Arrays]], folder: Path) -> dict[str, Any]:
-    """One artifact by its own name, several in lists."""
-    paths = [folder / f"in{index}.npz" for index in range(len(builds))]
-    for path, (_, inputs) in zip(paths, builds, strict=True):
-        write_arrays(path, inputs)
-    artifacts = [{**artifact_to_dict(built.artifact), "root": str(built.artifact.root)} for built, _ in builds]
-    if len(builds) == 1:
-        return {"artifact": artifacts[0], "inputs": str(paths[0])}
-    return {"artifacts": artifacts, "inputs": [str(path) for path in paths]}
+    entry = context.stages.run(
+        stage,
+        make,
+        builds=[built.entry.digest for built, _ in builds],
+        inputs=[arrays_digest(inputs) for _, inputs in builds],
+        arguments={**arguments, "times": times},
+        host=host_fingerprint(),
+    )
+    return tuple(parse(answer, value) for value in read_result(entry, _RESULTS))

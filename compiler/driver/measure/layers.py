@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from compiler.artifact import Evidence
 from compiler.artifact.schema import Layer
-from compiler.driver.measure.child import observe
+from compiler.driver.measure.child import measure_in_child
 from compiler.driver.roofline import describe_machine, layer_seconds
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import BuildContext
@@ -16,6 +16,8 @@ from compiler.driver.stages.quantize import read_plan
 from compiler.driver.work import LayerWork, list_work
 from compiler.errors import TargetUnavailable, ToolchainFailed
 from compiler.passes.values import origins_of
+from compiler.store import StageName
+from compiler.target.request import LayerTimesAnswer, LayerTimesTask
 
 _TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
 
@@ -100,17 +102,24 @@ def _measured(
     None where the toolchain has no such times: the shares are estimated then.
     """
     try:
-        (profile,) = observe(context, "profile", [(made.built, made.typical.inputs)])
+        builds = [(made.built, made.typical.inputs)]
+        (timed,) = measure_in_child(
+            context,
+            StageName.LAYERS,
+            LayerTimesAnswer,
+            builds,
+            lambda inputs: LayerTimesTask(made.built.artifact, inputs[0]),
+        )
     except (TargetUnavailable, ToolchainFailed):  # a full disk and a bug of ours are no reason to estimate
         return None
     known = {one.node: one for one in works}
     shares: dict[str, float] = {}
     kernels: dict[str, str] = {}
-    for row in profile["layers"]:
-        inside = [node for node in row["nodes"] if node in known]
+    for layer in timed.layers:
+        inside = [node for node in layer.nodes if node in known]
         if inside:
             main = max(inside, key=lambda node: known[node].macs)
-            shares[main] = shares.get(main, 0.0) + float(row["us"])
-            kernels |= dict.fromkeys(inside, str(row["kernel"]))
-    total = sum(float(row["us"]) for row in profile["layers"])
+            shares[main] = shares.get(main, 0.0) + layer.us
+            kernels |= dict.fromkeys(inside, layer.kernel)
+    total = sum(layer.us for layer in timed.layers)
     return ({node: us / total for node, us in shares.items()}, kernels) if total and shares else None

@@ -11,7 +11,6 @@ run       peak resident memory of a process that loads the artifact and runs it,
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +18,7 @@ import onnx_ir as ir
 from compiler.artifact import Evidence
 from compiler.artifact.manifest import BORDER
 from compiler.artifact.schema import Footprint, GateName
-from compiler.driver.measure.child import observe
+from compiler.driver.measure.child import measure_in_child
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.compile import Built, build_artifact
@@ -32,7 +31,9 @@ from compiler.model.save import save_model
 from compiler.passes.instrument import measure
 from compiler.plan import settle
 from compiler.plan.candidates import BASELINE
-from compiler.store import Stage, file_digest
+from compiler.store import StageName, file_digest
+from compiler.store.scratch import scratch_folder
+from compiler.target.request import FootprintAnswer, FootprintTask
 
 RUNS = 3
 RULE = f"minimum of {RUNS} runs"
@@ -147,21 +148,17 @@ def _one_node(context: BuildContext, op: str) -> Built:
     plan = context.job.plan
     rule = next((rule for rule in plan.candidates if rule.name == BASELINE), plan.rule)
     model = _with_weights(ir.from_onnx_text(_HEAD + _ONE_NODE[op]))
-
-    def write(folder: Path) -> None:
-        save_model(model, folder / BORDER)
-
-    entry = context.store.obtain(Stage("one-node", (("model", _HEAD + _ONE_NODE[op]),)), write)
-    border = Border(entry.files / BORDER, file_digest(entry.files / BORDER), (), (entry,))
     try:
-        return build_artifact(
-            border,
-            settle(plan, rule, "the runtime's own memory is measured with it"),
-            context.job.profile,
-            context.job.target,
-            store=context.store,
-            limits=context.options.child,
-        )
+        with scratch_folder() as folder:
+            save_model(model, folder / BORDER)
+            return build_artifact(
+                Border(folder / BORDER, file_digest(folder / BORDER), (), ()),
+                settle(plan, rule, "the runtime's own memory is measured with it"),
+                context.job.profile,
+                context.job.target,
+                stages=context.stages,
+                limits=context.options.child,
+            )
     except UnsupportedModel as error:  # of our model of one node, not of the user's model
         what = f"the runtime's own memory cannot be measured: the target takes no model of one {op}"
         raise TargetUnavailable(what) from error
@@ -179,7 +176,14 @@ def _with_weights(model: ir.Model) -> ir.Model:
 
 def _peak(context: BuildContext, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
     """Peak bytes of a process that runs an artifact, and where it ran."""
-    runs = observe(context, "footprint", [(built, inputs)], times=RUNS)
-    evidence = Evidence(runs[0]["evidence"])
+    answers = measure_in_child(
+        context,
+        StageName.MEMORY,
+        FootprintAnswer,
+        [(built, inputs)],
+        lambda paths: FootprintTask(built.artifact, paths[0]),
+        times=RUNS,
+    )
+    evidence = answers[0].evidence
     choose = max if evidence == Evidence.EMULATOR else min
-    return choose(int(run["peak_bytes"]) for run in runs), evidence
+    return choose(answer.peak_bytes for answer in answers), evidence

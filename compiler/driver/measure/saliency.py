@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -37,15 +36,15 @@ from compiler.evaluate.saliency import (
 )
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Array, Arrays, write_arrays
-from compiler.store import Entry, Stage
-from compiler.store.digests import code_digest
-from compiler.target import installed_version
+from compiler.store import Entry, StageName, read_result, write_result
 
 SHOWN = 3
 """Pictures that the manifest keeps for the report."""
 
 SIDE = 64
 """Pixels: what a kept picture is shrunk to at most, some ten kilobytes of it."""
+
+_QUESTION = "question.json"
 
 HIDDEN = "no pictures are kept: the fleet file says `pictures: false`"
 
@@ -70,12 +69,12 @@ def measure_saliency(context: BuildContext, made: Made) -> Saliency:
     is_runnable = stand_in.measured_on != MeasuredOn.NOTHING
     if why := too_large(_float_outputs(context, images)) if is_runnable else stand_in.note:
         return _uncompared(why)
-    with context.clock.timed("saliency"):
+    with context.clock.timed(StageName.SALIENCY):
         original = _float_entry(context, images)
         build = _candidate_entry(context, images, made, stand_in.measured_on, original)
     want, got = _read(original.files), _read(build.files)
     similarities = compare_explanations(want, got)
-    question = json.loads((original.files / "question.json").read_text(encoding="utf-8"))
+    question = read_result(original, _QUESTION)
     note = "; ".join(filter(None, (stand_in.note, "" if images.may_show else HIDDEN)))
     return replace(
         _summary(similarities, stand_in.measured_on, note),
@@ -126,49 +125,40 @@ def _summary(similarities: Sequence[Similarity], measured_on: MeasuredOn, note: 
 def _float_entry(context: BuildContext, images: Images) -> Entry:
     """The float model's maps, its score in words, and the pictures to be shown, if any may be."""
     ready = context.ready
-    parts = (("model", ready.digest), *_parts(images), ("pictures", str(images.may_show)))
 
     def compute(folder: Path) -> None:
         question = ask(_float_outputs(context, images), images)
         _write(folder, explain(partial(run_dataset, ready.model, batch=BATCH), question))
-        told = {"score": question.words, "pictures": list(_thumbnails(question)) if images.may_show else []}
-        (folder / "question.json").write_text(json.dumps(told), encoding="utf-8")
+        pictures = list(_thumbnails(question)) if images.may_show else []
+        write_result(folder, _QUESTION, {"score": question.words, "pictures": pictures})
 
-    return context.store.obtain(Stage("saliency", parts), compute)
+    return context.stages.run(
+        StageName.SALIENCY, compute, model=ready.digest, pictures=images.may_show, **_inputs(images)
+    )
 
 
 def _candidate_entry(
     context: BuildContext, images: Images, made: Made, measured_on: MeasuredOn, original: Entry
 ) -> Entry:
     on_artifact = measured_on == MeasuredOn.ARTIFACT
-    subject = (
-        (("build", made.built.entry.digest), ("host", host_fingerprint()))
-        if on_artifact
-        else (("model", made.border.digest),)
+    subject: dict[str, object] = (
+        {"build": made.built.entry.digest, "host": host_fingerprint()} if on_artifact else {"model": made.border.digest}
     )
-    parts = (*subject, ("float", original.digest), *_parts(images))
 
     def compute(folder: Path) -> None:
         question = ask(_float_outputs(context, images), images)
         run = _run_artifact(context, made) if on_artifact else partial(run_dataset, made.border.load(), batch=BATCH)
         _write(folder, explain(run, question))
 
-    return context.store.obtain(Stage("saliency", parts), compute)
+    return context.stages.run(StageName.SALIENCY, compute, **subject, original=original.digest, **_inputs(images))
 
 
-def _parts(images: Images) -> tuple[tuple[str, str], ...]:
-    return (
-        ("data", images.dataset.digest),
-        ("task", images.task),
-        ("output", images.output or ""),
-        ("onnxruntime", installed_version("onnxruntime")),
-        ("compiler", code_digest("compiler.evaluate")),
-        ("runs", code_digest("compiler.model.reference") + code_digest("compiler.target.worker_measure")),
-    )
+def _inputs(images: Images) -> dict[str, object]:
+    return {"data": images.dataset.digest, "task": images.task, "output": images.output}
 
 
 def _float_outputs(context: BuildContext, images: Images) -> Arrays:
-    return model_outputs(context.ready.model, context.ready.digest, images.dataset, context.store)
+    return model_outputs(context.ready.model, context.ready.digest, images.dataset, context.stages)
 
 
 def _run_artifact(context: BuildContext, made: Made) -> Run:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from compiler.artifact import Evidence
 from compiler.artifact.manifest import BORDER
 from compiler.artifact.schema import Speed, SpeedUnit
-from compiler.driver.measure.child import observe
+from compiler.driver.measure.child import measure_in_child
 from compiler.driver.roofline import describe_machine, model_seconds
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import BuildContext
@@ -23,6 +23,8 @@ from compiler.driver.work import list_work
 from compiler.evaluate.gates import Figure
 from compiler.fleet.detect import detect_profile
 from compiler.fleet.profile import HardwareProfile
+from compiler.store import StageName
+from compiler.target.request import RaceAnswer, RaceTask
 
 ROUNDS = 7
 INSTRUCTIONS_PER_CYCLE = 2.0
@@ -80,9 +82,17 @@ def _race(context: BuildContext, made: Made, original: Made) -> Speed:
     if made.built.entry.digest == original.built.entry.digest and times:
         return Speed(1.0, times[0], times[0], SpeedUnit.MS, Evidence.HOST, made.verdict.reason)
     builds = [(one.built, one.typical.inputs) for one in (made, original)]
-    (found,) = observe(context, "race", builds, rounds=ROUNDS)
-    own, other = found["fastest_ms"]
-    value, base = (statistics.median(times) for times in found["medians_ms"])
+    artifacts = tuple(built.artifact for built, _ in builds)
+    (raced,) = measure_in_child(
+        context,
+        StageName.SPEED,
+        RaceAnswer,
+        builds,
+        lambda inputs: RaceTask(artifacts, inputs, ROUNDS),
+        rounds=ROUNDS,
+    )
+    own, other = raced.fastest_ms
+    value, base = (statistics.median(medians) for medians in raced.medians_ms)
     return Speed(
         statistics.median(b / a for a, b in zip(own, other, strict=True)),
         value,

@@ -18,6 +18,7 @@ from compiler.errors import CompilerError, StorageError
 from compiler.evaluate.gates import judge_gates
 from compiler.fleet import Limits
 from compiler.plan import settle
+from compiler.store import StageName
 from compiler.target.capability import PrecisionRule
 
 
@@ -66,9 +67,9 @@ def _measured(
     plan = settle(context.job.plan, rule, "tried by the search")
     if on_artifact:
         made = make(context, plan, variant, explain=False)
-        with context.clock.timed("accuracy"):
+        with context.clock.timed(StageName.ACCURACY):
             return made.border, measure_accuracy(context, judge, made)
     border = make_candidate_border(context, plan, variant)
-    with context.clock.timed("accuracy"):
+    with context.clock.timed(StageName.ACCURACY):
         drop = border_drop(context, judge, border)
     return border, Accuracy(drop, MeasuredOn.BORDER_MODEL, Evidence.HOST, "nothing was built for it")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass, replace
 
 from compiler.artifact import Evidence
 from compiler.artifact.schema import Purpose
 from compiler.compress.quant import QuantOptions
+from compiler.driver.events import TrialJudged, TrialStarted
 from compiler.driver.search.accuracy_trial import try_accuracy
 from compiler.driver.search.trial import Trial, run_trial
 from compiler.driver.stages.candidate import Made
@@ -16,8 +16,6 @@ from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.quantize import Variant
 from compiler.target.capability import PrecisionRule
-
-log = logging.getLogger("fleetc.build")
 
 
 @dataclass
@@ -57,7 +55,7 @@ class FollowUps:
 
     def note(self, text: str) -> None:
         """Says, with the last trial, why the search goes no further there."""
-        log.info("%s: %s: %s", self.context.name, self.rule.name, text)
+        self.context.clock.note(f"{self.rule.name}: {text}")
         self.trials[-1] = replace(self.trials[-1], note=text)
 
     def measure(self, context: BuildContext, variant: Variant | None, purpose: Purpose) -> Trial:
@@ -70,8 +68,17 @@ class FollowUps:
             variant: How it is quantized; None for a precision of floating point.
             purpose: Why it is tried.
         """
-        form = f"{self.rule.name}{_form_text(context, variant)}"
-        log.info("%s: trial %d: %s", context.name, self.number, form)
+        context.clock.emit(
+            TrialStarted(
+                context.name,
+                self.number,
+                self.rule.name,
+                purpose,
+                has_options=bool(variant and variant.options != QuantOptions()),
+                kept_float=len(variant.kept) if variant else 0,
+                pruned=context.job.plan.pruning.ratio,
+            )
+        )
         trial = try_accuracy(
             context,
             self.rule,
@@ -82,6 +89,7 @@ class FollowUps:
             variant=variant,
             on_artifact=self.start.verdict.evidence == Evidence.HOST,
         )
+        context.clock.emit(TrialJudged(context.name, self.number, self.rule.name, purpose, trial.status, trial.why))
         self.trials.append(trial)
         return trial
 
@@ -107,11 +115,3 @@ def judged_drop(trial: Trial) -> float:
     if trial.error is not None:
         return math.inf
     return trial.accuracy.drop.judged_pct if trial.accuracy and trial.accuracy.drop else 0.0
-
-
-def _form_text(context: BuildContext, variant: Variant | None) -> str:
-    """What is not as the precision is made by default, each part with its comma."""
-    ratio = context.job.plan.pruning.ratio
-    kept = f", {len(variant.kept)} layers in float" if variant and variant.kept else ""
-    options = ", other options of the quantizer" if variant and variant.options != QuantOptions() else ""
-    return options + kept + (f", {ratio:.0%} pruned" if ratio else "")

@@ -15,7 +15,8 @@ from compiler.driver.search.trial import Trial
 from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
-from compiler.driver.stages.quantize import LayerRank, Variant, float_entry, rank_layers
+from compiler.driver.stages.quantize import Variant, float_entry
+from compiler.driver.stages.sensitivity import LayerRank, rank_layers
 from compiler.driver.work import list_work
 from compiler.target.capability import PrecisionRule
 
@@ -95,8 +96,7 @@ def _best_options(
 def _revert(follow_ups: FollowUps, options: QuantOptions, drop: float, original: Trial | None) -> None:
     """Worst layers back to float until the limit holds, on the border model and then on the artifact."""
     context = follow_ups.context
-    with context.clock.timed("sensitivity"):
-        ranks = rank_layers(context, follow_ups.rule, Variant(), follow_ups.start.border.entries)
+    ranks = rank_layers(context, follow_ups.rule, Variant(), follow_ups.start.border.entries)
     most = _most_layers(ranks, follow_ups.start)
     found = fewest_layers(
         lambda count: judged_drop(follow_ups.measure(context, _keeping(options, ranks, count), Purpose.FLOAT_FALLBACK)),

@@ -12,12 +12,10 @@ goes on where it was.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compiler.artifact.schema import Layer, Purpose, Saliency
-from compiler.driver.measure.child import MEASURED_STAGES
 from compiler.driver.measure.layers import list_layers
 from compiler.driver.measure.saliency import show_saliency
 from compiler.driver.search.follow_ups import judged_drop
@@ -28,16 +26,16 @@ from compiler.driver.search.trial import Trial, is_missing, run_trial
 from compiler.driver.stages.border_parity import hold_to_model
 from compiler.driver.stages.candidate import Made, make_candidate_border
 from compiler.driver.stages.context import BuildContext, with_plan
-from compiler.driver.stages.quantize import Variant, rank_layers
+from compiler.driver.stages.quantize import Variant
 from compiler.driver.stages.recover import read_pruning
+from compiler.driver.stages.sensitivity import rank_layers
 from compiler.errors import CompilerError
 from compiler.plan import settle, settle_pruning
 from compiler.plan.pruning import UNPRUNED, Pruning
+from compiler.store import StageName
 from compiler.target.capability import PrecisionRule
 
-__all__ = ["MEASURED_STAGES", "BuildContext", "Made", "SearchResult", "Trial", "read_pruning", "search_precision"]
-
-log = logging.getLogger("fleetc.build")
+__all__ = ["BuildContext", "Made", "SearchResult", "Trial", "read_pruning", "search_precision"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def search_precision(context: BuildContext) -> SearchResult:
     chosen = choose_trial(trials)
     if chosen is None or chosen.made is None:
         return SearchResult(trials, error=explain_failure(trials, context.name))
-    log.info("%s: %s: %s", context.name, chosen.precision, describe(chosen))
+    context.clock.note(f"{chosen.precision}: {describe(chosen)}")
     is_choice = len(plan.candidates) > 1 or context.job.plan.pruning.is_searched
     return _result(context, trials, chosen, explain_choice(chosen, trials) if is_choice else plan.reason, plan.pruning)
 
@@ -96,7 +94,7 @@ def _result(
     settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
     decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
     made = replace(chosen.made, plan=hold_to_model(settle_pruning(settled, decided), context.ready.model))
-    with context.clock.timed("layers"):
+    with context.clock.timed(StageName.LAYERS):
         layers = list_layers(context, made, sqnr_db=_errors(context, chosen.made))
     explains = context.job.plan.constraints.explains
     saliency = chosen.saliency or (show_saliency(context, chosen.made) if explains else None)
@@ -124,12 +122,10 @@ def _run_trials(context: BuildContext) -> tuple[Trial, ...]:
         trials.append(original)
         if is_missing(original) and original.error:
             raise original.error
-        context.clock.pace.done += 1
     for rule in candidates:
         if rule != plan.baseline or plan.pruning.ratio:
             _tell(context, rule, trials)
             trials.append(run_trial(context, rule, number=len(trials) + 1, original=original, is_only=is_only))
-            context.clock.pace.done += 1
     return tuple(trials) if is_only or context.is_quantized else _with_others(context, trials, original)
 
 
@@ -145,7 +141,7 @@ def _with_others(context: BuildContext, trials: Sequence[Trial], original: Trial
             continue
         if (better := beaten_by(first, found)) is not None:
             note = f"no other form is tried: {better.precision} passes, and is faster, or measured where this is not"
-            log.info("%s: %s: %s", context.name, first.precision, note)
+            context.clock.note(f"{first.precision}: {note}")
             found[place] = replace(first, note=note)
             continue
         first, *others = search_mixed(context, judge, limit, first=first, number=len(found) + 1, original=original)
@@ -170,7 +166,7 @@ def _original(trials: tuple[Trial, ...]) -> Trial | None:
 def _tell(context: BuildContext, rule: PrecisionRule, trials: Sequence[Trial]) -> None:
     best = choose_trial(trials)
     words = f"{best.precision}, {describe(best)}" if best else "none"
-    log.info("%s: next %s; best so far: %s%s", context.name, rule.name, words, context.clock.pace.left)
+    context.clock.note(f"next {rule.name}; best so far: {words}")
 
 
 def _candidates(context: BuildContext) -> tuple[PrecisionRule, ...]:
@@ -178,5 +174,5 @@ def _candidates(context: BuildContext) -> tuple[PrecisionRule, ...]:
     found = context.job.plan.candidates
     if not context.is_quantized or len(found) == 1:
         return found
-    log.info("%s: the model is already quantized: it is verified and passed on", context.name)
+    context.clock.note("the model is already quantized: it is verified and passed on")
     return tuple(rule for rule in found if rule.scheme is None and not rule.converts_graph)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,7 @@ from compiler.artifact.schema import (
     TrialFacts,
     TrialStatus,
 )
+from compiler.driver.events import Level, TrialJudged, TrialStarted
 from compiler.driver.measure.accuracy import accuracy_figure, measure_accuracy
 from compiler.driver.measure.memory import as_given, compare_footprints, measure_footprint, unbuilt_footprint
 from compiler.driver.measure.saliency import measure_saliency, saliency_figure
@@ -32,9 +32,8 @@ from compiler.driver.stages.recover import read_pruning
 from compiler.errors import CompilerError, MissingError, StorageError
 from compiler.evaluate.gates import Constraints, Figure, hold, judge_gates
 from compiler.plan import settle
+from compiler.store import StageName
 from compiler.target.capability import PrecisionRule
-
-log = logging.getLogger("fleetc.build")
 
 QUANTIZED = "the model is already quantized: there is no float original to compare with"
 
@@ -152,27 +151,21 @@ def run_trial(
     purpose = purpose or (Purpose.CANDIDATE if rule in context.job.plan.candidates else Purpose.BASELINE)
     how = (variant or Variant()) if rule.scheme else None
     plan = settle(context.job.plan, rule, "tried by the search" if not is_only else context.job.plan.reason)
-    log.info("%s: trial %d: %s", context.name, number, rule.name)
+    context.clock.emit(TrialStarted(context.name, number, rule.name, purpose, pruned=plan.pruning.ratio))
     try:
         made = make(context, plan, how or Variant(), explain=is_only)
         trial = measure_candidate(context, made, original=original, number=number, purpose=purpose)
-        if trial.gates:
-            log.info(
-                "%s: trial %d: %s %s",
-                context.name,
-                number,
-                rule.name,
-                ": ".join(filter(None, (trial.status, trial.why))),
-            )
+        context.clock.emit(TrialJudged(context.name, number, rule.name, purpose, trial.status, trial.why))
         trial = replace(trial, variant=how, **read_notes(context, rule, made.border))
         for warning in trial.warnings if purpose == Purpose.CANDIDATE else ():
-            log.warning("%s: %s: %s", context.name, rule.name, warning)
+            context.clock.note(f"{rule.name}: {warning}", Level.WARNING)
         return trial
     except CompilerError as error:
         if is_only or isinstance(error, StorageError):
             raise
-        log.info("%s: trial %d: %s failed: %s", context.name, number, rule.name, error.brief)
-        return Trial(number, purpose, rule.name, error=error, variant=how, pruned=plan.pruning.ratio)
+        trial = Trial(number, purpose, rule.name, error=error, variant=how, pruned=plan.pruning.ratio)
+        context.clock.emit(TrialJudged(context.name, number, rule.name, purpose, trial.status, trial.why))
+        return trial
 
 
 def read_notes(context: BuildContext, rule: PrecisionRule, border: Border) -> dict[str, Any]:
@@ -190,13 +183,15 @@ def measure_candidate(
     if not constraints.any:
         return Trial(number, purpose, made.plan.precision, made)
     judge = context.data.judge
-    with context.clock.timed("accuracy"):
+    with context.clock.timed(StageName.ACCURACY):
         accuracy = measure_accuracy(context, judge, made) if judge else None
     saliency = measure_saliency(context, made) if _limits_saliency(constraints, purpose) else None
-    with context.clock.timed("measure"):
+    with context.clock.timed(StageName.SPEED):
         speed = measure_speed(context, made, original.made if original else None)
+        latency = latency_figure(context, made, speed)
+    with context.clock.timed(StageName.MEMORY):
         footprint = measure_footprint(context, made)
-        figures = _memory(context, footprint, made, original) | {GateName.LATENCY: latency_figure(context, made, speed)}
+        figures = _memory(context, footprint, made, original) | {GateName.LATENCY: latency}
     if accuracy:
         figures[GateName.ACCURACY] = accuracy_figure(accuracy)
     if saliency:

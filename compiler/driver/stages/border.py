@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from compiler.artifact.manifest import BORDER, BORDER_DATA
+from compiler.artifact.manifest import BORDER
+from compiler.driver.stages.files import border_digest, read_records, save_stage
+from compiler.driver.stages.rewrite import portable_names, rewritten_entry
+from compiler.driver.stages.run import Stages
+from compiler.driver.stages.specialize import decomposition, own_steps, specialized_entry
+from compiler.errors import UsageError
 from compiler.model.graph import Pass
-from compiler.model.numerics import Arrays, arrays_digest
-from compiler.model.save import save_model
-from compiler.passes.convert_to_half import refuse_undefined
-from compiler.passes.decompose_operators import DecomposeOperators
-from compiler.passes.instrument import measure
-from compiler.passes.pipelines import load_passes, precision_passes
-from compiler.passes.probe import Probe, make_probe
+from compiler.model.numerics import Arrays
+from compiler.passes.pipelines import load_passes
+from compiler.passes.quantized import is_quantized
 from compiler.passes.run import run_passes
 from compiler.plan import Plan
-from compiler.store import Entry, Stage, Store, canonical_json, file_digest
-from compiler.store.digests import code_digest, portable_tools
-from compiler.target.capability import Capability, is_refused
+from compiler.store import Entry, StageName
+from compiler.target.capability import Capability
 
-RECORDS = "passes.json"
-
-EMBED_BYTES = 256 << 20
-"""Weights of more than this lie in `border.data`, from where they can be mapped instead of read."""
-
-log = logging.getLogger("fleetc.build")
+_HALF = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
+"""Precision that a graph is converted to → the type its values have then."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +57,11 @@ def make_border(
     target_passes: Sequence[Pass],
     *,
     inputs: Arrays,
-    store: Store,
+    stages: Stages,
     capability: Capability | None = None,
     prune: Callable[[Entry], tuple[Entry, ...]] | None = None,
     quantize: Callable[[Entry], Entry] | None = None,
+    specializes: bool = True,
 ) -> Border:
     """Runs the portable half of a plan, or takes it from the store.
 
@@ -77,21 +71,70 @@ def make_border(
         plan: Which passes run, and the precision of the graph.
         target_passes: The target's own passes.
         inputs: What the probe is run on, one array per graph input.
-        store: Where finished stages are.
+        stages: Where the stages are run.
         capability: What the target takes: operators that it lacks are written out in others; None writes out nothing.
         prune: Rewritten model → the same without some of its channels, all as entries of the store, the last one what
             counts; None where it keeps them all.
         quantize: Float model → its quantized form, both as entries of the store; None where it stays float.
+        specializes: Whether the graph's precision and the target's own passes follow; without them it is no border
+            model yet.
 
     Raises:
         InternalError: A pass failed, or left an invalid model.
     """
-    rewritten = _rewrite(model, digest, plan, inputs, store)
+    rewritten = rewritten_entry(model, digest, plan, inputs, stages)
     floats = (rewritten, *(prune(rewritten) if prune else ()))
     middle = quantize(floats[-1]) if quantize else floats[-1]
-    last = _specialize(middle, plan, target_passes, capability, inputs, store)
-    entries = tuple(dict.fromkeys((*floats, middle, last)))
-    return Border(last.files / BORDER, border_digest(last), tuple(_records(entries, plan)), entries)
+    last = middle
+    if specializes:
+        last = specialized_entry(middle, plan, target_passes, capability, inputs=inputs, stages=stages)
+    return border_of_entries((*floats, middle, last), plan)
+
+
+def given_border(model: ir.Model, digest: str, plan: Plan, stages: Stages, *, is_asked: bool) -> Border:
+    """A model that is a border model already: it is passed on as it is.
+
+    Args:
+        model: The border model, dimensions bound.
+        digest: Its graph digest.
+        plan: The precision that it is in.
+        stages: Where the stage is run.
+        is_asked: Whether somebody named that precision; the target's first is no answer for a model that is converted.
+
+    Raises:
+        UsageError: It is not in the precision of the plan, or may be in another.
+    """
+    refuse_other_precision(model, plan, is_asked=is_asked)
+
+    def make(folder: Path) -> None:
+        save_stage(model, folder)
+
+    return border_of_entries((stages.run(StageName.SPECIALIZE, make, given=digest),), plan)
+
+
+def refuse_other_precision(model: ir.Model, plan: Plan, *, is_asked: bool) -> None:
+    """Raises UsageError where a border model can be no result of a plan's precision, or nobody says what it is in."""
+    rule = plan.rule
+    types = {value.dtype.name for node in model.graph for value in node.outputs if value.dtype is not None}
+    halves = sorted(types & set(_HALF.values()))
+    if rule.scheme is not None and not is_quantized(model):
+        what = f"{rule.name} is asked for, and nothing is quantized in the border model"
+    elif plan.converts_graph and _HALF[plan.converts_graph] not in types:
+        what = f"{rule.name} is asked for, and nothing in the border model is in that type"
+    elif not is_asked and rule.scheme is None and is_quantized(model):
+        what = f"the border model is quantized, and {rule.name} would be built of it"
+    elif not is_asked and not plan.converts_graph and halves:
+        what = f"the border model is in {', '.join(halves)}, and {rule.name} would be built of it"
+    else:
+        return
+    raise UsageError(what, where=plan.device, remedy="Name the precision that it was made in with --precision.")
+
+
+def border_of_entries(entries: Sequence[Entry], plan: Plan) -> Border:
+    """The model that the last of some stages left, with the records of all of them."""
+    distinct = tuple(dict.fromkeys(entries))
+    last = distinct[-1]
+    return Border(last.files / BORDER, border_digest(last), tuple(_records(distinct, plan)), distinct)
 
 
 def dump_passes(
@@ -103,110 +146,17 @@ def dump_passes(
         OutputError: The folder cannot be written.
     """
     copy = model.clone()
-    own = _own_steps(plan, target_passes, _decomposition(model, plan, capability))
-    steps = [*load_passes(_portable_names(plan)), *own]
+    steps = [
+        *load_passes(portable_names(plan)),
+        *own_steps(plan, target_passes, decomposition(model, plan, capability)),
+    ]
     run_passes(copy, steps, dump_dir=folder)
-
-
-def _rewrite(model: ir.Model, digest: str, plan: Plan, inputs: Arrays, store: Store) -> Entry:
-    names = _portable_names(plan)
-    parts = (("model", digest), *_pass_parts(names, inputs))
-
-    def make(folder: Path) -> None:
-        _run(model, load_passes(names), make_probe(model, inputs), folder, first=1, strict=True)
-
-    return store.obtain(Stage("rewrite", parts), make)
-
-
-def _specialize(
-    rewritten: Entry,
-    plan: Plan,
-    target_passes: Sequence[Pass],
-    capability: Capability | None,
-    inputs: Arrays,
-    store: Store,
-) -> Entry:
-    """Precision of the graph, operators that the target lacks written out, and the target's own passes.
-
-    The rewritten model itself where there is nothing of all that to do.
-    """
-    writes_out = None if capability is None else _decomposition(ir.load(rewritten.files / BORDER), plan, capability)
-    steps = _own_steps(plan, target_passes, writes_out)
-    if not steps:
-        return rewritten
-    sources = tuple((step.name, code_digest(type(step).__module__)) for step in target_passes)
-    takes = (("capability", _capability_digest(capability)),) if capability and writes_out else ()
-    parts = (("rewrite", rewritten.digest), *_pass_parts([step.name for step in steps], inputs), *takes, *sources)
-
-    def make(folder: Path) -> None:
-        model = ir.load(rewritten.files / BORDER)
-        if plan.converts_graph:
-            refuse_undefined(model, plan.converts_graph)
-        _run(model, steps, make_probe(model, inputs), folder, first=len(plan.passes) + 1)
-
-    return store.obtain(Stage("specialize", parts), make)
-
-
-def _run(
-    model: ir.Model, steps: Sequence[Pass], probe: Probe, folder: Path, *, first: int, strict: bool = False
-) -> None:
-    copy = model.clone()
-    records = [
-        record.to_dict() for record in run_passes(copy, steps, probe=probe, first=first, undo=True, strict=strict)
-    ]
-    save_model(copy, folder / BORDER, external_above_bytes=EMBED_BYTES)
-    (folder / RECORDS).write_text(json.dumps(records), encoding="utf-8")
-    log.info("%d passes: %d nodes become %d", len(steps), measure(model).nodes, measure(copy).nodes)
-
-
-def _portable_names(plan: Plan) -> list[str]:
-    """By number, not by name: a pass may stand in the pipeline more than once."""
-    return [step.name for step in plan.passes if step.runs]
-
-
-def _decomposition(model: ir.Model, plan: Plan, capability: Capability) -> DecomposeOperators | None:
-    """The pass that writes out what a target lacks, for models of this one's opset; None where it lacks nothing."""
-    opset = model.graph.opset_imports.get("", 1)
-    writes_out = DecomposeOperators(lambda node: is_refused(node, capability, opset))
-    # a conversion may make what the target takes in float32 alone, so the pass is needed behind it in any case
-    is_needed = bool(plan.converts_graph) or any(writes_out.refuses(node) for node in model.graph.all_nodes())
-    return writes_out if is_needed else None
-
-
-def _own_steps(plan: Plan, target_passes: Sequence[Pass], writes_out: Pass | None) -> list[Pass]:
-    """After the precision, since bodies are written for the types there are; before passes made for the target."""
-    return [*precision_passes(plan.converts_graph or "fp32"), *([writes_out] if writes_out else []), *target_passes]
-
-
-def _capability_digest(capability: Capability) -> str:
-    """What a capability says of operators, in an order that does not depend on the process."""
-    rules = [
-        (name, asdict(rule) | {"dtypes": sorted(rule.dtypes), "attributes": sorted(rule.attributes.items())})
-        for name, rule in sorted(capability.ops.items())
-    ]
-    return hashlib.sha256(repr(rules).encode()).hexdigest()
-
-
-def _pass_parts(names: Sequence[str], inputs: Arrays) -> tuple[tuple[str, str], ...]:
-    return (
-        ("passes", canonical_json(names)),
-        ("probe", arrays_digest(inputs)),
-        ("compiler", code_digest("compiler")),
-        *portable_tools(),
-    )
 
 
 def _records(entries: Sequence[Entry], plan: Plan) -> Iterator[dict[str, Any]]:
     """The records of all stages, under the numbers the plan gives the passes."""
     numbers = [step.number for step in plan.passes if step.runs]
-    found = [record for entry in entries for record in json.loads((entry.files / RECORDS).read_text(encoding="utf-8"))]
-    for number, record in zip_longest(numbers, found, fillvalue=None):
+    records = [record for entry in entries for record in read_records(entry)]
+    for number, record in zip_longest(numbers, records, fillvalue=None):
         if record is not None:
             yield record if number is None else record | {"number": number}
-
-
-def border_digest(entry: Entry) -> str:
-    """SHA-256 of an entry's model, and of the weights beside it if there are."""
-    data = entry.files / BORDER_DATA
-    digest = file_digest(entry.files / BORDER)
-    return f"{digest}+{file_digest(data)}" if data.exists() else digest

@@ -15,13 +15,14 @@ from compiler.artifact import Evidence
 from compiler.artifact.schema import Decision, Parity, ParityStatus
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.inputs import Prepared
-from compiler.driver.stages.verify import ParityCase, compare_point, failures, reference_cases
+from compiler.driver.stages.reference import ParityCase, reference_cases
+from compiler.driver.stages.run import Stages
+from compiler.driver.stages.verify import compare_point, failures
 from compiler.errors import GateFailed, UnsupportedModel
 from compiler.model.numerics import TOLERANCES, Tolerance, coarser, is_floating
 from compiler.passes.probe import tolerance_of
 from compiler.passes.quantized import is_quantized
 from compiler.plan import Plan
-from compiler.store import Store
 
 
 def hold_to_model(plan: Plan, model: ir.Model) -> Plan:
@@ -39,24 +40,25 @@ def hold_to_model(plan: Plan, model: ir.Model) -> Plan:
     return replace(plan, decisions={**plan.decisions, "tolerance": Decision(level.name, reason)})
 
 
-def judge_border(border: Border, plan: Plan, ready: Prepared, *, where: str, store: Store) -> Parity:
+def judge_border(
+    border: Border, plan: Plan, ready: Prepared, expected: Sequence[ParityCase], *, where: str, stages: Stages
+) -> Parity:
     """Runs the border model by ONNX Runtime on every point and compares it with the imported model.
 
     Args:
         border: The border model.
         plan: The plan it was made by.
         ready: The imported model and the inputs.
+        expected: What the imported model gives for them.
         where: Device, for messages.
-        store: Where finished stages are.
+        stages: Where it is run.
 
     Raises:
         GateFailed: An output is outside the level; the message names each, and the pass where the probe shows it.
-        UnsupportedModel: ONNX Runtime does not run the imported model.
     """
     level = border_level(plan, ready.model)
-    expected = reference_cases(ready.model, ready.digest, ready.inputs.points, store)
     try:
-        actual = reference_cases(border.load(), border.digest, ready.inputs.points, store)
+        actual = reference_cases(border.load(), border.digest, ready.inputs.points, stages)
     except UnsupportedModel as error:
         return Parity(ParityStatus.NOT_EXECUTED, level.name, Evidence.NONE, error.what)
     if _is_changed(plan, ready.model):

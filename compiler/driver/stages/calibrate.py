@@ -5,22 +5,21 @@ Nothing in the keys names a device or how ranges are chosen: alternatives that d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-import onnx_ir as ir
-
-from compiler.artifact.manifest import BORDER
 from compiler.compress.quant import Calibrated, QuantOptions, calibrate, check_coverage, observations_from_bytes
+from compiler.driver.stages.files import load_stage
+from compiler.driver.stages.run import Stages
 from compiler.errors import DataError
 from compiler.evaluate import Dataset
 from compiler.model.numerics import Arrays
-from compiler.store import Entry, Stage, Store, canonical_json
-from compiler.store.digests import code_digest, portable_tools
+from compiler.store import Entry, StageName, read_result, write_result
 from compiler.target.scheme import QuantScheme
+
+_OBSERVATIONS, _WARNINGS = "observations.npz", "warnings.json"
 
 BATCH = 8
 COVERAGE_BATCHES = 32
@@ -39,51 +38,50 @@ class Batches(Iterable[Arrays]):
         self._dataset, self._most = dataset, most
 
     def __iter__(self) -> Iterator[Arrays]:
-        found = self._dataset.batches(_fixed_batch(self._dataset) or BATCH)
-        return islice(found, self._most) if self._most else found
+        batches = self._dataset.batches(_fixed_batch(self._dataset) or BATCH)
+        return islice(batches, self._most) if self._most else batches
 
 
 def observed(
-    store: Store, rewritten: Entry, scheme: QuantScheme, data: Dataset, options: QuantOptions, *, most: int = 0
+    stages: Stages, rewritten: Entry, scheme: QuantScheme, data: Dataset, options: QuantOptions, *, most: int = 0
 ) -> Calibrated:
     """What a rewritten model computes on data, from the store where it was observed before.
 
     Args:
-        store: Where finished stages are.
+        stages: Where it is run.
         rewritten: The float model.
         scheme: Which values need a range.
         data: What it is run on.
         options: Those that change the model before it is observed count.
         most: Batches at most; 0 means all.
     """
-    parts = (
-        ("rewrite", rewritten.digest),
-        ("scheme", canonical_json(asdict(scheme))),
-        ("data", f"{data.digest} {data.count}"),
-        ("batches", str(most)),
-        ("options", canonical_json(options.before_observing)),
-        ("compiler", code_digest("compiler.compress.quant")),
-        *portable_tools(),
-    )
 
     def make(folder: Path) -> None:
-        found = calibrate(ir.load(rewritten.files / BORDER), Batches(data, most), scheme, options)
-        (folder / "observations.npz").write_bytes(found.observations.to_bytes())
-        (folder / "warnings.json").write_text(json.dumps(found.warnings), encoding="utf-8")
+        calibrated = calibrate(load_stage(rewritten), Batches(data, most), scheme, options)
+        (folder / _OBSERVATIONS).write_bytes(calibrated.observations.to_bytes())
+        write_result(folder, _WARNINGS, calibrated.warnings)
 
-    entry = store.obtain(Stage("observe", parts), make)
-    warnings = json.loads((entry.files / "warnings.json").read_text(encoding="utf-8"))
-    return Calibrated(observations_from_bytes((entry.files / "observations.npz").read_bytes()), tuple(warnings))
+    entry = stages.run(
+        StageName.CALIBRATE,
+        make,
+        model=rewritten.digest,
+        scheme=asdict(scheme),
+        data=[data.digest, data.count],
+        batches=most,
+        options=options.before_observing,
+    )
+    warnings = tuple(read_result(entry, _WARNINGS))
+    return Calibrated(observations_from_bytes((entry.files / _OBSERVATIONS).read_bytes()), warnings)
 
 
 def coverage(
-    store: Store, rewritten: Entry, scheme: QuantScheme, calibration: Dataset, evaluation: Dataset
+    stages: Stages, rewritten: Entry, scheme: QuantScheme, calibration: Dataset, evaluation: Dataset
 ) -> tuple[str, ...]:
     """A warning, with its effect, where evaluation data leave the ranges that calibration data show."""
     options = QuantOptions()
-    seen = observed(store, rewritten, scheme, calibration, options)
+    seen = observed(stages, rewritten, scheme, calibration, options)
     try:
-        other = observed(store, rewritten, scheme, evaluation, options, most=COVERAGE_BATCHES)
+        other = observed(stages, rewritten, scheme, evaluation, options, most=COVERAGE_BATCHES)
     except DataError as error:
         return (f"whether calibration covers the evaluation data is unknown: {error.what}",)
     return check_coverage(seen.observations, other.observations)

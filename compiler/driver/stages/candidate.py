@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import partial
 
+import onnx_ir as ir
+
 from compiler.artifact.schema import Parity, Reference
 from compiler.driver.stages.bisect import explain_divergence
-from compiler.driver.stages.border import Border, make_border
+from compiler.driver.stages.border import Border, given_border, make_border
 from compiler.driver.stages.border_parity import hold_to_model, judge_border
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import BuildContext
@@ -17,14 +18,13 @@ from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_
 from compiler.driver.stages.proof import weak_proofs
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
-from compiler.driver.stages.verify import ParityCase, Verification, reference_cases, verify_artifact
-from compiler.errors import GateFailed
+from compiler.driver.stages.reference import ParityCase, reference_cases
+from compiler.driver.stages.verify import Verification, verify_artifact
+from compiler.errors import GateFailed, UnsupportedModel
 from compiler.plan import Plan
-from compiler.store import Entry
+from compiler.store import BORDER_STAGES, Entry, StageName
 from compiler.target.capability import refuse_unsupported
 from compiler.tune import Curve, Scheduled
-
-log = logging.getLogger("fleetc.build")
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,8 @@ class Made:
     @property
     def typical(self) -> ParityCase:
         """The point at the optimal sizes: what speed and memory are measured at."""
-        sizes = {name: one.opt for name, one in self.plan.target_plan.dims.items()}
-        found = [point for point in self.points if point.label == sizes_label(sizes)]
-        return found[0] if found else self.points[0]
+        sizes = {name: sizes.opt for name, sizes in self.plan.target_plan.dims.items()}
+        return next((point for point in self.points if point.label == sizes_label(sizes)), self.points[0])
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -87,38 +86,72 @@ def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) 
     plan = hold_to_model(bound_payload(plan, ready.model), ready.model)
     border = make_candidate_border(context, plan, variant)
     refuse_unsupported(border.load(), job.target.capability(job.profile), target=job.target.name)
-    with context.clock.timed("reference"):
-        border_parity = judge_border(border, plan, ready, where=f"{context.name}: verify", store=context.store)
-    with context.clock.timed("kernels"):
-        found = list_kernels(border, plan, job.profile, job.target, store=context.store, limits=context.options.child)
-        kernels = choose_schedule(found, plan, job.profile, tuning_log(context.options.cache))
+    stages, limits = context.stages, context.options.child
+    with context.clock.timed(StageName.REFERENCE):
+        imported = _reference_cases(context, ready.model, ready.digest)
+        border_parity = judge_border(border, plan, ready, imported, where=f"{context.name}: verify", stages=stages)
+    with context.clock.timed(StageName.KERNELS):
+        tunables = list_kernels(border, plan, job.profile, job.target, stages=stages, limits=limits)
+        kernels = choose_schedule(tunables, plan, job.profile, tuning_log(context.options.cache))
         plan = kernels.plan
-    with context.clock.timed("build"):
-        built = build_artifact(border, plan, job.profile, job.target, store=context.store, limits=context.options.child)
-    with context.clock.timed("reference"):
-        model, digest = (border.load(), border.digest) if plan.changes_results else (ready.model, ready.digest)
-        points = reference_cases(model, digest, ready.inputs.points, context.store)
-    with context.clock.timed("verify"):
+    with context.clock.timed(StageName.COMPILE):
+        built = build_artifact(border, plan, job.profile, job.target, stages=stages, limits=limits)
+    with context.clock.timed(StageName.REFERENCE):
+        points = _reference_cases(context, border.load(), border.digest) if plan.changes_results else imported
+    with context.clock.timed(StageName.VERIFY):
         verdict = _verify(context, plan, border, built, points, explain=explain)
     weak = weak_proofs(points, is_random=ready.inputs.is_random)
     return Made(plan, border, built, points, verdict, border_parity, weak, kernels.scheduled, kernels.curves)
 
 
-def make_candidate_border(context: BuildContext, plan: Plan, variant: Variant) -> Border:
-    """The border model of a candidate: pruned, recovered, converted, quantized, or the rewritten model as it is."""
-    ready, quantizes = context.ready, plan.rule.scheme is not None and not context.is_quantized
-    with context.clock.timed("quantize" if quantizes else "prune" if plan.pruning.ratio else "passes"):
-        return make_border(
-            ready.model,
-            ready.digest,
-            plan,
-            context.job.target.passes(context.job.profile),
-            capability=context.job.target.capability(context.job.profile),
-            inputs=ready.inputs.probe,
-            store=context.store,
-            prune=partial(pruned_search_entries, context, plan) if plan.pruning.ratio else None,
-            quantize=partial(quantized_entry, context, plan.rule, variant) if quantizes else None,
-        )
+def _reference_cases(context: BuildContext, model: ir.Model, digest: str) -> tuple[ParityCase, ...]:
+    inputs = context.ready.inputs
+    try:
+        return reference_cases(model, digest, inputs.points, context.stages)
+    except UnsupportedModel as error:
+        if not inputs.is_random:
+            raise
+        raise UnsupportedModel(
+            f"{error.what}\nThe inputs were {inputs.origin}.",
+            where=error.where,
+            remedy="If it runs on real inputs, name some: `calibration: {path: inputs.npz}`, one array per input.",
+        ) from error
+
+
+def make_candidate_border(
+    context: BuildContext, plan: Plan, variant: Variant, *, last: StageName = StageName.SPECIALIZE
+) -> Border:
+    """The border model of a candidate: pruned, recovered, converted, quantized, or the rewritten model as it is.
+
+    Args:
+        context: The device.
+        plan: Its plan with the precision settled.
+        variant: How it is quantized, where its precision has a scheme.
+        last: The stage of the portable half to end at.
+
+    Raises:
+        CompilerError: A stage failed.
+    """
+    ready = context.ready
+    if context.options.first is not None:
+        is_asked = bool(context.options.precision) or context.job.device.precision != "auto"
+        return given_border(ready.model, ready.digest, plan, context.stages, is_asked=is_asked)
+    wanted = BORDER_STAGES[: BORDER_STAGES.index(last) + 1]
+    prunes = plan.pruning.ratio and StageName.PRUNE in wanted
+    recovers = StageName.RECOVER in wanted
+    quantizes = plan.rule.scheme is not None and not context.is_quantized and StageName.QUANTIZE in wanted
+    return make_border(
+        ready.model,
+        ready.digest,
+        plan,
+        context.job.target.passes(context.job.profile),
+        capability=context.job.target.capability(context.job.profile),
+        inputs=ready.inputs.probe,
+        stages=context.stages,
+        prune=partial(pruned_search_entries, context, plan, recovers=recovers) if prunes else None,
+        quantize=partial(quantized_entry, context, plan.rule, variant) if quantizes else None,
+        specializes=StageName.SPECIALIZE in wanted,
+    )
 
 
 def _verify(
@@ -133,13 +166,13 @@ def _verify(
             tolerance=plan.decisions["tolerance"].value,
             repeat=options.repeat,
             where=f"{context.name}: verify",
-            store=context.store,
+            stages=context.stages,
             limits=options.child,
         )
     except GateFailed as error:
         if explain:
-            log.info("%s: looking for the first operator that diverges", context.name)
-            error.what += "\n" + explain_divergence(
-                border.load(), points, plan, context.job.profile, limits=options.child
-            )
+            context.clock.note("looking for the first operator that diverges")
+            with context.clock.timed(StageName.BISECT):
+                where = explain_divergence(border.load(), points, plan, context.job.profile, limits=options.child)
+            error.what += "\n" + where
         raise

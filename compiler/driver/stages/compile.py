@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from compiler.artifact import Artifact, artifact_from_dict, artifact_to_dict, leaves_folder
 from compiler.driver.stages.border import Border
+from compiler.driver.stages.run import Stages
 from compiler.errors import ToolchainFailed
 from compiler.fleet.profile import HardwareProfile
 from compiler.model.frontend import describe_inputs, describe_outputs
 from compiler.model.spec import TensorSpec
 from compiler.plan import Plan, options_to_dict
-from compiler.store import Entry, Stage, Store, canonical_json
-from compiler.store.digests import code_digest
+from compiler.store import Entry, StageName, read_result, write_result
+from compiler.store.digests import closure_digest
 from compiler.target import Target
 from compiler.target.capability import refuse_unsupported
 from compiler.target.isolate import ChildLimits
@@ -33,7 +33,7 @@ class Built:
 
 
 def build_artifact(
-    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, store: Store, limits: ChildLimits
+    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, stages: Stages, limits: ChildLimits
 ) -> Built:
     """Builds one device's artifact, or takes it from the store.
 
@@ -43,19 +43,16 @@ def build_artifact(
         ToolchainFailed: It crashed, hung, or made something else than was asked for.
     """
     refuse_unsupported(border.load(), target.capability(profile), target=target.name)
-    chosen = ("schedule", canonical_json(plan.target_plan.schedule))
-    stage = Stage("build", (*target_key(border, plan, target), chosen))
 
     def make(folder: Path) -> None:
         artifact = build_loose(border.path, plan, profile, folder=folder, limits=limits)
         check_artifact(artifact, border)
         _keep_only(folder, {*artifact.files})
-        description = json.dumps(artifact_to_dict(artifact), indent=1)
-        (folder / DESCRIPTION).write_text(description, encoding="utf-8")
+        write_result(folder, DESCRIPTION, artifact_to_dict(artifact))
 
-    entry = store.obtain(stage, make)
-    value = json.loads((entry.files / DESCRIPTION).read_text(encoding="utf-8"))
-    return Built(artifact_from_dict({**value, "root": str(entry.files)}), entry)
+    inputs = target_inputs(border, plan, target)
+    entry = stages.run(StageName.COMPILE, make, **inputs, schedule=dict(plan.target_plan.schedule))
+    return Built(artifact_from_dict({**read_result(entry, DESCRIPTION), "root": str(entry.files)}), entry)
 
 
 def build_loose(border: Path, plan: Plan, profile: HardwareProfile, *, folder: Path, limits: ChildLimits) -> Artifact:
@@ -86,27 +83,26 @@ def check_artifact(artifact: Artifact, border: Border) -> None:
         )
 
 
-def target_key(border: Border, plan: Plan, target: Target) -> tuple[tuple[str, str], ...]:
-    """Named parts of all that a target's work on a border model depends on, but the schedule."""
-    return (
-        ("border", border.digest),
-        ("target", target.name),
-        ("plugin", _plugin_code(target)),
-        ("compiler", code_digest("compiler.target.worker")),
-        ("precision", plan.precision),
-        ("options", canonical_json(options_to_dict(plan.target_plan.options))),
-        ("dims", canonical_json({name: asdict(sizes) for name, sizes in plan.target_plan.dims.items()})),
-        ("threads", str(plan.target_plan.threads)),
-        ("payload_bytes", str(plan.target_plan.payload_bytes)),
-        ("profile", plan.profile_digest),
-        *sorted(plan.toolchain.items()),
-    )
+def target_inputs(border: Border, plan: Plan, target: Target) -> dict[str, object]:
+    """All that a target's work on a border model depends on beside the schedule, as parts of a key."""
+    return {
+        "border": border.digest,
+        "target": target.name,
+        "plugin": closure_digest(_plugin(target)),
+        "precision": plan.precision,
+        "options": options_to_dict(plan.target_plan.options),
+        "dims": {name: asdict(sizes) for name, sizes in plan.target_plan.dims.items()},
+        "threads": plan.target_plan.threads,
+        "payload_bytes": plan.target_plan.payload_bytes,
+        "profile": plan.profile_digest,
+        "toolchain": dict(plan.toolchain),
+    }
 
 
-def _plugin_code(target: Target) -> str:
-    """Sources of the plugin: of one target among several in our package, of a whole third-party package."""
+def _plugin(target: Target) -> str:
+    """The plugin's own package: one target among several in our package, or a whole third-party package."""
     names = type(target).__module__.split(".")
-    return code_digest(".".join(names[:2] if names[0] == "targets" else names[:1]))
+    return ".".join(names[:2] if names[0] == "targets" else names[:1])
 
 
 def _keep_only(folder: Path, files: set[str]) -> None:
@@ -131,15 +127,15 @@ def _file_problems(artifact: Artifact) -> Iterator[str]:
         yield f"'{name}' is listed as non-reproducible but is not a file of the artifact"
 
 
-def _spec_problems(kind: str, wanted: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> Iterator[str]:
-    given = {spec.name: spec for spec in found}
+def _spec_problems(kind: str, wanted: Sequence[TensorSpec], built: Sequence[TensorSpec]) -> Iterator[str]:
+    others = {spec.name: spec for spec in built}
     for spec in wanted:
-        other = given.pop(spec.name, None)
+        other = others.pop(spec.name, None)
         if other is None:
             yield f"{kind} '{spec.name}' is missing"
         elif other.dtype != spec.dtype or not _same_shape(spec.shape, other.shape):
             yield f"{kind} '{spec.name}' is {_words(other)}, the border model's is {_words(spec)}"
-    yield from (f"{kind} '{name}' is not the border model's" for name in given)
+    yield from (f"{kind} '{name}' is not the border model's" for name in others)
 
 
 def _words(spec: TensorSpec) -> str:

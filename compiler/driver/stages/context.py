@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from compiler.driver.clock import Clock
 from compiler.driver.stages.data import Data
 from compiler.driver.stages.inputs import Prepared
+from compiler.driver.stages.run import Stages
 from compiler.passes.quantized import is_quantized
 from compiler.plan import BuildOptions, Plan
 from compiler.plan.jobs import Job
@@ -32,6 +33,11 @@ class BuildContext:
     options: BuildOptions
     store: Store
     clock: Clock = field(compare=False)
+
+    @property
+    def stages(self) -> Stages:
+        """What runs its stages."""
+        return Stages(self.store, self.clock)
 
     @property
     def name(self) -> str:

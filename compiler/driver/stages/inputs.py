@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import onnx_ir as ir
 
-from compiler.errors import CompilerError, ModelError, UsageError, combine
+from compiler.errors import CompilerError, ModelError, UnsupportedModel, UsageError, combine
 from compiler.evaluate import open_calibration
+from compiler.evaluate.arrays import array_shapes
 from compiler.evaluate.samples import SUFFIXES, Samples, batch_of, load_samples, make_samples
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.data import Calibration
-from compiler.model.frontend import bind_shapes, describe_inputs, free_dims
+from compiler.model.frontend import (
+    Imported,
+    bind_shapes,
+    correct_outputs,
+    describe_inputs,
+    first_dims,
+    fix_inputs,
+    input_kinds,
+)
+from compiler.model.frontend.kinds import InputKind
 from compiler.model.graph import graph_digest
 from compiler.model.numerics import Arrays
 from compiler.model.spec import TensorSpec
+from compiler.passes.probe import run_unoptimized
+from compiler.store import canonical_json
 
 SEED = 0
 
@@ -24,6 +36,7 @@ FEW = 32
 """Samples that are enough to compare builds on."""
 
 _Ranges = tuple[tuple[str, Range], ...]
+_Key = tuple[_Ranges, str]
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,7 @@ class VerificationInputs:
         probe: The inputs that passes are probed with.
         origin: Where they are from, as every figure's label says.
         warnings: What is odd about them.
-        is_random: Whether they were made up, since the fleet file names no data.
+        is_random: Whether nobody gave any, and they were drawn.
     """
 
     points: Mapping[str, Arrays]
@@ -53,11 +66,13 @@ class Prepared:
         model: The imported model with the device's sizes; nobody changes it.
         digest: Its graph digest.
         inputs: What it is judged on.
+        notes: What was changed or corrected when the sizes were put in.
     """
 
     model: ir.Model
     digest: str
     inputs: VerificationInputs
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -76,28 +91,57 @@ def prepare(
     Raises:
         UsageError: Sizes or calibration data fit for no device; every such problem is named once.
     """
-    ready: dict[_Ranges, Prepared] = {}
-    names: dict[str, _Ranges] = {}
+    ready: dict[_Key, Prepared] = {}
+    keys: dict[str, _Key] = {}
     failed: dict[str, CompilerError] = {}
     for device in devices:
         try:
-            ranges = _ranges(model, device)
-            ready[ranges] = ready.get(ranges) or _prepare(fleet, model, device)
-            names[device.name] = ranges
+            fixed = fix_inputs(model, device.inputs, where=device.place)
+            sized = _sized_by_samples(fleet, fixed.model, device)
+            key = _key(fixed.model, sized)
+            ready[key] = ready.get(key) or _prepare(fleet, fixed, sized)
+            keys[device.name] = key
         except (UsageError, ModelError) as error:
             failed[device.name] = error
     if failed and not ready:
         raise combine(list({str(error): error for error in failed.values()}.values()))
-    return {name: ready[ranges] for name, ranges in names.items()}, failed
+    return {name: ready[key] for name, key in keys.items()}, failed
 
 
-def bind_device(model: ir.Model, device: DeviceClass) -> ir.Model:
-    """The model with the device's sizes; a batch nobody stated is left to a model that has a fixed one.
+def _sized_by_samples(fleet: Fleet, model: ir.Model, device: DeviceClass) -> DeviceClass:
+    """The device with a size for each first dimension that is another length in the samples than they are many.
+
+    Where inputs begin with dimensions of different names, as pictures and a table do, the one of the first input counts
+    samples; an array of another length is complete, and its length is the size.
+    """
+    names = [name for name in first_dims(model) if name not in device.dims]
+    path = None if fleet.calibration is None else fleet.calibration.path
+    if len(names) < 2 or path is None or path.suffix != ".npz" or not path.is_file():
+        return device
+    shapes = array_shapes(path)
+    lengths = {
+        str(value.shape[0].value): shapes[str(value.name)][0]
+        for value in model.graph.inputs
+        if value.shape
+        and isinstance(value.shape[0], ir.SymbolicDim)
+        and len(shapes.get(str(value.name), ())) == len(value.shape)
+    }
+    own = {name: lengths[name] for name in names[1:] if name in lengths and lengths[name] != lengths.get(names[0])}
+    return replace(device, dims={**device.dims, **{name: Range(size, size, size) for name, size in own.items()}})
+
+
+def _key(model: ir.Model, device: DeviceClass) -> _Key:
+    """What devices that share their preparation have in common."""
+    return _ranges(model, device), canonical_json(dict(device.inputs))
+
+
+def bind_device(model: ir.Model, device: DeviceClass) -> Imported:
+    """The model with the device's sizes, and notes; a batch nobody stated is left to a model that has a fixed one.
 
     Raises:
         FleetError: The sizes do not fit the model.
     """
-    return bind_shapes(model, dict(_ranges(model, device)), where=device.place).model
+    return bind_shapes(model, dict(_ranges(model, device)), where=device.place)
 
 
 def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> VerificationInputs:
@@ -110,22 +154,53 @@ def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> V
     free = {name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed}
     steps = {step: {name: getattr(sizes, step) for name, sizes in free.items()} for step in ("min", "opt", "max")}
     labelled = {sizes_label(sizes): sizes for sizes in steps.values()}
+    smallest = sizes_label(steps["min"])
     if fleet.calibration is not None:
         drawn = dict.fromkeys(labelled, _calibration(fleet, fleet.calibration, specs))
-    else:
-        drawn = {label: _random(specs, sizes) for label, sizes in labelled.items()}
+        return _points(drawn, specs, labelled, smallest, device)
+    candidates = [
+        _points(
+            {label: _random(specs, sizes, kinds) for label, sizes in labelled.items()},
+            specs,
+            labelled,
+            smallest,
+            device,
+        )
+        for kinds in (input_kinds(model), {})
+    ]
+    # numbers of a wrong kind may be no input of the model at all: an index beyond a table that is computed
+    return next((inputs for inputs in candidates if run_or_none(model, inputs.probe) is not None), candidates[0])
+
+
+def _points(
+    drawn: Mapping[str, Samples],
+    specs: tuple[TensorSpec, ...],
+    labelled: Mapping[str, Mapping[str, int]],
+    smallest: str,
+    device: DeviceClass,
+) -> VerificationInputs:
     points = {
-        label: batch_of(drawn[label], specs, sizes.get("batch", device.batch.opt)) for label, sizes in labelled.items()
+        label: batch_of(drawn[label], specs, sizes.get("batch", device.batch.opt), sizes=sizes)
+        for label, sizes in labelled.items()
     }
     first = next(iter(drawn.values()))
-    return VerificationInputs(
-        points, points[sizes_label(steps["min"])], first.origin, first.warnings, fleet.calibration is None
-    )
+    return VerificationInputs(points, points[smallest], first.origin, first.warnings, first.is_random)
 
 
-def _prepare(fleet: Fleet, model: ir.Model, device: DeviceClass) -> Prepared:
-    bound = bind_device(model, device)
-    return Prepared(bound, graph_digest(bound), verification_inputs(fleet, bound, device))
+def run_or_none(model: ir.Model, inputs: Arrays) -> Arrays | None:
+    """What the reference gives; None where it does not run the model on these inputs."""
+    try:
+        return run_unoptimized(model, inputs)
+    except UnsupportedModel:
+        return None
+
+
+def _prepare(fleet: Fleet, fixed: Imported, device: DeviceClass) -> Prepared:
+    bound = bind_device(fixed.model, device)
+    inputs = verification_inputs(fleet, bound.model, device)
+    outputs = run_or_none(bound.model, inputs.probe)
+    notes = correct_outputs(bound.model, outputs) if outputs is not None else ()
+    return Prepared(bound.model, graph_digest(bound.model), inputs, (*fixed.notes, *bound.notes, *notes))
 
 
 def _ranges(model: ir.Model, device: DeviceClass) -> _Ranges:
@@ -133,7 +208,7 @@ def _ranges(model: ir.Model, device: DeviceClass) -> _Ranges:
     stated = any(
         keys[-1:] == ("batch",) for keys in device.origin.lines if keys[:2] in (("batch",), ("devices", device.name))
     )
-    if not stated and not free_dims(model):
+    if not stated and "batch" not in device.dims and not set(first_dims(model)) - set(device.dims):
         del ranges["batch"]
     return tuple(ranges.items())
 
@@ -148,9 +223,9 @@ def _calibration(fleet: Fleet, calibration: Calibration, specs: tuple[TensorSpec
     return Samples(items, dataset.origin, dataset.warnings)
 
 
-def _random(specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Samples:
+def _random(specs: tuple[TensorSpec, ...], sizes: Mapping[str, int], kinds: Mapping[str, InputKind]) -> Samples:
     others = {name: size for name, size in sizes.items() if name != "batch"}
-    return make_samples(specs, seed=SEED, count=8, sizes=others)
+    return make_samples(specs, seed=SEED, count=8, sizes=others, kinds=kinds)
 
 
 def sizes_label(sizes: Mapping[str, int]) -> str:

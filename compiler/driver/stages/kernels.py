@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -11,18 +10,19 @@ from typing import Any
 
 import onnx_ir as ir
 
-from compiler.artifact.adapter import to_json
+from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import Basis
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.compile import target_key
+from compiler.driver.stages.compile import target_inputs
+from compiler.driver.stages.run import Stages
 from compiler.fleet.profile import HardwareProfile
 from compiler.passes.instrument import measure
 from compiler.plan import Decision, Plan, options_to_dict
-from compiler.store import Stage, Store, canonical_json
+from compiler.store import StageName, canonical_json, read_result, write_result
 from compiler.store.scratch import scratch_folder
 from compiler.target import Target, Tunes
-from compiler.target.isolate import ChildLimits, run_child
-from compiler.target.request import BuildRequest, told_child
+from compiler.target.isolate import ChildLimits
+from compiler.target.request import BuildRequest, KernelsTask, ask, border_work
 from compiler.tune import Curve, DeviceType, Scheduled, Tunable, TuningKey, TuningLog, curves, profile_device, schedule
 
 KERNELS = "kernels.json"
@@ -65,7 +65,7 @@ def bound_payload(plan: Plan, original: ir.Model) -> Plan:
 
 
 def list_kernels(
-    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, store: Store, limits: ChildLimits
+    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, stages: Stages, limits: ChildLimits
 ) -> tuple[Tunable, ...]:
     """The kernels that have choices, from the target's child process or the store; none where it cannot be tuned.
 
@@ -77,13 +77,13 @@ def list_kernels(
 
     def make(folder: Path) -> None:
         with scratch_folder() as scratch:
-            told = told_child(border.path, BuildRequest.of(plan.target_plan), profile, scratch)
-            found = run_child("kernels", told, folder=scratch, limits=limits, where=f"{plan.device}: kernels")
-        (folder / KERNELS).write_text(json.dumps(found), encoding="utf-8")
+            work = border_work(border.path, BuildRequest.of(plan.target_plan), profile, scratch)
+            where = f"{plan.device}: {StageName.KERNELS}"
+            tunables = ask(KernelsTask(work), tuple[Tunable, ...], folder=scratch, limits=limits, where=where)
+        write_result(folder, KERNELS, to_json(tunables))
 
-    entry = store.obtain(Stage("kernels", target_key(border, plan, target)), make)
-    found = json.loads((entry.files / KERNELS).read_text(encoding="utf-8"))
-    return tuple(Tunable(**{**one, "choices": tuple(one["choices"])}) for one in found)
+    entry = stages.run(StageName.KERNELS, make, **target_inputs(border, plan, target))
+    return tuple(parse(Tunable, row) for row in read_result(entry, KERNELS))
 
 
 def tuning_keys(kernels: Sequence[Tunable], plan: Plan, device: DeviceType) -> dict[str, TuningKey]:

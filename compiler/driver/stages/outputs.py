@@ -9,36 +9,29 @@ import onnx_ir as ir
 
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
+from compiler.driver.stages.run import Stages
 from compiler.evaluate import AccuracyDrop, Dataset, run_dataset
 from compiler.model.numerics import Array, Arrays, write_arrays
-from compiler.store import Stage, Store
-from compiler.store.digests import code_digest
-from compiler.target import installed_version
+from compiler.store import StageName
 
 BATCH = 8
 """Samples of a batch, where the model does not fix it."""
 
 
-def model_outputs(model: ir.Model, digest: str, dataset: Dataset, store: Store) -> Arrays:
+def model_outputs(model: ir.Model, digest: str, dataset: Dataset, stages: Stages) -> Arrays:
     """A model's outputs on every sample, computed once and kept in the store."""
-    parts = (
-        ("model", digest),
-        ("data", dataset.digest),
-        ("samples", str(dataset.count)),
-        ("onnxruntime", installed_version("onnxruntime")),
-        ("compiler", code_digest("compiler.model.reference")),
-    )
 
     def compute(folder: Path) -> None:
         write_arrays(folder / "outputs.npz", run_dataset(model, dataset, batch=BATCH))
 
-    return read_outputs(store.obtain(Stage("outputs", parts), compute).files)
+    entry = stages.run(StageName.OUTPUTS, compute, model=digest, data=[dataset.digest, dataset.count])
+    return read_outputs(entry.files)
 
 
 def drop_of(context: BuildContext, judge: AccuracyTest, outputs: Arrays) -> AccuracyDrop:
     """What outputs on the judge's samples lose against the imported model's."""
     ready = context.ready
-    reference = model_outputs(ready.model, ready.digest, judge.dataset, context.store)
+    reference = model_outputs(ready.model, ready.digest, judge.dataset, context.stages)
     limit = context.job.plan.constraints.limits.accuracy_drop_pct
     return judge.task.drop(reference, outputs, judge.dataset.labels, limit_pct=limit)
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from compiler.driver.stages.verify import ParityCase, batch_size
+from compiler.driver.stages.reference import ParityCase
+from compiler.driver.stages.verify import batch_size
 from compiler.model.numerics import Array
 
 
@@ -54,6 +55,6 @@ def _random_integers(points: Sequence[ParityCase]) -> Iterator[str]:
     for name, array in points[0].inputs.items():
         if array.dtype.kind in "iu":
             yield (
-                f"input '{name}': integers that are 0 or 1, made up since the fleet file names no `calibration`; "
-                "what larger ones give was not compared"
+                f"input '{name}': integers made up, since the fleet file names no `calibration`; "
+                "what others give was not compared"
             )

@@ -1,36 +1,23 @@
-"""The pruned form of a rewritten model, in two stages of the store: what channels are worth, and the cut and repair.
-
-importance   in which order every group's channels go; the same for every ratio and every device class
-prune        the channels of one ratio cut in widths that suit one device, and the layers behind them solved anew
+"""The channels of one ratio cut out of a rewritten model, in widths that suit one device, and the layers behind them
+solved anew. `importance` says in which order they go.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
-from compiler.artifact.manifest import BORDER
-from compiler.compress.prune import SHORTFALL, Unprunable, find_order, prune
+from compiler.compress.prune import SHORTFALL, Unprunable, prune
 from compiler.driver.roofline import describe_machine, layer_seconds
-from compiler.driver.stages.border import EMBED_BYTES, RECORDS
 from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.files import load_stage, save_stage
+from compiler.driver.stages.importance import batches_of, calibration_of, order_entry, read_order
 from compiler.driver.work import list_work
-from compiler.errors import InternalError
-from compiler.evaluate import Dataset
-from compiler.model.numerics import Arrays
-from compiler.model.save import save_model
 from compiler.plan import Plan
-from compiler.store import Entry, Stage, canonical_json
-from compiler.store.digests import code_digest, portable_tools
+from compiler.store import Entry, StageName, read_result, write_result
 
-BATCH = 8
-"""Samples that go by at a time, where the model leaves that open."""
-
-_ORDER, _PRUNED, _REMOVED = "order.json", "pruned.json", "removed.json"
+_PRUNED, _REMOVED = "pruned.json", "removed.json"
 
 
 def pruned_entry(context: BuildContext, plan: Plan, rewritten: Entry) -> Entry:
@@ -40,73 +27,43 @@ def pruned_entry(context: BuildContext, plan: Plan, rewritten: Entry) -> Entry:
         Unprunable: Nothing of it can be cut, or less than a ratio that was asked for.
     """
     data = calibration_of(context)
-    order = _order_entry(context, data, rewritten)
+    order = order_entry(context, rewritten)
     prices = _prices(context, plan, rewritten)
-    parts = (
-        ("importance", order.digest),
-        ("ratio", f"{plan.pruning.ratio:g}"),
-        ("multiple", str(plan.rule.width_multiple)),
-        ("prices", canonical_json(prices)),
-        ("compiler", code_digest("compiler.driver.stages.prune")),
-    )
 
     def make(folder: Path) -> None:
-        found = prune(
-            ir.load(rewritten.files / BORDER),
-            json.loads((order.files / _ORDER).read_text(encoding="utf-8")),
+        pruned = prune(
+            load_stage(rewritten),
+            read_order(order),
             batches_of(data),
             ratio=plan.pruning.ratio,
             multiple=plan.rule.width_multiple,
             prices=prices,
         )
-        save_model(found.model, folder / BORDER, external_above_bytes=EMBED_BYTES)
-        (folder / RECORDS).write_text("[]", encoding="utf-8")
-        (folder / _PRUNED).write_text(json.dumps(found.to_dict()), encoding="utf-8")
-        (folder / _REMOVED).write_text(json.dumps([int(one) for one in found.plan.removed]), encoding="utf-8")
+        save_stage(pruned.model, folder)
+        write_result(folder, _PRUNED, pruned.to_dict())
+        write_result(folder, _REMOVED, [int(atom) for atom in pruned.plan.removed])
 
-    entry = context.store.obtain(Stage("prune", parts), make)
+    entry = context.stages.run(
+        StageName.PRUNE,
+        make,
+        importance=order.digest,
+        ratio=f"{plan.pruning.ratio:g}",
+        multiple=plan.rule.width_multiple,
+        prices=dict(prices),
+    )
     _refuse_shortfall(context, plan, entry)
     return entry
 
 
 def read_pruned(entry: Entry) -> dict[str, Any]:
     """What was pruned and repaired, of an entry of `prune`."""
-    value: dict[str, Any] = json.loads((entry.files / _PRUNED).read_text(encoding="utf-8"))
+    value: dict[str, Any] = read_result(entry, _PRUNED)
     return value
 
 
 def read_removed(entry: Entry) -> tuple[int, ...]:
     """The classes of channels that went, of an entry of `prune`."""
-    return tuple(json.loads((entry.files / _REMOVED).read_text(encoding="utf-8")))
-
-
-def batches_of(data: Dataset) -> Callable[[], Iterable[Arrays]]:
-    """The data from the start, as often as it is called; in two batches at least, since one half judges the other."""
-    fixed = next((spec.shape[0] for spec in data.inputs if spec.shape and isinstance(spec.shape[0], int)), None)
-    size = fixed or max(1, min(BATCH, data.count // 2))
-    return lambda: data.batches(size)
-
-
-def calibration_of(context: BuildContext) -> Dataset:
-    """The data that pruning and recovery work on; a plan without them prunes nothing."""
-    if context.data.calibration is None:
-        raise InternalError("a plan prunes, and there are no calibration data")
-    return context.data.calibration
-
-
-def _order_entry(context: BuildContext, data: Dataset, rewritten: Entry) -> Entry:
-    parts = (
-        ("rewrite", rewritten.digest),
-        ("data", f"{data.digest} {data.count}"),
-        ("compiler", code_digest("compiler.compress.prune")),
-        *portable_tools(),
-    )
-
-    def make(folder: Path) -> None:
-        found = find_order(ir.load(rewritten.files / BORDER), batches_of(data))
-        (folder / _ORDER).write_text(json.dumps(found), encoding="utf-8")
-
-    return context.store.obtain(Stage("importance", parts), make)
+    return tuple(read_result(entry, _REMOVED))
 
 
 def _prices(context: BuildContext, plan: Plan, rewritten: Entry) -> Mapping[str, float]:
@@ -115,10 +72,8 @@ def _prices(context: BuildContext, plan: Plan, rewritten: Entry) -> Mapping[str,
     machine = describe_machine(context.job.profile)
     if machine is None:
         return {}
-    works = [
-        one for one in list_work(ir.load(rewritten.files / BORDER), batch=context.job.device.batch.opt) if one.macs
-    ]
-    seconds = {one.node: layer_seconds(one, machine, plan.precision) / one.macs for one in works}
+    layers = list_work(load_stage(rewritten), batch=context.job.device.batch.opt)
+    seconds = {layer.node: layer_seconds(layer, machine, plan.precision) / layer.macs for layer in layers if layer.macs}
     least = min(seconds.values(), default=1.0)
     return {node: float(f"{cost / least:.2g}") for node, cost in seconds.items()}
 

@@ -6,8 +6,6 @@ recover      ends where half of the accuracy limit holds, where time is up, or w
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import shutil
 from collections.abc import Iterable
@@ -15,31 +13,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
-from compiler.artifact.manifest import BORDER
 from compiler.compress.prune.groups import find_ties
 from compiler.compress.prune.prepare import prepare
 from compiler.compress.recover import Goal, Metric, Pair, Recipe, choose_taps, recover
-from compiler.driver.stages.border import EMBED_BYTES, RECORDS, border_digest
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
+from compiler.driver.stages.files import border_digest, load_stage, save_stage
+from compiler.driver.stages.importance import batches_of, calibration_of
 from compiler.driver.stages.outputs import BATCH, drop_of, model_outputs
-from compiler.driver.stages.prune import batches_of, calibration_of, pruned_entry, read_pruned, read_removed
+from compiler.driver.stages.prune import pruned_entry, read_pruned, read_removed
 from compiler.errors import UnsupportedModel
 from compiler.evaluate import run_dataset
-from compiler.model.save import save_model
 from compiler.plan import Plan
-from compiler.store import Entry, Stage, canonical_json
-from compiler.store.digests import code_digest, portable_tools
-from compiler.target import installed_version
+from compiler.store import Entry, StageName, read_result, stage_key, write_result
 
 SHARE = 0.5
 """Of the accuracy limit: a loss no greater ends a recovery, and the rest is left to the precision that comes after."""
 
 _RECOVERED = "recovered.json"
-
-log = logging.getLogger("fleetc.build")
 
 
 @dataclass(frozen=True)
@@ -59,25 +50,35 @@ class _Goal:
     enough: float = math.inf
 
 
-def pruned_search_entries(context: BuildContext, plan: Plan, rewritten: Entry) -> tuple[Entry, ...]:
+def pruned_search_entries(
+    context: BuildContext, plan: Plan, rewritten: Entry, *, recovers: bool = True
+) -> tuple[Entry, ...]:
     """The rewritten model pruned, and recovered where the plan says so: the entries of both, the last what counts.
+
+    Args:
+        context: The device.
+        plan: How much is pruned, and for how long it is trained.
+        rewritten: The model.
+        recovers: Whether a recovery that the plan says is done; without it the pruned model is the last.
 
     Raises:
         Unprunable: Nothing of it can be cut, or less than a ratio that was asked for.
         UnsupportedModel: It cannot be trained.
     """
     pruned = pruned_entry(context, plan, rewritten)
-    return (pruned, _recovered_entry(context, plan, rewritten, pruned)) if plan.pruning.recovers else (pruned,)
+    if not (recovers and plan.pruning.recovers):
+        return (pruned,)
+    return (pruned, _recovered_entry(context, plan, rewritten, pruned))
 
 
 def read_pruning(entries: Iterable[Entry]) -> dict[str, Any] | None:
     """What was pruned and recovered, of a border model's entries; None where nothing was."""
-    found = {entry.stage: entry for entry in entries}
-    if "prune" not in found:
+    by_stage = {StageName(entry.stage): entry for entry in entries}
+    if StageName.PRUNE not in by_stage:
         return None
-    last = found.get("recover")
-    recovered = json.loads((last.files / _RECOVERED).read_text(encoding="utf-8")) if last else None
-    return {**read_pruned(found["prune"]), "recovered": recovered}
+    last = by_stage.get(StageName.RECOVER)
+    recovered = read_result(last, _RECOVERED) if last else None
+    return {**read_pruned(by_stage[StageName.PRUNE]), "recovered": recovered}
 
 
 def _recovered_entry(context: BuildContext, plan: Plan, rewritten: Entry, pruned: Entry) -> Entry:
@@ -86,34 +87,30 @@ def _recovered_entry(context: BuildContext, plan: Plan, rewritten: Entry, pruned
         raise UnsupportedModel(
             "recovery learns from many samples at once, and the inputs have no axis that counts them"
         )
-    parts = (
-        ("prune", pruned.digest),
-        ("data", f"{data.digest} {data.count}"),
-        ("recipe", canonical_json(asdict(recipe))),
-        ("judge", goal.key),
-        ("torch", installed_version("torch")),
-        ("compiler", code_digest("compiler.compress.recover")),
-        *portable_tools(),
-    )
-    stage = Stage("recover", parts)
-    folder = context.store.workspace(stage)
 
     def make(files: Path) -> None:
-        log.info("%s: recovery of at most %g min", context.name, recipe.seconds / 60)
-        original, small = ir.load(rewritten.files / BORDER), ir.load(pruned.files / BORDER)
+        context.clock.note(f"recovery of at most {recipe.seconds / 60:g} min")
+        original, small = load_stage(rewritten), load_stage(pruned)
         taps = choose_taps(small, find_ties(prepare(original)), read_removed(pruned))
-        found = recover(
+        recovered = recover(
             Pair(original, small, taps),
             batches_of(data),
             folder=folder,
             recipe=recipe,
             goal=Goal(goal.metric, goal.enough),
         )
-        save_model(found.model, files / BORDER, external_above_bytes=EMBED_BYTES)
-        (files / RECORDS).write_text("[]", encoding="utf-8")
-        (files / _RECOVERED).write_text(json.dumps({"metric": goal.name, **found.to_dict()}), encoding="utf-8")
+        save_stage(recovered.model, files)
+        write_result(files, _RECOVERED, {"metric": goal.name, **recovered.to_dict()})
 
-    entry = context.store.obtain(stage, make)
+    inputs: dict[str, object] = {
+        "prune": pruned.digest,
+        "data": [data.digest, data.count],
+        "recipe": asdict(recipe),
+        "judge": goal.key,
+    }
+    stage = stage_key(StageName.RECOVER, make, inputs)
+    folder = context.store.workspace(stage)
+    entry = context.stages.obtain(stage, make)
     shutil.rmtree(folder, ignore_errors=True)
     return entry
 
@@ -124,7 +121,7 @@ def _goal(context: BuildContext, pruned: Entry) -> _Goal:
     judge, limit = context.data.judge, context.job.plan.constraints.limits.accuracy_drop_pct
     if judge is None:
         return _Goal()
-    outputs = model_outputs(ir.load(pruned.files / BORDER), border_digest(pruned), judge.dataset, context.store)
+    outputs = model_outputs(load_stage(pruned), border_digest(pruned), judge.dataset, context.stages)
     begins = drop_of(context, judge, outputs)
     key = f"{judge.task.name} {judge.dataset.digest} {judge.dataset.count} {limit} {begins}"
     return _Goal(judge.task.metric, key, _metric(context, judge), math.inf if limit is None else -SHARE * limit)

@@ -1,22 +1,18 @@
 """Parity: every artifact that can be executed here is compared with the reference on the same inputs.
 
-The reference is the imported model itself, before any pass, run by ONNX Runtime with optimizations off. It is compared
-at the smallest, the optimal and the largest size of every dimension that is a range.
+It is compared at the smallest, the optimal and the largest size of every dimension that is a range.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
-from compiler.artifact import Artifact, Evidence, artifact_to_dict
+from compiler.artifact import Artifact, Evidence
 from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import (
     ExactOutput,
@@ -26,6 +22,8 @@ from compiler.artifact.schema import (
     ParityPoint,
     ParityStatus,
 )
+from compiler.driver.stages.reference import ParityCase
+from compiler.driver.stages.run import Stages
 from compiler.errors import GateFailed, TargetUnavailable
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import (
@@ -38,29 +36,13 @@ from compiler.model.numerics import (
     is_floating,
     write_arrays,
 )
-from compiler.passes.probe import run_unoptimized
-from compiler.store import Stage, Store, canonical_json
-from compiler.store.digests import code_digest
+from compiler.store import StageName, read_result, write_result
 from compiler.store.scratch import scratch_folder
-from compiler.target import find_target, installed_version
-from compiler.target.isolate import ChildLimits, run_child
+from compiler.target import KnowsWhereItRuns, find_target
+from compiler.target.isolate import ChildLimits
+from compiler.target.request import ExecuteAnswer, ExecuteTask, ask
 
-log = logging.getLogger("fleetc.build")
-
-
-@dataclass(frozen=True)
-class ParityCase:
-    """One set of inputs and what the reference gives for them.
-
-    Args:
-        label: The sizes it stands for: `batch=8`, or `as the model has it`.
-        inputs: Input name → array.
-        expected: Output name → array.
-    """
-
-    label: str
-    inputs: Arrays
-    expected: Arrays
+_VERDICT = "verdict.json"
 
 
 @dataclass(frozen=True)
@@ -107,21 +89,6 @@ class Verification:
         return self.parity.reason
 
 
-def reference_cases(model: ir.Model, digest: str, inputs: Mapping[str, Arrays], store: Store) -> tuple[ParityCase, ...]:
-    """The reference's outputs for every set of inputs, computed once and kept in the store.
-
-    Args:
-        model: The imported model, dimensions bound.
-        digest: Its graph digest.
-        inputs: Label → arrays.
-        store: Where finished stages are.
-
-    Raises:
-        UnsupportedModel: ONNX Runtime does not run the model.
-    """
-    return tuple(ParityCase(label, arrays, _expected(model, digest, arrays, store)) for label, arrays in inputs.items())
-
-
 def verify_artifact(
     artifact: Artifact,
     digest: str,
@@ -130,7 +97,7 @@ def verify_artifact(
     tolerance: str,
     repeat: int,
     where: str,
-    store: Store,
+    stages: Stages,
     limits: ChildLimits,
 ) -> Verification:
     """Runs the artifact where it can run here and checks its parity; a pass is kept in the store, nothing else is.
@@ -142,27 +109,34 @@ def verify_artifact(
         tolerance: Name of the tolerance every output of every point must meet.
         repeat: Timed runs per point.
         where: Device, for messages.
-        store: Where finished stages are.
+        stages: Where it is run.
         limits: What the child process may use.
 
     Raises:
         GateFailed: An output is outside the tolerance; the message gives every such output's figures.
     """
     if reason := artifact.deferred or _unavailable_here(artifact):
-        log.info("%s: not executed: %s", where, reason)
+        stages.clock.note(f"not executed: {reason}")
         return _not_executed(tolerance, reason)
-    stage = Stage("verify", _key(digest, points, tolerance, repeat))
 
     def make(folder: Path) -> None:
         verification = check_parity(artifact, points, tolerance=tolerance, repeat=repeat, where=where, limits=limits)
-        (folder / "verdict.json").write_text(json.dumps(to_json(verification), indent=1), encoding="utf-8")
+        write_result(folder, _VERDICT, to_json(verification))
 
     try:
-        entry = store.obtain(stage, make)
+        entry = stages.run(
+            StageName.VERIFY,
+            make,
+            build=digest,
+            points=[[point.label, arrays_digest(point.inputs), arrays_digest(point.expected)] for point in points],
+            tolerance=tolerance,
+            repeat=repeat,
+            host=host_fingerprint(),
+        )
     except TargetUnavailable as error:
-        log.info("%s: not executed: %s", where, error.what)
+        stages.clock.note(f"not executed: {error.what}")
         return _not_executed(tolerance, error.what)
-    return parse(Verification, json.loads((entry.files / "verdict.json").read_text(encoding="utf-8")))
+    return parse(Verification, read_result(entry, _VERDICT))
 
 
 def _not_executed(tolerance: str, reason: str) -> Verification:
@@ -201,24 +175,16 @@ def execute(
     with scratch_folder() as folder:
         for index, arrays in enumerate(inputs):
             write_arrays(folder / f"in{index}.npz", arrays)
-        items = [
-            {"inputs": str(folder / f"in{i}.npz"), "outputs": str(folder / f"out{i}.npz")} for i in range(len(inputs))
-        ]
-        request = {
-            "artifact": {**artifact_to_dict(artifact), "root": str(artifact.root)},
-            "items": items,
-            "repeat": repeat,
-            "instructions": instructions,
-        }
-        value = run_child("execute", request, folder=folder, limits=limits, where=where)
-        outputs = tuple(_load(Path(item["outputs"])) for item in items)
-    return Execution(
-        Evidence(value["evidence"]),
-        value["note"],
-        outputs,
-        tuple(map(tuple, value["latencies_ms"])),
-        value["instructions"],
-    )
+        task = ExecuteTask(
+            artifact=artifact,
+            inputs=tuple(folder / f"in{index}.npz" for index in range(len(inputs))),
+            outputs=tuple(folder / f"out{index}.npz" for index in range(len(inputs))),
+            repeat=repeat,
+            instructions=instructions,
+        )
+        answer = ask(task, ExecuteAnswer, folder=folder, limits=limits, where=where)
+        outputs = tuple(_load(path) for path in task.outputs)
+    return Execution(answer.evidence, answer.note, outputs, answer.latencies_ms, answer.instructions)
 
 
 def failures(expected: Arrays, actual: Arrays, tolerance: str) -> dict[str, ErrorStats]:
@@ -277,35 +243,9 @@ def batch_size(inputs: Arrays) -> int:
     return int(first.shape[0]) if first is not None and first.ndim else 1
 
 
-def _expected(model: ir.Model, digest: str, inputs: Arrays, store: Store) -> dict[str, Array]:
-    parts = (
-        ("model", digest),
-        ("inputs", arrays_digest(inputs)),
-        ("onnxruntime", installed_version("onnxruntime")),
-        ("compiler", code_digest("compiler.passes.probe")),
-    )
-    entry = store.obtain(
-        Stage("reference", parts),
-        lambda folder: write_arrays(folder / "outputs.npz", run_unoptimized(model, inputs)),
-    )
-    return _load(entry.files / "outputs.npz")
-
-
 def _unavailable_here(artifact: Artifact) -> str:
-    ask = getattr(find_target(artifact.target), "unavailable_here", None)
-    return str(ask(artifact)) if ask else ""
-
-
-def _key(digest: str, points: Sequence[ParityCase], tolerance: str, repeat: int) -> tuple[tuple[str, str], ...]:
-    compared = [(point.label, arrays_digest(point.inputs), arrays_digest(point.expected)) for point in points]
-    return (
-        ("build", digest),
-        ("points", canonical_json(compared)),
-        ("tolerance", tolerance),
-        ("repeat", str(repeat)),
-        ("host", host_fingerprint()),
-        ("compiler", code_digest("compiler")),
-    )
+    target = find_target(artifact.target)
+    return target.unavailable_here(artifact) if isinstance(target, KnowsWhereItRuns) else ""
 
 
 def _load(path: Path) -> dict[str, Array]:

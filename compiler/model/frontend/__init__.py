@@ -7,20 +7,27 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from compiler.model.frontend.bind import SizeRange, bind_shapes, free_dims
+from compiler.model.frontend.bind import SizeRange, bind_shapes, first_dims, free_dims
 from compiler.model.frontend.extract import extract_prefix
+from compiler.model.frontend.fix import fix_inputs
+from compiler.model.frontend.infer import correct_outputs
 from compiler.model.frontend.inputs import describe_inputs, describe_outputs
+from compiler.model.frontend.kinds import input_kinds
 from compiler.model.frontend.read import Imported, read_model
 
 __all__ = [
     "Imported",
     "SizeRange",
     "bind_shapes",
+    "correct_outputs",
     "describe_inputs",
     "describe_outputs",
     "extract_prefix",
+    "first_dims",
+    "fix_inputs",
     "free_dims",
     "import_model",
+    "input_kinds",
     "read_model",
 ]
 

@@ -24,7 +24,8 @@ class Verdict:
     """What ONNX's checks said.
 
     Args:
-        failed: `checker`, `inference`, `stale` where only shapes stated inside the graph contradict, `crash`, or empty.
+        failed: `checker`, `inference`, `stale` where only shapes stated inside the graph contradict, `stale-outputs`
+            where the outputs' do, `crash`, or empty.
         said: The message of the check that failed.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import Protocol
 import onnx
 import onnx_ir as ir
 
-from compiler.errors import CompilerError, FleetError, combine
+from compiler.errors import CompilerError, FleetError, UnsupportedModel, combine
+from compiler.model.frontend.batch import mend_batch
 from compiler.model.frontend.infer import infer_shapes
 from compiler.model.frontend.read import Imported
 
@@ -57,9 +59,22 @@ def bind_shapes(model: ir.Model, ranges: Mapping[str, SizeRange], *, where: str 
     batch_names = _batch_names(inputs, ranges)
     _raise_all(_problems(inputs, ranges, batch_names, where))
     sizes = {name: ranges[BATCH if name in batch_names else name] for name in _free_names(inputs)}
+    mended = _mend(bound, sizes, batch_names, where)
     _replace_dims(bound, sizes, batch_names)
     _infer(bound, ranges, where)
-    return Imported(bound, tuple(_notes(inputs, batch_names, model)))
+    return Imported(bound, (*_notes(inputs, batch_names, model), *mended))
+
+
+def _mend(model: ir.Model, sizes: Mapping[str, SizeRange], batch_names: frozenset[str], where: str) -> tuple[str, ...]:
+    """Mends Reshapes that were traced at batch 1 where another batch is asked for."""
+    if all(sizes[name].max == 1 for name in batch_names):
+        return ()
+    try:
+        return mend_batch(model, batch_names, {name: size.min for name, size in sizes.items()})
+    except UnsupportedModel as error:
+        raise FleetError(error.what, where=where, remedy=error.remedy) from error
+    except onnx.shape_inference.InferenceError:
+        return ()  # the sizes are put in next, and the message then names them
 
 
 def free_dims(model: ir.Model) -> tuple[str, ...]:
@@ -67,6 +82,14 @@ def free_dims(model: ir.Model) -> tuple[str, ...]:
     copy = model.clone()
     _name_free_dims(list(copy.graph.inputs))
     return tuple(_free_names(list(copy.graph.inputs)))
+
+
+def first_dims(model: ir.Model) -> tuple[str, ...]:
+    """Names of the free dimensions that are the first of some input: what `batch` can stand for."""
+    copy = model.clone()
+    inputs = list(copy.graph.inputs)
+    _name_free_dims(inputs)
+    return tuple(name for name, places in _free_names(inputs).items() if any(axis == 0 for _, axis in places))
 
 
 def _rank_problems(inputs: Sequence[ir.Value], where: str) -> Iterator[CompilerError]:
@@ -137,7 +160,7 @@ def _unbound_error(
 ) -> FleetError:
     listed = ", ".join(f"'{name}' (axis {free[name][0][1]} of '{free[name][0][0]}')" for name in unbound)
     batch = ["    batch: 1"] if any(name in batch_names for name in unbound) else []
-    named = [f'      "{name}": 1' for name in unbound if name not in batch_names]
+    named = [f"      {json.dumps(name)}: 1" for name in unbound if name not in batch_names]  # JSON is YAML
     snippet = "\n".join([*batch, *(["    dims:", *named] if named else [])])
     return FleetError(
         f"dimension {listed} has no size" if len(unbound) == 1 else f"dimensions {listed} have no size",
@@ -149,11 +172,20 @@ def _unbound_error(
 def _batch_problems(
     inputs: Sequence[ir.Value], size: SizeRange, batch_names: frozenset[str], where: str
 ) -> Iterator[CompilerError]:
-    fixed = {str(value.name): value.shape[0] for value in inputs if value.shape}
-    if batch_names or not fixed or (size.min == size.max and size.min in fixed.values()):
+    first = {str(value.name): value.shape[0] for value in inputs if value.shape}
+    fixed = {name: dim for name, dim in first.items() if isinstance(dim, int)}
+    if batch_names or not first or (size.min == size.max and size.min in fixed.values()):
+        return
+    asked = f"{size.min}" if size.min == size.max else f"{size.min}..{size.max}"
+    if not fixed:
+        names = ", ".join(f"'{dim}'" for dim in dict.fromkeys(str(dim) for dim in first.values()))
+        yield FleetError(
+            f"batch {asked} is asked for, but the first dimension of every input has a size of its own: {names}",
+            where=where,
+            remedy="Leave `batch` out, or leave the first dimension out of `dims`.",
+        )
         return
     sizes = ", ".join(f"{dim} ('{name}')" for name, dim in fixed.items())
-    asked = f"{size.min}" if size.min == size.max else f"{size.min}..{size.max}"
     yield FleetError(
         f"batch {asked} is asked for, but the first dimension of every input is fixed in the model: {sizes}",
         where=where,

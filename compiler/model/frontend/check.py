@@ -13,8 +13,8 @@ import onnx
 from compiler.errors import InvalidModel, ModelError, UnsupportedModel
 from compiler.model.frontend.tensors import subgraphs
 
-OPSET_MIN = 11
-"""Oldest version of the default domain whose operators the passes know."""
+OPSET_MIN = 7
+"""Oldest version of the default domain that ONNX Runtime, the reference, runs."""
 
 IR_VERSION_MIN = 3
 """The first that says which operator sets a model uses; nothing older can be interpreted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from compiler.errors import InvalidModel, ModelError, UnsupportedModel, combine
 from compiler.model.frontend.apart import check_apart
 from compiler.model.frontend.check import is_sorted, model_problems, version_problems
 from compiler.model.frontend.files import Parsed, map_file, parse
-from compiler.model.frontend.infer import infer_shapes
+from compiler.model.frontend.infer import infer_shapes, same_sizes, shape_note
 from compiler.model.frontend.normal import normalize
 from compiler.model.frontend.tensors import each_graph, each_tensor, node_tensors, tensor_problems
 from compiler.model.frontend.text import text_problems
@@ -98,11 +98,23 @@ def _check_types(model: ir.Model, place: Path) -> list[str]:
     except (ir.serde.SerdeError, ValueError, TypeError, OverflowError) as error:
         raise InvalidModel(_first_lines(str(_root(error))), where=str(place)) from error
     verdict = check_apart(bare, strict=may_be_strict(bare))
-    if verdict.failed in ("", "stale"):
-        if verdict.failed:
-            infer_shapes(model)
-        return [STALE_SHAPES] if verdict.failed else []
+    if verdict.failed == "":
+        return []
+    if verdict.failed in ("stale", "stale-outputs"):
+        declared = {str(value.name): value.shape for value in model.graph.outputs}
+        infer_shapes(model)
+        return [STALE_SHAPES] if verdict.failed == "stale" else _corrected(model, declared)
     raise InvalidModel(_first_lines(verdict.said), where=str(place))
+
+
+def _corrected(model: ir.Model, declared: Mapping[str, ir.Shape | None]) -> list[str]:
+    """A note for each output whose declared shape was replaced by another one."""
+    values = [(value, declared[str(value.name)]) for value in model.graph.outputs]
+    return [
+        shape_note(str(value.name), old, list(value.shape))
+        for value, old in values
+        if old is not None and value.shape is not None and not same_sizes(old, value.shape)
+    ]
 
 
 def _all_tensor_problems(parsed: Parsed, folder: Path) -> Iterator[ModelError]:

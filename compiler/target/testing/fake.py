@@ -23,8 +23,9 @@ from compiler.model.numerics import Array, Arrays
 from compiler.model.save import save_model
 from compiler.model.spec import TensorSpec
 from compiler.target.capability import Capability, OpRule, PrecisionRule
+from compiler.target.runner import Runner
 from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
-from compiler.target.target import API_VERSION, Runner, TargetPlan
+from compiler.target.target import API_VERSION, TargetPlan
 from compiler.target.testing.case import evaluate
 
 _MIB = 1 << 20

@@ -15,7 +15,8 @@ from compiler.fleet.profile import HardwareProfile, validate_options
 from compiler.model.numerics import TOLERANCES, Arrays, ErrorStats, Tolerance, compare_all
 from compiler.store.scratch import scratch_folder
 from compiler.target.capability import find_unsupported
-from compiler.target.target import Runner, Target, TargetPlan
+from compiler.target.runner import Runner
+from compiler.target.target import Target, TargetPlan
 from compiler.target.testing.case import Case
 
 _LEVEL = {"float16": "fp16", "bfloat16": "bf16", "bool": "exact"} | {

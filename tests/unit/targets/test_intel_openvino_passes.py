@@ -95,27 +95,3 @@ def test_recurrent_operators_of_a_batch_of_one_stay() -> None:
     weights = {"w": normal(1, 12, 6), "r": normal(1, 12, 4), "v": normal(1, 12, 6)}
     model = read("(float[5,1,6] x) => (float[5,1,1,4] y, float[5,1,1,4] z)", body, **weights)
     assert not RewriteForOpenVino()(model).modified
-
-
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_quantized_convolution_with_scales_by_channel_becomes_a_convolution_between_quantizers(has_bias: bool) -> None:
-    body = (
-        "q = QuantizeLinear (x, xs, xz) "
-        f"c = QLinearConv <pads = [1, 1, 1, 1]> (q, xs, xz, w, ws, wz, ys, yz{', b' if has_bias else ''}) "
-        "y = DequantizeLinear (c, ys, yz)"
-    )
-    weights = {
-        "xs": np.array(0.03, np.float32),
-        "xz": np.array(120, np.uint8),
-        "w": RANDOM.integers(-128, 128, (6, 4, 3, 3)).astype(np.int8),
-        "ws": (np.abs(normal(6)) * 0.01 + 0.001).astype(np.float32),
-        "wz": np.zeros(6, np.int8),
-        "ys": np.array(0.05, np.float32),
-        "yz": np.array(100, np.uint8),
-    }
-    weights |= {"b": RANDOM.integers(-500, 500, 6).astype(np.int32)} if has_bias else {}
-    model = read("(float[1,4,5,5] x) => (float[1,6,5,5] y)", body, **weights)
-    for node, kind in zip(model.graph, (ir.DataType.UINT8, ir.DataType.UINT8, ir.DataType.FLOAT), strict=True):
-        node.outputs[0].type = ir.TensorType(kind)
-        node.outputs[0].shape = ir.Shape([1, 4 if node.op_type == "QuantizeLinear" else 6, 5, 5])
-    assert "QLinearConv" not in check(model, {"x": normal(1, 4, 5, 5)}, tolerance="int8")

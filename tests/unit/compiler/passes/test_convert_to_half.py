@@ -7,9 +7,11 @@ from pass_cases import apply, assert_same, parse
 
 from compiler.errors import InternalError, UnsupportedModel
 from compiler.model.graph import check_model
+from compiler.model.numerics import TOLERANCES, compare
 from compiler.passes.convert_to_half import convert_precision, refuse_undefined
 from compiler.passes.infer_shapes import INFER_SHAPES, infer_shapes
 from compiler.passes.pipelines import precision_passes
+from compiler.passes.probe import run_unoptimized
 from compiler.passes.run import run_passes
 
 FP16, BF16 = convert_precision("fp16"), convert_precision("bf16")
@@ -152,3 +154,68 @@ def test_a_convolution_of_an_opset_without_bf16_is_refused_with_the_way_out() ->
     with pytest.raises(UnsupportedModel, match=r"opset 18.*does not define Conv for bf16.*\n.*opset 22"):
         refuse_undefined(model, "bf16")
     refuse_undefined(model, "fp16")
+
+
+LOWEST = "-3.4028234663852886e38"
+MASKS = {
+    "a product": "inv = Sub(one, keep) m = Mul(inv, low) s = Add(scores, m)",
+    "a product, reshaped": "inv = Sub(one, keep) m = Mul(inv, low) u = Unsqueeze(m, ax) t = Squeeze(u, ax) "
+    "s = Add(scores, t)",
+    "a choice": "k = Greater(keep, half) m = Where(k, zero, low) s = Add(scores, m)",
+    "a choice of scores": "k = Greater(keep, half) s = Where(k, scores, low)",
+    "subtracted": "inv = Sub(one, keep) n = Mul(inv, high) s = Sub(scores, n)",
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("lowest", [LOWEST, "-1e9", "-100000.0", "-10000.0"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_row_that_is_masked_as_a_whole_stays_finite(mask: str, lowest: str, precision: str) -> None:
+    """In half the lowest float32 is −∞, and Softmax of nothing else is NaN."""
+    weights = ",".join(str((i * 7) % 5 / 4) for i in range(36))
+    text = f"""<ir_version: 10, opset_import: ["": 22]> g (float[2,6] x, float[6] keep) => (float[2,6] y)
+        <float one = {{1}}, float half = {{0.5}}, float zero = {{0}}, float low = {{{lowest}}},
+         float high = {{{lowest[1:]}}}, int64[1] ax = {{0}}, float[6,6] w = {{{weights}}}>
+        {{ scores = MatMul(x, w) {MASKS[mask]} p = Softmax<axis=-1>(s) y = MatMul(p, w) }}"""
+    model = parse(text)
+    infer_shapes(model)
+    x = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
+    for keep in (np.zeros(6), np.ones(6), np.array([0, 1, 1, 0, 0, 1])):
+        half = parse(text)
+        infer_shapes(half)
+        assert convert_precision(precision)(half).modified
+        check_model(half)
+        if precision == "bf16":
+            continue  # ONNX Runtime has no kernels for it
+        feeds = {"x": x, "keep": keep.astype(np.float32)}
+        expected, actual = run_unoptimized(model, feeds)["y"], run_unoptimized(half, feeds)["y"]
+        assert np.isfinite(actual).all()
+        assert TOLERANCES["fp16"].accepts(compare(expected, actual))
+    assert {node.op_type: node.outputs[0].dtype for node in half.graph}["Softmax"] == ir.DataType.FLOAT
+
+
+def test_a_mask_that_the_caller_makes_stays_float32() -> None:
+    text = """g (float[2,6] x, float[2,6] mask) => (float[2,6] y) <float[6,6] w = {%s}>
+        { scores = MatMul(x, w) s = Add(scores, mask) p = Softmax<axis=-1>(s) y = MatMul(p, w) }"""
+    text %= ",".join(str((i * 7) % 5 / 4) for i in range(36))
+    model, half = parse(text), parse(text)
+    for one in (model, half):
+        infer_shapes(one)
+    notes = FP16(half).notes
+    assert any("'mask' may go beyond 65504" in note for note in notes)
+    low = np.finfo(np.float32).min
+    mask = np.array([[low] * 6, [0, low, 0, 0, low, 0]], np.float32)
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32), "mask": mask}
+    expected, actual = run_unoptimized(model, feeds)["y"], run_unoptimized(half, feeds)["y"]
+    assert TOLERANCES["fp16"].accepts(compare(expected, actual))
+
+
+def test_a_picture_is_no_mask() -> None:
+    """Inputs that a product stands behind are converted as before."""
+    model, _ = apply(
+        FP16,
+        """g (float[N,4] x) => (float[N,4] y) <float[4,4] w = {1,0,0,0,0,1,0,0,0,0,1,0,0,0,0,1}, float c = {2}>
+        { a = Mul(x, c) b = MatMul(a, w) y = Softmax(b) }""",
+        tolerance="fp16",
+    )
+    assert [node.op_type for node in model.graph] == ["Cast", "Mul", "MatMul", "Cast", "Softmax"]

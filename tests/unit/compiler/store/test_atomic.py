@@ -155,7 +155,7 @@ def test_processes_that_write_one_file_at_once_never_mix(tmp_path: Path) -> None
 def test_every_file_that_must_be_whole_is_written_by_the_one_function() -> None:
     """Another rename of a draft would be another way to forget the disk, or to name drafts by process id."""
     sources = [path for folder in ("compiler", "targets") for path in (HOUSE / folder).rglob("*.py")]
-    calls = (".replace(path)", ".replace(place)", "os.replace", "getpid()}")
+    calls = (".replace(path)", ".replace(place)", "os.replace", "getpid()}.tmp")
     renaming = [
         path.relative_to(HOUSE).as_posix()
         for path in sources

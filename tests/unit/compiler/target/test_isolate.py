@@ -16,14 +16,14 @@ MIB = 1 << 20
 
 
 def test_error_of_the_child_comes_back_in_its_own_class_with_the_place(tmp_path: Path) -> None:
-    request = {"artifact": _artifact("no_such_target"), "items": [], "repeat": 0, "instructions": False}
+    request = {"artifact": _artifact("no_such_target"), "inputs": [], "outputs": [], "repeat": 0, "instructions": False}
     with pytest.raises(TargetNotFound, match="no_such_target") as raised:
         run_child("execute", request, folder=tmp_path, limits=ChildLimits(), where="kiosk: verify")
     assert raised.value.where == "kiosk: verify"
 
 
 def test_unexpected_error_of_the_child_is_our_bug_with_the_end_of_its_log(tmp_path: Path) -> None:
-    with pytest.raises(InternalError, match="KeyError") as raised:
+    with pytest.raises(InternalError, match="ValidationError") as raised:
         run_child("execute", {}, folder=tmp_path, limits=ChildLimits(), where="kiosk: verify")
     assert "last lines of its log" in raised.value.what
 
@@ -38,7 +38,7 @@ def test_module_of_the_current_folder_does_not_reach_the_child(tmp_path: Path, m
     (tmp_path / "json.py").write_text("raise SystemExit('taken over')\n")
     (tmp_path / "numpy.py").write_text("raise SystemExit('taken over')\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InternalError, match="KeyError"):
+    with pytest.raises(InternalError, match="ValidationError"):
         run_child("execute", {}, folder=tmp_path, limits=ChildLimits(), where="kiosk: verify")
 
 
@@ -63,8 +63,8 @@ from pathlib import Path
 from compiler.errors import ToolchainFailed
 from compiler.target.isolate import ChildLimits, run_child
 try:
-    request = {{"artifact": {_artifact("eater")!r}}}
-    run_child("execute", request, folder=Path({str(tmp_path)!r}), limits=ChildLimits(), where="x")
+    request = {{"artifact": {_artifact("eater")!r}, "inputs": "none.npz"}}
+    run_child("footprint", request, folder=Path({str(tmp_path)!r}), limits=ChildLimits(), where="x")
 except ToolchainFailed as error:
     print(error)
 """

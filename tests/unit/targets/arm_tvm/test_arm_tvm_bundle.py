@@ -12,11 +12,12 @@ import pytest
 from arm_tvm_models import conv_model, make, needs_aarch64, reference
 from onnx import TensorProto, helper
 
-from compiler.artifact import Artifact, Evidence, artifact_to_dict
+from compiler.artifact import Artifact, Evidence
 from compiler.errors import DataError, ToolchainFailed, UnsupportedModel
 from compiler.fleet.profile import HardwareProfile
 from compiler.model.numerics import TOLERANCES, compare_all, write_arrays
 from compiler.target import TargetPlan
+from compiler.target.request import ExecuteTask
 from compiler.target.worker import execute
 from targets.arm_tvm import TARGET, Options
 from targets.arm_tvm.graph.capability import find_details
@@ -345,11 +346,9 @@ def test_weights_are_resident_once(options, tmp_path, cache_dir, pi5):
 def test_host_bundle_is_executed_although_instructions_are_asked_for(tmp_path, cache_dir, pi5):
     artifact = build(conv_model(), HOST, tmp_path / "out", cache_dir, pi5)
     write_arrays(tmp_path / "in.npz", {"image": IMAGE})
-    items = [{"inputs": str(tmp_path / "in.npz"), "outputs": str(tmp_path / "out.npz")}]
-    described = artifact_to_dict(artifact) | {"root": str(artifact.root)}
-    request = {"artifact": described, "items": items, "repeat": 0, "instructions": True}
-    told = execute(request)
-    assert (told["evidence"], told["instructions"]) == ("measured-host", None)
+    inputs, outputs = (tmp_path / "in.npz",), (tmp_path / "out.npz",)
+    answer = execute(ExecuteTask(artifact, inputs, outputs, repeat=0, instructions=True))
+    assert (answer.evidence, answer.instructions) == ("measured-host", None)
     assert (tmp_path / "out.npz").exists()
 
 

@@ -198,3 +198,92 @@ def test_an_operator_of_another_domain_is_tied_to_no_rule_of_onnx(op: str) -> No
     ties = find_ties(model)
     assert "alien" not in {cut.node for cut in ties.cuts}
     assert "mixes channels in a way that is not known" in ties.kept["first"]
+
+
+REPEATED = {
+    "a constant for each channel": ("t = Mul(s, m)", {"m": "float[1,8,1,1]"}),
+    "a constant on the left": ("t = Sub(m, s)", {"m": "float[8,1,1]"}),
+    "a layer of more channels": ("[wide] w = Conv(x, c) t = Add(s, w)", {"c": "float[8,3,1,1]"}),
+    "a choice": ("n = Greater(s, z) t = Where(n, s, m)", {"m": "float[1,8,1,1]", "z": "float[1]"}),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_one_channel_that_is_repeated_for_many_leaves_a_graph_that_can_be_cut_elsewhere(name: str) -> None:
+    body, constants = REPEATED[name]
+    model = ready(
+        "float[N,3,4,4] x => float[N,2,4,4] y",
+        {"a": "float[1,3,1,1]", "b": "float[6,8,1,1]", "d": "float[2,6,1,1]", **constants},
+        f"[one] s = Conv(x, a) {body} [next] u = Conv(t, b) [head] y = Conv(u, d)",
+    )
+    ties = find_ties(model)
+    assert "repeats one of its operands" in ties.kept["one"]
+    assert groups(ties) == [("next", 6)]
+    small = assert_cut_equals_masked(model, ties, {*ties.groups[0].channels[:2]})
+    shapes = {str(value.name): value.shape for node in small.graph for value in node.outputs}
+    assert shapes["t"] == ["N", 8, 4, 4]
+
+
+@pytest.mark.parametrize("repeated", ["left", "right"])
+def test_heads_of_a_product_that_repeats_one_operand_for_all_heads_are_kept(repeated: str) -> None:
+    many, single = "int64[4]={0,0,4,2}", "int64[4]={0,0,1,2}"
+    left, right = (single, many) if repeated == "left" else (many, single)
+    model = ready(
+        "float[N,5,6] x => float[N,5,3] y",
+        {
+            "a": f"float[6,{2 if repeated == 'left' else 8}]",
+            "b": f"float[6,{8 if repeated == 'left' else 2}]",
+            **{"o": "float[20,3]", "s": left, "u": right, "m": "int64[3]={0,0,20}"},
+        },
+        """[left] am = MatMul(x, a) [right] bm = MatMul(x, b) ar = Reshape(am, s) at = Transpose<perm=[0,2,1,3]>(ar)
+        br = Reshape(bm, u) bt = Transpose<perm=[0,2,3,1]>(br) w = MatMul(at, bt) ht = Transpose<perm=[0,2,1,3]>(w)
+        hr = Reshape(ht, m) [out] y = MatMul(hr, o)""",
+    )
+    ties = find_ties(model)
+    assert not ties.groups and {"left", "right"} <= ties.kept.keys()
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13])
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("axis", [None, 1, 2, 3, -1, -2])
+def test_softmax_runs_over_all_behind_its_axis_up_to_opset_12_and_over_it_alone_later(
+    opset: int, op: str, axis: int | None
+) -> None:
+    attribute = "" if axis is None else f"<axis = {axis}>"
+    model = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["": {opset}]> g (float[N,3,4,4] x) => (float[N,2,4,4] y)
+        <{declared("a", "float[6,3,1,1]")}, {declared("b", "float[2,6,1,1]")}>
+        {{ [first] s = Conv(x, a) t = {op}{attribute}(s) [head] y = Conv(t, b) }}"""
+    )
+    INFER_SHAPES(model)
+    model = prepare(model)
+    ties = find_ties(model)
+    first = (axis if axis is not None else 1 if opset < 13 else -1) % 4
+    if first == 1:
+        assert "normalises over it" in ties.kept["first"] and not ties.groups
+    else:
+        assert groups(ties) == [("first", 6)]
+        assert_cut_equals_masked(model, ties, {*ties.groups[0].channels[:2]})
+
+
+def test_heads_with_a_mask_of_their_own_are_kept() -> None:
+    """The mask is a constant for each head, which no cut would follow."""
+    found = {}
+    for name, mask in {"each": "float[1,3,5,5]", "shared": "float[1,1,5,5]"}.items():
+        model = ir.from_onnx_text(
+            f"""<ir_version: 11, opset_import: ["": 23]> g (float[N,5,6] x) => (float[N,5,6] y)
+            <{", ".join(declared(key, "float[6,6]") for key in "qkvo")}, {declared("m", mask)},
+             int64[4] split = {{0,0,3,2}}, int64[3] join = {{0,0,6}}>
+            {{ a = MatMul(x, q) b = MatMul(x, k) c = MatMul(x, v)
+            a4 = Reshape(a, split) b4 = Reshape(b, split) c4 = Reshape(c, split)
+            at = Transpose<perm=[0,2,1,3]>(a4) bt = Transpose<perm=[0,2,1,3]>(b4) ct = Transpose<perm=[0,2,1,3]>(c4)
+            h = Attention(at, bt, ct, m) ht = Transpose<perm=[0,2,1,3]>(h) hj = Reshape(ht, join)
+            y = MatMul(hj, o) }}"""
+        )
+        INFER_SHAPES(model)
+        model = prepare(model)
+        ties = find_ties(model)
+        found[name] = len(ties.groups)
+        if ties.groups:
+            assert_cut_equals_masked(model, ties, {ties.groups[0].channels[1]})
+    assert found == {"each": 0, "shared": 1}

@@ -1,4 +1,4 @@
-"""The reversal finds the fewest layers that hold the limit, and knows when to stop."""
+"""The fewest layers in float that hold the limit are found, and the search ends early where nothing helps."""
 
 from __future__ import annotations
 

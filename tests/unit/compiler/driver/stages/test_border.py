@@ -9,7 +9,9 @@ import onnx_ir as ir
 import pytest
 
 from compiler.driver.stages.border import Border, make_border
+from compiler.driver.stages.run import Stages
 from compiler.model.graph import graph_digest
+from compiler.passes.pipelines import PORTABLE
 from compiler.plan import BuildOptions
 from compiler.plan.jobs import plan_fleet
 from compiler.store import Store
@@ -28,12 +30,14 @@ def border(folder: Path, **options: object) -> Border:
         folder / "fleet.yaml", BuildOptions(cache=folder / "cache", skip_passes=("simplify-onnxsim",), **options)
     )
     inputs = {"x": np.ones((2, 3), np.float32)}
-    return make_border(model, graph_digest(model), job.plan, (), inputs=inputs, store=Store(folder / "cache"))
+    return make_border(model, graph_digest(model), job.plan, (), inputs=inputs, stages=Stages(Store(folder / "cache")))
 
 
 @pytest.mark.parametrize("last", [2, 5, 8])
 def test_no_pass_runs_behind_the_one_to_stop_after_even_if_it_comes_twice(tmp_path: Path, last: int) -> None:
-    assert [record["number"] for record in border(tmp_path, stop_after=last).records] == list(range(2, last + 1))
+    skipped = PORTABLE.index("simplify-onnxsim") + 1
+    numbers = [number for number in range(1, last + 1) if number != skipped]
+    assert [record["number"] for record in border(tmp_path, stop_after=last).records] == numbers
 
 
 def test_a_finished_border_is_taken_from_the_store(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from compiler.driver.stages.border import Border
 from compiler.driver.stages.border_parity import border_level, hold_to_model, judge_border
 from compiler.driver.stages.inputs import Prepared, VerificationInputs
 from compiler.driver.stages.proof import weak_proofs
-from compiler.driver.stages.verify import ParityCase
+from compiler.driver.stages.reference import ParityCase, reference_cases
+from compiler.driver.stages.run import Stages
 from compiler.errors import GateFailed
 from compiler.model.graph import graph_digest
 from compiler.plan import BuildOptions, Plan
@@ -51,7 +52,9 @@ def judge(folder: Path, body: str, *, precision: str, pruned: float = 0.0) -> Pa
     ir.save(border, folder / "border.onnx")
     ready = Prepared(model, graph_digest(model), VerificationInputs({"fixed": {"x": X}}, {"x": X}, "file", ()))
     made = Border(folder / "border.onnx", graph_digest(border), (), ())
-    return judge_border(made, plan, ready, where="gpu", store=Store(folder / "cache"))
+    stages = Stages(Store(folder / "cache"))
+    imported = reference_cases(model, ready.digest, ready.inputs.points, stages)
+    return judge_border(made, plan, ready, imported, where="gpu", stages=stages)
 
 
 SCALE = "f = Constant <value = float {%s}> () y = Mul (x, f)"

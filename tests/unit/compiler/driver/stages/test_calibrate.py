@@ -13,6 +13,7 @@ import pytest
 from compiler.artifact.manifest import BORDER
 from compiler.compress.quant import QuantOptions, quantize
 from compiler.driver.stages.calibrate import Batches, coverage, observed
+from compiler.driver.stages.run import Stages
 from compiler.evaluate import Dataset
 from compiler.model.numerics import Arrays
 from compiler.model.spec import TensorSpec
@@ -48,29 +49,30 @@ def rewritten(tmp_path: Path) -> Entry:
 def test_options_that_only_choose_ranges_share_one_reading_of_all_the_data(tmp_path: Path, rewritten: Entry) -> None:
     reads: list[int] = []
     data, store = dataset(1, reads), Store(tmp_path / "store")
+    stages = Stages(store)
     seen = [
-        observed(store, rewritten, SCHEME, data, QuantOptions(observer=observer))
+        observed(stages, rewritten, SCHEME, data, QuantOptions(observer=observer))
         for observer in ("mse", "percentile", "entropy")
     ]
     assert len(reads) == data.count and seen[0].observations.samples == data.count
-    assert store.info().stages["observe"][0] == 1
+    assert store.info().stages["calibrate"][0] == 1
     assert len({one.observations.to_bytes() for one in seen}) == 1
-    observed(store, rewritten, SCHEME, data, QuantOptions(balance="activations"))
-    assert store.info().stages["observe"][0] == 2, "what changes the model is observed for itself"
+    observed(stages, rewritten, SCHEME, data, QuantOptions(balance="activations"))
+    assert store.info().stages["calibrate"][0] == 2, "what changes the model is observed for itself"
 
 
 def test_a_stored_observation_gives_the_plan_that_a_fresh_one_gives(tmp_path: Path, rewritten: Entry) -> None:
-    data, store = dataset(1, []), Store(tmp_path / "store")
+    data, stages = dataset(1, []), Stages(Store(tmp_path / "store"))
     model = ir.load(rewritten.files / BORDER)
     for options in (QuantOptions(), QuantOptions(observer="percentile"), QuantOptions(balance="activations")):
-        stored = observed(store, rewritten, SCHEME, data, options)
+        stored = observed(stages, rewritten, SCHEME, data, options)
         found = quantize(model, Batches(data), SCHEME, options, calibrated=stored)
         fresh = quantize(model, Batches(data), SCHEME, options)
         assert found.plan == fresh.plan and found.warnings == fresh.warnings
 
 
 def test_evaluation_data_that_leave_the_calibrated_ranges_are_warned_of(tmp_path: Path, rewritten: Entry) -> None:
-    store = Store(tmp_path / "store")
-    (warning,) = coverage(store, rewritten, SCHEME, dataset(1, []), dataset(10, []))
-    assert "leave the calibrated range of 1 of 1 values, 'x'" in warning and "accuracy is lost" in warning
-    assert coverage(store, rewritten, SCHEME, dataset(10, []), dataset(1, [])) == ()
+    stages = Stages(Store(tmp_path / "store"))
+    (warning,) = coverage(stages, rewritten, SCHEME, dataset(1, []), dataset(10, []))
+    assert "leave the calibrated range of 1 of 1 values, 'x'" in warning and "costs accuracy" in warning
+    assert coverage(stages, rewritten, SCHEME, dataset(10, []), dataset(1, [])) == ()

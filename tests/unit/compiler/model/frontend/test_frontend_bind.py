@@ -114,7 +114,7 @@ def test_an_input_of_unknown_rank_is_refused() -> None:
 
 
 def test_a_size_baked_into_the_model_is_named_as_such() -> None:
-    given = model("float[N,4] x", body="t = Constant <value = int64[2] {1, 4}> () y = Reshape (x, t)")
+    given = model("float[N,4] x", body="t = Constant <value = int64[2] {4, 1}> () y = Reshape (x, t)")
     with pytest.raises(FleetError, match=r"batch: 3\.\.3 the model's shapes contradict.*Reshape"):
         bind_shapes(given, {"batch": Range(3, 3, 3)})
     added = model("float[N,4] x", body="t = Constant <value = float[2,1] {1, 4}> () s = Add (x, t) y = Flatten (s)")

@@ -139,7 +139,7 @@ def test_graphs_nested_beyond_reason_are_refused(tmp_path: Path) -> None:
         (lambda m: setattr(m, "ir_version", 99), UnsupportedModel, "IR version 99"),
         (lambda m: setattr(m, "ir_version", 2), InvalidModel, "IR version 2"),
         (lambda m: m.ClearField("opset_import"), InvalidModel, "does not say which operator sets"),
-        (lambda m: setattr(m.opset_import[0], "version", 10), UnsupportedModel, "oldest supported is 11"),
+        (lambda m: setattr(m.opset_import[0], "version", 6), UnsupportedModel, "oldest supported is 7"),
         (lambda m: setattr(m.opset_import[0], "version", 999), UnsupportedModel, "newest known here"),
         (lambda m: m.opset_import.append(m.opset_import[0]), InvalidModel, "2 times"),
         (lambda m: m.graph.ClearField("output"), InvalidModel, "no outputs"),

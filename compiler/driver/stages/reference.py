@@ -1,0 +1,63 @@
+"""What artifacts are compared with: the imported model itself, before any pass, in ONNX Runtime without optimizations.
+
+Of a candidate whose results are changed on purpose, by pruning or quantizing, it is the border model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.driver.stages.run import Stages
+from compiler.model.numerics import Array, Arrays, arrays_digest, write_arrays
+from compiler.passes.probe import run_unoptimized
+from compiler.store import StageName
+
+_OUTPUTS = "outputs.npz"
+
+
+@dataclass(frozen=True)
+class ParityCase:
+    """One set of inputs and what the reference gives for them.
+
+    Args:
+        label: The sizes it stands for: `batch=8`, or `as the model has it`.
+        inputs: Input name → array.
+        expected: Output name → array.
+    """
+
+    label: str
+    inputs: Arrays
+    expected: Arrays
+
+
+def reference_cases(
+    model: ir.Model, digest: str, inputs: Mapping[str, Arrays], stages: Stages
+) -> tuple[ParityCase, ...]:
+    """The reference's outputs for every set of inputs, computed once and kept in the store.
+
+    Args:
+        model: The imported model, dimensions bound.
+        digest: Its graph digest.
+        inputs: Label → arrays.
+        stages: Where it is run.
+
+    Raises:
+        UnsupportedModel: ONNX Runtime does not run the model.
+    """
+    return tuple(
+        ParityCase(label, arrays, _expected(model, digest, arrays, stages)) for label, arrays in inputs.items()
+    )
+
+
+def _expected(model: ir.Model, digest: str, inputs: Arrays, stages: Stages) -> dict[str, Array]:
+    def make(folder: Path) -> None:
+        write_arrays(folder / _OUTPUTS, run_unoptimized(model, inputs))
+
+    entry = stages.run(StageName.REFERENCE, make, model=digest, inputs=arrays_digest(inputs))
+    with np.load(entry.files / _OUTPUTS, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}

@@ -1,0 +1,96 @@
+"""An artifact loaded for execution: what every runner has, and what some offer beside it.
+
+Each offer is a protocol of one member. What a runner has is asked with `isinstance`, so that a checker of types reads
+the contract where a plugin is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from compiler.artifact import Artifact, Evidence
+
+if TYPE_CHECKING:
+    from compiler.model.numerics import Array, Arrays
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Time of one kernel.
+
+    Args:
+        nodes: Nodes of the border model that were fused into it; names of the toolchain's own may be among them.
+        us: Microseconds of one inference.
+        kernel: What the toolchain calls the kernel; empty where it says nothing.
+    """
+
+    nodes: tuple[str, ...]
+    us: float
+    kernel: str = ""
+
+
+class Runner(Protocol):
+    """An artifact loaded for execution.
+
+    A runner may also be `TimesRuns`, `CountsInstructions`, `ReportsPeakMemory`, `TimesLayers` and `HasNote`.
+    """
+
+    evidence: Evidence
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Executes the artifact once; inputs and outputs by name."""
+
+    def close(self) -> None:
+        """Frees what the runner holds."""
+
+
+@runtime_checkable
+class TimesRuns(Protocol):
+    """A runner whose `run` does more than infer, as one that starts a program: it times inside of that."""
+
+    def latencies_ms(self, inputs: Arrays, repeat: int) -> list[float]:
+        """Milliseconds of each of `repeat` inferences."""
+
+
+@runtime_checkable
+class CountsInstructions(Protocol):
+    """A runner under an emulator that counts."""
+
+    def count_instructions(self, inputs: Arrays) -> int:
+        """Guest instructions of one inference."""
+
+
+@runtime_checkable
+class ReportsPeakMemory(Protocol):
+    """A runner that starts a program of its own, whose memory is not that of this process."""
+
+    def peak_memory_bytes(self, inputs: Arrays) -> int:
+        """Peak resident memory of the program for one inference, in bytes."""
+
+
+@runtime_checkable
+class TimesLayers(Protocol):
+    """A runner whose toolchain tells the time of its kernels."""
+
+    def layer_times(self, inputs: Arrays) -> Sequence[LayerTime]:
+        """Time of every kernel in one inference."""
+
+
+@runtime_checkable
+class HasNote(Protocol):
+    """A runner whose figures hold for the device only in part; empty where there is nothing to know."""
+
+    note: str
+
+
+@runtime_checkable
+class KnowsWhereItRuns(Protocol):
+    """A target that can tell cheaply, without its toolchain, that an artifact cannot run on this machine.
+
+    It saves the process in which `load` would find it out.
+    """
+
+    def unavailable_here(self, artifact: Artifact) -> str:
+        """Why not; empty where it may."""
