@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this file for every command, and these import all of the compiler
@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the command line imports this file for every command, and t
         Manifest,
         Measurements,
         OutputDifference,
+        Parity,
         PassFacts,
         Pruning,
         Saliency,
@@ -90,19 +91,10 @@ def manifest_text(manifest: Manifest, measurements: Measurements) -> str:
     ]
     lines += [f"  {name}: {decision.value}: {decision.reason}" for name, decision in plan.decisions.items()]
     lines += [f"  source {_size(manifest.source)}", f"  border {_size(manifest.border)}"]
-    judged = f"{parity.status} ({parity.evidence}, tolerance {parity.tolerance})"
-    lines += [f"  parity: {judged} {parity.reason}".rstrip()]
-    lines += [
-        f"    {point.sizes}: {name}: {_difference(output)}"
-        for point in parity.points
-        for name, output in point.outputs.items()
-    ]
-    lines += ["  border model against the imported model, whose results it changes"] if manifest.verdict.changes else []
-    lines += [
-        f"    {point.sizes}: {name}: {_difference(output)}"
-        for point in manifest.verdict.changes
-        for name, output in point.outputs.items()
-    ]
+    lines += _parity_lines("parity", parity)
+    if manifest.verdict.border:
+        lines += _parity_lines("border model against the imported model", manifest.verdict.border)
+    lines += [f"  {sentence}" for sentence in manifest.verdict.weak_proofs]
     lines += [*_measured_lines(measurements), "  files", *_file_lines(manifest, measurements)]
     pruned = [pruning_text(manifest.pruning)] if manifest.pruning else []
     sections = [search_text(manifest), *pruned, layers_text(manifest.layers), passes_text(manifest.passes)]
@@ -303,6 +295,14 @@ def _noted(device: DeviceReport) -> bool:
 def _size(stats: GraphStats) -> str:
     macs = "unknown" if stats.macs is None else f"{stats.macs / 1e6:.1f} M"
     return f"{stats.nodes} nodes, {stats.parameters} parameters, {stats.bytes / MIB:.1f} MiB, {macs} MACs"
+
+
+def _parity_lines(title: str, parity: Parity) -> Iterator[str]:
+    judged = f"{parity.status} ({parity.evidence}, tolerance {parity.tolerance})"
+    yield f"  {title}: {judged} {parity.reason}".rstrip()
+    for point in parity.points:
+        for name, output in point.outputs.items():
+            yield f"    {point.sizes}: {name}: {_difference(output)}"
 
 
 def _difference(output: ExactOutput | OutputDifference) -> str:

@@ -138,7 +138,7 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, result: S
         source=measure(source.prepared[job.device.name].model),
         border=BorderModel(**vars(measure(border.load())), sha256=border.digest),
         passes=tuple(parse(PassFacts, record) for record in border.records),
-        verdict=Verdict(made.verdict.parity, made.reference, made.changes),
+        verdict=Verdict(made.verdict.parity, made.reference, made.border_parity, made.weak_proofs),
         artifact=made.built.artifact,
         files={},  # known once they are copied: `write_artifact` adds them
         stages=tuple(StageDigest(entry.stage, entry.digest) for entry in made.entries),

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from compiler.passes.pipelines import load_passes
     from compiler.passes.quantized import is_quantized
     from compiler.passes.shift_quantized import SHIFT_QUANTIZED
-    from compiler.passes.values import record_origin
+    from compiler.passes.values import constant_of, record_origin
     from compiler.store.scratch import scratch_folder
-    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
+    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key, raise_refusals
     from compiler.target.runner import (
         CountsInstructions,
         HasNote,
@@ -109,6 +109,7 @@ _PLACES = {
     "UnsupportedModel": "compiler.errors",
     "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
+    "constant_of": "compiler.passes.values",
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
     "graph_digest": "compiler.model.graph",
@@ -121,6 +122,7 @@ _PLACES = {
     "missing_isa": "compiler.fleet.detect",
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
+    "raise_refusals": "compiler.target.capability",
     "record_origin": "compiler.passes.values",
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
@@ -175,6 +177,7 @@ __all__ = [
     "UnsupportedModel",
     "available_cpus",
     "combine",
+    "constant_of",
     "detect_profile",
     "find_target",
     "graph_digest",
@@ -187,6 +190,7 @@ __all__ = [
     "missing_isa",
     "op_key",
     "profile_device",
+    "raise_refusals",
     "record_origin",
     "save_model",
     "scratch_folder",

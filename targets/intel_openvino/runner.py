@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from compiler.target import (
     Array,
     Arrays,
@@ -17,6 +19,7 @@ from compiler.target import (
     available_cpus,
     missing_isa,
 )
+from targets.intel_openvino.integers import INPUT_LIMIT
 from targets.intel_openvino.isa import impose_isa
 from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 
@@ -43,6 +46,7 @@ class CompiledRunner:
         given = {name: array.dtype.name for name, array in inputs.items() if name not in self._unused}
         if given != self._inputs:
             raise DataError(f"the model takes {_listed(self._inputs)}; given: {_listed(given)}")
+        _refuse_wide(inputs)
         try:
             found = self._request.infer([inputs[name] for name in self._order], share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -65,6 +69,20 @@ class CompiledRunner:
     def close(self) -> None:
         """Frees the compiled model."""
         del self._request
+
+
+def _refuse_wide(inputs: Arrays) -> None:
+    """OpenVINO would take their lower 32 bits."""
+    for name, array in inputs.items():
+        if (
+            array.dtype.name in ("int64", "uint32")
+            and array.size
+            and int(np.abs(array.astype(np.float64)).max()) > INPUT_LIMIT
+        ):
+            raise DataError(
+                f"input '{name}' holds integers beyond ±{INPUT_LIMIT}, and OpenVINO computes in 32 bits",
+                remedy="Use target `onnxruntime` for this model.",
+            )
 
 
 def _listed(dtypes: dict[str, str]) -> str:

@@ -276,7 +276,7 @@ def test_a_quantized_candidate_is_judged_by_its_border_model_and_every_layer_is_
     assert outcome.code == 0, outcome.err
     manifest = wide.manifest("one")
     assert manifest["verdict"]["reference"] == "border model"
-    changes = manifest["verdict"]["changes"][0]["outputs"]
+    changes = manifest["verdict"]["border"]["points"][0]["outputs"]
     assert all(0 < output["sqnr_db"] < 60 for output in changes.values()), "how far int8 is from the imported model"
     assert "border model against the imported model" in wide.run("inspect", wide.dist / "one").out
     assert [trial["purpose"] for trial in manifest["trials"]] == ["baseline", "candidate"]

@@ -17,6 +17,7 @@ from compiler.artifact.schema import (
     Purpose,
     TrialFacts,
     TrialStatus,
+    Verdict,
     gate_text,
 )
 
@@ -131,6 +132,19 @@ def _why_not(trial: TrialFacts, chosen: TrialFacts | None) -> str:
     return f"{trial.status}; the chosen one ranks before it"
 
 
+def _border_proofs(verdict: Verdict) -> Iterator[Proof]:
+    border = verdict.border
+    if border is not None and border.status == ParityStatus.PASSED:
+        worst = border.worst_sqnr_db
+        how = "equal to the bit" if worst is None else f"worst SQNR {worst:.1f} dB, tolerance {border.tolerance}"
+        text = f"The border model computes what the imported model computes: {how}."
+        yield Proof(ProofState.PROVEN, text, border.evidence)
+    elif border is not None:
+        yield Proof(ProofState.OPEN, f"The border model was not compared: {border.reason}.", border.evidence)
+    for sentence in verdict.weak_proofs:
+        yield Proof(ProofState.OPEN, sentence[0].upper() + sentence[1:] + ".", Evidence.NONE)
+
+
 def _proofs(device: Device) -> Iterator[Proof]:
     manifest = device.manifest
     if manifest is None:
@@ -145,6 +159,7 @@ def _proofs(device: Device) -> Iterator[Proof]:
         yield Proof(
             ProofState.OPEN, f"Its outputs were not compared: {parity.reason or parity.status}.", parity.evidence
         )
+    yield from _border_proofs(manifest.verdict)
     trial = chosen_trial(device)
     for gate in manifest.gates:
         doubt = _doubt(gate, trial)
