@@ -126,11 +126,11 @@ def plan(session: Session, /, source: Path, as_json: bool, kernels: bool, **opti
 
     request = request_of(options)
     chosen = BuildOptions(**options, request=request)
-    read, jobs, missing = plan_fleet(source, chosen)
+    read, jobs, failed = plan_fleet(source, chosen)
     value: dict[str, Any] = {"plans": [to_json(job.plan.facts) for job in jobs]}
     expected = forecast(jobs, Store(chosen.cache), most=available_cpus())
     value["forecast"] = asdict(expected)
-    value |= {"missing": {name: error.to_dict() for name, error in missing.items()}}
+    value |= {"failed": {name: error.to_dict() for name, error in failed.items()}}
     if as_json:
         session.partial.update(value)
     elif jobs:
@@ -138,8 +138,8 @@ def plan(session: Session, /, source: Path, as_json: bool, kernels: bool, **opti
         click.echo("\n\n".join([*plans, text.forecast_text(expected)]))
     if kernels:
         value["kernels"] = _kernels(read, jobs, chosen, as_json=as_json)
-    if missing:
-        raise combine(list(missing.values()))
+    if failed:
+        raise combine(list(failed.values()))
     if as_json:
         print_json(value)
 

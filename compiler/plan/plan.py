@@ -54,6 +54,7 @@ class BuildOptions:
         search: Whether candidates that cannot win are left out.
         search_budget: Most trials that the search for a precision may make for one device.
         child: What one target's child process may use.
+        strict: Whether a gate that nobody could judge fails the build, whatever the fleet file says.
         request: What is built for which hardware, where a model is named in place of a fleet file.
         first: `compile`: the model is a border model, and the target half alone is run; None for the whole line.
         last: The stage of the portable half that the build ends at; None for the whole line.
@@ -74,6 +75,7 @@ class BuildOptions:
     search: SearchEffort = SearchEffort.QUICK
     search_budget: int = 24
     child: ChildLimits = field(default=ChildLimits())
+    strict: bool = False
     request: ModelRequest = field(default=ModelRequest())
     first: StageName | None = None
     last: StageName | None = None
@@ -194,7 +196,7 @@ def make_plan(
         TargetUnavailable: Recovery is asked for, and PyTorch is not installed.
     """
     capability = target.capability(profile)
-    constraints = make_constraints(fleet, device)
+    constraints = make_constraints(fleet, device, strict=options.strict)
     candidates = choose_candidates(
         options.precision or device.precision,
         capability,

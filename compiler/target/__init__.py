@@ -25,13 +25,17 @@ if TYPE_CHECKING:
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
     from compiler.fleet.machine import available_cpus
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
-    from compiler.model.graph import Pass, graph_digest
+    from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
+    from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
+    from compiler.passes.pipelines import load_passes
     from compiler.passes.quantized import is_quantized
+    from compiler.passes.shift_quantized import SHIFT_QUANTIZED
+    from compiler.passes.values import constant_of, record_origin
     from compiler.store.scratch import scratch_folder
-    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
+    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key, raise_refusals
     from compiler.target.runner import (
         CountsInstructions,
         HasNote,
@@ -68,6 +72,7 @@ _PLACES = {
     "CompilerError": "compiler.errors",
     "CountsInstructions": "compiler.target.runner",
     "Cpu": "compiler.fleet.profile",
+    "DECOMPOSE_QUANTIZED": "compiler.passes.decompose_quantized",
     "DataError": "compiler.errors",
     "DeviceType": "compiler.tune",
     "Evidence": "compiler.artifact.artifact",
@@ -82,12 +87,14 @@ _PLACES = {
     "OpRule": "compiler.target.capability",
     "OpScheme": "compiler.target.scheme",
     "Pass": "compiler.model.graph",
+    "PassResult": "compiler.model.graph",
     "PrecisionRule": "compiler.target.capability",
     "QuantScheme": "compiler.target.scheme",
     "Range": "compiler.fleet.fleet",
     "Refusal": "compiler.target.capability",
     "ReportsPeakMemory": "compiler.target.runner",
     "Runner": "compiler.target.runner",
+    "SHIFT_QUANTIZED": "compiler.passes.shift_quantized",
     "StorageError": "compiler.errors",
     "Target": "compiler.target.target",
     "TargetPlan": "compiler.target.target",
@@ -102,6 +109,7 @@ _PLACES = {
     "UnsupportedModel": "compiler.errors",
     "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
+    "constant_of": "compiler.passes.values",
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
     "graph_digest": "compiler.model.graph",
@@ -109,10 +117,13 @@ _PLACES = {
     "installed_version": "compiler.target.target",
     "is_quantized": "compiler.passes.quantized",
     "list_targets": "compiler.target.target",
+    "load_passes": "compiler.passes.pipelines",
     "load_profile": "compiler.fleet.profile",
     "missing_isa": "compiler.fleet.detect",
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
+    "raise_refusals": "compiler.target.capability",
+    "record_origin": "compiler.passes.values",
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
     "validate_options": "compiler.fleet.profile",
@@ -120,6 +131,8 @@ _PLACES = {
 
 __all__ = [
     "API_VERSION",
+    "DECOMPOSE_QUANTIZED",
+    "SHIFT_QUANTIZED",
     "Array",
     "Arrays",
     "Artifact",
@@ -143,6 +156,7 @@ __all__ = [
     "OpRule",
     "OpScheme",
     "Pass",
+    "PassResult",
     "PrecisionRule",
     "QuantScheme",
     "Range",
@@ -163,6 +177,7 @@ __all__ = [
     "UnsupportedModel",
     "available_cpus",
     "combine",
+    "constant_of",
     "detect_profile",
     "find_target",
     "graph_digest",
@@ -170,10 +185,13 @@ __all__ = [
     "installed_version",
     "is_quantized",
     "list_targets",
+    "load_passes",
     "load_profile",
     "missing_isa",
     "op_key",
     "profile_device",
+    "raise_refusals",
+    "record_origin",
     "save_model",
     "scratch_folder",
     "validate_options",

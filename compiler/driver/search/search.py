@@ -18,12 +18,14 @@ from dataclasses import dataclass, replace
 from compiler.artifact.schema import Layer, Purpose, Saliency
 from compiler.driver.measure.layers import list_layers
 from compiler.driver.measure.saliency import show_saliency
+from compiler.driver.search.certify import choose_certified
 from compiler.driver.search.expected import order_candidates, skip_trial, why_left_out
 from compiler.driver.search.follow_ups import judged_drop
 from compiler.driver.search.mixed import search_mixed
 from compiler.driver.search.prune_ratio import search_ratio
 from compiler.driver.search.select import beaten_by, choose_trial, describe, explain_choice, explain_failure
 from compiler.driver.search.trial import Trial, is_missing, run_trial
+from compiler.driver.stages.border_parity import hold_to_model
 from compiler.driver.stages.candidate import Made, make_candidate_border
 from compiler.driver.stages.context import BuildContext, with_plan
 from compiler.driver.stages.quantize import Variant
@@ -78,12 +80,30 @@ def search_precision(context: BuildContext) -> SearchResult:
         pruned_search = search_ratio(context, trials, _original(trials))
         trials = (*trials, *pruned_search.trials)
         plan = settle_pruning(plan, Pruning(0.0, False, pruned_search.reason))
-    chosen = choose_trial(trials)
+    trials, chosen = _certified(context, trials)
+    while (more := _make_left_out(context, trials)) != trials:
+        trials, chosen = _certified(context, more)
     if chosen is None or chosen.made is None:
         return SearchResult(trials, error=explain_failure(trials, context.name))
     context.clock.note(f"{chosen.precision}: {describe(chosen)}")
     is_choice = len(plan.candidates) > 1 or context.job.plan.pruning.is_searched
     return _result(context, trials, chosen, explain_choice(chosen, trials) if is_choice else plan.reason, plan.pruning)
+
+
+def _certified(context: BuildContext, trials: tuple[Trial, ...]) -> tuple[tuple[Trial, ...], Trial | None]:
+    with context.clock.timed(StageName.ACCURACY):
+        return choose_certified(context, trials)
+
+
+def _make_left_out(context: BuildContext, trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
+    """The trials, with those made that were left out for one that did not pass in the end; in no form but the first."""
+    rules = {rule.name: rule for rule in context.job.plan.candidates}
+    found = [*trials]
+    for place, trial in enumerate(trials):
+        if trial.left_out and not why_left_out(context, rules[trial.precision], found):
+            number, original = trial.number, _original(trials)
+            found[place] = run_trial(context, rules[trial.precision], number=number, original=original, is_only=False)
+    return tuple(found)
 
 
 def _result(
@@ -93,7 +113,7 @@ def _result(
         return SearchResult(trials, error=explain_failure(trials, context.name))
     settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
     decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
-    made = replace(chosen.made, plan=settle_pruning(settled, decided))
+    made = replace(chosen.made, plan=hold_to_model(settle_pruning(settled, decided), context.ready.model))
     with context.clock.timed(StageName.LAYERS):
         layers = list_layers(context, made, sqnr_db=_errors(context, chosen.made))
     explains = context.job.plan.constraints.explains
