@@ -58,7 +58,7 @@ def make_borders(fleet_file: Path, store: Store) -> dict[str, tuple[BuildContext
     """Device → its quantized border model, with its layers ranked."""
     options = BuildOptions(cache=store.root)
     fleet, jobs, _ = plan_fleet(fleet_file, options)
-    source = read_source(fleet, jobs)
+    source, _ = read_source(fleet, jobs)
     made = {}
     for job in jobs:
         name = job.device.name
