@@ -21,7 +21,7 @@ from compiler.driver.reports import (
 )
 from compiler.driver.search.search import BuildContext, search_precision
 from compiler.driver.side_by_side import work_side_by_side
-from compiler.driver.stages.any_batch import share_batch
+from compiler.driver.stages.any_batch import may_share, share_batch
 from compiler.driver.stages.border import dump_passes
 from compiler.driver.stages.data import open_data
 from compiler.driver.stages.inputs import prepare
@@ -99,7 +99,8 @@ def read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, Co
         UsageError: Sizes fit it for no device, or data do not fit it.
     """
     imported = read_model(fleet.model)
-    prepared, failed = prepare(fleet, imported.model, [job.device for job in jobs])
+    sharing = [job.device.name for job in jobs if may_share(job.plan)]
+    prepared, failed = prepare(fleet, imported.model, [job.device for job in jobs], sharing=sharing)
     fitting = [job for job in jobs if job.device.name in prepared]
     return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, fitting, prepared)), failed
 

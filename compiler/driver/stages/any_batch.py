@@ -20,6 +20,13 @@ from compiler.driver.stages.rewrite import rewritten_entry
 from compiler.errors import CompilerError, StorageError
 from compiler.model.frontend import describe_inputs
 from compiler.model.graph import graph_digest
+from compiler.plan import Plan
+
+
+def may_share(plan: Plan) -> bool:
+    """Whether a device has anything to share: a quantized candidate or a gate, and no pruning."""
+    needs = plan.constraints.any or any(rule.scheme for rule in plan.candidates)
+    return needs and not plan.pruning.ratio and not plan.pruning.is_searched
 
 
 def share_batch(context: BuildContext) -> BuildContext:
@@ -28,14 +35,8 @@ def share_batch(context: BuildContext) -> BuildContext:
     Raises:
         StorageError: The cache's disk is full.
     """
-    ready, plan = context.ready, context.job.plan
-    if ready.any_batch is None:
-        return context
-    needs = plan.constraints.any or any(rule.scheme for rule in plan.candidates)
-    is_pruned = bool(plan.pruning.ratio) or plan.pruning.is_searched  # a cut may leave widths that the batch decides
-    if needs and not is_pruned and context.options.first is None and _is_same(context):
-        return context
-    return without_any_batch(context)
+    is_whole = context.options.first is None and context.ready.any_batch is not None
+    return context if is_whole and _is_same(context) else without_any_batch(context)
 
 
 def without_any_batch(context: BuildContext) -> BuildContext:

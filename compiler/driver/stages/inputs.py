@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -85,7 +85,8 @@ class Prepared:
         digest: Its graph digest.
         inputs: What it is judged on.
         notes: What was changed or corrected when the sizes were put in.
-        any_batch: The same before the batch was put in; None where the batch is open, or the model has no other.
+        any_batch: The same before the batch was put in; None where the batch is open, the model has no other, or nobody
+            asked.
     """
 
     model: ir.Model
@@ -96,7 +97,7 @@ class Prepared:
 
 
 def prepare(
-    fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass]
+    fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass], *, sharing: Collection[str] = ()
 ) -> tuple[dict[str, Prepared], dict[str, CompilerError]]:
     """Binds the model and draws the inputs of every device, before anything is built.
 
@@ -104,6 +105,7 @@ def prepare(
         fleet: Where the calibration data are.
         model: The model as it was read.
         devices: The device classes to build for.
+        sharing: Names of those that get the model of any batch too, to share what is of the model and a scheme.
 
     Returns:
         Device name → what its build starts from; and of the others, why sizes or data do not fit the model.
@@ -111,15 +113,16 @@ def prepare(
     Raises:
         UsageError: Sizes or calibration data fit for no device; every such problem is named once.
     """
-    ready: dict[_Key, Prepared] = {}
-    keys: dict[str, _Key] = {}
+    ready: dict[tuple[_Ranges, str, bool], Prepared] = {}
+    keys: dict[str, tuple[_Ranges, str, bool]] = {}
     failed: dict[str, CompilerError] = {}
     for device in devices:
         try:
             fixed = fix_inputs(model, device.inputs, where=device.place)
             sized = _sized_by_samples(fleet, fixed.model, device)
-            key = _key(fixed.model, sized)
-            ready[key] = ready.get(key) or _prepare(fleet, fixed, sized)
+            shares = device.name in sharing
+            key = (*_key(fixed.model, sized), shares)
+            ready[key] = ready.get(key) or _prepare(fleet, fixed, sized, shares=shares)
             keys[device.name] = key
         except (UsageError, ModelError) as error:
             failed[device.name] = error
@@ -215,12 +218,12 @@ def run_or_none(model: ir.Model, inputs: Arrays) -> Arrays | None:
         return None
 
 
-def _prepare(fleet: Fleet, fixed: Imported, device: DeviceClass) -> Prepared:
+def _prepare(fleet: Fleet, fixed: Imported, device: DeviceClass, *, shares: bool) -> Prepared:
     bound = bind_device(fixed.model, device)
     inputs = verification_inputs(fleet, bound.model, device)
     outputs = run_or_none(bound.model, inputs.probe)
     notes = correct_outputs(bound.model, outputs) if outputs is not None else ()
-    any_batch = _any_batch(fixed.model, device, inputs.probe)
+    any_batch = _any_batch(fixed.model, device, inputs.probe) if shares else None
     return Prepared(bound.model, graph_digest(bound.model), inputs, (*fixed.notes, *bound.notes, *notes), any_batch)
 
 
