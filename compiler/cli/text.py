@@ -123,7 +123,9 @@ def search_text(searched: Searched) -> str:
     head = ("trial", "precision", "status", "speed", "MiB", "run MiB", "points lost")
     lines = [table([_trial_row(trial) for trial in searched.trials], head)]
     lines += [f"  {trial.number}: {trial.why}" for trial in searched.trials if trial.why]
+    lines += [line for trial in searched.trials if (line := _speed_line(trial))]
     lines += [f"  {gate}" for gate in searched.gates]
+    lines += [f"  {trial.accuracy_words}" for trial in searched.trials if trial.accuracy_words]
     return "\n".join([*lines, *([f"  {saliency_text(searched.saliency)}"] if searched.saliency else [])])
 
 
@@ -230,6 +232,14 @@ def instructions_text(count: int) -> str:
     return f"{count / 1e6:.1f} M instructions per inference"
 
 
+def _speed_line(trial: TrialFacts) -> str:
+    """A measured speed-up with its interval, and what disturbed it; empty where it has no interval."""
+    speed = trial.speed
+    if speed is None or speed.low is None or speed.low == speed.high:
+        return ""
+    return f"  {trial.number}: {speed.ratio_words}" + (f": {speed.disturbed}" if speed.disturbed else "")
+
+
 def _trial_row(trial: TrialFacts) -> tuple[str, ...]:
     speed, memory, drop = trial.speed, trial.footprint, trial.accuracy.drop if trial.accuracy else None
     kept = f" ({len(trial.kept_float)} float)" if trial.kept_float else ""
@@ -238,7 +248,7 @@ def _trial_row(trial: TrialFacts) -> tuple[str, ...]:
         str(trial.number),
         trial.precision + kept + pruned,
         trial.status,
-        f"{speed.speedup:.2f} x ({speed.evidence})" if speed and speed.speedup is not None else "-",
+        (speed.short_words if speed else "") or "-",
         f"{memory.weights_bytes / MIB:.1f}" if memory else "-",
         f"{memory.run_bytes / MIB:.1f}" if memory and memory.run_bytes is not None else "-",
         f"{drop.drop_pct:.2f}" if drop else "-",

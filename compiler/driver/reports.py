@@ -190,6 +190,8 @@ def _evaluation(data: Data, fleet: Fleet) -> Evaluation | None:
         warnings=judge.warnings,
         options={key: options[key] for key in ("output", "far", "rule") if key in options},
         preprocess=asdict(fleet.preprocess) if fleet.preprocess else None,
+        split=str(judge.split.kind) if judge.split else "",
+        split_reason=judge.split.why if judge.split else "",
     )
 
 

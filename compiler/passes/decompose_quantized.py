@@ -4,11 +4,11 @@ With D(q, s, z) = (q − z)·s, DequantizeLinear, and Q(x, s, z) = saturate(roun
 
 1. QLinearConv, QLinearMatMul; of com.microsoft QLinearAdd, QLinearMul, QLinearSigmoid, QLinearLeakyRelu, QLinearConcat,
    QLinearGlobalAveragePool, QGemm:   op(q…) = Q(op(D(q)…))
-   A bias b in int32 of Conv and Gemm is D(b, s_x·s_w, 0).
+   A bias b in int32 of Conv and Gemm is b·s_x·s_w.
 2. ConvInteger, MatMulInteger:   op(q, p, z, y) = Cast(op(q − z, p − y))   in float, which is exact up to 2²⁴; beyond it
    the sum is rounded to 24 bits. The Cast to int32 is left out where all that read it are Casts to float.
 3. DynamicQuantizeLinear:   s = (max(x, 0) − min(x, 0)) / 255, or 1;   z = round(clip(−min(x, 0) / s));   q = Q(x, s, z)
-   in operators on floats, since the scale is computed.
+   in operators on floats, since the scale is computed; x̂ is uint8 only where others than 2. read it.
 
 Results are those of the integer operator but for roundings of a tie, which differ by one step of the result. Operators
 whose scales are not of one number or one per channel are left alone, and named.
@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.matching import Refused
+from compiler.passes.shift_quantized import connected, hands_on, is_moved
 from compiler.passes.values import Names, constant_of, display_name, graphs_of, record_origin
 
 _OWN, _MICROSOFT = "", "com.microsoft"
@@ -148,15 +149,15 @@ def _attributes(node: ir.Node, *left_out: str) -> dict[str, Any]:
 def _bias(
     build: _Builder, bias: ir.Value | None, x_scale: ir.Value | None, w_scale: ir.Value | None
 ) -> ir.Value | None:
-    """D(b, s_x·s_w, 0) of a bias in int32."""
+    """b·s_x·s_w of a bias in int32: a constant in float, since targets refuse DequantizeLinear of int32."""
     if bias is None:
         return None
-    left, right = constant_of(x_scale), constant_of(w_scale)
-    if left is None or right is None:
+    left, right, integers = constant_of(x_scale), constant_of(w_scale), constant_of(bias)
+    if left is None or right is None or integers is None:
         scale = build.op("Mul", [x_scale, w_scale])
         return build.op("Mul", [build.op("Cast", [bias], to=_FLOAT), scale])
-    scale = build.constant((left.astype(np.float32) * right.astype(np.float32)).reshape(left.shape or right.shape))
-    return build.dequantize((bias, scale, None), axis=0)
+    both = left.astype(np.float64).reshape(-1) * right.astype(np.float64).reshape(-1)
+    return build.constant((integers.astype(np.float64) * both).astype(np.float32))
 
 
 def _conv(build: _Builder, node: ir.Node) -> ir.Value:
@@ -276,19 +277,24 @@ def decompose_quantized(model: ir.Model, chooses: Chooses = lambda node: True) -
     names, notes, modified = Names(model), list[str](), False
     opset = model.graph.opset_imports.get("", 1)
     for graph in list(graphs_of(model)):
+        dynamic = list[ir.Value]()
         for node in list(graph):
             key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
             if (key not in _SINGLE and key != (_OWN, "DynamicQuantizeLinear")) or not chooses(node):
                 continue
             try:
-                _replace(graph, node, names, opset)
+                made = _replace(graph, node, names, opset)
+                dynamic += [made[0], made[2]] if len(made) == 3 else []
                 modified = True
             except Refused as refusal:
                 notes.append(f"{display_name(node)}: {node.op_type} stays: {refusal}")
+        for value in dynamic:
+            _keep_float(graph, value)
     return PassResult(modified, tuple(notes))
 
 
-def _replace(graph: ir.Graph, node: ir.Node, names: Names, opset: int) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, names: Names, opset: int) -> tuple[ir.Value, ...]:
+    """Puts what stands for a node in its place; its results."""
     if opset < 13:
         raise Refused(f"opset {opset} has no DequantizeLinear for channels; export the model with opset 13 or newer")
     build = _Builder(node, names)
@@ -301,6 +307,27 @@ def _replace(graph: ir.Graph, node: ir.Node, names: Names, opset: int) -> None:
     for old, new in zip(node.outputs, made, strict=False):
         _take_over(old, new)
     graph.remove(node, safe=True)
+    return made
+
+
+def _keep_float(graph: ir.Graph, value: ir.Value) -> None:
+    """Leaves out the Cast to uint8 of a value that is cast back to float by all that read it, moved or not."""
+    cast = value.producer()
+    members = connected(value)
+    # a member that something else makes, Concat's other operand, is uint8 on its own
+    if cast is None or any(member is not value and not is_moved(member) for member in members):
+        return
+    readers = [node for member in members for node, index in member.uses() if not hands_on(node, index)]
+    outputs = any(one.is_graph_output() for one in (*members, *(node.outputs[0] for node in readers)))
+    if outputs or not all(_is_cast_to_float(node) and node.graph is graph for node in readers):
+        return
+    for reader in readers:
+        reader.outputs[0].replace_all_uses_with(reader.inputs[0])  # type: ignore[arg-type]  # a Cast reads a value
+        graph.remove(reader, safe=True)
+    for member in members:
+        member.type = ir.TensorType(_FLOAT)
+    value.replace_all_uses_with(cast.inputs[0])  # type: ignore[arg-type]
+    graph.remove(cast, safe=True)
 
 
 def _take_over(old: ir.Value, new: ir.Value) -> None:

@@ -32,7 +32,7 @@ def shift_quantized(model: ir.Model) -> PassResult:
         for value in (*node.outputs, *node.inputs):
             if value is None or value in seen or value.dtype != _UINT8 or not _is_quantized(value):
                 continue
-            values = _connected(value)
+            values = connected(value)
             seen.update(values)
             if reason := next(filter(None, map(_why_not, values)), ""):
                 notes.append(f"'{value.name}' stays uint8: {reason}")
@@ -53,11 +53,18 @@ def _is(node: ir.Node, *operators: str) -> bool:
     return node.domain in ("", "ai.onnx") and node.op_type in operators
 
 
-def _hands_on(node: ir.Node, index: int) -> bool:
+def hands_on(node: ir.Node, index: int) -> bool:
+    """Whether a node only moves elements of this input."""
     return _is(node, "Concat") or (index == 0 and _is(node, *_MOVES) and len(node.outputs) == 1)
 
 
-def _connected(value: ir.Value) -> list[ir.Value]:
+def is_moved(value: ir.Value) -> bool:
+    """Whether a value has elements of others, moved."""
+    source = value.producer()
+    return source is not None and hands_on(source, 0)
+
+
+def connected(value: ir.Value) -> list[ir.Value]:
     """The value, and all that it is handed on as, or is made of; in an order that does not depend on the run."""
     members, waiting = dict[ir.Value, None](), [value]
     while waiting:
@@ -65,9 +72,9 @@ def _connected(value: ir.Value) -> list[ir.Value]:
         if member in members:
             continue
         members[member] = None
-        waiting += [node.outputs[0] for node, index in member.uses() if _hands_on(node, index)]
+        waiting += [node.outputs[0] for node, index in member.uses() if hands_on(node, index)]
         source = member.producer()
-        if source is not None and _hands_on(source, 0):
+        if source is not None and hands_on(source, 0):
             waiting += [read for read in source.inputs[: None if _is(source, "Concat") else 1] if read is not None]
     return list(members)
 
@@ -79,12 +86,12 @@ def _why_not(value: ir.Value) -> str:
         return "it is an input or output of the graph"
     if source is None and constant_of(value) is None:
         return "it is given at run time"
-    if source is not None and not _hands_on(source, 0) and not _has_constant_zero(source, "QuantizeLinear"):
+    if source is not None and not hands_on(source, 0) and not _has_constant_zero(source, "QuantizeLinear"):
         return f"{source.op_type} makes it"
     for node, index in value.uses():
         if node.graph is not (source.graph if source is not None else value.graph):
             return "a subgraph reads it"
-        if not _hands_on(node, index) and not (index == 0 and _has_constant_zero(node, "DequantizeLinear")):
+        if not hands_on(node, index) and not (index == 0 and _has_constant_zero(node, "DequantizeLinear")):
             return f"{node.op_type} reads it"
     return ""
 

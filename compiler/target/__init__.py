@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
     from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
+    from compiler.passes.pipelines import load_passes
     from compiler.passes.quantized import is_quantized
     from compiler.passes.shift_quantized import SHIFT_QUANTIZED
     from compiler.passes.values import constant_of, record_origin
@@ -116,6 +117,7 @@ _PLACES = {
     "installed_version": "compiler.target.target",
     "is_quantized": "compiler.passes.quantized",
     "list_targets": "compiler.target.target",
+    "load_passes": "compiler.passes.pipelines",
     "load_profile": "compiler.fleet.profile",
     "missing_isa": "compiler.fleet.detect",
     "op_key": "compiler.target.capability",
@@ -183,6 +185,7 @@ __all__ = [
     "installed_version",
     "is_quantized",
     "list_targets",
+    "load_passes",
     "load_profile",
     "missing_isa",
     "op_key",

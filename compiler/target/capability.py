@@ -77,6 +77,7 @@ class Capability:
         precision_refusals: Precision name → why it is not to be had on this profile.
         dynamic_dims: Whether a dimension may stay a range in the artifact.
         opset_max: Newest version of the default domain that the toolchain reads.
+        op_refusals: Operator that is not in `ops` → why not, and what to do instead.
     """
 
     ops: Mapping[str, OpRule]
@@ -84,6 +85,7 @@ class Capability:
     dynamic_dims: bool
     opset_max: int
     precision_refusals: Mapping[str, str] = field(default_factory=dict)
+    op_refusals: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _reasons(node: ir.Node, capability: Capability, opset: int) -> Iterator[str]
     key = op_key(node)
     rule = capability.ops.get(key)
     if rule is None:
-        yield f"the target has no operator {key}"
+        yield capability.op_refusals.get(key, f"the target has no operator {key}")
         return
     if opset < rule.opset_min:
         yield f"opset {opset} gives it another meaning than the one the target implements, that of {rule.opset_min}"

@@ -71,8 +71,12 @@ class Tvm:
         return capability_of(_dot_of(profile), half=_computes_half(profile))
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
-        """None: the importer takes the border model as it is."""
-        return ()
+        """Sizes become constants, and loops their iterations: compiled code has no loops of operators."""
+        from targets.arm_tvm.graph.fold_shapes import FOLD_SHAPES
+        from targets.arm_tvm.graph.unroll_loops import UNROLL_LOOPS
+
+        # Sizes first: numbers of iterations may be computed from them.
+        return (FOLD_SHAPES, UNROLL_LOOPS)
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Compiles the model, links it, and writes the bundle."""
@@ -107,15 +111,15 @@ class Tvm:
 
     def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
         """The convolutions and products that our kernels compute, each with the register tiles the payload allows."""
-        from targets.arm_tvm.graph.budget import within_payload
+        from targets.arm_tvm.graph.budget import UNLIMITED, budget_of, within_budget
         from targets.arm_tvm.graph.lower import import_relax
         from targets.arm_tvm.tune.tunables import list_tunables
 
         tunables = list_tunables(model, plan.options)
-        if plan.payload_bytes is None:
+        budget = budget_of(plan.options, plan.payload_bytes)
+        if budget == UNLIMITED or not tunables:
             return tunables
-        module = import_relax(model, _dot_of(profile))
-        return within_payload(tunables, module, machine_of(plan.options), plan.payload_bytes)
+        return within_budget(tunables, import_relax(model, plan.options), machine_of(plan.options), budget)
 
     def measurer(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Measurer:
         """Times kernels on this machine or on a board; raises TargetUnavailable where it is not there."""

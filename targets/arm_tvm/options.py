@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
 ARCHITECTURES = ("aarch64", "x86_64")
+
+
+class Preference(StrEnum):
+    """What weights may grow for where no limit of the fleet file says how large the payload may be."""
+
+    SIZE = "size"
+    SPEED = "speed"
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,13 @@ class Options:
     mattr: Annotated[
         tuple[str, ...], Field(description="LLVM features to switch on or off, each with its sign: +dotprod.")
     ] = ()
+    prefer: Annotated[
+        Preference,
+        Field(
+            description="size: weights take at most 1.25 times the bytes they have in the model; speed: as many as the "
+            "fastest kernels want. Where memory_reduction_pct holds, it decides instead."
+        ),
+    ] = Preference.SIZE
 
     def __post_init__(self) -> None:
         """Raises ValueError for a triple we have no runtime libraries for, or a feature without a sign."""

@@ -10,6 +10,7 @@ from itertools import chain
 import onnx_ir as ir
 
 from compiler.compress.quant.apply import apply
+from compiler.compress.quant.batches import count_samples, sample_inputs
 from compiler.compress.quant.calibration import CalibrationStats, check_calibration
 from compiler.compress.quant.choose import choose, observed_values
 from compiler.compress.quant.equalize import equalize
@@ -130,9 +131,10 @@ class _Start:
 
 
 def _begin(model: ir.Model, batches: Iterable[Arrays], options: QuantOptions) -> _Start:
-    stats = CalibrationStats()
+    counted = sample_inputs(model)
+    stats = CalibrationStats(inputs=counted)
     stream = stats.passing(batches)
-    head = _head(stream, options.fit_samples)
+    head = _head(stream, options.fit_samples, counted)
     return _Start(_balanced(prepare(model), head, options), head, chain(head, stream), stats)
 
 
@@ -158,7 +160,7 @@ def _observe_all(start: _Start, scheme: QuantScheme) -> Calibrated:
 
 def _affordable(model: ir.Model, head: list[Arrays]) -> list[Arrays]:
     """As many of the batches as fit into `_FIT_BYTES` for the largest value; one at least."""
-    batch = max((len(array) for array in head[0].values() if array.ndim), default=1) if head else 1
+    batch = max(1, count_samples(head[0], sample_inputs(model))) if head else 1
     sizes = [
         math.prod(size if isinstance(size, int) else batch for size in value.shape)
         for node in model.graph
@@ -168,13 +170,13 @@ def _affordable(model: ir.Model, head: list[Arrays]) -> list[Arrays]:
     return head[: max(1, _FIT_BYTES // (4 * max(sizes, default=1)))]
 
 
-def _head(stream: Iterable[Arrays], samples: int) -> list[Arrays]:
+def _head(stream: Iterable[Arrays], samples: int, counted: frozenset[str]) -> list[Arrays]:
     """The first batches, of as many samples in all; the stream goes on behind them."""
     held: list[Arrays] = []
     count = 0
     for batch in stream:
         held.append(batch)
-        count += len(next(iter(batch.values()), ()))
+        count += count_samples(batch, counted)
         if count >= samples:
             break
     return held

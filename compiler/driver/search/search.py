@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from compiler.artifact.schema import Layer, Purpose, Saliency
 from compiler.driver.measure.layers import list_layers
 from compiler.driver.measure.saliency import show_saliency
+from compiler.driver.search.certify import choose_certified
 from compiler.driver.search.follow_ups import judged_drop
 from compiler.driver.search.mixed import search_mixed
 from compiler.driver.search.prune_ratio import search_ratio
@@ -78,7 +79,8 @@ def search_precision(context: BuildContext) -> SearchResult:
         pruned_search = search_ratio(context, trials, _original(trials))
         trials = (*trials, *pruned_search.trials)
         plan = settle_pruning(plan, Pruning(0.0, False, pruned_search.reason))
-    chosen = choose_trial(trials)
+    with context.clock.timed(StageName.ACCURACY):
+        trials, chosen = choose_certified(context, trials)
     if chosen is None or chosen.made is None:
         return SearchResult(trials, error=explain_failure(trials, context.name))
     context.clock.note(f"{chosen.precision}: {describe(chosen)}")

@@ -1,9 +1,10 @@
-"""How many bytes the weights of each kernel may take, where the payload has a limit.
+"""How many bytes the weights of each kernel may take.
 
 Winograd's transform multiplies the weights of a layer by n²/9: 1.8 to 7.1 times. Every kernel starts with its fastest
-choice. While the payload is over the limit, one kernel takes a choice with fewer bytes: the one that frees most bytes
-for each predicted instruction it adds. Where even the smallest choices are over the limit it cannot be met by any, and
-nothing is given up for it.
+choice. While the weights are over the limit, one kernel takes a choice with fewer bytes: the one that frees most bytes
+for each predicted instruction it adds. Where even the smallest choices are over the limit of a payload it cannot be
+met by any, and nothing is given up for it. Where a payload has no limit, all weights together take at most
+`MOST_GROWTH` times the bytes that they have in the model, unless the options prefer speed.
 """
 
 from __future__ import annotations
@@ -15,19 +16,49 @@ from typing import Any
 
 from compiler.target import Tunable
 from targets.arm_tvm.graph.composites import Composite, find_composites
-from targets.arm_tvm.graph.reading import constant
+from targets.arm_tvm.graph.reading import array_digest, constant
 from targets.arm_tvm.kernels.floating_point.families import all_choices
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload
 from targets.arm_tvm.kernels.machine import Machine
+from targets.arm_tvm.options import Options, Preference
 
+MOST_GROWTH = 1.25
+"""Bytes of all weights against those of the model: what is left to Winograd where nothing limits the payload."""
 CODE_BYTES = 256 << 10
 """Of a payload: what TVM's own part of the library takes, at least."""
 KERNEL_BYTES = 24 << 10
 """Of a payload: code of one kernel, about."""
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What limits the bytes of weights.
+
+    Args:
+        payload_bytes: Most bytes of the bundle's payload, code included; None: no limit.
+        growth: Most bytes of all weights, as a multiple of what they have in the model; None: no limit. It counts only
+            where the payload has no limit.
+    """
+
+    payload_bytes: int | None = None
+    growth: float | None = None
+
+
+UNLIMITED = Budget()
+
+
+def budget_of(options: Options, payload_bytes: int | None) -> Budget:
+    """The limits of a build.
+
+    Args:
+        options: What to compile for.
+        payload_bytes: Most bytes of the bundle's payload; None: no limit.
+    """
+    return Budget(payload_bytes, None if options.prefer is Preference.SPEED else MOST_GROWTH)
+
+
 def allot_weights(
-    main: Any, composites: Mapping[Any, Composite], machine: Machine, payload_bytes: int | None
+    main: Any, composites: Mapping[Any, Composite], machine: Machine, budget: Budget
 ) -> Mapping[ConvWorkload, int]:
     """Workload → most bytes of its packed weights; a workload that may take any choice is not in it.
 
@@ -35,31 +66,42 @@ def allot_weights(
         main: The Relax function, weights as constants.
         composites: The parts of it that kernels of ours compute.
         machine: The machine they run on.
-        payload_bytes: Most bytes of the bundle's payload; None: no limit.
+        budget: The limits.
     """
-    if payload_bytes is None:
+    if budget == UNLIMITED:
         return {}
-    counts = Counter(composite.workload for composite in composites.values())
-    packed = sum(composite.weights.nbytes for composite in composites.values())
-    code = CODE_BYTES + KERNEL_BYTES * len(counts)
-    return fit_weights(counts, machine, payload_bytes - code - max(0, constant_bytes(main) - packed))
+    # Equal weights of one workload are stored once, however many kernels read them.
+    distinct = {(part.workload, array_digest(part.weights)): part.weights.nbytes for part in composites.values()}
+    raw = {digest: size for (_, digest), size in distinct.items()}
+    counts = Counter(workload for workload, _ in distinct)
+    total = constant_bytes(main)
+    others = max(0, total - sum(raw.values()))
+    if budget.payload_bytes is not None:
+        code = CODE_BYTES + KERNEL_BYTES * len(counts)
+        return fit_weights(counts, machine, budget.payload_bytes - code - others)
+    limit = int((budget.growth or MOST_GROWTH) * total) - others
+    return fit_weights(counts, machine, max(limit, _least_bytes(counts, machine)))
 
 
-def within_payload(
-    tunables: Sequence[Tunable], module: Any, machine: Machine, payload_bytes: int
-) -> tuple[Tunable, ...]:
-    """The tunables with the choices that a payload of that many bytes has room for; the name says where some went.
+def _least_bytes(counts: Mapping[ConvWorkload, int], machine: Machine) -> int:
+    """Bytes of all weights where each has its smallest choice."""
+    ranked = ((count, all_choices(work, machine)) for work, count in counts.items())
+    return sum(count * min(choice.weight_bytes for choice in choices) for count, choices in ranked if choices)
+
+
+def within_budget(tunables: Sequence[Tunable], module: Any, machine: Machine, budget: Budget) -> tuple[Tunable, ...]:
+    """The tunables with the choices that a budget has room for; the name says where some went.
 
     Args:
         tunables: Kernels of a model.
         module: The same model as Relax.
         machine: The machine they run on.
-        payload_bytes: Most bytes of the bundle's payload.
+        budget: The limits.
     """
     from tvm import relax
 
     main = relax.transform.FoldConstant()(module)["main"]
-    limits = allot_weights(main, find_composites(main), machine, payload_bytes)
+    limits = allot_weights(main, find_composites(main), machine, budget)
     fitting = {work.digest: _fitting(work, machine, size) for work, size in limits.items()}
     return tuple(_restricted(tunable, fitting.get(tunable.workload)) for tunable in tunables)
 
@@ -72,7 +114,7 @@ def _restricted(tunable: Tunable, fitting: list[dict[str, Any]] | None) -> Tunab
     if fitting is None:
         return tunable
     choices = tuple(choice for choice in tunable.choices if choice in fitting)
-    name = f"{tunable.name}, weights as the payload's limit allows"
+    name = f"{tunable.name}, weights as the limit of bytes allows"
     return replace(tunable, choices=choices, name=name) if choices else tunable
 
 
@@ -80,13 +122,13 @@ def constant_bytes(main: Any) -> int:
     """Bytes of all constants of a Relax function."""
     from tvm import relax
 
-    sizes: dict[Any, int] = {}
+    sizes: dict[str, int] = {}
 
     def visit(part: Any) -> None:
         array = constant(part)
         if array is not None:
-            # By its value: a constant that is used twice is stored once.
-            sizes[part.value] = array.nbytes
+            # Equal constants are stored once.
+            sizes[array_digest(array)] = array.nbytes
 
     relax.analysis.post_order_visit(main.body, visit)
     return sum(sizes.values())

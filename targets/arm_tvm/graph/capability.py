@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compiler.target import Capability, OpRule, PrecisionRule, Refusal, op_key
+from targets.arm_tvm.graph.recurrent import recurrent_reason
 from targets.arm_tvm.kernels.integer.scheme import int8_rule
 from targets.arm_tvm.kernels.integer.specs import Dot
 
@@ -42,7 +43,16 @@ _ANY_OPS = """
     IsNaN Less LessOrEqual Not Or ScatterElements ScatterND Squeeze Transpose Trilu Unsqueeze Where Xor
 """
 
+_RECURRENT = OpRule(
+    _FLOAT | {"INT32"},
+    constant_inputs=(1, 2, 3, 7),
+    attributes={"layout": (0,), "input_forget": (0,)},
+    # Before opset 7 the operators had other inputs and attributes.
+    opset_min=7,
+)
+
 _RULES = {
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _RECURRENT),
     "BatchNormalization": OpRule(_FLOAT, attributes={"training_mode": (0,)}),
     "Cast": OpRule(_ANY),
     "ConvTranspose": OpRule(_FLOAT, attributes={"output_shape": ()}),
@@ -77,6 +87,16 @@ _RULES = {
 }
 _SECOND_OUTPUTS = frozenset({"BatchNormalization", "Dropout", "LayerNormalization", "MaxPool", "RMSNormalization"})
 """Operators of which only the first output is right or there at all."""
+
+
+_NO_CONTROL_FLOW = {
+    "If": "its condition is known only at run time, and compiled code has no branches around operators: give the fleet "
+    "file the sizes that decide it, or export the branch that the device needs",
+    "Loop": "the number of its iterations is known only at run time, or too large to unroll, and compiled code has no "
+    "loops around operators: export it with a constant trip count",
+    "Scan": "the length of its axis is not fixed, or too large to unroll, and compiled code has no loops around "
+    "operators: give the fleet file that size",
+}
 
 
 _FLOAT32 = PrecisionRule(
@@ -126,6 +146,7 @@ def capability_of(dot: Dot, *, half: bool = False) -> Capability:
             "bf16": "half-precision code of this target is not verified",
             "fp16-weights": "weights are stored as they are computed with",
         },
+        op_refusals=_NO_CONTROL_FLOW,
         dynamic_dims=False,
         opset_max=OPSET_MAX,
     )
@@ -139,6 +160,8 @@ def find_details(model: ir.Model) -> Iterator[Refusal]:
             yield Refusal(name, node.op_type, "only its first output is computed")
         if node.op_type == "Resize" and (reason := _resize_reason(node)):
             yield Refusal(name, "Resize", reason)
+        if node.op_type in ("GRU", "LSTM", "RNN") and (reason := recurrent_reason(node)):
+            yield Refusal(name, node.op_type, reason)
         if node.op_type in ("LayerNormalization", "RMSNormalization") and not _scale_covers(node):
             yield Refusal(name, node.op_type, "its scale must have the shape of the normalized axes")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.target import Array
+from targets.arm_tvm.graph.reading import array_digest
 
 MIN_BYTES = 64
 """Constants smaller than this stay in the library: a parameter costs more than the copy."""
@@ -36,22 +37,24 @@ def _lifter() -> Any:
 
     @mutator
     class Lifter(PyExprMutator):  # type: ignore[misc]  # TVM is untyped
-        """Replaces each tensor constant by a variable; one that is used twice by one variable."""
+        """Replaces each tensor constant by a variable, equal ones by the same."""
 
         def __init__(self, module: Any) -> None:
             super().__init__(module)
             self.params: list[Any] = []
             self.weights: list[Array] = []
-            self.known: dict[Any, Any] = {}
+            self.known: dict[str, Any] = {}
 
         def visit_generic_const_(self, op: Any) -> Any:
             array = op.value.numpy() if hasattr(op.value, "numpy") else None
             if array is None or array.nbytes < MIN_BYTES:
                 return op
-            if op.value not in self.known:
-                self.known[op.value] = relax.Var(f"weight{len(self.params)}", op.ty)
-                self.params.append(self.known[op.value])
+            # By content: of weights that several nodes share every node has a packed copy of its own.
+            key = array_digest(array)
+            if key not in self.known:
+                self.known[key] = relax.Var(f"weight{len(self.params)}", op.ty)
+                self.params.append(self.known[key])
                 self.weights.append(array)
-            return self.known[op.value]
+            return self.known[key]
 
     return Lifter

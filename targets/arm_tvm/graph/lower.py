@@ -10,22 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.target import Array, TensorSpec, ToolchainFailed, UnsupportedModel
+from targets.arm_tvm.graph.budget import budget_of
 from targets.arm_tvm.graph.capability import find_details
 from targets.arm_tvm.graph.conversions import convert, write_pads
 from targets.arm_tvm.graph.lifted_weights import lift_weights
 from targets.arm_tvm.graph.packing import Schedule, pack_graph
 from targets.arm_tvm.graph.quantized.rewrite import DOMAIN, OPERATOR, use_integers
+from targets.arm_tvm.graph.recurrent import RECURRENT, recurrent
+from targets.arm_tvm.graph.tir_passes import register_pipeline
 from targets.arm_tvm.graph.tvm_kernels import parallelize
 from targets.arm_tvm.kernels.integer.dot_products import dot_of
 from targets.arm_tvm.kernels.integer.kernel import Kernel, call
 from targets.arm_tvm.kernels.integer.specs import Dot
-from targets.arm_tvm.kernels.machine import machine_of
+from targets.arm_tvm.kernels.machine import Machine, machine_of
 from targets.arm_tvm.options import Options
+
+GENERIC = Options("aarch64-linux-gnu")
+"""Any 64-bit ARM core."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +69,13 @@ def lower(
         ToolchainFailed: TVM fails later, in a pass or in code generation.
     """
     _refuse_details(model)
-    module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr), schedule)
+    module = import_relax(model, options, schedule)
     names = [str(value.name) for value in _model_inputs(model)], [str(value.name) for value in model.graph.outputs]
     inputs, outputs = read_signature(module, *names)
     _check_outputs(model, outputs)
     try:
-        packed = pack_graph(module, machine_of(options), schedule=schedule, payload_bytes=payload_bytes)
+        budget = budget_of(options, payload_bytes)
+        packed = pack_graph(module, machine_of(options), schedule=schedule, budget=budget)
         objects, weights = _compile(packed, options, workdir)
     except Exception as error:  # TVM raises whatever its passes raise
         raise ToolchainFailed(
@@ -77,20 +85,21 @@ def lower(
     return Lowered(objects, weights, inputs, outputs)
 
 
-def import_relax(model: ir.Model, dot: Dot = "generic", schedule: Schedule | None = None) -> Any:
+def import_relax(model: ir.Model, options: Options = GENERIC, schedule: Schedule | None = None) -> Any:
     """The model as a Relax module whose function `main` holds the weights as constants.
 
     Args:
         model: The border model; left as it is.
-        dot: How the machine multiplies int8; for what runs in integers.
+        options: What to compile for; for kernels that the importer calls.
         schedule: Digest of a workload → the choice to take for it; for what runs in integers.
 
     Raises:
         UnsupportedModel: The importer refuses a node, which is named.
     """
-    integer = use_integers(_prepared(model), dot, schedule)
+    integer = use_integers(_prepared(model), dot_of(options.arch, options.mcpu, options.mattr), schedule)
+    weights = _take_weights(integer.model)
     proto = ir.to_proto(integer.model)
-    importer = _importer(integer.kernels)(shape_dict={}, dtype_dict="float32")
+    importer = _importer(integer.kernels, weights, machine_of(options))(shape_dict={}, dtype_dict="float32")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the importer prints failures and warns of names it changes
         try:
@@ -106,22 +115,43 @@ def integer_kernels(model: ir.Model, dot: Dot) -> Mapping[int, Kernel]:
     return use_integers(_prepared(model), dot).kernels
 
 
-def _importer(kernels: Mapping[int, Kernel]) -> Any:
+def _take_weights(model: ir.Model) -> dict[str, Array]:
+    """Takes the initializers out of the main graph: one message has no room for those of large models."""
+    weights = {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+    for name in weights:
+        del model.graph.initializers[name]
+    return weights
+
+
+def _importer(kernels: Mapping[int, Kernel], weights: Mapping[str, Array], machine: Machine) -> Any:
+    import tvm
+    from tvm import relax
     from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
     class Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
         """TVM's importer, which knows our kernels and names the node that it cannot convert."""
 
+        def _parse_graph_initializers(self, graph: Any) -> None:
+            # Not contiguous where a weight is the transpose of another.
+            arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in weights.items()}
+            self._nodes |= {name: relax.const(tvm.runtime.tensor(array)) for name, array in arrays.items()}
+
         def _check_for_unsupported_ops(self, graph: Any) -> None:
-            # TVM's check knows ONNX's operators and would refuse ours.
+            # TVM's check knows the operators that it converts itself and would refuse those that we convert.
             known = onnx.GraphProto()
-            known.node.extend(node for node in graph.node if node.domain != DOMAIN)
+            known.node.extend(node for node in graph.node if node.domain != DOMAIN and node.op_type not in RECURRENT)
             super()._check_for_unsupported_ops(known)
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
             if op_name == OPERATOR:
                 return call(self.bb, kernels[attrs["kernel"]], list(inputs))
             try:
+                if op_name in RECURRENT:
+                    return recurrent(self.bb, machine, op_name, list(inputs), attrs)
                 converted = convert(op_name, list(inputs), attrs)
                 if converted is not None:
                     return self.bb.normalize(converted)
@@ -171,7 +201,8 @@ def compile_kernels(module: Any, options: Options, workdir: Path) -> tuple[Path,
     target = tvm.target.Target(options.target)
     # The second half of TVM's CPU pipeline; `_fuse` runs the first, before weights become parameters.
     rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
-    return write_objects(tvm.compile(module, target=target, relax_pipeline=rest), options, workdir)
+    executable = tvm.compile(module, target=target, relax_pipeline=rest, tir_pipeline=register_pipeline())
+    return write_objects(executable, options, workdir)
 
 
 def write_objects(executable: Any, options: Options, workdir: Path) -> tuple[Path, ...]:

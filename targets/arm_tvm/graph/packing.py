@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from targets.arm_tvm.graph.budget import allot_weights
+from targets.arm_tvm.graph.budget import UNLIMITED, Budget, allot_weights
 from targets.arm_tvm.graph.composites import Composite, find_composites
 from targets.arm_tvm.graph.layouts import PackedValues, pack_constant, pack_value, unpack_value
 from targets.arm_tvm.graph.packed_operators import packed_operator, reshape_of_packed
@@ -26,14 +26,14 @@ Schedule = Mapping[str, Mapping[str, object]]
 """Digest of a workload → the choice to take, as `Choice.to_dict` gives it."""
 
 
-def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, payload_bytes: int | None = None) -> Any:
+def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, budget: Budget = UNLIMITED) -> Any:
     """The module with our kernels where they apply.
 
     Args:
         module: Relax as imported, weights as constants.
         machine: The machine that the kernels are for.
         schedule: Digest of a workload → the choice to take.
-        payload_bytes: Most bytes of the bundle's payload; None: no limit.
+        budget: What limits the bytes of weights.
     """
     from tvm import relax
 
@@ -45,7 +45,7 @@ def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, payload_byt
     if not isinstance(main.body.blocks[0], relax.DataflowBlock):
         return module
     composites = find_composites(main)
-    limits = allot_weights(main, composites, machine, payload_bytes)
+    limits = allot_weights(main, composites, machine, budget)
     chosen = {
         at: (composite, choice)
         for at, composite in composites.items()

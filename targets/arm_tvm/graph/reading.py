@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
+
+import numpy as np
 
 from compiler.target import Array
 
@@ -25,6 +28,13 @@ def constant(expression: Any) -> Array | None:
     """The array of a tensor constant."""
     value: Any = getattr(expression, "value", None)
     return value.numpy() if hasattr(value, "numpy") else None
+
+
+def array_digest(array: Array) -> str:
+    """Names an array by its type, shape and elements."""
+    digest = hashlib.blake2b(f"{array.dtype} {array.shape}".encode(), digest_size=20)
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def number(expression: Any) -> float | None:

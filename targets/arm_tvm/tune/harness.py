@@ -28,6 +28,7 @@ from compiler.target import (
 from targets.arm_tvm.bundle.link import link_model
 from targets.arm_tvm.bundle.runtime_libraries import TVM_VERSION
 from targets.arm_tvm.graph.lower import last_line, write_objects
+from targets.arm_tvm.graph.tir_passes import register_pipeline
 from targets.arm_tvm.options import Options
 from targets.arm_tvm.run.emulate import host_arch
 
@@ -197,7 +198,9 @@ def compile_kernel(function: Any, plan: TargetPlan, folder: Path) -> Path:
 
     options: Options = plan.options
     module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
-    objects = write_objects(tvm.compile(module, target=tvm.target.Target(options.target)), options, folder)
+    target = tvm.target.Target(options.target)
+    # As in a build: what is measured must be what is delivered.
+    objects = write_objects(tvm.compile(module, target=target, tir_pipeline=register_pipeline()), options, folder)
     link_model(objects, folder / "kernel.so", cache_dir=plan.cache_dir)
     return folder / "kernel.so"
 

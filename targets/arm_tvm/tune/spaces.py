@@ -54,7 +54,7 @@ def _float_spaces(model: ir.Model, options: Options) -> Iterator[Space]:
     from tvm import relax
 
     machine = machine_of(options)
-    module = import_relax(model, dot_of(options.arch, options.mcpu, options.mattr))
+    module = import_relax(model, options)
     main = relax.transform.FoldConstant()(module)["main"]
     for composite in find_composites(main).values():
         choices = all_choices(composite.workload, machine)

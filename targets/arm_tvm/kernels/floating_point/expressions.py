@@ -75,4 +75,5 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "erf": _function(functions.erf),
     "gelu": _function(functions.gelu),
     "silu": _silu,
+    "tanh": _function(functions.tanh),
 }

@@ -6,9 +6,11 @@ exp      2ⁿ · p(r), n = round(x / ln 2), r = x − n ln 2 in two steps (Cody 
 erf      Abramowitz and Stegun 7.1.26, absolute error 1.5e-7: 1 − t (a₁ + … + a₅ t⁴) exp(−x²), where
          t = 1 / (1 + 0.3275911 |x|)
 sigmoid  1 / (1 + exp(−x))
+tanh     |x| < 0.625: x + x³ p(x²), p of degree 4 (Cephes), relative error 1e-7; else ± (1 − 2 / (exp(2 |x|) + 1))
 gelu     x Φ(x) = max(x, 0) − |x| / 2 · (1 − erf(|x| / √2)): no difference of two near numbers for negative x
 
-Instructions per vector: exp 14, sigmoid 17, erf 26, gelu 26. A NaN is not kept: it becomes what −87 gives in exp.
+Instructions per vector: exp 14, sigmoid 17, tanh 30, erf 26, gelu 26. A NaN is not kept: it becomes what −87 gives in
+exp.
 All in float32; a float16 vector is widened and rounded once at the end.
 """
 
@@ -33,6 +35,9 @@ _MANTISSA_BITS = 23
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 _ERF_SCALE = 0.3275911
 """a₅ … a₁ and the factor of |x| in t: Abramowitz and Stegun, 7.1.26."""
+_TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+_TANH_SMALL = 0.625
+"""Cephes, tanhf: the polynomial, and below what size of x it is the better one."""
 
 
 def in_float32(function: Callable[[Emitter, Any, int], Any], emitter: Emitter, value: Any, lanes: int) -> Any:
@@ -66,6 +71,19 @@ def sigmoid(emitter: Emitter, value: Any, lanes: int) -> Any:
     """1 / (1 + e^−x), float32."""
     one = broadcast(1.0, lanes)
     return emitter.let(one / (exp(emitter, broadcast(0.0, lanes) - value, lanes) + one))
+
+
+def tanh(emitter: Emitter, value: Any, lanes: int) -> Any:
+    """The hyperbolic tangent, float32."""
+    from tvm import tirx
+
+    floats, one, two = vector_type("float32", lanes), broadcast(1.0, lanes), broadcast(2.0, lanes)
+    size, square = emitter.let(_abs(value, lanes)), emitter.let(value * value)
+    cubic = emitter.let(_horner(emitter, _TANH, square, lanes) * square)
+    small = emitter.let(fma(cubic, value, value, floats))
+    large = emitter.let(one - two / (exp(emitter, size * two, lanes) + one))
+    signed = tirx.Select(value < broadcast(0.0, lanes), broadcast(0.0, lanes) - large, large)
+    return emitter.let(tirx.Select(size < broadcast(_TANH_SMALL, lanes), small, signed))
 
 
 def erf(emitter: Emitter, value: Any, lanes: int) -> Any:

@@ -230,6 +230,22 @@ def test_a_product_that_is_quantized_dynamically(low: float, high: float) -> Non
     model = model_of(nodes, inputs, {"w": integers("i8", 6, 5)})
     found = assert_same(model, inputs)
     assert not is_quantized(found)
+    types = {value.dtype for node in found.graph for value in node.outputs}
+    assert ir.DataType.UINT8 not in types, "the integers stay floats where only a product reads them"
+
+
+@pytest.mark.parametrize("between", ["Flatten", "Cast"])
+def test_integers_that_are_moved_stay_floats_and_those_that_are_read_otherwise_do_not(between: str) -> None:
+    more = {"to": onnx.TensorProto.INT32} if between == "Cast" else {}
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node(between, ["q"], ["f"], **more),
+        *([helper.make_node("MatMulInteger", ["f", "w", "z"], ["i"])] if between == "Flatten" else []),
+    ]
+    inputs = {"x": RNG.normal(size=(4, 2, 3)).astype(np.float32)}
+    found = assert_same(model_of(nodes, inputs, {"w": integers("i8", 6, 5)} if between == "Flatten" else {}), inputs)
+    types = {value.dtype for node in found.graph for value in node.outputs}
+    assert (ir.DataType.UINT8 in types) == (between == "Cast")
 
 
 def test_what_has_a_scale_for_each_row_and_column_is_left_alone_and_named() -> None:

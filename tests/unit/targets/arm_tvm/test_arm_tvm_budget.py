@@ -16,9 +16,11 @@ from compiler.fleet.profile import HardwareProfile, validate_options
 from compiler.target import TargetPlan
 from targets.arm_tvm import TARGET
 from targets.arm_tvm.graph.budget import fit_weights
+from targets.arm_tvm.graph.lower import lower
 from targets.arm_tvm.kernels.floating_point.families import all_choices, choose
 from targets.arm_tvm.kernels.floating_point.workload import ConvWorkload
 from targets.arm_tvm.kernels.machine import Machine
+from targets.arm_tvm.options import Options, Preference
 
 NEON = Machine()
 EARLY = ConvWorkload("blocked", "float32", 1, 64, 48, 48, 64, kernel=(3, 3), padding=(1, 1, 1, 1))
@@ -59,12 +61,40 @@ def _model(channels: int = 64) -> ir.Model:
     return make(nodes, {"x": (1, channels, 20, 20)}, {"y": (1, channels, 20, 20)}, weights)
 
 
+def _fast(profile: HardwareProfile) -> Options:
+    options: Options = validate_options(TARGET.Options, profile)
+    return replace(options, prefer=Preference.SPEED)
+
+
+@pytest.mark.needs_tvm
+def test_weights_grow_by_a_quarter_at_most_unless_speed_is_preferred(pi5: HardwareProfile) -> None:
+    pytest.importorskip("tvm")
+    small = validate_options(TARGET.Options, pi5)
+    (fast,), (default,) = (TARGET.tunables(_model(), TargetPlan("fp32", way), pi5) for way in (_fast(pi5), small))
+    assert fast.default["family"] == "winograd"
+    assert default.default["family"] == "direct"
+
+
+@pytest.mark.needs_tvm
+def test_weights_that_several_nodes_share_are_stored_once(tmp_path: Path, pi5: HardwareProfile) -> None:
+    pytest.importorskip("tvm")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Tanh", ["m"], ["t"])]
+    nodes += [helper.make_node("MatMul", ["t", "w"], ["n"]), helper.make_node("Tanh", ["n"], ["u"])]
+    # The same numbers under another name, and the transpose that Gemm reads.
+    nodes += [helper.make_node("MatMul", ["u", "v"], ["o"]), helper.make_node("Gemm", ["o", "wt"], ["y"], transB=1)]
+    weight = np.random.default_rng(0).standard_normal((64, 64))
+    weights = {"w": weight, "v": weight.copy(), "wt": np.ascontiguousarray(weight.T)}
+    model = make(nodes, {"x": (8, 64)}, {"y": (8, 64)}, weights)
+    lowered = lower(model, validate_options(TARGET.Options, pi5), workdir=tmp_path, schedule={})
+    assert sum(array.nbytes for array in lowered.weights) < 1.25 * 64 * 64 * 4
+
+
 @pytest.mark.needs_tvm
 def test_payload_of_a_build_keeps_the_limit_and_its_kernels_say_so(
     tmp_path: Path, cache_dir: Path, pi5: HardwareProfile
 ) -> None:
     pytest.importorskip("tvm")
-    free = TargetPlan("fp32", validate_options(TARGET.Options, pi5), cache_dir=cache_dir)
+    free = TargetPlan("fp32", _fast(pi5), cache_dir=cache_dir)
     given = 64 * 64 * 9 * 4
     bound = replace(free, payload_bytes=2 * given + (400 << 10))
     (before,), (after,) = (TARGET.tunables(_model(), plan, pi5) for plan in (free, bound))
