@@ -30,7 +30,7 @@ def main(fleet_file: Path) -> None:
         clock.append(time.perf_counter())
         source = read_model(fleet.model)
         clock.append(time.perf_counter())
-        ready = prepare(fleet, source.model, [job.device])[job.device.name]
+        ready = prepare(fleet, source.model, [job.device])[0][job.device.name]
         clock.append(time.perf_counter())
         passes = job.target.passes(job.profile)
         border = make_border(

@@ -114,17 +114,17 @@ def plan(session: Session, /, source: Path, as_json: bool, kernels: bool, **opti
 
     request = request_of(options)
     chosen = BuildOptions(**options, request=request)
-    read, jobs, missing = plan_fleet(source, chosen)
+    read, jobs, failed = plan_fleet(source, chosen)
     value: dict[str, Any] = {"plans": [to_json(job.plan.facts) for job in jobs]}
-    value |= {"missing": {name: error.to_dict() for name, error in missing.items()}}
+    value |= {"failed": {name: error.to_dict() for name, error in failed.items()}}
     if as_json:
         session.partial.update(value)
     elif jobs:
         click.echo("\n\n".join(text.plan_text(job.plan) for job in jobs))
     if kernels:
         value["kernels"] = _kernels(read, jobs, chosen, as_json=as_json)
-    if missing:
-        raise combine(list(missing.values()))
+    if failed:
+        raise combine(list(failed.values()))
     if as_json:
         print_json(value)
 

@@ -92,6 +92,7 @@ def build_options(function: F) -> F:
             metavar="TRIALS",
             help="Most trials the search for a precision may make for one device.",
         ),
+        click.option("--strict", is_flag=True, help="Fail a build by every gate that nobody could judge."),
         click.option("--stop-after", type=int, metavar="N", help="Run passes 1 to N only, to find the one at fault."),
     ):
         function = option(function)

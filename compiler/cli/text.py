@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this file for every command, and these import all of the compiler
@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the command line imports this file for every command, and t
         Manifest,
         Measurements,
         OutputDifference,
+        Parity,
         PassFacts,
         Pruning,
         Saliency,
@@ -90,13 +91,10 @@ def manifest_text(manifest: Manifest, measurements: Measurements) -> str:
     ]
     lines += [f"  {name}: {decision.value}: {decision.reason}" for name, decision in plan.decisions.items()]
     lines += [f"  source {_size(manifest.source)}", f"  border {_size(manifest.border)}"]
-    judged = f"{parity.status} ({parity.evidence}, tolerance {parity.tolerance})"
-    lines += [f"  parity: {judged} {parity.reason}".rstrip()]
-    lines += [
-        f"    {point.sizes}: {name}: {_difference(output)}"
-        for point in parity.points
-        for name, output in point.outputs.items()
-    ]
+    lines += _parity_lines("parity", parity)
+    if manifest.verdict.border:
+        lines += _parity_lines("border model against the imported model", manifest.verdict.border)
+    lines += [f"  {sentence}" for sentence in manifest.verdict.weak_proofs]
     lines += [*_measured_lines(measurements), "  files", *_file_lines(manifest, measurements)]
     pruned = [pruning_text(manifest.pruning)] if manifest.pruning else []
     sections = [search_text(manifest), *pruned, layers_text(manifest.layers), passes_text(manifest.passes)]
@@ -125,7 +123,9 @@ def search_text(searched: Searched) -> str:
     head = ("trial", "precision", "status", "speed", "MiB", "run MiB", "points lost")
     lines = [table([_trial_row(trial) for trial in searched.trials], head)]
     lines += [f"  {trial.number}: {trial.why}" for trial in searched.trials if trial.why]
+    lines += [line for trial in searched.trials if (line := _speed_line(trial))]
     lines += [f"  {gate}" for gate in searched.gates]
+    lines += [f"  {trial.accuracy_words}" for trial in searched.trials if trial.accuracy_words]
     return "\n".join([*lines, *([f"  {saliency_text(searched.saliency)}"] if searched.saliency else [])])
 
 
@@ -232,6 +232,14 @@ def instructions_text(count: int) -> str:
     return f"{count / 1e6:.1f} M instructions per inference"
 
 
+def _speed_line(trial: TrialFacts) -> str:
+    """A measured speed-up with its interval, and what disturbed it; empty where it has no interval."""
+    speed = trial.speed
+    if speed is None or speed.low is None or speed.low == speed.high:
+        return ""
+    return f"  {trial.number}: {speed.ratio_words}" + (f": {speed.disturbed}" if speed.disturbed else "")
+
+
 def _trial_row(trial: TrialFacts) -> tuple[str, ...]:
     speed, memory, drop = trial.speed, trial.footprint, trial.accuracy.drop if trial.accuracy else None
     kept = f" ({len(trial.kept_float)} float)" if trial.kept_float else ""
@@ -240,7 +248,7 @@ def _trial_row(trial: TrialFacts) -> tuple[str, ...]:
         str(trial.number),
         trial.precision + kept + pruned,
         trial.status,
-        f"{speed.speedup:.2f} x ({speed.evidence})" if speed and speed.speedup is not None else "-",
+        (speed.short_words if speed else "") or "-",
         f"{memory.weights_bytes / MIB:.1f}" if memory else "-",
         f"{memory.run_bytes / MIB:.1f}" if memory and memory.run_bytes is not None else "-",
         f"{drop.drop_pct:.2f}" if drop else "-",
@@ -287,6 +295,14 @@ def _noted(device: DeviceReport) -> bool:
 def _size(stats: GraphStats) -> str:
     macs = "unknown" if stats.macs is None else f"{stats.macs / 1e6:.1f} M"
     return f"{stats.nodes} nodes, {stats.parameters} parameters, {stats.bytes / MIB:.1f} MiB, {macs} MACs"
+
+
+def _parity_lines(title: str, parity: Parity) -> Iterator[str]:
+    judged = f"{parity.status} ({parity.evidence}, tolerance {parity.tolerance})"
+    yield f"  {title}: {judged} {parity.reason}".rstrip()
+    for point in parity.points:
+        for name, output in point.outputs.items():
+            yield f"    {point.sizes}: {name}: {_difference(output)}"
 
 
 def _difference(output: ExactOutput | OutputDifference) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,15 +9,10 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from compiler.fleet.machine import available_cpus
+
 T = TypeVar("T")
 S = TypeVar("S")
-
-
-def available_cores() -> int:
-    """Cores that this process may use, ≥ 1."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
 
 
 @contextmanager
@@ -41,7 +35,7 @@ def in_parallel(function: Callable[[S], T], items: Iterable[S], *, most: int | N
         most: Largest number of threads, where each of them needs much memory.
     """
     work = list(items)
-    threads = min(len(work), available_cores(), most or len(work))
+    threads = min(len(work), available_cpus(), most or len(work))
     if threads < 2:
         return [function(item) for item in work]
     with ThreadPoolExecutor(threads, thread_name_prefix="fleetc-compress") as pool:

@@ -53,13 +53,15 @@ def build_borders(path: Path, options: BuildOptions, *, events: Sink = ignore) -
     """
     if options.last is None:
         raise InternalError("no stage is named to end at")
-    fleet, jobs, missing = plan_fleet(path, options)
+    fleet, jobs, failed = plan_fleet(path, options)
     devices = selected_devices(fleet, options)
     claim_folder(options.out, devices)
     _refuse_delivered([options.out / device.name for device in devices])
-    source = read_source(fleet, jobs)
+    source, unfit = read_source(fleet, jobs)
+    failed |= unfit
+    jobs = tuple(job for job in jobs if job.device.name in source.prepared)
     store = Store(options.cache, wait_s=options.cache_wait_s)
-    reports = {name: DeviceReport(name, options.out / name, error) for name, error in missing.items()}
+    reports = {name: DeviceReport(name, options.out / name, error) for name, error in failed.items()}
     sink = Pace([job.plan.pieces for job in jobs], events)
     for number, job in enumerate(jobs, start=1):
         sink(DeviceStarted(job.device.name, number, len(jobs)))

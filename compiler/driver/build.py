@@ -40,15 +40,17 @@ def build_fleet(path: Path, options: BuildOptions, *, events: Sink = ignore) -> 
         events: Is told what happens as it happens.
 
     Raises:
-        UsageError: The fleet file cannot be obeyed, data do not fit the model, or the output folder cannot be written;
-            nothing was built.
+        UsageError: The fleet file is not valid or can be obeyed for no device, data do not fit the model, or the output
+            folder cannot be written; nothing was built.
         ModelError: The model is not valid; nothing was built.
     """
-    fleet, jobs, missing = plan_fleet(path, options)
+    fleet, jobs, failed = plan_fleet(path, options)
     claim_folder(options.out, selected_devices(fleet, options))
-    source = read_source(fleet, jobs)
+    source, unfit = read_source(fleet, jobs)
+    failed |= unfit
+    jobs = tuple(job for job in jobs if job.device.name in source.prepared)
     store = Store(options.cache, wait_s=options.cache_wait_s)
-    reports = {name: DeviceReport(name, options.out / name, error) for name, error in missing.items()}
+    reports = {name: DeviceReport(name, options.out / name, error) for name, error in failed.items()}
     sink = Pace([job.plan.pieces for job in jobs], events)
     for number, job in enumerate(jobs, start=1):
         sink(DeviceStarted(job.device.name, number, len(jobs)))
@@ -81,16 +83,17 @@ def compile_device(
     return delivered_report(job, folder, found.made, facts, clock.seconds)
 
 
-def read_source(fleet: Fleet, jobs: Sequence[Job]) -> Source:
-    """The fleet's model, and what the build of each device starts from and is judged on.
+def read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, CompilerError]]:
+    """The fleet's model, what the build of each device starts from, and the devices whose sizes do not fit the model.
 
     Raises:
         ModelError: The model is not valid.
-        UsageError: Sizes or data do not fit it.
+        UsageError: Sizes fit it for no device, or data do not fit it.
     """
     imported = read_model(fleet.model)
-    prepared = prepare(fleet, imported.model, [job.device for job in jobs])
-    return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, jobs, prepared))
+    prepared, failed = prepare(fleet, imported.model, [job.device for job in jobs])
+    fitting = [job for job in jobs if job.device.name in prepared]
+    return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, fitting, prepared)), failed
 
 
 def _write_page(out: Path, events: Sink) -> Path:

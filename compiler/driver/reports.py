@@ -138,7 +138,7 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, result: S
         source=measure(source.prepared[job.device.name].model),
         border=BorderModel(**vars(measure(border.load())), sha256=border.digest),
         passes=tuple(parse(PassFacts, record) for record in border.records),
-        verdict=Verdict(made.verdict.parity, made.reference),
+        verdict=Verdict(made.verdict.parity, made.reference, made.border_parity, made.weak_proofs),
         artifact=made.built.artifact,
         files={},  # known once they are copied: `write_artifact` adds them
         stages=tuple(StageDigest(entry.stage, entry.digest) for entry in made.entries),
@@ -190,6 +190,8 @@ def _evaluation(data: Data, fleet: Fleet) -> Evaluation | None:
         warnings=judge.warnings,
         options={key: options[key] for key in ("output", "far", "rule") if key in options},
         preprocess=asdict(fleet.preprocess) if fleet.preprocess else None,
+        split=str(judge.split.kind) if judge.split else "",
+        split_reason=judge.split.why if judge.split else "",
     )
 
 

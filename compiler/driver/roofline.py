@@ -84,19 +84,28 @@ def describe_machine(profile: HardwareProfile) -> Machine | None:
     return _cpu(profile.cpu, profile.memory_bandwidth_gbps) if profile.cpu is not None else None
 
 
-def layer_seconds(layer: LayerWork, machine: Machine, precision: str) -> float:
-    """Lower bound of one layer's time in a precision; one the machine has no rate for counts as float32."""
+def layer_seconds(layer: LayerWork, machine: Machine, precision: str, *, overlaps: bool = True) -> float:
+    """One layer's time at peak rates in a precision; one the machine has no rate for counts as float32.
+
+    Args:
+        layer: Its arithmetic and the bytes it moves.
+        machine: The device.
+        precision: What the layer computes in.
+        overlaps: Whether memory is read while the device computes: then it is a lower bound.
+    """
     computed = _SAME_AS.get(precision, precision)
     computed = computed if computed in machine.macs_per_s else "fp32"
     width = _BYTES.get(computed, 4.0)
     moved = layer.weights * _WEIGHT_BYTES.get(precision, width) + layer.activations * width
     arithmetic = layer.macs / machine.macs_per_s[computed]
-    return max(arithmetic, moved / machine.bytes_per_s if machine.bytes_per_s else 0.0)
+    transfer = moved / machine.bytes_per_s if machine.bytes_per_s else 0.0
+    return max(arithmetic, transfer) if overlaps else arithmetic + transfer
 
 
-def model_seconds(layers: Iterable[LayerWork], machine: Machine, precision: str) -> float:
-    """Lower bound of one inference: layers that stay float count as float32."""
-    return sum(layer_seconds(layer, machine, precision if layer.is_low else "fp32") for layer in layers)
+def model_seconds(layers: Iterable[LayerWork], machine: Machine, precision: str, *, overlaps: bool = True) -> float:
+    """One inference at peak rates, a lower bound where memory overlaps arithmetic; float layers count as float32."""
+    rules = ((layer, precision if layer.is_low else "fp32") for layer in layers)
+    return sum(layer_seconds(layer, machine, rule, overlaps=overlaps) for layer, rule in rules)
 
 
 def _cpu(cpu: Cpu, bandwidth_gbps: float | None) -> Machine | None:

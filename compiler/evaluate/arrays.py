@@ -104,13 +104,13 @@ def _table(
     except DataError as error:
         problems.append(error)
         return None
-    found: list[CompilerError] = [
+    misfits: list[CompilerError] = [
         problem
         for spec in inputs
         if (problem := misfit(spec, (c := given[spec.name]).dtype, c.shape, where=f"{file}: input '{spec.name}'"))
     ]
-    if found:
-        problems += found
+    if misfits:
+        problems += misfits
         return None
     layouts = find_layouts(inputs, {name: column.shape for name, column in given.items()})
     lengths = {name: given[name].shape[0] for name, layout in layouts.items() if layout != Layout.SHARED}
@@ -156,10 +156,10 @@ def _inputs_of(file: Path, columns: Mapping[str, _Column], inputs: Sequence[Tens
         return {names[0]: next(iter(data.values()))}
     missing, extra = [name for name in names if name not in data], [key for key in data if key not in names]
     if missing or extra:
-        said = [f"no array for {', '.join(map(repr, missing))}"] if missing else []
-        said += [f"arrays {', '.join(map(repr, extra))} that the model has no input for"] if extra else []
+        faults = [f"no array for {', '.join(map(repr, missing))}"] if missing else []
+        faults += [f"arrays {', '.join(map(repr, extra))} that the model has no input for"] if extra else []
         remedy = f"Save one array per input: numpy.savez(file, {', '.join(f'{name}=…' for name in names)}, labels=…)."
-        raise DataError(f"the file holds {' and '.join(said)}", where=str(file), remedy=remedy)
+        raise DataError(f"the file holds {' and '.join(faults)}", where=str(file), remedy=remedy)
     return {name: data[name] for name in names}
 
 
@@ -182,13 +182,13 @@ def _small(column: _Column) -> Array:
 
 def _joined(tables: Sequence[_Table]) -> Array | None:
     """The labels of all files; None where one has none."""
-    found = [table.labels for table in tables if table.labels is not None]
-    return np.concatenate(found) if len(found) == len(tables) else None
+    labelled = [table.labels for table in tables if table.labels is not None]
+    return np.concatenate(labelled) if len(labelled) == len(tables) else None
 
 
 def _origin(path: Path, tables: Sequence[_Table]) -> str:
-    said = sorted({table.origin for table in tables if table.origin})
-    return f"{path.name}: {', '.join(said)}" if said else path.name
+    origins = sorted({table.origin for table in tables if table.origin})
+    return f"{path.name}: {', '.join(origins)}" if origins else path.name
 
 
 def _digest(files: Sequence[Path], chosen: Indices, labels: Array | None) -> str:

@@ -30,6 +30,19 @@ _MAX_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
+class Decisions:
+    """The decisions that a metric is the mean of, so that groups of them can be judged apart.
+
+    Args:
+        values: What each is worth, in percent: 0 or 100 where it is wrong or right.
+        owners: The unit that each belongs to.
+    """
+
+    values: Values
+    owners: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Measured:
     """A metric of one model on one set, and how to compute it on any resample of the set.
 
@@ -41,6 +54,7 @@ class Measured:
         resample: Weights (resamples, units) → the metric in percent (resamples,); NaN where it has no value.
         width: Elements one resample touches, ≥ units.
         resamples: How many resamples are worth their time.
+        decisions: What the metric is the mean of; None where it is one number for the whole set.
     """
 
     value_pct: float
@@ -50,6 +64,7 @@ class Measured:
     resample: Callable[[Weights], Values]
     width: int = 0
     resamples: int = RESAMPLES
+    decisions: Decisions | None = None
 
 
 def resampled(models: Sequence[Measured]) -> list[Values]:
@@ -60,12 +75,12 @@ def resampled(models: Sequence[Measured]) -> list[Values]:
     return [np.concatenate(values) for values in zip(*blocks, strict=True)]
 
 
-def interval(values: Values) -> tuple[float, float]:
-    """The 95 % interval by percentiles; resamples without a value are left out, NaN where few have one."""
+def interval(values: Values, *, level_pct: float = LEVEL_PCT) -> tuple[float, float]:
+    """The interval by percentiles; resamples without a value are left out, NaN where few have one."""
     known = values[np.isfinite(values)]
     if 2 * len(known) < len(values):
         return float("nan"), float("nan")
-    low, high = np.percentile(known, [(100 - LEVEL_PCT) / 2, (100 + LEVEL_PCT) / 2])
+    low, high = np.percentile(known, [(100 - level_pct) / 2, (100 + level_pct) / 2])
     return float(low), float(high)
 
 

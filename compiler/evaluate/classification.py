@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.errors import DataError
-from compiler.evaluate.bootstrap import Measured, Values, Weights
+from compiler.evaluate.bootstrap import Decisions, Measured, Values, Weights
 from compiler.evaluate.dataset import Dataset
 from compiler.evaluate.task import matched, pick_output
 from compiler.model.numerics import Array, Arrays
@@ -35,6 +35,7 @@ def measure(
         count=len(scores),
         units=len(scores),
         resample=partial(mean_of, 100 * hits),
+        decisions=Decisions(100 * hits, np.arange(len(hits))),
     )
 
 

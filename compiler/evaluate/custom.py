@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler.errors import DataError
-from compiler.evaluate.bootstrap import Measured, Values, Weights
+from compiler.evaluate.bootstrap import Decisions, Measured, Values, Weights
 from compiler.evaluate.classification import mean_of
 from compiler.evaluate.function import LIMITS, ask
 from compiler.model.numerics import Array, Arrays
@@ -43,7 +43,8 @@ def measure(
     if value.shape not in ((), (count,)):
         raise _unreadable(spec)
     if value.ndim:
-        return Measured(float(value.mean()), {}, count, count, partial(mean_of, value))
+        decisions = Decisions(value, np.arange(count))
+        return Measured(float(value.mean()), {}, count, count, partial(mean_of, value), decisions=decisions)
     # pairs are no samples, and cannot be drawn this way
     has_pairs = labels is not None and labels.ndim != 1
     again = _no_values if has_pairs else partial(_resample, spec, folder, limits, files)

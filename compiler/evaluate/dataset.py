@@ -110,6 +110,8 @@ def _regrouped(chunks: Iterator[Arrays], size: int) -> Iterator[Arrays]:
     held: list[Arrays] = []
     rows = 0
     for chunk in chunks:
+        if not _length(chunk):  # a part of a data set may keep none of a step's samples
+            continue
         if held and _shapes(held[0]) != _shapes(chunk):
             yield from _cut(held, rows)
             held, rows = [], 0

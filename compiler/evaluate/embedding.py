@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.errors import DataError, InternalError
-from compiler.evaluate.bootstrap import Measured
+from compiler.evaluate.bootstrap import Decisions, Measured
 from compiler.evaluate.classification import mean_of
 from compiler.model.numerics import Array, Arrays
 
@@ -30,6 +30,7 @@ def measure(outputs: Arrays, labels: Array | None, reference: Arrays | None, *, 
         count=len(cosines),
         units=len(cosines),
         resample=partial(mean_of, 100 * cosines),
+        decisions=Decisions(100 * cosines, np.arange(len(cosines))),
     )
 
 

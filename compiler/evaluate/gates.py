@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from compiler.artifact import Evidence
 from compiler.artifact.schema import Constraints, Gate, GateData, GateName, GateUnit, is_floor
 from compiler.errors import FleetError
-from compiler.fleet import DeviceClass, Fleet, Limits
+from compiler.fleet import DeviceClass, Fleet, Limits, Unjudged, WhenUnjudged
 
 __all__ = [
     "DEFAULTS",
@@ -59,12 +59,14 @@ class _Kind:
 
     Args:
         limit: Its limit in the fleet file.
+        key: Its name under `unjudged` there.
         unit: Its figure's.
         lowest: The least that can be asked.
         places: Decimals that a person writes the limit with.
     """
 
     limit: str
+    key: str
     unit: GateUnit
     lowest: float = 0.0
     places: int = 1
@@ -76,11 +78,11 @@ class _Kind:
 
 
 _KINDS: Mapping[GateName, _Kind] = {
-    GateName.ACCURACY: _Kind("accuracy_drop_pct", GateUnit.POINTS_LOST),
-    GateName.MEMORY_WEIGHTS: _Kind("memory_reduction_pct", GateUnit.PERCENT_LESS),
-    GateName.MEMORY_RUN: _Kind("memory_reduction_pct", GateUnit.PERCENT_LESS),
-    GateName.LATENCY: _Kind("latency_ms", GateUnit.MS),
-    GateName.SALIENCY: _Kind("saliency_correlation_min", GateUnit.CORRELATION, lowest=-1.0, places=2),
+    GateName.ACCURACY: _Kind("accuracy_drop_pct", "accuracy", GateUnit.POINTS_LOST),
+    GateName.MEMORY_WEIGHTS: _Kind("memory_reduction_pct", "memory", GateUnit.PERCENT_LESS),
+    GateName.MEMORY_RUN: _Kind("memory_reduction_pct", "memory", GateUnit.PERCENT_LESS),
+    GateName.LATENCY: _Kind("latency_ms", "latency", GateUnit.MS),
+    GateName.SALIENCY: _Kind("saliency_correlation_min", "saliency", GateUnit.CORRELATION, lowest=-1.0, places=2),
 }
 """Gate → the limit it judges by."""
 
@@ -91,17 +93,40 @@ _NEED_DATA = {
 """Limit → what it limits, of those that samples are needed for."""
 
 
-def make_constraints(fleet: Fleet, device: DeviceClass) -> Constraints:
+SAME_DATA = "calibration and evaluation are the same data: accuracy on what was fitted is too good"
+
+
+def make_constraints(fleet: Fleet, device: DeviceClass, *, strict: bool = False) -> Constraints:
     """The limits of one device with the defaults below them, and the task its accuracy is judged by.
+
+    Args:
+        fleet: The fleet file.
+        device: One of its device classes.
+        strict: Whether a build fails by every gate that nobody could judge, whatever the file says.
 
     Raises:
         FleetError: A limit on accuracy or saliency is stated, and there are no data to judge it on.
     """
+    made = _limits_of(fleet, device)
+    unjudged = Unjudged(**dict.fromkeys(vars(Unjudged()), WhenUnjudged.FAIL)) if strict else device.unjudged
+    reasons = {name: f"{why}; {_outcome(name, unjudged)}" for name, why in made.reasons.items()}
+    return replace(made, reasons=reasons, unjudged=unjudged)
+
+
+def _outcome(limit: str, unjudged: Unjudged) -> str:
+    """What becomes of a build that nobody could judge by a limit, in words."""
+    key = next(kind.key for kind in _KINDS.values() if kind.limit == limit)
+    return f"where it cannot be judged: {getattr(unjudged, key) or WhenUnjudged.DELIVER}"
+
+
+def _limits_of(fleet: Fleet, device: DeviceClass) -> Constraints:
     stated = {name: value for name, value in asdict(device.limits).items() if value is not None}
     reasons = dict.fromkeys(stated, "stated in the fleet file")
     if fleet.evaluation is not None:
         given = {name: value for name, value in asdict(DEFAULTS).items() if value is not None and name not in stated}
         reasons |= dict.fromkeys(given, "the default where the fleet file has an evaluation")
+        if fleet.calibration is not None and fleet.calibration.path == fleet.evaluation.path:
+            reasons = {name: f"{why}; {SAME_DATA}" if name in _NEED_DATA else why for name, why in reasons.items()}
         return Constraints(Limits(**stated, **given), fleet.evaluation.task, GateData.EVALUATION, reasons)
     for name in _NEED_DATA:
         if name in stated and fleet.calibration is None:
@@ -114,28 +139,33 @@ def make_constraints(fleet: Fleet, device: DeviceClass) -> Constraints:
     if "accuracy_drop_pct" not in stated:
         return Constraints(Limits(**stated), reasons=reasons)
     reasons["accuracy_drop_pct"] += (
-        "; the file has no evaluation: outputs on the calibration data are compared with the float model's"
+        "; the file has no evaluation: outputs on a half of the calibration data, which nothing is fitted to, are "
+        "compared with the float model's"
     )
     return Constraints(Limits(**stated), EMBEDDING, GateData.CALIBRATION, reasons)
 
 
-def judge_gates(limits: Limits, figures: Mapping[GateName, Figure]) -> tuple[Gate, ...]:
+def judge_gates(
+    limits: Limits, figures: Mapping[GateName, Figure], *, unjudged: Unjudged | None = None
+) -> tuple[Gate, ...]:
     """One verdict per limit and figure.
 
     Args:
         limits: What must hold.
         figures: Name of a gate → what is judged; a missing one counts as not measured.
+        unjudged: What becomes of a build by the gate that nobody could judge; it is delivered if None.
     """
     nothing = Figure(None, Evidence.NONE, why="nothing measured it")
     limited = {name: getattr(limits, kind.limit) for name, kind in _KINDS.items()}
+    rules = unjudged or Unjudged()
     return tuple(
-        _judge(name, limit, figures.get(name, nothing)) for name, limit in limited.items() if limit is not None
+        _judge(name, limit, figures.get(name, nothing), rules) for name, limit in limited.items() if limit is not None
     )
 
 
 def hold(gates: Sequence[Gate]) -> bool:
-    """Whether no gate failed; one that was not judged fails nothing and is labelled so."""
-    return all(gate.passed is not False for gate in gates)
+    """Whether no gate refuses the build; one that was not judged does where the fleet file asks for that."""
+    return not any(gate.refuses for gate in gates)
 
 
 def nearest_limits(gates: Sequence[Gate]) -> Limits:
@@ -156,12 +186,15 @@ def limits_text(limits: Limits) -> str:
     return f"limits: {{{pairs}}}"
 
 
-def _judge(name: GateName, limit: float, figure: Figure) -> Gate:
+def _judge(name: GateName, limit: float, figure: Figure, unjudged: Unjudged) -> Gate:
     kind = _KINDS[name]
     passed = None
     if figure.value is not None:
         passed = figure.value >= limit if kind.is_floor else figure.value <= limit
-    return Gate(name, limit, figure.value, kind.unit, passed, figure.evidence, figure.rule, figure.why)
+    outcome = getattr(unjudged, kind.key) or WhenUnjudged.DELIVER
+    fails = passed is None and outcome == WhenUnjudged.FAIL
+    why = f"{figure.why}; this fails the build (`unjudged: fail`)" if fails else figure.why
+    return Gate(name, limit, figure.value, kind.unit, passed, figure.evidence, figure.rule, why, outcome)
 
 
 def _rounded(value: float, kind: _Kind) -> float:

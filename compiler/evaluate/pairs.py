@@ -91,8 +91,8 @@ def _pair(words: Sequence[str], folder: Path) -> _Pair:
 
 def _numbered_picture(name: str, number: str, folder: Path) -> str:
     stem = f"{name}/{name}_{int(number):04d}"
-    found = [stem + suffix for suffix in _SUFFIXES if "\0" not in stem and (folder / (stem + suffix)).is_file()]
-    return _picture(found[0] if found else f"{stem}.jpg", folder)
+    files = [stem + suffix for suffix in _SUFFIXES if "\0" not in stem and (folder / (stem + suffix)).is_file()]
+    return _picture(files[0] if files else f"{stem}.jpg", folder)
 
 
 def _picture(name: str, folder: Path) -> str:

@@ -33,11 +33,11 @@ def run_dataset(model: ir.Model, dataset: Dataset, *, batch: int = 8) -> dict[st
     fixed = _fixed_batch(dataset)
     session, workers = Unoptimized(model), available_cpus()
     steps = (partial(_run, session, inputs, fixed, dataset.whole) for inputs in dataset.batches(fixed or batch))
-    found: dict[str, list[Array]] = {}
+    stacks: dict[str, list[Array]] = {}
     for outputs in run_ahead(steps, workers=workers, ahead=2 * workers):
         for name, array in outputs.items():
-            found.setdefault(name, []).append(array)
-    return dict(_stacked(found))
+            stacks.setdefault(name, []).append(array)
+    return dict(_stacked(stacks))
 
 
 def _fixed_batch(dataset: Dataset) -> int | None:
@@ -72,8 +72,8 @@ def _by_sample(array: Array, name: str, size: int) -> Array:
     raise DataError(what, where="evaluation", remedy="Name another: `evaluation: {output: …}`.")
 
 
-def _stacked(found: dict[str, list[Array]]) -> Iterator[tuple[str, Array]]:
-    for name, arrays in found.items():
+def _stacked(stacks: dict[str, list[Array]]) -> Iterator[tuple[str, Array]]:
+    for name, arrays in stacks.items():
         if len({array.shape[1:] for array in arrays}) > 1:
             shapes = ", ".join(sorted({str(array.shape[1:]) for array in arrays})[:5])
             what = f"output '{name}' has another shape for other samples: {shapes}"

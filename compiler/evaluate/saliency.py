@@ -314,19 +314,19 @@ def _similarity(reference: Explanation, candidate: Explanation, place: int) -> S
     return Similarity(rank_correlation(_tied(want), _tied(got)), top_overlap(want, got), insertion, deletion)
 
 
-def is_flat(found: Floats, score: float) -> bool:
+def is_flat(saliency_map: Floats, score: float) -> bool:
     """Whether a map says nothing: every window has the same value, but for the rounding of float32.
 
     Args:
-        found: The map.
+        saliency_map: The map.
         score: The largest score that it was made of.
     """
-    return bool(np.ptp(found) <= FLOOR * max(score, float(np.finfo(np.float32).tiny)))
+    return bool(np.ptp(saliency_map) <= FLOOR * max(score, float(np.finfo(np.float32).tiny)))
 
 
-def _tied(found: Floats) -> Floats:
+def _tied(saliency_map: Floats) -> Floats:
     """The map in steps of `TIE` of its range."""
-    stepped: Floats = np.round(found / (TIE * np.ptp(found)))
+    stepped: Floats = np.round(saliency_map / (TIE * np.ptp(saliency_map)))
     return stepped
 
 

@@ -85,12 +85,12 @@ class Grid:
 
 def find_picture(inputs: Sequence[TensorSpec]) -> PictureInput | str:
     """The one input that takes pictures, or why there is none."""
-    found = [spec for spec in inputs if _channels_first(spec) is not None]
-    if not found:
+    pictures = [spec for spec in inputs if _channels_first(spec) is not None]
+    if not pictures:
         return "the model has no image input: none has four dimensions of which one counts 1, 3 or 4 channels"
-    if len(found) > 1:
-        return f"the model has several image inputs ({', '.join(spec.name for spec in found)}), and one is explained"
-    return PictureInput(found[0].name, bool(_channels_first(found[0])))
+    if len(pictures) > 1:
+        return f"the model has several image inputs ({', '.join(spec.name for spec in pictures)}), and one is explained"
+    return PictureInput(pictures[0].name, bool(_channels_first(pictures[0])))
 
 
 def cut(height: int, width: int) -> Grid:
@@ -109,14 +109,14 @@ def window_masks(grid: Grid) -> Iterator[Mask]:
             yield mask
 
 
-def order_masks(grid: Grid, found: Floats) -> Iterator[Mask]:
+def order_masks(grid: Grid, saliency_map: Floats) -> Iterator[Mask]:
     """Deletion, then insertion, in the order of a map: `STEPS` − 1 masks each, the ends left out.
 
     Args:
         grid: The picture's.
-        found: Its map, one value per window.
+        saliency_map: Its map, one value per window.
     """
-    importance = _of_patches(found)
+    importance = _of_patches(saliency_map)
     places = np.argsort(-importance, axis=None, kind="stable")
     counts = np.linspace(0, len(places), STEPS + 1).round().astype(int)[1:-1]
     for starts_seen in (True, False):
@@ -139,13 +139,13 @@ def _edges(side: int) -> tuple[int, ...]:
     return tuple(np.linspace(0, side, min(PATCHES, side) + 1).round().astype(int).tolist())
 
 
-def _of_patches(found: Floats) -> Floats:
+def _of_patches(saliency_map: Floats) -> Floats:
     """Each patch has the mean of the windows that cover it."""
-    rows, columns = found.shape
+    rows, columns = saliency_map.shape
     total, count = np.zeros((rows + 1, columns + 1)), np.zeros((rows + 1, columns + 1))
     for down in (0, 1):
         for right in (0, 1):
-            total[down : down + rows, right : right + columns] += found
+            total[down : down + rows, right : right + columns] += saliency_map
             count[down : down + rows, right : right + columns] += 1
     return total / count
 

@@ -228,10 +228,10 @@ def _named(arrays: Mapping[str, Array], file: Path, inputs: Sequence[TensorSpec]
     missing = [name for name in names if name not in arrays]
     extra = [key for key in arrays if key and key not in names and key not in RESERVED]
     if missing or extra:
-        said = [f"no array for {', '.join(map(repr, missing))}"] if missing else []
-        said += [f"arrays {', '.join(map(repr, extra))} that the model has no input for"] if extra else []
+        faults = [f"no array for {', '.join(map(repr, missing))}"] if missing else []
+        faults += [f"arrays {', '.join(map(repr, extra))} that the model has no input for"] if extra else []
         remedy = f"Save one array per input: numpy.savez(file, {', '.join(f'{name}=…' for name in names)})."
-        raise DataError(f"the file holds {' and '.join(said)}", where=str(file), remedy=remedy)
+        raise DataError(f"the file holds {' and '.join(faults)}", where=str(file), remedy=remedy)
     return {name: arrays[name] for name in names}
 
 

@@ -17,7 +17,20 @@ from compiler.evaluate.dataset import Dataset
 from compiler.fleet.data import Rule
 from compiler.model.numerics import Array, Arrays
 
+VERIFICATION = "verification"
+
 Measure: TypeAlias = Callable[[Arrays, "Array | None", "Arrays | None"], Measured]
+
+
+@dataclass(frozen=True)
+class MeasuredDrop(AccuracyDrop):
+    """A drop that can be computed again on parts of its set.
+
+    Args:
+        measured: The metric of the reference and of the candidate; None where the candidate scored 0.
+    """
+
+    measured: tuple[Measured, Measured] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -78,14 +91,21 @@ class Task:
         rule, why = choose_rule(self.rule, before.count, limit_pct, high)
         scores = self._score(before, *interval(was)), self._score(after, *interval(now))
         judged = drop if rule == "point" else high
-        return AccuracyDrop(self.metric, *scores, drop, _known(low), _known(high), rule, judged, why)
+        return MeasuredDrop(
+            self.metric, *scores, drop, known_end(low), known_end(high), rule, judged, why, measured=(before, after)
+        )
+
+    @property
+    def by_person(self) -> bool:
+        """Whether its decisions are pairs of one person, and people are drawn."""
+        return self.name == VERIFICATION
 
     def _measured(self, outputs: Arrays, labels: Array | None, reference: Arrays | None) -> Measured:
         refuse_not_finite(outputs)
         return self.measure(outputs, labels, reference)
 
     def _score(self, measured: Measured, low: float, high: float) -> Score:
-        return Score(self.metric, measured.value_pct, _known(low), _known(high), measured.count, measured.details)
+        return Score(self.metric, measured.value_pct, known_end(low), known_end(high), measured.count, measured.details)
 
     def _failed(self, before: Measured, error: InvalidModel) -> AccuracyDrop:
         reference = self._score(before, *interval(resampled([before])[0]))
@@ -94,7 +114,7 @@ class Task:
         return AccuracyDrop(self.metric, reference, nothing, drop, drop, drop, "point", drop, f"scored 0: {error.what}")
 
 
-def _known(end: float) -> float | None:
+def known_end(end: float) -> float | None:
     """The end of an interval; None where the interval does not exist."""
     return None if math.isnan(end) else end
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.errors import DataError, InvalidModel
-from compiler.evaluate.bootstrap import Measured, Values, Weights
+from compiler.evaluate.bootstrap import Decisions, Measured, Values, Weights
 from compiler.evaluate.dataset import Dataset
 from compiler.evaluate.task import matched, pick_output
 from compiler.model.numerics import Array, Arrays
@@ -65,7 +65,12 @@ class Pairs:
 
     def tar(self, far: float) -> float:
         """Share of genuine pairs that are accepted at a share of false accepts."""
-        return float(np.mean(self.genuine > self.top[int(far * self.impostors)]))
+        return float(np.mean(self.accepted(far)))
+
+    def accepted(self, far: float) -> NDArray[np.bool_]:
+        """Whether each genuine pair is accepted at a share of false accepts."""
+        accepted: NDArray[np.bool_] = self.genuine > self.top[int(far * self.impostors)]
+        return accepted
 
     def equal_error_rate(self) -> float:
         """The mean of both shares of errors where they are closest, over all thresholds."""
@@ -96,6 +101,7 @@ def measure(
         count=len(pairs.genuine),
         units=pairs.people,
         resample=partial(_resample, pairs, fars[0]),
+        decisions=Decisions(np.where(pairs.accepted(fars[0]), 100.0, 0.0), pairs.person),
         width=max(len(pairs.genuine), _looked_at(pairs, fars[0]), 0 if pairs.listed is None else len(pairs.listed)),
     )
 
@@ -117,13 +123,13 @@ def check(dataset: Dataset, *, fars: Sequence[float]) -> tuple[str, ...]:
         what = "there is only one person" if people == 1 else "no person has two samples"
         remedy = "Verification needs two people, and one with two samples; `task: embedding` needs neither."
         raise DataError(what, where=dataset.origin, remedy=remedy)
-    said = [f"{alone} of {people} people have one sample only: they give no genuine pairs"] if alone else []
-    said += [
+    oddities = [f"{alone} of {people} people have one sample only: they give no genuine pairs"] if alone else []
+    oddities += [
         f"FAR {far:g} of {impostors} impostor pairs is less than one pair: no false accept is allowed"
         for far in fars
         if far * impostors < 1
     ]
-    return tuple(said)
+    return tuple(oddities)
 
 
 def compare_pairs(embeddings: Floats, labels: Array, *, far: float) -> Pairs:
@@ -207,15 +213,15 @@ def _compare_all(unit: Floats, labels: Array, far: float) -> Pairs:
 
 def _genuine(unit: Floats, person: Indices, samples: Indices) -> tuple[Floats, Indices, float]:
     """Similarity of the genuine pairs, ascending, their people, and the rank-1 share in percent."""
-    found, owners, right = [], [], 0
+    similarities, owners, right = [], [], 0
     for start in range(0, len(unit), _BLOCK_ROWS):
         similarity, rows = _block(unit, start)
         first, second = np.nonzero((person[rows, None] == person) & (rows[:, None] < np.arange(len(unit))))
-        found.append(similarity[first, second])
+        similarities.append(similarity[first, second])
         owners.append(person[rows[first]])
         similarity[np.arange(len(rows)), rows] = -np.inf
         right += int(((person[similarity.argmax(axis=1)] == person[rows]) & (samples[person[rows]] > 1)).sum())
-    genuine, owner = np.concatenate(found), np.concatenate(owners)
+    genuine, owner = np.concatenate(similarities), np.concatenate(owners)
     ascending = np.argsort(genuine, kind="stable")
     with_another = int(samples[samples > 1].sum())
     return genuine[ascending], owner[ascending], 100 * right / max(1, with_another)

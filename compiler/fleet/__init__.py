@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
-from compiler.fleet.fleet import DeviceClass, Fleet, FleetFile, Limits, Prune, Range, load_fleet, read_prune
+from compiler.fleet.fleet import (
+    DeviceClass,
+    Fleet,
+    FleetFile,
+    Limits,
+    Prune,
+    Range,
+    Unjudged,
+    WhenUnjudged,
+    load_fleet,
+    read_prune,
+)
 
-__all__ = ["DeviceClass", "Fleet", "FleetFile", "Limits", "Prune", "Range", "load_fleet", "read_prune"]
+__all__ = [
+    "DeviceClass",
+    "Fleet",
+    "FleetFile",
+    "Limits",
+    "Prune",
+    "Range",
+    "Unjudged",
+    "WhenUnjudged",
+    "load_fleet",
+    "read_prune",
+]

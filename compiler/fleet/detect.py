@@ -194,8 +194,8 @@ def _caches(processors: list[_Block], root: Path) -> _Facts:
 
 
 def _memory_mib(root: Path) -> int | None:
-    found = re.search(r"^MemTotal:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
-    return int(found[1]) // 1024 or None if found else None
+    total = re.search(r"^MemTotal:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
+    return int(total[1]) // 1024 or None if total else None
 
 
 def _cpu_precisions(isa: frozenset[str]) -> list[str]:

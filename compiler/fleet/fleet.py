@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -67,6 +68,23 @@ class Limits:
     ] = None
 
 
+class WhenUnjudged(StrEnum):
+    """What becomes of a build one of whose gates nobody could judge."""
+
+    DELIVER = "deliver"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unjudged:
+    """What becomes of a build by the gate that nobody could judge; None where nothing is said, then it is delivered."""
+
+    accuracy: Annotated[WhenUnjudged | None, Field(description="For `accuracy_drop_pct`.")] = None
+    memory: Annotated[WhenUnjudged | None, Field(description="For `memory_reduction_pct`.")] = None
+    latency: Annotated[WhenUnjudged | None, Field(description="For `latency_ms`.")] = None
+    saliency: Annotated[WhenUnjudged | None, Field(description="For `saliency_correlation_min`.")] = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeviceClass:
     """Devices that are built for alike.
@@ -81,6 +99,7 @@ class DeviceClass:
         prune: `off`, `auto`, or the share of the multiply-accumulates to prune; None where the file does not say.
         recover_minutes: Time that a pruned model may be trained for; None where it is not.
         limits: The fleet's limits with the device's own over them.
+        unjudged: What becomes of a build by the gate that nobody could judge, the device's own over the fleet's.
         origin: The fleet file; its key path there is `("devices", name)`.
     """
 
@@ -93,6 +112,7 @@ class DeviceClass:
     prune: Prune | None = None
     recover_minutes: float | None = None
     limits: Limits = Limits()
+    unjudged: Unjudged = Unjudged()
     origin: Origin = field(default=Origin(), compare=False, repr=False)
 
     @property
@@ -124,6 +144,11 @@ def _widen(value: object) -> object:
     return value
 
 
+def _all_gates(value: object) -> object:
+    """One word holds for every gate."""
+    return dict.fromkeys(vars(Unjudged()), value) if isinstance(value, str) else value
+
+
 def read_prune(value: object) -> Prune:
     """`off`, `auto`, or a ratio between 0 and 1.
 
@@ -143,6 +168,13 @@ _Batch: TypeAlias = Annotated[
 ]
 _Dims: TypeAlias = Annotated[
     Mapping[str, _Size], Field(description="Sizes of other named dimensions of the model's inputs, by their names.")
+]
+_Unjudged: TypeAlias = Annotated[
+    Annotated[Unjudged, BeforeValidator(_all_gates, json_schema_input_type=WhenUnjudged | Unjudged)],
+    Field(
+        description="What becomes of a build whose gate nobody could judge: `deliver` (the default) or `fail`, for all "
+        "gates or by gate."
+    ),
 ]
 _Number: TypeAlias = bool | int | float
 _Inputs: TypeAlias = Annotated[
@@ -188,6 +220,7 @@ class DeviceEntry:
     prune: _Pruned = None
     recover_minutes: _Recovered = None
     limits: Annotated[Limits, Field(description="Limits of this device class, over the fleet's.")] = Limits()
+    unjudged: _Unjudged = Unjudged()
 
 
 def _not_json(name: str) -> str:
@@ -213,6 +246,7 @@ class FleetFile:
         Preprocess | None, Field(description="How pictures of calibration and evaluation become inputs.")
     ] = None
     limits: Annotated[Limits, Field(description="Limits of every device class.")] = Limits()
+    unjudged: _Unjudged = Unjudged()
     batch: _Batch = None
     dims: _Dims = field(default_factory=dict)
     inputs: _Inputs = field(default_factory=dict)
@@ -289,6 +323,9 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
         recover_minutes=entry.recover_minutes or (fleet.recover_minutes if entry.prune != "off" else None),
         limits=replace(
             fleet.limits, **{key: value for key, value in asdict(entry.limits).items() if value is not None}
+        ),
+        unjudged=replace(
+            fleet.unjudged, **{gate: value for gate, value in vars(entry.unjudged).items() if value is not None}
         ),
         origin=origin,
     )

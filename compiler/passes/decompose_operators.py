@@ -1,7 +1,8 @@
 """decompose-operators: what a target lacks is written out in operators that it has.
 
-1. a rule of `decompositions.py`
-2. the function body that ONNX gives the operator
+1. operators on integers: `decompose_quantized.py`; then uint8 between quantizers as int8, where the target has no uint8
+2. a rule of `decompositions.py`
+3. the function body that ONNX gives the operator
 A body may hold operators that the target lacks too; they are written out in turn. Each node is first written out in a
 model of its own, with the types and shapes it has here, where sizes are folded; it is replaced only if the target takes
 every operator that is left. Otherwise it stays, and the target refuses it by its name.
@@ -17,12 +18,15 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from compiler.model.graph import PassResult
+from compiler.passes.decompose_quantized import decompose_quantized
 from compiler.passes.decompositions import RULES, Body
 from compiler.passes.fold_constants import FOLD_CONSTANTS
 from compiler.passes.function_bodies import body_of, has_body
 from compiler.passes.infer_shapes import infer_shapes
+from compiler.passes.quantized import QUANTIZERS
 from compiler.passes.remove_dead_nodes import remove_dead_nodes
 from compiler.passes.remove_identities import remove_identities
+from compiler.passes.shift_quantized import SHIFT_QUANTIZED
 from compiler.passes.values import Names, constant_tensor, display_name, graphs_of, record_origin
 
 DEPTH_MAX = 6
@@ -48,7 +52,8 @@ class DecomposeOperators:
 
     def __call__(self, model: ir.Model) -> PassResult:
         """Writes out in the main graph and in subgraphs; notes name what is written out, and what cannot be."""
-        names, notes, modified = Names(model), list[str](), False
+        integers = _without_integers(model, self.refuses)
+        names, notes, modified = Names(model), list(integers.notes), integers.modified
         for graph in list(graphs_of(model)):
             for node in list(graph):
                 if not may_decompose(node) or not self.refuses(node):
@@ -62,6 +67,22 @@ class DecomposeOperators:
         if modified:
             infer_shapes(model)
         return PassResult(modified, tuple(notes))
+
+
+def _without_integers(model: ir.Model, refuses: Refuses) -> PassResult:
+    """Writes out what the target lacks of operators on integers, and shifts uint8 where it has int8 alone."""
+    written = decompose_quantized(model, refuses)
+    if written.modified:
+        infer_shapes(model)
+    quantizers = (node for node in model.graph if node.op_type in QUANTIZERS and node.domain == "" and refuses(node))
+    if not any(value is not None and value.dtype == ir.DataType.UINT8 for n in quantizers for value in _values_of(n)):
+        return written
+    shifted = SHIFT_QUANTIZED(model)
+    return PassResult(written.modified or shifted.modified, (*written.notes, *shifted.notes))
+
+
+def _values_of(node: ir.Node) -> tuple[ir.Value | None, ...]:
+    return (*node.inputs, *node.outputs)
 
 
 def may_decompose(node: ir.Node) -> bool:

@@ -26,7 +26,7 @@ class Job:
     plan: Plan
 
 
-def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...], dict[str, MissingError]]:
+def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...], dict[str, CompilerError]]:
     """Reads the fleet file and decides for every device, without touching model or toolchain.
 
     Args:
@@ -34,10 +34,11 @@ def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...
         options: The command line.
 
     Returns:
-        The fleet, the jobs in its order, and the devices no plan could be made for because something is not installed.
+        The fleet, the jobs in its order, and the devices that no plan could be made for, with the reason: what they ask
+        for cannot be had, or something is not installed.
 
     Raises:
-        UsageError: The fleet file, a profile or an option cannot be obeyed; every such problem is named.
+        UsageError: The fleet file or the command line is not valid, or nothing can be planned; every problem is named.
     """
     refuse_halves(options)
     fleet = read_fleet(path, options.request)
@@ -45,19 +46,17 @@ def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...
     if options.prune:
         parse_prune(options.prune)
     jobs: list[Job] = []
-    missing: dict[str, MissingError] = {}
-    problems: list[CompilerError] = []
+    failed: dict[str, CompilerError] = {}
     for device in selected_devices(fleet, options):
         try:
             jobs.append(_plan_device(device, fleet, options))
-        except UsageError as error:
-            problems.append(error)
-        except MissingError as error:
-            missing[device.name] = error
-    if problems:
-        raise combine(problems)
+        except (UsageError, MissingError) as error:
+            failed[device.name] = error
+    problems = {str(error): error for error in failed.values() if isinstance(error, UsageError)}
+    if problems and not jobs:
+        raise combine(list(problems.values()))
     refuse_undecided(options, [job.plan for job in jobs])
-    return fleet, tuple(jobs), missing
+    return fleet, tuple(jobs), failed
 
 
 def selected_devices(fleet: Fleet, options: BuildOptions) -> Sequence[DeviceClass]:

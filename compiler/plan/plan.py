@@ -41,6 +41,7 @@ class BuildOptions:
         repeat: Timed runs per batch size when an artifact is verified on a device it can run on; 0 times nothing.
         search_budget: Most trials that the search for a precision may make for one device.
         child: What one target's child process may use.
+        strict: Whether a gate that nobody could judge fails the build, whatever the fleet file says.
         request: What is built for which hardware, where a model is named in place of a fleet file.
         first: `compile`: the model is a border model, and the target half alone is run; None for the whole line.
         last: The stage of the portable half that the build ends at; None for the whole line.
@@ -59,6 +60,7 @@ class BuildOptions:
     repeat: int = 20
     search_budget: int = 24
     child: ChildLimits = field(default=ChildLimits())
+    strict: bool = False
     request: ModelRequest = field(default=ModelRequest())
     first: StageName | None = None
     last: StageName | None = None
@@ -179,7 +181,7 @@ def make_plan(
         TargetUnavailable: Recovery is asked for, and PyTorch is not installed.
     """
     capability = target.capability(profile)
-    constraints = make_constraints(fleet, device)
+    constraints = make_constraints(fleet, device, strict=options.strict)
     candidates = choose_candidates(
         options.precision or device.precision,
         capability,

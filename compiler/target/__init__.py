@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from compiler.model.numerics import Array, Arrays
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
+    from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
     from compiler.passes.pipelines import load_passes
     from compiler.passes.quantized import is_quantized
-    from compiler.passes.values import record_origin
+    from compiler.passes.shift_quantized import SHIFT_QUANTIZED
+    from compiler.passes.values import constant_of, record_origin
     from compiler.store.scratch import scratch_folder
-    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key
+    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key, raise_refusals
     from compiler.target.runner import (
         CountsInstructions,
         HasNote,
@@ -70,6 +72,7 @@ _PLACES = {
     "CompilerError": "compiler.errors",
     "CountsInstructions": "compiler.target.runner",
     "Cpu": "compiler.fleet.profile",
+    "DECOMPOSE_QUANTIZED": "compiler.passes.decompose_quantized",
     "DataError": "compiler.errors",
     "DeviceType": "compiler.tune",
     "Evidence": "compiler.artifact.artifact",
@@ -91,6 +94,7 @@ _PLACES = {
     "Refusal": "compiler.target.capability",
     "ReportsPeakMemory": "compiler.target.runner",
     "Runner": "compiler.target.runner",
+    "SHIFT_QUANTIZED": "compiler.passes.shift_quantized",
     "StorageError": "compiler.errors",
     "Target": "compiler.target.target",
     "TargetPlan": "compiler.target.target",
@@ -105,6 +109,7 @@ _PLACES = {
     "UnsupportedModel": "compiler.errors",
     "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
+    "constant_of": "compiler.passes.values",
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
     "graph_digest": "compiler.model.graph",
@@ -117,6 +122,7 @@ _PLACES = {
     "missing_isa": "compiler.fleet.detect",
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
+    "raise_refusals": "compiler.target.capability",
     "record_origin": "compiler.passes.values",
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
@@ -125,6 +131,8 @@ _PLACES = {
 
 __all__ = [
     "API_VERSION",
+    "DECOMPOSE_QUANTIZED",
+    "SHIFT_QUANTIZED",
     "Array",
     "Arrays",
     "Artifact",
@@ -169,6 +177,7 @@ __all__ = [
     "UnsupportedModel",
     "available_cpus",
     "combine",
+    "constant_of",
     "detect_profile",
     "find_target",
     "graph_digest",
@@ -181,6 +190,7 @@ __all__ = [
     "missing_isa",
     "op_key",
     "profile_device",
+    "raise_refusals",
     "record_origin",
     "save_model",
     "scratch_folder",

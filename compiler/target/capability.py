@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,10 @@ from compiler.target.scheme import QuantScheme
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+SHOWN_NODES = 3
+"""Names shown of nodes that are refused alike."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,22 @@ class Refusal:
         return f"{self.op} '{self.node}': {self.reason}"
 
 
+def group_refusals(refusals: Sequence[Refusal]) -> tuple[str, ...]:
+    """One line per operator and reason, in order: a model may have a hundred nodes that are refused alike."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for refusal in dict.fromkeys(refusals):
+        groups.setdefault((refusal.op, refusal.reason), []).append(refusal.node)
+    return tuple(_group_line(op, reason, nodes) for (op, reason), nodes in groups.items())
+
+
+def _group_line(op: str, reason: str, nodes: Sequence[str]) -> str:
+    if len(nodes) == 1:
+        return str(Refusal(nodes[0], op, reason))
+    names = ", ".join(f"'{node}'" for node in nodes[:SHOWN_NODES])
+    more = f" and {len(nodes) - SHOWN_NODES} more" if len(nodes) > SHOWN_NODES else ""
+    return f"{op}, {len(nodes)} nodes ({names}{more}): {reason}"
+
+
 def op_key(node: ir.Node) -> str:
     """The operator as `Capability.ops` spells it."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
@@ -123,9 +143,13 @@ def refuse_unsupported(model: ir.Model, capability: Capability, *, target: str) 
             f"the model is written in opset {opset}; target '{target}' reads up to {capability.opset_max}",
             remedy=f"Export the model with opset {capability.opset_max} or older.",
         )
-    refusals = find_unsupported(model, capability)
+    raise_refusals(model, find_unsupported(model, capability), target=target)
+
+
+def raise_refusals(model: ir.Model, refusals: Sequence[Refusal], *, target: str) -> None:
+    """Raises UnsupportedModel that lists the refusals, those alike together; nothing where there are none."""
     if refusals:
-        lines = "\n".join(f"  - {refusal}" for refusal in refusals)
+        lines = "\n".join(f"  - {line}" for line in group_refusals(refusals))
         raise UnsupportedModel(
             f"target '{target}' refuses {len(refusals)} of {sum(1 for _ in model.graph.all_nodes())} nodes:\n{lines}",
             remedy="Choose another target for this device, or replace these operators in the model.",
@@ -165,7 +189,7 @@ def _input_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
     for index in rule.constant_inputs:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is not None and value.const_value is None:
-            yield f"input {index} ('{value.name}') must be a constant"
+            yield f"input {index} must be a constant"
 
 
 def _attribute_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:

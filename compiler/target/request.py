@@ -151,12 +151,30 @@ class LayerTimesTask:
 
 
 @dataclass(frozen=True)
+class RaceUntil:
+    """When a race of two artifacts ends.
+
+    Args:
+        least_pairs: Pairs of blocks in any case.
+        most_pairs: Pairs at most.
+        budget_s: Seconds after which no pair is begun.
+        half_width: Half of the ratio's 95 % interval, relative, that is narrow enough.
+    """
+
+    least_pairs: int
+    most_pairs: int
+    budget_s: float
+    half_width: float
+
+
+@dataclass(frozen=True)
 class RaceTask:
-    """Run several artifacts in turn, `rounds` blocks of runs each, so that all see the same machine."""
+    """Run two artifacts in turn, block by block, so that both see the same machine; `threads` is how many they use."""
 
     artifacts: tuple[ArtifactWithRoot, ...]
     inputs: tuple[Path, ...]
-    rounds: int
+    until: RaceUntil
+    threads: int
     work: Literal["race"] = "race"
 
 
@@ -233,10 +251,11 @@ class LayerTimesAnswer:
 
 @dataclass(frozen=True)
 class RaceAnswer:
-    """Per artifact, the median and the fastest run of every block, in milliseconds."""
+    """Per artifact, the median and the fastest run of every block, in milliseconds; and what disturbed them."""
 
     medians_ms: tuple[tuple[float, ...], ...]
     fastest_ms: tuple[tuple[float, ...], ...]
+    disturbed: str = ""
 
 
 Task: TypeAlias = (

@@ -17,6 +17,7 @@ from compiler.fleet.profile import HardwareProfile, load_profile, validate_optio
 from compiler.model.child import follow_parent
 from compiler.model.numerics import write_arrays
 from compiler.store.atomic import write_atomic
+from compiler.target.race import race
 from compiler.target.request import (
     BorderWork,
     BuildAnswer,
@@ -36,7 +37,7 @@ from compiler.target.request import (
 )
 from compiler.target.runner import CountsInstructions, HasNote, Runner
 from compiler.target.target import Measurer, Target, TargetPlan, Tunes, find_target
-from compiler.target.worker_measure import evaluate, footprint, race, read_npz, time_layers, times_ms
+from compiler.target.worker_measure import evaluate, footprint, read_npz, time_layers, times_ms
 from compiler.tune import Tunable
 
 

@@ -1,4 +1,4 @@
-"""The child's side of what a search measures: memory of one artifact, speed of several, outputs on a whole data set."""
+"""The child's side of what a search measures: memory of one artifact, its kernels' times, outputs on a data set."""
 
 from __future__ import annotations
 
@@ -20,19 +20,9 @@ from compiler.target.request import (
     FootprintTask,
     LayerTimesAnswer,
     LayerTimesTask,
-    RaceAnswer,
-    RaceTask,
 )
 from compiler.target.runner import ReportsPeakMemory, Runner, TimesLayers, TimesRuns
 from compiler.target.target import find_target
-
-BLOCK_MS = 100.0
-"""How long one artifact runs before it is the other's turn: long against a cache's warming, short against a machine's
-changes of load."""
-
-BLOCK_RUNS = (3, 200)
-"""Fewest and most runs of a block."""
-
 
 _PR_SET_THP_DISABLE = 41
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S{4} \S+ \S+ \d+ *(.*)$")
@@ -55,25 +45,6 @@ def footprint(task: FootprintTask) -> FootprintAnswer:
         return FootprintAnswer(runner.evidence, peak_bytes(task.artifact.root))
     finally:
         runner.close()
-
-
-def race(task: RaceTask) -> RaceAnswer:
-    """Runs several artifacts in turn, block by block, so that all see the same machine."""
-    runners = [find_target(artifact.target).load(artifact) for artifact in task.artifacts]
-    try:
-        feeds = [read_npz(path) for path in task.inputs]
-        sizes = [_block_size(runner, inputs) for runner, inputs in zip(runners, feeds, strict=True)]
-        blocks: list[list[list[float]]] = [[] for _ in runners]
-        for _ in range(task.rounds):
-            for index, runner in enumerate(runners):
-                blocks[index].append(times_ms(runner, feeds[index], sizes[index]))
-        return RaceAnswer(
-            tuple(tuple(float(np.median(times)) for times in rounds) for rounds in blocks),
-            tuple(tuple(min(times) for times in rounds) for rounds in blocks),
-        )
-    finally:
-        for runner in runners:
-            runner.close()
 
 
 def evaluate(task: EvaluateTask) -> EvaluateAnswer:
@@ -105,13 +76,6 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Every array of a file that the parent wrote."""
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
-
-
-def _block_size(runner: Runner, inputs: Arrays) -> int:
-    runner.run(inputs)
-    (first,) = times_ms(runner, inputs, 1)
-    fewest, most = BLOCK_RUNS
-    return max(fewest, min(most, round(BLOCK_MS / max(first, 1e-3))))
 
 
 def times_ms(runner: Runner, inputs: Arrays, runs: int) -> list[float]:

@@ -95,18 +95,19 @@ def _of(kernel: Tunable, choice: Choice, basis: Basis, evidence: Evidence, reaso
     return Scheduled(kernel.name, kernel.workload, kernel.count, choice, basis, evidence, reason)
 
 
-def _same_kernel(found: TuningKey, wanted: TuningKey) -> bool:
-    return found.workload == wanted.workload and found.target == wanted.target
+def _same_kernel(recorded: TuningKey, wanted: TuningKey) -> bool:
+    return recorded.workload == wanted.workload and recorded.target == wanted.target
 
 
-def _transfers(found: TuningKey, wanted: TuningKey) -> bool:
+def _transfers(recorded: TuningKey, wanted: TuningKey) -> bool:
     """Whether a choice measured there may be built with here: the same instructions on as many cores."""
-    return (found.device.isa, found.device.cores) == (wanted.device.isa, wanted.device.cores)
+    return (recorded.device.isa, recorded.device.cores) == (wanted.device.isa, wanted.device.cores)
 
 
-def _nearness(found: TuningKey, wanted: TuningKey) -> int:
-    equal = (found.device == wanted.device, found.toolchain == wanted.toolchain, found.settings == wanted.settings)
-    return 4 * _transfers(found, wanted) + sum(equal)
+def _nearness(recorded: TuningKey, wanted: TuningKey) -> int:
+    same_device, same_settings = recorded.device == wanted.device, recorded.settings == wanted.settings
+    same_toolchain = recorded.toolchain == wanted.toolchain
+    return 4 * _transfers(recorded, wanted) + same_device + same_toolchain + same_settings
 
 
 def _transfer_text(record: TuningRecord, key: TuningKey) -> str:

@@ -30,6 +30,7 @@ from compiler.target import (
     Tunable,
     host_isa,
     installed_version,
+    raise_refusals,
 )
 from targets.intel_openvino.rules import PRECISION_ISA, capability_of, computes
 
@@ -79,8 +80,10 @@ class OpenVino:
         return capability_of(profile)
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
-        """None: OpenVINO does its own fusions when it loads the IR."""
-        return ()
+        """What OpenVINO takes for something else is written otherwise; it does its own fusions when it loads the IR."""
+        from targets.intel_openvino.passes import RewriteForOpenVino
+
+        return (RewriteForOpenVino(),)
 
     def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
         """The model as one kernel, whose choices are streams and threads; what the profile's options fix stays."""
@@ -99,9 +102,15 @@ class OpenVino:
         return HostMeasurer(model, plan, profile, backend, _config(plan))
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
-        """Converts the model, with ranges where a dimension is one, and reads the result back."""
-        from targets.intel_openvino.convert import read_back, write_ir
+        """Converts the model, with ranges where a dimension is one, and reads the result back.
 
+        Raises:
+            UnsupportedModel: 64-bit integers may need more than 32 bits, or OpenVINO does not convert the model.
+        """
+        from targets.intel_openvino.convert import read_back, write_ir
+        from targets.intel_openvino.integers import refuse_wide_integers
+
+        raise_refusals(model, refuse_wide_integers(model, plan.dims), target=self.name)
         payload = workdir / "payload"
         payload.mkdir(parents=True, exist_ok=True)
         config = _config(plan)

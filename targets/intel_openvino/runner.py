@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from compiler.target import (
     Array,
     Arrays,
@@ -17,6 +19,7 @@ from compiler.target import (
     available_cpus,
     missing_isa,
 )
+from targets.intel_openvino.integers import INPUT_LIMIT
 from targets.intel_openvino.isa import impose_isa
 from targets.intel_openvino.toolchain import first_lines, input_name, openvino
 
@@ -30,7 +33,7 @@ class CompiledRunner:
 
     def __init__(self, artifact: Artifact, host: frozenset[str]) -> None:
         flags = _strings(artifact.facts.get("isa"))
-        self.note = "; ".join(filter(None, (impose_isa(flags, host), _note(flags, host))))
+        self.note = "; ".join(filter(None, (impose_isa(flags, host), _note(artifact, flags, host))))
         self._outputs = [spec.name for spec in artifact.outputs]
         self._inputs = {spec.name: spec.dtype for spec in artifact.inputs}
         self._unused = set(_strings(artifact.facts.get("unused_inputs")))
@@ -43,6 +46,7 @@ class CompiledRunner:
         given = {name: array.dtype.name for name, array in inputs.items() if name not in self._unused}
         if given != self._inputs:
             raise DataError(f"the model takes {_listed(self._inputs)}; given: {_listed(given)}")
+        _refuse_wide(inputs)
         try:
             found = self._request.infer([inputs[name] for name in self._order], share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -67,6 +71,20 @@ class CompiledRunner:
         del self._request
 
 
+def _refuse_wide(inputs: Arrays) -> None:
+    """OpenVINO would take their lower 32 bits."""
+    for name, array in inputs.items():
+        if (
+            array.dtype.name in ("int64", "uint32")
+            and array.size
+            and int(np.abs(array.astype(np.float64)).max()) > INPUT_LIMIT
+        ):
+            raise DataError(
+                f"input '{name}' holds integers beyond ±{INPUT_LIMIT}, and OpenVINO computes in 32 bits",
+                remedy="Use target `onnxruntime` for this model.",
+            )
+
+
 def _listed(dtypes: dict[str, str]) -> str:
     return ", ".join(f"{name} ({dtype})" for name, dtype in sorted(dtypes.items()))
 
@@ -76,7 +94,7 @@ def _text(info: Any, key: str) -> str:
 
 
 def _compile(artifact: Artifact, **properties: str) -> tuple[Any, list[str]]:
-    """The IR compiled with the artifact's settings, on no more threads than this machine has; and its inputs' order."""
+    """The IR compiled with the artifact's settings and the threads this process may use; and its inputs' order."""
     config = {**dict(artifact.facts["config"]), **properties}  # type: ignore[call-overload]  # JSON that `build` wrote
     config["INFERENCE_NUM_THREADS"] = str(min(int(config["INFERENCE_NUM_THREADS"]), available_cpus()))
     try:
@@ -87,7 +105,20 @@ def _compile(artifact: Artifact, **properties: str) -> tuple[Any, list[str]]:
         raise ToolchainFailed(f"OpenVINO does not compile the IR: {first_lines(error)}") from error
 
 
-def _note(flags: list[str], host: frozenset[str]) -> str:
+def _note(artifact: Artifact, flags: list[str], host: frozenset[str]) -> str:
+    return "; ".join(filter(None, (_threads_note(artifact), _isa_note(flags, host))))
+
+
+def _threads_note(artifact: Artifact) -> str:
+    """What a time says where the device's threads do not all fit this machine; empty where they do."""
+    config = dict(artifact.facts["config"])  # type: ignore[call-overload]  # JSON that `build` wrote
+    threads, cpus = int(config["INFERENCE_NUM_THREADS"]), available_cpus()
+    if threads <= cpus:
+        return ""
+    return f"it ran on {cpus} threads, as many as this machine has, not on the device's {threads}: times are not those"
+
+
+def _isa_note(flags: list[str], host: frozenset[str]) -> str:
     cpu = Cpu(model="the device's", cores=1, isa=tuple(flags))
     missing = missing_isa(HardwareProfile(schema=1, name="device", target="openvino", cpu=cpu), host)
     if not missing:

@@ -300,3 +300,30 @@ def test_a_measurement_fails_softly_only_for_what_the_machine_lacks(
         gates = {gate["name"]: gate for gate in place.manifest("one")["gates"]}
         assert gates["memory: run"]["passed"] is None
         assert "no counter on this machine" in gates["memory: run"]["why"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"precision": "fp8"}, "precision fp8 cannot be had"),
+        ({"batch": 3, "dims": {"nowhere": 4}}, "nowhere"),
+    ],
+)
+def test_setting_of_one_device_that_cannot_be_had_does_not_stop_the_others(
+    place: Place, setting: Mapping[str, object], words: str
+) -> None:
+    place.write_fleet({"bad": {"profile": place.profile("bad"), **setting}, "one": place.profile("one")})
+    outcome = place.build("--json")
+    assert outcome.code == 6, outcome.err
+    rows = {row["device"]: row for row in outcome.json["devices"]}
+    assert rows["bad"]["error"]["exit_code"] == 2
+    assert words in json.dumps(rows["bad"]["error"])
+    assert rows["one"]["status"] == "delivered"
+    assert not (place.dist / "bad").exists()
+
+
+def test_unknown_key_of_one_device_stops_all(place: Place) -> None:
+    place.write_fleet({"bad": {"profile": place.profile("bad"), "colour": "red"}, "one": place.profile("one")})
+    outcome = place.build()
+    assert outcome.code == 2 and "colour" in outcome.err
+    assert not place.dist.exists()

@@ -66,6 +66,8 @@ def test_a_ratio_is_cut_repaired_and_delivered_and_the_manifest_says_it(conv: Pl
     assert all(group["kept"] % pruning["multiple"] == 0 for group in pruning["groups"])
     assert pruning["repaired"][0]["after"] < pruning["repaired"][0]["before"]
     assert manifest["verdict"]["reference"] == "border model"
+    changes = manifest["verdict"]["border"]["points"][0]["outputs"]
+    assert all(0 < output["sqnr_db"] < 60 for output in changes.values()), "how far pruning moved the results"
     assert [trial["purpose"] for trial in manifest["trials"]] == ["baseline", "candidate"]
     assert manifest["trials"][0]["pruned"] == 0 and manifest["trials"][1]["pruned"] == round(pruning["ratio"], 4)
     assert [stage["stage"] for stage in manifest["stages"]] == ["rewrite", "prune", "compile"]

@@ -181,6 +181,24 @@ def test_an_evaluation_alone_brings_default_gates_and_accuracy_is_judged_on_the_
     gate = next(gate for gate in manifest["gates"] if gate["name"] == "accuracy")
     assert gate["limit"] == 2.0 and gate["rule"] == "bound", "48 decisions are few: one weighs more than a point"
     assert manifest["inputs"]["evaluation"]["samples"] == 48
+    certified = manifest["trials"][1]["certified"]
+    assert (certified["how"], certified["agreed"], certified["folds"], certified["count"]) == ("cross-fit", 5, 5, 48)
+    assert gate["value"] == certified["judged_pct"] and gate["why"].startswith("certified, cross-fit")
+    assert manifest["inputs"]["evaluation"]["split"] == "cross-fit"
+    told = wide.run("inspect", wide.dist / "one").out
+    assert "lost while choosing:" in told and "5 of 5 folds chose it" in told
+
+
+def test_a_gate_that_nobody_could_judge_fails_a_strict_build_and_delivers_another(wide: Place) -> None:
+    profile = wide.profile("one", load="unavailable")
+    limited(wide, {"memory_reduction_pct": 40}, one={"load": "unavailable"})
+    outcome = wide.build("--strict")
+    assert outcome.code == 5, outcome.err
+    assert "memory: run: not judged" in outcome.err and "this fails the build" in outcome.err
+    wide.write_fleet({"one": profile}, limits={"memory_reduction_pct": 40}, unjudged={"memory": "fail"})
+    assert wide.build().code == 5
+    wide.write_fleet({"one": profile}, limits={"memory_reduction_pct": 40}, unjudged={"latency": "fail"})
+    assert wide.build().code == 0
 
 
 def test_an_artifact_that_cannot_run_here_is_judged_by_its_border_model_and_says_so(wide: Place) -> None:
@@ -258,6 +276,9 @@ def test_a_quantized_candidate_is_judged_by_its_border_model_and_every_layer_is_
     assert outcome.code == 0, outcome.err
     manifest = wide.manifest("one")
     assert manifest["verdict"]["reference"] == "border model"
+    changes = manifest["verdict"]["border"]["points"][0]["outputs"]
+    assert all(0 < output["sqnr_db"] < 60 for output in changes.values()), "how far int8 is from the imported model"
+    assert "border model against the imported model" in wide.run("inspect", wide.dist / "one").out
     assert [trial["purpose"] for trial in manifest["trials"]] == ["baseline", "candidate"]
     layers = {layer["op"]: layer for layer in manifest["layers"]}
     assert layers["MatMul"]["precision"] == "int8" and layers["MatMul"]["sqnr_db"] > 10

@@ -38,6 +38,7 @@ class Suite:
 # TVM's bundle takes seconds to build and to run under QEMU; TensorRT-RTX a third of a second to build.
 SUITES = {
     "reference": [Suite("all", 0)],
+    "onnxruntime": [Suite("all", 1)],
     "openvino": [Suite("all", 0, "intel-n100")],
     "tvm": [Suite("all", -1, "raspberry-pi-4"), Suite("none", 1, options=_HOST_ARM)],
     "tensorrt": [Suite("all", 1, "nvidia-l4")],

@@ -109,13 +109,13 @@ def _speed(device: Device) -> Figure:
     detail = ""
     if speed and speed.speedup is not None:
         same = speed.evidence == measured.evidence
-        detail = f"{speed.speedup:.2f} × float32" + ("" if same else f" ({speed.evidence})")
+        detail = speed.ratio_words + ("" if same else f" ({speed.evidence})")
     if measured.latency:
         return Figure(f"{measured.latency[0].p50_ms:.2f} ms", detail, measured.evidence)
     if measured.instructions:
         return Figure(f"{measured.instructions / 1e6:.1f} M instructions", detail, measured.evidence)
     if speed and speed.value is not None and speed.unit in (SpeedUnit.MS, SpeedUnit.ROOFLINE_MS):
-        return Figure(f"{speed.value:.2f} {speed.unit}", detail, speed.evidence)
+        return Figure(speed.time_words, detail, speed.evidence)
     return Figure("–", detail or "not executed")
 
 

@@ -9,7 +9,6 @@ from enum import StrEnum
 from compiler.artifact.report.read import Device
 from compiler.artifact.report.rows import Row, chosen_trial, interval, points_lost
 from compiler.artifact.schema import (
-    Accuracy,
     Evidence,
     Gate,
     GateName,
@@ -18,6 +17,7 @@ from compiler.artifact.schema import (
     Purpose,
     TrialFacts,
     TrialStatus,
+    Verdict,
     gate_text,
 )
 
@@ -98,8 +98,9 @@ def proofs(device: Device) -> tuple[Proof, ...]:
 def _gains(row: Row, trial: TrialFacts) -> str:
     parts = []
     if trial.speed and trial.speed.speedup is not None:
-        ratio, how = trial.speed.speedup, trial.speed.evidence
-        parts.append(f"{ratio:.2f} times as fast as the float original ({how})" if ratio != 1 else "the float original")
+        ratio, how = trial.speed.speedup, f"{trial.speed.evidence}{', disturbed' if trial.speed.disturbed else ''}"
+        faster = f"{trial.speed.ratio_figure} times as fast as the float original ({how})"
+        parts.append(faster if ratio != 1 else "the float original")
     if trial.pruned:
         parts.append(f"{trial.pruned:.0%} of its multiply-accumulates are pruned")
     if trial.footprint:
@@ -107,7 +108,8 @@ def _gains(row: Row, trial: TrialFacts) -> str:
     if trial.accuracy and trial.accuracy.drop:
         drop = trial.accuracy.drop
         lost = f"{points_lost(drop.drop_pct)} {interval(drop.low_pct, drop.high_pct)}".strip()
-        parts.append(f"{lost} of {drop.metric} ({trial.accuracy.evidence})")
+        lost = trial.accuracy_words or f"{lost} of {drop.metric}"
+        parts.append(f"{lost} ({trial.accuracy.evidence})")
     return "; ".join(parts) or "it is the first that passes"
 
 
@@ -130,6 +132,19 @@ def _why_not(trial: TrialFacts, chosen: TrialFacts | None) -> str:
     return f"{trial.status}; the chosen one ranks before it"
 
 
+def _border_proofs(verdict: Verdict) -> Iterator[Proof]:
+    border = verdict.border
+    if border is not None and border.status == ParityStatus.PASSED:
+        worst = border.worst_sqnr_db
+        how = "equal to the bit" if worst is None else f"worst SQNR {worst:.1f} dB, tolerance {border.tolerance}"
+        text = f"The border model computes what the imported model computes: {how}."
+        yield Proof(ProofState.PROVEN, text, border.evidence)
+    elif border is not None:
+        yield Proof(ProofState.OPEN, f"The border model was not compared: {border.reason}.", border.evidence)
+    for sentence in verdict.weak_proofs:
+        yield Proof(ProofState.OPEN, sentence[0].upper() + sentence[1:] + ".", Evidence.NONE)
+
+
 def _proofs(device: Device) -> Iterator[Proof]:
     manifest = device.manifest
     if manifest is None:
@@ -144,31 +159,38 @@ def _proofs(device: Device) -> Iterator[Proof]:
         yield Proof(
             ProofState.OPEN, f"Its outputs were not compared: {parity.reason or parity.status}.", parity.evidence
         )
+    yield from _border_proofs(manifest.verdict)
     trial = chosen_trial(device)
     for gate in manifest.gates:
-        doubt = _doubt(gate, trial.accuracy if trial else None)
+        doubt = _doubt(gate, trial)
         is_open = bool(doubt) or gate.passed is None
-        state = ProofState.REFUTED if gate.passed is False else ProofState.OPEN if is_open else ProofState.PROVEN
+        state = ProofState.REFUTED if gate.refuses else ProofState.OPEN if is_open else ProofState.PROVEN
         why = f" ({gate.rule}; {gate.why})" if gate.why and gate.passed is not None else f" ({gate.rule})"
         yield Proof(state, _sentence(gate_text(gate) + why) + (f" {doubt}" if doubt else ""), gate.evidence)
+    if trial and trial.speed and trial.speed.disturbed:
+        text = f"the speed-up was measured on a busy machine: {trial.speed.disturbed}"
+        yield Proof(ProofState.OPEN, _sentence(text), trial.speed.evidence)
+    for warning in manifest.inputs.evaluation.warnings if manifest.inputs.evaluation else ():
+        yield Proof(ProofState.OPEN, _sentence(f"evaluation data: {warning}"), Evidence.NONE)
     if manifest.artifact.deferred:
         yield Proof(ProofState.OPEN, f"It is not complete: {manifest.artifact.deferred}", Evidence.NONE)
 
 
-def _doubt(gate: Gate, accuracy: Accuracy | None) -> str:
+def _doubt(gate: Gate, trial: TrialFacts | None) -> str:
     """Why a gate that passed proves less than it seems to; empty if it does not."""
     if gate.passed is None:
         return ""
     if gate.evidence == Evidence.ESTIMATED:
         return "Nothing was run for it."
-    if gate.name != GateName.ACCURACY or accuracy is None:
+    accuracy = trial.accuracy if trial else None
+    if gate.name != GateName.ACCURACY or trial is None or accuracy is None:
         return ""
     if accuracy.measured_on == MeasuredOn.BORDER_MODEL:
         note = f": {accuracy.note}" if accuracy.note else ""
         return f"It is the {accuracy.measured_on}'s accuracy, not the artifact's{note}."
-    drop = accuracy.drop
-    if drop and drop.high_pct is not None and drop.high_pct > gate.limit:
-        spread = interval(drop.low_pct, drop.high_pct)
+    judged = trial.certified or accuracy.drop
+    if judged and judged.high_pct is not None and judged.high_pct > gate.limit:
+        spread = interval(judged.low_pct, judged.high_pct)
         return f"The 95 % interval {spread} reaches beyond the limit: more labelled data would settle it."
     return ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compiler.artifact.artifact import Artifact, Evidence
-from compiler.artifact.schema.accuracy import Accuracy, AccuracyDrop, MeasuredOn, Score
+from compiler.artifact.schema.accuracy import Accuracy, AccuracyDrop, Certified, MeasuredOn, Score, SplitKind
 from compiler.artifact.schema.build import DeviceRow, DeviceStatus, Failure, Summary
 from compiler.artifact.schema.gate import (
     Gate,
@@ -73,6 +73,7 @@ __all__ = [
     "BorderModel",
     "BuildSettings",
     "Candidate",
+    "Certified",
     "Check",
     "Constraints",
     "Curve",
@@ -120,6 +121,7 @@ __all__ = [
     "Shown",
     "Speed",
     "SpeedUnit",
+    "SplitKind",
     "StageDigest",
     "StageRun",
     "Summary",

@@ -11,6 +11,7 @@ from pydantic import FiniteFloat
 
 from compiler.artifact.adapter import Detail, Number
 from compiler.artifact.artifact import Evidence
+from compiler.artifact.figures import figure_text
 
 
 class MeasuredOn(StrEnum):
@@ -67,6 +68,58 @@ class AccuracyDrop:
     rule: Literal["point", "bound"]
     judged_pct: FiniteFloat
     why: str
+
+
+class SplitKind(StrEnum):
+    """How the data that choose among trials are kept from those that certify what was chosen."""
+
+    HELD_OUT = "held out"
+    CROSS_FIT = "cross-fit"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What the chosen trial loses on data that did not choose it.
+
+    Args:
+        how: How those data were kept apart.
+        metric: The task's metric.
+        drop_pct: Percentage points lost against the float model.
+        low_pct: Lower end of the interval; None where there is none.
+        high_pct: Upper end.
+        level_pct: Level of the interval: higher where several chosen trials were certified one after another.
+        rule: `point` judges the drop itself, `bound` the upper end.
+        judged_pct: What the limit is compared with.
+        count: Decisions that judge.
+        agreed: Of the folds, how many chose what is delivered; of a half that is held out, 1.
+        folds: How many folds there are.
+        looks: How many trials were scored on the data that chose.
+        why: The reason for this rule, and for this way of keeping data apart.
+    """
+
+    how: SplitKind
+    metric: str
+    drop_pct: FiniteFloat
+    low_pct: Number
+    high_pct: Number
+    level_pct: FiniteFloat
+    rule: Literal["point", "bound"]
+    judged_pct: FiniteFloat
+    count: int
+    agreed: int
+    folds: int
+    looks: int
+    why: str
+
+    @property
+    def words(self) -> str:
+        """The drop with its interval, and how it was kept apart from the choice among trials."""
+        if self.how == SplitKind.HELD_OUT:
+            apart = f"on a held-out half, {self.count} decisions"
+        else:
+            apart = f"cross-fit on {self.count} decisions, {self.agreed} of {self.folds} folds chose it"
+        return f"{figure_text(self.drop_pct, self.low_pct, self.high_pct)} points of {self.metric} ({apart})"
 
 
 @dataclass(frozen=True)

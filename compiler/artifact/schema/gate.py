@@ -9,6 +9,7 @@ from pydantic import FiniteFloat
 
 from compiler.artifact.adapter import Number
 from compiler.artifact.artifact import Evidence
+from compiler.fleet import WhenUnjudged
 
 MOST_PLACES = 9
 """Decimals beyond which a figure is not told from its limit any more."""
@@ -46,6 +47,7 @@ class Gate:
         evidence: Where the value is from.
         rule: What of the figure was judged: `point`, `bound`, `minimum of 3 runs`, …
         why: Why it was not judged, or what its reader should know.
+        unjudged: What becomes of the build where it was not judged.
     """
 
     name: GateName
@@ -56,6 +58,12 @@ class Gate:
     evidence: Evidence
     rule: str
     why: str = ""
+    unjudged: WhenUnjudged = WhenUnjudged.DELIVER
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it keeps the build from being delivered."""
+        return self.passed is False or (self.passed is None and self.unjudged == WhenUnjudged.FAIL)
 
     def __str__(self) -> str:
         source = "" if self.passed is None else f" ({self.rule}; {self.evidence})"

@@ -55,6 +55,8 @@ class Evaluation:
     warnings: tuple[str, ...]
     options: Mapping[str, Any]
     preprocess: Mapping[str, Any] | None
+    split: str = ""
+    split_reason: str = ""
 
 
 @dataclass(frozen=True)

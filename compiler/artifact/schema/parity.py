@@ -88,10 +88,19 @@ class Parity:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The parity, and what the artifact was compared with."""
+    """The parity of an artifact and of its border model.
+
+    Args:
+        parity: Of the artifact.
+        reference: What the artifact was compared with.
+        border: Of the border model with the imported model, in ONNX Runtime; None in manifests of older versions.
+        weak_proofs: Why comparisons say little: outputs that do not depend on the samples, made-up integers.
+    """
 
     parity: Parity
     reference: Reference
+    border: Parity | None = None
+    weak_proofs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

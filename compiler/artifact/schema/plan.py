@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import SerializerFunctionWrapHandler, WrapSerializer
 
-from compiler.fleet import Limits, Range
+from compiler.fleet import Limits, Range, Unjudged
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,15 @@ class Constraints:
         limits: Every limit that holds.
         task: Task that accuracy is judged by; empty where nothing judges it.
         data: Which data of the fleet file judge it.
-        reasons: Name of a limit → where it is from.
+        reasons: Name of a limit → where it is from, and what becomes of a build that nobody could judge by it.
+        unjudged: What becomes of it, by gate.
     """
 
     limits: Annotated[Limits, WrapSerializer(_stated)] = field(default_factory=Limits)
     task: str = ""
     data: GateData = GateData.NONE
     reasons: Mapping[str, str] = field(default_factory=dict)
+    unjudged: Unjudged = field(default_factory=Unjudged)
 
     @property
     def any(self) -> bool:

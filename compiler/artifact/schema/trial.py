@@ -11,7 +11,8 @@ from pydantic import FiniteFloat
 
 from compiler.artifact.adapter import Number
 from compiler.artifact.artifact import Evidence
-from compiler.artifact.schema.accuracy import Accuracy
+from compiler.artifact.figures import figure_text, ratio_figure, short_ratio, time_text
+from compiler.artifact.schema.accuracy import Accuracy, Certified
 from compiler.artifact.schema.gate import Gate, GateName
 from compiler.artifact.schema.plan import PlanFacts
 from compiler.artifact.schema.saliency import Saliency
@@ -74,7 +75,7 @@ class Speed:
 
     Args:
         speedup: Inferences per second against the float original; None where nothing tells.
-        value: One inference, in `unit`; of milliseconds the median.
+        value: One inference, in `unit`; of milliseconds the centre of the blocks' medians.
         original: The float original's, in the same unit, from the same measurement.
         unit: Unit of both; smaller is faster.
         evidence: Where it is from.
@@ -82,6 +83,8 @@ class Speed:
         low: Lower end of the speed-up's 95 % interval; None where it was not measured in time.
         high: Upper end.
         disturbed: What else the machine did meanwhile, where that leaves the figure in doubt; empty otherwise.
+        value_high: Upper end of the interval of `value`, or of the roofline's range: without overlap of memory and
+            arithmetic; None where it has none.
     """
 
     speedup: Number
@@ -93,6 +96,34 @@ class Speed:
     low: Number = None
     high: Number = None
     disturbed: str = ""
+    value_high: Number = None
+
+    @property
+    def ratio_figure(self) -> str:
+        """The speed-up as a number with its interval; empty where nothing tells."""
+        if self.speedup is None:
+            return ""
+        return ratio_figure(self.speedup, self.low, self.high, is_estimate=self.evidence == Evidence.ESTIMATED)
+
+    @property
+    def short_words(self) -> str:
+        """The speed-up for a narrow column; empty where nothing tells."""
+        if self.speedup is None:
+            return ""
+        ratio = short_ratio(self.speedup, self.low, self.high, is_estimate=self.evidence == Evidence.ESTIMATED)
+        return f"{ratio} x{', disturbed' if self.disturbed else ''} ({self.evidence})"
+
+    @property
+    def ratio_words(self) -> str:
+        """The speed-up over float32 in words; empty where nothing tells."""
+        return f"{self.ratio_figure} × float32{', disturbed' if self.disturbed else ''}" if self.ratio_figure else ""
+
+    @property
+    def time_words(self) -> str:
+        """The time of one inference in words; empty where there is none."""
+        if self.value is None or self.unit not in (SpeedUnit.MS, SpeedUnit.ROOFLINE_MS):
+            return ""
+        return time_text(self.value, self.value_high, is_estimate=self.evidence == Evidence.ESTIMATED)
 
 
 @dataclass(frozen=True)
@@ -118,12 +149,13 @@ class TrialFacts:
         options: The quantizer's options; None where its precision is one of floating point.
         warnings: What the quantizer and the pruner say of their data.
         note: Why the search went no further from here, where it ended.
-        accuracy: Its accuracy; None where no gate asks.
+        accuracy: Its accuracy on the data that choose; None where no gate asks.
         saliency: How similar its saliency maps are; None where no gate asks.
         footprint: Its memory.
         speed: Its speed against the float original.
         gates: The verdicts; empty for a trial that was not judged.
         stages: The entries of the store it was made of.
+        certified: Its accuracy on data that did not choose it; None where it was not chosen.
     """
 
     number: int
@@ -142,6 +174,16 @@ class TrialFacts:
     speed: Speed | None
     gates: tuple[Gate, ...]
     stages: tuple[StageDigest, ...]
+    certified: Certified | None = None
+
+    @property
+    def accuracy_words(self) -> str:
+        """What was lost on the data that chose, and on data that did not; empty where nothing was certified."""
+        drop = self.accuracy.drop if self.accuracy else None
+        if self.certified is None or drop is None:
+            return ""
+        chose = figure_text(drop.drop_pct, drop.low_pct, drop.high_pct)
+        return f"lost while choosing: {chose} points of {drop.metric}; certified: {self.certified.words}"
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,9 @@ def find_ties(model: ir.Model) -> Ties:
     """
     walk = Walk()
     for node in model.graph:
-        # the domain first: a rule notes cuts, and another domain's operator of the same name may mean anything
-        if node.domain not in ("", "ai.onnx") or not RULES.get(node.op_type, _no_rule)(walk, node):
+        # the domain first: a rule marks cuts as it goes, and another domain's Conv shares only the name with ONNX's
+        is_onnx = node.domain in ("", "ai.onnx")
+        if not (is_onnx and RULES.get(node.op_type, _no_rule)(walk, node)):
             walk.fix_inputs(node, f"{node.op_type} '{display_name(node)}' mixes channels in a way that is not known")
     # the shapes of outputs are part of the model's interface
     for output in model.graph.outputs:

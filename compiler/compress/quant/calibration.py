@@ -27,11 +27,13 @@ class CalibrationStats:
         count: Samples.
         constant: Samples of which every element of every input is the same.
         digests: Digests of the distinct samples.
+        inputs: Names of the inputs whose first axis counts samples; None: all that have an axis.
     """
 
     count: int = 0
     constant: int = 0
     digests: set[bytes] = field(default_factory=set)
+    inputs: frozenset[str] | None = None
 
     def passing(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
         """The same batches, counted as they pass."""
@@ -41,8 +43,9 @@ class CalibrationStats:
 
     def look(self, batch: Arrays) -> None:
         """Counts one batch, whose first axis is the samples."""
-        for row in range(min((len(array) for array in batch.values() if array.ndim), default=0)):
-            parts = [np.ascontiguousarray(batch[name][row]) for name in sorted(batch) if batch[name].ndim]
+        names = [name for name in sorted(batch) if batch[name].ndim and (self.inputs is None or name in self.inputs)]
+        for row in range(min((len(batch[name]) for name in names), default=0)):
+            parts = [np.ascontiguousarray(batch[name][row]) for name in names]
             digest = hashlib.sha256()
             for part in parts:
                 digest.update(part.tobytes())

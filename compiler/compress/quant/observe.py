@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from compiler.compress.quant.batches import count_samples, sample_inputs
 from compiler.compress.quant.histogram import Histogram, empty_histogram
 from compiler.errors import DataError, UnsupportedModel
 from compiler.fleet.machine import available_cpus
@@ -25,7 +26,7 @@ class Observations:
     """Histograms of the values in a model.
 
     Args:
-        samples: Number of samples (size of the first axis of the first input).
+        samples: Number of samples.
         tensors: Value → its histogram.
     """
 
@@ -80,10 +81,11 @@ def observe(model: ir.Model, batches: Iterable[Arrays], *, tensors: Collection[s
     session = Unoptimized(watched)
     names = [str(value.name) for value in _observable(model) if tensors is None or value.name in tensors]
     seen = {name: empty_histogram() for name in names}
+    counted = sample_inputs(model)
     samples = 0
     workers = available_cpus()
     for inputs, outputs in run_ahead((partial(_run, session, one) for one in batches), workers=workers, ahead=workers):
-        samples += len(next(iter(inputs.values()), ()))
+        samples += count_samples(inputs, counted)
         refuse_nonfinite(model, {name: array for name, array in (inputs | outputs).items() if name in seen})
         for name in names:
             seen[name].add(outputs[name] if name in outputs else inputs[name])

@@ -10,6 +10,7 @@ from itertools import chain
 import onnx_ir as ir
 
 from compiler.compress.quant.apply import apply
+from compiler.compress.quant.batches import count_samples, sample_inputs
 from compiler.compress.quant.calibration import CalibrationStats, check_calibration
 from compiler.compress.quant.choose import choose, observed_values
 from compiler.compress.quant.equalize import equalize
@@ -18,8 +19,8 @@ from compiler.compress.quant.migrate import find_sites
 from compiler.compress.quant.observe import Observations, observe
 from compiler.compress.quant.options import Balance, QuantOptions
 from compiler.compress.quant.plan import QuantPlan
+from compiler.compress.quant.prepare import prepare
 from compiler.compress.quant.smooth import smooth
-from compiler.compress.quant.widen import widen
 from compiler.errors import DataError, UnsupportedModel
 from compiler.model.numerics import Arrays
 from compiler.passes.quantized import is_quantized
@@ -130,15 +131,16 @@ class _Start:
 
 
 def _begin(model: ir.Model, batches: Iterable[Arrays], options: QuantOptions) -> _Start:
-    stats = CalibrationStats()
+    counted = sample_inputs(model)
+    stats = CalibrationStats(inputs=counted)
     stream = stats.passing(batches)
-    head = _head(stream, options.fit_samples)
-    return _Start(_balanced(widen(model), head, options), head, chain(head, stream), stats)
+    head = _head(stream, options.fit_samples, counted)
+    return _Start(_balanced(prepare(model), head, options), head, chain(head, stream), stats)
 
 
 def can_balance(model: ir.Model, balance: Balance) -> bool:
     """Whether the model has a value that can be balanced, or no balancing is asked for."""
-    return balance == "none" or bool(find_sites(widen(model), inserts=balance == "activations"))
+    return balance == "none" or bool(find_sites(prepare(model), inserts=balance == "activations"))
 
 
 def _balanced(model: ir.Model, head: list[Arrays], options: QuantOptions) -> ir.Model:
@@ -158,7 +160,7 @@ def _observe_all(start: _Start, scheme: QuantScheme) -> Calibrated:
 
 def _affordable(model: ir.Model, head: list[Arrays]) -> list[Arrays]:
     """As many of the batches as fit into `_FIT_BYTES` for the largest value; one at least."""
-    batch = max((len(array) for array in head[0].values() if array.ndim), default=1) if head else 1
+    batch = max(1, count_samples(head[0], sample_inputs(model))) if head else 1
     sizes = [
         math.prod(size if isinstance(size, int) else batch for size in value.shape)
         for node in model.graph
@@ -168,13 +170,13 @@ def _affordable(model: ir.Model, head: list[Arrays]) -> list[Arrays]:
     return head[: max(1, _FIT_BYTES // (4 * max(sizes, default=1)))]
 
 
-def _head(stream: Iterable[Arrays], samples: int) -> list[Arrays]:
+def _head(stream: Iterable[Arrays], samples: int, counted: frozenset[str]) -> list[Arrays]:
     """The first batches, of as many samples in all; the stream goes on behind them."""
     held: list[Arrays] = []
     count = 0
     for batch in stream:
         held.append(batch)
-        count += len(next(iter(batch.values()), ()))
+        count += count_samples(batch, counted)
         if count >= samples:
             break
     return held

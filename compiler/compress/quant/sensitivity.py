@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from compiler.compress.quant.apply import apply
 from compiler.compress.quant.plan import QuantPlan
-from compiler.compress.quant.widen import widen
+from compiler.compress.quant.prepare import prepare
 from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Array, Arrays, compare_all
@@ -45,7 +45,7 @@ def measure_sensitivity(model: ir.Model, plan: QuantPlan, batches: Iterable[Arra
     Raises:
         UnsupportedModel: ONNX Runtime does not run the model.
     """
-    inputs, model = list(batches), widen(model)
+    inputs, model = list(batches), prepare(model)
     unquantized = replace(plan, tensors={}, weights={}, reads={}, int_biases=(), compute="fp32")
     expected = _outputs(apply(model, unquantized), inputs)
     steps = (partial(_error, model, part, inputs, expected) for part in _parts(plan))

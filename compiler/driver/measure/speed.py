@@ -1,14 +1,15 @@
 """How much faster a candidate is than the float original, by the best evidence there is.
 
 measured-host       both builds run here in turn, block by block: the ratio of the fastest runs of two neighbouring
-                    blocks, which other work on the machine disturbs least, and of those ratios the median
+                    blocks, which other work on the machine disturbs least; of those ratios the centre by Hodges and
+                    Lehmann with its 95 % interval, measured until that is narrow or time is up
 measured-emulator   guest instructions of one inference
 estimated           a roofline of the profile
 """
 
 from __future__ import annotations
 
-import statistics
+from dataclasses import asdict
 
 import onnx_ir as ir
 
@@ -21,12 +22,28 @@ from compiler.driver.stages.candidate import Made
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.work import list_work
 from compiler.evaluate.gates import Figure
+from compiler.evaluate.paired import centre_of, ratio_of
 from compiler.fleet.detect import detect_profile
+from compiler.fleet.machine import available_cpus
 from compiler.fleet.profile import HardwareProfile
 from compiler.store import StageName
-from compiler.target.request import RaceAnswer, RaceTask
+from compiler.target.request import RaceAnswer, RaceTask, RaceUntil
 
-ROUNDS = 7
+LEAST_PAIRS = 7
+"""Pairs of blocks in any case: one more than an interval of 95 % needs."""
+
+MOST_PAIRS = 60
+"""Pairs beyond which an interval narrows too slowly to be worth the time: four times as many halve it."""
+
+BUDGET_S = 10.0
+"""How long a race may go on beyond the least number of pairs."""
+
+NARROW = 0.01
+"""Half of the interval, relative, that is narrow enough: a third of what counts as the same speed."""
+
+WIDE = 0.05
+"""Half of the interval, relative, beyond which a figure is called disturbed though nothing else shows."""
+
 INSTRUCTIONS_PER_CYCLE = 2.0
 """Assumed of an ARM core on vector code when instructions become a time: half of what a Cortex-A76 issues at most."""
 
@@ -51,7 +68,7 @@ def measure_speed(context: BuildContext, made: Made, original: Made | None) -> S
 def latency_figure(context: BuildContext, made: Made, speed: Speed) -> Figure:
     """Milliseconds of one inference on the device at the optimal sizes, for the latency gate."""
     profile = context.job.profile
-    if speed.unit == SpeedUnit.MS and speed.value is not None and (found := _from_host(profile, speed.value, made)):
+    if speed.unit == SpeedUnit.MS and speed.value is not None and (found := _from_host(profile, speed, made)):
         return found
     if speed.unit == SpeedUnit.INSTRUCTIONS and speed.value is not None and profile.cpu and profile.cpu.clock_mhz:
         value = speed.value / (profile.cpu.clock_mhz * 1e3 * INSTRUCTIONS_PER_CYCLE)
@@ -63,43 +80,73 @@ def latency_figure(context: BuildContext, made: Made, speed: Speed) -> Figure:
     return Figure(bound.value, Evidence.ESTIMATED, "roofline", f"a lower bound: {bound.note}")
 
 
-def _from_host(profile: HardwareProfile, value_ms: float, made: Made) -> Figure | None:
-    """This machine's time, scaled to the device where it is another; None where a profile says too little for that."""
+def _from_host(profile: HardwareProfile, speed: Speed, made: Made) -> Figure | None:
+    """This machine's time, scaled to the device where it is another; None where a profile says too little for that.
+
+    Of an interval the upper end is judged: what may be too slow does not pass.
+    """
+    value_ms = speed.value if speed.value_high is None else speed.value_high
+    if value_ms is None:
+        return None
+    doubt = f"disturbed: {speed.disturbed}" if speed.disturbed else ""
+    rule = "median" if speed.value_high is None else "upper end of the median's 95 % interval"
     host = detect_profile()
     if profile.cpu is None or (host.cpu is not None and profile.cpu.model == host.cpu.model):
-        return Figure(value_ms, Evidence.HOST, "median")
+        return Figure(value_ms, Evidence.HOST, rule, doubt)
     here, there = describe_machine(host), describe_machine(profile)
     if here is None or there is None:
         return None
     rates = [machine.macs_per_s.get(made.plan.precision, machine.macs_per_s["fp32"]) for machine in (here, there)]
     scale = rates[0] / rates[1]
     why = f"{value_ms:.2f} ms on this machine × {scale:.2f}, the ratio of peak rates ({there.source})"
+    why = "; ".join(filter(None, (why, doubt)))
     return Figure(value_ms * scale, Evidence.ESTIMATED, "scaled by peak rates", why)
 
 
 def _race(context: BuildContext, made: Made, original: Made) -> Speed:
     times = [latency.p50_ms for latency in made.verdict.latency if latency.sizes == made.typical.label]
     if made.built.entry.digest == original.built.entry.digest and times:
-        return Speed(1.0, times[0], times[0], SpeedUnit.MS, Evidence.HOST, made.verdict.reason)
+        return Speed(1.0, times[0], times[0], SpeedUnit.MS, Evidence.HOST, made.verdict.reason, low=1.0, high=1.0)
     builds = [(one.built, one.typical.inputs) for one in (made, original)]
     artifacts = tuple(built.artifact for built, _ in builds)
+    threads = min(made.plan.target_plan.threads, available_cpus())
+    until = RaceUntil(LEAST_PAIRS, MOST_PAIRS, BUDGET_S, NARROW)
     (raced,) = measure_in_child(
         context,
         StageName.SPEED,
         RaceAnswer,
         builds,
-        lambda inputs: RaceTask(artifacts, inputs, ROUNDS),
-        rounds=ROUNDS,
+        lambda inputs: RaceTask(artifacts, inputs, until, threads),
+        until=asdict(until),
+        threads=threads,
     )
-    own, other = raced.fastest_ms
-    value, base = (statistics.median(medians) for medians in raced.medians_ms)
+    return race_speed(raced, note=made.verdict.reason)
+
+
+def race_speed(raced: RaceAnswer, *, note: str) -> Speed:
+    """The speed that a race of a candidate and the float original shows.
+
+    Args:
+        raced: Times of the candidate, then of the original.
+        note: What the reader should know of the runs.
+    """
+    own, original = raced.fastest_ms
+    ratio = ratio_of(original, own)
+    value, base = (centre_of(medians) for medians in raced.medians_ms)
+    wide = ratio.half_width / ratio.value
+    doubts = [raced.disturbed] if raced.disturbed else []
+    doubts += [f"after {len(own)} pairs of blocks it is known to ±{wide:.0%}"] if wide > WIDE else []
     return Speed(
-        statistics.median(b / a for a, b in zip(own, other, strict=True)),
-        value,
-        base,
+        ratio.value,
+        value.value,
+        base.value,
         SpeedUnit.MS,
         Evidence.HOST,
-        made.verdict.reason,
+        note,
+        low=ratio.low,
+        high=ratio.high,
+        disturbed="; ".join(doubts),
+        value_high=value.high,
     )
 
 
@@ -110,11 +157,14 @@ def _roofline(context: BuildContext, made: Made) -> Speed:
         why = "the profile states too little for an estimate: cores, clock_mhz and isa or compute_capability"
         return Speed(None, None, None, SpeedUnit.NONE, Evidence.NONE, why)
     batch = context.job.device.batch.opt
-    value = 1e3 * model_seconds(list_work(made.border.load(), batch=batch), machine, made.plan.precision)
+    layers = list(list_work(made.border.load(), batch=batch))
+    value, high = (
+        1e3 * model_seconds(layers, machine, made.plan.precision, overlaps=overlaps) for overlaps in (True, False)
+    )
     float_model = ir.load(made.border.entries[0].files / BORDER)
     base = 1e3 * model_seconds(list_work(float_model, batch=batch), machine, "fp32")
     if not value or not base:
-        return Speed(
-            None, None, None, SpeedUnit.NONE, Evidence.NONE, "the model has no work that an estimate could count"
-        )
-    return Speed(base / value, value, base, SpeedUnit.ROOFLINE_MS, Evidence.ESTIMATED, machine.source)
+        why = "the model has no work that an estimate could count"
+        return Speed(None, None, None, SpeedUnit.NONE, Evidence.NONE, why)
+    estimate, source = SpeedUnit.ROOFLINE_MS, machine.source
+    return Speed(base / value, value, base, estimate, Evidence.ESTIMATED, source, value_high=high)

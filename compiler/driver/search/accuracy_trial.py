@@ -57,7 +57,8 @@ def try_accuracy(
         raise
     except CompilerError as error:
         return replace(trial, error=error)
-    gates = judge_gates(Limits(accuracy_drop_pct=limit), {GateName.ACCURACY: accuracy_figure(accuracy)})
+    figures, unjudged = {GateName.ACCURACY: accuracy_figure(accuracy)}, context.job.plan.constraints.unjudged
+    gates = judge_gates(Limits(accuracy_drop_pct=limit), figures, unjudged=unjudged)
     return replace(trial, gates=gates, accuracy=accuracy, **notes)
 
 

@@ -18,11 +18,13 @@ from dataclasses import dataclass, replace
 from compiler.artifact.schema import Layer, Purpose, Saliency
 from compiler.driver.measure.layers import list_layers
 from compiler.driver.measure.saliency import show_saliency
+from compiler.driver.search.certify import choose_certified
 from compiler.driver.search.follow_ups import judged_drop
 from compiler.driver.search.mixed import search_mixed
 from compiler.driver.search.prune_ratio import search_ratio
 from compiler.driver.search.select import beaten_by, choose_trial, describe, explain_choice, explain_failure
 from compiler.driver.search.trial import Trial, is_missing, run_trial
+from compiler.driver.stages.border_parity import hold_to_model
 from compiler.driver.stages.candidate import Made, make_candidate_border
 from compiler.driver.stages.context import BuildContext, with_plan
 from compiler.driver.stages.quantize import Variant
@@ -77,7 +79,8 @@ def search_precision(context: BuildContext) -> SearchResult:
         pruned_search = search_ratio(context, trials, _original(trials))
         trials = (*trials, *pruned_search.trials)
         plan = settle_pruning(plan, Pruning(0.0, False, pruned_search.reason))
-    chosen = choose_trial(trials)
+    with context.clock.timed(StageName.ACCURACY):
+        trials, chosen = choose_certified(context, trials)
     if chosen is None or chosen.made is None:
         return SearchResult(trials, error=explain_failure(trials, context.name))
     context.clock.note(f"{chosen.precision}: {describe(chosen)}")
@@ -92,7 +95,7 @@ def _result(
         return SearchResult(trials, error=explain_failure(trials, context.name))
     settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
     decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
-    made = replace(chosen.made, plan=settle_pruning(settled, decided))
+    made = replace(chosen.made, plan=hold_to_model(settle_pruning(settled, decided), context.ready.model))
     with context.clock.timed(StageName.LAYERS):
         layers = list_layers(context, made, sqnr_db=_errors(context, chosen.made))
     explains = context.job.plan.constraints.explains

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compiler.artifact import Evidence
-from compiler.artifact.schema import Purpose
+from compiler.artifact.schema import GateName, Purpose
 from compiler.driver.search.trial import Trial
 from compiler.errors import CompilerError, GateFailed, UnsupportedModel
 from compiler.evaluate.gates import Gate, limits_text, nearest_limits
@@ -33,6 +33,34 @@ def fastest(trials: Sequence[Trial]) -> Trial:
     best = max(_least_speedup(trial) for trial in comparable)
     fast = [trial for trial in comparable if _speedup(trial) >= best * (1.0 - SAME_SPEED)]
     return min(fast, key=lambda trial: (_bytes(trial), -_speedup(trial), trial.number))
+
+
+def preference(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that could be delivered if their accuracy held, the preferred one first.
+
+    A trial of accuracy alone was not built: it stands behind the build of its precision whose form it varies, the more
+    pruned form first, then the one with fewer layers in float.
+    """
+    built = [trial for trial in trials if trial.made and not trial.error and _holds_otherwise(trial)]
+    speeds = {trial.precision: (_rank(trial), _least_speedup(trial)) for trial in reversed(built)}
+    possible = [
+        trial
+        for trial in trials
+        if not trial.error and trial.purpose != Purpose.BASELINE and (trial in built or trial.made is None)
+    ]
+    ranked = [(speeds[trial.precision], trial) for trial in possible if trial.precision in speeds]
+    return [trial for _, trial in sorted(ranked, key=lambda item: _place(*item))]
+
+
+def _place(sibling: tuple[tuple[bool, int], float], trial: Trial) -> tuple[float, ...]:
+    (judged, evidence), speedup = sibling
+    if trial.made is not None:
+        (judged, evidence), speedup = _rank(trial), _least_speedup(trial)
+    return -judged, -evidence, -speedup, -trial.pruned, len(trial.kept_float), trial.number
+
+
+def _holds_otherwise(trial: Trial) -> bool:
+    return not any(gate.refuses for gate in trial.gates if gate.name != GateName.ACCURACY)
 
 
 def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
@@ -75,7 +103,8 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
     shown = [trial for trial in trials if trial.purpose != Purpose.BASELINE and trial.why]
     lines = [f"  - {trial.precision}{_variant(trial)}: {trial.why}" for trial in shown]
     nearest = min(judged, key=lambda trial: (sum(map(_miss, trial.gates)), trial.number))
-    needed = limits_text(nearest_limits(nearest.gates))
+    missed = any(gate.passed is False for gate in nearest.gates)
+    needed = limits_text(nearest_limits(nearest.gates)) if missed else "unjudged: deliver"
     return GateFailed(
         "no candidate passes the gates of this device:\n" + "\n".join(lines),
         where=where,
@@ -97,7 +126,7 @@ def describe(trial: Trial) -> str:
     """A trial's figures in a line."""
     parts = []
     if trial.speed and trial.speed.speedup is not None:
-        parts.append(f"{trial.speed.speedup:.2f} × float32 ({trial.speed.evidence})")
+        parts.append(f"{trial.speed.ratio_words} ({trial.speed.evidence})")
     if trial.footprint:
         parts.append(f"{trial.footprint.weights_bytes / (1 << 20):.1f} MiB of weights")
     if trial.pruned:
@@ -109,7 +138,7 @@ def describe(trial: Trial) -> str:
 
 def _rank(trial: Trial) -> tuple[bool, int]:
     """How good the evidence for a trial is: first whether its accuracy was judged, then where its speed is from."""
-    unjudged = any(gate.name == "accuracy" and gate.passed is None for gate in trial.gates)
+    unjudged = any(gate.name == GateName.ACCURACY and gate.passed is None for gate in trial.gates)
     evidence = trial.speed.evidence if trial.speed else Evidence.NONE
     return not unjudged, _RANKS.index(evidence)
 

@@ -9,6 +9,7 @@ from typing import Any
 from compiler.artifact import Evidence
 from compiler.artifact.schema import (
     Accuracy,
+    Certified,
     Footprint,
     Gate,
     GateName,
@@ -51,7 +52,8 @@ class Trial:
         gates: The verdicts; empty for a trial that was not judged.
         footprint: Its memory.
         speed: Its speed against the float original.
-        accuracy: Its accuracy; None where no gate asks.
+        accuracy: Its accuracy on the data that choose; None where no gate asks.
+        certified: Its accuracy on data that did not choose it; None where it was not chosen.
         saliency: How similar its saliency maps are; None where no gate asks.
         variant: How it was quantized; None where its precision is one of floating point.
         pruned: Share of the multiply-accumulates that was cut, 0 to 1.
@@ -73,6 +75,7 @@ class Trial:
     pruned: float = 0.0
     warnings: tuple[str, ...] = ()
     note: str = ""
+    certified: Certified | None = None
 
     @property
     def kept_float(self) -> Mapping[str, str]:
@@ -99,7 +102,7 @@ class Trial:
         """What it failed at; empty if it passed."""
         if self.error:
             return self.error.brief
-        return "; ".join(str(gate) for gate in self.gates if gate.passed is False)
+        return "; ".join(str(gate) for gate in self.gates if gate.refuses)
 
     @property
     def facts(self) -> TrialFacts:
@@ -120,6 +123,7 @@ class Trial:
             footprint=self.footprint,
             speed=self.speed,
             gates=self.gates,
+            certified=self.certified,
             stages=tuple(StageDigest(entry.stage, entry.digest) for entry in self.made.entries) if self.made else (),
         )
 
@@ -194,6 +198,9 @@ def measure_candidate(
         figures = _memory(context, footprint, made, original) | {GateName.LATENCY: latency}
     if accuracy:
         figures[GateName.ACCURACY] = accuracy_figure(accuracy)
+    elif context.data.unjudged:
+        figures[GateName.ACCURACY] = Figure(None, Evidence.NONE, why=context.data.unjudged)
+    is_judged = purpose != Purpose.BASELINE
     if saliency:
         figures[GateName.SALIENCY] = saliency_figure(saliency)
     return Trial(
@@ -201,7 +208,7 @@ def measure_candidate(
         purpose,
         made.plan.precision,
         made,
-        gates=judge_gates(constraints.limits, figures) if purpose != Purpose.BASELINE else (),
+        gates=judge_gates(constraints.limits, figures, unjudged=constraints.unjudged) if is_judged else (),
         footprint=footprint,
         speed=speed,
         accuracy=accuracy,

@@ -7,13 +7,15 @@ from functools import partial
 
 import onnx_ir as ir
 
-from compiler.artifact.schema import Reference
+from compiler.artifact.schema import Parity, Reference
 from compiler.driver.stages.bisect import explain_divergence
 from compiler.driver.stages.border import Border, given_border, make_border
+from compiler.driver.stages.border_parity import hold_to_model, judge_border
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.inputs import sizes_label
 from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_kernels, tuning_log
+from compiler.driver.stages.proof import weak_proofs
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
 from compiler.driver.stages.reference import ParityCase, reference_cases
@@ -21,6 +23,7 @@ from compiler.driver.stages.verify import Verification, verify_artifact
 from compiler.errors import GateFailed, UnsupportedModel
 from compiler.plan import Plan
 from compiler.store import BORDER_STAGES, Entry, StageName
+from compiler.target.capability import refuse_unsupported
 from compiler.tune import Curve, Scheduled
 
 
@@ -34,6 +37,8 @@ class Made:
         built: The artifact.
         points: Inputs and expected outputs it was compared on.
         verdict: Parity, and what was timed or counted beside.
+        border_parity: Parity of the border model with the imported one, in ONNX Runtime.
+        weak_proofs: Why some of that parity says little.
         kernels: What each of its kernels is built with, and by which record; none where the target cannot be tuned.
         curves: The trials behind those records.
     """
@@ -43,6 +48,8 @@ class Made:
     built: Built
     points: tuple[ParityCase, ...]
     verdict: Verification
+    border_parity: Parity
+    weak_proofs: tuple[str, ...] = ()
     kernels: tuple[Scheduled, ...] = ()
     curves: tuple[Curve, ...] = ()
 
@@ -76,9 +83,13 @@ def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) 
         CompilerError: It cannot be built, or differs from what it was made of.
     """
     job, ready = context.job, context.ready
-    plan = bound_payload(plan, ready.model)
+    plan = hold_to_model(bound_payload(plan, ready.model), ready.model)
     border = make_candidate_border(context, plan, variant)
+    refuse_unsupported(border.load(), job.target.capability(job.profile), target=job.target.name)
     stages, limits = context.stages, context.options.child
+    with context.clock.timed(StageName.REFERENCE):
+        imported = _reference_cases(context, ready.model, ready.digest)
+        border_parity = judge_border(border, plan, ready, imported, where=f"{context.name}: verify", stages=stages)
     with context.clock.timed(StageName.KERNELS):
         tunables = list_kernels(border, plan, job.profile, job.target, stages=stages, limits=limits)
         kernels = choose_schedule(tunables, plan, job.profile, tuning_log(context.options.cache))
@@ -86,11 +97,11 @@ def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) 
     with context.clock.timed(StageName.COMPILE):
         built = build_artifact(border, plan, job.profile, job.target, stages=stages, limits=limits)
     with context.clock.timed(StageName.REFERENCE):
-        model, digest = (border.load(), border.digest) if plan.changes_results else (ready.model, ready.digest)
-        points = _reference_cases(context, model, digest)
+        points = _reference_cases(context, border.load(), border.digest) if plan.changes_results else imported
     with context.clock.timed(StageName.VERIFY):
         verdict = _verify(context, plan, border, built, points, explain=explain)
-    return Made(plan, border, built, points, verdict, kernels.scheduled, kernels.curves)
+    weak = weak_proofs(points, is_random=ready.inputs.is_random)
+    return Made(plan, border, built, points, verdict, border_parity, weak, kernels.scheduled, kernels.curves)
 
 
 def _reference_cases(context: BuildContext, model: ir.Model, digest: str) -> tuple[ParityCase, ...]:
@@ -152,7 +163,7 @@ def _verify(
             built.artifact,
             built.entry.digest,
             points,
-            tolerance=plan.tolerance,
+            tolerance=plan.decisions["tolerance"].value,
             repeat=options.repeat,
             where=f"{context.name}: verify",
             stages=context.stages,

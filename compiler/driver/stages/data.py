@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compiler.driver.stages.inputs import Prepared
-from compiler.errors import CompilerError, UsageError, combine
-from compiler.evaluate import Dataset, Images, Task, find_task, open_calibration, open_evaluation, open_images
+from compiler.errors import CompilerError, InternalError, UsageError, combine
+from compiler.evaluate import (
+    Dataset,
+    Images,
+    Split,
+    SplitKind,
+    Task,
+    find_task,
+    halves,
+    make_split,
+    open_calibration,
+    open_evaluation,
+    open_images,
+    sample_digests,
+)
 from compiler.evaluate.gates import EMBEDDING, Constraints
+from compiler.evaluate.split import Groups
 from compiler.fleet import Fleet
 from compiler.fleet.data import Calibration, Evaluation
 from compiler.model.frontend import describe_inputs
 from compiler.plan.jobs import Job
 
 UNASKED = "neither a limit nor an evaluation asks for saliency"
+
+
+log = logging.getLogger("fleetc.build")
+
+LEAST_SPLIT = 32
+"""Distinct calibration samples that are enough to fit on one half and to judge on the other."""
+
+MOST_COMPARED = 20_000
+"""Samples of calibration and evaluation together that are read once more to find those in both."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +49,22 @@ class AccuracyTest:
         task: The metric.
         dataset: What it is computed on.
         warnings: What is odd about the data.
+        split: Which part of the data chooses among trials and which certifies; None where no limit judges.
+        part: Groups of the data whose outputs are judged; None means all.
     """
 
     task: Task
     dataset: Dataset
     warnings: tuple[str, ...]
+    split: Split | None = None
+    part: Groups | None = None
+
+    @property
+    def certifying(self) -> AccuracyTest:
+        """The same task on the half that was held out."""
+        if self.split is None or self.split.kind != SplitKind.HELD_OUT:
+            raise InternalError("no half of the data was held out")
+        return replace(self, part=self.split.folds[0])
 
 
 @dataclass(frozen=True)
@@ -40,11 +75,19 @@ class Data:
         judge: What its accuracy is judged by; None where no gate asks.
         calibration: What ranges are observed on, and pruning is repaired on; None where the fleet file names none.
         images: What its saliency is compared on, or why that is not done.
+        unjudged: Why its accuracy is not judged although a limit asks.
     """
 
     judge: AccuracyTest | None = None
     calibration: Dataset | None = None
     images: Images | str = UNASKED
+    unjudged: str = ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes a judgement by these data doubtful, or keeps them from one."""
+        unjudged = (f"accuracy is not judged: {self.unjudged}",) if self.unjudged else ()
+        return (*(self.judge.warnings if self.judge else ()), *unjudged)
 
 
 def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared]) -> dict[str, Data]:
@@ -53,24 +96,27 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared
     Raises:
         UsageError: Data do not fit the model or the task; every such problem is named once.
     """
-    known: dict[tuple[int, str, bool, bool], Data] = {}
+    known: dict[tuple[object, ...], Data] = {}
     problems: dict[str, CompilerError] = {}
     found: dict[str, Data] = {}
     for job in jobs:
         ready, constraints = prepared[job.device.name], job.plan.constraints
         calibrates = job.plan.pruning.reads_data or any(rule.scheme is not None for rule in job.plan.candidates)
-        key = (id(ready), constraints.task, calibrates, constraints.explains)
+        trains, limit = job.plan.pruning.recovers, constraints.limits.accuracy_drop_pct
+        key = (id(ready), constraints.task, calibrates, constraints.explains, trains, limit)
         try:
-            known[key] = known.get(key) or _open(fleet, ready, constraints, calibrates=calibrates)
+            known[key] = known.get(key) or _open(fleet, ready, constraints, calibrates=calibrates, trains=trains)
             found[job.device.name] = known[key]
         except UsageError as error:
             problems.setdefault(str(error), error)
+    for warning in dict.fromkeys(warning for data in found.values() for warning in data.warnings):
+        log.warning("%s", warning)
     if problems:
         raise combine(list(problems.values()))
     return found
 
 
-def _open(fleet: Fleet, ready: Prepared, constraints: Constraints, *, calibrates: bool) -> Data:
+def _open(fleet: Fleet, ready: Prepared, constraints: Constraints, *, calibrates: bool, trains: bool) -> Data:
     specs = describe_inputs(ready.model)
     given = fleet.calibration if calibrates else None
     calibration = open_calibration(given, specs, fleet.preprocess) if given else None
@@ -82,7 +128,53 @@ def _open(fleet: Fleet, ready: Prepared, constraints: Constraints, *, calibrates
     if not constraints.task:
         return Data(None, calibration, images)
     task = find_task(evaluation)
-    return Data(AccuracyTest(task, dataset, (*dataset.warnings, *task.check(dataset))), calibration, images)
+    shared: tuple[str, ...] = ()
+    if calibration is not None and fleet.evaluation is None:
+        parts = _divided(dataset)
+        if isinstance(parts, str):
+            return Data(None, calibration, images, parts)
+        calibration, dataset = parts
+    elif calibration is not None:
+        shared = _shared(calibration, dataset)
+    warnings = (*dataset.warnings, *shared, *task.check(dataset))
+    return Data(AccuracyTest(task, dataset, warnings, *_split(task, dataset, constraints, trains)), calibration, images)
+
+
+def _split(task: Task, dataset: Dataset, constraints: Constraints, trains: bool) -> tuple[Split | None, Groups | None]:
+    """How the data are divided, and the part that chooses; nothing where no limit chooses."""
+    limit = constraints.limits.accuracy_drop_pct
+    if limit is None:
+        return None, None
+    split = make_split(dataset.labels, dataset.count, by_person=task.by_person, limit_pct=limit, holds_out=trains)
+    return split, split.choosing if split.kind == SplitKind.HELD_OUT else None
+
+
+def _divided(calibration: Dataset) -> tuple[Dataset, Dataset] | str:
+    """The half that ranges are observed on, and the half that judges; or why there are no two."""
+    advice = "add an evaluation, or more calibration samples"
+    if calibration.whole:
+        return f"the calibration samples are complete inputs and cannot be divided into fitting and judging: {advice}"
+    digests = sample_digests(calibration)
+    distinct = len(set(digests))
+    if distinct < LEAST_SPLIT:
+        return (
+            f"the file has no evaluation, and {distinct} distinct calibration samples are fewer than {LEAST_SPLIT}: "
+            f"none can be spared to judge what the others fit: {advice}"
+        )
+    return halves(calibration, digests)
+
+
+def _shared(calibration: Dataset, evaluation: Dataset) -> tuple[str, ...]:
+    """A warning where samples are in both sets: accuracy on what was fitted is too good."""
+    if calibration.count + evaluation.count > MOST_COMPARED:
+        return (f"whether calibration and evaluation share samples was not checked: over {MOST_COMPARED} to read",)
+    fitted = set(sample_digests(calibration))
+    count = sum(digest in fitted for digest in sample_digests(evaluation))
+    if not count:
+        return ()
+    return (
+        f"{count} of {evaluation.count} evaluation samples are calibration samples too: accuracy on them is too good",
+    )
 
 
 def _embedding(calibration: Calibration | None) -> Evaluation:

@@ -75,7 +75,9 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
 
-def prepare(fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass]) -> dict[str, Prepared]:
+def prepare(
+    fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass]
+) -> tuple[dict[str, Prepared], dict[str, CompilerError]]:
     """Binds the model and draws the inputs of every device, before anything is built.
 
     Args:
@@ -84,14 +86,14 @@ def prepare(fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass]) -> di
         devices: The device classes to build for.
 
     Returns:
-        Device name → what its build starts from.
+        Device name → what its build starts from; and of the others, why sizes or data do not fit the model.
 
     Raises:
-        UsageError: Sizes or calibration data do not fit the model; every such problem is named once.
+        UsageError: Sizes or calibration data fit for no device; every such problem is named once.
     """
     ready: dict[_Key, Prepared] = {}
     keys: dict[str, _Key] = {}
-    problems: dict[str, CompilerError] = {}
+    failed: dict[str, CompilerError] = {}
     for device in devices:
         try:
             fixed = fix_inputs(model, device.inputs, where=device.place)
@@ -100,10 +102,10 @@ def prepare(fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass]) -> di
             ready[key] = ready.get(key) or _prepare(fleet, fixed, sized)
             keys[device.name] = key
         except (UsageError, ModelError) as error:
-            problems.setdefault(str(error), error)
-    if problems:
-        raise combine(list(problems.values()))
-    return {device.name: ready[keys[device.name]] for device in devices}
+            failed[device.name] = error
+    if failed and not ready:
+        raise combine(list({str(error): error for error in failed.values()}.values()))
+    return {name: ready[key] for name, key in keys.items()}, failed
 
 
 def _sized_by_samples(fleet: Fleet, model: ir.Model, device: DeviceClass) -> DeviceClass:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.run import Stages
-from compiler.evaluate import AccuracyDrop, Dataset, run_dataset
+from compiler.evaluate import AccuracyDrop, Dataset, run_dataset, take_part
 from compiler.model.numerics import Array, Arrays, write_arrays
 from compiler.store import StageName
 
@@ -29,11 +29,22 @@ def model_outputs(model: ir.Model, digest: str, dataset: Dataset, stages: Stages
 
 
 def drop_of(context: BuildContext, judge: AccuracyTest, outputs: Arrays) -> AccuracyDrop:
-    """What outputs on the judge's samples lose against the imported model's."""
+    """What outputs on the judge's part of the samples lose against the imported model's.
+
+    Args:
+        context: The device.
+        judge: The task, its data and the part of them that is judged.
+        outputs: Of all samples, whatever the part.
+    """
     ready = context.ready
     reference = model_outputs(ready.model, ready.digest, judge.dataset, context.stages)
-    limit = context.job.plan.constraints.limits.accuracy_drop_pct
-    return judge.task.drop(reference, outputs, judge.dataset.labels, limit_pct=limit)
+    limit, labels = context.job.plan.constraints.limits.accuracy_drop_pct, judge.dataset.labels
+    if judge.part is None:
+        return judge.task.drop(reference, outputs, labels, limit_pct=limit)
+    (before, known), (after, _) = (
+        take_part(stacked, labels, judge.part, by_person=judge.task.by_person) for stacked in (reference, outputs)
+    )
+    return judge.task.drop(before, after, known, limit_pct=limit)
 
 
 def read_outputs(folder: Path) -> dict[str, Array]:

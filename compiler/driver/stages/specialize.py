@@ -17,6 +17,7 @@ from compiler.passes.convert_to_half import refuse_undefined
 from compiler.passes.decompose_operators import DecomposeOperators
 from compiler.passes.pipelines import precision_passes
 from compiler.passes.probe import make_probe
+from compiler.passes.unroll_loops import UnrollLoops
 from compiler.plan import Plan
 from compiler.store import Entry, StageName
 from compiler.store.digests import closure_digest
@@ -42,7 +43,7 @@ def specialized_entry(
         inputs: What the probe is run on.
         stages: Where it is run.
     """
-    writes_out = None if capability is None else decomposition(load_stage(before), plan, capability)
+    writes_out = () if capability is None else decomposition(load_stage(before), plan, capability)
     steps = own_steps(plan, target_passes, writes_out)
     if not steps:
         return before
@@ -64,18 +65,18 @@ def specialized_entry(
     )
 
 
-def decomposition(model: ir.Model, plan: Plan, capability: Capability) -> DecomposeOperators | None:
-    """The pass that writes out what a target lacks, for models of this one's opset; None where it lacks nothing."""
+def decomposition(model: ir.Model, plan: Plan, capability: Capability) -> tuple[Pass, ...]:
+    """The passes that write out what a target lacks, for models of this one's opset; none where it lacks nothing."""
     opset = model.graph.opset_imports.get("", 1)
     writes_out = DecomposeOperators(lambda node: is_refused(node, capability, opset))
-    # a conversion may make what the target takes in float32 alone, so the pass is needed behind it in any case
+    # a conversion may make what the target takes in float32 alone, so the passes are needed behind it in any case
     is_needed = bool(plan.converts_graph) or any(writes_out.refuses(node) for node in model.graph.all_nodes())
-    return writes_out if is_needed else None
+    return (UnrollLoops(writes_out.refuses), writes_out) if is_needed else ()
 
 
-def own_steps(plan: Plan, target_passes: Sequence[Pass], writes_out: Pass | None) -> list[Pass]:
+def own_steps(plan: Plan, target_passes: Sequence[Pass], writes_out: Sequence[Pass]) -> list[Pass]:
     """After the precision, since bodies are written for the types there are; before passes made for the target."""
-    return [*precision_passes(plan.converts_graph or "fp32"), *([writes_out] if writes_out else []), *target_passes]
+    return [*precision_passes(plan.converts_graph or "fp32"), *writes_out, *target_passes]
 
 
 def _rules(capability: Capability) -> str:

@@ -164,10 +164,7 @@ def _value_problems(expected: Arrays, stats: Mapping[str, ErrorStats], tolerance
     for name, found in stats.items():
         level = TOLERANCES[_LEVEL[expected[name].dtype.name]] if expected[name].dtype.name in _LEVEL else tolerance
         if not level.accepts(found):
-            yield (
-                f"'{name}' is outside {level.name}: {found.sqnr_db:.1f} dB, cosine {found.cosine:.6f}, "
-                f"worst element {found.worst_abs:.3g} at {found.worst_index}"
-            )
+            yield f"'{name}' is outside {level.name}: {found}"
 
 
 def _file_problems(artifact: Artifact) -> Iterator[str]:

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.target import Array, Arrays, Artifact, DataError, Evidence, TargetUnavailable, ToolchainFailed
+from compiler.target import (
+    Array,
+    Arrays,
+    Artifact,
+    DataError,
+    Evidence,
+    TargetUnavailable,
+    ToolchainFailed,
+    available_cpus,
+)
 from targets.arm_tvm.run.emulate import (
     REMEDY,
     count_instructions,
@@ -110,7 +119,9 @@ class BundleRunner:
     @property
     def note(self) -> str:
         """A caveat for readers of its results; empty on the host and where QEMU has a model of the core."""
-        mcpu = self.artifact.facts["mcpu"]
+        mcpu, threads = self.artifact.facts["mcpu"], int(str(self.artifact.facts["threads"]))
+        if self.threads < threads:
+            return f"it ran on {self.threads} threads, as many as this machine has, not on the device's {threads}"
         return f"QEMU has no model of {mcpu}; its CPU '{self.cpu}' stood in" if self.cpu not in ("", mcpu) else ""
 
     def close(self) -> None:
@@ -150,12 +161,12 @@ def load_bundle(artifact: Artifact) -> BundleRunner:
     reason = why_not_runnable(arch)
     if reason:
         raise TargetUnavailable(f"the bundle cannot run here: {reason}", remedy=REMEDY if arch == "aarch64" else "")
-    on_host = arch == host_arch()
+    on_host, threads = arch == host_arch(), int(str(artifact.facts["threads"]))
     return BundleRunner(
         artifact,
         Evidence.HOST if on_host else Evidence.EMULATOR,
         "" if on_host else emulated_cpu(mcpu),
-        int(str(artifact.facts["threads"])),
+        min(threads, available_cpus()) if on_host else threads,
     )
 
 

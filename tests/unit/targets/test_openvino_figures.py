@@ -1,4 +1,4 @@
-"""Figures of OpenVINO builds on a machine that is busy with other work: memory."""
+"""Figures of OpenVINO builds on a machine that is busy with other work: memory, and the ratio of two times."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compiler.artifact import Artifact, artifact_to_dict
+from compiler.artifact import Artifact, Evidence
+from compiler.artifact.schema import Purpose, Speed, SpeedUnit
 from compiler.compress.quant import quantize
+from compiler.driver.measure.speed import LEAST_PAIRS, MOST_PAIRS, NARROW, race_speed
+from compiler.driver.search.select import choose_trial
+from compiler.driver.search.trial import Trial
+from compiler.driver.stages.candidate import Made
 from compiler.fleet.detect import host_isa
+from compiler.fleet.machine import available_cpus
 from compiler.fleet.profile import load_profile
 from compiler.model.graph import infer_strictly
 from compiler.model.numerics import write_arrays
 from compiler.target import TargetPlan
-from compiler.target.isolate import ChildLimits, run_child
+from compiler.target.isolate import ChildLimits
+from compiler.target.request import FootprintAnswer, FootprintTask, RaceAnswer, RaceTask, RaceUntil, ask
 from compiler.target.testing import text_case
 from targets.intel_openvino import TARGET, Options
 from targets.intel_openvino.isa import isa_limit
@@ -89,24 +96,20 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     }
 
 
-def request(artifact: Artifact) -> dict[str, object]:
-    return artifact_to_dict(artifact) | {"root": str(artifact.root)}
-
-
 def run_bytes(folder: Path, builds: dict[str, Artifact], name: str) -> int:
     """What a model itself takes when it runs, as `driver.measure.memory` counts it."""
     write_arrays(folder / "in.npz", {"x": np.ones(SHAPE, np.float32)})
     peaks = [
-        run_child(
-            "footprint",
-            {"artifact": request(builds[one]), "inputs": str(folder / "in.npz")},
+        ask(
+            FootprintTask(builds[one], folder / "in.npz"),
+            FootprintAnswer,
             folder=folder,
             limits=ChildLimits(),
             where="test",
-        )["peak_bytes"]
+        ).peak_bytes
         for one in (name, "tiny")
     ]
-    return int(peaks[0] - peaks[1])
+    return peaks[0] - peaks[1]
 
 
 def test_memory_when_run_is_the_same_on_a_busy_machine(tmp_path: Path, builds: dict[str, Artifact]) -> None:
@@ -142,3 +145,40 @@ def test_instruction_sets_are_limited_to_the_devices_where_this_machine_has_them
     device: set[str], host: set[str], level: str
 ) -> None:
     assert isa_limit(device, host) == level
+
+
+def speed_of(folder: Path, builds: dict[str, Artifact], budget_s: float) -> Speed:
+    """The int8 build against the float32 one, as `driver.measure.speed` measures it."""
+    write_arrays(folder / "in.npz", {"x": np.ones(SHAPE, np.float32)})
+    task = RaceTask(
+        (builds["int8"], builds["fp32"]),
+        (folder / "in.npz", folder / "in.npz"),
+        RaceUntil(LEAST_PAIRS, MOST_PAIRS, budget_s, NARROW),
+        threads=min(4, available_cpus()),
+    )
+    return race_speed(ask(task, RaceAnswer, folder=folder, limits=ChildLimits(), where="test"), note="")
+
+
+def chosen_by(speed: Speed) -> str:
+    """The precision that a search delivers by these figures, were both of one size."""
+    made = object.__new__(Made)  # that something was made counts, not what
+    base = Speed(1.0, 1.0, 1.0, SpeedUnit.MS, Evidence.HOST, low=1.0, high=1.0)
+    chosen = choose_trial(
+        [Trial(1, Purpose.CANDIDATE, "fp32", made, speed=base), Trial(2, Purpose.CANDIDATE, "int8", made, speed=speed)]
+    )
+    assert chosen is not None
+    return chosen.precision
+
+
+def test_a_ratio_on_a_busy_machine_is_the_quiet_one_or_called_disturbed_and_chooses_the_same(
+    tmp_path: Path, builds: dict[str, Artifact]
+) -> None:
+    first = speed_of(tmp_path, builds, budget_s=4.0)
+    with busy_machine():
+        busy = speed_of(tmp_path, builds, budget_s=4.0)
+    assert first.speedup is not None and busy.speedup is not None
+    assert busy.low is not None and busy.high is not None and busy.low <= busy.speedup <= busy.high
+    assert busy.disturbed, "eight processes on two processors leave their traces"
+    assert chosen_by(busy) == chosen_by(first) == "int8"
+    if not first.disturbed:
+        assert busy.speedup == pytest.approx(first.speedup, rel=0.15) or busy.disturbed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,21 @@ from compiler.evaluate.gates import (
     make_constraints,
     nearest_limits,
 )
-from compiler.fleet import Fleet, Limits, load_fleet
+from compiler.fleet import Fleet, Limits, Unjudged, WhenUnjudged, load_fleet
 
 HOST = Evidence.HOST
 
 
-def fleet(folder: Path, text: str) -> Fleet:
+def write(folder: Path, text: str) -> Path:
     for name in ("model.onnx", "data.npz"):
         (folder / name).touch()
-    (folder / "fleet.yaml").write_text(
-        f"schema: 1\nmodel: model.onnx\n{text}\ndevices: {{a: {{profile: intel-n100}}}}\n"
-    )
-    return load_fleet(folder / "fleet.yaml")
+    devices = "" if "devices:" in text else "devices: {a: {profile: intel-n100}}"
+    (folder / "fleet.yaml").write_text(f"schema: 1\nmodel: model.onnx\n{text}\n{devices}\n", encoding="utf-8")
+    return folder / "fleet.yaml"
+
+
+def fleet(folder: Path, text: str) -> Fleet:
+    return load_fleet(write(folder, text))
 
 
 def constraints(folder: Path, text: str) -> Constraints:
@@ -98,6 +102,40 @@ def test_what_was_not_measured_is_not_judged_and_fails_nothing() -> None:
     assert [gate.passed for gate in gates] == [True, None]
     assert hold(gates)
     assert str(gates[1]) == "memory: run: not judged: no GPU here"
+
+
+@pytest.mark.parametrize("figures", [{}, {GateName.ACCURACY: Figure(None, Evidence.NONE, why="no GPU here")}])
+def test_what_was_not_judged_fails_the_build_where_the_fleet_file_asks_for_it(figures: dict[GateName, Figure]) -> None:
+    limits = Limits(accuracy_drop_pct=2, latency_ms=5)
+    (accuracy, latency) = judge_gates(limits, figures, unjudged=Unjudged(accuracy=WhenUnjudged.FAIL))
+    assert accuracy.passed is None and accuracy.refuses
+    assert "this fails the build" in str(accuracy)
+    assert latency.passed is None and not latency.refuses
+    assert not hold([accuracy, latency])
+
+
+def test_unjudged_is_one_word_for_all_gates_or_said_by_gate_and_strict_overrules_it(tmp_path: Path) -> None:
+    def read(text: str) -> tuple[Unjudged, Unjudged]:
+        found = load_fleet(write(tmp_path, text))
+        device = found.devices["a"]
+        return device.unjudged, make_constraints(found, device, strict=True).unjudged
+
+    every = Unjudged(**dict.fromkeys(vars(Unjudged()), WhenUnjudged.FAIL))
+    assert read("") == (Unjudged(), every)
+    assert read("unjudged: fail")[0] == every
+    over = read("unjudged: fail\ndevices: {a: {profile: intel-n100, unjudged: {accuracy: deliver}}}")
+    assert over == (replace(every, accuracy=WhenUnjudged.DELIVER), every)
+
+
+def test_the_plan_says_what_becomes_of_a_build_that_nobody_could_judge(tmp_path: Path) -> None:
+    found = constraints(tmp_path, "limits: {latency_ms: 5}")
+    assert found.reasons["latency_ms"].endswith("where it cannot be judged: deliver")
+
+
+def test_calibration_and_evaluation_of_one_file_are_warned_of_in_the_plan(tmp_path: Path) -> None:
+    found = constraints(tmp_path, "calibration: {path: data.npz}\nevaluation: {task: embedding, path: data.npz}")
+    assert "are the same data" in found.reasons["accuracy_drop_pct"]
+    assert "are the same data" not in found.reasons["memory_reduction_pct"]
 
 
 @pytest.mark.parametrize(

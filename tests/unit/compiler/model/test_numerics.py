@@ -3,9 +3,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from compiler.model.numerics import TOLERANCES, compare, compare_all
+from compiler.model.numerics import TOLERANCES, coarser, compare, compare_all, is_floating
 
 _WANT = np.array([[3.0, 4.0], [0.0, -5.0]], dtype=np.float32)
 
@@ -44,7 +45,7 @@ def test_nan_and_infinity_where_they_are_expected_are_equal() -> None:
     assert compare(special, special.copy()).sqnr_db == math.inf
 
 
-@pytest.mark.parametrize("level", TOLERANCES)
+@pytest.mark.parametrize("level", [name for name in TOLERANCES if name != "pruned"])
 def test_no_tolerance_accepts_another_shape_nan_or_zeros(level: str) -> None:
     tolerance = TOLERANCES[level]
     assert not tolerance.accepts(compare(_WANT, _WANT.reshape(4)))
@@ -92,3 +93,76 @@ def test_equal_infinities_do_not_spoil_the_angle_of_the_rest() -> None:
     stats = compare(expected, actual)
     assert TOLERANCES["fp32"].accepts(stats), stats
     assert compare(expected, np.array([np.inf, 1, 2, np.inf, np.nan], np.float32)).sqnr_db == -math.inf
+
+
+@pytest.mark.parametrize("level", ["quantized", "pruned"])
+def test_no_level_for_another_network_accepts_what_is_no_number(level: str) -> None:
+    assert not TOLERANCES[level].accepts(compare(_WANT, np.full_like(_WANT, math.nan)))
+    assert not TOLERANCES[level].accepts(compare(_WANT, _WANT.reshape(4)))
+
+
+def test_pruned_level_takes_another_function() -> None:
+    assert TOLERANCES["pruned"].accepts(compare(_WANT, -3 * _WANT))
+
+
+def test_quantized_level_refuses_more_noise_than_half_the_signal() -> None:
+    assert TOLERANCES["quantized"].accepts(compare(_WANT, 0.5 * _WANT))
+    assert not TOLERANCES["quantized"].accepts(compare(_WANT, 0.2 * _WANT))
+    assert not TOLERANCES["quantized"].accepts(compare(_WANT, 3 * _WANT))
+
+
+def test_other_shape_is_told_by_both_shapes() -> None:
+    """It read "SQNR -inf dB, worst element [] off by inf"."""
+    assert str(compare(np.zeros((4, 5)), np.zeros((1, 5)))) == "it has the shape (1, 5) instead of (4, 5)"
+
+
+def test_missing_output_and_lost_number_are_told_in_words() -> None:
+    assert str(compare_all({"y": _WANT}, {})["y"]) == "it is missing"
+    lost = np.where(_WANT == 4.0, np.float32(np.nan), _WANT)
+    assert str(compare(_WANT, lost)) == "NaN or an infinity on one side alone, first at [0, 1]"
+
+
+@pytest.mark.parametrize("factor", [1e-250, 1e-30, 1.0, 1e30, 1e250])
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (1000,)])
+@pytest.mark.parametrize("noise", [1e-2, 1e-4, 1e-6])
+def test_statistics_do_not_depend_on_the_scale(factor: float, shape: tuple[int, ...], noise: float) -> None:
+    """Squares left the range of float64: an output near 1e-200 had a cosine of 0, and any noise was none."""
+    random = np.random.default_rng(len(shape))
+    want = np.asarray(random.standard_normal(shape)) + 2.0
+    got = want * (1.0 + noise)
+    plain, scaled = compare(want, got), compare(want * factor, got * factor)
+    assert scaled.sqnr_db == pytest.approx(plain.sqnr_db, abs=1e-3)
+    assert scaled.sqnr_db == pytest.approx(-20 * math.log10(noise), abs=1e-2)
+    assert scaled.cosine == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_ratio_inside_a_level_bounds_the_angle(seed: int) -> None:
+    """Why the levels have no bound for the cosine: cos ≥ √(1 − r²) for noise of r times the signal."""
+    random = np.random.default_rng(seed)
+    want = random.standard_normal(random.integers(1, 50))
+    noise = random.standard_normal(want.shape)
+    for ratio in (0.1, 0.0178, 0.001):
+        stats = compare(want, want + noise * ratio * np.linalg.norm(want) / np.linalg.norm(noise))
+        assert stats.cosine >= math.sqrt(1 - ratio**2) - 1e-12
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equal_infinities_and_nan_change_no_figure(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    want = random.standard_normal(20)
+    got = want + 1e-5 * random.standard_normal(20)
+    special = np.array([np.inf, -np.inf, np.nan])
+    stats, bare = compare(np.append(want, special), np.append(got, special)), compare(want, got)
+    assert (stats.sqnr_db, stats.cosine) == pytest.approx((bare.sqnr_db, bare.cosine))
+
+
+def test_coarser_level_allows_more() -> None:
+    assert coarser(TOLERANCES["fp16"], TOLERANCES["fp32"]).name == "fp16"
+    assert coarser(TOLERANCES["int8"], TOLERANCES["fp16"]).name == "int8"
+
+
+def test_bfloat16_is_a_floating_point_number() -> None:
+    """NumPy gives it the kind of a structure, so outputs in it had to be equal to the bit."""
+    assert is_floating(np.zeros(2, ir.DataType.BFLOAT16.numpy()))
+    assert not is_floating(np.zeros(2, ir.DataType.INT4.numpy()))

@@ -266,17 +266,6 @@ def test_softmax_runs_over_all_behind_its_axis_up_to_opset_12_and_over_it_alone_
         assert_cut_equals_masked(model, ties, {*ties.groups[0].channels[:2]})
 
 
-def test_operator_of_another_domain_is_no_layer_whatever_its_name() -> None:
-    model = ir.from_onnx_text(
-        f"""<ir_version: 10, opset_import: ["": 20, "own": 1]> g (float[N,3,4,4] x) => (float[N,2,4,4] y)
-        <{declared("a", "float[6,3,1,1]")}, {declared("b", "float[5,6,1,1]")}, {declared("c", "float[2,5,1,1]")}>
-        {{ [first] s = Conv(x, a) [foreign] t = own.Conv(s, b) [head] y = Conv(t, c) }}"""
-    )
-    ties = find_ties(prepare(model))
-    assert not [cut for cut in ties.cuts if cut.node == "foreign"]
-    assert "Conv 'foreign' mixes channels" in ties.kept["first"]
-
-
 def test_heads_with_a_mask_of_their_own_are_kept() -> None:
     """The mask is a constant for each head, which no cut would follow."""
     found = {}

@@ -194,3 +194,16 @@ def test_weights_of_4_bits_compute_what_their_numbers_say_however_large_they_are
     (quant,) = found.plan.weights.values()
     want = inputs["x"] @ dequantize(round_weight(weight, quant), quant)
     assert np.allclose(Unoptimized(found.model).run(inputs)["y"], want, atol=1e-3)
+
+
+def test_an_input_without_samples_is_neither_counted_nor_cut_into_rows() -> None:
+    """A table of gains is the same for all samples; its first axis is channels, and fewer than there are samples."""
+    body = "(float[4, 1, 1] gain, float[N, 4, 6, 6] x, float[3, 4, 1, 1] c_w) => (float[N, 3, 6, 6] y) "
+    model = model_of(body + "{ m = Mul(x, gain) r = Relu(m) y = Conv(r, c_w) }")
+    rng = np.random.default_rng(2)
+    gain = np.abs(rng.normal(size=(4, 1, 1))).astype(np.float32)
+    batches = [{"gain": gain, "x": rng.normal(size=(8, 4, 6, 6)).astype(np.float32)} for _ in range(5)]
+    found = quantize(model, batches, scheme_of())
+    assert found.observations is not None and found.observations.samples == 40
+    assert found.warnings == ()
+    assert sqnr(model, found.model, batches[:1]) > 25

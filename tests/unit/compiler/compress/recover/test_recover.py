@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,7 @@ def test_metric_that_is_met_ends_it(tmp_path: Path) -> None:
 
 def test_metric_that_no_longer_rises_ends_it_with_the_best_weights(tmp_path: Path) -> None:
     values = iter([0.5, 0.7, 0.6, 0.6, 0.6, 0.6, 0.9])
-    found = recovered(tmp_path, SHORT, goal=Goal(lambda model: next(values)))
+    found = recovered(tmp_path, replace(SHORT, patience=4), goal=Goal(lambda model: next(values)))
     assert (found.stopped, found.best.value) == ("no gain", 0.7)
 
 

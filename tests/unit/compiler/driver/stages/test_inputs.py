@@ -30,7 +30,7 @@ def prepared(
     text = f"schema: 1\nmodel: model.onnx\n{fleet}\ndevices:\n  kiosk:\n    profile: intel-n100\n{device}\n"
     (folder / "fleet.yaml").write_text(text, encoding="utf-8")
     loaded = load_fleet(folder / "fleet.yaml")
-    ready = prepare(loaded, read_model(loaded.model).model, list(loaded.devices.values()))["kiosk"]
+    ready = prepare(loaded, read_model(loaded.model).model, list(loaded.devices.values()))[0]["kiosk"]
     for arrays in ready.inputs.points.values():
         run_unoptimized(ready.model, arrays)
     return ready
@@ -179,7 +179,8 @@ def test_devices_with_other_fixed_inputs_start_from_other_models(tmp_path: Path)
         "  b: {profile: intel-n100}\n  c: {profile: intel-n100, inputs: {s: 3}}\n"
     )
     fleet = load_fleet(tmp_path / "fleet.yaml")
-    ready = prepare(fleet, read_model(fleet.model).model, list(fleet.devices.values()))
+    ready, failed = prepare(fleet, read_model(fleet.model).model, list(fleet.devices.values()))
+    assert failed == {}
     assert ready["a"] is ready["b"] and ready["a"].digest != ready["c"].digest
 
 

@@ -1,0 +1,111 @@
+"""The last word on the accuracy of what was chosen, on data that did not choose it; what fails it is not delivered.
+
+choose → certify → passed: deliver
+  ↑         └ failed: refused, and the next best is certified, by a wider interval
+  └────────────┘
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from compiler.artifact import Evidence
+from compiler.artifact.schema import Certified
+from compiler.driver.measure.accuracy import measure_accuracy
+from compiler.driver.search.select import choose_trial, preference
+from compiler.driver.search.trial import Trial
+from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.data import AccuracyTest
+from compiler.evaluate import Split, SplitKind
+from compiler.evaluate.certify import Contender, certify_held_out, cross_fit
+from compiler.evaluate.gates import Figure, Gate, GateName, judge_gates
+from compiler.evaluate.task import MeasuredDrop
+from compiler.fleet import Limits
+
+log = logging.getLogger("fleetc.build")
+
+
+def choose_certified(context: BuildContext, trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], Trial | None]:
+    """The trials, those that were chosen with their certified accuracy, and the one to deliver; None if none passes."""
+    known, rank = [*trials], 0
+    while (chosen := choose_trial(known)) is not None:
+        rank += 1
+        certified = _certify(context, chosen, known, rank)
+        if certified is None:
+            return tuple(known), chosen
+        judged = _with_certified(context, chosen, certified)
+        known[known.index(chosen)] = judged
+        if judged.passed:
+            return tuple(known), judged
+        log.info("%s: %s: %s", context.name, judged.precision, judged.why)
+    return tuple(known), None
+
+
+def _certify(context: BuildContext, chosen: Trial, trials: Sequence[Trial], rank: int) -> Certified | None:
+    """None where nothing limits accuracy, nobody could measure it, or the data cannot be divided."""
+    judge, limit = context.data.judge, context.job.plan.constraints.limits.accuracy_drop_pct
+    if judge is None or judge.split is None or limit is None or not (chosen.accuracy and chosen.accuracy.drop):
+        return None
+    if judge.split.kind == SplitKind.HELD_OUT:
+        return _held_out(context, judge, judge.split, chosen, limit, rank, _looks(trials))
+    if judge.split.kind == SplitKind.CROSS_FIT:
+        return _cross_fit(judge, judge.split, chosen, trials, limit, rank)
+    return None
+
+
+def _held_out(
+    context: BuildContext, judge: AccuracyTest, split: Split, chosen: Trial, limit: float, rank: int, looks: int
+) -> Certified | None:
+    if chosen.made is None:
+        return None
+    drop = measure_accuracy(context, judge.certifying, chosen.made).drop
+    if drop is None:
+        return None
+    return certify_held_out(drop, split, asked=judge.task.rule, limit_pct=limit, rank=rank, looks=looks)
+
+
+def _cross_fit(
+    judge: AccuracyTest, split: Split, chosen: Trial, trials: Sequence[Trial], limit: float, rank: int
+) -> Certified | None:
+    scored = [trial for trial in preference(trials) if _contender(trial) is not None]
+    contenders = [contender for trial in scored if (contender := _contender(trial)) is not None]
+    if chosen not in scored:
+        return None
+    return cross_fit(
+        contenders,
+        scored.index(chosen),
+        split,
+        metric=judge.task.metric,
+        asked=judge.task.rule,
+        limit_pct=limit,
+        rank=rank,
+    )
+
+
+def _contender(trial: Trial) -> Contender | None:
+    """A trial as one that could have been chosen; None where it was not scored, or its certification failed."""
+    drop = trial.accuracy.drop if trial.accuracy else None
+    if not isinstance(drop, MeasuredDrop) or drop.measured is None or trial.certified is not None:
+        return None
+    return Contender(*drop.measured)
+
+
+def _looks(trials: Sequence[Trial]) -> int:
+    return sum(trial.accuracy is not None and trial.accuracy.drop is not None for trial in trials)
+
+
+def _with_certified(context: BuildContext, chosen: Trial, certified: Certified) -> Trial:
+    """The trial with its accuracy gate judged again, on the certified drop."""
+    limit = context.job.plan.constraints.limits.accuracy_drop_pct
+    evidence = chosen.accuracy.evidence if chosen.accuracy else Evidence.NONE
+    measured_on = chosen.accuracy.measured_on if chosen.accuracy else ""
+    why = f"certified, {certified.how}: {certified.why}; measured on the {measured_on}"
+    figure = Figure(certified.judged_pct, evidence, certified.rule, why)
+    (gate,) = judge_gates(Limits(accuracy_drop_pct=limit), {GateName.ACCURACY: figure})
+    return replace(chosen, certified=certified, gates=tuple(_replaced(old, gate) for old in chosen.gates))
+
+
+def _replaced(old: Gate, gate: Gate) -> Gate:
+    return gate if old.name == gate.name else old

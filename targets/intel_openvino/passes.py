@@ -1,0 +1,162 @@
+"""Operators that OpenVINO reads as something else, written so that it computes what they mean.
+
+PRelu           a slope of shape (C,) belongs to the last axis; OpenVINO takes axis 1 where that has C channels, too:
+                slope (C,) → (1, …, 1, C)
+AveragePool     with ceil_mode and count_include_pad, windows that reach behind the pads are divided by too much:
+                AveragePool(x, pads) → AveragePool(Pad(x, pads)), which counts all there is, and has no pads
+GRU, LSTM, RNN  two of them that read one value, batch above 1: the plugin takes the transposition that it puts before
+                one of them for both: each reads its own copy, by Split of Concat
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.target import PassResult, record_origin
+
+_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+_COUNT_OPSET = 18
+"""Since then Split must be told how many outputs of one size it has."""
+
+
+@dataclass(frozen=True)
+class RewriteForOpenVino:
+    """Writes what OpenVINO's frontend or plugin takes for something else in operators that it takes as they are."""
+
+    name: str = "rewrite-for-openvino"
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """Rewrites the main graph and its subgraphs."""
+        opset = model.graph.opset_imports.get("", 1)
+        changed = False
+        for graph in (model.graph, *model.graph.subgraphs()):
+            for node in tuple(graph):
+                rewrite = _REWRITES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+                changed |= rewrite is not None and rewrite(node, graph, opset)
+            changed |= _part_recurrent(graph, opset)
+        return PassResult(changed)
+
+
+def _spread_slope(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
+    data, slope = node.inputs
+    if data is None or slope is None or data.shape is None or slope.shape is None:
+        return False
+    rank, sizes = len(data.shape), tuple(slope.shape)
+    if len(sizes) != 1 or rank < 3 or sizes[0] == 1:
+        return False
+    wanted = np.array([*[1] * (rank - 1), -1], np.int64)
+    shape = ir.Shape([*[1] * (rank - 1), sizes[0]])
+    builder = _Builder(node, graph)
+    spread = builder.add("Reshape", [slope, builder.constant("shape", wanted)], "slope", shape=shape, like=slope)
+    node.replace_input_with(1, spread)
+    return True
+
+
+def _pad_before_pooling(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    pads: Sequence[int] = attributes.get("pads", ())
+    data = node.inputs[0]
+    if not (attributes.get("ceil_mode") and attributes.get("count_include_pad") and any(pads)):
+        return False
+    if data is None or data.shape is None or data.dtype is None:
+        return False
+    begins, ends = pads[: len(pads) // 2], pads[len(pads) // 2 :]
+    sizes = [*list(data.shape)[:2], *(_grown(*three) for three in zip(list(data.shape)[2:], begins, ends, strict=True))]
+    builder = _Builder(node, graph)
+    places = builder.constant("pads", np.array([0, 0, *begins, 0, 0, *ends], np.int64))
+    padded = builder.add("Pad", [data, places], "padded", shape=ir.Shape(sizes), like=data)
+    node.replace_input_with(0, padded)
+    node.attributes["pads"] = ir.AttrInt64s("pads", [0] * len(pads))
+    node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 0)
+    return True
+
+
+def _grown(size: object, begin: int, end: int) -> int | str | None:
+    return size + begin + end if isinstance(size, int) else None
+
+
+def _part_recurrent(graph: ir.Graph, opset: int) -> bool:
+    """Gives each recurrent node that shares its input with another one a copy of it."""
+    readers: dict[ir.Value, list[ir.Node]] = {}
+    for node in graph:
+        data = node.inputs[0] if node.op_type in _RECURRENT and node.inputs else None
+        if data is not None and data.shape is not None and len(data.shape) == 3 and data.shape[1] != 1:
+            readers.setdefault(data, []).append(node)
+    shared = {data: nodes for data, nodes in readers.items() if len(nodes) > 1}
+    for data, nodes in shared.items():
+        _copy_for(data, nodes, graph, opset)
+    return bool(shared)
+
+
+def _copy_for(data: ir.Value, nodes: Sequence[ir.Node], graph: ir.Graph, opset: int) -> None:
+    builder, sizes, count = _Builder(nodes[0], graph), list(data.shape or ()), len(nodes)
+    whole = ir.Shape([sizes[0] * count if isinstance(sizes[0], int) else None, *sizes[1:]])
+    joined = builder.add("Concat", [data] * count, "copies", {"axis": 0}, shape=whole, like=data)
+    attributes = {"axis": 0, "num_outputs": count} if opset >= _COUNT_OPSET else {"axis": 0}
+    copies = builder.add_many("Split", [joined], "copy", attributes, count=count, shape=ir.Shape(sizes), like=data)
+    for node, copy in zip(nodes, copies, strict=True):
+        node.replace_input_with(0, copy)
+
+
+_REWRITES: Mapping[str, Callable[[ir.Node, ir.Graph, int], bool]] = {
+    "AveragePool": _pad_before_pooling,
+    "PRelu": _spread_slope,
+}
+
+
+class _Builder:
+    """Adds nodes before one of a graph, under names of its own made of the node's output."""
+
+    def __init__(self, node: ir.Node, graph: ir.Graph) -> None:
+        self._node, self._graph = node, graph
+
+    def constant(self, name: str, values: np.ndarray) -> ir.Value:
+        """A new initializer."""
+        unique = self._unique(name)
+        tensor = ir.tensor(values, name=unique)
+        value = ir.Value(
+            name=unique, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape)
+        )
+        self._graph.register_initializer(value)
+        return value
+
+    def add(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        attributes: Mapping[str, object] | None = None,
+        *,
+        shape: ir.Shape | None,
+        like: ir.Value | None,
+    ) -> ir.Value:
+        """A node with one output; returns the output, of the element type that `like` has."""
+        return self.add_many(op_type, inputs, name, attributes, count=1, shape=shape, like=like)[0]
+
+    def add_many(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        attributes: Mapping[str, object] | None = None,
+        *,
+        count: int,
+        shape: ir.Shape | None,
+        like: ir.Value | None,
+    ) -> Sequence[ir.Value]:
+        """A node with several outputs of one type and shape."""
+        unique = self._unique(name)
+        names = [unique] if count == 1 else [f"{unique}.{index}" for index in range(count)]
+        kind = like.type if like is not None else None
+        outputs = [ir.Value(name=one, type=kind, shape=shape.copy() if shape is not None else None) for one in names]
+        node = ir.node(op_type, inputs, attributes=attributes, outputs=outputs, name=unique)  # type: ignore[arg-type]
+        record_origin(node, [self._node])
+        self._graph.insert_before(self._node, node)
+        return outputs
+
+    def _unique(self, name: str) -> str:
+        return f"{self._node.outputs[0].name}.openvino.{name}"

@@ -1,0 +1,87 @@
+"""What ONNX Runtime's CPU execution provider computes, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import onnx
+
+from compiler.target import Capability, HardwareProfile, OpRule, OpScheme, PrecisionRule, QuantScheme, TensorFormat
+
+_NO_KERNEL = frozenset({"BitCast", "Bernoulli", "ImageDecoder", "RoiAlign"})
+"""Operators of ONNX that the CPU provider neither has nor can expand into others (at `_OPSET_MAX`)."""
+
+_OPSET_MAX = 27
+
+_MICROSOFT = """
+    Attention AttnLSTM BiasGelu CDist ConvTransposeWithDynamicPads CropAndResize DecoderMaskedMultiHeadAttention
+    DequantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul EmbedLayerNormalization ExpandDims FastGelu FusedConv
+    FusedGemm FusedMatMul GatherBlockQuantized GatherND Gelu GridSample GroupQueryAttention Inverse LinearAttention
+    MatMulBnb4 MatMulFpQ4 MatMulInteger16 MatMulIntegerToFloat MatMulNBits MaxpoolWithMask MoE MultiHeadAttention
+    NGramRepeatBlock NhwcMaxPool Pad QAttention QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool
+    QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearSoftmax
+    QLinearWhere QMoE QuantizeLinear QuickGelu Range RotaryEmbedding SkipLayerNormalization
+    SkipSimplifiedLayerNormalization SparseAttention TransposeMatMul Trilu UnfoldTensor Unique WordConvEmbedding
+"""
+"""Operators of `com.microsoft` with a CPU kernel, without random ones, text, and whole decoders."""
+
+_RULES = {name: OpRule(attributes={"layout": (0,)}) for name in ("GRU", "LSTM", "RNN")}
+
+_ACTIVATION = TensorFormat("uint8", symmetric=False)
+_WEIGHT = TensorFormat("int8", granularity="channel", narrow=True)
+_CLIPS = ("Relu", "Clip")
+"""What QuantizeLinear does anyway where its zero point is the least value: ONNX Runtime leaves them out before it."""
+
+_PRODUCT = OpScheme({0: _ACTIVATION}, {1: _WEIGHT}, float_bias=False, fuses=_CLIPS)
+_ELEMENTWISE = OpScheme({0: _ACTIVATION, 1: _ACTIVATION}, fuses=_CLIPS)
+_POOL = OpScheme({0: _ACTIVATION})
+_SAME_SCALE = OpScheme({0: _ACTIVATION}, quantizes_output=False)
+
+INT8 = QuantScheme(
+    "onnxruntime-int8",
+    {
+        "Conv": _PRODUCT,
+        "Gemm": _PRODUCT,
+        "MatMul": OpScheme({0: _ACTIVATION, 1: _ACTIVATION}, {1: _WEIGHT}),
+        "Add": _ELEMENTWISE,
+        "Mul": _ELEMENTWISE,
+        "AveragePool": _POOL,
+        "GlobalAveragePool": _POOL,
+        **dict.fromkeys(("Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"), _SAME_SCALE),
+    },
+)
+"""Activations unsigned with zero points, weights signed by channel: the form its kernels are written for (ONNX Runtime,
+Quantize ONNX Models, "Data type selection")."""
+
+VNNI = ("avx512_vnni", "avx_vnni")
+_ARM = ("asimd", "neon")
+
+
+def capability_of(profile: HardwareProfile) -> Capability:
+    """The capability on one CPU: the operators are the same for all, 8 bits go by the instruction set."""
+    isa = set(profile.cpu.isa if profile.cpu else ())
+    standard = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain and not schema.deprecated}
+    ops = {name: _RULES.get(name, OpRule()) for name in sorted(standard - _NO_KERNEL)}
+    ops |= {f"com.microsoft::{name}": OpRule() for name in _MICROSOFT.split()}
+    fp32 = PrecisionRule("fp32", "the model's own precision", converts_graph=False, tolerance="fp32")
+    int8 = PrecisionRule(
+        "int8",
+        "the CPU adds products of 8-bit integers without saturation",
+        converts_graph=True,
+        tolerance="int8",
+        gain=2.5,
+        scheme=INT8,
+    )
+    reason = f"the CPU of {profile.name} has neither {' nor '.join(VNNI)}: sums of two products saturate at 16 bits"
+    return Capability(
+        ops=ops,
+        precisions=(fp32, int8) if multiplies_8_bits(isa) else (fp32,),
+        precision_refusals={} if multiplies_8_bits(isa) else {"int8": reason},
+        dynamic_dims=True,
+        opset_max=_OPSET_MAX,
+    )
+
+
+def multiplies_8_bits(isa: Set[str]) -> bool:
+    """Whether unsigned times signed 8-bit products are exact: with VNNI, and on ARM."""
+    return not isa.isdisjoint((*VNNI, *_ARM))
