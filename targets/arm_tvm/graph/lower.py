@@ -35,7 +35,7 @@ GENERIC = Options("aarch64-linux-gnu")
 """Any 64-bit ARM core."""
 
 
-_OURS = (*RECURRENT, "ReverseSequence")
+OWN_OPERATORS = (*RECURRENT, "ReverseSequence")
 """Operators that TVM's importer lacks and we convert."""
 
 
@@ -147,7 +147,9 @@ def _importer(kernels: Mapping[int, Kernel], weights: Mapping[str, Array], machi
         def _check_for_unsupported_ops(self, graph: Any) -> None:
             # TVM's check knows the operators that it converts itself and would refuse those that we convert.
             known = onnx.GraphProto()
-            known.node.extend(node for node in graph.node if node.domain != DOMAIN and node.op_type not in _OURS)
+            known.node.extend(
+                node for node in graph.node if node.domain != DOMAIN and node.op_type not in OWN_OPERATORS
+            )
             super()._check_for_unsupported_ops(known)
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
