@@ -23,25 +23,29 @@ _NUMBERS = frozenset({"FLOAT", "INT64", "INT32"})
 _ANY = _NUMBERS | {"BOOL"}
 _QUANTIZED = _ANY | {"INT8", "UINT8"}
 _FLOAT = frozenset({"FLOAT"})
+_INTEGERS = frozenset({"INT64", "INT32"})
 
 _FLOAT_OPS = """
     Acos Acosh Asin Asinh Atan Atanh AveragePool Ceil Conv Cos Cosh Elu Erf Exp Floor Gelu Gemm GlobalAveragePool
     GlobalMaxPool HardSigmoid HardSwish InstanceNormalization LRN LayerNormalization LeakyRelu Log LogSoftmax LpPool
-    MaxPool MeanVarianceNormalization Mish PRelu RMSNormalization Reciprocal ReduceL1 ReduceL2 ReduceLogSum
-    ReduceLogSumExp ReduceMean ReduceSumSquare Round Selu Shrink Sigmoid Sin Sinh Softmax Softplus Softsign Sqrt Tan
-    Tanh ThresholdedRelu Dropout Hardmax
+    MaxPool MeanVarianceNormalization Mish PRelu RMSNormalization Reciprocal Round Selu Shrink Sigmoid Sin Sinh Softmax
+    Softplus Softsign Sqrt Tan Tanh ThresholdedRelu Dropout Hardmax
 """
 """Dropout here also keeps out its mask output and its training switch, which are booleans."""
 
 _NUMBER_OPS = """
-    Abs Add ArgMax ArgMin Clip CumSum Div MatMul Max Mean Min Mul Neg ReduceMax ReduceMin ReduceProd ReduceSum Relu Sign
-    Sub Sum
+    Abs Add ArgMax ArgMin Clip Div MatMul Max Mean Min Mul Neg Relu Sign Sub Sum
 """
 
 _ANY_OPS = """
-    And Concat Constant DepthToSpace Equal Expand Flatten Gather GatherElements GatherND Greater GreaterOrEqual Identity
-    IsNaN Less LessOrEqual Not Or ScatterElements ScatterND Squeeze Transpose Trilu Unsqueeze Where Xor
+    And Concat Constant DepthToSpace Equal Flatten Gather GatherElements GatherND Greater GreaterOrEqual Identity
+    IsNaN Less LessOrEqual Not Or ScatterElements ScatterND Transpose Trilu Where Xor
 """
+
+_FLOAT_REDUCTIONS = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceSumSquare"
+_REDUCTIONS = "CumSum ReduceMax ReduceMin ReduceProd ReduceSum"
+_RESHAPING = "Expand Squeeze Unsqueeze"
+"""Operators whose second input is an axis, axes or a shape, which must be constants: the shapes depend on them."""
 
 _RECURRENT = OpRule(
     _FLOAT | {"INT32"},
@@ -54,7 +58,9 @@ _RECURRENT = OpRule(
 _RULES = {
     **dict.fromkeys(("GRU", "LSTM", "RNN"), _RECURRENT),
     "BatchNormalization": OpRule(_FLOAT, attributes={"training_mode": (0,)}),
+    **dict.fromkeys(("BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"), OpRule(_INTEGERS)),
     "Cast": OpRule(_ANY),
+    "ConstantOfShape": OpRule(_ANY, constant_inputs=(0,)),
     "ConvTranspose": OpRule(_FLOAT, attributes={"output_shape": ()}),
     "DequantizeLinear": OpRule(_QUANTIZED, attributes={"block_size": (0,)}),
     "Einsum": OpRule(_FLOAT),
@@ -62,7 +68,7 @@ _RULES = {
     # Before opset 21 its scale and bias were per group; they are per channel now.
     "GroupNormalization": OpRule(_FLOAT, opset_min=21),
     "IsInf": OpRule(_FLOAT | {"BOOL"}, attributes={"detect_negative": (1,), "detect_positive": (1,)}),
-    "Mod": OpRule(frozenset({"INT64", "INT32"})),
+    "Mod": OpRule(_INTEGERS),
     "Pad": OpRule(_ANY, constant_inputs=(1, 2, 3), attributes={"mode": ("constant", "edge", "reflect")}),
     "Pow": OpRule(_FLOAT),
     "QuantizeLinear": OpRule(_QUANTIZED, attributes={"block_size": (0,), "saturate": (1,)}),
@@ -78,6 +84,7 @@ _RULES = {
             "axes": (),
         },
     ),
+    "ReverseSequence": OpRule(_ANY),
     "RoiAlign": OpRule(_NUMBERS, attributes={"mode": ("avg",)}),
     "Slice": OpRule(_ANY, constant_inputs=(1, 2, 3, 4)),
     "SpaceToDepth": OpRule(_FLOAT, attributes={"mode": ("DCR",)}),
@@ -131,6 +138,9 @@ def capability_of(dot: Dot, *, half: bool = False) -> Capability:
         **dict.fromkeys(_FLOAT_OPS.split(), OpRule(_FLOAT | {"INT64"})),
         **dict.fromkeys(_NUMBER_OPS.split(), OpRule(_NUMBERS)),
         **dict.fromkeys(_ANY_OPS.split(), OpRule(_ANY)),
+        **dict.fromkeys(_FLOAT_REDUCTIONS.split(), OpRule(_FLOAT | {"INT64"}, constant_inputs=(1,))),
+        **dict.fromkeys(_REDUCTIONS.split(), OpRule(_NUMBERS, constant_inputs=(1,))),
+        **dict.fromkeys(_RESHAPING.split(), OpRule(_ANY, constant_inputs=(1,))),
         **_RULES,
     }
     halves = () if not half else (_HALF,)
@@ -162,8 +172,14 @@ def find_details(model: ir.Model) -> Iterator[Refusal]:
             yield Refusal(name, "Resize", reason)
         if node.op_type in ("GRU", "LSTM", "RNN") and (reason := recurrent_reason(node)):
             yield Refusal(name, node.op_type, reason)
-        if node.op_type in ("LayerNormalization", "RMSNormalization") and not _scale_covers(node):
+        if node.op_type == "RMSNormalization" and _rank(node.inputs[1]) != 1:
+            yield Refusal(name, node.op_type, "it normalizes more than the last axis")
+        elif node.op_type in ("LayerNormalization", "RMSNormalization") and not _scale_covers(node):
             yield Refusal(name, node.op_type, "its scale must have the shape of the normalized axes")
+
+
+def _rank(value: ir.Value | None) -> int:
+    return len(value.shape) if value is not None and value.shape is not None else 0
 
 
 def _scale_covers(node: ir.Node) -> bool:

@@ -22,7 +22,7 @@ from targets.arm_tvm.graph.conversions import convert, write_pads
 from targets.arm_tvm.graph.lifted_weights import lift_weights
 from targets.arm_tvm.graph.packing import Schedule, pack_graph
 from targets.arm_tvm.graph.quantized.rewrite import DOMAIN, OPERATOR, use_integers
-from targets.arm_tvm.graph.recurrent import RECURRENT, recurrent
+from targets.arm_tvm.graph.recurrent import RECURRENT, recurrent, reverse_sequence
 from targets.arm_tvm.graph.tir_passes import register_pipeline
 from targets.arm_tvm.graph.tvm_kernels import parallelize
 from targets.arm_tvm.kernels.integer.dot_products import dot_of
@@ -33,6 +33,10 @@ from targets.arm_tvm.options import Options
 
 GENERIC = Options("aarch64-linux-gnu")
 """Any 64-bit ARM core."""
+
+
+OWN_OPERATORS = (*RECURRENT, "ReverseSequence")
+"""Operators that TVM's importer lacks and we convert."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,9 @@ def _importer(kernels: Mapping[int, Kernel], weights: Mapping[str, Array], machi
         def _check_for_unsupported_ops(self, graph: Any) -> None:
             # TVM's check knows the operators that it converts itself and would refuse those that we convert.
             known = onnx.GraphProto()
-            known.node.extend(node for node in graph.node if node.domain != DOMAIN and node.op_type not in RECURRENT)
+            known.node.extend(
+                node for node in graph.node if node.domain != DOMAIN and node.op_type not in OWN_OPERATORS
+            )
             super()._check_for_unsupported_ops(known)
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
@@ -152,6 +158,8 @@ def _importer(kernels: Mapping[int, Kernel], weights: Mapping[str, Array], machi
             try:
                 if op_name in RECURRENT:
                     return recurrent(self.bb, machine, op_name, list(inputs), attrs)
+                if op_name == "ReverseSequence":
+                    return reverse_sequence(self.bb, list(inputs), attrs)
                 converted = convert(op_name, list(inputs), attrs)
                 if converted is not None:
                     return self.bb.normalize(converted)
@@ -260,7 +268,10 @@ def _refuse_details(model: ir.Model) -> None:
     refusals = tuple(find_details(model))
     if refusals:
         lines = "\n".join(f"  - {refusal}" for refusal in refusals)
-        raise UnsupportedModel(f"target 'tvm' refuses {len(refusals)} nodes:\n{lines}")
+        raise UnsupportedModel(
+            f"target 'tvm' refuses {len(refusals)} of {sum(1 for _ in model.graph.all_nodes())} nodes:\n{lines}",
+            remedy="Choose another target for this device, or replace these operators in the model.",
+        )
 
 
 def _check_outputs(model: ir.Model, outputs: tuple[TensorSpec, ...]) -> None:

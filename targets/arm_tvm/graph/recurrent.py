@@ -1,4 +1,7 @@
-"""LSTM, GRU and RNN nodes: for each direction one matrix product over all time steps, then a kernel with the loop."""
+"""LSTM, GRU and RNN nodes: for each direction one matrix product over all time steps, then a kernel with the loop.
+
+Beside them ReverseSequence, which models have around layers that run backwards.
+"""
 
 from __future__ import annotations
 
@@ -90,6 +93,23 @@ def recurrent(
         axis = 1 if place == 0 else 0
         outputs.append(parts[0] if len(parts) == 1 else builder.emit(relax.op.concat(parts, axis=axis)))
     return relax.Tuple(outputs)
+
+
+def reverse_sequence(builder: Any, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
+    """Each sequence backwards as far as it is long; what is behind its end stays."""
+    from tvm import te, tirx
+
+    time, batch = int(attributes.get("time_axis", 0)), int(attributes.get("batch_axis", 1))
+
+    def reversed_sequences(data: Any, lengths: Any) -> Any:
+        def element(*place: Any) -> Any:
+            at, length = place[time], lengths[place[batch]]
+            source = tirx.if_then_else(at < length, length - 1 - at, at)
+            return data[(*place[:time], source, *place[time + 1 :])]
+
+        return te.compute(data.shape, element, "reverse_sequence")
+
+    return builder.emit_te(reversed_sequences, *inputs, primfunc_name_hint="reverse_sequence")
 
 
 class _Layer:

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from arm_tvm_host import AVX2, NEON, run_on_host
-from arm_tvm_models import needs_aarch64, reference
+from arm_tvm_models import make, needs_aarch64, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -147,6 +147,17 @@ def test_other_activations_equal_onnx_runtime(op: str, names: tuple[str, ...]) -
 
 def test_last_outputs_alone_are_computed() -> None:
     check(Layer("LSTM", outputs=(False, False, True)))
+
+
+@pytest.mark.parametrize(("time", "batch"), [(0, 1), (1, 0)])
+def test_reversed_sequences_equal_onnx_runtime(time: int, batch: int) -> None:
+    x = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
+    lengths = np.random.default_rng(0).integers(1, x.shape[time] + 1, x.shape[batch])
+    node = helper.make_node("ReverseSequence", ["x", "lengths"], ["y"], time_axis=time, batch_axis=batch)
+    kinds = {"lengths": TensorProto.INT64}
+    model = make([node], {"x": x.shape, "lengths": lengths.shape}, {"y": x.shape}, dtypes=kinds)
+    inputs = {"x": x, "lengths": lengths}
+    np.testing.assert_array_equal(run_on_host(model, inputs)["y"], reference(model, inputs)["y"])
 
 
 @pytest.mark.parametrize(
