@@ -54,7 +54,7 @@ def why_left_out(context: BuildContext, rule: PrecisionRule, trials: Sequence[Tr
     best = out_of_reach(expected, trials)
     if best is None or best.speed is None:
         return ""
-    source = "by the roofline" if is_judged_by_it else "by the target's expectation"
+    source = "by the roofline" if expected == estimate else "by the target's expectation"
     return (
         f"not made: {expected:.2f} × float32 at most is expected of it ({source}), and {best.precision} passes with "
         f"{best.speed.speedup:.2f} × ({best.speed.evidence}); --search thorough tries it"
