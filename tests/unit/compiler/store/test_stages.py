@@ -12,7 +12,10 @@ from compiler.errors import InternalError
 from compiler.store import BORDER_STAGES, StageName, Store, read_result, stage_key, write_result
 
 DRIVER = Path(next(iter(compiler.driver.__path__)))
-NO_STAGES = {"__init__", "border", "candidate", "context", "data", "files", "inputs", "run"}
+NO_STAGES = {
+    *("__init__", "any_batch", "border", "border_parity", "candidate", "context", "data", "files", "inputs", "proof"),
+    "run",
+}
 """Files of `driver/stages` that hold what several stages share."""
 
 
