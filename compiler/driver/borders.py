@@ -16,9 +16,11 @@ from compiler.driver.dist import claim_folder
 from compiler.driver.events import DeviceFinished, DeviceStarted, Sink, ignore
 from compiler.driver.reports import DeviceReport, FleetReport, Source
 from compiler.driver.stages.border import Border, dump_passes
+from compiler.driver.stages.border_parity import judge_border
 from compiler.driver.stages.candidate import make_candidate_border
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import Variant
+from compiler.driver.stages.reference import reference_cases
 from compiler.errors import InternalError, OutputError
 from compiler.passes.instrument import measure
 from compiler.plan import BuildOptions, settle
@@ -84,6 +86,10 @@ def _border(job: Job, source: Source, options: BuildOptions, store: Store, sink:
         )
     plan = settle(job.plan, job.plan.rule, job.plan.reason)
     border = make_candidate_border(context, plan, Variant(), last=last)
+    with clock.timed(StageName.REFERENCE):
+        ready, stages = context.ready, context.stages
+        imported = reference_cases(ready.model, ready.digest, ready.inputs.points, stages)
+        judge_border(border, plan, ready, imported, where=f"{name}: verify", stages=stages)
     with clock.timed(StageName.DELIVER):
         file = _write(border, options.out / name)
     row = {

@@ -210,47 +210,6 @@ def _attention(node: ir.Node, opset: int) -> Body | None:
     )
 
 
-def _qlinear_conv(node: ir.Node, opset: int) -> Body | None:
-    """Dequantize, convolve in float32, quantize; a bias of int32 has the scale of the products."""
-    has_bias = len(node.inputs) > 8 and node.inputs[8] is not None
-    kinds = ("kernel_shape", "pads", "strides", "dilations")
-    spelled = [
-        f"{key} = [{', '.join(map(str, node.attributes[key].as_ints()))}]" for key in kinds if key in node.attributes
-    ]
-    spelled += [f"group = {node.attributes.get_int('group', 1)}"]
-    spelled += [f'auto_pad = "{node.attributes.get_string("auto_pad", "NOTSET")}"']
-    axis = "<axis = 0>" if _rank(node.inputs[4]) == 1 and opset >= 13 else ""
-    if _rank(node.inputs[4]) == 1 and opset < 13:
-        return None
-    bias = ["product = Mul(xs, ws)", f"b32 = Cast<to = {_FLOAT}>(b)", "bias = Mul(b32, product)"] if has_bias else []
-    return Body(
-        ("x", "xs", "xz", "w", "ws", "wz", "ys", "yz", *(["b"] if has_bias else [])),
-        "Y",
-        (
-            "xf = DequantizeLinear(x, xs, xz)",
-            f"wf = DequantizeLinear{axis}(w, ws, wz)",
-            *bias,
-            f"convolved = Conv<{', '.join(spelled)}>(xf, wf{', bias' if has_bias else ''})",
-            "Y = QuantizeLinear(convolved, ys, yz)",
-        ),
-    )
-
-
-def _qlinear_matmul(node: ir.Node, opset: int) -> Body | None:
-    if _rank(node.inputs[1]) or _rank(node.inputs[4]):
-        return None  # scales per row or column
-    return Body(
-        ("a", "as", "az", "b", "bs", "bz", "ys", "yz"),
-        "Y",
-        (
-            "af = DequantizeLinear(a, as, az)",
-            "bf = DequantizeLinear(b, bs, bz)",
-            "product = MatMul(af, bf)",
-            "Y = QuantizeLinear(product, ys, yz)",
-        ),
-    )
-
-
 RULES: Mapping[str, Rule] = {
     "Attention": _attention,
     "GroupNormalization": _group_normalization,
@@ -258,7 +217,5 @@ RULES: Mapping[str, Rule] = {
     "LayerNormalization": _layer_normalization,
     "LpNormalization": _lp_normalization,
     "MeanVarianceNormalization": _mean_variance_normalization,
-    "QLinearConv": _qlinear_conv,
-    "QLinearMatMul": _qlinear_matmul,
 }
 """Operator → its rule."""

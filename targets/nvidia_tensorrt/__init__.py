@@ -23,9 +23,11 @@ from compiler.target import (
     TargetPlan,
     TargetUnavailable,
     installed_version,
+    raise_refusals,
     validate_options,
 )
 from targets.nvidia_tensorrt.network import MODULES, PACKAGES, BuildSettings, build_engine, input_ranges
+from targets.nvidia_tensorrt.refusals import refuse_unbuildable
 from targets.nvidia_tensorrt.rules import AHEAD_OF_TIME, capability_of
 from targets.nvidia_tensorrt.signature import agree, model_signature
 
@@ -98,10 +100,11 @@ class TensorRT:
         """Builds the engine, or defers it where the library needs a GPU that is not here.
 
         Raises:
-            UnsupportedModel: TensorRT's parser refuses nodes.
+            UnsupportedModel: An output is an input, the builder is known to fail at a node, or the parser refuses some.
             ToolchainFailed: The builder gives no engine, or one that does not take and give what the model does.
             FleetError: A symbolic dimension has no range.
         """
+        raise_refusals(model, refuse_unbuildable(model), target=self.name)
         options: Options = plan.options
         settings = BuildSettings(options.library, options.compute_capability, options.tf32, plan.dims)
         lacking = _lacking(options)

@@ -97,6 +97,14 @@ def test_border_model_that_differs_fails_a_device_executed_or_not(
     assert not (place.dist / "one").exists()
 
 
+def test_border_model_alone_is_compared_before_it_is_written(place: Place, clipping: Path) -> None:
+    write(place, MODEL, np.array([[0.1, 0.2, 0.3], [2, 2, 2]], np.float32), limit=0.5)
+    outcome = place.build("--to", "specialize")
+    assert outcome.code == 5, outcome.err
+    assert "the border model differs from the imported model" in outcome.err
+    assert not (place.dist / "one" / "border.onnx").exists()
+
+
 def test_manifest_of_an_artifact_not_executed_has_the_border_models_parity(place: Place, clipping: Path) -> None:
     write(place, MODEL, np.array([[0.1, 0.2, 0.3], [2, 2, 2]], np.float32), load="unavailable")
     assert place.build().code == 0

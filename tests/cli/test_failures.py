@@ -122,7 +122,7 @@ def limit_without_data(place: Place) -> None:
 
 
 def dims(place: Place) -> None:
-    place.write_fleet({"two": "./two.yaml", "one": {"profile": "./one.yaml", "dims": {"width": 3}}})
+    place.write_fleet({"one": {"profile": "./one.yaml", "dims": {"width": 3}}})
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from compiler.target.request import (
     LayerTimesTask,
     RaceAnswer,
     RaceTask,
+    RaceUntil,
     Task,
     TrialAnswer,
     TrialQuestion,
@@ -74,7 +75,7 @@ TASKS: tuple[Task, ...] = (
     EvaluateTask(ARTIFACT, Path("/in"), Path("/out"), 8),
     FootprintTask(ARTIFACT, Path("/in")),
     LayerTimesTask(ARTIFACT, Path("/in")),
-    RaceTask((ARTIFACT, ARTIFACT), (Path("/a"), Path("/b")), 7),
+    RaceTask((ARTIFACT, ARTIFACT), (Path("/a"), Path("/b")), RaceUntil(5, 60, 12.0, 0.02), 2),
 )
 ANSWERS = (
     BuildAnswer(ARTIFACT),
@@ -86,7 +87,7 @@ ANSWERS = (
     EvaluateAnswer(Evidence.HOST),
     FootprintAnswer(Evidence.HOST, 1 << 20),
     LayerTimesAnswer(Evidence.HOST, (LayerTime(("a", "b"), 2.5, "fused"),)),
-    RaceAnswer(((1.0, 2.0), (3.0, 4.0)), ((1.0, 1.0), (3.0, 3.0))),
+    RaceAnswer(((1.0, 2.0), (3.0, 4.0)), ((1.0, 1.0), (3.0, 3.0)), "stolen time"),
 )
 
 
