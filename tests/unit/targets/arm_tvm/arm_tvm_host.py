@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from targets.arm_tvm.graph.lower import import_relax
 from targets.arm_tvm.graph.packing import pack_graph
-from targets.arm_tvm.kernels.machine import Machine
+from targets.arm_tvm.kernels.machine import machine_of
 from targets.arm_tvm.options import Options
 
 Array = np.ndarray
@@ -20,14 +20,9 @@ def run_on_host(model: ir.Model, inputs: dict[str, Array], options: Options = NE
     import tvm
     from tvm import relax
 
-    from targets.arm_tvm.kernels.machine import machine_of
-
     packed = pack_graph(import_relax(model, options), machine_of(options), schedule={})
     executable = tvm.compile(packed, target="llvm")
     names = [str(value.name) for value in model.graph.inputs]
     results = relax.VirtualMachine(executable, tvm.cpu())["main"](*[tvm.runtime.tensor(inputs[name]) for name in names])
     outputs = [results] if hasattr(results, "numpy") else list(results)
     return {str(value.name): result.numpy() for value, result in zip(model.graph.outputs, outputs, strict=True)}
-
-
-__all__ = ["AVX2", "NEON", "Machine", "run_on_host"]
