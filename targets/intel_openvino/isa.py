@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
+from compiler.target import TargetUnavailable
+
 VARIABLE = "ONEDNN_MAX_CPU_ISA"
 
 _AVX2 = ("avx2", "fma")
@@ -28,34 +30,64 @@ _LEVELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """oneDNN's levels, the newest first, with the processor flags that each needs."""
 
+OWN_KERNELS = frozenset({"MVN"})
+"""Layers whose kernels the plugin chooses by the processor and not by the limit: under one below AVX-512, on a processor
+that has it, OpenVINO 2026.4 mixes the two and crashes."""
+
 _in_force: str | None = None
 """The limit that this process started with: oneDNN does not read a later one."""
 
 
-def isa_limit(device: Collection[str], host: Collection[str]) -> str:
+def isa_limit(device: Collection[str], host: Collection[str], layers: Collection[str] = ()) -> str:
     """oneDNN's name of the newest level of a device; empty where its flags name none or this machine lacks some.
 
     Under the limit of a level that this machine does not have whole, oneDNN would go down further than it has to: a
     processor with AVX-512 VNNI and without AVX-VNNI would multiply int8 without either.
+
+    Args:
+        device: Processor flags of the device.
+        host: Processor flags of this machine.
+        layers: Types of the model's layers.
     """
     level, needed = next(((level, set(needed)) for level, needed in _LEVELS if set(needed) <= set(device)), ("", set()))
-    return level if needed <= set(host) else ""
+    if not needed <= set(host):
+        return ""
+    if level and mixes_kernels(level, host, layers):
+        has_vnni = {"avx_vnni", "avx512_vnni"} & set(device) and "avx512_vnni" in host
+        return "AVX512_CORE_VNNI" if has_vnni else "AVX512_CORE"
+    return level
 
 
-def impose_isa(device: Collection[str], host: Collection[str]) -> str:
+def mixes_kernels(level: str, host: Collection[str], layers: Collection[str]) -> bool:
+    """Whether a limit would have the plugin mix kernels of two instruction sets in one layer."""
+    return not level.startswith("AVX512") and "avx512f" in host and bool(OWN_KERNELS & set(layers))
+
+
+def impose_isa(device: Collection[str], host: Collection[str], layers: Collection[str] = ()) -> str:
     """Limits the code of this process to a device's instruction sets; call it before OpenVINO compiles anything.
+
+    A limit that the environment states already stays.
 
     Args:
         device: Processor flags of the device; none: no limit.
         host: Processor flags of this machine.
+        layers: Types of the model's layers.
 
     Returns:
-        Empty, or why the limit does not hold: another device's was imposed on this process before.
+        Empty, or with which instruction sets instead of the device's it is computed, and why.
+
+    Raises:
+        TargetUnavailable: Another model limited this process so far that this one would crash.
     """
     global _in_force
-    limit = isa_limit(device, host)
+    exact, limit = isa_limit(device, host), isa_limit(device, host, layers)
     if _in_force is None:
-        _in_force = limit
-        if limit:
-            os.environ[VARIABLE] = limit
-    return "" if _in_force == limit else f"computed with instructions of {_in_force or 'this machine'}, not {limit}"
+        _in_force = os.environ.get(VARIABLE, limit)
+        if _in_force:
+            os.environ[VARIABLE] = _in_force
+    if _in_force and mixes_kernels(_in_force, host, layers):
+        raise TargetUnavailable(
+            f"this process is limited to {_in_force}, with which OpenVINO crashes in {', '.join(sorted(OWN_KERNELS))}",
+            remedy="Run this artifact in a process of its own.",
+        )
+    return "" if _in_force == exact else f"computed with instructions of {_in_force or 'this machine'}, not {exact}"

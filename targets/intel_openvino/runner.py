@@ -21,7 +21,7 @@ from compiler.target import (
 )
 from targets.intel_openvino.integers import INPUT_LIMIT
 from targets.intel_openvino.isa import impose_isa
-from targets.intel_openvino.toolchain import first_lines, input_name, openvino
+from targets.intel_openvino.toolchain import first_lines, input_name, layer_types, openvino
 
 _PROFILED_RUNS = 20
 
@@ -33,7 +33,8 @@ class CompiledRunner:
 
     def __init__(self, artifact: Artifact, host: frozenset[str]) -> None:
         flags = _strings(artifact.facts.get("isa"))
-        self.note = "; ".join(filter(None, (impose_isa(flags, host), _note(artifact, flags, host))))
+        limited = impose_isa(flags, host, layer_types(artifact.root / artifact.files[0]))
+        self.note = "; ".join(filter(None, (limited, _note(artifact, flags, host))))
         self._outputs = [spec.name for spec in artifact.outputs]
         self._inputs = {spec.name: spec.dtype for spec in artifact.inputs}
         self._unused = set(_strings(artifact.facts.get("unused_inputs")))

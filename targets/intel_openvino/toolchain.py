@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -13,6 +15,11 @@ def openvino() -> Any:
     import openvino
 
     return openvino
+
+
+def layer_types(path: Path) -> frozenset[str]:
+    """Types of the layers of an IR, as its XML names them."""
+    return frozenset(re.findall(r'<layer [^>]*\btype="(\w+)"', path.read_text(encoding="utf-8")))
 
 
 def input_name(port: Any) -> str:

@@ -35,7 +35,7 @@ from compiler.target import (
 )
 from targets.intel_openvino.convert import write_ir
 from targets.intel_openvino.isa import impose_isa
-from targets.intel_openvino.toolchain import first_lines, openvino
+from targets.intel_openvino.toolchain import first_lines, layer_types, openvino
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -92,7 +92,6 @@ class HostMeasurer:
         config: dict[str, str],
     ) -> None:
         _refuse(profile, backend)
-        self.device = _device(profile)
         self._plan, self._config, self._trial_s = plan, config, backend.trial_s
         self._core = openvino().Core()
         with scratch_folder() as folder:  # OpenVINO keeps its mapping of the weights
@@ -100,6 +99,7 @@ class HostMeasurer:
             path.parent.mkdir()
             write_ir(model, plan, path)
             self._network = self._core.read_model(path)
+            self.device = _device(profile, layer_types(path))
 
     def measure(self, kernel: Tunable, choice: Choice) -> Measurement:
         """Microseconds per request, one value per round of requests.
@@ -121,11 +121,11 @@ class HostMeasurer:
             raise ToolchainFailed(f"OpenVINO does not run the model with {config}: {first_lines(error)}") from error
 
 
-def _device(profile: HardwareProfile) -> DeviceType:
+def _device(profile: HardwareProfile, layers: frozenset[str]) -> DeviceType:
     """This machine, with the instruction sets that it shares with the device: kernels use no others."""
     device: DeviceType = profile_device(detect_profile())
     flags = set(profile.cpu.isa if profile.cpu else ())
-    impose_isa(flags, host_isa())
+    impose_isa(flags, host_isa(), layers)
     return replace(device, isa=tuple(flag for flag in device.isa if flag in flags)) if flags else device
 
 

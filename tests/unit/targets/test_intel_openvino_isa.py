@@ -12,6 +12,22 @@ from compiler.fleet.detect import host_isa
 from compiler.fleet.profile import load_profile
 from targets.intel_openvino.isa import VARIABLE, isa_limit
 
+_NORMALIZED = """
+import sys
+import numpy as np
+from pathlib import Path
+from compiler.fleet.profile import load_profile
+from compiler.target import TargetPlan
+from compiler.target.testing import text_case
+from targets.intel_openvino import TARGET, Options
+net = text_case("net", "(float[2,5,8] x) => (float[2,5,8] y) { y = LayerNormalization(x, s, b) }",
+                weights={"s": (8,), "b": (8,)}, batches=(1,))
+profile, folder = load_profile("intel-n100"), Path(sys.argv[1])
+runner = TARGET.load(TARGET.build(net.model(), TargetPlan("fp32", Options()), profile, workdir=folder))
+assert np.isfinite(runner.run({"x": np.ones((2, 5, 8), np.float32)})["y"]).all()
+print(runner.note)
+"""
+
 _KERNELS = """
 import json, sys
 import numpy as np
@@ -60,3 +76,28 @@ def test_kernels_on_a_newer_machine_are_the_devices_own(tmp_path: Path) -> None:
 
     assert any("avx512" in kernel for kernel in kernels("intel-xeon-icelake"))
     assert not any("avx512" in kernel for kernel in kernels("intel-n100"))
+
+
+@pytest.mark.needs_openvino
+@pytest.mark.skipif("avx512f" not in host_isa(), reason="this processor has nothing beyond the device's AVX2")
+def test_a_model_whose_kernels_do_not_obey_the_limit_runs_and_says_with_what(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    command = [sys.executable, "-c", _NORMALIZED, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "computed with instructions of AVX512_CORE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("host", "layers", "limit"),
+    [
+        (("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni"), ("MVN",), "AVX512_CORE_VNNI"),
+        (("avx2", "fma", "avx_vnni", "avx512f"), ("MVN",), "AVX512_CORE"),
+        (("avx2", "fma", "avx_vnni", "avx512f"), ("Convolution",), "AVX2_VNNI"),
+        (("avx2", "fma", "avx_vnni"), ("MVN",), "AVX2_VNNI"),
+    ],
+)
+def test_a_limit_never_mixes_kernels_of_two_instruction_sets(
+    host: tuple[str, ...], layers: tuple[str, ...], limit: str
+) -> None:
+    assert isa_limit(("avx2", "fma", "avx_vnni"), host, layers) == limit
