@@ -55,7 +55,7 @@ def forecast(jobs: Sequence[Job], store: Store, *, most: int) -> Forecast:
     total = sum(_device_s(job.plan, known) for job in jobs) / max(1, min(most, len(jobs)))
     if not known:
         return Forecast(total, f"roughly: {ROUGH_S:g} s a stage, since no earlier build is in {store.root}")
-    return Forecast(total, f"from nothing, by what stages of earlier builds in {store.root} took")
+    return Forecast(total, f"from nothing, by stages of earlier builds in {store.root}; others {ROUGH_S:g} s each")
 
 
 def _device_s(plan: Plan, known: Mapping[str, float]) -> float:
@@ -69,4 +69,4 @@ def _device_s(plan: Plan, known: Mapping[str, float]) -> float:
 
 
 def _stage_s(stage: StageName, known: Mapping[str, float]) -> float:
-    return known.get(stage, 0.0 if known else ROUGH_S)
+    return known.get(stage, ROUGH_S)

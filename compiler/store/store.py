@@ -195,7 +195,8 @@ class Store:
         for folder in self._entries():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged, or of an older version
                 record = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
-                found.setdefault(str(record["stage"]), []).append(float(record["seconds"]))
+                name, seconds = str(record["stage"]), float(record["seconds"])
+                found.setdefault(name, []).append(seconds)
         return found
 
     def gc(self, *, max_bytes: int | None = None, max_age_s: float | None = None) -> int:
