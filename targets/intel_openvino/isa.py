@@ -31,8 +31,8 @@ _LEVELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 """oneDNN's levels, the newest first, with the processor flags that each needs."""
 
 OWN_KERNELS = frozenset({"MVN"})
-"""Layers whose kernels the plugin chooses by the processor and not by the limit: under one below AVX-512, on a processor
-that has it, OpenVINO 2026.4 mixes the two and crashes."""
+"""Layers whose kernels the plugin chooses by the processor and not by the limit: under one below AVX-512, on a
+processor that has it, OpenVINO 2026.4 mixes the two and crashes."""
 
 _in_force: str | None = None
 """The limit that this process started with: oneDNN does not read a later one."""
