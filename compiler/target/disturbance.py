@@ -33,7 +33,7 @@ class Conditions:
         time_s: The moment, in seconds of a clock that never goes back.
         waited_s: Seconds that this process's threads have waited for a processor.
         pressed_s: Seconds in which some process waited for one.
-        stolen_s: Seconds that a hypervisor took, all processors together.
+        stolen_s: Seconds that a hypervisor took from a processor, the mean of all.
         switches: Times that this process or its children had to give up a processor.
         clock_mhz: Mean clock of the processors.
     """
@@ -74,7 +74,7 @@ def _disturbances(before: Conditions, after: Conditions, threads: int) -> Iterat
     switches = after.switches - before.switches
     waited = _share(before.waited_s, after.waited_s, elapsed_s * threads)
     pressed = _share(before.pressed_s, after.pressed_s, elapsed_s)
-    stolen = _share(before.stolen_s, after.stolen_s, elapsed_s * (os.cpu_count() or 1))
+    stolen = _share(before.stolen_s, after.stolen_s, elapsed_s)
     if waited is not None and waited > WAITED:
         yield f"its threads waited for a processor {waited:.0%} of the time, and lost one {switches} times"
     if pressed is not None and pressed > PRESSED:
@@ -102,8 +102,9 @@ def _pressed_s(root: Path) -> float | None:
 
 
 def _stolen_s(root: Path) -> float | None:
-    fields = _text(root / "proc/stat").partition("\n")[0].split()
-    return int(fields[8]) / _TICKS_PER_S if len(fields) > 8 and fields[0] == "cpu" else None
+    text = _text(root / "proc/stat")
+    fields, processors = text.partition("\n")[0].split(), len(re.findall(r"^cpu\d+ ", text, re.MULTILINE))
+    return int(fields[8]) / _TICKS_PER_S / max(1, processors) if len(fields) > 8 and fields[0] == "cpu" else None
 
 
 def _clock_mhz(root: Path) -> float | None:

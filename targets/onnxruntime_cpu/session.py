@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compiler.target import Array, Arrays, DataError, Evidence, TensorSpec, UnsupportedModel
+from compiler.target import Array, Arrays, DataError, Evidence, TensorSpec, UnsupportedModel, available_cpus
 
 
 class SessionRunner:
@@ -43,7 +42,7 @@ def open_session(model: Path, config: Mapping[str, int]) -> Any:
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = min(config["intra_op_num_threads"], os.cpu_count() or 1)
+    options.intra_op_num_threads = min(config["intra_op_num_threads"], available_cpus())
     options.inter_op_num_threads = config["inter_op_num_threads"]
     options.log_severity_level = 4  # what is wrong comes as an exception; its copy on stderr would be noise
     try:

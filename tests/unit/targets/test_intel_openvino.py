@@ -55,7 +55,10 @@ def test_two_builds_in_one_process_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_every_conformance_model_builds_to_the_same_bytes_twice(tmp_path: Path) -> None:
     differing = []
+    capability = TARGET.capability(_GENOA)
     for case in conformance_cases():
+        if find_unsupported(case.model(), capability):
+            continue  # refused before it is built
         plan = TargetPlan("fp32", Options(), dims=case.dims)
         pairs = [TARGET.build(case.model(), plan, _GENOA, workdir=tmp_path / case.name / part) for part in "ab"]
         differing += [case.name] if _bytes(pairs[0]) != _bytes(pairs[1]) else []
