@@ -64,9 +64,10 @@ def test_temporary_folders_of_a_killed_build_go_at_the_next_start(place: Place) 
     process, pids = started(place)
     end(process, signal.SIGKILL)
     wait_for(lambda: all(map(is_gone, pids)), "the end of the children")
-    assert list(temporary.iterdir())
+    assert list(temporary.glob("fleetc-*"))
     assert place.call("profiles", "list").code == 0
-    assert list(temporary.iterdir()) == []
+    # a toolchain may leave files of its own there
+    assert not list(temporary.glob("fleetc-*"))
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
@@ -120,7 +121,7 @@ def test_a_build_waits_for_another_ones_stage_no_longer_than_it_is_told(place: P
     try:
         outcome = place.build("--cache-wait", "0.5")
         assert outcome.code == 4
-        assert f"waited 0.5 s for process {first.pid} on " in outcome.err and "stage build" in outcome.err
+        assert f"waited 0.5 s for process {first.pid} on " in outcome.err and "stage compile" in outcome.err
     finally:
         end(first, signal.SIGKILL)
     wait_for(lambda: all(map(is_gone, pids)), "the end of the children")
