@@ -1,7 +1,7 @@
 """Artifacts as they travel: one tar file for each device class, the same bytes for the same files.
 
-A tar file holds `<device>/…`, as `fleetc build` delivers it, and `build.json` with the device's row. Whoever receives one
-looks at every member before anything is written, and recomputes every digest that the manifest states.
+A tar file holds `<device>/…`, as `fleetc build` delivers it, and `build.json` with the device's row. Whoever receives
+one looks at every member before anything is written, and recomputes every digest that the manifest states.
 """
 
 from __future__ import annotations
@@ -137,10 +137,16 @@ def read_member(path: Path, name: str) -> bytes | None:
         return file.read() if file is not None else None
 
 
-def merge_builds(texts: Sequence[str]) -> str:
-    """One `build.json` for devices that were built apart; the order of the texts is the order of the devices."""
+def merge_builds(texts: Sequence[str], *, order: Sequence[str]) -> str:
+    """One `build.json` for devices that were built apart.
+
+    Args:
+        texts: Each with some of the devices; a later one counts where two have the same.
+        order: The fleet's devices in its order; what else there is comes after them.
+    """
     builds = [json.loads(text) for text in texts if text]
     if not builds:
         return ""
     rows = {name: row for build in builds for name, row in build["devices"].items()}
-    return json.dumps({**builds[0], "devices": rows}, indent=1, ensure_ascii=False) + "\n"
+    ordered = {name: rows[name] for name in (*order, *rows) if name in rows}
+    return json.dumps({**builds[-1], "devices": ordered}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

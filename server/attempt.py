@@ -44,11 +44,10 @@ _OUTCOMES: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 
 @dataclass(frozen=True)
 class Call:
-    """What the engine carries to a worker: where the order is to be had, and the token for it."""
+    """What the engine carries to a worker: an attempt's id, and the token that its order is to be had for."""
 
     attempt: str
     token: str
-    url: str
 
 
 @dataclass
@@ -56,12 +55,14 @@ class Workplace:
     """What attempts on one worker share.
 
     Args:
+        url: Where the worker reaches the server.
         folder: Where its files are: inputs by digest, caches by project, a folder for each attempt.
         slots: How many attempts it runs at a time.
         ca: File of the authority that signed the server's certificate.
         stopping: Set when the worker is to give up what it runs.
     """
 
+    url: str
     folder: Path
     slots: int = 1
     ca: Path | None = None
@@ -91,7 +92,7 @@ def run_call(text: str, workplace: Workplace) -> None:
         Unreachable: The server does not answer any more; it will give the attempt up.
     """
     call = Call(**json.loads(text))
-    connection = Connection(call.url, call.token, ca=workplace.ca, patience_s=SILENCE_S)
+    connection = Connection(workplace.url, call.token, ca=workplace.ca, patience_s=SILENCE_S)
     try:
         order = _ORDERS.validate_python(connection.get(f"/v1/attempts/{call.attempt}"))
         (workplace.folder / "attempts").mkdir(parents=True, exist_ok=True)
@@ -127,6 +128,8 @@ class _Attempt:
             code = self._watch(process)
             if code is None:
                 process.end()
+                # a server that is being stopped answers no more, and gives the attempt up by itself
+                self._connection.patience_s = 0 if self._workplace.stopping.is_set() else SILENCE_S
                 return self._stopped()
             outcome = self._outcome(code, process.result())
         except BaseException:

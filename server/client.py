@@ -227,7 +227,7 @@ def fetch(connection: Connection, job: dict[str, Any], out: Path, *, devices: tu
                 build = _fetch_device(connection, job["id"], device, Path(scratch), out)
             builds.append(build)
             delivered += [device["name"]] if device["manifest"] else []
-        text = merge_builds([*_present(out, job), *builds])
+        text = merge_builds([*_present(out, job), *builds], order=[one["name"] for one in job["devices"]])
         if text:
             write_atomic(out / BUILD, text.encode())
             write_report(read_build(out))

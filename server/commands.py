@@ -133,6 +133,7 @@ def _talk(function: F) -> F:
     help="After which a worker that says nothing is given up.",
 )
 @click.option("--client-file", envvar="FLEETC_CLIENT_FILE", type=FILE, default=_client_file, hidden=True)
+@click.option("--join", default="", metavar="HOST:PORT", help="Where `fleetc worker` of other machines joins.")
 @json_option
 @click.pass_obj
 def server(session: Session, /, client_file: Path, as_json: bool, **options: Any) -> None:
@@ -157,6 +158,31 @@ def server(session: Session, /, client_file: Path, as_json: bool, **options: Any
 
     log_as_json()
     serve(replace(settings, data=settings.data.absolute()), ready=ready)
+
+
+@click.command()
+@click.option("--slots", type=click.IntRange(min=1), default=1, show_default=True, help="Builds at a time.")
+@click.option("--name", default="", metavar="NAME", help="Its name; the machine's by default.")
+@click.option("--label", "labels", multiple=True, metavar="NAME", help="A further label, as board:rpi5; repeatable.")
+@click.option("--data", "folder", type=FOLDER, default=lambda: user_data_path("fleetc") / "worker", help="Its folder.")
+@server_options
+@click.pass_obj
+def worker(session: Session, /, name: str, **options: Any) -> None:
+    """Build for the build server on this machine, until Ctrl-C."""
+    ca = options["ca"]
+    chosen = {key: options.pop(key) for key in ("slots", "labels", "folder")}
+    connection = _connect(options)
+    from server.client import say_errors
+    from server.connection import Refusal, Unreachable
+    from server.serve import log_as_json
+    from server.worker import WorkerSettings, default_name, run_worker
+
+    log_as_json()
+    chosen["folder"] = chosen["folder"].absolute()
+    try:
+        run_worker(connection, WorkerSettings(name=name or default_name(), **chosen), ca=ca)
+    except (Refusal, Unreachable) as error:
+        raise say_errors(connection, error) from error
 
 
 def _seconds(name: str, variable: str, text: str) -> Callable[[F], F]:

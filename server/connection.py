@@ -52,11 +52,11 @@ class Connection:
         url: `http://host:port` or `https://…`.
         token: Sent as bearer.
         ca: File of the authority that signed the server's certificate; None for those of the system.
-        patience_s: How long a call that gets no answer is tried again.
+        patience_s: How long a call that gets no answer is tried again; may be changed.
     """
 
     def __init__(self, url: str, token: str, *, ca: Path | None = None, patience_s: float = 0.0) -> None:
-        self.url, self._patience_s = url.rstrip("/"), patience_s
+        self.url, self.patience_s = url.rstrip("/"), patience_s
         self._headers = {"Authorization": f"Bearer {token}"}
         self._pool = urllib3.PoolManager(
             ca_certs=str(ca) if ca else None, timeout=TIMEOUT, retries=False, maxsize=4, block=False
@@ -148,7 +148,7 @@ class Connection:
             raise Unreachable(str(error)) from error
 
     def _patiently(self, once: Callable[[], T]) -> T:
-        deadline, pause = time.monotonic() + self._patience_s, FIRST_PAUSE_S
+        deadline, pause = time.monotonic() + self.patience_s, FIRST_PAUSE_S
         while True:
             try:
                 return once()

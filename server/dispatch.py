@@ -1,7 +1,7 @@
 """The dispatcher: what waits goes to a worker that has its labels and a free slot; what is silent is given up.
 
-It chooses the first of the queue that can start now, and nothing else: no fairness, no reservations. An attempt is given
-up when its worker is gone or does not report for `SILENCE_S`; the device then waits for its next attempt.
+It chooses the first of the queue that can start now, and nothing else: no fairness, no reservations. An attempt is
+given up when its worker is gone or does not report for `SILENCE_S`; the device then waits for its next attempt.
 """
 
 from __future__ import annotations
@@ -46,13 +46,11 @@ class Rules:
     """What bounds attempts.
 
     Args:
-        url: Where workers reach the server.
         most_losses: Attempts of a device that may be lost before it is.
         silence_s: How long an attempt may say nothing.
         quota: Attempts that a project may have at a time; 0 for no bound. What is above waits.
     """
 
-    url: str
     most_losses: int = 5
     silence_s: float = SILENCE_S
     quota: int = 0
@@ -136,7 +134,7 @@ class Dispatcher:
         if begun is None:
             return False
         attempt, token = begun
-        call = Call(attempt.id, token, self.rules.url)
+        call = Call(attempt.id, token)
         self.engine.submit(worker, attempt.id, json.dumps(asdict(call)))
         log.info("job %s, %s: attempt %d begins on %s", attempt.job, attempt.device, attempt.number, worker.name)
         self.bell.ring_listeners()

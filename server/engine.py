@@ -68,6 +68,11 @@ Ended: TypeAlias = Callable[[str, str], None]
 class BuildEngine(Protocol):
     """What the dispatcher needs of an engine."""
 
+    @property
+    def address(self) -> str:
+        """Where workers join."""
+        ...
+
     def capacity(self) -> Sequence[WorkerFacts]:
         """The workers that are connected."""
         ...

@@ -12,8 +12,9 @@ from sqlalchemy import select, update
 
 from compiler.errors import StorageError
 from server.api.site import Site
-from server.jobs import queue, read_request, running
+from server.jobs import queue, running
 from server.tables import jobs
+from server.views import read_request
 
 EVERY_S = 3600.0
 DAY_S = 86_400.0
@@ -56,7 +57,8 @@ def clear_old(site: Site, retention: Retention) -> None:
     with site.database.reading() as connection:
         rows = connection.execute(query).all()
     for row in rows:
-        shutil.rmtree(site.artifact(row.project, row.id, "any").parent, ignore_errors=True)
+        for folder in (site.artifacts(row.project, row.id), site.folder / "reports" / row.id):
+            shutil.rmtree(folder, ignore_errors=True)
         with site.database.writing() as connection:
             connection.execute(update(jobs).where(jobs.c.id == row.id).values(emptied=time.time()))
         log.info("job %s: its artifacts are removed, its record stays", row.id)

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,13 +26,16 @@ from server.api.site import Site
 from server.attempt import Workplace, clear_attempts
 from server.bell import Bell
 from server.blobs import Blobs
+from server.certificates import server_certificate
 from server.dispatch import Dispatcher, Rules
 from server.engine import DaskEngine, folder_of
 from server.housekeeping import KEEP, Retention, start_housekeeping
 from server.keys import create_key, list_keys
 from server.labels import find_labels
+from server.metrics import Metrics
 from server.schema import Scope
 from server.tables import Database, open_database
+from server.worker import security_of
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 STOP_S = 10
@@ -52,7 +55,8 @@ class Settings:
         labels: Further labels of the embedded worker.
         join: `HOST:PORT` where other workers join; empty for none.
         hosts: Further names by which it may be called.
-        certificate: File of its certificate, and of the key to it; None for plain HTTP, on the loopback alone.
+        certificate: File of its certificate, and of the key to it; None for plain HTTP on the loopback, and elsewhere
+            for one of the server's own authority.
         most_losses: Attempts of a device that may be lost.
         quota: Attempts that a project may have at a time; 0 for no bound.
         retention: What becomes of old artifacts and files.
@@ -90,12 +94,12 @@ def serve(settings: Settings, *, ready: Callable[[Started], None]) -> None:
         ready: Is told when requests are answered.
 
     Raises:
-        UsageError: It would listen to other machines without encryption.
+        UsageError: `--join` is no address.
         ServerError: The port or the data folder is in use, or the database cannot be opened.
     """
-    _refuse_plain(settings)
     with output_errors(settings.data):
         settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings = _encrypted(settings)
     listener = _listen(settings)
     database = open_database(settings.database, settings.data)
     try:
@@ -108,17 +112,20 @@ def serve(settings: Settings, *, ready: Callable[[Started], None]) -> None:
 
 def _run(settings: Settings, database: Database, listener: socket.socket, *, ready: Callable[[str], None]) -> None:
     url = _url(settings, listener)
-    workplace = Workplace(folder_of(settings.data), slots=settings.slots) if settings.slots else None
+    place = Workplace(url, folder_of(settings.data), slots=settings.slots, ca=_own_authority(settings))
+    workplace = place if settings.slots else None
     if workplace is not None:
         clear_attempts(workplace.folder)
     labels = find_labels() | set(settings.labels) if workplace else frozenset[str]()
     engine = DaskEngine(workplace, labels, **_join(settings))
     bell, blobs = Bell(), Blobs(settings.data / "blobs", most_bytes=64 << 30)
     (settings.data / "blobs").mkdir(exist_ok=True)
-    rules = Rules(url, most_losses=settings.most_losses, silence_s=settings.silence_s, quota=settings.quota)
+    rules = Rules(most_losses=settings.most_losses, silence_s=settings.silence_s, quota=settings.quota)
     dispatcher = Dispatcher(database, engine, rules, bell)
     names = frozenset({*LOOPBACK, settings.host, *settings.hosts})
-    site = Site(settings.data, database, blobs, engine, dispatcher, bell, version("fleetc"), names)
+    site = Site(
+        settings.data, database, blobs, engine, dispatcher, bell, Metrics(database, engine), version("fleetc"), names
+    )
     server = _Server(_config(settings, site), bell)
     dispatcher.start()
     start_housekeeping(site, settings.retention)
@@ -166,13 +173,19 @@ def _config(settings: Settings, site: Site) -> uvicorn.Config:
     )
 
 
-def _refuse_plain(settings: Settings) -> None:
-    if not _is_loopback(settings.host) and settings.certificate is None:
-        raise UsageError(
-            "other machines could reach the server, and read keys and models on the way",
-            where=f"--host {settings.host}",
-            remedy="Give --certificate and --certificate-key, or let it listen on 127.0.0.1.",
-        )
+def _encrypted(settings: Settings) -> Settings:
+    """With a certificate of the server's own authority where other machines could listen and none was given."""
+    if _is_loopback(settings.host) or settings.certificate is not None:
+        return settings
+    pair = server_certificate(settings.data / "tls", [settings.host, *settings.hosts, *LOOPBACK])
+    return replace(settings, certificate=pair)
+
+
+def _own_authority(settings: Settings) -> Path | None:
+    """The authority of the server's certificate, where it is the server's own."""
+    authority = settings.data / "tls" / "ca.pem"
+    is_own = settings.certificate is not None and settings.certificate[0].parent == authority.parent
+    return authority if is_own else None
 
 
 def _is_loopback(host: str) -> bool:
@@ -202,7 +215,14 @@ def _join(settings: Settings) -> dict[str, Any]:
     """Where other workers join: always with certificates on both sides."""
     if not settings.join:
         return {}
-    raise NotImplementedError
+    host, _, port = settings.join.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(
+            f"{settings.join!r} is no HOST:PORT", where="--join", remedy="For example --join 0.0.0.0:8786."
+        )
+    folder = settings.data / "tls"
+    certificate, key = server_certificate(folder, [settings.host, *settings.hosts, *LOOPBACK])
+    return {"listen": f"tls://{settings.join}", "security": security_of(folder / "ca.pem", certificate, key)}
 
 
 def _first_key(database: Database) -> str:

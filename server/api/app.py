@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 
 from server.api import artifacts, attempts, blobs, jobs, machines
 from server.api.site import Site
+from server.page import routes
 from server.problems import add_problems, problem_response
 
 MAX_JSON_BYTES = 16 << 20
@@ -35,7 +36,7 @@ def make_app(site: Site | None, *, version: str) -> FastAPI:
         max_body_size=MAX_JSON_BYTES,
     )
     app.state.site = site
-    for part in (jobs, blobs, artifacts, attempts, machines):
+    for part in (jobs, blobs, artifacts, attempts, machines, routes):
         app.include_router(part.router)
     add_problems(app)
 

@@ -11,9 +11,9 @@ from fastapi.responses import FileResponse
 
 from server.api.site import ReadableJob, Reader, SiteDep
 from server.artifacts import read_member
-from server.jobs import latest_good, view_job
 from server.problems import Problem
 from server.schema import DeviceView, JobView
+from server.views import latest_good, view_job
 
 router = APIRouter(prefix="/v1", tags=["artifacts"])
 Device = Annotated[str, PathParameter(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]

@@ -15,10 +15,11 @@ from compiler.driver.events import event_of
 from compiler.store.disk import storage_errors
 from server.api.blobs import MAX_BLOB_BYTES
 from server.api.site import AttemptDep, Site, SiteDep, superseded
-from server.artifacts import check
-from server.jobs import Attempt, Superseded, end_attempt, hear, note_artifact, read_request, view_job
+from server.artifacts import MEASUREMENTS, check, read_member
+from server.jobs import Attempt, Superseded, end_attempt, hear, note_artifact
 from server.problems import Problem
 from server.schema import Answer, JobRequest, News, Order, Outcome
+from server.views import read_request, view_job
 
 router = APIRouter(prefix="/v1/attempts/{attempt}", tags=["attempts"])
 
@@ -60,6 +61,7 @@ def news(attempt: AttemptDep, body: News, site: SiteDep) -> Answer:
         stop = hear(site.database, attempt, payloads)
     except Superseded as error:
         raise superseded() from error
+    site.metrics.note_events(payloads)
     if payloads:
         site.bell.ring_listeners()
     return Answer(stop)
@@ -92,6 +94,8 @@ def _accept(site: Site, attempt: Attempt, draft: Any, final: Any) -> None:
     except Superseded as error:
         raise superseded() from error
     draft.replace(final)
+    measured = read_member(final, f"{attempt.device}/{MEASUREMENTS}")
+    site.metrics.note_stages(json.loads(measured) if measured else {})
 
 
 @router.post("/outcome")

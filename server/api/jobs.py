@@ -16,21 +16,11 @@ from starlette.concurrency import run_in_threadpool
 from server.api.site import OwnJob, ReadableJob, Reader, Site, SiteDep, Submitter, scope_project
 from server.dispatch import missing_labels
 from server.inputs import Planned, plan_request
-from server.jobs import (
-    OtherBody,
-    add_job,
-    cancel_job,
-    find_by_idempotency_key,
-    has_event,
-    list_jobs,
-    read_events,
-    request_digest,
-    set_pinned,
-    view_job,
-)
+from server.jobs import OtherBody, add_job, cancel_job, find_by_idempotency_key, request_digest, set_pinned
 from server.keys import Principal
 from server.problems import Problem
 from server.schema import FINAL, JobRequest, JobView, Scope
+from server.views import has_event, list_jobs, read_events, view_job
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -176,7 +166,7 @@ async def cancel_and_wait(site: Site, job: str, *, wait_s: float) -> Cancelled:
             running = tuple(sorted({device.worker for device in view.devices if device.state not in FINAL}))
             if not running or time.monotonic() >= deadline or site.bell.is_closing:
                 return Cancelled(view, running)
-            await _wait(changed, min(1.0, max(0.0, deadline - time.monotonic())))
+            await wait_for(changed, min(1.0, max(0.0, deadline - time.monotonic())))
 
 
 @router.get("/jobs/{job}/events", response_class=EventSourceResponse)
@@ -200,7 +190,7 @@ async def events(
                 yield ServerSentEvent(id=str(identity), event=kind, raw_data=text)
                 if kind == "job-finished":
                     return
-            if not rows and not await _wait(changed, PING_S):
+            if not rows and not await wait_for(changed, PING_S):
                 yield ServerSentEvent(comment="still here")
 
 
@@ -214,7 +204,8 @@ def log(job: ReadableJob, site: SiteDep) -> PlainTextResponse:
     return PlainTextResponse("\n".join([*lines, ""]), media_type="application/x-ndjson")
 
 
-async def _wait(changed: asyncio.Event, limit_s: float) -> bool:
+async def wait_for(changed: asyncio.Event, limit_s: float) -> bool:
+    """Waits for a ring of the bell. Returns whether there was one."""
     try:
         await asyncio.wait_for(changed.wait(), limit_s)
     except TimeoutError:

@@ -7,14 +7,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi import Path as PathParameter
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import Field, StringConstraints
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from server.api.site import Admin, Reader, Site, SiteDep, scope_project
+from server.api.site import Admin, Reader, Site, SiteDep, requires, scope_project
+from server.certificates import sign_request
 from server.jobs import queue, running
-from server.keys import KeyView, create_key, list_keys, revoke_key
+from server.keys import KeyView, Principal, create_key, list_keys, revoke_key
 from server.problems import Problem
 from server.schema import ProjectName, Scope, WorkerView
 
@@ -45,6 +48,23 @@ class NewKey:
     valid_days: Annotated[float | None, Field(gt=0, le=36_500, allow_inf_nan=False)] = None
 
 
+@checked_dataclass(frozen=True, config={"extra": "forbid"})
+class NewWorker:
+    """A worker that wants to join: its name, and a request for a certificate to its key."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    csr: Annotated[str, StringConstraints(max_length=10_000)]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Where the engine is, the worker's certificate, and that of the authority."""
+
+    address: str
+    certificate: str
+    ca: str
+
+
 @dataclass(frozen=True)
 class Secret:
     """A new key's text, which is not shown again."""
@@ -66,6 +86,16 @@ def workers_of(site: Site) -> tuple[WorkerView, ...]:
 def workers(site: SiteDep, who: Reader) -> tuple[WorkerView, ...]:
     """The workers that are connected, with their labels."""
     return workers_of(site)
+
+
+@router.post("/v1/workers", status_code=201)
+def join(body: NewWorker, site: SiteDep, who: Annotated[Principal, Depends(requires(Scope.WORKER))]) -> Joined:
+    """Lets a worker join: signs its certificate, and says where the engine is."""
+    if not site.engine.address.startswith("tls://"):
+        raise Problem(409, "the server takes no workers", remedy="Start it with --join HOST:PORT.")
+    folder = site.folder / "tls"
+    certificate = sign_request(folder, body.csr)
+    return Joined(site.engine.address, certificate.decode(), (folder / "ca.pem").read_text("ascii"))
 
 
 @router.get("/v1/queue")
@@ -109,6 +139,12 @@ class Health:
 
     status: str
     time: float
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics(site: SiteDep, who: Reader) -> Response:
+    """Figures for Prometheus, which sends the key as its bearer token."""
+    return Response(site.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @router.get("/healthz")

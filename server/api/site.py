@@ -15,11 +15,13 @@ from server.bell import Bell
 from server.blobs import Blobs
 from server.dispatch import Dispatcher
 from server.engine import BuildEngine
-from server.jobs import Attempt, Superseded, find_attempt, job_exists
+from server.jobs import Attempt, Superseded, find_attempt
 from server.keys import Principal, find_key
+from server.metrics import Metrics
 from server.problems import Problem
 from server.schema import Scope
 from server.tables import Database
+from server.views import job_exists
 
 COOKIE = "fleetc_key"
 _JOB_ID = re.compile(r"[0-9a-f]{12}")
@@ -36,6 +38,7 @@ class Site:
         engine: Who carries attempts to workers.
         dispatcher: Who hands them out.
         bell: Rung when something changes.
+        metrics: Figures for Prometheus.
         version: Of fleetc.
         hosts: Names by which it may be called.
     """
@@ -46,6 +49,7 @@ class Site:
     engine: BuildEngine
     dispatcher: Dispatcher
     bell: Bell
+    metrics: Metrics
     version: str
     hosts: frozenset[str]
 
@@ -56,7 +60,11 @@ class Site:
 
     def artifact(self, project: str, job: str, device: str) -> Path:
         """Where a device's artifact is."""
-        return self.folder / "artifacts" / project / job / f"{device}.tar"
+        return self.artifacts(project, job) / f"{device}.tar"
+
+    def artifacts(self, project: str, job: str) -> Path:
+        """Where a job's artifacts are."""
+        return self.folder / "artifacts" / project / job
 
     def slots(self) -> int:
         """How many builds run at a time on all workers."""
