@@ -29,7 +29,12 @@ PLENTY = 1e9
 SILENT_S = 10.0
 """A worker that Dask has not heard of for so long takes no new attempt."""
 
+NOWHERE = "127.0.0.1:0"
+"""Every node of Dask opens an HTTP server, by default on the machine's own address; ours, on the loopback, has no routes."""
+
 QUIET = {
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
     "distributed.admin.large-graph-warning-threshold": "1GB",
     "distributed.scheduler.allowed-failures": 0,  # retries are counted in the tables, for reasons that Dask cannot know
     "distributed.scheduler.worker-ttl": "60 seconds",
@@ -118,6 +123,7 @@ def worker_options(name: str, labels: frozenset[str], workplace: Workplace) -> d
         "name": name,
         "resources": {SLOT: workplace.slots, f"fleetc=={version('fleetc')}": PLENTY} | dict.fromkeys(labels, PLENTY),
         "local_directory": str(workplace.folder / "dask"),
+        "dashboard_address": NOWHERE,
         "memory_limit": 0,  # Dask would look at this process; builds are children, and have limits of their own
         "workplace": workplace,
     }
@@ -148,10 +154,11 @@ class DaskEngine:
         self._cluster = distributed.LocalCluster(
             n_workers=0,
             processes=False,
-            dashboard_address=None,
+            dashboard_address=NOWHERE,
             protocol="tls://" if listen else "inproc://",
             security=security,
             silence_logs=logging.ERROR,
+            scheduler_kwargs={"dashboard": False},
             host=host or None,
             scheduler_port=int(port) if listen else 0,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -125,9 +126,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
+def slow_factor() -> int:
+    """How many times more is tried where there is time for it: FLEETC_SLOW=1."""
+    return 50 if os.environ.get("FLEETC_SLOW") else 1
+
+
+@pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Iterator[Server]:
-    """One server for the tests of a module that leave it as it was."""
+    """One server for all tests that leave it as it was; they are of one group, so that there is one of it."""
     server = serving(tmp_path_factory.mktemp("server"), site)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEETC_CLIENT_FILE", str(server.client_file))

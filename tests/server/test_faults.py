@@ -10,7 +10,7 @@ import pytest
 
 from tests.server.conftest import Server, wait_until
 
-pytestmark = pytest.mark.xdist_group("server-faults")
+pytestmark = pytest.mark.xdist_group("server")
 
 
 def hanging(server: Server) -> tuple[str, list[psutil.Process]]:

@@ -6,12 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.cli.conftest import Place
 from tests.server.conftest import Server
 
-pytestmark = pytest.mark.xdist_group("server-story")
+pytestmark = pytest.mark.xdist_group("server")
 
 
 def device_files(place: Place) -> dict[str, bytes]:
@@ -41,6 +42,12 @@ def test_what_is_waited_for_is_delivered_and_ends_as_the_build_does(delivered: S
     assert rows == json.loads((place.dist / "build.json").read_text())["devices"]
     last = plain.err.rpartition("error: ")[2]
     assert outcome.err.rpartition("error: ")[2] == last
+
+
+def test_one_machine_listens_on_its_loopback_alone(running: Server) -> None:
+    assert running.process is not None
+    listening = [one.laddr for one in psutil.Process(running.process.pid).net_connections() if one.status == "LISTEN"]
+    assert {address.ip for address in listening} == {"127.0.0.1"}
 
 
 def test_states_figures_and_errors_are_told_device_by_device(delivered: Server) -> None:
