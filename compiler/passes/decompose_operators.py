@@ -160,14 +160,14 @@ def _expand(node: ir.Node, model: ir.Model) -> bool:
 def _own_body(node: ir.Node, opset: int) -> onnx.FunctionProto | None:
     rule = RULES.get(node.op_type)
     body = None if rule is None else rule(node, opset)
-    return None if body is None else _parsed(body, opset)
+    return None if body is None else _parsed(body, opset, outputs=len(node.outputs))
 
 
-def _parsed(body: Body, opset: int) -> onnx.FunctionProto:
+def _parsed(body: Body, opset: int, *, outputs: int) -> onnx.FunctionProto:
     header = f'<domain: "{_DOMAIN}", opset_import: ["": {opset}]>'
     lines = "\n".join(body.lines)
     return onnx.parser.parse_function(
-        f"{header}\n{_NAME} ({', '.join(body.inputs)}) => ({body.output})\n{{\n{lines}\n}}"
+        f"{header}\n{_NAME} ({', '.join(body.inputs)}) => ({', '.join(body.outputs[:outputs])})\n{{\n{lines}\n}}"
     )
 
 

@@ -17,6 +17,10 @@ SHOWN_NODES = 3
 """Names shown of nodes that are refused alike."""
 
 
+SHOWN_VALUES = 8
+"""Values shown that an attribute might have had."""
+
+
 @dataclass(frozen=True)
 class OpRule:
     """What a target takes of one operator.
@@ -199,4 +203,10 @@ def _attribute_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
             continue
         value = tuple(attribute.value) if isinstance(attribute.value, (list, tuple)) else attribute.value
         if value not in allowed:
-            yield f"attribute {name}={value!r} is not among {', '.join(map(repr, allowed))}"
+            yield f"attribute {name}={value!r} is {_none_of(allowed)}"
+
+
+def _none_of(allowed: Sequence[object]) -> str:
+    shown = ", ".join(map(repr, allowed[:SHOWN_VALUES]))
+    more = len(allowed) - SHOWN_VALUES
+    return f"not among {shown}" + (f" and {more} more" if more > 0 else "")
