@@ -1,7 +1,7 @@
 """decompose-operators: what a target lacks is written out in operators that it has.
 
-1. operators on integers: `decompose_quantized.py`; then uint8 between quantizers as int8, where the target has no uint8;
-   then quantizers that it refuses all the same, as operators on floats
+1. operators on integers: `decompose_quantized.py`; then uint8 between quantizers as int8, where the target has no
+   uint8; then quantizers that it refuses all the same, as operators on floats
 2. a rule of `decompositions.py`
 3. the function body that ONNX gives the operator
 A body may hold operators that the target lacks too; they are written out in turn. Each node is first written out in a

@@ -146,9 +146,7 @@ def _attributes(node: ir.Node, *left_out: str) -> dict[str, Any]:
     return {name: attribute.value for name, attribute in node.attributes.items() if name not in left_out}
 
 
-def _bias(
-    build: Builder, bias: ir.Value | None, x_scale: ir.Value | None, w_scale: ir.Value | None
-) -> ir.Value | None:
+def _bias(build: Builder, bias: ir.Value | None, x_scale: ir.Value | None, w_scale: ir.Value | None) -> ir.Value | None:
     """b·s_x·s_w of a bias in int32: a constant in float, since targets refuse DequantizeLinear of int32."""
     if bias is None:
         return None

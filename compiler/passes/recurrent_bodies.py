@@ -89,7 +89,7 @@ def layer_of(node: ir.Node, opset: int) -> RecurrentLayer | None:
     given = frozenset(name for name, value in zip(_INPUTS, node.inputs, strict=False) if value is not None)
     steps, weights = data.shape[0], node.inputs[2]
     width = weights.shape[2] if weights is not None and weights.shape is not None else None
-    hidden = attributes.get_int("hidden_size", 0) or width
+    hidden = attributes.get_int("hidden_size", None) or width
     activations, clip = _activations(node), max(0.0, attributes.get_float("clip", 0.0))
     if activations is None or not isinstance(steps, int) or not 0 < steps <= STEPS_MAX or not isinstance(hidden, int):
         return None

@@ -58,7 +58,9 @@ def values(*shape: int) -> np.ndarray:
 
 
 def test_quantizer_and_dequantizer_are_five_operators_on_floats() -> None:
-    model = read("(float[3,8] x) => (float[3,8] y)", "q = QuantizeLinear (x, s, z) y = DequantizeLinear (q, s, z)", **ACTIVATION)
+    model = read(
+        "(float[3,8] x) => (float[3,8] y)", "q = QuantizeLinear (x, s, z) y = DequantizeLinear (q, s, z)", **ACTIVATION
+    )
     operators = check(model, {"x": values(3, 8)})
     assert operators == ["Div", "Round", "Add", "Clip", "Sub", "Mul"]
 

@@ -92,13 +92,19 @@ def test_opsets(op: str, opset: int) -> None:
 @pytest.mark.parametrize(
     ("op", "attributes"),
     [
-        ("LSTM", {"activations": ["HardSigmoid", "Tanh", "Relu"], "activation_alpha": [0.25], "activation_beta": [0.4]}),
+        (
+            "LSTM",
+            {"activations": ["HardSigmoid", "Tanh", "Relu"], "activation_alpha": [0.25], "activation_beta": [0.4]},
+        ),
         ("LSTM", {"clip": 0.3, "without": "P lengths"}),
         ("LSTM", {"input_forget": 1, "without": "P"}),
         ("LSTM", {"without": ""}),  # peepholes
         (
             "LSTM",
-            {"direction": "bidirectional", "activations": ["Sigmoid", "Tanh", "Tanh", "HardSigmoid", "Elu", "Softsign"]},
+            {
+                "direction": "bidirectional",
+                "activations": ["Sigmoid", "Tanh", "Tanh", "HardSigmoid", "Elu", "Softsign"],
+            },
         ),
         ("GRU", {"linear_before_reset": 1}),
         ("GRU", {"linear_before_reset": 1, "without": "P B"}),
