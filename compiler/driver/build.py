@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from compiler.fleet.machine import available_cpus
 from compiler.model.frontend import read_model
 from compiler.plan import BuildOptions
 from compiler.plan.jobs import Job, plan_fleet, selected_devices
+from compiler.plan.plan import size_dims
 from compiler.store import Store, file_digest
 
 
@@ -83,7 +84,7 @@ def open_build(path: Path, options: BuildOptions, events: Sink) -> Opened:
     devices = selected_devices(fleet, options)
     claim_folder(options.out, devices, is_for_artifacts=options.last is None)
     source, unfit = read_source(fleet, jobs)
-    jobs = tuple(job for job in jobs if job.device.name in source.prepared)
+    jobs = sized_jobs(jobs, source)
     return Opened(
         fleet,
         devices,
@@ -153,6 +154,12 @@ def read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, Co
     prepared, failed = prepare(fleet, imported.model, [job.device for job in jobs], sharing=sharing)
     fitting = [job for job in jobs if job.device.name in prepared]
     return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, fitting, prepared)), failed
+
+
+def sized_jobs(jobs: Sequence[Job], source: Source) -> tuple[Job, ...]:
+    """The jobs whose sizes fit the model, each plan with the sizes that only the model names."""
+    fitting = [(job, source.prepared[job.device.name]) for job in jobs if job.device.name in source.prepared]
+    return tuple(replace(job, plan=size_dims(job.plan, ready.sums)) for job, ready in fitting)
 
 
 def _write_page(out: Path, events: Sink) -> Path:

@@ -277,6 +277,15 @@ def settle_pruning(plan: Plan, pruning: Pruning) -> Plan:
     return replace(plan, decisions=decisions, pruning=pruning)
 
 
+def size_dims(plan: Plan, dims: Mapping[str, Range]) -> Plan:
+    """The plan with sizes of dimensions that only the model names: sums of those that the fleet file sizes."""
+    if not dims:
+        return plan
+    ranges = {name: sizes for name, sizes in dims.items() if not sizes.is_fixed}
+    target_plan = replace(plan.target_plan, dims={**plan.target_plan.dims, **ranges})
+    return replace(plan, dims={**plan.dims, **dims}, target_plan=target_plan)
+
+
 def options_to_dict(options: object) -> dict[str, Any]:
     """A target's options as a JSON-ready value."""
     return asdict(options) if is_dataclass(options) and not isinstance(options, type) else dict(vars(options))

@@ -20,7 +20,7 @@ from compiler.target import (
     missing_isa,
 )
 from targets.intel_openvino.integers import INPUT_LIMIT
-from targets.intel_openvino.isa import impose_isa
+from targets.intel_openvino.isa import impose_isa, refuse_half_precision
 from targets.intel_openvino.toolchain import first_lines, input_name, layer_types, openvino
 
 _PROFILED_RUNS = 20
@@ -34,6 +34,7 @@ class CompiledRunner:
     def __init__(self, artifact: Artifact, host: frozenset[str]) -> None:
         flags = _strings(artifact.facts.get("isa"))
         limited = impose_isa(flags, host, layer_types(artifact.root / artifact.files[0]))
+        refuse_half_precision(artifact.precision, host)
         self.note = "; ".join(filter(None, (limited, _note(artifact, flags, host))))
         self._outputs = [spec.name for spec in artifact.outputs]
         self._inputs = {spec.name: spec.dtype for spec in artifact.inputs}
