@@ -134,12 +134,12 @@ def compile_device(
         passes, capability = job.target.passes(job.profile), job.target.capability(job.profile)
         dump_passes(ready.model, job.plan, passes, options.dump_passes / job.device.name, capability=capability)
     context = share_batch(BuildContext(job, ready, source.data[job.device.name], options, store, clock))
-    found = search_precision(context)
+    result = search_precision(context)
     folder = options.out / job.device.name
-    if found.made is None:
-        return failed_report(job, folder, found)
-    facts = deliver(job, fleet, source, found, clock=clock, folder=folder)
-    return delivered_report(job, folder, found.made, facts, clock.seconds)
+    if result.made is None:
+        return failed_report(job, folder, result)
+    facts = deliver(job, fleet, source, result, clock=clock, folder=folder)
+    return delivered_report(job, folder, result.made, facts, clock.seconds)
 
 
 def read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, CompilerError]]:
