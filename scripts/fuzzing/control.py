@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from fuzzing.sketch import Array, Sketch
 from onnx import GraphProto, helper
+
+from fuzzing.sketch import Array, Sketch
 
 
 def _body(name: str, nodes: list[object], inputs: dict[str, Array | None], outputs: dict[str, Array]) -> GraphProto:
@@ -33,7 +34,12 @@ def branch(sketch: Sketch) -> None:
     place = f"b{len(sketch.values)}"
     operators = [sketch.choice("Neg", "Relu", "Identity", "Abs") for _ in range(2)]
     bodies = [
-        _body(f"{place}_{side}", [helper.make_node(operator, [source], [f"{place}_{side}_y"])], {}, {f"{place}_{side}_y": array})
+        _body(
+            f"{place}_{side}",
+            [helper.make_node(operator, [source], [f"{place}_{side}_y"])],
+            {},
+            {f"{place}_{side}_y": array},
+        )
         for side, operator in zip(("then", "else"), operators, strict=True)
     ]
     sketch.node("If", condition, then_branch=bodies[0], else_branch=bodies[1])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+
 from fuzzing.sketch import FLOATS, INTEGERS, Sketch
 
 _UNARY = {
-    **dict.fromkeys("Abs Neg Sign Relu Floor Ceil Identity Sigmoid Tanh Exp Softplus Softsign".split(), 7),
-    **dict.fromkeys("Cos Sin Atan Tan Selu".split(), 7),
-    **dict.fromkeys("Erf Sinh Cosh Asinh".split(), 9),
+    **dict.fromkeys(
+        ["Abs", "Neg", "Sign", "Relu", "Floor", "Ceil", "Identity", "Sigmoid", "Tanh", "Exp", "Softplus", "Softsign"], 7
+    ),
+    **dict.fromkeys(["Cos", "Sin", "Atan", "Tan", "Selu"], 7),
+    **dict.fromkeys(["Erf", "Sinh", "Cosh", "Asinh"], 9),
     "Round": 11,
     "HardSwish": 14,
     "Mish": 18,
@@ -78,15 +81,21 @@ def integer_unary(sketch: Sketch) -> None:
         sketch.node(sketch.choice(*operators), [sketch.value(kinds=INTEGERS)])
 
 
-def other_operand(sketch: Sketch, name: str) -> str:
-    """A value of the same type whose shape broadcasts with this one: another value, or a constant."""
+def other_operand(sketch: Sketch, name: str, *, wider: int = 10) -> str:
+    """A value of the same type whose shape broadcasts with this one: another value, or a constant.
+
+    Args:
+        sketch: The graph.
+        name: The first operand.
+        wider: In how many of 100 draws the result may have a higher rank than the first operand.
+    """
     array = sketch.of(name)
     equal = [other for other, made in sketch.values.items() if (made.shape, made.dtype) == (array.shape, array.dtype)]
     if sketch.chance(40):
         return str(sketch.choice(*equal))
     sizes = [size if sketch.chance(60) else 1 for size in array.shape]
     shape = sizes[sketch.integer(0, len(sizes)) :] if sizes else []
-    if sketch.chance(10):
+    if sketch.chance(wider):
         shape = [sketch.integer(1, 3), *([1] * (array.ndim - len(shape))), *shape]
     made = sketch.array(array.dtype.name, shape)
     if sketch.chance(30):
@@ -99,7 +108,7 @@ def arithmetic(sketch: Sketch) -> None:
     operator = sketch.choice(*_ARITHMETIC)
     kinds = (sketch.kind,) if operator in ("PRelu", "Mean", "Sum") or sketch.chance(75) else INTEGERS
     first = sketch.value(kinds=kinds)
-    operands = [first, other_operand(sketch, first)]
+    operands = [first, other_operand(sketch, first, wider=0 if operator == "PRelu" else 10)]
     if operator in ("Div", "Mod"):
         made = sketch.of(operands[1])
         operands[1] = sketch.constant(np.where(made == 0, made.dtype.type(2), made))
@@ -145,7 +154,9 @@ def clip(sketch: Sketch) -> None:
     source = sketch.value(kinds=(sketch.kind,) if sketch.chance(80) or sketch.opset < 12 else INTEGERS)
     low, high = sketch.choice(None, 0, -1, 0.5), sketch.choice(None, 6, 1, 0.25)
     if sketch.opset < 11:
-        sketch.node("Clip", [source], min=None if low is None else float(low), max=None if high is None else float(high))
+        sketch.node(
+            "Clip", [source], min=None if low is None else float(low), max=None if high is None else float(high)
+        )
         return
     kind = sketch.of(source).dtype
     if kind.kind == "u":

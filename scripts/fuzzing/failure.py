@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from fuzzing.judge import Verdict
-from fuzzing.sketch import Graph, run_runtime
 from onnx import helper
 
 from compiler.model.numerics import write_arrays
+from fuzzing.judge import Verdict
+from fuzzing.sketch import Graph, run_runtime
 
 _PREFIX = "fleetc.fuzz."
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fuzzing import control, elementwise, layers, movement
-from fuzzing.sketch import Counts, Graph, Sketch
 from hypothesis import reject
 from hypothesis import strategies as st
+
+from fuzzing import control, elementwise, layers, movement
+from fuzzing.sketch import Counts, Graph, Sketch
 
 _FAMILIES = (elementwise.STEPS, movement.STEPS, layers.STEPS, control.STEPS)
 

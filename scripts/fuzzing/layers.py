@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+
 from fuzzing.sketch import Sketch
 
 
@@ -42,7 +43,9 @@ def conv(sketch: Sketch) -> None:
     window = _windows(sketch, dims)
     weight = sketch.weight((out, channels // groups, *window["kernel_shape"]))
     bias = [sketch.weight((out,))] if sketch.chance(60) else []
-    made = sketch.node("Conv", [source, weight, *bias], group=groups if groups > 1 or sketch.chance(30) else None, **window)
+    made = sketch.node(
+        "Conv", [source, weight, *bias], group=groups if groups > 1 or sketch.chance(30) else None, **window
+    )
     if made and sketch.chance(45):
         made = normalize_batch(sketch, made[0])
     if made and sketch.chance(45):

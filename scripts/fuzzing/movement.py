@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import prod
 
 import numpy as np
+from onnx import helper
+
 from fuzzing.elementwise import axes_of
 from fuzzing.sketch import Sketch
-from onnx import helper
 
 _ALL = ("float32", "int64", "int32", "bool", "float16")
 
@@ -206,7 +207,9 @@ def scatter(sketch: Sketch) -> None:
         count = sketch.integer(1, array.shape[axis])
         shape = [count if at == axis % array.ndim else size for at, size in enumerate(array.shape)]
         order = np.random.default_rng(sketch.integer(0, 99)).permutation(array.shape[axis])[:count]
-        places = np.broadcast_to(order.reshape([-1 if at == axis % array.ndim else 1 for at in range(array.ndim)]), shape)
+        places = np.broadcast_to(
+            order.reshape([-1 if at == axis % array.ndim else 1 for at in range(array.ndim)]), shape
+        )
         updates = sketch.input(sketch.array(array.dtype.name, shape))
         index = sketch.constant(np.ascontiguousarray(places).astype(np.int64))
         sketch.node("ScatterElements", [source, index, updates], axis=axis, reduction=how)
@@ -243,13 +246,17 @@ def shape_of(sketch: Sketch) -> None:
 
 def make(sketch: Sketch) -> None:
     """ConstantOfShape, Range, OneHot, EyeLike, Trilu, Compress, NonZero, Constant."""
-    operator = sketch.choice("Constant", "ConstantOfShape", "Range", "OneHot", "EyeLike", "Trilu", "NonZero", "Compress")
+    operator = sketch.choice(
+        "Constant", "ConstantOfShape", "Range", "OneHot", "EyeLike", "Trilu", "NonZero", "Compress"
+    )
     since = {"Range": 11, "Trilu": 14, "ConstantOfShape": 9, "OneHot": 9, "EyeLike": 9, "NonZero": 9, "Compress": 9}
     if sketch.opset < since.get(operator, 7):
         return
     if operator == "Constant":
         array = sketch.array(sketch.kind, sketch.shape(sketch.integer(0, 3)))
-        sketch.node(operator, [], value=helper.make_tensor("", helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array))
+        sketch.node(
+            operator, [], value=helper.make_tensor("", helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array)
+        )
     elif operator == "ConstantOfShape":
         filled = np.array([sketch.choice(0, 1, 0.5)], sketch.kind)
         tensor = helper.make_tensor("", helper.np_dtype_to_tensor_dtype(filled.dtype), [1], filled)

@@ -24,6 +24,8 @@ from compiler.model.numerics import TOLERANCES, Array, compare
 
 OPSETS = (7, 27)
 """The oldest opset that fleetc reads, and the newest one that ONNX Runtime does."""
+SEPARATE_INITIALIZERS = 4
+"""IR version from which on initializers need not be inputs."""
 ELEMENTS_MAX = 4096
 LARGEST = 1e4
 """Values beyond it are not kept: products of a few of them leave the range of float16, and differences say nothing."""
@@ -234,7 +236,8 @@ class Sketch:
             [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
         )
         opsets = [helper.make_opsetid("", self.opset)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
+        oldest = max(SEPARATE_INITIALIZERS, helper.find_min_ir_version_for(opsets))
+        return helper.make_model(graph, opset_imports=opsets, ir_version=oldest)
 
 
 def run_runtime(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array] | None:
