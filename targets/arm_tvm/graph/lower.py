@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.target import Array, TensorSpec, ToolchainFailed, UnsupportedModel
-from targets.arm_tvm.graph.budget import budget_of
+from targets.arm_tvm.graph.budget import budget_of, least_payload
 from targets.arm_tvm.graph.capability import find_details
 from targets.arm_tvm.graph.conversions import convert, write_pads
 from targets.arm_tvm.graph.lifted_weights import lift_weights
@@ -48,12 +48,14 @@ class Lowered:
         weights: Arguments of the function `main` after its inputs.
         inputs: Inputs of the function, in order, with the types that TVM inferred.
         outputs: Its outputs, likewise.
+        least_payload_bytes: As of `Artifact`.
     """
 
     objects: tuple[Path, ...]
     weights: tuple[Array, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    least_payload_bytes: int | None = None
 
 
 def lower(
@@ -78,7 +80,9 @@ def lower(
     inputs, outputs = read_signature(module, *names)
     _check_outputs(model, outputs)
     try:
-        budget = budget_of(options, payload_bytes)
+        budget, least = budget_of(options, payload_bytes), None
+        if payload_bytes is not None:
+            least = least_payload(module, machine_of(options))
         packed = pack_graph(module, machine_of(options), schedule=schedule, budget=budget)
         objects, weights = _compile(packed, options, workdir)
     except Exception as error:  # TVM raises whatever its passes raise
@@ -86,7 +90,7 @@ def lower(
             f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {last_line(error)}",
             remedy="Build with --dump-passes and bisect with --stop-after, or report the border model to TVM.",
         ) from error
-    return Lowered(objects, weights, inputs, outputs)
+    return Lowered(objects, weights, inputs, outputs, least)
 
 
 def import_relax(model: ir.Model, options: Options = GENERIC, schedule: Schedule | None = None) -> Any:
