@@ -29,6 +29,7 @@ from compiler.plan.jobs import Job, plan_fleet, selected_devices
 from compiler.store import StageName, Store
 from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors
+from compiler.store.remote import open_remote
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def build_borders(path: Path, options: BuildOptions, *, events: Sink = ignore) -
     source, unfit = read_source(fleet, jobs)
     failed |= unfit
     jobs = sized_jobs(jobs, source)
-    store = Store(options.cache, wait_s=options.cache_wait_s)
+    store = Store(options.cache, wait_s=options.cache_wait_s, remote=open_remote(options.remote))
     reports = {name: DeviceReport(name, options.out / name, error) for name, error in failed.items()}
     sink = Pace({job.device.name: job.plan.pieces for job in jobs}, events)
     for number, job in enumerate(jobs, start=1):

@@ -34,6 +34,7 @@ from compiler.plan import BuildOptions
 from compiler.plan.jobs import Job, plan_fleet, selected_devices
 from compiler.plan.plan import size_dims
 from compiler.store import Store, file_digest
+from compiler.store.remote import open_remote
 
 
 def build_fleet(path: Path, options: BuildOptions, *, events: Sink = ignore) -> FleetReport:
@@ -54,7 +55,7 @@ def build_fleet(path: Path, options: BuildOptions, *, events: Sink = ignore) -> 
     source, unfit = read_source(fleet, jobs)
     failed |= unfit
     jobs = sized_jobs(jobs, source)
-    store = Store(options.cache, wait_s=options.cache_wait_s)
+    store = Store(options.cache, wait_s=options.cache_wait_s, remote=open_remote(options.remote))
     reports = {name: DeviceReport(name, options.out / name, error) for name, error in failed.items()}
     sink = Pace({job.device.name: job.plan.pieces for job in jobs}, events)
     numbers = {job.device.name: number for number, job in enumerate(jobs, start=1)}
