@@ -20,6 +20,7 @@ from compiler.cli.options import (
     json_option,
     model_options,
     options_of,
+    remote_options,
     request_of,
 )
 from compiler.cli.output import Session, print_json
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 @build_options
 @child_options
 @cache_option
+@remote_options
 @json_option
 @events_option
 @click.pass_obj

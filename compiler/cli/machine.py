@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from compiler.cli import text
-from compiler.cli.options import FILE, cache_option, json_option
+from compiler.cli.options import FILE, cache_option, json_option, token_option
 from compiler.cli.output import print_json
 from compiler.errors import CompilerError
 from compiler.fleet.validate import json_schema
@@ -111,7 +111,7 @@ def profiles_check(files: tuple[str, ...], as_json: bool) -> None:
 
 @click.group()
 def cache() -> None:
-    """The store of finished stages: info, gc, export, import."""
+    """The store of finished stages: info, gc, export, import, push."""
 
 
 @cache.command("info")
@@ -160,6 +160,26 @@ def cache_import(file: Path, cache: Path, as_json: bool) -> None:
     """Take the entries of an exported tar FILE, each checked against its digests."""
     count = Store(cache).import_(file)
     print_json({"entries": count}) if as_json else click.echo(f"{count} new entries")
+
+
+@cache.command("push")
+@click.argument("url")
+@click.option("--key", required=True, type=FILE, help="The private key to sign with; `fleetc keygen` makes one.")
+@token_option
+@cache_option
+@json_option
+def cache_push(url: str, key: Path, remote_cache_token: str, cache: Path, as_json: bool) -> None:
+    """Put the store's entries into the shared cache at URL, each compared with its digests and signed."""
+    from compiler.store.keys import read_private_key
+    from compiler.store.remote import open_signing
+
+    remote = open_signing(url, read_private_key(key), token=remote_cache_token)
+    entries = Store(cache).entries()
+    count = sum(remote.upload(folder) for folder in entries)
+    if as_json:
+        print_json({"entries": len(entries), "pushed": count, "bytes": remote.counts.pushed_bytes})
+    else:
+        click.echo(f"{url}: {count} new entries of {len(entries)}, {remote.counts.pushed_bytes / text.MIB:.1f} MiB")
 
 
 def _target_row(name: str, package: str) -> dict[str, Any]:

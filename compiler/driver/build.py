@@ -34,6 +34,7 @@ from compiler.plan import BuildOptions
 from compiler.plan.jobs import Job, plan_fleet, selected_devices
 from compiler.plan.plan import size_dims
 from compiler.store import Store, file_digest
+from compiler.store.remote import open_remote
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def open_build(path: Path, options: BuildOptions, events: Sink) -> Opened:
         devices,
         jobs,
         source,
-        store=Store(options.cache, wait_s=options.cache_wait_s),
+        store=Store(options.cache, wait_s=options.cache_wait_s, remote=open_remote(options.remote)),
         sink=Pace({job.device.name: job.plan.pieces for job in jobs}, events),
         reports={name: DeviceReport(name, options.out / name, error) for name, error in (failed | unfit).items()},
     )
