@@ -34,8 +34,8 @@ _DTYPES = frozenset({"FLOAT", "FLOAT16", "INT8", "INT16", "INT32", "INT64", "UIN
 
 def _activations(count: int) -> tuple[tuple[str, ...], ...]:
     """The activations that a recurrent layer may have: of both directions the same, the second's are ignored."""
-    one = tuple(itertools.product(("Sigmoid", "Tanh", "Relu"), repeat=count))
-    return (*one, *(names * 2 for names in one))
+    single = tuple(itertools.product(("Sigmoid", "Tanh", "Relu"), repeat=count))
+    return (*single, *(names * 2 for names in single))
 
 
 _RULES = {
