@@ -163,7 +163,8 @@ def test_large_weights_are_lent_to_the_run() -> None:
 
 
 HALVED = """
-g (float[1,SIZE] x) => (float[A,B] y) <float[3,2] w = {1, 2, 3, 4, 5, 6}, float half = {0.5}, int64[1] two = {2}, int64[1] one = {1}> {
+g (float[1,SIZE] x) => (float[A,B] y)
+<float[3,2] w = {1, 2, 3, 4, 5, 6}, float half = {0.5}, int64[1] two = {2}, int64[1] one = {1}> {
   sizes = Shape (x) size = Slice (sizes, one, two) f = Cast <to = 1> (size) h = Mul (f, half) i = Cast <to = 7> (h)
   target = Concat <axis = 0> (i, two) r = Reshape (x, target) y = Add (r, w)
 }"""
@@ -173,7 +174,7 @@ g (float[1,SIZE] x) => (float[A,B] y) <float[3,2] w = {1, 2, 3, 4, 5, 6}, float 
 def test_sizes_that_the_model_does_not_take_are_no_fault_of_a_pass() -> None:
     model = parse(HALVED.replace("SIZE", "8"))
     probe = make_probe(model, {"x": np.zeros((1, 8), np.float32)})
-    with pytest.raises(UnsupportedModel, match="cannot be run with these sizes.*Add"):
+    with pytest.raises(UnsupportedModel, match=r"cannot be run with these sizes.*Add"):
         run_passes(model, (FOLD_CONSTANTS, INFER_SHAPES), probe=probe)
     model = parse(HALVED.replace("SIZE", "6"))
     probe = make_probe(model, {"x": np.zeros((1, 6), np.float32)})
