@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from compiler.passes.shift_quantized import SHIFT_QUANTIZED
     from compiler.passes.unroll_loops import UnrollLoops
     from compiler.passes.values import constant_of, record_origin
+    from compiler.store.atomic import write_atomic
     from compiler.store.scratch import scratch_folder
     from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key, raise_refusals
     from compiler.target.runner import (
@@ -131,6 +132,7 @@ _PLACES = {
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
     "validate_options": "compiler.fleet.profile",
+    "write_atomic": "compiler.store.atomic",
 }
 
 __all__ = [
@@ -201,6 +203,7 @@ __all__ = [
     "save_model",
     "scratch_folder",
     "validate_options",
+    "write_atomic",
 ]
 
 

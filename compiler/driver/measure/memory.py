@@ -96,6 +96,16 @@ def as_given(original: Footprint, made: Made) -> Footprint:
     return replace(original, weights_bytes=given, run_bytes=run)
 
 
+def reference_footprint(made: Made, original: Footprint | None) -> Footprint:
+    """What the limit on memory of an artifact counts from.
+
+    Args:
+        made: The artifact.
+        original: Memory of the float original's build; None where the target has none.
+    """
+    return unbuilt_footprint(made) if original is None else as_given(original, made)
+
+
 def compare_footprints(original: Footprint, found: Footprint) -> dict[GateName, Figure]:
     """The two figures that the memory gates judge: percent less than the float original, negative where it is more."""
     return {

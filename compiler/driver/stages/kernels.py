@@ -64,6 +64,18 @@ def bound_payload(plan: Plan, original: ir.Model) -> Plan:
     return replace(plan, decisions=decisions, target_plan=replace(plan.target_plan, payload_bytes=most))
 
 
+def lower_payload(plan: Plan, most: int) -> Plan:
+    """The plan with fewer bytes for its build's payload, where what was measured is over the limit on memory.
+
+    Args:
+        plan: The plan of the build that was measured.
+        most: Bytes that the next build's payload may take.
+    """
+    reason = f"{plan.decisions['payload'].reason}; the build before this was measured and over the limit"
+    decisions = {**plan.decisions, "payload": Decision(f"at most {most / MIB:.1f} MiB", reason)}
+    return replace(plan, decisions=decisions, target_plan=replace(plan.target_plan, payload_bytes=most))
+
+
 def list_kernels(
     border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, stages: Stages, limits: ChildLimits
 ) -> tuple[Tunable, ...]:
