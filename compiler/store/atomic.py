@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -19,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from compiler.store.locks import flocked
 
 AT_FDCWD = -100
 """Of fcntl.h: paths are as for any other call."""
@@ -90,7 +91,7 @@ def replacing_folder(place: Path) -> Iterator[Path]:
         OSError: The place cannot be written, or the disk is full; what was there is there still.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(place.parent):
+    with flocked(place.parent, os.O_RDONLY | os.O_DIRECTORY):
         _restore(place)
         _remove_leftovers(place)
         draft = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
@@ -110,7 +111,7 @@ def restore_folder(place: Path) -> None:
         OSError: There is one, and it cannot be put back.
     """
     if _moved_aside(place) and not place.exists():
-        with _locked(place.parent):
+        with flocked(place.parent, os.O_RDONLY | os.O_DIRECTORY):
             _restore(place)
 
 
@@ -169,14 +170,3 @@ def _sync_tree(folder: Path) -> None:
         elif not path.is_symlink():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a folder against other processes; the system lets go of it when this one ends, however it does."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
