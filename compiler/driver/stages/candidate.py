@@ -179,6 +179,7 @@ def _verify(
             stages=context.stages,
             limits=options.child,
             is_emulated=_is_foreign(context.job.profile.cpu),
+            emulate_s=options.emulate_s,
         )
     except GateFailed as error:
         if explain:

@@ -18,10 +18,12 @@ from compiler.model.frontend import (
     Imported,
     bind_shapes,
     correct_outputs,
+    cut_model,
     describe_inputs,
     first_dims,
     fix_inputs,
     input_kinds,
+    read_model,
 )
 from compiler.model.frontend.kinds import InputKind
 from compiler.model.graph import graph_digest
@@ -94,6 +96,13 @@ class Prepared:
     inputs: VerificationInputs
     notes: tuple[str, ...] = ()
     any_batch: AnyBatch | None = None
+
+
+def read_original(fleet: Fleet) -> Imported:
+    """The fleet's model, or the part of it that the fleet file asks for, and notes."""
+    read = read_model(fleet.model)
+    part = cut_model(read.model, fleet.cut, where=fleet.origin.place(("cut",)))
+    return Imported(part.model, (*read.notes, *part.notes))
 
 
 def prepare(
