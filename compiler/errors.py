@@ -16,6 +16,7 @@
     │   ├── ToolchainFailed       a vendor tool crashed, hung, ran out of memory or said no
     │   └── StorageError          the cache or the disk: full, unwritable
     ├── GateFailed            5   an artifact was built and is not good enough
+    │   └── SignatureRefused      an artifact that nobody trusted has signed, or that was changed since
     ├── FleetFailed           6   some devices failed, the others were delivered
     └── InternalError         1   our bug
 
@@ -138,6 +139,10 @@ class GateFailed(CompilerError):
     exit_code = 5
 
 
+class SignatureRefused(GateFailed):
+    """An artifact is not signed by the keys that were named, or is not what they signed."""
+
+
 class FleetFailed(CompilerError):
     """Some devices of the fleet failed; the others were delivered."""
 
@@ -158,13 +163,13 @@ class Interrupted(KeyboardInterrupt):
 
 def all_errors() -> dict[str, type[CompilerError]]:
     """Every class of the tree by name, root included."""
-    found: dict[str, type[CompilerError]] = {}
+    classes: dict[str, type[CompilerError]] = {}
     waiting: list[type[CompilerError]] = [CompilerError]
     while waiting:
         cls = waiting.pop()
-        found[cls.__name__] = cls
+        classes[cls.__name__] = cls
         waiting.extend(cls.__subclasses__())
-    return found
+    return classes
 
 
 def from_dict(data: dict[str, object]) -> CompilerError:

@@ -19,6 +19,7 @@ from compiler.cli.machine import cache, profiles, targets
 from compiler.cli.output import Session, print_json
 from compiler.cli.progress import JsonLines, Terminal
 from compiler.cli.report import report
+from compiler.cli.trust import keygen, sign
 from compiler.cli.tune import tune
 from compiler.driver.events import Level
 from compiler.errors import CompilerError, InternalError, Interrupted, UsageError
@@ -57,7 +58,8 @@ def cli(session: Session, quiet: bool, verbose: bool) -> None:
     remove_abandoned()  # temporary folders of runs that were killed
 
 
-for command in (build, plan, verify, run, bench, inspect, diff, report, finish, tune, targets, profiles, cache):
+ON_ARTIFACTS = (verify, run, bench, inspect, diff, report, finish, sign)
+for command in (build, plan, *ON_ARTIFACTS, tune, targets, profiles, cache, keygen):
     cli.add_command(command)
 
 

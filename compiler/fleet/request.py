@@ -9,8 +9,9 @@ from typing import Any
 
 from compiler.errors import FleetError, UsageError, combine
 from compiler.fleet.cut import Cut
-from compiler.fleet.fleet import Fleet, Range, fleet_of, load_fleet
+from compiler.fleet.fleet import Fleet, fleet_of, load_fleet
 from compiler.fleet.profile import is_path, load_profile
+from compiler.fleet.sizes import Range
 from compiler.fleet.yamlfile import Document, KeyPath, Origin
 
 FLEET_SUFFIXES = (".yaml", ".yml")
@@ -41,7 +42,7 @@ class ModelRequest:
     @property
     def options(self) -> list[str]:
         """The options of the command line that were given."""
-        given = {
+        options = {
             "--profile": self.profiles,
             "--calibration": self.calibration,
             "--evaluation": self.evaluation,
@@ -50,7 +51,7 @@ class ModelRequest:
             "--batch": self.batch,
             "--cut": self.cut,
         }
-        return [name for name, value in given.items() if value]
+        return [name for name, value in options.items() if value]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from compiler.plan.plan import (
     plan_passes,
     settle,
     settle_pruning,
+    settle_tolerance,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "plan_passes",
     "settle",
     "settle_pruning",
+    "settle_tolerance",
 ]

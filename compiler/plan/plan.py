@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler.artifact.schema import Candidate, Constraints, Decision, PlanFacts, PlannedPass
 from compiler.errors import FleetError, UsageError
@@ -22,6 +22,9 @@ from compiler.target import Target, TargetPlan, Tunes
 from compiler.target.capability import Capability, PrecisionRule
 from compiler.target.isolate import ChildLimits
 from compiler.target.request import settings_of
+
+if TYPE_CHECKING:  # what a stage reaches goes into its key, and no stage's result depends on where it came from
+    from compiler.store.remote import RemoteCache
 
 
 class SearchEffort(StrEnum):
@@ -46,6 +49,7 @@ class BuildOptions:
         out: Folder that gets one folder per device, and `build.json`.
         cache: Root of the store.
         cache_wait_s: Longest time to wait for another process that makes the same stage; None waits for ever.
+        remote: The shared cache that is asked for what the store does not have; None: none is.
         devices: Names of the devices to build; empty means all.
         precision: Precision for every device, over the fleet file's; empty leaves the file's.
         prune: `off`, `auto` or a ratio for every device, over the fleet file's; empty leaves the file's.
@@ -69,6 +73,7 @@ class BuildOptions:
     out: Path = Path("dist")
     cache: Path = Path(".fleetc-cache")
     cache_wait_s: float | None = None
+    remote: RemoteCache | None = None
     devices: tuple[str, ...] = ()
     precision: str = ""
     prune: str = ""
@@ -106,6 +111,7 @@ class Plan:
         constraints: The gates that must hold.
         candidates: The precisions to try, most promising first; one where there is nothing to search.
         baseline: The float32 build that the candidates are measured against; None if the target has none.
+        tolerance: Name of the tolerance that results are judged by; the first candidate's until a search settles it.
         pruning: How much of the model is pruned.
     """
 
@@ -122,6 +128,7 @@ class Plan:
     constraints: Constraints
     candidates: tuple[PrecisionRule, ...]
     baseline: PrecisionRule | None
+    tolerance: str
     pruning: Pruning = UNPRUNED
 
     @property
@@ -155,11 +162,6 @@ class Plan:
     def reason(self) -> str:
         """Why that precision, or why these candidates."""
         return self.decisions["precision"].reason
-
-    @property
-    def tolerance(self) -> str:
-        """Name of the tolerance that results are judged by."""
-        return self.rule.tolerance
 
     @property
     def converts_graph(self) -> str:
@@ -248,6 +250,7 @@ def make_plan(
         constraints=constraints,
         candidates=candidates.rules,
         baseline=next((rule for rule in capability.precisions if rule.name == BASELINE), None),
+        tolerance=rule.tolerance,
         pruning=pruning,
     )
 
@@ -261,15 +264,38 @@ def settle(plan: Plan, rule: PrecisionRule, reason: str) -> Plan:
         reason: Why this one.
     """
     decisions = {**plan.decisions, "precision": Decision(rule.name, reason), **_rule_decisions(rule)}
+    target_plan = replace(plan.target_plan, precision=rule.name)
+    settled = replace(plan, decisions=decisions, target_plan=target_plan, tolerance=rule.tolerance)
     if plan.pruning.ratio:
-        decisions["tolerance"] = Decision(rule.tolerance, f"the level for {rule.name} results against the border model")
-    return replace(plan, decisions=decisions, target_plan=replace(plan.target_plan, precision=rule.name))
+        reason = f"the level for {rule.name} results against the border model"
+        return settle_tolerance(settled, rule.tolerance, reason)
+    return settled
+
+
+def settle_tolerance(plan: Plan, level: str, reason: str) -> Plan:
+    """The plan with another tolerance that results are judged by.
+
+    Args:
+        plan: The plan, its precision settled.
+        level: Name of the tolerance.
+        reason: Why this one.
+    """
+    return replace(plan, tolerance=level, decisions={**plan.decisions, "tolerance": Decision(level, reason)})
 
 
 def settle_pruning(plan: Plan, pruning: Pruning) -> Plan:
     """The plan with another decision on pruning: what a trial builds, and what the chosen artifact was built by."""
     decisions = {**plan.decisions, "pruning": Decision(pruning.value, pruning.why)}
     return replace(plan, decisions=decisions, pruning=pruning)
+
+
+def size_dims(plan: Plan, dims: Mapping[str, Range]) -> Plan:
+    """The plan with sizes of dimensions that only the model names: sums of those that the fleet file sizes."""
+    if not dims:
+        return plan
+    ranges = {name: sizes for name, sizes in dims.items() if not sizes.is_fixed}
+    target_plan = replace(plan.target_plan, dims={**plan.target_plan.dims, **ranges})
+    return replace(plan, dims={**plan.dims, **dims}, target_plan=target_plan)
 
 
 def options_to_dict(options: object) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from compiler.target import (
     TargetUnavailable,
     TensorSpec,
     profile_device,
+    scratch_folder,
 )
 from targets.arm_tvm.bundle.folder import Cores, pack_bundle
-from targets.arm_tvm.graph.lower import Lowered, compile_kernels
+from targets.arm_tvm.graph.kernel_objects import compile_kernels
+from targets.arm_tvm.graph.lower import Lowered
 from targets.arm_tvm.options import Options
 from targets.arm_tvm.run.emulate import REMEDY, emulated_cpu, host_arch, why_not_runnable
 from targets.arm_tvm.run.runner import BundleRunner
@@ -50,7 +51,7 @@ class EmulatorHarness:
     def compile(self, function: Any, folder: Path) -> Path:
         """A bundle of this kernel alone; its arguments are the bundle's weights."""
         *inputs, (shape, dtype) = arguments_of(function)
-        objects = compile_kernels(_as_model(function), self._options, folder)
+        objects = compile_kernels(_as_model(function), self._options, workdir=folder, cache_dir=self._plan.cache_dir)
         lowered = Lowered(objects, tuple(random_arguments(inputs)), (), (TensorSpec("y", dtype, shape),))
         bundle = folder / "bundle"
         pack_bundle(lowered, self._options, ONE_CORE, workdir=bundle, cache_dir=self._plan.cache_dir)
@@ -64,8 +65,8 @@ class EmulatorHarness:
     def _count_call(self) -> int:
         """Instructions of TVM's virtual machine to allocate a result and to call a kernel."""
         function = smallest_kernel()
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as place:
-            return self._count(function, self.compile(function, Path(place)))
+        with scratch_folder() as place:
+            return self._count(function, self.compile(function, place))
 
     def _count(self, function: Any, built: Path) -> int:
         shape, dtype = arguments_of(function)[-1]
