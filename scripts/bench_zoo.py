@@ -208,10 +208,10 @@ def page_text(recorded: dict[str, Any]) -> str:
 def _head(recorded: dict[str, Any], networks: Sequence[Network]) -> Iterator[str]:
     yield "# Networks out of packages\n\n<!-- written by scripts/bench_zoo.py; do not edit -->\n"
     yield (
-        f"{len(networks)} networks that ship inside packages of PyPI, each built by `fleetc build MODEL --profile\n"
-        "NAME` with nothing said of it: no samples, no sizes. `right`: built, executed here, and equal to the model in ONNX\n"
-        "Runtime. `built`: built, its border model equal, not executed here. `refused`, `failed`: the words are below.\n"
-        "`-`: not tried. The peers only open the file. The figures are of "
+        f"{len(networks)} networks that ship inside packages of PyPI, each built by `fleetc build MODEL\n"
+        "--profile NAME` with nothing said of it: no samples, no sizes. `right`: built, executed here, and equal to\n"
+        "the model in ONNX Runtime. `built`: built, its border model equal, not executed here. `refused`, `failed`:\n"
+        "the words are below. `-`: not tried. The peers only open the file. The figures are of\n"
         f"{recorded.get('machine', {}).get('cpu', 'no machine yet')},\ncommit {recorded.get('commit', '-')[:12]}.\n"
     )
 
