@@ -154,6 +154,9 @@ def _try_all(network: Network, file: Path, arguments: argparse.Namespace, is_ove
             print(f"{network.package} {network.file} {target}: {network.targets[target]}", flush=True)
 
 
+_ANSWERS = (2, 3)
+"""Exit codes of what the user is told about sizes, and of what the target refuses of the model."""
+
 _PEERS = {
     "ONNX Runtime": "import sys, onnxruntime as o; o.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])",
     "OpenVINO": "import sys, openvino as o; c = o.Core(); c.compile_model(c.read_model(sys.argv[1]), 'CPU')",
@@ -190,13 +193,11 @@ def _build(file: Path, target: str, limit_s: float) -> Result:
     except ValueError:
         return result
     (device, *_) = answer.get("devices") or [{}]
-    error = device.get("error") or answer.get("error")
+    error = device.get("error") or (answer if "what" in answer else None)
     if not error:
         return Result("right" if device.get("evidence") == "measured-host" else "built", "", result.seconds)
-    what = error["what"] if isinstance(error, dict) else str(error)
-    exit_code = error.get("exit_code", 1) if isinstance(error, dict) else 1
-    outcome = "refused" if exit_code in (2, 3) else "failed"
-    return Result(outcome, " ".join(what.split())[:WORDS], result.seconds)
+    outcome = "refused" if error["exit_code"] in _ANSWERS else "failed"
+    return Result(outcome, " ".join(error["what"].split())[:WORDS], result.seconds)
 
 
 def page_text(recorded: dict[str, Any]) -> str:
