@@ -99,7 +99,9 @@ def artifact_outputs(context: BuildContext, made: Made, dataset: Dataset) -> Arr
     def compute(folder: Path) -> None:
         where = f"{context.name}: accuracy"
         batch = made.plan.dims["batch"].opt
-        outputs, _ = run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=context.options.child)
+        outputs, _ = run_artifact(
+            made.built.artifact, dataset, batch=batch, where=where, child_limits=context.options.child_limits
+        )
         write_arrays(folder / "outputs.npz", outputs)
 
     entry = context.stages.run(
@@ -114,7 +116,7 @@ def artifact_outputs(context: BuildContext, made: Made, dataset: Dataset) -> Arr
 
 
 def run_artifact(
-    artifact: Artifact, dataset: Dataset, *, batch: int, where: str, limits: ChildLimits
+    artifact: Artifact, dataset: Dataset, *, batch: int, where: str, child_limits: ChildLimits
 ) -> tuple[dict[str, Array], Evidence]:
     """An artifact's outputs on every sample and where it ran, in child processes of bounded memory; nothing is kept.
 
@@ -123,7 +125,7 @@ def run_artifact(
         dataset: Its samples have an axis that counts them.
         batch: Samples per inference where the artifact does not fix it.
         where: Device and step, for messages.
-        limits: What each child may use.
+        child_limits: What each child may use.
 
     Raises:
         TargetUnavailable: It cannot run on this machine.
@@ -131,18 +133,18 @@ def run_artifact(
     sizes = [spec.shape[0] for spec in artifact.inputs if spec.shape]
     fixed = next((size for size in sizes if isinstance(size, int)), None)
     chunks = dataset.batches(_chunk_rows(artifact))
-    runs = [_run_chunk(artifact, chunk, fixed or batch, where, limits) for chunk in chunks]
+    runs = [_run_chunk(artifact, chunk, fixed or batch, where, child_limits) for chunk in chunks]
     stacked = {name: np.concatenate([outputs[name] for outputs, _ in runs]) for name in runs[0][0]}
     return stacked, runs[0][1]
 
 
 def _run_chunk(
-    artifact: Artifact, samples: Arrays, batch: int, where: str, limits: ChildLimits
+    artifact: Artifact, samples: Arrays, batch: int, where: str, child_limits: ChildLimits
 ) -> tuple[dict[str, Array], Evidence]:
     with scratch_folder() as folder:
         write_arrays(folder / "in.npz", samples)
         task = EvaluateTask(artifact, folder / "in.npz", folder / "outputs.npz", batch)
-        answer = ask(task, EvaluateAnswer, folder=folder, limits=limits, where=where)
+        answer = ask(task, EvaluateAnswer, folder=folder, child_limits=child_limits, where=where)
         return read_outputs(folder), answer.evidence
 
 

@@ -167,7 +167,7 @@ def _one_node(context: BuildContext, op: str) -> Built:
                 context.job.profile,
                 context.job.target,
                 stages=context.stages,
-                limits=context.options.child,
+                child_limits=context.options.child_limits,
             )
     except UnsupportedModel as error:  # of our model of one node, not of the user's model
         what = f"the runtime's own memory cannot be measured: the target takes no model of one {op}"

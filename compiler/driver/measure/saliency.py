@@ -161,8 +161,8 @@ def _float_outputs(context: BuildContext, images: Images) -> Arrays:
 
 def _run_artifact(context: BuildContext, made: Made) -> Run:
     batch = made.plan.dims["batch"].opt if "batch" in made.plan.dims else 1
-    where, limits = f"{context.name}: saliency", context.options.child
-    return lambda dataset: run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=limits)[0]
+    where, limits = f"{context.name}: saliency", context.options.child_limits
+    return lambda dataset: run_artifact(made.built.artifact, dataset, batch=batch, where=where, child_limits=limits)[0]
 
 
 def _write(folder: Path, explanation: Explanation) -> None:

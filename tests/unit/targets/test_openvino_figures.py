@@ -108,7 +108,7 @@ def run_bytes(folder: Path, builds: dict[str, Artifact], name: str) -> int:
             FootprintTask(builds[one], folder / "in.npz"),
             FootprintAnswer,
             folder=folder,
-            limits=ChildLimits(),
+            child_limits=ChildLimits(),
             where="test",
         ).peak_bytes
         for one in (name, "tiny")
@@ -160,7 +160,7 @@ def speed_of(folder: Path, builds: dict[str, Artifact], budget_s: float) -> Spee
         RaceUntil(LEAST_PAIRS, MOST_PAIRS, budget_s, NARROW),
         threads=min(4, available_cpus()),
     )
-    return race_speed(ask(task, RaceAnswer, folder=folder, limits=ChildLimits(), where="test"), note="")
+    return race_speed(ask(task, RaceAnswer, folder=folder, child_limits=ChildLimits(), where="test"), note="")
 
 
 def chosen_by(speed: Speed) -> str:
