@@ -43,6 +43,7 @@ _RULES = {
         _DTYPES, attributes={"left_window_size": (-1,), "right_window_size": (-1,)}, outputs_max=3
     ),  # windows are ignored, and so is the mask in the fourth output
     "BitShift": OpRule(frozenset({"UINT8", "UINT16", "UINT32"})),  # signed shifts are computed as unsigned ones
+    "Cast": OpRule(_DTYPES | {"DOUBLE"}),  # in and out of the model; between them float64 is computed as float32
     "Celu": OpRule(frozenset({"FLOAT"})),
     "Dropout": OpRule(_DTYPES, constant_inputs=(2,)),
     "GRU": OpRule(_DTYPES, attributes={"layout": (0,), "activations": _activations(2)}),

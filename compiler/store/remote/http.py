@@ -47,7 +47,8 @@ class HttpBlobs:
             parts = urllib3.util.parse_url(url)
         except urllib3.exceptions.LocationParseError as error:
             raise UsageError(f"no address of a shared cache: {error}", where="--remote-cache") from error
-        self._url = parts._replace(auth=None).url.rstrip("/")
+        place = urllib3.util.Url(parts.scheme, host=parts.host, port=parts.port, path=parts.path)
+        self._url = place.url.rstrip("/")
         self._headers = {"Accept-Encoding": "identity", **_authorization(parts.auth or "", token)}
         retries = urllib3.Retry(
             RETRIES,
