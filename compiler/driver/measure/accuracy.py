@@ -16,7 +16,7 @@ import numpy as np
 from compiler.artifact import Artifact, Evidence
 from compiler.artifact.schema import Accuracy, AccuracyDrop, MeasuredOn
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.outputs import drop_of, model_outputs, read_outputs
@@ -55,7 +55,7 @@ def accuracy_figure(accuracy: Accuracy) -> Figure:
     return Figure(drop.judged_pct, accuracy.evidence, drop.rule, why)
 
 
-def choose_stand_in(made: Made, *, whole: bool) -> StandIn:
+def choose_stand_in(made: BuiltCandidate, *, whole: bool) -> StandIn:
     """The nearest thing to the device that many samples can be run on here.
 
     Args:
@@ -76,7 +76,7 @@ def choose_stand_in(made: Made, *, whole: bool) -> StandIn:
     return StandIn(MeasuredOn.BORDER_MODEL, note)
 
 
-def measure_accuracy(context: BuildContext, judge: AccuracyTest, made: Made) -> Accuracy:
+def measure_accuracy(context: BuildContext, judge: AccuracyTest, made: BuiltCandidate) -> Accuracy:
     """The accuracy of a built candidate."""
     stand_in = choose_stand_in(made, whole=judge.dataset.whole)
     if stand_in.measured_on == MeasuredOn.NOTHING:
@@ -93,7 +93,7 @@ def border_drop(context: BuildContext, judge: AccuracyTest, border: Border) -> A
     return drop_of(context, judge, model_outputs(border.load(), border.digest, judge.dataset, context.stages))
 
 
-def artifact_outputs(context: BuildContext, made: Made, dataset: Dataset) -> Arrays:
+def artifact_outputs(context: BuildContext, made: BuiltCandidate, dataset: Dataset) -> Arrays:
     """The artifact's outputs on every sample, computed once on this machine and kept in the store."""
 
     def compute(folder: Path) -> None:

@@ -30,7 +30,7 @@ from compiler.tune import Curve, Scheduled
 
 
 @dataclass(frozen=True)
-class Made:
+class BuiltCandidate:
     """A candidate, built and verified.
 
     Args:
@@ -74,7 +74,7 @@ class Made:
 
 def make(
     context: BuildContext, plan: Plan, variant: Variant, *, explain: bool, payload_bytes: int | None = None
-) -> Made:
+) -> BuiltCandidate:
     """Makes and verifies one candidate, from the store where it was made before.
 
     Args:
@@ -107,7 +107,7 @@ def make(
     with context.clock.timed(StageName.VERIFY):
         verdict = _verify(context, plan, border, built, points, explain=explain)
     weak = weak_proofs(points, is_random=ready.inputs.is_random)
-    return Made(plan, border, built, points, verdict, border_parity, weak, kernels.scheduled, kernels.curves)
+    return BuiltCandidate(plan, border, built, points, verdict, border_parity, weak, kernels.scheduled, kernels.curves)
 
 
 def _reference_cases(context: BuildContext, model: ir.Model, digest: str) -> tuple[ParityCase, ...]:
