@@ -206,7 +206,7 @@ def options_of(options: dict[str, Any]) -> BuildOptions:
     limits = {key: options.pop(key) for key in ("build_timeout", "build_memory")}
     first, last = parse_first(options.pop("first")), parse_last(options.pop("last"))
     remote = _remote(*(options.pop(key) for key in ("remote_cache", "trusted_keys", "remote_cache_token")))
-    return BuildOptions(**options, first=first, last=last, child=limits_of(limits), remote=remote)
+    return BuildOptions(**options, first=first, last=last, child_limits=limits_of(limits), remote=remote)
 
 
 def _remote(url: str, keys: tuple[Path, ...], token: str) -> RemoteCache | None:

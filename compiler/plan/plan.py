@@ -57,7 +57,7 @@ class BuildOptions:
         jobs: Most devices that are built at a time; 0: as many as there are processors.
         search: Whether candidates that cannot win are left out.
         search_budget: Most trials that the search for a precision may make for one device.
-        child: What one target's child process may use.
+        child_limits: What one target's child process may use.
         strict: Whether a gate that nobody could judge fails the build, whatever the fleet file says.
         request: What is built for which hardware, where a model is named in place of a fleet file.
         first: `compile`: the model is a border model, and the target half alone is run; None for the whole line.
@@ -79,7 +79,7 @@ class BuildOptions:
     jobs: int = 0
     search: SearchEffort = SearchEffort.QUICK
     search_budget: int = 24
-    child: ChildLimits = field(default=ChildLimits())
+    child_limits: ChildLimits = field(default=ChildLimits())
     strict: bool = False
     request: ModelRequest = field(default=ModelRequest())
     first: StageName | None = None

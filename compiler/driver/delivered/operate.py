@@ -105,7 +105,7 @@ def run_delivered(
     inputs = _read_inputs(source, artifact.inputs)
     _refuse_destination(destination, artifact.outputs)
     (outputs,) = execute(
-        artifact, [inputs], repeat=0, instructions=False, where=str(folder), limits=child_limits
+        artifact, [inputs], repeat=0, instructions=False, where=str(folder), child_limits=child_limits
     ).outputs
     _write_outputs(destination, outputs)
     return artifact.outputs
@@ -126,7 +126,9 @@ def bench_delivered(
     delivered = read_artifact(folder)
     artifact = complete(delivered)
     inputs = _inputs_at(delivered, _specs(delivered), samples, {**delivered.manifest.plan.sizes("opt"), **sizes})
-    run = execute(artifact, [inputs.arrays], repeat=repeat, instructions=True, where=str(folder), limits=child_limits)
+    run = execute(
+        artifact, [inputs.arrays], repeat=repeat, instructions=True, where=str(folder), child_limits=child_limits
+    )
     is_emulated = run.evidence == Evidence.EMULATOR
     times = run.latencies_ms[0]
     has_times = times and not is_emulated  # an emulator's times say nothing
@@ -165,7 +167,7 @@ def verify_delivered(
     reference = ir.load(border_of(folder)) if original is None or was_changed else original
     points = _points(delivered, reference, samples)
     return delivered, check_parity(
-        artifact, points, tolerance=_tolerance(delivered), repeat=0, where=str(folder), limits=child_limits
+        artifact, points, tolerance=_tolerance(delivered), repeat=0, where=str(folder), child_limits=child_limits
     )
 
 
@@ -188,7 +190,7 @@ def finish_delivered(folder: Path, *, cache: Path, child_limits: ChildLimits) ->
         artifact = _build_again(delivered, border, scratch, cache, child_limits)
         points, tolerance = _points(delivered, border.load(), None), _tolerance(delivered)
         verification = check_parity(
-            artifact, points, tolerance=tolerance, repeat=REPEAT, where=str(folder), limits=child_limits
+            artifact, points, tolerance=tolerance, repeat=REPEAT, where=str(folder), child_limits=child_limits
         )
         write_artifact(
             artifact,
@@ -223,7 +225,7 @@ def _build_again(
         BuildRequest(manifest.plan.target_plan, cache / "toolchains"),
         profile,
         workdir=folder,
-        limits=child_limits,
+        child_limits=child_limits,
         where=f"{manifest.device}: finish",
     )
     if artifact.deferred:

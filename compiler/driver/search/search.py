@@ -26,7 +26,7 @@ from compiler.driver.search.prune_ratio import search_ratio
 from compiler.driver.search.select import beaten_by, choose_trial, describe, explain_choice, explain_failure
 from compiler.driver.search.trial import Trial, is_missing, run_trial
 from compiler.driver.stages.border_parity import hold_to_model
-from compiler.driver.stages.candidate import Made, make_candidate_border
+from compiler.driver.stages.candidate import BuiltCandidate, make_candidate_border
 from compiler.driver.stages.context import BuildContext, with_plan
 from compiler.driver.stages.quantize import Variant
 from compiler.driver.stages.recover import read_pruning
@@ -37,7 +37,7 @@ from compiler.plan.pruning import UNPRUNED, Pruning
 from compiler.store import StageName
 from compiler.target.capability import PrecisionRule
 
-__all__ = ["BuildContext", "Made", "SearchResult", "Trial", "read_pruning", "search_precision"]
+__all__ = ["BuildContext", "BuiltCandidate", "SearchResult", "Trial", "read_pruning", "search_precision"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SearchResult:
 
     trials: tuple[Trial, ...]
     chosen: Trial | None = None
-    made: Made | None = None
+    made: BuiltCandidate | None = None
     error: CompilerError | None = None
     layers: tuple[Layer, ...] = ()
     saliency: Saliency | None = None
@@ -123,7 +123,7 @@ def _result(
     return SearchResult(trials, chosen, made, layers=layers, saliency=saliency)
 
 
-def _errors(context: BuildContext, made: Made) -> dict[str, float]:
+def _errors(context: BuildContext, made: BuiltCandidate) -> dict[str, float]:
     """Layer → signal-to-noise ratio of the outputs when it alone is quantized; empty where no gate asks."""
     rule = made.plan.rule
     if rule.scheme is None or context.is_quantized or not context.job.plan.constraints.any:

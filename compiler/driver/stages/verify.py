@@ -98,7 +98,7 @@ def verify_artifact(
     repeat: int,
     where: str,
     stages: Stages,
-    limits: ChildLimits,
+    child_limits: ChildLimits,
     is_emulated: bool = False,
 ) -> Verification:
     """Runs the artifact where it can run here and checks its parity; a pass is kept in the store, nothing else is.
@@ -111,7 +111,7 @@ def verify_artifact(
         repeat: Timed runs per point.
         where: Device, for messages.
         stages: Where it is run.
-        limits: What the child process may use.
+        child_limits: What the child process may use.
         is_emulated: Whether it can run in an emulator at best, whose times say nothing.
 
     Raises:
@@ -122,7 +122,9 @@ def verify_artifact(
         return _not_executed(tolerance, reason)
 
     def make(folder: Path) -> None:
-        verification = check_parity(artifact, points, tolerance=tolerance, repeat=repeat, where=where, limits=limits)
+        verification = check_parity(
+            artifact, points, tolerance=tolerance, repeat=repeat, where=where, child_limits=child_limits
+        )
         write_result(folder, _VERDICT, to_json(verification))
 
     try:
@@ -147,7 +149,13 @@ def _not_executed(tolerance: str, reason: str) -> Verification:
 
 
 def check_parity(
-    artifact: Artifact, points: Sequence[ParityCase], *, tolerance: str, repeat: int, where: str, limits: ChildLimits
+    artifact: Artifact,
+    points: Sequence[ParityCase],
+    *,
+    tolerance: str,
+    repeat: int,
+    where: str,
+    child_limits: ChildLimits,
 ) -> Verification:
     """Runs the artifact on every point and compares its outputs with the reference's; nothing is kept.
 
@@ -156,7 +164,7 @@ def check_parity(
         TargetUnavailable: It cannot run on this machine.
     """
     inputs = [point.inputs for point in points]
-    run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, limits=limits)
+    run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, child_limits=child_limits)
     _raise_failures(points, run, tolerance, where)
     compared = tuple(compare_point(point, outputs) for point, outputs in zip(points, run.outputs, strict=True))
     return Verification(
@@ -167,7 +175,13 @@ def check_parity(
 
 
 def execute(
-    artifact: Artifact, inputs: Sequence[Arrays], *, repeat: int, instructions: bool, where: str, limits: ChildLimits
+    artifact: Artifact,
+    inputs: Sequence[Arrays],
+    *,
+    repeat: int,
+    instructions: bool,
+    where: str,
+    child_limits: ChildLimits,
 ) -> Execution:
     """Runs an artifact in a child process.
 
@@ -185,7 +199,7 @@ def execute(
             repeat=repeat,
             instructions=instructions,
         )
-        answer = ask(task, ExecuteAnswer, folder=folder, limits=limits, where=where)
+        answer = ask(task, ExecuteAnswer, folder=folder, child_limits=child_limits, where=where)
         outputs = tuple(_load(path) for path in task.outputs)
     return Execution(answer.evidence, answer.note, outputs, answer.latencies_ms, answer.instructions)
 
