@@ -163,13 +163,13 @@ class Interrupted(KeyboardInterrupt):
 
 def all_errors() -> dict[str, type[CompilerError]]:
     """Every class of the tree by name, root included."""
-    found: dict[str, type[CompilerError]] = {}
+    classes: dict[str, type[CompilerError]] = {}
     waiting: list[type[CompilerError]] = [CompilerError]
     while waiting:
         cls = waiting.pop()
-        found[cls.__name__] = cls
+        classes[cls.__name__] = cls
         waiting.extend(cls.__subclasses__())
-    return found
+    return classes
 
 
 def from_dict(data: dict[str, object]) -> CompilerError:

@@ -20,6 +20,7 @@ from compiler.cli.options import (
     json_option,
     model_options,
     options_of,
+    remote_options,
     request_of,
 )
 from compiler.cli.output import Session, print_json
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 @build_options
 @child_options
 @cache_option
+@remote_options
 @json_option
 @events_option
 @click.pass_obj
@@ -160,10 +162,10 @@ def _kernels(fleet: Fleet, jobs: Sequence[Job], options: BuildOptions, *, as_jso
     """What each kernel of each device would be built with."""
     from compiler.driver.tune_kernels import plan_kernels
 
-    found = {job.device.name: plan_kernels(job, fleet, cache=options.cache, child=options.child) for job in jobs}
+    plans = {job.device.name: plan_kernels(job, fleet, cache=options.cache, child=options.child) for job in jobs}
     if not as_json:
-        click.echo("\n" + "\n\n".join(kernels_text(name, one.to_dict()) for name, one in found.items()))
-    return {name: one.to_dict() for name, one in found.items()}
+        click.echo("\n" + "\n\n".join(kernels_text(name, plan.to_dict()) for name, plan in plans.items()))
+    return {name: plan.to_dict() for name, plan in plans.items()}
 
 
 def _build_borders(session: Session, source: Path, options: BuildOptions) -> None:

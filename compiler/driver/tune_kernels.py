@@ -108,18 +108,18 @@ def tune_model(options: TuneOptions, *, events: Sink = ignore) -> TuneReport:
     with MeasuringChild(
         Subject(border.path, BuildRequest.of(plan.target_plan), job.profile, options.backend), options.child
     ) as child:
-        found, evidence = child.device, child.evidence
-        log.info("%d kernels, measured on %s (%s)", len(kernels), found, evidence)
-        keys = tuning_keys(kernels, plan, found)
+        device_type, evidence = child.device, child.evidence
+        log.info("%d kernels, measured on %s (%s)", len(kernels), device_type, evidence)
+        keys = tuning_keys(kernels, plan, device_type)
         tuned = tune(kernels, keys, child.measure, evidence, log_=keep, budget=options.budget)
-    if not any(one.best for one in tuned):
+    if not any(kernel.best for kernel in tuned):
         raise ToolchainFailed(
-            f"no trial gave a figure: {_first_error(keep, found)}",
+            f"no trial gave a figure: {_first_error(keep, device_type)}",
             where=plan.profile,
             remedy="Remove the cause and run it again with --retry, or give it more --budget.",
         )
-    note = _note(found, profile_device(job.profile), plan)
-    return TuneReport(plan, found, evidence, tuned, keep.path(found), note)
+    note = _note(device_type, profile_device(job.profile), plan)
+    return TuneReport(plan, device_type, evidence, tuned, keep.path(device_type), note)
 
 
 def plan_kernels(job: Job, fleet: Fleet, *, cache: Path, child: ChildLimits) -> Kernels:
@@ -163,15 +163,15 @@ def _device(options: TuneOptions) -> tuple[Fleet, DeviceClass]:
         path = options.model.absolute()
         return Fleet(path=path, model=path, devices={device.name: device}), device
     fleet = load_fleet(options.model)
-    found = [device for name, device in fleet.devices.items() if options.profile in (name, device.profile)]
-    if not found:
+    devices = [device for name, device in fleet.devices.items() if options.profile in (name, device.profile)]
+    if not devices:
         known = ", ".join(f"{name} ({device.profile})" for name, device in fleet.devices.items())
         raise FleetError(
             f"no device of the fleet has the profile {options.profile}",
             where=str(options.model),
             remedy=f"--profile takes one of its devices or their profiles: {known}.",
         )
-    return fleet, found[0]
+    return fleet, devices[0]
 
 
 def _first_error(log: TuningLog, device: DeviceType) -> str:

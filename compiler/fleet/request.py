@@ -39,7 +39,7 @@ class ModelRequest:
     @property
     def options(self) -> list[str]:
         """The options of the command line that were given."""
-        given = {
+        options = {
             "--profile": self.profiles,
             "--calibration": self.calibration,
             "--evaluation": self.evaluation,
@@ -47,7 +47,7 @@ class ModelRequest:
             "--limit": self.limits,
             "--batch": self.batch,
         }
-        return [name for name, value in given.items() if value]
+        return [name for name, value in options.items() if value]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler.artifact.schema import Candidate, Constraints, Decision, PlanFacts, PlannedPass
 from compiler.errors import FleetError, UsageError
@@ -22,6 +22,9 @@ from compiler.target import Target, TargetPlan, Tunes
 from compiler.target.capability import Capability, PrecisionRule
 from compiler.target.isolate import ChildLimits
 from compiler.target.request import settings_of
+
+if TYPE_CHECKING:  # what a stage reaches goes into its key, and no stage's result depends on where it came from
+    from compiler.store.remote import RemoteCache
 
 
 class SearchEffort(StrEnum):
@@ -42,6 +45,7 @@ class BuildOptions:
         out: Folder that gets one folder per device, and `build.json`.
         cache: Root of the store.
         cache_wait_s: Longest time to wait for another process that makes the same stage; None waits for ever.
+        remote: The shared cache that is asked for what the store does not have; None: none is.
         devices: Names of the devices to build; empty means all.
         precision: Precision for every device, over the fleet file's; empty leaves the file's.
         prune: `off`, `auto` or a ratio for every device, over the fleet file's; empty leaves the file's.
@@ -63,6 +67,7 @@ class BuildOptions:
     out: Path = Path("dist")
     cache: Path = Path(".fleetc-cache")
     cache_wait_s: float | None = None
+    remote: RemoteCache | None = None
     devices: tuple[str, ...] = ()
     precision: str = ""
     prune: str = ""

@@ -107,6 +107,7 @@ class Tvm:
                 "mattr": list(options.mattr),
                 "threads": plan.threads,
             },
+            least_payload_bytes=lowered.least_payload_bytes,
         )
 
     def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:

@@ -258,13 +258,13 @@ def original_of(delivered: Delivered, model: Path) -> ir.Model:
 
 
 def _refuse_other_model(model: ir.Model, delivered: Delivered, path: Path) -> None:
-    wanted, found = (
+    wanted, actual = (
         {spec.name: (spec.dtype, len(spec.shape)) for spec in (*describe_inputs(either), *describe_outputs(either))}
         for either in (ir.load(border_of(delivered.folder)), model)
     )
-    if wanted != found:
+    if wanted != actual:
         raise DataError(
-            f"the model's inputs and outputs ({', '.join(found)}) are not the artifact's ({', '.join(wanted)})",
+            f"the model's inputs and outputs ({', '.join(actual)}) are not the artifact's ({', '.join(wanted)})",
             where=str(path),
             remedy="Name the model the artifact was built from.",
         )

@@ -99,8 +99,8 @@ def artifact_outputs(context: BuildContext, made: Made, dataset: Dataset) -> Arr
     def compute(folder: Path) -> None:
         where = f"{context.name}: accuracy"
         batch = made.plan.dims["batch"].opt
-        found, _ = run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=context.options.child)
-        write_arrays(folder / "outputs.npz", found)
+        outputs, _ = run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=context.options.child)
+        write_arrays(folder / "outputs.npz", outputs)
 
     entry = context.stages.run(
         StageName.OUTPUTS,
@@ -131,9 +131,9 @@ def run_artifact(
     sizes = [spec.shape[0] for spec in artifact.inputs if spec.shape]
     fixed = next((size for size in sizes if isinstance(size, int)), None)
     chunks = dataset.batches(_chunk_rows(artifact))
-    found = [_run_chunk(artifact, chunk, fixed or batch, where, limits) for chunk in chunks]
-    stacked = {name: np.concatenate([outputs[name] for outputs, _ in found]) for name in found[0][0]}
-    return stacked, found[0][1]
+    runs = [_run_chunk(artifact, chunk, fixed or batch, where, limits) for chunk in chunks]
+    stacked = {name: np.concatenate([outputs[name] for outputs, _ in runs]) for name in runs[0][0]}
+    return stacked, runs[0][1]
 
 
 def _run_chunk(

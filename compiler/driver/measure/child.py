@@ -56,7 +56,7 @@ def measure_in_child(
                 write_arrays(path, inputs)
             asked = task(paths)
             answers = [ask(asked, answer, folder=scratch, limits=limits, where=where) for _ in range(times)]
-        write_result(folder, _RESULTS, [to_json(one) for one in answers])
+        write_result(folder, _RESULTS, [to_json(result) for result in answers])
 
     entry = context.stages.measure(
         stage,

@@ -31,7 +31,7 @@ def list_layers(context: BuildContext, made: Made, *, sqnr_db: Mapping[str, floa
         sqnr_db: Layer → its measured error.
     """
     quantized = read_plan(made.border.entries)
-    reasons = {one.node: one.reason for one in quantized[0].layers} if quantized else {}
+    reasons = {layer.node: layer.reason for layer in quantized[0].layers} if quantized else {}
     model = made.border.load()
     works = list_work(model, batch=made.plan.dims["batch"].opt if "batch" in made.plan.dims else 1)
     nodes = {str(node.name): node for node in model.graph}
@@ -73,7 +73,7 @@ def _why(work: LayerWork, made: Made, precision: str) -> str:
     if precision == rule.name:
         return rule.reason
     if rule.scheme is not None:
-        fused = any(work.op in one.fuses for one in rule.scheme.ops.values())
+        fused = any(work.op in op_scheme.fuses for op_scheme in rule.scheme.ops.values())
         return "done on the sums of the operator before it" if fused else "the scheme has no such operator"
     return "the conversion keeps it: see the notes of its pass"
 
@@ -87,8 +87,10 @@ def _shares(
         return *measured, Evidence.HOST
     machine = describe_machine(context.job.profile)
     times = {
-        one.node: layer_seconds(one, machine, made.plan.precision if one.is_low else "fp32") if machine else one.macs
-        for one in works
+        layer.node: layer_seconds(layer, machine, made.plan.precision if layer.is_low else "fp32")
+        if machine
+        else layer.macs
+        for layer in works
     }
     total = sum(times.values()) or 1.0
     return {node: time / total for node, time in times.items()}, {}, Evidence.ESTIMATED
@@ -112,7 +114,7 @@ def _measured(
         )
     except (TargetUnavailable, ToolchainFailed):  # a full disk and a bug of ours are no reason to estimate
         return None
-    known = {one.node: one for one in works}
+    known = {work.node: work for work in works}
     shares: dict[str, float] = {}
     kernels: dict[str, str] = {}
     for layer in timed.layers:

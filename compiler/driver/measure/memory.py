@@ -88,37 +88,47 @@ def as_given(original: Footprint, made: Made) -> Footprint:
 
     A target may spend memory on speed (transformed weights); that is no memory a lower precision saves.
     """
-    given = unbuilt_footprint(made).weights_bytes
-    extra = original.weights_bytes - given
-    if extra <= given * 0.25 + MIB:
+    model_bytes = unbuilt_footprint(made).weights_bytes
+    extra = original.weights_bytes - model_bytes
+    if extra <= model_bytes * 0.25 + MIB:
         return original
     run = original.run_bytes and max(0, original.run_bytes - extra)
-    return replace(original, weights_bytes=given, run_bytes=run)
+    return replace(original, weights_bytes=model_bytes, run_bytes=run)
 
 
-def compare_footprints(original: Footprint, found: Footprint) -> dict[GateName, Figure]:
+def reference_footprint(made: Made, original: Footprint | None) -> Footprint:
+    """What the limit on memory of an artifact counts from.
+
+    Args:
+        made: The artifact.
+        original: Memory of the float original's build; None where the target has none.
+    """
+    return unbuilt_footprint(made) if original is None else as_given(original, made)
+
+
+def compare_footprints(original: Footprint, candidate: Footprint) -> dict[GateName, Figure]:
     """The two figures that the memory gates judge: percent less than the float original, negative where it is more."""
     return {
-        GateName.MEMORY_WEIGHTS: _weights_saved(original, found),
-        GateName.MEMORY_RUN: _run_saved(original, found),
+        GateName.MEMORY_WEIGHTS: _weights_saved(original, candidate),
+        GateName.MEMORY_RUN: _run_saved(original, candidate),
     }
 
 
-def _weights_saved(original: Footprint, found: Footprint) -> Figure:
-    evidence = max(original.weights_evidence, found.weights_evidence, key=_WEAKEST.index)
-    value = 100.0 * (1.0 - found.weights_bytes / max(1, original.weights_bytes))
+def _weights_saved(original: Footprint, candidate: Footprint) -> Figure:
+    evidence = max(original.weights_evidence, candidate.weights_evidence, key=_WEAKEST.index)
+    value = 100.0 * (1.0 - candidate.weights_bytes / max(1, original.weights_bytes))
     why = "weights of border models stand in for what was not built" if evidence == Evidence.ESTIMATED else ""
     return Figure(value, evidence, "payload bytes", why)
 
 
-def _run_saved(original: Footprint, found: Footprint) -> Figure:
-    if original.run_bytes is None or found.run_bytes is None:
-        return Figure(None, Evidence.NONE, RULE, original.why or found.why)
+def _run_saved(original: Footprint, candidate: Footprint) -> Figure:
+    if original.run_bytes is None or candidate.run_bytes is None:
+        return Figure(None, Evidence.NONE, RULE, original.why or candidate.why)
     if original.run_bytes < SMALLEST_BYTES:
         why = f"the float model itself takes {original.run_bytes / MIB:.1f} MiB, less than can be told from noise"
         return Figure(None, Evidence.NONE, RULE, why)
-    rule = RULE_EMULATED if found.run_evidence == Evidence.EMULATOR else RULE
-    return Figure(100.0 * (1.0 - found.run_bytes / original.run_bytes), found.run_evidence, rule)
+    rule = RULE_EMULATED if candidate.run_evidence == Evidence.EMULATOR else RULE
+    return Figure(100.0 * (1.0 - candidate.run_bytes / original.run_bytes), candidate.run_evidence, rule)
 
 
 def _weights(made: Made) -> tuple[int, Evidence]:

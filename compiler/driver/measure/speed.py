@@ -68,8 +68,8 @@ def measure_speed(context: BuildContext, made: Made, original: Made | None) -> S
 def latency_figure(context: BuildContext, made: Made, speed: Speed) -> Figure:
     """Milliseconds of one inference on the device at the optimal sizes, for the latency gate."""
     profile = context.job.profile
-    if speed.unit == SpeedUnit.MS and speed.value is not None and (found := _from_host(profile, speed, made)):
-        return found
+    if speed.unit == SpeedUnit.MS and speed.value is not None and (latency := _from_host(profile, speed, made)):
+        return latency
     if speed.unit == SpeedUnit.INSTRUCTIONS and speed.value is not None and profile.cpu and profile.cpu.clock_mhz:
         value = speed.value / (profile.cpu.clock_mhz * 1e3 * INSTRUCTIONS_PER_CYCLE)
         why = f"{speed.value / 1e6:.1f} M instructions on one core, {INSTRUCTIONS_PER_CYCLE:g} a cycle assumed"
@@ -107,7 +107,7 @@ def _race(context: BuildContext, made: Made, original: Made) -> Speed:
     times = [latency.p50_ms for latency in made.verdict.latency if latency.sizes == made.typical.label]
     if made.built.entry.digest == original.built.entry.digest and times:
         return Speed(1.0, times[0], times[0], SpeedUnit.MS, Evidence.HOST, made.verdict.reason, low=1.0, high=1.0)
-    builds = [(one.built, one.typical.inputs) for one in (made, original)]
+    builds = [(side.built, side.typical.inputs) for side in (made, original)]
     artifacts = tuple(built.artifact for built, _ in builds)
     threads = min(made.plan.target_plan.threads, available_cpus())
     until = RaceUntil(LEAST_PAIRS, MOST_PAIRS, BUDGET_S, NARROW)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from compiler.artifact import Evidence
@@ -22,9 +23,10 @@ from compiler.artifact.schema import (
 )
 from compiler.driver.events import Level, TrialJudged, TrialStarted
 from compiler.driver.measure.accuracy import accuracy_figure, measure_accuracy
-from compiler.driver.measure.memory import as_given, compare_footprints, measure_footprint, unbuilt_footprint
+from compiler.driver.measure.memory import compare_footprints, measure_footprint, reference_footprint
 from compiler.driver.measure.saliency import measure_saliency, saliency_figure
 from compiler.driver.measure.speed import latency_figure, measure_speed
+from compiler.driver.search.fit_memory import fit_memory
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import Made, make
 from compiler.driver.stages.context import BuildContext
@@ -163,7 +165,8 @@ def run_trial(
     plan = settle(context.job.plan, rule, "tried by the search" if not is_only else context.job.plan.reason)
     context.clock.emit(TrialStarted(context.name, number, rule.name, purpose, pruned=plan.pruning.ratio))
     try:
-        made = make(context, plan, how or Variant(), explain=is_only)
+        remake = partial(make, context, plan, how or Variant(), explain=is_only)
+        made = fit_memory(context, remake(), _footprint(original), remake=remake)
         trial = measure_candidate(context, made, original=original, number=number, purpose=purpose)
         context.clock.emit(TrialJudged(context.name, number, rule.name, purpose, trial.status, trial.why))
         trial = replace(trial, variant=how, **read_notes(context, rule, made.border))
@@ -231,11 +234,12 @@ def _memory(context: BuildContext, footprint: Footprint, made: Made, original: T
     if context.is_quantized:
         none = Figure(None, Evidence.NONE, why=QUANTIZED)
         return {GateName.MEMORY_WEIGHTS: none, GateName.MEMORY_RUN: none}
-    if made.plan.is_baseline:
-        return compare_footprints(as_given(footprint, made), footprint)
-    if original is None or original.footprint is None:
-        return compare_footprints(unbuilt_footprint(made), footprint)
-    return compare_footprints(as_given(original.footprint, made), footprint)
+    first = footprint if made.plan.is_baseline else _footprint(original)
+    return compare_footprints(reference_footprint(made, first), footprint)
+
+
+def _footprint(trial: Trial | None) -> Footprint | None:
+    return trial.footprint if trial is not None else None
 
 
 def is_missing(trial: Trial) -> bool:

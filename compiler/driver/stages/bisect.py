@@ -92,24 +92,24 @@ def explain_divergence(
     nodes = [node for node in model.graph if node.op_type != "Constant"]
     inputs = [point.inputs for point in points]
     try:
-        found = _first(Cutter(model, nodes, inputs, plan, profile, limits))
+        divergence = _first(Cutter(model, nodes, inputs, plan, profile, limits))
     except CompilerError as error:
         return f"The first diverging operator could not be found: {error.what}"
-    if found is None:
+    if divergence is None:
         return "No operator diverges when the border model is cut after it: the fault shows only in the whole graph."
-    node, how = found
+    node, how = divergence
     return f"The first operator that diverges is {op_key(node)} '{node.name}'{_origin(node)}: {how}."
 
 
 def _first(cutter: Cutter) -> tuple[ir.Node, str] | None:
     low, high = 0, len(cutter.nodes)
-    if not high or not (found := cutter.diverges(high)):
+    if not high or not (difference := cutter.diverges(high)):
         return None
     while high - low > 1:  # the first `high` operators diverge, the first `low` do not
         middle = (low + high) // 2
         how = cutter.diverges(middle)
-        low, high, found = (low, middle, how) if how else (middle, high, found)
-    return cutter.nodes[high - 1], found
+        low, high, difference = (low, middle, how) if how else (middle, high, difference)
+    return cutter.nodes[high - 1], difference
 
 
 def _origin(node: ir.Node) -> str:

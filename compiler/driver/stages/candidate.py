@@ -14,7 +14,7 @@ from compiler.driver.stages.border_parity import hold_to_model, judge_border
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.inputs import sizes_label
-from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_kernels, tuning_log
+from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_kernels, lower_payload, tuning_log
 from compiler.driver.stages.proof import weak_proofs
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
@@ -72,7 +72,9 @@ class Made:
         return (*self.border.entries, self.built.entry)
 
 
-def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) -> Made:
+def make(
+    context: BuildContext, plan: Plan, variant: Variant, *, explain: bool, payload_bytes: int | None = None
+) -> Made:
     """Makes and verifies one candidate, from the store where it was made before.
 
     Args:
@@ -80,12 +82,14 @@ def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) 
         plan: Its plan with the precision settled.
         variant: How it is quantized, where its precision has a scheme.
         explain: Whether to look for the first operator that diverges if parity fails.
+        payload_bytes: Most bytes of its payload, below what the limit on memory gives; None: what the limit gives.
 
     Raises:
         CompilerError: It cannot be built, or differs from what it was made of.
     """
     job, ready = context.job, context.ready
     plan = hold_to_model(bound_payload(plan, ready.model), ready.model)
+    plan = plan if payload_bytes is None else lower_payload(plan, payload_bytes)
     border = make_candidate_border(context, plan, variant)
     refuse_unsupported(border.load(), job.target.capability(job.profile), target=job.target.name)
     stages, limits = context.stages, context.options.child

@@ -142,6 +142,6 @@ def _words(spec: TensorSpec) -> str:
     return f"{spec.dtype}{list(spec.shape)}"
 
 
-def _same_shape(wanted: Sequence[int | str], found: Sequence[int | str]) -> bool:
+def _same_shape(wanted: Sequence[int | str], actual: Sequence[int | str]) -> bool:
     """Fixed sizes must be equal; a toolchain may give a symbolic one its own name, or work it out."""
-    return len(wanted) == len(found) and all(a == b for a, b in zip(wanted, found, strict=True) if isinstance(a, int))
+    return len(wanted) == len(actual) and all(a == b for a, b in zip(wanted, actual, strict=True) if isinstance(a, int))

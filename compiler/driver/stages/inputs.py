@@ -270,7 +270,7 @@ def _ranges(model: ir.Model, device: DeviceClass) -> _Ranges:
 def _calibration(fleet: Fleet, calibration: Calibration, specs: tuple[TensorSpec, ...]) -> Samples:
     """All samples where they are arrays, which stay on disk; the first few where they are pictures or computed."""
     path = calibration.path
-    if path.suffix in SUFFIXES or (path.is_dir() and any(one.suffix in SUFFIXES for one in path.iterdir())):
+    if path.suffix in SUFFIXES or (path.is_dir() and any(file.suffix in SUFFIXES for file in path.iterdir())):
         return load_samples(path, specs, count=calibration.samples)
     dataset = open_calibration(calibration, specs, fleet.preprocess)
     items = tuple(islice(dataset.batches(1), FEW))

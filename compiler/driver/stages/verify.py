@@ -195,7 +195,9 @@ def failures(expected: Arrays, actual: Arrays, tolerance: str) -> dict[str, Erro
     level, exact = TOLERANCES[tolerance], TOLERANCES["exact"]
     stats = compare_all(expected, actual)
     return {
-        name: one for name, one in stats.items() if not (level if is_floating(expected[name]) else exact).accepts(one)
+        name: difference
+        for name, difference in stats.items()
+        if not (level if is_floating(expected[name]) else exact).accepts(difference)
     }
 
 

@@ -71,8 +71,8 @@ def evaluate(proto: onnx.ModelProto, inputs: Arrays) -> dict[str, Array]:
     from onnx.reference import ReferenceEvaluator
 
     names = [output.name for output in proto.graph.output]
-    found = ReferenceEvaluator(proto).run(names, dict(inputs))
-    return {name: np.asarray(value) for name, value in zip(names, found, strict=True)}
+    outputs = ReferenceEvaluator(proto).run(names, dict(inputs))
+    return {name: np.asarray(value) for name, value in zip(names, outputs, strict=True)}
 
 
 def text_case(
