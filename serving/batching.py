@@ -13,7 +13,7 @@ one of a lower priority may be, where a higher one arrives after it.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -156,17 +156,6 @@ class Scheduler:
         self._queue.append(request)
         self._tail = longer
         return None
-
-    def put_first(self, request: Request) -> None:
-        """Lets a request in again that was dispatched before and needs another build."""
-        insort(self._queue, request)
-        self._tail = None
-
-    def withdraw(self, number: int) -> bool:
-        """Takes a request out of the queue, whose client is gone; False where it is not there."""
-        before, self._tail = len(self._queue), None
-        self._queue = [request for request in self._queue if request.number != number]
-        return len(self._queue) < before
 
     def expire(self, now_s: float) -> list[Request]:
         """Takes those out of the queue that cannot be in time any more even alone on the cheapest build."""

@@ -31,7 +31,7 @@ LEAST_RUNS = 5
 """Runs of a rung's own before they are believed over those of the whole machine."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 60.0
-"""Seconds before a build that was taken out is tried again: doubled each time, up to the second."""
+"""Seconds before a build that failed twice is tried again, and the most: doubled each time; the first time at once."""
 
 FORGIVEN_S = 300.0
 """Seconds of good service after which earlier failures of a build no longer lengthen the wait."""
@@ -44,8 +44,9 @@ class Reason(StrEnum):
     RECOVERED = "recovered"
     MEMORY = "memory"
     CRASHED = "crashed"
-    NOT_FINITE = "not finite"
+    NAN = "nan"
     LOADED = "loaded"
+    STARTING = "starting"
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,10 @@ class ServiceTimes:
         """Seconds of a run on a build: of 1 item, of 2, and so on."""
         scale = self._scale(name, now_s)
         return [seconds * scale for seconds in self._base[name]]
+
+    def rebase(self, name: str, measured: Mapping[int, float]) -> None:
+        """Starts from other measurements of a build: those of this machine, where the build has none."""
+        self._base[name] = fill_sizes(measured, len(self._base[name]))
 
     def observe(self, name: str, size: int, seconds: float, now_s: float) -> None:
         """Notes what a run took."""
@@ -243,12 +248,17 @@ class Ladder:
         self._climbs -= 1.0
         return True
 
+    def expect_all(self, now_s: float) -> None:
+        """None of the builds is loaded yet, and all are due."""
+        self._absent = {rung.name: Absence(Reason.STARTING, now_s, 0) for rung in self.rungs}
+
     def take_out(self, name: str, reason: Reason, now_s: float, *, for_s: float | None = None) -> None:
         """No longer uses a build; it is due again after `for_s`, or after a wait that doubles with each failure."""
         count, last_s = self._failures.get(name, (0, now_s))
         count = 1 if now_s - last_s > FORGIVEN_S else count + 1
         self._failures[name] = (count, now_s)
-        wait_s = min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** min(count - 1, 10)) if for_s is None else for_s
+        again_s = min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** min(count - 2, 10)) if count > 1 else 0.0
+        wait_s = again_s if for_s is None else for_s
         self._absent[name] = Absence(reason, now_s + wait_s, count)
         usable = self.usable()
         if usable and self.current.name == name:
