@@ -16,6 +16,7 @@
     │   ├── ToolchainFailed       a vendor tool crashed, hung, ran out of memory or said no
     │   └── StorageError          the cache or the disk: full, unwritable
     ├── GateFailed            5   an artifact was built and is not good enough
+    │   └── SignatureRefused      an artifact that nobody trusted has signed, or that was changed since
     ├── FleetFailed           6   some devices failed, the others were delivered
     └── InternalError         1   our bug
 
@@ -136,6 +137,10 @@ class GateFailed(CompilerError):
     """An artifact was built and executed, and is outside a limit."""
 
     exit_code = 5
+
+
+class SignatureRefused(GateFailed):
+    """An artifact is not signed by the keys that were named, or is not what they signed."""
 
 
 class FleetFailed(CompilerError):

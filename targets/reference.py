@@ -10,28 +10,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from compiler.target import (
     API_VERSION,
-    Array,
-    Arrays,
     Artifact,
     Capability,
-    DataError,
     Evidence,
     HardwareProfile,
+    OnnxRuntimeSession,
     OpRule,
     Pass,
     PrecisionRule,
     Runner,
     TargetPlan,
     TargetUnavailable,
-    TensorSpec,
-    UnsupportedModel,
     installed_version,
     save_model,
 )
@@ -80,72 +75,24 @@ class Reference:
         path = workdir / "payload" / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         files = save_model(model, path)
-        session = _open(path)
+        session = OnnxRuntimeSession(path, is_optimized=False)
         return Artifact(
             root=workdir,
             target=self.name,
             precision=plan.precision,
-            inputs=tuple(_spec(value) for value in session.get_inputs()),
-            outputs=tuple(_spec(value) for value in session.get_outputs()),
+            inputs=session.inputs,
+            outputs=session.outputs,
             files=tuple(file.relative_to(workdir).as_posix() for file in files),
             tools=self.toolchain(),
         )
 
     def load(self, artifact: Artifact) -> Runner:
         """Opens the model on this machine."""
-        return _SessionRunner(_open(artifact.root / artifact.files[0]))
+        return _Session(artifact.root / artifact.files[0], is_optimized=False)
 
 
-class _SessionRunner:
+class _Session(OnnxRuntimeSession):
     evidence = Evidence.HOST
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        self._names = [value.name for value in session.get_outputs()]
-
-    def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Raises DataError if the inputs do not fit the model."""
-        try:
-            return dict(zip(self._names, self._session.run(self._names, dict(inputs)), strict=True))
-        except _refusals() as error:
-            raise DataError(f"ONNX Runtime does not run these inputs: {error}") from error
-
-    def close(self) -> None:
-        del self._session
-
-
-def _open(path: Path) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    options.log_severity_level = 4  # what is wrong comes as an exception; its copy on stderr would be noise
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except _refusals() as error:
-        raise UnsupportedModel(f"ONNX Runtime refuses the model: {error}") from error
-
-
-def _refusals() -> tuple[type[Exception], ...]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.NotImplemented,
-        state.RuntimeException,
-        ValueError,
-    )
-
-
-def _spec(value: Any) -> TensorSpec:
-    if not value.type.startswith("tensor("):
-        raise UnsupportedModel(f"'{value.name}' is a {value.type}; targets take and give tensors only")
-    kind = {"float": "float32", "double": "float64"}.get(value.type[7:-1], value.type[7:-1])
-    return TensorSpec(value.name, kind, tuple("?" if size is None else size for size in value.shape))
 
 
 TARGET = Reference()

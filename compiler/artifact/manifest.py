@@ -4,6 +4,8 @@ manifest.json        what was decided and made; the same inputs give the same by
 measurements.json    what was observed this time: wall times, latencies, digests of non-reproducible files
 border.onnx          the border model (and border.data)
 payload/ runtime/    what the device loads
+
+Signing (`compiler.artifact.signing`) adds bom.cdx.json, provenance.intoto.jsonl and signature.sigstore.json.
 """
 
 from __future__ import annotations
@@ -33,6 +35,12 @@ MEASUREMENTS = "measurements.json"
 BORDER = "border.onnx"
 BORDER_DATA = "border.data"
 BUILD = "build.json"
+BOM = "bom.cdx.json"
+PROVENANCE = "provenance.intoto.jsonl"
+SIGNATURE = "signature.sigstore.json"
+SIGNING_FILES = frozenset({BOM, PROVENANCE, SIGNATURE})
+"""What signing adds to a folder: no part of what was built."""
+
 MAX_JSON_BYTES = 64 << 20
 """Size of the largest manifest that is read: thousands of passes and files fit into less."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from compiler.artifact.manifest import BORDER, BORDER_DATA, MANIFEST
 from compiler.artifact.schema import DeviceStatus
-from compiler.driver.build import attempt, read_source
+from compiler.driver.build import attempt, read_source, sized_jobs
 from compiler.driver.clock import Clock, Pace
 from compiler.driver.dist import claim_folder
 from compiler.driver.events import DeviceFinished, DeviceStarted, Sink, ignore
@@ -62,7 +62,7 @@ def build_borders(path: Path, options: BuildOptions, *, events: Sink = ignore) -
     _refuse_delivered([options.out / device.name for device in devices])
     source, unfit = read_source(fleet, jobs)
     failed |= unfit
-    jobs = tuple(job for job in jobs if job.device.name in source.prepared)
+    jobs = sized_jobs(jobs, source)
     store = Store(options.cache, wait_s=options.cache_wait_s)
     reports = {name: DeviceReport(name, options.out / name, error) for name, error in failed.items()}
     sink = Pace({job.device.name: job.plan.pieces for job in jobs}, events)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from compiler.fleet.machine import available_cpus
 from compiler.model.frontend import read_model
 from compiler.plan import BuildOptions
 from compiler.plan.jobs import Job, plan_fleet, selected_devices
+from compiler.plan.plan import size_dims
 from compiler.store import Store, file_digest
 
 
@@ -51,7 +53,7 @@ def build_fleet(path: Path, options: BuildOptions, *, events: Sink = ignore) -> 
     claim_folder(options.out, selected_devices(fleet, options))
     source, unfit = read_source(fleet, jobs)
     failed |= unfit
-    jobs = tuple(job for job in jobs if job.device.name in source.prepared)
+    jobs = sized_jobs(jobs, source)
     store = Store(options.cache, wait_s=options.cache_wait_s)
     reports = {name: DeviceReport(name, options.out / name, error) for name, error in failed.items()}
     sink = Pace({job.device.name: job.plan.pieces for job in jobs}, events)
@@ -103,6 +105,12 @@ def read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, Co
     prepared, failed = prepare(fleet, imported.model, [job.device for job in jobs], sharing=sharing)
     fitting = [job for job in jobs if job.device.name in prepared]
     return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, fitting, prepared)), failed
+
+
+def sized_jobs(jobs: Sequence[Job], source: Source) -> tuple[Job, ...]:
+    """The jobs whose sizes fit the model, each plan with the sizes that only the model names."""
+    fitting = [(job, source.prepared[job.device.name]) for job in jobs if job.device.name in source.prepared]
+    return tuple(replace(job, plan=size_dims(job.plan, ready.sums)) for job, ready in fitting)
 
 
 def _write_page(out: Path, events: Sink) -> Path:

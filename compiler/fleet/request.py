@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import FleetError, UsageError, combine
-from compiler.fleet.fleet import Fleet, Range, fleet_of, load_fleet
+from compiler.fleet.fleet import Fleet, fleet_of, load_fleet
 from compiler.fleet.profile import is_path, load_profile
+from compiler.fleet.sizes import Range
 from compiler.fleet.yamlfile import Document, KeyPath, Origin
 
 FLEET_SUFFIXES = (".yaml", ".yml")

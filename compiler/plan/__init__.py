@@ -12,6 +12,7 @@ from compiler.plan.plan import (
     plan_passes,
     settle,
     settle_pruning,
+    settle_tolerance,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "plan_passes",
     "settle",
     "settle_pruning",
+    "settle_tolerance",
 ]

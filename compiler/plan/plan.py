@@ -99,6 +99,7 @@ class Plan:
         constraints: The gates that must hold.
         candidates: The precisions to try, most promising first; one where there is nothing to search.
         baseline: The float32 build that the candidates are measured against; None if the target has none.
+        tolerance: Name of the tolerance that results are judged by; the first candidate's until a search settles it.
         pruning: How much of the model is pruned.
     """
 
@@ -115,6 +116,7 @@ class Plan:
     constraints: Constraints
     candidates: tuple[PrecisionRule, ...]
     baseline: PrecisionRule | None
+    tolerance: str
     pruning: Pruning = UNPRUNED
 
     @property
@@ -148,11 +150,6 @@ class Plan:
     def reason(self) -> str:
         """Why that precision, or why these candidates."""
         return self.decisions["precision"].reason
-
-    @property
-    def tolerance(self) -> str:
-        """Name of the tolerance that results are judged by."""
-        return self.rule.tolerance
 
     @property
     def converts_graph(self) -> str:
@@ -241,6 +238,7 @@ def make_plan(
         constraints=constraints,
         candidates=candidates.rules,
         baseline=next((rule for rule in capability.precisions if rule.name == BASELINE), None),
+        tolerance=rule.tolerance,
         pruning=pruning,
     )
 
@@ -254,15 +252,38 @@ def settle(plan: Plan, rule: PrecisionRule, reason: str) -> Plan:
         reason: Why this one.
     """
     decisions = {**plan.decisions, "precision": Decision(rule.name, reason), **_rule_decisions(rule)}
+    target_plan = replace(plan.target_plan, precision=rule.name)
+    settled = replace(plan, decisions=decisions, target_plan=target_plan, tolerance=rule.tolerance)
     if plan.pruning.ratio:
-        decisions["tolerance"] = Decision(rule.tolerance, f"the level for {rule.name} results against the border model")
-    return replace(plan, decisions=decisions, target_plan=replace(plan.target_plan, precision=rule.name))
+        reason = f"the level for {rule.name} results against the border model"
+        return settle_tolerance(settled, rule.tolerance, reason)
+    return settled
+
+
+def settle_tolerance(plan: Plan, level: str, reason: str) -> Plan:
+    """The plan with another tolerance that results are judged by.
+
+    Args:
+        plan: The plan, its precision settled.
+        level: Name of the tolerance.
+        reason: Why this one.
+    """
+    return replace(plan, tolerance=level, decisions={**plan.decisions, "tolerance": Decision(level, reason)})
 
 
 def settle_pruning(plan: Plan, pruning: Pruning) -> Plan:
     """The plan with another decision on pruning: what a trial builds, and what the chosen artifact was built by."""
     decisions = {**plan.decisions, "pruning": Decision(pruning.value, pruning.why)}
     return replace(plan, decisions=decisions, pruning=pruning)
+
+
+def size_dims(plan: Plan, dims: Mapping[str, Range]) -> Plan:
+    """The plan with sizes of dimensions that only the model names: sums of those that the fleet file sizes."""
+    if not dims:
+        return plan
+    ranges = {name: sizes for name, sizes in dims.items() if not sizes.is_fixed}
+    target_plan = replace(plan.target_plan, dims={**plan.target_plan.dims, **ranges})
+    return replace(plan, dims={**plan.dims, **dims}, target_plan=target_plan)
 
 
 def options_to_dict(options: object) -> dict[str, Any]:

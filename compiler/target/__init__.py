@@ -27,13 +27,16 @@ if TYPE_CHECKING:
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
+    from compiler.model.onnx_runtime import OnnxRuntimeSession
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
     from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
     from compiler.passes.pipelines import load_passes
     from compiler.passes.quantized import is_quantized
     from compiler.passes.shift_quantized import SHIFT_QUANTIZED
+    from compiler.passes.unroll_loops import UnrollLoops
     from compiler.passes.values import constant_of, record_origin
+    from compiler.store.atomic import write_atomic
     from compiler.store.scratch import scratch_folder
     from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key, raise_refusals
     from compiler.target.runner import (
@@ -84,6 +87,7 @@ _PLACES = {
     "LayerTime": "compiler.target.runner",
     "Measurement": "compiler.tune",
     "Measurer": "compiler.target.target",
+    "OnnxRuntimeSession": "compiler.model.onnx_runtime",
     "OpRule": "compiler.target.capability",
     "OpScheme": "compiler.target.scheme",
     "Pass": "compiler.model.graph",
@@ -106,6 +110,7 @@ _PLACES = {
     "ToolchainFailed": "compiler.errors",
     "Tunable": "compiler.tune",
     "Tunes": "compiler.target.target",
+    "UnrollLoops": "compiler.passes.unroll_loops",
     "UnsupportedModel": "compiler.errors",
     "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
@@ -128,6 +133,7 @@ _PLACES = {
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
     "validate_options": "compiler.fleet.profile",
+    "write_atomic": "compiler.store.atomic",
 }
 
 __all__ = [
@@ -154,6 +160,7 @@ __all__ = [
     "LayerTime",
     "Measurement",
     "Measurer",
+    "OnnxRuntimeSession",
     "OpRule",
     "OpScheme",
     "Pass",
@@ -175,6 +182,7 @@ __all__ = [
     "ToolchainFailed",
     "Tunable",
     "Tunes",
+    "UnrollLoops",
     "UnsupportedModel",
     "available_cpus",
     "combine",
@@ -197,6 +205,7 @@ __all__ = [
     "save_model",
     "scratch_folder",
     "validate_options",
+    "write_atomic",
 ]
 
 

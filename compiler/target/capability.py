@@ -17,6 +17,10 @@ SHOWN_NODES = 3
 """Names shown of nodes that are refused alike."""
 
 
+SHOWN_VALUES = 8
+"""Values shown that an attribute might have had."""
+
+
 @dataclass(frozen=True)
 class OpRule:
     """What a target takes of one operator.
@@ -29,6 +33,7 @@ class OpRule:
         opset_min: Oldest opset of the model in which the operator means what the target implements.
         inputs_max: Most inputs it may be given; 0 means any number.
         outputs_max: Most outputs that may be used; 0 means any number.
+        zero_inputs: Indices of inputs that must be left out or hold only zeros: zero points of a target without them.
     """
 
     dtypes: frozenset[str] = frozenset()
@@ -38,6 +43,7 @@ class OpRule:
     opset_min: int = 1
     inputs_max: int = 0
     outputs_max: int = 0
+    zero_inputs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,10 @@ def _input_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is not None and value.const_value is None:
             yield f"input {index} must be a constant"
+    for index in rule.zero_inputs:
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is not None and (value.const_value is None or value.const_value.numpy().any()):
+            yield f"input {index} must be zero, or left out"
 
 
 def _attribute_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
@@ -199,4 +209,10 @@ def _attribute_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
             continue
         value = tuple(attribute.value) if isinstance(attribute.value, (list, tuple)) else attribute.value
         if value not in allowed:
-            yield f"attribute {name}={value!r} is not among {', '.join(map(repr, allowed))}"
+            yield f"attribute {name}={value!r} is {_none_of(allowed)}"
+
+
+def _none_of(allowed: Sequence[object]) -> str:
+    shown = ", ".join(map(repr, allowed[:SHOWN_VALUES]))
+    more = len(allowed) - SHOWN_VALUES
+    return f"not among {shown}" + (f" and {more} more" if more > 0 else "")

@@ -72,11 +72,10 @@ class Tvm:
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
         """Sizes become constants, and loops their iterations: compiled code has no loops of operators."""
+        from compiler.target import UnrollLoops
         from targets.arm_tvm.graph.fold_shapes import FOLD_SHAPES
-        from targets.arm_tvm.graph.unroll_loops import UNROLL_LOOPS
 
-        # Sizes first: numbers of iterations may be computed from them.
-        return (FOLD_SHAPES, UNROLL_LOOPS)
+        return (FOLD_SHAPES, UnrollLoops())  # sizes first: numbers of iterations may be computed from them
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Compiles the model, links it, and writes the bundle."""

@@ -4,6 +4,8 @@ PRelu           a slope of shape (C,) belongs to the last axis; OpenVINO takes a
                 slope (C,) → (1, …, 1, C)
 AveragePool     with ceil_mode and count_include_pad, windows that reach behind the pads are divided by too much:
                 AveragePool(x, pads) → AveragePool(Pad(x, pads)), which counts all there is, and has no pads
+Mul, Div        one channel by a constant of C channels, before a convolution: the plugin puts the constant into the
+                convolution's weights and forgets to make C channels: Mul → a convolution of 1 × 1
 GRU, LSTM, RNN  two of them that read one value, batch above 1: the plugin takes the transposition that it puts before
                 one of them for both: each reads its own copy, by Split of Concat
 """
@@ -19,6 +21,7 @@ import onnx_ir as ir
 from compiler.target import PassResult, record_origin
 
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _COUNT_OPSET = 18
 """Since then Split must be told how many outputs of one size it has."""
 
@@ -79,6 +82,34 @@ def _grown(size: object, begin: int, end: int) -> int | str | None:
     return size + begin + end if isinstance(size, int) else None
 
 
+def _spread_by_convolution(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
+    pair = _one_channel_and_factors(node)
+    if pair is None or not any(use.node.op_type in _CONVOLUTIONS and use.idx == 0 for use in node.outputs[0].uses()):
+        return False
+    data, factors = pair
+    builder = _Builder(node, graph)
+    weights = builder.constant("weights", 1 / factors if node.op_type == "Div" else factors)
+    node.op_type = "Conv"
+    node.resize_inputs(2)
+    node.replace_input_with(0, data)
+    node.replace_input_with(1, weights)
+    return True
+
+
+def _one_channel_and_factors(node: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
+    """Data of one channel and what makes C of it, as the weights of a convolution, (C, 1, 1, …)."""
+    for place in (0,) if node.op_type == "Div" else (0, 1):
+        data, factors = node.inputs[place], node.inputs[1 - place]
+        if data is None or data.shape is None or factors is None or factors.const_value is None:
+            continue
+        array, rank = factors.const_value.numpy(), len(data.shape)
+        sizes = (*[1] * (rank - array.ndim), *array.shape)
+        is_per_channel = rank >= 3 and len(sizes) == rank and sizes[1] > 1 and array.size == sizes[1]
+        if is_per_channel and data.shape[1] == 1:
+            return data, array.reshape(sizes[1], *[1] * (rank - 1))
+    return None
+
+
 def _part_recurrent(graph: ir.Graph, opset: int) -> bool:
     """Gives each recurrent node that shares its input with another one a copy of it."""
     readers: dict[ir.Value, list[ir.Node]] = {}
@@ -104,6 +135,8 @@ def _copy_for(data: ir.Value, nodes: Sequence[ir.Node], graph: ir.Graph, opset: 
 
 _REWRITES: Mapping[str, Callable[[ir.Node, ir.Graph, int], bool]] = {
     "AveragePool": _pad_before_pooling,
+    "Div": _spread_by_convolution,
+    "Mul": _spread_by_convolution,
     "PRelu": _spread_slope,
 }
 

@@ -58,9 +58,9 @@ _SPECIAL: Mapping[str, OpRule] = {
     "Celu": OpRule(dtypes=frozenset({"FLOAT"})),
     "Conv": OpRule(dtypes=_FLOATS),
     "ConvTranspose": OpRule(dtypes=_FLOATS),
-    "DequantizeLinear": OpRule(dtypes=_QUANTIZED),
+    "DequantizeLinear": OpRule(dtypes=_QUANTIZED, zero_inputs=(2,)),
     "MaxPool": OpRule(dtypes=_TYPES, attributes={**_NO_DILATION, "storage_order": (0,)}),
-    "QuantizeLinear": OpRule(dtypes=_QUANTIZED),
+    "QuantizeLinear": OpRule(dtypes=_QUANTIZED, zero_inputs=(2,)),
     "Resize": OpRule(dtypes=_FLOATS | {"INT64"}, attributes=_RESIZE),
 }
 

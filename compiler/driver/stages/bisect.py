@@ -59,10 +59,8 @@ class Cutter:
             ).outputs
         bad = {
             name: f"'{name}' has an SQNR of {stats.sqnr_db:.1f} dB"
-            for arrays, found in zip(inputs, outputs, strict=True)
-            for name, stats in failures(
-                run_unoptimized(prefix, arrays), found, self.plan.decisions["tolerance"].value
-            ).items()
+            for arrays, actual in zip(inputs, outputs, strict=True)
+            for name, stats in failures(run_unoptimized(prefix, arrays), actual, self.plan.tolerance).items()
         }
         return "; ".join(bad.values())
 

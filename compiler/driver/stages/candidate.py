@@ -173,7 +173,7 @@ def _verify(
             built.artifact,
             built.entry.digest,
             points,
-            tolerance=plan.decisions["tolerance"].value,
+            tolerance=plan.tolerance,
             repeat=options.repeat,
             where=f"{context.name}: verify",
             stages=context.stages,

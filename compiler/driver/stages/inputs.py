@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from compiler.evaluate.arrays import array_shapes
 from compiler.evaluate.samples import SUFFIXES, Samples, batch_of, load_samples, make_samples
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.data import Calibration
+from compiler.fleet.sizes import sum_of
 from compiler.model.frontend import (
     Imported,
     bind_shapes,
@@ -21,6 +22,7 @@ from compiler.model.frontend import (
     describe_inputs,
     first_dims,
     fix_inputs,
+    free_dims,
     input_kinds,
 )
 from compiler.model.frontend.kinds import InputKind
@@ -87,6 +89,7 @@ class Prepared:
         notes: What was changed or corrected when the sizes were put in.
         any_batch: The same before the batch was put in; None where the batch is open, the model has no other, or nobody
             asked.
+        sums: Sizes of dimensions that the model names as sums of others, `past + sequence`.
     """
 
     model: ir.Model
@@ -94,6 +97,7 @@ class Prepared:
     inputs: VerificationInputs
     notes: tuple[str, ...] = ()
     any_batch: AnyBatch | None = None
+    sums: Mapping[str, Range] = field(default_factory=dict)
 
 
 def prepare(
@@ -119,16 +123,24 @@ def prepare(
     for device in devices:
         try:
             fixed = fix_inputs(model, device.inputs, where=device.place)
-            sized = _sized_by_samples(fleet, fixed.model, device)
+            sums = _sums_in(fixed.model, device)
+            sized = _sized_by_samples(fleet, fixed.model, replace(device, dims={**device.dims, **sums}))
             shares = device.name in sharing
             key = (*_key(fixed.model, sized), shares)
-            ready[key] = ready.get(key) or _prepare(fleet, fixed, sized, shares=shares)
+            ready[key] = ready.get(key) or replace(_prepare(fleet, fixed, sized, shares=shares), sums=sums)
             keys[device.name] = key
         except (UsageError, ModelError) as error:
             failed[device.name] = error
     if failed and not ready:
         raise combine(list({str(error): error for error in failed.values()}.values()))
     return {name: ready[key] for name, key in keys.items()}, failed
+
+
+def _sums_in(model: ir.Model, device: DeviceClass) -> dict[str, Range]:
+    """Sizes of the dimensions that the model itself names as sums, as exporters do: `past + sequence`."""
+    known = {"batch": device.batch, **device.dims}
+    sums = {name: sum_of(name, known) for name in free_dims(model) if "+" in name and name not in device.dims}
+    return {name: size for name, size in sums.items() if size is not None}
 
 
 def _sized_by_samples(fleet: Fleet, model: ir.Model, device: DeviceClass) -> DeviceClass:

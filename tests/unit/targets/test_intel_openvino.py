@@ -233,6 +233,26 @@ def test_what_openvino_computes_wrongly_is_refused_beforehand(text: str, reason:
     assert reason in refusals[0].reason
 
 
+@pytest.mark.parametrize(
+    ("attributes", "taken"),
+    [
+        ('activations = ["Sigmoid", "Tanh", "Relu"]', True),
+        ('direction = "bidirectional", activations = ["Sigmoid", "Tanh", "Tanh", "Sigmoid", "Tanh", "Tanh"]', True),
+        ('activations = ["HardSigmoid", "Tanh", "Tanh"]', False),  # the plugin does not compile it
+        # the second direction's are ignored
+        ('direction = "bidirectional", activations = ["Sigmoid", "Tanh", "Tanh", "Sigmoid", "Relu", "Tanh"]', False),
+        ("input_forget = 1", False),  # ignored
+    ],
+)
+def test_recurrent_layers_that_openvino_computes_otherwise_are_not_claimed(attributes: str, taken: bool) -> None:
+    directions = 2 if "bidirectional" in attributes else 1
+    types = f"(float[5,2,6] x, float[{directions},16,6] w, float[{directions},16,4] r)"
+    text = f"{types} => (float[5,{directions},2,4] y) {{ y = LSTM<hidden_size = 4, {attributes}>(x, w, r) }}"
+    refusals = find_unsupported(text_case("layer", text).model(), TARGET.capability(_GENOA))
+    assert (not refusals) == taken
+    assert all(len(refusal.reason) < 500 for refusal in refusals)
+
+
 def test_frontend_has_a_rule_for_every_operator_the_capability_names() -> None:
     from targets.intel_openvino.toolchain import openvino
 

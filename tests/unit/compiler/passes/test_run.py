@@ -144,7 +144,7 @@ def test_probe_of_a_model_that_draws_says_why_there_is_none() -> None:
 def test_probe_of_a_model_that_does_not_run_says_why() -> None:
     probe = make_probe(parse("g (float[2] x, float[3] z) => (float[2] y) { y = Add(x, z) }"))
     assert probe.expected is None
-    assert "ONNX Runtime does not run it" in probe.why
+    assert "ONNX Runtime does not run the model" in probe.why
 
 
 def test_probe_finds_a_size_for_symbolic_images() -> None:

@@ -118,7 +118,8 @@ def test_pruned_model_need_only_compute_numbers(tmp_path: Path) -> None:
 def test_a_plan_has_the_tolerance_of_the_imported_models_own_arithmetic(tmp_path: Path, kind: str, level: str) -> None:
     model = read("y = Identity (x)", kind)
     plan = plan_for(tmp_path, model, "fp32")
-    assert hold_to_model(plan, model).decisions["tolerance"].value == level
+    held = hold_to_model(plan, model)
+    assert held.tolerance == held.decisions["tolerance"].value == level
     assert border_level(plan, model).name == level
 
 
