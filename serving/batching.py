@@ -108,11 +108,10 @@ class Scheduler:
         ladder: The builds.
         times: What a run takes.
         largest: Items of the largest batch.
-        overhead_s: Time between the end of a run and the answer, which deadlines must include.
     """
 
-    def __init__(self, ladder: Ladder, times: ServiceTimes, *, largest: int, overhead_s: float = 0.0) -> None:
-        self._ladder, self._times, self._largest, self._overhead_s = ladder, times, largest, overhead_s
+    def __init__(self, ladder: Ladder, times: ServiceTimes, *, largest: int) -> None:
+        self._ladder, self._times, self._largest = ladder, times, largest
         self._queue: list[Request] = []
         self._free_at_s = -math.inf
         self._tail: _Tail | None = None
@@ -184,9 +183,11 @@ class Scheduler:
         self._free_at_s = now_s + self._run_s(curve, size)
         return Batch(rung, members, size, self._free_at_s)
 
-    def finished(self, batch: Batch, started_s: float, now_s: float) -> None:
-        """Notes that a batch is done, and what it took."""
-        self._times.observe(batch.rung, batch.size, now_s - started_s, now_s)
+    def finished(self, batch: Batch, started_s: float, now_s: float, *, run_s: float | None = None) -> None:
+        """Notes that a batch is done, and what it took; `run_s` of it in the build itself, all of it where None."""
+        whole_s = now_s - started_s
+        inside_s = whole_s if run_s is None else run_s
+        self._times.observe(batch.rung, batch.size, inside_s, now_s, around_s=max(0.0, whole_s - inside_s))
         self._free_at_s, self._tail = -math.inf, None
 
     def failed(self) -> None:
@@ -269,7 +270,7 @@ class Scheduler:
         return _Tail(batch.start_s, size, earliest_s, done_s, batch.curve, request)
 
     def _run_s(self, curve: Curve, size: int) -> float:
-        return curve[min(size, self._largest) - 1] + self._overhead_s
+        return curve[min(size, self._largest) - 1]
 
     def _cheapest(self, now_s: float) -> Curve | None:
         """What runs take on the last build of those that may be used; None where there is none."""

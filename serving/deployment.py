@@ -256,7 +256,7 @@ class Deployment:
                 _fail(waiting, BadRequest(str(error)))
             return
         done_s = time.monotonic()
-        self._scheduler.finished(batch, started_s, done_s)
+        self._scheduler.finished(batch, started_s, done_s, run_s=ran.seconds)
         self.predictions.append((batch.expected_s - started_s, done_s - started_s))
         self._metrics.prediction.labels(self.model).observe(
             (done_s - started_s) / max(1e-9, batch.expected_s - started_s)

@@ -114,7 +114,7 @@ def _between(sizes: Sequence[int], measured: Mapping[int, float], size: int) -> 
 
 
 class ServiceTimes:
-    """Predicts the seconds of a run: the build's own measurement, times what the last runs took of it.
+    """Predicts the seconds of a run: the build's own measurement, as the last runs went, and the way to it and back.
 
     Args:
         rungs: The ladder.
@@ -126,21 +126,23 @@ class ServiceTimes:
         self._base = {rung.name: fill_sizes(rung.service_s or {1: default_s}, largest) for rung in rungs}
         self._own = {rung.name: _Window() for rung in rungs}
         self._machine = _Window()
+        self._around = _Window()
 
     def curve(self, name: str, now_s: float) -> list[float]:
         """Seconds of a run on a build: of 1 item, of 2, and so on."""
-        scale = self._scale(name, now_s)
-        return [seconds * scale for seconds in self._base[name]]
+        scale, around_s = self._scale(name, now_s), self._around.quantile(now_s) or 0.0
+        return [seconds * scale + around_s for seconds in self._base[name]]
 
     def rebase(self, name: str, measured: Mapping[int, float]) -> None:
         """Starts from other measurements of a build: those of this machine, where the build has none."""
         self._base[name] = fill_sizes(measured, len(self._base[name]))
 
-    def observe(self, name: str, size: int, seconds: float, now_s: float) -> None:
-        """Notes what a run took."""
+    def observe(self, name: str, size: int, seconds: float, now_s: float, *, around_s: float = 0.0) -> None:
+        """Notes what a run took, and what its way to the build and back took beside."""
         ratio = seconds / self._base[name][size - 1]
         self._own[name].add(ratio, now_s)
         self._machine.add(ratio, now_s)
+        self._around.add(around_s, now_s)
 
     def _scale(self, name: str, now_s: float) -> float:
         """A build that has not run lately is as slow as the machine is now: a throttled one slows them all."""
