@@ -168,7 +168,7 @@ def _inputs(job: Job, fleet: Fleet, source: Source) -> Inputs:
     ready = source.prepared[job.device.name]
     inputs, notes = ready.inputs, (*source.imported.notes, *ready.notes)
     return Inputs(
-        model=ModelFile(fleet.model.name, source.digest, notes, dict(job.device.inputs)),
+        model=ModelFile(fleet.model.name, source.digest, notes, dict(job.device.inputs), fleet.cut),
         samples=Samples(_origin(fleet, inputs), arrays_digest(inputs.probe), inputs.warnings),
         profile=Profile(job.profile.name, job.plan.profile_digest, to_dict(job.profile)),
         evaluation=_evaluation(source.data[job.device.name], fleet),

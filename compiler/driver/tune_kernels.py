@@ -10,7 +10,7 @@ from compiler.artifact import Evidence
 from compiler.driver.clock import Clock
 from compiler.driver.events import Sink, ignore
 from compiler.driver.stages.border import Border, make_border
-from compiler.driver.stages.inputs import prepare
+from compiler.driver.stages.inputs import prepare, read_original
 from compiler.driver.stages.kernels import (
     Kernels,
     bound_payload,
@@ -23,7 +23,6 @@ from compiler.driver.stages.run import Stages
 from compiler.errors import FleetError, TargetUnavailable, ToolchainFailed
 from compiler.fleet import DeviceClass, Fleet, load_fleet
 from compiler.fleet.profile import load_profile
-from compiler.model.frontend import read_model
 from compiler.plan import BuildOptions, Plan, make_plan, settle
 from compiler.plan.jobs import Job
 from compiler.store import Store
@@ -150,7 +149,7 @@ def _border_and_kernels(
 ) -> tuple[Plan, Border, tuple[Tunable, ...]]:
     """The job's plan with what the model adds to it, its border model, and the kernels of that."""
     stages, target, profile = Stages(Store(cache), Clock(job.device.name, events)), job.target, job.profile
-    ready = prepare(fleet, read_model(fleet.model).model, [job.device])[0][job.device.name]
+    ready = prepare(fleet, read_original(fleet).model, [job.device])[0][job.device.name]
     plan, passes = bound_payload(job.plan, ready.model), target.passes(profile)
     capability, inputs = target.capability(profile), ready.inputs.probe
     border = make_border(ready.model, ready.digest, plan, passes, capability=capability, inputs=inputs, stages=stages)

@@ -32,6 +32,7 @@ from compiler.fleet.profile import profile_of
 from compiler.fleet.yamlfile import Document, Origin
 from compiler.model.frontend import (
     bind_shapes,
+    cut_model,
     describe_inputs,
     describe_outputs,
     fix_inputs,
@@ -253,7 +254,9 @@ def original_of(delivered: Delivered, model: Path) -> ir.Model:
     """The original model with the sizes the artifact was built for."""
     dims = delivered.manifest.plan.dims
     free = {name: sizes for name, sizes in dims.items() if name != "batch" or not sizes.is_fixed}
-    read = fix_inputs(read_model(model).model, delivered.manifest.inputs.model.fixed).model
+    source = delivered.manifest.inputs.model
+    part = cut_model(read_model(model).model, source.cut, where=str(delivered.folder)).model
+    read = fix_inputs(part, source.fixed).model
     bound = bind_shapes(read, dims if free_dims(read) else free, where=str(delivered.folder)).model
     _refuse_other_model(bound, delivered, model)
     return bound

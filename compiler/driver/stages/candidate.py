@@ -183,6 +183,7 @@ def _verify(
             stages=context.stages,
             child_limits=options.child_limits,
             is_emulated=_is_foreign(context.job.profile.cpu),
+            emulate_s=options.emulate_s,
         )
     except GateFailed as error:
         if explain:

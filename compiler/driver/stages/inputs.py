@@ -19,11 +19,13 @@ from compiler.model.frontend import (
     Imported,
     bind_shapes,
     correct_outputs,
+    cut_model,
     describe_inputs,
     first_dims,
     fix_inputs,
     free_dims,
     input_kinds,
+    read_model,
 )
 from compiler.model.frontend.kinds import InputKind
 from compiler.model.graph import graph_digest
@@ -98,6 +100,13 @@ class BuildStart:
     notes: tuple[str, ...] = ()
     any_batch: AnyBatch | None = None
     sums: Mapping[str, Range] = field(default_factory=dict)
+
+
+def read_original(fleet: Fleet) -> Imported:
+    """The fleet's model, or the part of it that the fleet file asks for, and notes."""
+    read = read_model(fleet.model)
+    part = cut_model(read.model, fleet.cut, where=fleet.origin.place(("cut",)))
+    return Imported(part.model, (*read.notes, *part.notes))
 
 
 def prepare(

@@ -6,8 +6,10 @@ It is compared at the smallest, the optimal and the largest size of every dimens
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from compiler.artifact.schema import (
 )
 from compiler.driver.stages.reference import ParityCase
 from compiler.driver.stages.run import Stages
-from compiler.errors import GateFailed, TargetUnavailable
+from compiler.errors import GateFailed, TargetUnavailable, ToolchainFailed
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import (
     TOLERANCES,
@@ -100,6 +102,7 @@ def verify_artifact(
     stages: Stages,
     child_limits: ChildLimits,
     is_emulated: bool = False,
+    emulate_s: float = math.inf,
 ) -> Verification:
     """Runs the artifact where it can run here and checks its parity; a pass is kept in the store, nothing else is.
 
@@ -113,18 +116,19 @@ def verify_artifact(
         stages: Where it is run.
         child_limits: What the child process may use.
         is_emulated: Whether it can run in an emulator at best, whose times say nothing.
+        emulate_s: Longest time for the emulator; 0 emulates nothing.
 
     Raises:
         GateFailed: An output is outside the tolerance; the message gives every such output's figures.
     """
-    if reason := artifact.deferred or _unavailable_here(artifact):
+    left_out = "the emulator was left out by --no-emulate" if is_emulated and emulate_s == 0 else ""
+    if reason := artifact.deferred or _unavailable_here(artifact) or left_out:
         stages.clock.note(f"not executed: {reason}")
         return _not_executed(tolerance, reason)
 
     def make(folder: Path) -> None:
-        verification = check_parity(
-            artifact, points, tolerance=tolerance, repeat=repeat, where=where, child_limits=child_limits
-        )
+        check = partial(check_parity, artifact, points, tolerance=tolerance, repeat=repeat, where=where)
+        verification = _emulated(check, child_limits, emulate_s) if is_emulated else check(child_limits=child_limits)
         write_result(folder, _VERDICT, to_json(verification))
 
     try:
@@ -142,6 +146,18 @@ def verify_artifact(
         stages.clock.note(f"not executed: {error.what}")
         return _not_executed(tolerance, error.what)
     return parse(Verification, read_result(entry, _VERDICT))
+
+
+def _emulated(check: Callable[..., Verification], child_limits: ChildLimits, seconds: float) -> Verification:
+    """The check in the time there is for the emulator; raises TargetUnavailable where that is not enough."""
+    started = time.monotonic()
+    try:
+        return check(child_limits=replace(child_limits, timeout_s=min(child_limits.timeout_s, seconds)))
+    except ToolchainFailed as error:
+        if time.monotonic() - started < seconds:
+            raise
+        what = f"it did not end in the emulator within {seconds:g} s"
+        raise TargetUnavailable(what, remedy="Give it more time with --emulate-seconds.") from error
 
 
 def _not_executed(tolerance: str, reason: str) -> Verification:
