@@ -30,7 +30,7 @@ SILENT_S = 10.0
 """A worker that Dask has not heard of for so long takes no new attempt."""
 
 NOWHERE = "127.0.0.1:0"
-"""Every node of Dask opens an HTTP server, by default on the machine's own address; ours, on the loopback, has no routes."""
+"""Every node of Dask opens an HTTP server, by default on all addresses; ours, on the loopback, has no routes."""
 
 QUIET = {
     "distributed.scheduler.http.routes": [],
