@@ -12,10 +12,12 @@ from compiler.store.remote.blobs import CHUNK_BYTES, CacheUnreachable, Kind, Sin
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
+# a cache that cannot be reached must not hold up a build that can do without
 CONNECT_S = 5.0
 READ_S = 60.0
 """Longest silence: a server that looks for a large file on a slow disk needs less."""
 
+# for a server that is just being restarted; beyond that it is quicker to make the entry here
 RETRIES = 2
 BACKOFF_S = 0.2
 CONNECTIONS = 8
