@@ -1,7 +1,8 @@
 """ONNX Runtime with its optimizations off: the oracle every other target is compared with, and the plugin to copy.
 
 A plugin is one object with the members of `compiler.target.Target`. What it can do is data (`capability`), what this
-machine lacks is said before anything is built (`check`), and the toolchain is imported where it is used, nowhere else.
+machine lacks is said before anything is built (`check`). The toolchain and the graph library are imported where they
+are used: a process that only runs an artifact does not wait for what builds one.
 """
 
 from __future__ import annotations
@@ -10,31 +11,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import onnx
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from compiler.target import (
     API_VERSION,
-    Array,
-    Arrays,
     Artifact,
     Capability,
-    DataError,
     Evidence,
     HardwareProfile,
+    OnnxRuntimeSession,
     OpRule,
-    Pass,
     PrecisionRule,
     Runner,
     TargetPlan,
     TargetUnavailable,
-    TensorSpec,
-    UnsupportedModel,
     installed_version,
-    save_model,
 )
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from compiler.target import Pass
 
 _NO_KERNEL = frozenset({"BitCast", "Bernoulli", "ImageDecoder", "RoiAlign"})
 """Operators of ONNX that ONNX Runtime's CPU provider neither has nor can expand into others (at `_OPSET_MAX`)."""
@@ -67,6 +64,8 @@ class Reference:
 
     def capability(self, profile: HardwareProfile) -> Capability:
         """Every operator of ONNX itself, few left out; no other domain."""
+        import onnx
+
         names = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain and not schema.deprecated}
         ops = {name: _RULES.get(name, OpRule()) for name in sorted(names - _NO_KERNEL)}
         return Capability(ops=ops, precisions=(_FP32,), dynamic_dims=True, opset_max=_OPSET_MAX)
@@ -77,75 +76,29 @@ class Reference:
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Writes the model, and opens it once to read back what it takes and gives."""
+        from compiler.target import save_model
+
         path = workdir / "payload" / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         files = save_model(model, path)
-        session = _open(path)
+        session = OnnxRuntimeSession(path, is_optimized=False)
         return Artifact(
             root=workdir,
             target=self.name,
             precision=plan.precision,
-            inputs=tuple(_spec(value) for value in session.get_inputs()),
-            outputs=tuple(_spec(value) for value in session.get_outputs()),
+            inputs=session.inputs,
+            outputs=session.outputs,
             files=tuple(file.relative_to(workdir).as_posix() for file in files),
             tools=self.toolchain(),
         )
 
     def load(self, artifact: Artifact) -> Runner:
         """Opens the model on this machine."""
-        return _SessionRunner(_open(artifact.root / artifact.files[0]))
+        return _Session(artifact.root / artifact.files[0], is_optimized=False)
 
 
-class _SessionRunner:
+class _Session(OnnxRuntimeSession):
     evidence = Evidence.HOST
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        self._names = [value.name for value in session.get_outputs()]
-
-    def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Raises DataError if the inputs do not fit the model."""
-        try:
-            return dict(zip(self._names, self._session.run(self._names, dict(inputs)), strict=True))
-        except _refusals() as error:
-            raise DataError(f"ONNX Runtime does not run these inputs: {error}") from error
-
-    def close(self) -> None:
-        del self._session
-
-
-def _open(path: Path) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    options.log_severity_level = 4  # what is wrong comes as an exception; its copy on stderr would be noise
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except _refusals() as error:
-        raise UnsupportedModel(f"ONNX Runtime refuses the model: {error}") from error
-
-
-def _refusals() -> tuple[type[Exception], ...]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.NotImplemented,
-        state.RuntimeException,
-        ValueError,
-    )
-
-
-def _spec(value: Any) -> TensorSpec:
-    if not value.type.startswith("tensor("):
-        raise UnsupportedModel(f"'{value.name}' is a {value.type}; targets take and give tensors only")
-    kind = {"float": "float32", "double": "float64"}.get(value.type[7:-1], value.type[7:-1])
-    return TensorSpec(value.name, kind, tuple("?" if size is None else size for size in value.shape))
 
 
 TARGET = Reference()

@@ -4,6 +4,8 @@ manifest.json        what was decided and made; the same inputs give the same by
 measurements.json    what was observed this time: wall times, latencies, digests of non-reproducible files
 border.onnx          the border model (and border.data)
 payload/ runtime/    what the device loads
+
+Signing (`compiler.artifact.signing`) adds bom.cdx.json, provenance.intoto.jsonl and signature.sigstore.json.
 """
 
 from __future__ import annotations
@@ -33,6 +35,12 @@ MEASUREMENTS = "measurements.json"
 BORDER = "border.onnx"
 BORDER_DATA = "border.data"
 BUILD = "build.json"
+BOM = "bom.cdx.json"
+PROVENANCE = "provenance.intoto.jsonl"
+SIGNATURE = "signature.sigstore.json"
+SIGNING_FILES = frozenset({BOM, PROVENANCE, SIGNATURE})
+"""What signing adds to a folder: no part of what was built."""
+
 MAX_JSON_BYTES = 64 << 20
 """Size of the largest manifest that is read: thousands of passes and files fit into less."""
 
@@ -78,6 +86,7 @@ def write_artifact(
     with output_errors(folder.parent), replacing_folder(folder) as draft:
         _copy_files(artifact, border, draft)
         files = _file_table(draft, artifact)
+        # their digests stand in measurements.json, so that manifests of equal builds stay equal
         loose = {name: files[name] for name in artifact.non_reproducible}
         repeated = {name: file for name, file in files.items() if name not in loose}
         write_value(draft / MEASUREMENTS, replace(measurements, non_reproducible_files=loose))
@@ -112,6 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
         ArtifactError: There is none, it is of another schema, or keys are missing or invalid.
     """
     with output_errors(folder.parent):
+        # a build killed between two renames may have left the artifact beside its place
         restore_folder(folder)
     path = folder / MANIFEST
     value = read_json(path)

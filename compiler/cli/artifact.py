@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 @click.option("--samples", type=FILE, help="Inputs: .npz, .npy or a folder of them; random ones by default.")
 @click.option("--evaluation", type=FILE, help="Labelled data to judge accuracy on again; needs --model.")
 @click.option("--task", default="", help="Task of --evaluation; the one the artifact was built with by default.")
+@click.option(
+    "--key",
+    "keys",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Refuse it unless this public key has signed it; may be repeated, then each must have.",
+)
+@click.option("--files-only", is_flag=True, help="Check its files and signatures, and do not run it.")
 @child_options
 @json_option
 def verify(
@@ -32,11 +41,14 @@ def verify(
     samples: Path | None,
     evaluation: Path | None,
     task: str,
+    keys: tuple[Path, ...],
+    files_only: bool,
     **limits: Any,
 ) -> None:
     """Check an ARTIFACT's files against their digests, run it, and compare it with the reference again.
 
-    With --evaluation, its accuracy is judged again on those data, by the limit it was built with.
+    With --evaluation, its accuracy is judged again on those data, by the limit it was built with. With --key, its
+    signatures are checked before anything of it is loaded.
     """
     from compiler.artifact.adapter import to_json
     from compiler.driver.delivered.operate import verify_delivered
@@ -48,11 +60,15 @@ def verify(
             where="--evaluation",
             remedy="Name it: --model model.onnx.",
         )
+    signed = _check_signatures(artifact, keys)
+    if files_only:
+        _print_files(artifact, signed, as_json=as_json)
+        return
     child_limits = limits_of(limits)
     delivered, verification = verify_delivered(artifact, model=model, samples=samples, child_limits=child_limits)
     device, parity = delivered.manifest.device, verification.parity
-    value = {"device": device, **_verification_json(verification)}
-    line = f"{device}: {parity.status}, {parity.evidence}, tolerance {parity.tolerance}"
+    value = {"device": device, **signed, **_verification_json(verification)}
+    line = f"{device}: {parity.status}, {parity.evidence}, tolerance {parity.tolerance}{_signed_text(signed)}"
     if evaluation is not None and model is not None:
         gate, accuracy = recheck_accuracy(artifact, model=model, data=evaluation, task=task, child_limits=child_limits)
         value |= {"accuracy": to_json(accuracy), "gate": to_json(gate)}
@@ -142,6 +158,30 @@ def finish(artifact: Path, as_json: bool, cache: Path, **limits: Any) -> None:
     print_json(_verification_json(verification)) if as_json else click.echo(
         f"{artifact}: finished, parity {parity.status} ({parity.evidence})"
     )
+
+
+def _check_signatures(artifact: Path, keys: tuple[Path, ...]) -> dict[str, Any]:
+    """Who signed it, as JSON has it; nothing where nobody was asked for."""
+    from compiler.artifact.signing import check_signatures
+    from compiler.store.keys import read_public_keys
+
+    return {"signed_by": dict(check_signatures(artifact, read_public_keys(keys)).builders)} if keys else {}
+
+
+def _signed_text(signed: dict[str, Any]) -> str:
+    builders = signed.get("signed_by", {})
+    return "".join(f"\nsigned by key {key_id[:16]}, built by {builder}" for key_id, builder in builders.items())
+
+
+def _print_files(artifact: Path, signed: dict[str, Any], *, as_json: bool) -> None:
+    """The verdict on an artifact that was not run."""
+    from compiler.artifact.manifest import read_artifact
+
+    manifest = read_artifact(artifact).manifest
+    if as_json:
+        print_json({"device": manifest.device, **signed, "files": len(manifest.files)})
+    else:
+        click.echo(f"{manifest.device}: every file is what was delivered; not run{_signed_text(signed)}")
 
 
 def _verification_json(verification: Verification) -> dict[str, Any]:

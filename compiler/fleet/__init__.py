@@ -8,12 +8,12 @@ from compiler.fleet.fleet import (
     FleetFile,
     Limits,
     Prune,
-    Range,
     Unjudged,
     WhenUnjudged,
     load_fleet,
     read_prune,
 )
+from compiler.fleet.sizes import Range
 
 __all__ = [
     "DeviceClass",

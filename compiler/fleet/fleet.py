@@ -12,8 +12,10 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from compiler.errors import FleetError, ProfileError, combine
+from compiler.fleet.cut import Cut
 from compiler.fleet.data import Calibration, Evaluation, Preprocess, is_function
 from compiler.fleet.profile import find_profile, is_path
+from compiler.fleet.sizes import ONE, Range, resolve_sums
 from compiler.fleet.validate import validate
 from compiler.fleet.yamlfile import Document, KeyPath, Origin, read_yaml
 
@@ -21,27 +23,6 @@ Precision: TypeAlias = Literal[
     "auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int8-weights", "int4-weights"
 ]
 Prune: TypeAlias = Literal["off", "auto"] | float
-
-
-@dataclass(frozen=True)
-class Range:
-    """The sizes one dimension may take on a device: all of min..max, fastest at opt."""
-
-    min: Annotated[int, Field(ge=1, description="Smallest size.")]
-    opt: Annotated[int, Field(ge=1, description="Size to be fastest at.")]
-    max: Annotated[int, Field(ge=1, description="Largest size.")]
-
-    def __post_init__(self) -> None:
-        if not self.min <= self.opt <= self.max:
-            raise ValueError("must hold min <= opt <= max")
-
-    def __str__(self) -> str:
-        return str(self.min) if self.is_fixed else f"{self.min}..{self.max} (fastest at {self.opt})"
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether only one size is possible."""
-        return self.min == self.max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +88,7 @@ class DeviceClass:
 
     name: str
     profile: str
-    batch: Range = Range(1, 1, 1)
+    batch: Range = ONE
     dims: Mapping[str, Range] = field(default_factory=dict)
     inputs: Mapping[str, object] = field(default_factory=dict)
     precision: Precision = "auto"
@@ -130,6 +111,7 @@ class Fleet:
     path: Path
     model: Path
     devices: Mapping[str, DeviceClass]
+    cut: Cut | None = None
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     preprocess: Preprocess | None = None
@@ -144,6 +126,17 @@ def _widen(value: object) -> object:
     if not isinstance(value, dict):
         raise ValueError("expected an integer or {min, opt, max}")
     return value
+
+
+def _at_least_one(value: Range | None) -> Range | None:
+    if value is not None and value.min < 1:
+        raise ValueError("must be 1 or more")
+    return value
+
+
+def _size_or_sum(value: object) -> object:
+    """A text with a plus is a sum."""
+    return value if isinstance(value, str) and "+" in value else _widen(value)
 
 
 def _all_gates(value: object) -> object:
@@ -166,10 +159,20 @@ def read_prune(value: object) -> Prune:
 
 _Size: TypeAlias = Annotated[Range, BeforeValidator(_widen, json_schema_input_type=int | Range)]
 _Batch: TypeAlias = Annotated[
-    _Size | None, Field(description="Batch sizes: one size, or min, opt and max; 1 when nothing is said.")
+    _Size | None,
+    AfterValidator(_at_least_one),
+    Field(description="Batch sizes: one size, or min, opt and max; 1 when nothing is said."),
+]
+_SizeOrSum: TypeAlias = Annotated[
+    Range | str,
+    BeforeValidator(_size_or_sum, json_schema_input_type=int | Range | Annotated[str, Field(pattern=r"\+")]),
 ]
 _Dims: TypeAlias = Annotated[
-    Mapping[str, _Size], Field(description="Sizes of other named dimensions of the model's inputs, by their names.")
+    Mapping[str, _SizeOrSum],
+    Field(
+        description="Sizes of other named dimensions of the model's inputs, by their names; a size may be a sum of "
+        "others, such as `past + sequence`."
+    ),
 ]
 _Unjudged: TypeAlias = Annotated[
     Annotated[Unjudged, BeforeValidator(_all_gates, json_schema_input_type=WhenUnjudged | Unjudged)],
@@ -240,6 +243,7 @@ class FleetFile:
 
     schema: Annotated[Literal[1], Field(description="Version of this format.")]
     model: Annotated[Path, Field(description="The ONNX model, relative to the fleet file.")]
+    cut: Annotated[Cut | None, Field(description="The part of the model that is built; all of it when absent.")] = None
     calibration: Annotated[
         Calibration | None, Field(description="Sample inputs for probing and verifying; random ones when absent.")
     ] = None
@@ -292,6 +296,7 @@ def _resolve(written: FleetFile, origin: Origin) -> Fleet:
         path=path,
         model=path.parent / written.model,
         devices={name: _device(name, entry, written, origin) for name, entry in written.devices.items()},
+        cut=written.cut,
         calibration=calibration and replace(calibration, path=path.parent / calibration.path),
         evaluation=evaluation and _beside(path.parent, evaluation),
         preprocess=written.preprocess,
@@ -317,8 +322,8 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
     return DeviceClass(
         name=name,
         profile=str(folder / entry.profile) if is_path(entry.profile) else entry.profile,
-        batch=entry.batch or fleet.batch or Range(1, 1, 1),
-        dims={**fleet.dims, **entry.dims},
+        batch=entry.batch or fleet.batch or ONE,
+        dims=_dims(name, entry, fleet, origin),
         inputs={**fleet.inputs, **entry.inputs},
         precision=entry.precision or fleet.precision or "auto",
         prune=entry.prune or fleet.prune,
@@ -331,6 +336,13 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
         ),
         origin=origin,
     )
+
+
+def _dims(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> dict[str, Range]:
+    try:
+        return resolve_sums({**fleet.dims, **entry.dims}, batch=entry.batch or fleet.batch or ONE)
+    except ValueError as error:
+        raise FleetError(str(error), where=origin.place(("devices", name, "dims"))) from error
 
 
 def _missing(document: Document) -> Iterator[FleetError]:

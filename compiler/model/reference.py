@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.model.graph import skeleton
 from compiler.model.numerics import Array, Arrays
+from compiler.model.onnx_runtime import onnx_runtime_errors, open_session
 
 
 class Unoptimized:
@@ -29,15 +27,7 @@ class Unoptimized:
     """
 
     def __init__(self, model: ir.Model) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        bare = skeleton(model).SerializeToString()
-        with _onnx_runtime_errors():
-            self._session = ort.InferenceSession(bare, options, providers=["CPUExecutionProvider"])
+        self._session = open_session(skeleton(model).SerializeToString(), is_optimized=False)
         self._weights = _removed_weights(model, self._session)
         self._names = [output.name for output in self._session.get_outputs()]
 
@@ -49,41 +39,11 @@ class Unoptimized:
             ToolchainFailed: The machine's memory does not hold what it computes.
         """
         feeds = {name: _lend(array) for name, array in inputs.items()} | self._weights
-        with _onnx_runtime_errors():
+        with onnx_runtime_errors("does not run the model"):
             values = self._session.run_with_ort_values(self._names, feeds)
         pairs = zip(self._names, values, strict=True)
         # an output that is an input lies in memory that is valid for this run only
         return {name: np.array(inputs[name]) if name in inputs else _take(value) for name, value in pairs}
-
-
-# ORT has one status for "no memory" and for a dozen others; its text alone tells them apart
-_NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
-
-
-@contextmanager
-def _onnx_runtime_errors() -> Iterator[None]:
-    """Turns what ONNX Runtime raises of a model into the errors of the tree; stands around its own calls only."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort
-
-    refusals = (
-        ort.EPFail,
-        ort.Fail,
-        ort.InvalidArgument,
-        ort.InvalidGraph,
-        ort.InvalidProtobuf,
-        ort.NotFound,
-        ort.NotImplemented,
-        ort.RuntimeException,
-        RuntimeError,  # what its Python binding makes of a C++ exception: an element type it cannot hand over
-    )
-    try:
-        yield
-    except (MemoryError, *refusals) as error:
-        text = f"{type(error).__name__}: {str(error)[:300]}"
-        if isinstance(error, MemoryError) or any(phrase in str(error) for phrase in _NO_MEMORY):
-            remedy = "Give the build more memory, or bind smaller sizes (`dims`, `batch`)."
-            raise ToolchainFailed(f"ONNX Runtime ran out of memory: {text}", remedy=remedy) from error
-        raise UnsupportedModel(f"ONNX Runtime does not run it: {text}") from error
 
 
 def _removed_weights(model: ir.Model, session: Any) -> dict[str, Any]:
@@ -97,7 +57,7 @@ def _removed_weights(model: ir.Model, session: Any) -> dict[str, Any]:
 
 def _lend(array: Array) -> Any:
     whole = np.ascontiguousarray(array).reshape(array.shape)
-    with _onnx_runtime_errors():
+    with onnx_runtime_errors("does not run the model"):
         return _ort_value(whole)
 
 
@@ -132,6 +92,6 @@ def _take(value: Any) -> Array:
 
 
 def _array(value: Any) -> Array:
-    with _onnx_runtime_errors():
+    with onnx_runtime_errors("does not run the model"):
         array: Array = np.asarray(value.numpy())
     return array

@@ -1,6 +1,7 @@
 """decompose-operators: what a target lacks is written out in operators that it has.
 
-1. operators on integers: `decompose_quantized.py`; then uint8 between quantizers as int8, where the target has no uint8
+1. operators on integers: `decompose_quantized.py`; then uint8 between quantizers as int8, where the target has no
+   uint8; then quantizers that it refuses all the same, as operators on floats
 2. a rule of `decompositions.py`
 3. the function body that ONNX gives the operator
 A body may hold operators that the target lacks too; they are written out in turn. Each node is first written out in a
@@ -19,6 +20,7 @@ import onnx_ir.passes.common as common
 
 from compiler.model.graph import PassResult
 from compiler.passes.decompose_quantized import decompose_quantized
+from compiler.passes.decompose_quantizers import decompose_quantizers
 from compiler.passes.decompositions import RULES, Body
 from compiler.passes.fold_constants import FOLD_CONSTANTS
 from compiler.passes.function_bodies import body_of, has_body
@@ -74,11 +76,12 @@ def _without_integers(model: ir.Model, refuses: Refuses) -> PassResult:
     written = decompose_quantized(model, refuses)
     if written.modified:
         infer_shapes(model)
+    steps = [written]
     quantizers = (node for node in model.graph if node.op_type in QUANTIZERS and node.domain == "" and refuses(node))
-    if not any(value is not None and value.dtype == ir.DataType.UINT8 for n in quantizers for value in _values_of(n)):
-        return written
-    shifted = SHIFT_QUANTIZED(model)
-    return PassResult(written.modified or shifted.modified, (*written.notes, *shifted.notes))
+    if any(value is not None and value.dtype == ir.DataType.UINT8 for n in quantizers for value in _values_of(n)):
+        steps.append(SHIFT_QUANTIZED(model))
+    steps.append(decompose_quantizers(model, refuses))
+    return PassResult(any(step.modified for step in steps), tuple(note for step in steps for note in step.notes))
 
 
 def _values_of(node: ir.Node) -> tuple[ir.Value | None, ...]:
@@ -160,14 +163,14 @@ def _expand(node: ir.Node, model: ir.Model) -> bool:
 def _own_body(node: ir.Node, opset: int) -> onnx.FunctionProto | None:
     rule = RULES.get(node.op_type)
     body = None if rule is None else rule(node, opset)
-    return None if body is None else _parsed(body, opset)
+    return None if body is None else _parsed(body, opset, outputs=len(node.outputs))
 
 
-def _parsed(body: Body, opset: int) -> onnx.FunctionProto:
+def _parsed(body: Body, opset: int, *, outputs: int) -> onnx.FunctionProto:
     header = f'<domain: "{_DOMAIN}", opset_import: ["": {opset}]>'
     lines = "\n".join(body.lines)
     return onnx.parser.parse_function(
-        f"{header}\n{_NAME} ({', '.join(body.inputs)}) => ({body.output})\n{{\n{lines}\n}}"
+        f"{header}\n{_NAME} ({', '.join(body.inputs)}) => ({', '.join(body.outputs[:outputs])})\n{{\n{lines}\n}}"
     )
 
 

@@ -35,7 +35,7 @@ Operand = tuple[ir.Value | None, ir.Value | None, ir.Value | None]
 """Integers, scale and zero point."""
 
 
-class _Builder:
+class Builder:
     """New nodes in front of one node, which they stand for.
 
     Args:
@@ -146,9 +146,7 @@ def _attributes(node: ir.Node, *left_out: str) -> dict[str, Any]:
     return {name: attribute.value for name, attribute in node.attributes.items() if name not in left_out}
 
 
-def _bias(
-    build: _Builder, bias: ir.Value | None, x_scale: ir.Value | None, w_scale: ir.Value | None
-) -> ir.Value | None:
+def _bias(build: Builder, bias: ir.Value | None, x_scale: ir.Value | None, w_scale: ir.Value | None) -> ir.Value | None:
     """b·s_x·s_w of a bias in int32: a constant in float, since targets refuse DequantizeLinear of int32."""
     if bias is None:
         return None
@@ -160,7 +158,7 @@ def _bias(
     return build.constant((integers.astype(np.float64) * both).astype(np.float32))
 
 
-def _conv(build: _Builder, node: ir.Node) -> ir.Value:
+def _conv(build: Builder, node: ir.Node) -> ir.Value:
     x, w = _operand(node, 0), _operand(node, 3)
     inputs = [build.dequantize(x), build.dequantize(w, axis=0)]
     if (bias := _bias(build, _optional(node, 8), x[1], w[1])) is not None:
@@ -169,14 +167,14 @@ def _conv(build: _Builder, node: ir.Node) -> ir.Value:
     return build.quantize(made, node.inputs[6], node.inputs[7])
 
 
-def _matmul(build: _Builder, node: ir.Node) -> ir.Value:
+def _matmul(build: Builder, node: ir.Node) -> ir.Value:
     a, b = _operand(node, 0), _operand(node, 3)
     left = build.dequantize(a, axis=max(0, _rank(a[0]) - 2))
     made = build.op("MatMul", [left, build.dequantize(b, axis=_rank(b[0]) - 1)])
     return build.quantize(made, node.inputs[6], node.inputs[7])
 
 
-def _gemm(build: _Builder, node: ir.Node) -> ir.Value:
+def _gemm(build: Builder, node: ir.Node) -> ir.Value:
     a, b, attributes = _operand(node, 0), _operand(node, 3), _attributes(node)
     inputs = [build.dequantize(a), build.dequantize(b, axis=0 if attributes.get("transB", 0) else 1)]
     alpha = attributes.get("alpha", 1.0)
@@ -187,16 +185,16 @@ def _gemm(build: _Builder, node: ir.Node) -> ir.Value:
     return made if scale is None else build.quantize(made, scale, _optional(node, 8))
 
 
-def _binary(kind: str) -> Callable[[_Builder, ir.Node], ir.Value]:
-    def rewrite(build: _Builder, node: ir.Node) -> ir.Value:
+def _binary(kind: str) -> Callable[[Builder, ir.Node], ir.Value]:
+    def rewrite(build: Builder, node: ir.Node) -> ir.Value:
         made = build.op(kind, [build.dequantize(_operand(node, 0)), build.dequantize(_operand(node, 3))])
         return build.quantize(made, node.inputs[6], _optional(node, 7))
 
     return rewrite
 
 
-def _unary(kind: str) -> Callable[[_Builder, ir.Node], ir.Value]:
-    def rewrite(build: _Builder, node: ir.Node) -> ir.Value:
+def _unary(kind: str) -> Callable[[Builder, ir.Node], ir.Value]:
+    def rewrite(build: Builder, node: ir.Node) -> ir.Value:
         if node.attributes.get_int("channels_last", 0):
             raise Refused("its channels are last")
         made = build.op(kind, [build.dequantize(_operand(node, 0))], **_attributes(node, "channels_last"))
@@ -205,19 +203,19 @@ def _unary(kind: str) -> Callable[[_Builder, ir.Node], ir.Value]:
     return rewrite
 
 
-def _concat(build: _Builder, node: ir.Node) -> ir.Value:
+def _concat(build: Builder, node: ir.Node) -> ir.Value:
     parts = [build.dequantize(_operand(node, first)) for first in range(2, len(node.inputs), 3)]
     return build.quantize(build.op("Concat", parts, **_attributes(node)), node.inputs[0], node.inputs[1])
 
 
-def _conv_integer(build: _Builder, node: ir.Node) -> ir.Value:
+def _conv_integer(build: Builder, node: ir.Node) -> ir.Value:
     x, w, x_zero, w_zero = (_optional(node, index) for index in range(4))
     places = (-1, *(1,) * (_rank(w) - 1))
     made = build.op("Conv", [build.floats(x, x_zero, ()), build.floats(w, w_zero, places)], **_attributes(node))
     return _as_int32(build, node, made)
 
 
-def _matmul_integer(build: _Builder, node: ir.Node) -> ir.Value:
+def _matmul_integer(build: Builder, node: ir.Node) -> ir.Value:
     a, b, a_zero, b_zero = (_optional(node, index) for index in range(4))
     if any(_size(zero) != 1 and zero is not None and _rank(zero) != 1 for zero in (a_zero, b_zero)):
         raise Refused("its zero points are neither one number nor one for each row or column")
@@ -225,7 +223,7 @@ def _matmul_integer(build: _Builder, node: ir.Node) -> ir.Value:
     return _as_int32(build, node, made)
 
 
-def _as_int32(build: _Builder, node: ir.Node, value: ir.Value) -> ir.Value:
+def _as_int32(build: Builder, node: ir.Node, value: ir.Value) -> ir.Value:
     """The sums in int32, or as they are where all that read them are Casts to float."""
     output = node.outputs[0]
     casts = [reader for reader, _ in output.uses()]
@@ -239,7 +237,7 @@ def _is_cast_to_float(node: ir.Node) -> bool:
     return node.op_type == "Cast" and node.domain == "" and node.attributes.get_int("to", 0) == _FLOAT
 
 
-def _dynamic(build: _Builder, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _dynamic(build: Builder, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
     x = node.inputs[0]
     zero, top, one = (build.constant(np.float32(number)) for number in (0, 255, 1))
     low, high = (build.op(pick, [build.op(f"Reduce{pick}", [x], keepdims=0), zero]) for pick in ("Min", "Max"))
@@ -252,7 +250,7 @@ def _dynamic(build: _Builder, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Val
     return integers, scale, build.op("Cast", [point], to=ir.DataType.UINT8)
 
 
-_SINGLE: Mapping[tuple[str, str], Callable[[_Builder, ir.Node], ir.Value]] = {
+_SINGLE: Mapping[tuple[str, str], Callable[[Builder, ir.Node], ir.Value]] = {
     (_OWN, "QLinearConv"): _conv,
     (_OWN, "QLinearMatMul"): _matmul,
     (_OWN, "ConvInteger"): _conv_integer,
@@ -289,7 +287,7 @@ def decompose_quantized(model: ir.Model, chooses: Chooses = lambda node: True) -
             except Refused as refusal:
                 notes.append(f"{display_name(node)}: {node.op_type} stays: {refusal}")
         for value in dynamic:
-            _keep_float(graph, value)
+            keep_float(graph, value)
     return PassResult(modified, tuple(notes))
 
 
@@ -297,7 +295,7 @@ def _replace(graph: ir.Graph, node: ir.Node, names: Names, opset: int) -> tuple[
     """Puts what stands for a node in its place; its results."""
     if opset < 13:
         raise Refused(f"opset {opset} has no DequantizeLinear for channels; export the model with opset 13 or newer")
-    build = _Builder(node, names)
+    build = Builder(node, names)
     try:
         rewrite = _SINGLE.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
         made = (rewrite(build, node),) if rewrite else _dynamic(build, node)
@@ -305,12 +303,12 @@ def _replace(graph: ir.Graph, node: ir.Node, names: Names, opset: int) -> tuple[
         build.undo()
         raise
     for old, new in zip(node.outputs, made, strict=False):
-        _take_over(old, new)
+        take_over(old, new)
     graph.remove(node, safe=True)
     return made
 
 
-def _keep_float(graph: ir.Graph, value: ir.Value) -> None:
+def keep_float(graph: ir.Graph, value: ir.Value) -> None:
     """Leaves out the Cast to uint8 of a value that is cast back to float by all that read it, moved or not."""
     cast = value.producer()
     members = connected(value)
@@ -318,7 +316,7 @@ def _keep_float(graph: ir.Graph, value: ir.Value) -> None:
     if cast is None or any(member is not value and not is_moved(member) for member in members):
         return
     readers = [node for member in members for node, index in member.uses() if not hands_on(node, index)]
-    outputs = any(one.is_graph_output() for one in (*members, *(node.outputs[0] for node in readers)))
+    outputs = any(output.is_graph_output() for output in (*members, *(node.outputs[0] for node in readers)))
     if outputs or not all(_is_cast_to_float(node) and node.graph is graph for node in readers):
         return
     for reader in readers:
@@ -330,7 +328,7 @@ def _keep_float(graph: ir.Graph, value: ir.Value) -> None:
     graph.remove(cast, safe=True)
 
 
-def _take_over(old: ir.Value, new: ir.Value) -> None:
+def take_over(old: ir.Value, new: ir.Value) -> None:
     """The new value has the old one's name and readers; also where it is an output of the graph."""
     name, kind = old.name, old.type
     old.name = None

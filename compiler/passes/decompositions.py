@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from compiler.passes.recurrent_bodies import layer_of, write_out
+
 _FLOAT = int(ir.DataType.FLOAT)
 
 
@@ -21,12 +23,12 @@ class Body:
 
     Args:
         inputs: Names in the body of the node's inputs.
-        output: Name of its one output.
+        outputs: Names of its outputs; the node may have fewer.
         lines: Nodes in ONNX text.
     """
 
     inputs: tuple[str, ...]
-    output: str
+    outputs: tuple[str, ...]
     lines: tuple[str, ...]
 
 
@@ -96,8 +98,8 @@ def _layer_normalization(node: ir.Node, opset: int) -> Body | None:
     first = node.attributes.get_int("axis", -1) % rank
     lines = _normalized(range(first, rank), opset, _dtype(node), node.attributes.get_float("epsilon", 1e-5))
     if len(node.inputs) < 3 or node.inputs[2] is None:
-        return Body(("X", "S"), "Y", (*lines, "Y = Mul(normalized, S)"))
-    return Body(("X", "S", "B"), "Y", (*lines, "scaled = Mul(normalized, S)", "Y = Add(scaled, B)"))
+        return Body(("X", "S"), ("Y",), (*lines, "Y = Mul(normalized, S)"))
+    return Body(("X", "S", "B"), ("Y",), (*lines, "scaled = Mul(normalized, S)", "Y = Add(scaled, B)"))
 
 
 def _instance_normalization(node: ir.Node, opset: int) -> Body | None:
@@ -107,7 +109,7 @@ def _instance_normalization(node: ir.Node, opset: int) -> Body | None:
     spatial = list(range(2, rank))
     return Body(
         ("X", "S", "B"),
-        "Y",
+        ("Y",),
         (
             *_normalized(spatial, opset, _dtype(node), node.attributes.get_float("epsilon", 1e-5)),
             # (C,) becomes (C, 1, …), which is broadcast over batch and places
@@ -128,7 +130,7 @@ def _group_normalization(node: ir.Node, opset: int) -> Body | None:
     normalized = _normalized([2], opset, _dtype(node), node.attributes.get_float("epsilon", 1e-5))
     return Body(
         ("x", "S", "B"),
-        "Y",
+        ("Y",),
         (
             _vector("grouped", [0, groups, -1]),
             "X = Reshape(x, grouped)",
@@ -148,7 +150,7 @@ def _mean_variance_normalization(node: ir.Node, opset: int) -> Body | None:
     dtype = _dtype(node)
     return Body(
         ("X",),
-        "Y",
+        ("Y",),
         (
             *_reduce("ReduceMean", "X", axes, opset, "mean"),
             "deviation = Sub(X, mean)",
@@ -166,7 +168,7 @@ def _lp_normalization(node: ir.Node, opset: int) -> Body | None:
     p, axis, dtype = node.attributes.get_int("p", 2), node.attributes.get_int("axis", -1), _dtype(node)
     return Body(
         ("X",),
-        "Y",
+        ("Y",),
         (
             *_reduce(f"ReduceL{p}", "X", [axis], opset, "norm"),
             # the operator gives 0 for a norm of 0; the quotient would be NaN
@@ -195,7 +197,7 @@ def _attention(node: ir.Node, opset: int) -> Body | None:
     scores = "scores" if mask is None else "masked"
     return Body(
         ("Q", "K", "V") if mask is None else ("Q", "K", "V", "M"),
-        "Y",
+        ("Y",),
         (
             "keys = Transpose<perm = [0, 1, 3, 2]>(K)",
             "products = MatMul(Q, keys)",
@@ -210,12 +212,20 @@ def _attention(node: ir.Node, opset: int) -> Body | None:
     )
 
 
+def _recurrent(node: ir.Node, opset: int) -> Body | None:
+    layer = layer_of(node, opset)
+    return None if layer is None else Body(layer.inputs, layer.outputs, write_out(layer))
+
+
 RULES: Mapping[str, Rule] = {
     "Attention": _attention,
+    "GRU": _recurrent,
     "GroupNormalization": _group_normalization,
     "InstanceNormalization": _instance_normalization,
+    "LSTM": _recurrent,
     "LayerNormalization": _layer_normalization,
     "LpNormalization": _lp_normalization,
     "MeanVarianceNormalization": _mean_variance_normalization,
+    "RNN": _recurrent,
 }
 """Operator → its rule."""

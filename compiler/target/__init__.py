@@ -1,4 +1,4 @@
-"""The plugin contract: what a target offers, and the child process it works in.
+"""The plugin contract: what a target offers, and the child process it works in; each target talks to its own boards.
 
 The names below are all that a target may import from fleetc; everything else may change. Each is imported when it is
 first used, so that listing targets loads no graph library.
@@ -23,17 +23,20 @@ if TYPE_CHECKING:
     )
     from compiler.fleet import Range
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
-    from compiler.fleet.machine import available_cpus
+    from compiler.fleet.machine import available_cpus, free_memory_bytes
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
+    from compiler.model.onnx_runtime import OnnxRuntimeSession
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
     from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
     from compiler.passes.pipelines import load_passes
     from compiler.passes.quantized import is_quantized
     from compiler.passes.shift_quantized import SHIFT_QUANTIZED
+    from compiler.passes.unroll_loops import UnrollLoops
     from compiler.passes.values import constant_of, record_origin
+    from compiler.store.atomic import write_atomic
     from compiler.store.scratch import scratch_folder
     from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key, raise_refusals
     from compiler.target.runner import (
@@ -84,6 +87,7 @@ _PLACES = {
     "LayerTime": "compiler.target.runner",
     "Measurement": "compiler.tune",
     "Measurer": "compiler.target.target",
+    "OnnxRuntimeSession": "compiler.model.onnx_runtime",
     "OpRule": "compiler.target.capability",
     "OpScheme": "compiler.target.scheme",
     "Pass": "compiler.model.graph",
@@ -106,12 +110,14 @@ _PLACES = {
     "ToolchainFailed": "compiler.errors",
     "Tunable": "compiler.tune",
     "Tunes": "compiler.target.target",
+    "UnrollLoops": "compiler.passes.unroll_loops",
     "UnsupportedModel": "compiler.errors",
     "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
     "constant_of": "compiler.passes.values",
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
+    "free_memory_bytes": "compiler.fleet.machine",
     "graph_digest": "compiler.model.graph",
     "host_isa": "compiler.fleet.detect",
     "installed_version": "compiler.target.target",
@@ -127,6 +133,7 @@ _PLACES = {
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
     "validate_options": "compiler.fleet.profile",
+    "write_atomic": "compiler.store.atomic",
 }
 
 __all__ = [
@@ -153,6 +160,7 @@ __all__ = [
     "LayerTime",
     "Measurement",
     "Measurer",
+    "OnnxRuntimeSession",
     "OpRule",
     "OpScheme",
     "Pass",
@@ -174,12 +182,14 @@ __all__ = [
     "ToolchainFailed",
     "Tunable",
     "Tunes",
+    "UnrollLoops",
     "UnsupportedModel",
     "available_cpus",
     "combine",
     "constant_of",
     "detect_profile",
     "find_target",
+    "free_memory_bytes",
     "graph_digest",
     "host_isa",
     "installed_version",
@@ -195,6 +205,7 @@ __all__ = [
     "save_model",
     "scratch_folder",
     "validate_options",
+    "write_atomic",
 ]
 
 

@@ -17,6 +17,10 @@ SHOWN_NODES = 3
 """Names shown of nodes that are refused alike."""
 
 
+SHOWN_VALUES = 8
+"""Values shown that an attribute might have had."""
+
+
 @dataclass(frozen=True)
 class OpRule:
     """What a target takes of one operator.
@@ -29,6 +33,7 @@ class OpRule:
         opset_min: Oldest opset of the model in which the operator means what the target implements.
         inputs_max: Most inputs it may be given; 0 means any number.
         outputs_max: Most outputs that may be used; 0 means any number.
+        zero_inputs: Indices of inputs that must be left out or hold only zeros: zero points of a target without them.
     """
 
     dtypes: frozenset[str] = frozenset()
@@ -38,6 +43,7 @@ class OpRule:
     opset_min: int = 1
     inputs_max: int = 0
     outputs_max: int = 0
+    zero_inputs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,18 +177,18 @@ def _reasons(node: ir.Node, capability: Capability, opset: int) -> Iterator[str]
 
 def _dtype_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
     values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.dtype is not None]
-    found = {value.dtype.name for value in values if value.dtype is not None}
-    if rule.dtypes and not found <= rule.dtypes:
-        yield f"element type {', '.join(sorted(found - rule.dtypes))} is not among {', '.join(sorted(rule.dtypes))}"
+    dtypes = {value.dtype.name for value in values if value.dtype is not None}
+    if rule.dtypes and not dtypes <= rule.dtypes:
+        yield f"element type {', '.join(sorted(dtypes - rule.dtypes))} is not among {', '.join(sorted(rule.dtypes))}"
     ranks = [len(value.shape) for value in values if value.shape is not None]
     if rule.rank_max and max(ranks, default=0) > rule.rank_max:
         yield f"rank {max(ranks)} is above {rule.rank_max}"
 
 
 def _input_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
-    given = max((index + 1 for index, value in enumerate(node.inputs) if value is not None), default=0)
-    if rule.inputs_max and given > rule.inputs_max:
-        yield f"it has {given} inputs; the target takes {rule.inputs_max}"
+    read = max((index + 1 for index, value in enumerate(node.inputs) if value is not None), default=0)
+    if rule.inputs_max and read > rule.inputs_max:
+        yield f"it has {read} inputs; the target takes {rule.inputs_max}"
     made = max((index + 1 for index, value in enumerate(node.outputs) if value.name), default=0)
     if rule.outputs_max and made > rule.outputs_max:
         yield f"it has {made} outputs; the target gives {rule.outputs_max}"
@@ -190,6 +196,10 @@ def _input_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is not None and value.const_value is None:
             yield f"input {index} must be a constant"
+    for index in rule.zero_inputs:
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is not None and (value.const_value is None or value.const_value.numpy().any()):
+            yield f"input {index} must be zero, or left out"
 
 
 def _attribute_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
@@ -199,4 +209,10 @@ def _attribute_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
             continue
         value = tuple(attribute.value) if isinstance(attribute.value, (list, tuple)) else attribute.value
         if value not in allowed:
-            yield f"attribute {name}={value!r} is not among {', '.join(map(repr, allowed))}"
+            yield f"attribute {name}={value!r} is {_none_of(allowed)}"
+
+
+def _none_of(allowed: Sequence[object]) -> str:
+    shown = ", ".join(map(repr, allowed[:SHOWN_VALUES]))
+    more = len(allowed) - SHOWN_VALUES
+    return f"not among {shown}" + (f" and {more} more" if more > 0 else "")

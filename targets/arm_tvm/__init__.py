@@ -29,7 +29,6 @@ from compiler.target import (
 )
 from targets.arm_tvm.bundle.runtime_libraries import FFI_VERSION, TVM_VERSION
 from targets.arm_tvm.bundle.zig import REMEDY
-from targets.arm_tvm.graph.capability import capability_of
 from targets.arm_tvm.kernels.integer.dot_products import dot_of
 from targets.arm_tvm.kernels.integer.specs import Dot
 from targets.arm_tvm.kernels.machine import machine_of
@@ -68,15 +67,16 @@ class Tvm:
 
     def capability(self, profile: HardwareProfile) -> Capability:
         """What the importer converts and the CPU code generator compiles correctly."""
+        from targets.arm_tvm.graph.capability import capability_of
+
         return capability_of(_dot_of(profile), half=_computes_half(profile))
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
         """Sizes become constants, and loops their iterations: compiled code has no loops of operators."""
+        from compiler.target import UnrollLoops
         from targets.arm_tvm.graph.fold_shapes import FOLD_SHAPES
-        from targets.arm_tvm.graph.unroll_loops import UNROLL_LOOPS
 
-        # Sizes first: numbers of iterations may be computed from them.
-        return (FOLD_SHAPES, UNROLL_LOOPS)
+        return (FOLD_SHAPES, UnrollLoops())  # sizes first: numbers of iterations may be computed from them
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Compiles the model, links it, and writes the bundle."""

@@ -34,6 +34,10 @@ OWN_KERNELS = frozenset({"MVN"})
 """Layers whose kernels the plugin chooses by the processor and not by the limit: under one below AVX-512, on a
 processor that has it, OpenVINO 2026.4 mixes the two and crashes."""
 
+_HALF_PRECISIONS = frozenset({"bf16", "fp16"})
+"""Precisions the plugin chooses by the processor and not by the limit: under one below AVX-512, OpenVINO 2026.4 finds
+no kernel and answers with an empty tensor."""
+
 _in_force: str | None = None
 """The limit that this process started with: oneDNN does not read a later one."""
 
@@ -60,7 +64,20 @@ def isa_limit(device: Collection[str], host: Collection[str], layers: Collection
 
 def mixes_kernels(level: str, host: Collection[str], layers: Collection[str]) -> bool:
     """Whether a limit would have the plugin mix kernels of two instruction sets in one layer."""
-    return not level.startswith("AVX512") and "avx512f" in host and bool(OWN_KERNELS & set(layers))
+    return _is_below_avx512(level, host) and bool(OWN_KERNELS & set(layers))
+
+
+def _is_below_avx512(level: str, host: Collection[str]) -> bool:
+    return bool(level) and not level.startswith("AVX512") and "avx512f" in host
+
+
+def refuse_half_precision(precision: str, host: Collection[str]) -> None:
+    """Raises TargetUnavailable where this process is limited so far that a half precision gives no result."""
+    if precision in _HALF_PRECISIONS and _is_below_avx512(_in_force or "", host):
+        raise TargetUnavailable(
+            f"this process is limited to {_in_force}, with which OpenVINO computes nothing in {precision}",
+            remedy="Run this artifact in a process of its own.",
+        )
 
 
 def impose_isa(device: Collection[str], host: Collection[str], layers: Collection[str] = ()) -> str:

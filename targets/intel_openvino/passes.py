@@ -4,6 +4,8 @@ PRelu           a slope of shape (C,) belongs to the last axis; OpenVINO takes a
                 slope (C,) → (1, …, 1, C)
 AveragePool     with ceil_mode and count_include_pad, windows that reach behind the pads are divided by too much:
                 AveragePool(x, pads) → AveragePool(Pad(x, pads)), which counts all there is, and has no pads
+Mul, Div        one channel by a constant of C channels, before a convolution: the plugin puts the constant into the
+                convolution's weights and forgets to make C channels: Mul → a convolution of 1 × 1
 GRU, LSTM, RNN  two of them that read one value, batch above 1: the plugin takes the transposition that it puts before
                 one of them for both: each reads its own copy, by Split of Concat
 """
@@ -19,6 +21,7 @@ import onnx_ir as ir
 from compiler.target import PassResult, record_origin
 
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _COUNT_OPSET = 18
 """Since then Split must be told how many outputs of one size it has."""
 
@@ -51,7 +54,7 @@ def _spread_slope(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
     wanted = np.array([*[1] * (rank - 1), -1], np.int64)
     shape = ir.Shape([*[1] * (rank - 1), sizes[0]])
     builder = _Builder(node, graph)
-    spread = builder.add("Reshape", [slope, builder.constant("shape", wanted)], "slope", shape=shape, like=slope)
+    (spread,) = builder.add("Reshape", [slope, builder.constant("shape", wanted)], "slope", shape=shape, like=slope)
     node.replace_input_with(1, spread)
     return True
 
@@ -68,7 +71,7 @@ def _pad_before_pooling(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
     sizes = [*list(data.shape)[:2], *(_grown(*three) for three in zip(list(data.shape)[2:], begins, ends, strict=True))]
     builder = _Builder(node, graph)
     places = builder.constant("pads", np.array([0, 0, *begins, 0, 0, *ends], np.int64))
-    padded = builder.add("Pad", [data, places], "padded", shape=ir.Shape(sizes), like=data)
+    (padded,) = builder.add("Pad", [data, places], "padded", shape=ir.Shape(sizes), like=data)
     node.replace_input_with(0, padded)
     node.attributes["pads"] = ir.AttrInt64s("pads", [0] * len(pads))
     node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 0)
@@ -77,6 +80,34 @@ def _pad_before_pooling(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
 
 def _grown(size: object, begin: int, end: int) -> int | str | None:
     return size + begin + end if isinstance(size, int) else None
+
+
+def _spread_by_convolution(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
+    pair = _one_channel_and_factors(node)
+    if pair is None or not any(use.node.op_type in _CONVOLUTIONS and use.idx == 0 for use in node.outputs[0].uses()):
+        return False
+    data, factors = pair
+    builder = _Builder(node, graph)
+    weights = builder.constant("weights", 1 / factors if node.op_type == "Div" else factors)
+    node.op_type = "Conv"
+    node.resize_inputs(2)
+    node.replace_input_with(0, data)
+    node.replace_input_with(1, weights)
+    return True
+
+
+def _one_channel_and_factors(node: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
+    """Data of one channel and what makes C of it, as the weights of a convolution, (C, 1, 1, …)."""
+    for place in (0,) if node.op_type == "Div" else (0, 1):
+        data, factors = node.inputs[place], node.inputs[1 - place]
+        if data is None or data.shape is None or factors is None or factors.const_value is None:
+            continue
+        array, rank = factors.const_value.numpy(), len(data.shape)
+        sizes = (*[1] * (rank - array.ndim), *array.shape)
+        is_per_channel = rank >= 3 and len(sizes) == rank and sizes[1] > 1 and array.size == sizes[1]
+        if is_per_channel and data.shape[1] == 1:
+            return data, array.reshape(sizes[1], *[1] * (rank - 1))
+    return None
 
 
 def _part_recurrent(graph: ir.Graph, opset: int) -> bool:
@@ -95,15 +126,17 @@ def _part_recurrent(graph: ir.Graph, opset: int) -> bool:
 def _copy_for(data: ir.Value, nodes: Sequence[ir.Node], graph: ir.Graph, opset: int) -> None:
     builder, sizes, count = _Builder(nodes[0], graph), list(data.shape or ()), len(nodes)
     whole = ir.Shape([sizes[0] * count if isinstance(sizes[0], int) else None, *sizes[1:]])
-    joined = builder.add("Concat", [data] * count, "copies", {"axis": 0}, shape=whole, like=data)
+    (joined,) = builder.add("Concat", [data] * count, "copies", {"axis": 0}, shape=whole, like=data)
     attributes = {"axis": 0, "num_outputs": count} if opset >= _COUNT_OPSET else {"axis": 0}
-    copies = builder.add_many("Split", [joined], "copy", attributes, count=count, shape=ir.Shape(sizes), like=data)
+    copies = builder.add("Split", [joined], "copy", attributes, count=count, shape=ir.Shape(sizes), like=data)
     for node, copy in zip(nodes, copies, strict=True):
         node.replace_input_with(0, copy)
 
 
 _REWRITES: Mapping[str, Callable[[ir.Node, ir.Graph, int], bool]] = {
     "AveragePool": _pad_before_pooling,
+    "Div": _spread_by_convolution,
+    "Mul": _spread_by_convolution,
     "PRelu": _spread_slope,
 }
 
@@ -131,28 +164,17 @@ class _Builder:
         name: str,
         attributes: Mapping[str, object] | None = None,
         *,
-        shape: ir.Shape | None,
-        like: ir.Value | None,
-    ) -> ir.Value:
-        """A node with one output; returns the output, of the element type that `like` has."""
-        return self.add_many(op_type, inputs, name, attributes, count=1, shape=shape, like=like)[0]
-
-    def add_many(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        name: str,
-        attributes: Mapping[str, object] | None = None,
-        *,
-        count: int,
+        count: int = 1,
         shape: ir.Shape | None,
         like: ir.Value | None,
     ) -> Sequence[ir.Value]:
-        """A node with several outputs of one type and shape."""
+        """The outputs of a new node, all of this shape and of the element type that `like` has."""
         unique = self._unique(name)
         names = [unique] if count == 1 else [f"{unique}.{index}" for index in range(count)]
         kind = like.type if like is not None else None
-        outputs = [ir.Value(name=one, type=kind, shape=shape.copy() if shape is not None else None) for one in names]
+        outputs = [
+            ir.Value(name=output, type=kind, shape=shape.copy() if shape is not None else None) for output in names
+        ]
         node = ir.node(op_type, inputs, attributes=attributes, outputs=outputs, name=unique)  # type: ignore[arg-type]
         record_origin(node, [self._node])
         self._graph.insert_before(self._node, node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Set
 from dataclasses import replace
 
@@ -30,19 +31,29 @@ and the Fourier transforms, whose axes it confuses."""
 _DTYPES = frozenset({"FLOAT", "FLOAT16", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "BOOL"})
 """Without DOUBLE, which the CPU plugin silently computes in float32."""
 
+
+def _activations(count: int) -> tuple[tuple[str, ...], ...]:
+    """The activations that a recurrent layer may have: of both directions the same, the second's are ignored."""
+    single = tuple(itertools.product(("Sigmoid", "Tanh", "Relu"), repeat=count))
+    return (*single, *(names * 2 for names in single))
+
+
 _RULES = {
     "Attention": OpRule(
         _DTYPES, attributes={"left_window_size": (-1,), "right_window_size": (-1,)}, outputs_max=3
     ),  # windows are ignored, and so is the mask in the fourth output
     "BitShift": OpRule(frozenset({"UINT8", "UINT16", "UINT32"})),  # signed shifts are computed as unsigned ones
+    "Cast": OpRule(_DTYPES | {"DOUBLE"}),  # in and out of the model; between them float64 is computed as float32
     "Celu": OpRule(frozenset({"FLOAT"})),
     "Dropout": OpRule(_DTYPES, constant_inputs=(2,)),
-    "GRU": OpRule(_DTYPES, attributes={"layout": (0,)}),
+    "GRU": OpRule(_DTYPES, attributes={"layout": (0,), "activations": _activations(2)}),
     "GridSample": OpRule(_DTYPES, rank_max=4),
-    "LSTM": OpRule(_DTYPES, attributes={"layout": (0,)}, inputs_max=7),  # peepholes, the eighth, are ignored
+    "LSTM": OpRule(
+        _DTYPES, attributes={"layout": (0,), "input_forget": (0,), "activations": _activations(3)}, inputs_max=7
+    ),  # peepholes, the eighth, are ignored
     "Pad": OpRule(_DTYPES, attributes={"mode": ("constant", "edge", "reflect")}),
     "QuantizeLinear": OpRule(_DTYPES - {"UINT16"}),  # rounds ties away from even there
-    "RNN": OpRule(_DTYPES, attributes={"layout": (0,)}),
+    "RNN": OpRule(_DTYPES, attributes={"layout": (0,), "activations": _activations(1)}),
     "ReduceLogSum": OpRule(_DTYPES, constant_inputs=(1,)),
     "Resize": OpRule(
         _DTYPES,

@@ -7,6 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+INPUT_LIMIT = 2**30 - 1
+"""Largest size of an integer that a model may be given: half the range, so that two of them may be added."""
+
+_LAYER_TYPE = re.compile(r'<layer [^>]*\btype="(\w+)"')
+"""An IR's XML has each tag on a line of its own."""
+
 
 def openvino() -> Any:
     """The module, with the telemetry that it would send on import replaced by OpenVINO's own stub."""
@@ -19,7 +25,8 @@ def openvino() -> Any:
 
 def layer_types(path: Path) -> frozenset[str]:
     """Types of the layers of an IR, as its XML names them."""
-    return frozenset(re.findall(r'<layer [^>]*\btype="(\w+)"', path.read_text(encoding="utf-8")))
+    with path.open(encoding="utf-8") as lines:  # a large model's XML is tens of megabytes
+        return frozenset(match[1] for line in lines for match in _LAYER_TYPE.finditer(line))
 
 
 def input_name(port: Any) -> str:

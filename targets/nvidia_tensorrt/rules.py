@@ -13,6 +13,7 @@ AHEAD_OF_TIME = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 TURING = "7.5"
 
+# Ada Lovelace: the first tensor cores that multiply 8-bit floats
 _FP8_SINCE = 8.9
 
 _OPSET_MAX = 27  # the newest that onnx 1.23 defines; the parser knows operators that came with it
@@ -58,9 +59,9 @@ _SPECIAL: Mapping[str, OpRule] = {
     "Celu": OpRule(dtypes=frozenset({"FLOAT"})),
     "Conv": OpRule(dtypes=_FLOATS),
     "ConvTranspose": OpRule(dtypes=_FLOATS),
-    "DequantizeLinear": OpRule(dtypes=_QUANTIZED),
+    "DequantizeLinear": OpRule(dtypes=_QUANTIZED, zero_inputs=(2,)),
     "MaxPool": OpRule(dtypes=_TYPES, attributes={**_NO_DILATION, "storage_order": (0,)}),
-    "QuantizeLinear": OpRule(dtypes=_QUANTIZED),
+    "QuantizeLinear": OpRule(dtypes=_QUANTIZED, zero_inputs=(2,)),
     "Resize": OpRule(dtypes=_FLOATS | {"INT64"}, attributes=_RESIZE),
 }
 

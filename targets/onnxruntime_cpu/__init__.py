@@ -27,7 +27,6 @@ from compiler.target import (
     TargetUnavailable,
     host_isa,
     installed_version,
-    save_model,
 )
 from targets.onnxruntime_cpu.rules import VNNI, capability_of, multiplies_8_bits
 
@@ -78,20 +77,22 @@ class OnnxRuntime:
         Raises:
             UnsupportedModel: ONNX Runtime refuses the model.
         """
-        from targets.onnxruntime_cpu.session import open_session, spec_of
+        from compiler.target import OnnxRuntimeSession, save_model
+        from targets.onnxruntime_cpu.session import threads_of
 
         config = _config(plan)
         path = workdir / _MODEL
         path.parent.mkdir(parents=True, exist_ok=True)
         files = save_model(model, path, external_above_bytes=_EXTERNAL_ABOVE_BYTES)
         (workdir / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        session = open_session(path, config)
+        threads, operators = threads_of(config)
+        session = OnnxRuntimeSession(path, is_optimized=True, threads=threads, operators=operators)
         return Artifact(
             root=workdir,
             target=self.name,
             precision=plan.precision,
-            inputs=tuple(spec_of(value) for value in session.get_inputs()),
-            outputs=tuple(spec_of(value) for value in session.get_outputs()),
+            inputs=session.inputs,
+            outputs=session.outputs,
             files=(*(file.relative_to(workdir).as_posix() for file in files), _CONFIG),
             tools=self.toolchain(),
             facts={"config": config, "isa": list(profile.cpu.isa if profile.cpu else ())},

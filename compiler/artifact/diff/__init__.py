@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from compiler.artifact.diff.explain import Change, explain
 from compiler.artifact.diff.facts import Fact, facts_of
-from compiler.artifact.manifest import MANIFEST, MEASUREMENTS, read_manifest
+from compiler.artifact.manifest import MANIFEST, MEASUREMENTS, SIGNING_FILES, read_manifest
 from compiler.artifact.report import read_build, read_device
 from compiler.errors import ArtifactError, combine
 from compiler.store import folder_digests
@@ -39,10 +39,11 @@ def compare_builds(first: Path, second: Path) -> tuple[Change, ...]:
 def compare_files(first: Path, second: Path) -> tuple[str, ...]:
     """Files of two device folders whose bytes differ though nothing says they may.
 
-    What may differ is `measurements.json`, and what one of the two manifests names as non-reproducible.
+    What may differ is `measurements.json`, what signing adds, and what one of the two manifests names as
+    non-reproducible.
     """
     left, right = folder_digests(first), folder_digests(second)
-    free = {MEASUREMENTS, *_non_reproducible(first), *_non_reproducible(second)}
+    free = {MEASUREMENTS, *SIGNING_FILES, *_non_reproducible(first), *_non_reproducible(second)}
     return tuple(sorted(name for name in {*left, *right} if name not in free and left.get(name) != right.get(name)))
 
 

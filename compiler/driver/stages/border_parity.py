@@ -12,9 +12,9 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from compiler.artifact import Evidence
-from compiler.artifact.schema import Decision, Parity, ParityStatus
+from compiler.artifact.schema import Parity, ParityStatus
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.inputs import Prepared
+from compiler.driver.stages.inputs import BuildStart
 from compiler.driver.stages.reference import ParityCase, reference_cases
 from compiler.driver.stages.run import Stages
 from compiler.driver.stages.verify import compare_point, failures
@@ -22,7 +22,7 @@ from compiler.errors import GateFailed, UnsupportedModel
 from compiler.model.numerics import TOLERANCES, Tolerance, coarser, is_floating
 from compiler.passes.probe import tolerance_of
 from compiler.passes.quantized import is_quantized
-from compiler.plan import Plan
+from compiler.plan import Plan, settle_tolerance
 
 
 def hold_to_model(plan: Plan, model: ir.Model) -> Plan:
@@ -37,11 +37,11 @@ def hold_to_model(plan: Plan, model: ir.Model) -> Plan:
     if level == asked:
         return plan
     reason = f"the level for {own.name}: the imported model itself computes in it"
-    return replace(plan, decisions={**plan.decisions, "tolerance": Decision(level.name, reason)})
+    return settle_tolerance(plan, level.name, reason)
 
 
 def judge_border(
-    border: Border, plan: Plan, ready: Prepared, expected: Sequence[ParityCase], *, where: str, stages: Stages
+    border: Border, plan: Plan, ready: BuildStart, expected: Sequence[ParityCase], *, where: str, stages: Stages
 ) -> Parity:
     """Runs the border model by ONNX Runtime on every point and compares it with the imported model.
 

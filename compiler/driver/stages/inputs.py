@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import onnx_ir as ir
@@ -14,14 +14,18 @@ from compiler.evaluate.arrays import array_shapes
 from compiler.evaluate.samples import SUFFIXES, Samples, batch_of, load_samples, make_samples
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.data import Calibration
+from compiler.fleet.sizes import sum_of
 from compiler.model.frontend import (
     Imported,
     bind_shapes,
     correct_outputs,
+    cut_model,
     describe_inputs,
     first_dims,
     fix_inputs,
+    free_dims,
     input_kinds,
+    read_model,
 )
 from compiler.model.frontend.kinds import InputKind
 from compiler.model.graph import graph_digest
@@ -77,7 +81,7 @@ class AnyBatch:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class BuildStart:
     """What a device's build starts from; devices with the same sizes share one.
 
     Args:
@@ -87,6 +91,7 @@ class Prepared:
         notes: What was changed or corrected when the sizes were put in.
         any_batch: The same before the batch was put in; None where the batch is open, the model has no other, or nobody
             asked.
+        sums: Sizes of dimensions that the model names as sums of others, `past + sequence`.
     """
 
     model: ir.Model
@@ -94,11 +99,19 @@ class Prepared:
     inputs: VerificationInputs
     notes: tuple[str, ...] = ()
     any_batch: AnyBatch | None = None
+    sums: Mapping[str, Range] = field(default_factory=dict)
+
+
+def read_original(fleet: Fleet) -> Imported:
+    """The fleet's model, or the part of it that the fleet file asks for, and notes."""
+    read = read_model(fleet.model)
+    part = cut_model(read.model, fleet.cut, where=fleet.origin.place(("cut",)))
+    return Imported(part.model, (*read.notes, *part.notes))
 
 
 def prepare(
     fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass], *, sharing: Collection[str] = ()
-) -> tuple[dict[str, Prepared], dict[str, CompilerError]]:
+) -> tuple[dict[str, BuildStart], dict[str, CompilerError]]:
     """Binds the model and draws the inputs of every device, before anything is built.
 
     Args:
@@ -113,22 +126,30 @@ def prepare(
     Raises:
         UsageError: Sizes or calibration data fit for no device; every such problem is named once.
     """
-    ready: dict[tuple[_Ranges, str, bool], Prepared] = {}
+    ready: dict[tuple[_Ranges, str, bool], BuildStart] = {}
     keys: dict[str, tuple[_Ranges, str, bool]] = {}
     failed: dict[str, CompilerError] = {}
     for device in devices:
         try:
             fixed = fix_inputs(model, device.inputs, where=device.place)
-            sized = _sized_by_samples(fleet, fixed.model, device)
+            sums = _sums_in(fixed.model, device)
+            sized = _sized_by_samples(fleet, fixed.model, replace(device, dims={**device.dims, **sums}))
             shares = device.name in sharing
             key = (*_key(fixed.model, sized), shares)
-            ready[key] = ready.get(key) or _prepare(fleet, fixed, sized, shares=shares)
+            ready[key] = ready.get(key) or replace(_prepare(fleet, fixed, sized, shares=shares), sums=sums)
             keys[device.name] = key
         except (UsageError, ModelError) as error:
             failed[device.name] = error
     if failed and not ready:
         raise combine(list({str(error): error for error in failed.values()}.values()))
     return {name: ready[key] for name, key in keys.items()}, failed
+
+
+def _sums_in(model: ir.Model, device: DeviceClass) -> dict[str, Range]:
+    """Sizes of the dimensions that the model itself names as sums, as exporters do: `past + sequence`."""
+    known = {"batch": device.batch, **device.dims}
+    sums = {name: sum_of(name, known) for name in free_dims(model) if "+" in name and name not in device.dims}
+    return {name: size for name, size in sums.items() if size is not None}
 
 
 def _sized_by_samples(fleet: Fleet, model: ir.Model, device: DeviceClass) -> DeviceClass:
@@ -218,13 +239,13 @@ def run_or_none(model: ir.Model, inputs: Arrays) -> Arrays | None:
         return None
 
 
-def _prepare(fleet: Fleet, fixed: Imported, device: DeviceClass, *, shares: bool) -> Prepared:
+def _prepare(fleet: Fleet, fixed: Imported, device: DeviceClass, *, shares: bool) -> BuildStart:
     bound = bind_device(fixed.model, device)
     inputs = verification_inputs(fleet, bound.model, device)
     outputs = run_or_none(bound.model, inputs.probe)
     notes = correct_outputs(bound.model, outputs) if outputs is not None else ()
     any_batch = _any_batch(fixed.model, device, inputs.probe) if shares else None
-    return Prepared(bound.model, graph_digest(bound.model), inputs, (*fixed.notes, *bound.notes, *notes), any_batch)
+    return BuildStart(bound.model, graph_digest(bound.model), inputs, (*fixed.notes, *bound.notes, *notes), any_batch)
 
 
 def _any_batch(model: ir.Model, device: DeviceClass, probe: Arrays) -> AnyBatch | None:
@@ -258,7 +279,7 @@ def _ranges(model: ir.Model, device: DeviceClass) -> _Ranges:
 def _calibration(fleet: Fleet, calibration: Calibration, specs: tuple[TensorSpec, ...]) -> Samples:
     """All samples where they are arrays, which stay on disk; the first few where they are pictures or computed."""
     path = calibration.path
-    if path.suffix in SUFFIXES or (path.is_dir() and any(one.suffix in SUFFIXES for one in path.iterdir())):
+    if path.suffix in SUFFIXES or (path.is_dir() and any(file.suffix in SUFFIXES for file in path.iterdir())):
         return load_samples(path, specs, count=calibration.samples)
     dataset = open_calibration(calibration, specs, fleet.preprocess)
     items = tuple(islice(dataset.batches(1), FEW))

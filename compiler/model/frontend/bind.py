@@ -26,7 +26,7 @@ class SizeRange(Protocol):
 
     @property
     def min(self) -> int:
-        """Smallest size, at least 1."""
+        """Smallest size, at least 1; 0 where no batch."""
 
     @property
     def opt(self) -> int:
@@ -147,8 +147,9 @@ def _problems(
             yield from _batch_problems(inputs, size, batch_names, where)
         elif name not in free:
             yield from _name_problems(name, size, inputs, where)
-        if not 1 <= size.min <= size.opt <= size.max:
-            what = f"dimension '{name}' must hold 1 <= min <= opt <= max, got {size.min}, {size.opt}, {size.max}"
+        least = 1 if name == BATCH else 0
+        if not least <= size.min <= size.opt <= size.max:
+            what = f"dimension '{name}' must hold {least} <= min <= opt <= max, got {size.min}, {size.opt}, {size.max}"
             yield FleetError(what, where=where)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from compiler.target import TensorSpec
+from compiler.target import TensorSpec, scratch_folder
 from targets.arm_tvm.bundle.link import link_model, link_runner, link_server
 from targets.arm_tvm.bundle.runtime_libraries import EXTRA, runtime_files
 from targets.arm_tvm.bundle.weights_file import write_weights
@@ -56,11 +55,11 @@ def write_bundle(
     Returns:
         What was compiled, and the files written, relative to `workdir`.
     """
-    with tempfile.TemporaryDirectory() as objects:
+    with scratch_folder() as objects:
         lowered = lower(
             model,
             options,
-            workdir=Path(objects),
+            workdir=objects,
             cache_dir=cache_dir,
             schedule=schedule,
             payload_bytes=payload_bytes,

@@ -6,10 +6,9 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
-from compiler.target import TargetUnavailable, ToolchainFailed
+from compiler.target import TargetUnavailable, ToolchainFailed, scratch_folder
 from targets.arm_tvm.bundle.link import link_counter
 
 # Cross-compiler packages have their own folder; packages of a second architecture share the system folders.
@@ -79,9 +78,9 @@ def count_instructions(
         TargetUnavailable: No emulator.
         ToolchainFailed: The program failed or did not end, or QEMU has no plugins.
     """
-    with tempfile.TemporaryDirectory() as place:
-        plugin = Path(place) / "count.so"
-        link_counter(plugin, arch=host_arch(), plugin_api=plugin_api(), workdir=Path(place))
+    with scratch_folder() as place:
+        plugin = place / "count.so"
+        link_counter(plugin, arch=host_arch(), plugin_api=plugin_api(), workdir=place)
         command = (*emulator(cpu, root=root), "-plugin", str(plugin), "-d", "plugin", *program)
         ended = _run(command, environment, timeout_s)
     count = re.search(r"^instructions (\d+)$", ended.stderr, re.MULTILINE)

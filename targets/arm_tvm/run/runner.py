@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from compiler.target import (
     TargetUnavailable,
     ToolchainFailed,
     available_cpus,
+    scratch_folder,
 )
 from targets.arm_tvm.run.emulate import (
     REMEDY,
@@ -39,6 +39,7 @@ COUNTED_RUNS = (1, 3)
 WATCHED_S = 0.5
 """How long inferences go on while an emulated program's memory is looked at: some 25 looks on a quiet machine, and
 still a few on a busy one. A model of one node alone ends before the first of them."""
+# a tiny model would be repeated 500 000 times, which takes minutes where it is emulated
 _MAX_WATCHED_RUNS = 5000
 
 
@@ -65,8 +66,8 @@ class BundleRunner:
             DataError: An input is missing, unknown, or of another dtype or shape.
             ToolchainFailed: The program failed.
         """
-        with tempfile.TemporaryDirectory() as place:
-            program = self._program(inputs, Path(place))
+        with scratch_folder() as place:
+            program = self._program(inputs, place)
             self._execute(program)
             outputs = program[-len(self.artifact.outputs) :]
             return {
@@ -80,8 +81,8 @@ class BundleRunner:
         Raises:
             DataError, ToolchainFailed: As `run` does.
         """
-        with tempfile.TemporaryDirectory() as place:
-            program, *files = self._program(inputs, Path(place))
+        with scratch_folder() as place:
+            program, *files = self._program(inputs, place)
             report = json.loads(self._execute((program, "--repeat", str(repeat), *files)))
         return [time_us / 1e3 for time_us in report["latency_us"]["sorted"]]
 
@@ -106,8 +107,8 @@ class BundleRunner:
         Raises:
             DataError, ToolchainFailed: As `run` does.
         """
-        with tempfile.TemporaryDirectory() as place:
-            program, *files = self._program(inputs, Path(place))
+        with scratch_folder() as place:
+            program, *files = self._program(inputs, place)
             command = (program, "--repeat", "1", *files)
             if not self.cpu:
                 return int(json.loads(self._execute(command))["peak_kib"]) * 1024
@@ -132,8 +133,8 @@ class BundleRunner:
         return _execute(command, self._environment(self.threads))
 
     def _count(self, inputs: Arrays, repeat: int) -> int:
-        with tempfile.TemporaryDirectory() as place:
-            program, *files = self._program(inputs, Path(place))
+        with scratch_folder() as place:
+            program, *files = self._program(inputs, place)
             command = (program, "--repeat", str(repeat), *files)
             # One thread: others would execute instructions while they wait for work.
             return count_instructions(command, cpu=self.cpu, environment=self._environment(1), timeout_s=TIMEOUT_S)

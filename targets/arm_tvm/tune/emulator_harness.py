@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from compiler.target import (
     TargetUnavailable,
     TensorSpec,
     profile_device,
+    scratch_folder,
 )
 from targets.arm_tvm.bundle.folder import Cores, pack_bundle
 from targets.arm_tvm.graph.kernel_objects import compile_kernels
@@ -65,8 +65,8 @@ class EmulatorHarness:
     def _count_call(self) -> int:
         """Instructions of TVM's virtual machine to allocate a result and to call a kernel."""
         function = smallest_kernel()
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as place:
-            return self._count(function, self.compile(function, Path(place)))
+        with scratch_folder() as place:
+            return self._count(function, self.compile(function, place))
 
     def _count(self, function: Any, built: Path) -> int:
         shape, dtype = arguments_of(function)[-1]

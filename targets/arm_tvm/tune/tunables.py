@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.target import (
@@ -18,6 +16,7 @@ from compiler.target import (
     TargetUnavailable,
     ToolchainFailed,
     Tunable,
+    scratch_folder,
 )
 from targets.arm_tvm.bundle.runtime_libraries import TVM_VERSION
 from targets.arm_tvm.graph.lower import last_line
@@ -75,9 +74,9 @@ class KernelMeasurer:
         return Measurement(self._values(space.emit(choice)), self.evidence)
 
     def _values(self, function: Any) -> tuple[float, ...]:
-        with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
+        with scratch_folder() as place:
             try:
-                built = self._harness.compile(function, Path(name))
+                built = self._harness.compile(function, place)
             except CompilerError:
                 raise
             except Exception as error:  # TVM raises whatever its passes raise

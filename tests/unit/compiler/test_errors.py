@@ -32,6 +32,7 @@ _CODES = {
     "ToolchainFailed": 4,
     "StorageError": 4,
     "GateFailed": 5,
+    "SignatureRefused": 5,
     "FleetFailed": 6,
 }
 

@@ -95,3 +95,34 @@ def test_recurrent_operators_of_a_batch_of_one_stay() -> None:
     weights = {"w": normal(1, 12, 6), "r": normal(1, 12, 4), "v": normal(1, 12, 6)}
     model = read("(float[5,1,6] x) => (float[5,1,1,4] y, float[5,1,1,4] z)", body, **weights)
     assert not RewriteForOpenVino()(model).modified
+
+
+@pytest.mark.parametrize(
+    ("body", "sizes", "weights"),
+    [
+        ("m = Mul (x, k) y = Conv (m, w)", (1, 6, 1, 1), (4, 6, 3, 3)),
+        ("m = Mul (k, x) y = Conv (m, w)", (6, 1, 1), (4, 6, 3, 3)),
+        ("m = Div (x, k) y = Conv <group = 3> (m, w)", (1, 6, 1, 1), (3, 2, 3, 3)),
+        ("m = Mul (x, k) y = ConvTranspose (m, w)", (1, 6, 1, 1), (6, 4, 3, 3)),
+    ],
+)
+def test_one_channel_spread_over_many_before_a_convolution(body: str, sizes, weights) -> None:
+    """OpenVINO itself fails: "Data batch channel count (1) does not match filter input channel count"."""
+    model = read("(float[2,1,8,8] x) => (float[N,M,H,W] y)", body, k=normal(*sizes), w=normal(*weights))
+    for value in (model.graph[0].outputs[0],):
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([2, 6, 8, 8])
+    assert check(model, {"x": normal(2, 1, 8, 8)})[0] == "Conv"
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "weights"),
+    [((1, 6, 8, 8), (1, 6, 1, 1), (4, 6, 3, 3)), ((1, 1, 8, 8), (1, 1, 1, 8), (4, 1, 3, 3))],
+)
+def test_a_product_that_adds_no_channels_stays(shape, sizes, weights) -> None:
+    model = read(
+        f"(float[{','.join(map(str, shape))}] x) => (float[N,M,H,W] y)",
+        "m = Mul (x, k) y = Conv (m, w)",
+        k=normal(*sizes),
+        w=normal(*weights),
+    )
+    assert not RewriteForOpenVino()(model).modified

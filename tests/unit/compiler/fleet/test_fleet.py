@@ -83,7 +83,8 @@ def test_a_range_reads_as_a_statement() -> None:
     [
         ("{min: 1, opt: 2, max: 4}", "{min: 1, opt: 5, max: 4}", ":3 batch: must hold min <= opt <= max, got "),
         ("{min: 1, opt: 2, max: 4}", "{min: 1, max: 4}", ":3 batch.opt: is required and missing"),
-        ("{min: 1, opt: 2, max: 4}", "0", ":3 batch.min: must be greater than or equal to 1, got 0"),
+        ("{min: 1, opt: 2, max: 4}", "0", ":3 batch: must be 1 or more"),
+        ("{min: 1, opt: 2, max: 4}", "{min: -1, opt: 2, max: 4}", ":3 batch.min: must be greater than or equal to 0"),
         ("{min: 1, opt: 2, max: 4}", "many", ":3 batch: expected an integer or {min, opt, max}, got 'many'"),
         ("{min: 1, opt: 2, max: 4}", "true", "batch: expected an integer or {min, opt, max}, got true"),
         ("{min: 1, opt: 2, max: 4}", "[1, 2, 4]", "batch: expected an integer or {min, opt, max}"),
@@ -190,3 +191,26 @@ def test_data_and_metrics_may_be_functions_and_keep_the_folder_of_the_fleet(fold
     fleet = load(folder, FLEET + lines + "preprocess: {size: [9, 8], margin_pct: 10}\n")
     assert fleet.evaluation is not None and fleet.evaluation.path == folder / "own.data:samples"
     assert fleet.preprocess is not None and fleet.preprocess.size == (9, 8)
+
+
+def test_a_size_may_be_a_sum_of_others(folder: Path) -> None:
+    dims = "dims: {past: {min: 0, opt: 8, max: 16}, sequence: 4, total: past + sequence, next: total + 1}"
+    device = "own: {profile: boards/own.yaml, dims: {sequence: {min: 1, opt: 2, max: 3}}}"
+    fleet = load(folder, FLEET.replace("dims: {sequence: 64}", dims).replace("own: {profile: boards/own.yaml}", device))
+    assert fleet.devices["door-camera"].dims["total"] == Range(4, 12, 20)
+    assert fleet.devices["own"].dims["total"] == Range(1, 10, 19)  # of the device's own sizes
+    assert fleet.devices["own"].dims["next"] == Range(2, 11, 20)
+
+
+@pytest.mark.parametrize("text", ["past + sequence", "total + 1", "+", "sequence + -1"])
+def test_a_sum_of_what_has_no_size_is_refused(folder: Path, text: str) -> None:
+    message = refusal(folder, FLEET.replace("dims: {sequence: 64}", f"dims: {{sequence: 64, total: {text!r}}}"))
+    assert "'total: " in message and "such as past + sequence" in message
+
+
+def test_an_empty_batch_is_refused_and_other_dimensions_may_be_empty(folder: Path) -> None:
+    message = refusal(folder, FLEET.replace("batch: {min: 1,", "batch: {min: 0,"))
+    assert "batch: must be 1 or more" in message
+    assert (
+        load(folder, FLEET.replace("width: {min: 1,", "width: {min: 0,")).devices["gate-server"].dims["width"].min == 0
+    )

@@ -75,6 +75,16 @@ def test_wheel_of_another_digest_is_not_used_and_the_remedy_names_the_file(tmp_p
 
 
 @pytest.mark.needs_tvm
+@pytest.mark.parametrize("arch", ["aarch64", "x86_64"])
+def test_every_library_comes_with_the_licence_it_is_handed_on_under(arch, cache_dir):
+    files = runtime_libraries.runtime_files(arch, cache_dir=cache_dir)
+    assert files["NOTICE.tvm-ffi"].read_text().startswith("Apache TVM FFI\n")
+    assert "Apache License" in files["LICENSE.tvm-ffi"].read_text()
+    assert "Redistributions in binary form must" in files["LICENSE.libbacktrace"].read_text()
+    assert files["NOTICE"].read_text().startswith("Apache TVM\n")
+
+
+@pytest.mark.needs_tvm
 def test_libraries_are_taken_from_the_cache_without_pip_and_damage_is_noticed(cache_dir, monkeypatch, tmp_path):
     files = runtime_libraries.runtime_files("aarch64", cache_dir=cache_dir)
     monkeypatch.setattr(sys, "executable", "/bin/false")

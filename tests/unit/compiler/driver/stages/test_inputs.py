@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from compiler.driver.stages.inputs import Prepared, prepare
+from compiler.driver.stages.inputs import BuildStart, prepare
 from compiler.errors import CompilerError, FleetError
 from compiler.fleet import load_fleet
 from compiler.model.frontend import describe_inputs, describe_outputs, read_model
@@ -18,7 +18,7 @@ from compiler.passes.probe import run_unoptimized
 
 def prepared(
     folder: Path, signature: str, body: str, *, fleet: str = "", device: str = "", **data: np.ndarray
-) -> Prepared:
+) -> BuildStart:
     """What a device's build starts from; `device` are lines below its profile."""
     onnx.save(
         onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {signature} {{ {body} }}'),
@@ -36,7 +36,7 @@ def prepared(
     return ready
 
 
-def shapes(ready: Prepared) -> dict[str, tuple[int | str, ...]]:
+def shapes(ready: BuildStart) -> dict[str, tuple[int | str, ...]]:
     return {spec.name: spec.shape for spec in describe_inputs(ready.model)}
 
 
@@ -192,3 +192,40 @@ def test_random_inputs_that_do_not_run_are_drawn_more_narrowly(tmp_path: Path) -
         "i = Mul(ids, one) y = Gather(t, i)",
     )
     assert ready.inputs.origin == "random, seed 0" and ready.inputs.is_random
+
+
+DECODER = "s = Concat <axis = 1> (past, x) m = Cast <to = 1> (mask) w = Mul (s, m) y = ReduceSum <keepdims = 0> (w, a)"
+
+
+def decoder(total: str) -> tuple[str, str]:
+    """A model whose mask is as long as what was read before and what is read now, as decoders of text have it."""
+    signature = f'(float[1,sequence] x, float[1,past] past, int64[1,"{total}"] mask) => (float[N] y)'
+    return signature.replace('"', ""), "a = Constant <value = int64[1] {1}> () " + DECODER
+
+
+RANGES = "past: {min: 0, opt: 6, max: 12}, sequence: {min: 1, opt: 2, max: 4}"
+
+
+@pytest.mark.parametrize("named_by_the_model", [True, False])
+def test_a_size_that_is_a_sum_of_others_is_drawn_with_them(tmp_path: Path, named_by_the_model: bool) -> None:
+    """Each drawn on its own, a mask of 1 would meet a past of 0 and a sequence of 4: the model does not run."""
+    signature, body = decoder("total")
+    fleet = f"dims: {{{RANGES}, total: past + sequence}}"
+    ready = prepared(tmp_path, signature, body, fleet=fleet)
+    if named_by_the_model:
+        proto = onnx.load(tmp_path / "model.onnx")
+        proto.graph.input[2].type.tensor_type.shape.dim[1].dim_param = "past + sequence"
+        onnx.save(proto, tmp_path / "model.onnx")
+        text = (tmp_path / "fleet.yaml").read_text(encoding="utf-8")
+        (tmp_path / "fleet.yaml").write_text(text.replace(", total: past + sequence", ""), encoding="utf-8")
+        loaded = load_fleet(tmp_path / "fleet.yaml")
+        ready = prepare(loaded, read_model(loaded.model).model, list(loaded.devices.values()))[0]["kiosk"]
+        assert {name: (size.min, size.opt, size.max) for name, size in ready.sums.items()} == {
+            "past + sequence": (1, 8, 16)
+        }
+    sizes = [{name: array.shape[1] for name, array in point.items()} for point in ready.inputs.points.values()]
+    assert sizes == [
+        {"x": 1, "past": 0, "mask": 1},
+        {"x": 2, "past": 6, "mask": 8},
+        {"x": 4, "past": 12, "mask": 16},
+    ]

@@ -8,13 +8,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from arm_tvm_models import reference
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.model.graph import check_model
-from targets.arm_tvm.graph import unroll_loops
-from targets.arm_tvm.graph.unroll_loops import UNROLL_LOOPS
+from compiler.model.reference import Unoptimized
+from compiler.passes import unroll_loops
+from compiler.passes.unroll_loops import UnrollLoops
 
+STEP = UnrollLoops()
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 INPUTS = {"x": np.arange(12, dtype=np.float32).reshape(4, 3), "s": np.ones(3, np.float32)}
 
@@ -76,9 +77,9 @@ SCANNED = helper.make_graph(
 
 def unrolled(original: ir.Model) -> ir.Model:
     changed = original.clone()
-    result = UNROLL_LOOPS(changed)
+    result = STEP(changed)
     assert result.modified, result.notes
-    assert not UNROLL_LOOPS(changed).modified
+    assert not STEP(changed).modified
     assert not {"Loop", "Scan"} & {node.op_type for node in changed.graph}
     check_model(changed)
     return changed
@@ -88,7 +89,7 @@ def check(original: ir.Model) -> ir.Model:
     """Unrolls the loops of a model and compares its outputs with the original's."""
     changed = unrolled(original)
     inputs = {**INPUTS, "n": np.array(2)}
-    expected, actual = reference(original, inputs), reference(changed, inputs)
+    expected, actual = Unoptimized(original).run(inputs), Unoptimized(changed).run(inputs)
     for name, array in expected.items():
         np.testing.assert_array_equal(actual[name], array)
     return changed
@@ -123,14 +124,14 @@ def test_scan_over_a_fixed_length(backwards: int) -> None:
 @pytest.mark.parametrize(
     ("loop", "reason"),
     [
-        (node("Loop", "n yes s", "y", body=LIMITED), "its condition is no constant"),
-        (node("Loop", "_ yes s", "y", body=ENDLESS), "known only at run time"),
+        (node("Loop", "n yes s", "y", body=LIMITED), "its number of trips is not constant"),
+        (node("Loop", "_ yes s", "y", body=ENDLESS), "its body decides when it ends"),
     ],
 )
 def test_loops_that_depend_on_data_are_left_alone(loop: onnx.NodeProto, reason: str) -> None:
     original = model([loop], [value("y")])
     before = str(original)
-    result = UNROLL_LOOPS(original)
+    result = STEP(original)
     assert not result.modified
     assert reason in result.notes[0]
     assert str(original) == before
@@ -139,6 +140,6 @@ def test_loops_that_depend_on_data_are_left_alone(loop: onnx.NodeProto, reason: 
 def test_a_loop_of_too_many_nodes_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unroll_loops, "MAX_NODES", 5)
     original = model([node("Loop", "three yes s", "y rows", body=COUNTED)], [value("y"), value("rows", shape=(3, 3))])
-    result = UNROLL_LOOPS(original)
+    result = STEP(original)
     assert not result.modified
     assert "more than 5 nodes" in result.notes[0]

@@ -1,0 +1,1 @@
+"""Delivered artifacts under load: one front for requests, one process for each build, and the ladder between them."""
