@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
 import click
@@ -31,8 +32,20 @@ supported · 4 toolchain, device or disk space missing · 5 a gate failed · 6 s
 others were delivered · 130 interrupted, run again to resume"""
 
 
+COMMANDS = "fleetc.commands"
+"""Entry points by which other packages add commands; each is loaded when it is called, or for the list of `--help`."""
+
+
 class Fleetc(click.Group):
     """The command, which knows before it understands all of a call whether its failures are to be JSON."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Our own commands and those of other packages."""
+        return sorted({*super().list_commands(ctx), *_added_commands()})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """A command of ours, or one that another package adds."""
+        return super().get_command(ctx, name) or _load_command(_added_commands().get(name))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Notes the options that say how to answer; a call that is refused is answered so too."""
@@ -61,6 +74,15 @@ def cli(session: Session, quiet: bool, verbose: bool) -> None:
 ON_ARTIFACTS = (verify, run, bench, inspect, diff, report, finish, sign)
 for command in (build, plan, *ON_ARTIFACTS, tune, targets, profiles, cache, keygen):
     cli.add_command(command)
+
+
+def _added_commands() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=COMMANDS)}
+
+
+def _load_command(point: EntryPoint | None) -> click.Command | None:
+    command = point.load() if point is not None else None
+    return command if isinstance(command, click.Command) else None
 
 
 def main() -> NoReturn:

@@ -41,12 +41,17 @@ def profiles_list(as_json: bool) -> None:
     """List the built-in profiles."""
     from compiler.fleet.profile import list_profiles, load_profile
 
-    found = [load_profile(name) for name in list_profiles()]
+    loaded = [load_profile(name) for name in list_profiles()]
     if as_json:
-        print_json([{"name": one.name, "target": one.target, "description": one.description} for one in found])
+        print_json(
+            [{"name": profile.name, "target": profile.target, "description": profile.description} for profile in loaded]
+        )
     else:
         click.echo(
-            text.table([(one.name, one.target, one.description) for one in found], ("profile", "target", "description"))
+            text.table(
+                [(profile.name, profile.target, profile.description) for profile in loaded],
+                ("profile", "target", "description"),
+            )
         )
 
 
@@ -57,8 +62,8 @@ def profiles_show(profile: str, as_json: bool) -> None:
     """Print a PROFILE (a name or a file) with the provenance of its facts."""
     from compiler.fleet.profile import load_profile, to_dict, to_yaml
 
-    found = load_profile(profile)
-    print_json(to_dict(found)) if as_json else click.echo(to_yaml(found), nl=False)
+    loaded = load_profile(profile)
+    print_json(to_dict(loaded)) if as_json else click.echo(to_yaml(loaded), nl=False)
 
 
 @profiles.command("detect")
@@ -71,15 +76,15 @@ def profiles_detect(as_json: bool, out: Path | None, gpu: bool) -> None:
     from compiler.fleet.detect import detect_gpu_profiles, detect_profile
     from compiler.fleet.profile import to_dict, to_yaml
 
-    found = detect_gpu_profiles() if gpu else [detect_profile()]
-    if not found:
+    loaded = detect_gpu_profiles() if gpu else [detect_profile()]
+    if not loaded:
         raise TargetUnavailable("no NVIDIA GPU was found", remedy="nvidia-smi must be there and list the GPU.")
-    document = "---\n".join(to_yaml(one) for one in found)
+    document = "---\n".join(to_yaml(profile) for profile in loaded)
     if out is not None:
         with output_errors(out):
             write_atomic(out, document.encode())
     if as_json:
-        print_json([to_dict(one) for one in found])
+        print_json([to_dict(profile) for profile in loaded])
     else:
         click.echo(str(out) if out else document, nl=out is not None)
 

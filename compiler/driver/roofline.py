@@ -115,9 +115,9 @@ def _cpu(cpu: Cpu, bandwidth_gbps: float | None) -> Machine | None:
         (_ARM, "Arm Software Optimization Guides") if "asimd" in cpu.isa else (_X86, "Intel Optimization Manual")
     )
     rates: dict[str, float] = {}
-    for flag, found in table:
+    for flag, flag_rates in table:
         if flag in cpu.isa:
-            rates |= found
+            rates |= flag_rates
     cycles = cpu.cores * cpu.clock_mhz * CYCLES_HZ_PER_MHZ
     return _machine(rates, cycles, bandwidth_gbps, f"cores × clock × MACs per cycle ({source})")
 

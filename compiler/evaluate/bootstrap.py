@@ -69,9 +69,9 @@ class Measured:
 
 def resampled(models: Sequence[Measured]) -> list[Values]:
     """The metric of each model on the same resamples, the same ones each time."""
-    width = max(1, *(max(one.width, one.units) for one in models))
-    count = min(*(one.resamples for one in models), max(LEAST_RESAMPLES, _MAX_WORK // width), RESAMPLES)
-    blocks = [[one.resample(weights) for one in models] for weights in _weights(models[0].units, count, width)]
+    width = max(1, *(max(model.width, model.units) for model in models))
+    count = min(*(model.resamples for model in models), max(LEAST_RESAMPLES, _MAX_WORK // width), RESAMPLES)
+    blocks = [[model.resample(weights) for model in models] for weights in _weights(models[0].units, count, width)]
     return [np.concatenate(values) for values in zip(*blocks, strict=True)]
 
 

@@ -88,7 +88,7 @@ def cross_fit(
     Returns:
         None where the metric is no mean over decisions, and folds cannot be put together.
     """
-    if any(one.decisions is None for pair in contenders for one in (pair.reference, pair.candidate)):
+    if any(measured.decisions is None for pair in contenders for measured in (pair.reference, pair.candidate)):
         return None
     winners = [_choose(contenders, fold, limit_pct) for fold in split.folds]
     lost, counts = _lost_by_group(contenders, winners, split.folds)

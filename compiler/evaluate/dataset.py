@@ -127,7 +127,9 @@ def _regrouped(chunks: Iterator[Arrays], size: int) -> Iterator[Arrays]:
 
 def _cut(held: list[Arrays], size: int, *, keep: bool = False) -> Iterator[Arrays]:
     """What is held in pieces of `size` samples; with `keep`, the last piece is what is left, which may be empty."""
-    joined = {name: np.concatenate([one[name] for one in held]) if len(held) > 1 else held[0][name] for name in held[0]}
+    joined = {
+        name: np.concatenate([chunk[name] for chunk in held]) if len(held) > 1 else held[0][name] for name in held[0]
+    }
     rows = _length(joined)
     end = rows - rows % size if keep else rows
     for start in range(0, end, size):

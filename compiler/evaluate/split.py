@@ -99,8 +99,8 @@ def take_part(
 ) -> tuple[dict[str, Array], Array | None]:
     """Outputs and labels of some groups. Of a file of pairs those pairs stay whose people are both among them."""
     if by_person and labels is not None and labels.ndim == 2:
-        kept = np.isin(_people(labels), chosen).all(axis=1)
-        return dict(outputs), labels[kept]
+        pairs = np.isin(_people(labels), chosen).all(axis=1)
+        return dict(outputs), labels[pairs]
     count = len(next(iter(outputs.values())))
     rows = np.isin(_groups_of(labels, count, by_person=by_person), chosen)
     return {name: array[rows] for name, array in outputs.items()}, None if labels is None else labels[rows]

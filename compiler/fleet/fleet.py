@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from compiler.errors import FleetError, ProfileError, combine
+from compiler.fleet.cut import Cut
 from compiler.fleet.data import Calibration, Evaluation, Preprocess, is_function
 from compiler.fleet.profile import find_profile, is_path
 from compiler.fleet.sizes import ONE, Range, resolve_sums
@@ -108,6 +109,7 @@ class Fleet:
     path: Path
     model: Path
     devices: Mapping[str, DeviceClass]
+    cut: Cut | None = None
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     preprocess: Preprocess | None = None
@@ -239,6 +241,7 @@ class FleetFile:
 
     schema: Annotated[Literal[1], Field(description="Version of this format.")]
     model: Annotated[Path, Field(description="The ONNX model, relative to the fleet file.")]
+    cut: Annotated[Cut | None, Field(description="The part of the model that is built; all of it when absent.")] = None
     calibration: Annotated[
         Calibration | None, Field(description="Sample inputs for probing and verifying; random ones when absent.")
     ] = None
@@ -291,6 +294,7 @@ def _resolve(written: FleetFile, origin: Origin) -> Fleet:
         path=path,
         model=path.parent / written.model,
         devices={name: _device(name, entry, written, origin) for name, entry in written.devices.items()},
+        cut=written.cut,
         calibration=calibration and replace(calibration, path=path.parent / calibration.path),
         evaluation=evaluation and _beside(path.parent, evaluation),
         preprocess=written.preprocess,

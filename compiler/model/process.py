@@ -94,11 +94,11 @@ class Watch:
 
     Args:
         child: The process.
-        limits: What it may use.
+        child_limits: What it may use.
     """
 
-    def __init__(self, child: subprocess.Popen[bytes], limits: ChildLimits) -> None:
-        self._limits, self._ceiling, self._family = limits, limits.memory_bytes(), Family(child.pid)
+    def __init__(self, child: subprocess.Popen[bytes], child_limits: ChildLimits) -> None:
+        self._limits, self._ceiling, self._family = child_limits, child_limits.memory_bytes(), Family(child.pid)
         self.restart()
 
     def restart(self) -> None:

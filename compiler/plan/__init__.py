@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compiler.artifact.schema import Decision
 from compiler.plan.plan import (
+    EMULATE_S,
     BuildOptions,
     Plan,
     SearchEffort,
@@ -16,6 +17,7 @@ from compiler.plan.plan import (
 )
 
 __all__ = [
+    "EMULATE_S",
     "BuildOptions",
     "Decision",
     "Plan",

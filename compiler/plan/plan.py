@@ -37,6 +37,10 @@ class SearchEffort(StrEnum):
     THOROUGH = "thorough"
 
 
+EMULATE_S = 600.0
+"""Seconds for the emulator by default: a detector of 10 GFLOP and its counted instructions take about five minutes."""
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What the command line says, beside the fleet file.
@@ -54,10 +58,12 @@ class BuildOptions:
         stop_after: Number of the last pass of the portable half to run.
         dump_passes: Folder that gets the model before the first and after every pass that changed it.
         repeat: Timed runs per batch size when an artifact is verified on a device it can run on; 0 times nothing.
+        emulate_s: Longest time that one artifact may run in an emulator; 0 emulates nothing. An artifact that was not
+            run to the end is delivered as not executed.
         jobs: Most devices that are built at a time; 0: as many as there are processors.
         search: Whether candidates that cannot win are left out.
         search_budget: Most trials that the search for a precision may make for one device.
-        child: What one target's child process may use.
+        child_limits: What one target's child process may use.
         strict: Whether a gate that nobody could judge fails the build, whatever the fleet file says.
         request: What is built for which hardware, where a model is named in place of a fleet file.
         first: `compile`: the model is a border model, and the target half alone is run; None for the whole line.
@@ -76,10 +82,11 @@ class BuildOptions:
     stop_after: int | None = None
     dump_passes: Path | None = None
     repeat: int = 20
+    emulate_s: float = EMULATE_S
     jobs: int = 0
     search: SearchEffort = SearchEffort.QUICK
     search_budget: int = 24
-    child: ChildLimits = field(default=ChildLimits())
+    child_limits: ChildLimits = field(default=ChildLimits())
     strict: bool = False
     request: ModelRequest = field(default=ModelRequest())
     first: StageName | None = None

@@ -164,9 +164,9 @@ class Store:
                 longer than this one may wait.
         """
         with storage_errors(self.root):
-            found = self.find(stage)
-            if found:
-                return found
+            entry = self.find(stage)
+            if entry:
+                return entry
             self._leases.add(stage.digest)
             with self._lock(stage):
                 found = self.find(stage) or self.fetch(stage)
@@ -228,13 +228,13 @@ class Store:
 
     def durations(self) -> dict[str, list[float]]:
         """Stage name → the seconds that making each of its entries took, other stages inside included."""
-        found: dict[str, list[float]] = {}
+        seconds_by_stage: dict[str, list[float]] = {}
         for folder in self._entries():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged, or of an older version
                 record = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
                 name, seconds = str(record["stage"]), float(record["seconds"])
-                found.setdefault(name, []).append(seconds)
-        return found
+                seconds_by_stage.setdefault(name, []).append(seconds)
+        return seconds_by_stage
 
     def gc(self, *, max_bytes: int | None = None, max_age_s: float | None = None) -> int:
         """Removes what killed builds left, then entries too old, then the least recently used above `max_bytes`.
@@ -259,16 +259,16 @@ class Store:
 
     def _doomed(self, in_use: frozenset[str], max_bytes: int | None, max_age_s: float | None) -> list[Path]:
         """Folders that `gc` removes."""
-        now, kept = time.time(), 0
+        now, total = time.time(), 0
         doomed = [path for path in self._tmp() if path.name not in in_use and now - _modified(path) > STALE_TMP_S]
         for folder in sorted(self._entries(), key=_used, reverse=True):
             size = _size(folder)
             too_old = max_age_s is not None and now - _used(folder) > max_age_s
-            too_much = max_bytes is not None and kept + size > max_bytes
+            too_much = max_bytes is not None and total + size > max_bytes
             if folder.name not in in_use and (too_old or too_much):
                 doomed.append(folder)
             else:
-                kept += size
+                total += size
         return doomed
 
     def _remove_old_locks(self) -> None:

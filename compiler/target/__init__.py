@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from compiler.fleet import Range
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
-    from compiler.fleet.machine import available_cpus
+    from compiler.fleet.machine import available_cpus, free_memory_bytes
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
@@ -117,6 +117,7 @@ _PLACES = {
     "constant_of": "compiler.passes.values",
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
+    "free_memory_bytes": "compiler.fleet.machine",
     "graph_digest": "compiler.model.graph",
     "host_isa": "compiler.fleet.detect",
     "installed_version": "compiler.target.target",
@@ -188,6 +189,7 @@ __all__ = [
     "constant_of",
     "detect_profile",
     "find_target",
+    "free_memory_bytes",
     "graph_digest",
     "host_isa",
     "installed_version",

@@ -205,10 +205,10 @@ def missing_packages(target: Target) -> tuple[str, ...]:
 
 def _claims() -> dict[str, list[EntryPoint]]:
     """Target name → every entry point that claims it."""
-    found: dict[str, list[EntryPoint]] = {}
+    claims: dict[str, list[EntryPoint]] = {}
     for point in sorted(set(entry_points(group=GROUP)), key=lambda point: (point.name, point.value)):
-        found.setdefault(point.name, []).append(point)
-    return found
+        claims.setdefault(point.name, []).append(point)
+    return claims
 
 
 def _loaded(point: EntryPoint, where: str) -> object:

@@ -49,7 +49,7 @@ class MeasuringChild:
 
     Args:
         subject: What is measured, and where.
-        limits: Time for the start-up, and memory at any moment.
+        child_limits: Time for the start-up, and memory at any moment.
 
     Raises:
         CompilerError: On entering: the back-end is not there, or the toolchain does not start.
@@ -58,8 +58,8 @@ class MeasuringChild:
     evidence: Evidence
     device: DeviceType
 
-    def __init__(self, subject: Subject, limits: ChildLimits) -> None:
-        self._subject, self._limits = subject, limits
+    def __init__(self, subject: Subject, child_limits: ChildLimits) -> None:
+        self._subject, self._limits = subject, child_limits
         self._child: _Child | None = None
 
     def __enter__(self) -> MeasuringChild:
@@ -106,8 +106,8 @@ class MeasuringChild:
 class _Child:
     """One process and its two pipes."""
 
-    def __init__(self, subject: Subject, limits: ChildLimits) -> None:
-        self._limits = limits
+    def __init__(self, subject: Subject, child_limits: ChildLimits) -> None:
+        self._limits = child_limits
         self._scratch = contextlib.ExitStack()
         self._folder = folder = self._scratch.enter_context(scratch_folder())
         asked, self._questions = os.pipe()

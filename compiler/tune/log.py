@@ -73,8 +73,8 @@ class TuningLog:
 
     def records(self) -> tuple[TuningRecord, ...]:
         """Every record of every device type that is whole; what is not is told once as a warning."""
-        found = (self._read(path) for path in sorted(self.folder.glob("*.jsonl")))
-        return tuple(record for lines in found for record in lines.records)
+        files = (self._read(path) for path in sorted(self.folder.glob("*.jsonl")))
+        return tuple(record for lines in files for record in lines.records)
 
     def of(self, device: DeviceType) -> tuple[TuningRecord, ...]:
         """The records measured on one type of device; one of another device in its file is left out."""
@@ -137,9 +137,9 @@ class TuningLog:
             lines = read_lines(path)
         except FileNotFoundError:
             return Lines((), ())
-        told = set(known[1].problems) if known else set()
+        reported = set(known[1].problems) if known else set()
         for problem in lines.problems:
-            if problem not in told:
+            if problem not in reported:
                 log.warning("%s: %s; that line is not used", path, problem)
         self._known[path] = ((state.st_size, state.st_mtime_ns), lines)
         return lines

@@ -168,9 +168,9 @@ class _Search:
 
     def _known(self, choice: Choice) -> TuningRecord | None:
         wanted = trial_id(self.key, choice, self.evidence)
-        found = [record for record in self.log_.of(self.key.device) if record.trial == wanted]
-        good = [record for record in found if not record.error]
-        return next(iter(good), None) if self.budget.retry else next(iter(good or found), None)
+        records = [record for record in self.log_.of(self.key.device) if record.trial == wanted]
+        good = [record for record in records if not record.error]
+        return next(iter(good), None) if self.budget.retry else next(iter(good or records), None)
 
     def _trial(self, choice: Choice) -> tuple[TuningRecord, bool]:
         """Measures one choice, or takes what another tuner has just measured; one at a time per type of device."""
@@ -187,21 +187,21 @@ class _Search:
     def _measured(self, choice: Choice) -> TuningRecord:
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         try:
-            found = self.measure(self.kernel, choice)
+            measurement = self.measure(self.kernel, choice)
         except (TargetUnavailable, StorageError):
             raise
         except CompilerError as error:
             return TuningRecord(self.key, self.kernel.name, choice, self.evidence, date=date, error=error.what)
-        if found.evidence != self.evidence:
-            raise ValueError(f"a {found.evidence} figure where {self.evidence} was asked for")
+        if measurement.evidence != self.evidence:
+            raise ValueError(f"a {measurement.evidence} figure where {self.evidence} was asked for")
         return TuningRecord(
             self.key,
             self.kernel.name,
             choice,
             self.evidence,
-            median=found.median,
-            spread=found.spread,
-            runs=len(found.values),
+            median=measurement.median,
+            spread=measurement.spread,
+            runs=len(measurement.values),
             date=date,
         )
 
@@ -228,7 +228,7 @@ def _order(kernel: Tunable, key: TuningKey, log_: TuningLog) -> list[Choice]:
     known = {canonical_json(choice): choice for choice in kernel.choices}
     names = [
         canonical_json(kernel.default),
-        *(canonical_json(one.choice) for one in proposals(log_.records(), key)),
+        *(canonical_json(proposal.choice) for proposal in proposals(log_.records(), key)),
         *known,
     ]
     return [known[name] for name in dict.fromkeys(names) if name in known]

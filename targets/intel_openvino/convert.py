@@ -72,8 +72,8 @@ def _tidy(network: Any) -> None:
 
 def _name_inputs(network: Any, names: list[str]) -> None:
     """Names every parameter as the model does: one handed straight to an output has only the output's name left."""
-    found = {name for port in network.inputs for name in port.get_names()}
-    missing = iter([name for name in names if name not in found])
+    named = {name for port in network.inputs for name in port.get_names()}
+    missing = iter([name for name in names if name not in named])
     for port in network.inputs:
         known = sorted(port.get_names() & set(names))
         port.get_node().set_friendly_name(known[0] if known else next(missing))

@@ -167,6 +167,6 @@ def _int_biases(placed: Placement, scheme: QuantScheme) -> Iterator[str]:
 
 
 def _opset(placed: Placement, scheme: QuantScheme) -> int:
-    formats = [*placed.formats.values(), *(one for each in placed.weights.values() for one in each.values())]
+    formats = [*placed.formats.values(), *(format_ for each in placed.weights.values() for format_ in each.values())]
     needed = [_OPSETS.get(format_.dtype, _OPSET_CHANNELS) for format_ in formats]
     return max([*needed, _OPSET_HALF_SCALES if scheme.compute != "fp32" else 0], default=_OPSET_CHANNELS)

@@ -173,8 +173,8 @@ def _weaker(trial: Trial, chosen: Trial) -> str:
 
 
 def _variant(trial: Trial) -> str:
-    kept = f" with {len(trial.kept_float)} layers in float" if trial.kept_float else ""
-    return kept + (f" pruned by {trial.pruned:.0%}" if trial.pruned else "")
+    float_layers = f" with {len(trial.kept_float)} layers in float" if trial.kept_float else ""
+    return float_layers + (f" pruned by {trial.pruned:.0%}" if trial.pruned else "")
 
 
 def _speedup(trial: Trial) -> float:

@@ -33,7 +33,7 @@ class Built:
 
 
 def build_artifact(
-    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, stages: Stages, limits: ChildLimits
+    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, stages: Stages, child_limits: ChildLimits
 ) -> Built:
     """Builds one device's artifact, or takes it from the store.
 
@@ -45,7 +45,7 @@ def build_artifact(
     refuse_unsupported(border.load(), target.capability(profile), target=target.name)
 
     def make(folder: Path) -> None:
-        artifact = build_loose(border.path, plan, profile, folder=folder, limits=limits)
+        artifact = build_loose(border.path, plan, profile, folder=folder, child_limits=child_limits)
         check_artifact(artifact, border)
         _keep_only(folder, {*artifact.files})
         write_result(folder, DESCRIPTION, artifact_to_dict(artifact))
@@ -55,14 +55,18 @@ def build_artifact(
     return Built(artifact_from_dict({**read_result(entry, DESCRIPTION), "root": str(entry.files)}), entry)
 
 
-def build_loose(border: Path, plan: Plan, profile: HardwareProfile, *, folder: Path, limits: ChildLimits) -> Artifact:
+def build_loose(
+    border: Path, plan: Plan, profile: HardwareProfile, *, folder: Path, child_limits: ChildLimits
+) -> Artifact:
     """Builds any border model into a folder outside the store, unchecked.
 
     Raises:
         CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
     """
     request = BuildRequest.of(plan.target_plan)
-    return build_in_child(border, request, profile, workdir=folder, limits=limits, where=f"{plan.device}: build")
+    return build_in_child(
+        border, request, profile, workdir=folder, child_limits=child_limits, where=f"{plan.device}: build"
+    )
 
 
 def check_artifact(artifact: Artifact, border: Border) -> None:
@@ -142,6 +146,6 @@ def _words(spec: TensorSpec) -> str:
     return f"{spec.dtype}{list(spec.shape)}"
 
 
-def _same_shape(wanted: Sequence[int | str], found: Sequence[int | str]) -> bool:
+def _same_shape(wanted: Sequence[int | str], actual: Sequence[int | str]) -> bool:
     """Fixed sizes must be equal; a toolchain may give a symbolic one its own name, or work it out."""
-    return len(wanted) == len(found) and all(a == b for a, b in zip(wanted, found, strict=True) if isinstance(a, int))
+    return len(wanted) == len(actual) and all(a == b for a, b in zip(wanted, actual, strict=True) if isinstance(a, int))

@@ -59,7 +59,7 @@ _RULES = {
     **dict.fromkeys(("GRU", "LSTM", "RNN"), _RECURRENT),
     "BatchNormalization": OpRule(_FLOAT, attributes={"training_mode": (0,)}),
     **dict.fromkeys(("BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"), OpRule(_INTEGERS)),
-    "Cast": OpRule(_ANY),
+    "Cast": OpRule(_QUANTIZED | {"DOUBLE", "FLOAT16"}),
     "ConstantOfShape": OpRule(_ANY, constant_inputs=(0,)),
     "ConvTranspose": OpRule(_FLOAT, attributes={"output_shape": ()}),
     "DequantizeLinear": OpRule(_QUANTIZED, attributes={"block_size": (0,)}),

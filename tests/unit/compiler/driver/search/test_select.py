@@ -10,7 +10,7 @@ from compiler.artifact import Evidence
 from compiler.driver.measure.speed import Speed
 from compiler.driver.search.select import beaten_by, choose_trial, explain_choice, explain_failure, out_of_reach
 from compiler.driver.search.trial import Trial
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.evaluate.gates import Gate
 
@@ -18,7 +18,7 @@ from compiler.evaluate.gates import Gate
 def trial(number: int, speedup: float | None, *, passed: bool, evidence: Evidence = Evidence.HOST) -> Trial:
     speed = Speed(speedup, 1.0, 1.0, "ms", evidence)
     gate = Gate("accuracy", 2.0, 0.0 if passed else 9.0, "points lost", passed, Evidence.HOST, "point")
-    made = object.__new__(Made)  # that something was made counts, not what
+    made = object.__new__(BuiltCandidate)  # that something was made counts, not what
     return Trial(number, "candidate", "fp16" if passed else "int8", made, gates=(gate,), speed=speed)
 
 
@@ -37,7 +37,7 @@ def test_a_candidate_is_given_up_only_where_what_passes_is_clearly_faster(
 def unjudged(number: int, speedup: float, *, evidence: Evidence = Evidence.ESTIMATED) -> Trial:
     """A candidate that could not be run: nothing judged its accuracy."""
     gate = Gate("accuracy", 2.0, None, "points lost", None, Evidence.NONE, "point", "it cannot be run here")
-    made = object.__new__(Made)
+    made = object.__new__(BuiltCandidate)
     speed = Speed(speedup, 1.0, 1.0, "ms by roofline", evidence)
     return Trial(number, "candidate", "bf16", made, gates=(gate,), speed=speed)
 
@@ -84,7 +84,7 @@ def test_pruning_pays_only_by_figures_as_good_as_those_without_it() -> None:
 
 
 def test_a_device_without_a_candidate_to_build_is_refused_with_the_reason() -> None:
-    baseline = Trial(1, "baseline", "fp32", object.__new__(Made))  # of a model that is quantized already
+    baseline = Trial(1, "baseline", "fp32", object.__new__(BuiltCandidate))  # of a model that is quantized already
     error = explain_failure([baseline], "kiosk")
     assert isinstance(error, UnsupportedModel) and error.where == "kiosk"
     assert "quantized already" in error.what and error.remedy
