@@ -16,7 +16,7 @@ TEXT = (ROOT / PAGE).read_text("utf-8")
 def root(tmp_path: Path) -> Path:
     """What the script reads of the repository, to be changed."""
     shutil.copy(ROOT / "setup.cfg", tmp_path)
-    for name in ("compiler", "targets"):
+    for name in ("compiler", "targets", "serving", "server"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 
