@@ -19,7 +19,9 @@ from compiler.fleet.sizes import ONE, Range, resolve_sums
 from compiler.fleet.validate import validate
 from compiler.fleet.yamlfile import Document, KeyPath, Origin, read_yaml
 
-Precision: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int4-weights"]
+Precision: TypeAlias = Literal[
+    "auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int8-weights", "int4-weights"
+]
 Prune: TypeAlias = Literal["off", "auto"] | float
 
 

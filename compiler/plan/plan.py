@@ -228,6 +228,7 @@ def make_plan(
         target=target.name,
         toolchain=dict(target.toolchain()),
         passes=plan_passes(options),
+        # a border model has the target's passes behind it already
         target_passes=() if options.first else tuple(step.name for step in target.passes(profile)),
         dims={"batch": device.batch, **device.dims},
         decisions={
@@ -243,6 +244,7 @@ def make_plan(
         target_plan=TargetPlan(
             precision=rule.name,
             options=validate_options(target.Options, profile),
+            # fixed sizes are bound in the border model, so that the target never sees them
             dims={name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed},
             threads=threads,
             cache_dir=options.cache / "toolchains",

@@ -29,6 +29,7 @@ from compiler.tune import Choice, DeviceType, Measurement, Tunable
 
 A = TypeVar("A")
 
+# how late a broken limit on memory is seen: short beside the time that memory takes to fill
 POLL_S = 0.05
 GRACE_S = 2.0
 """What a trial may take beyond its limit before its process is killed: a measurer stops by itself where it can."""
@@ -76,6 +77,7 @@ class MeasuringChild:
             TargetUnavailable: The back-end is gone.
             CompilerError: The trial failed, hung, crashed, or used too much memory.
         """
+        # the trial before may have ended the process
         child = self._child or self._start()
         try:
             child.ask(TrialQuestion(kernel, choice))
@@ -116,6 +118,7 @@ class _Child:
         task = TuneTask(work, subject.backend, questions_fd=asked, answers_fd=answered)
         (folder / "request.json").write_text(json.dumps(to_json(task)), encoding="utf-8")
         self._process = start_child("compiler.target.worker", folder, pass_fds=(asked, answered))
+        # the child's ends: as long as they are open here too, its death is no end of file
         os.close(asked)
         os.close(answered)
         self._family = Family(self._process.pid)
@@ -153,6 +156,7 @@ class _Child:
         """Why the process is gone: what it raised before it measured anything, or how it died."""
         folder = self._folder
         with contextlib.suppress(subprocess.TimeoutExpired):
+            # its exit code tells of a crash from a kill
             self._process.wait(GRACE_S)
         response = folder / "response.json"
         if response.exists() and "error" in (value := json.loads(response.read_text(encoding="utf-8"))):

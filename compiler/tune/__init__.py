@@ -1,4 +1,4 @@
-"""Tuning remembered: kernels with choices, trials measured one by one, one log per type of device.
+"""Tuning: choices of kernels are measured one by one, and remembered in one log per type of device.
 
 Nothing of a target is known here: a kernel is a name, a digest and a list of choices; who measures is a function.
 Each name is imported when it is first used: a child process needs the records alone.

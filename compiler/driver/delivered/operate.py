@@ -164,6 +164,7 @@ def verify_delivered(
     delivered = read_artifact(folder)
     artifact = complete(delivered)
     original = None if model is None else original_of(delivered, model)
+    # what was quantized or pruned differs from the original on purpose: parity is with the border model
     was_changed = delivered.manifest.verdict.reference == Reference.BORDER_MODEL
     reference = ir.load(border_of(folder)) if original is None or was_changed else original
     points = _points(delivered, reference, samples)
@@ -185,7 +186,9 @@ def finish_delivered(folder: Path, *, cache: Path, child_limits: ChildLimits) ->
         raise ArtifactError(
             "the artifact is complete already", where=str(folder), remedy="`fleetc verify` judges it again."
         )
+    # build.json knows the artifact by the manifest that is replaced here
     before = file_digest(folder / MANIFEST)
+    # the digest in the manifest was compared with the file when the folder was read
     border = Border(border_of(folder), delivered.manifest.border.sha256, (), ())
     with scratch_folder() as scratch:
         artifact = _build_again(delivered, border, scratch, cache, child_limits)

@@ -35,6 +35,7 @@ from compiler.store import StageName, file_digest
 from compiler.store.scratch import scratch_folder
 from compiler.target.request import FootprintAnswer, FootprintTask
 
+# a process varies by pages it happens to touch, always upwards; of an emulated one the looks may miss the peak
 RUNS = 3
 RULE = f"minimum of {RUNS} runs"
 RULE_EMULATED = f"maximum of {RUNS} runs"

@@ -57,6 +57,7 @@ def measure_speed(context: BuildContext, made: BuiltCandidate, original: BuiltCa
         original: The float original; None where this is it, or where the target cannot build it.
     """
     base = original or (made if made.plan.is_baseline else None)
+    # only where both ran on this machine itself: an emulator's time is no figure
     if base is not None and {made.verdict.evidence, base.verdict.evidence} == {Evidence.HOST}:
         return _race(context, made, base)
     count, other = made.verdict.instructions, base.verdict.instructions if base else None
@@ -91,6 +92,7 @@ def _from_host(profile: HardwareProfile, speed: Speed, made: BuiltCandidate) -> 
     doubt = f"disturbed: {speed.disturbed}" if speed.disturbed else ""
     rule = "median" if speed.value_high is None else "upper end of the median's 95 % interval"
     host = detect_profile()
+    # without a processor in the profile the device is taken to be this machine
     if profile.cpu is None or (host.cpu is not None and profile.cpu.model == host.cpu.model):
         return Figure(value_ms, Evidence.HOST, rule, doubt)
     here, there = describe_machine(host), describe_machine(profile)
@@ -105,6 +107,7 @@ def _from_host(profile: HardwareProfile, speed: Speed, made: BuiltCandidate) -> 
 
 def _race(context: BuildContext, made: BuiltCandidate, original: BuiltCandidate) -> Speed:
     times = [latency.p50_ms for latency in made.verdict.latency if latency.sizes == made.typical.label]
+    # a candidate that came out as the same artifact: a race would give noise around 1
     if made.built.entry.digest == original.built.entry.digest and times:
         return Speed(1.0, times[0], times[0], SpeedUnit.MS, Evidence.HOST, made.verdict.reason, low=1.0, high=1.0)
     builds = [(side.built, side.typical.inputs) for side in (made, original)]

@@ -81,6 +81,7 @@ def search_precision(context: BuildContext) -> SearchResult:
         trials = (*trials, *pruned_search.trials)
         plan = settle_pruning(plan, Pruning(0.0, False, pruned_search.reason))
     trials, chosen = _certified(context, trials)
+    # what was left out for a better one is made after all where that one fails on the held-out data
     while (more := _make_left_out(context, trials)) != trials:
         trials, chosen = _certified(context, more)
     if chosen is None or chosen.made is None:
@@ -113,6 +114,7 @@ def _result(
 ) -> SearchResult:
     if chosen.made is None:
         return SearchResult(trials, error=explain_failure(trials, context.name))
+    # from the plan of the trial, not of the job: it has what the search found beside the precision
     settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
     decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
     made = replace(chosen.made, plan=hold_to_model(settle_pruning(settled, decided), context.ready.model))
@@ -142,6 +144,7 @@ def _run_trials(context: BuildContext) -> tuple[Trial, ...]:
     if plan.baseline is not None:
         original = _run_baseline(context, plan.baseline, is_only=candidates == (plan.baseline,))
         trials.append(original)
+        # what the baseline lacks, all others lack too: no use in failing each of them
         if is_missing(original) and original.error:
             raise original.error
     others = [rule for rule in candidates if rule != plan.baseline or plan.pruning.ratio]

@@ -160,6 +160,7 @@ def run_trial(
     Raises:
         CompilerError: It is the only one and cannot be made; or the cache's disk is full.
     """
+    # the baseline may be a candidate too: then it is one, and is judged
     purpose = purpose or (Purpose.CANDIDATE if rule in context.job.plan.candidates else Purpose.BASELINE)
     how = (variant or Variant()) if rule.scheme else None
     plan = settle(context.job.plan, rule, "tried by the search" if not is_only else context.job.plan.reason)
@@ -174,6 +175,7 @@ def run_trial(
             context.clock.note(f"{rule.name}: {warning}", Level.WARNING)
         return trial
     except CompilerError as error:
+        # a full disk would fail every other candidate too, and look like a fault of theirs
         if is_only or isinstance(error, StorageError):
             raise
         trial = Trial(number, purpose, rule.name, error=error, variant=how, pruned=plan.pruning.ratio)
@@ -236,6 +238,7 @@ def _memory(
     if context.is_quantized:
         none = Figure(None, Evidence.NONE, why=QUANTIZED)
         return {GateName.MEMORY_WEIGHTS: none, GateName.MEMORY_RUN: none}
+    # the baseline saves nothing against itself: figures of 0, not of "no original"
     first = footprint if made.plan.is_baseline else _footprint(original)
     return compare_footprints(reference_footprint(made, first), footprint)
 

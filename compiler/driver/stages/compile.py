@@ -47,6 +47,7 @@ def build_artifact(
     def make(folder: Path) -> None:
         artifact = build_loose(border.path, plan, profile, folder=folder, child_limits=child_limits)
         check_artifact(artifact, border)
+        # logs and intermediate files have paths and times in them: the entry would differ from build to build
         _keep_only(folder, {*artifact.files})
         write_result(folder, DESCRIPTION, artifact_to_dict(artifact))
 
@@ -77,6 +78,7 @@ def check_artifact(artifact: Artifact, border: Border) -> None:
     """
     model = border.load()
     problems = [*_file_problems(artifact)]
+    # what the device itself finishes cannot be looked into here
     if not artifact.deferred:
         problems += _spec_problems("input", describe_inputs(model), artifact.inputs)
         problems += _spec_problems("output", describe_outputs(model), artifact.outputs)
@@ -111,6 +113,7 @@ def _plugin(target: Target) -> str:
 
 def _keep_only(folder: Path, files: set[str]) -> None:
     """Deletes what the toolchain left beside the artifact's own files."""
+    # files before the folders that hold them
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):

@@ -132,6 +132,7 @@ def verify_artifact(
         write_result(folder, _VERDICT, to_json(verification))
 
     try:
+        # timed runs have the machine to themselves; an emulator's times are thrown away, so it need not wait
         run = stages.measure if repeat and not is_emulated else stages.run
         entry = run(
             StageName.VERIFY,
@@ -140,6 +141,7 @@ def verify_artifact(
             points=[[point.label, arrays_digest(point.inputs), arrays_digest(point.expected)] for point in points],
             tolerance=tolerance,
             repeat=repeat,
+            # a pass on one processor says nothing of another: kernels are chosen by the processor at hand
             host=host_fingerprint(),
         )
     except TargetUnavailable as error:
@@ -154,6 +156,7 @@ def _emulated(check: Callable[..., Verification], child_limits: ChildLimits, sec
     try:
         return check(child_limits=replace(child_limits, timeout_s=min(child_limits.timeout_s, seconds)))
     except ToolchainFailed as error:
+        # it failed by itself, and not for want of time
         if time.monotonic() - started < seconds:
             raise
         what = f"it did not end in the emulator within {seconds:g} s"

@@ -94,7 +94,7 @@ class _Weights:
     @classmethod
     def of(cls, main: Any, composites: Mapping[Any, Composite]) -> _Weights:
         # Equal weights of one workload are stored once, however many kernels read them.
-        distinct = {(part.workload, array_digest(part.weights)): part.weights.nbytes for part in composites.values()}
+        distinct = {(part.workload, array_digest(part.weights)): part.given_bytes for part in composites.values()}
         raw = {digest: size for (_, digest), size in distinct.items()}
         total = constant_bytes(main)
         return cls(Counter(workload for workload, _ in distinct), total, max(0, total - sum(raw.values())))

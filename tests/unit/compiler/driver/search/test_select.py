@@ -8,6 +8,7 @@ import pytest
 
 from compiler.artifact import Evidence
 from compiler.driver.measure.speed import Speed
+from compiler.driver.search.certify import alternatives
 from compiler.driver.search.select import beaten_by, choose_trial, explain_choice, explain_failure, out_of_reach
 from compiler.driver.search.trial import Trial
 from compiler.driver.stages.candidate import BuiltCandidate
@@ -108,3 +109,14 @@ def test_only_a_judged_trial_with_the_best_evidence_so_far_rules_a_candidate_out
     measured, estimated = trial(1, 1.0, passed=False), trial(2, 3.0, passed=True, evidence=Evidence.ESTIMATED)
     assert out_of_reach(1.0, [measured, estimated]) is None
     assert out_of_reach(1.0, [estimated]) is estimated
+
+
+def test_what_int8_loses_is_not_mixed_into_the_certified_drop_of_a_float16_build() -> None:
+    lost, other, fine = trial(1, 3.0, passed=False), trial(2, 2.9, passed=False), trial(3, 2.0, passed=True)
+    assert alternatives(fine, [lost, other, fine]) == [fine]
+
+
+def test_every_form_of_the_chosen_precision_that_could_be_delivered_stands_for_luck() -> None:
+    lost, fine = trial(1, 3.0, passed=False), replace(trial(2, 2.9, passed=True), precision="int8")
+    failed = replace(trial(3, 2.8, passed=False), made=None, error=ToolchainFailed("no engine"))
+    assert alternatives(fine, [fine, failed, lost]) == [lost, fine]
