@@ -352,7 +352,7 @@ class Deployment:
             await self._spare(memory)
             for name in self.ladder.due(time.monotonic()):
                 await self._try_again(name, memory)
-            self._tell_state()
+            self.tell_state()
             await asyncio.sleep(0.02 if not self.is_ready else WATCH_S)
 
     async def _spare(self, memory: Memory) -> None:
@@ -387,7 +387,8 @@ class Deployment:
             self._metrics.switches.labels(model=self.model, **labels).inc()
         self._told = len(self.ladder.switches)
 
-    def _tell_state(self) -> None:
+    def tell_state(self) -> None:
+        """What is so now, as metrics."""
         metrics, current = self._metrics, self.ladder.current.name
         metrics.pending.labels(self.model).set(self.pending)
         for name, process in self._processes.items():

@@ -33,7 +33,7 @@ others were delivered · 130 interrupted, run again to resume"""
 
 
 COMMANDS = "fleetc.commands"
-"""The entry points by which other packages add commands; each is loaded when it is called, or for the list in --help."""
+"""Entry points by which other packages add commands; each is loaded when it is called, or for the list in --help."""
 
 
 class Fleetc(click.Group):

@@ -89,7 +89,7 @@ def compile_device(
     folder = options.out / job.device.name
     if found.made is None:
         return failed_report(job, folder, found)
-    facts = deliver(job, fleet, source, found, clock=clock, folder=folder)
+    facts = deliver(context, fleet, source, found, folder=folder)
     return delivered_report(job, folder, found.made, facts, clock.seconds)
 
 

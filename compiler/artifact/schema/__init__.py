@@ -15,6 +15,15 @@ from compiler.artifact.schema.gate import (
     verdict_text,
 )
 from compiler.artifact.schema.kernels import Basis, Curve, Scheduled
+from compiler.artifact.schema.ladder import (
+    RUNGS,
+    Baseline,
+    Histogram,
+    LadderFacts,
+    LadderRung,
+    ServiceTime,
+    TensorBaseline,
+)
 from compiler.artifact.schema.manifest import (
     UNMEASURED,
     BorderModel,
@@ -65,10 +74,12 @@ from compiler.artifact.schema.trial import (
 from compiler.model.stats import GraphStats
 
 __all__ = [
+    "RUNGS",
     "UNMEASURED",
     "Accuracy",
     "AccuracyDrop",
     "Artifact",
+    "Baseline",
     "Basis",
     "BorderModel",
     "BuildSettings",
@@ -92,7 +103,10 @@ __all__ = [
     "GateUnit",
     "GraphStats",
     "Group",
+    "Histogram",
     "Inputs",
+    "LadderFacts",
+    "LadderRung",
     "Latency",
     "Layer",
     "Manifest",
@@ -118,6 +132,7 @@ __all__ = [
     "Score",
     "Searched",
     "Selection",
+    "ServiceTime",
     "Shown",
     "Speed",
     "SpeedUnit",
@@ -125,6 +140,7 @@ __all__ = [
     "StageDigest",
     "StageRun",
     "Summary",
+    "TensorBaseline",
     "TrialFacts",
     "TrialStatus",
     "Verdict",
