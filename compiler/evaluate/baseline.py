@@ -13,11 +13,27 @@ from compiler.model.numerics import Array
 BINS = 10
 """Equally full bins of a histogram: the usual number for a population stability index."""
 
+ELEMENTS = 4096
+"""Elements of a sample that its statistics are made of, evenly spread: a server looks at every request."""
+
 Figures = NDArray[np.float64]
 
 
+def spread_elements(samples: Array) -> Array:
+    """At most `ELEMENTS` elements of each sample, evenly spread.
+
+    Args:
+        samples: (N, ...) numbers.
+
+    Returns:
+        (N, M) of them.
+    """
+    flat = samples.reshape(len(samples), -1)
+    return flat[:, :: max(1, -(-flat.shape[1] // ELEMENTS))]
+
+
 def input_statistics(samples: Array) -> dict[str, Figures]:
-    """Of each sample of an input: the mean of its elements and their standard deviation.
+    """Of each sample of an input: the mean of its elements and their standard deviation, of elements spread evenly.
 
     Args:
         samples: (N, ...) numbers.
@@ -25,7 +41,7 @@ def input_statistics(samples: Array) -> dict[str, Figures]:
     Returns:
         `mean` and `deviation`, each (N,).
     """
-    flat = samples.reshape(len(samples), -1).astype(np.float64)
+    flat = spread_elements(samples).astype(np.float64)
     return {"mean": flat.mean(axis=1), "deviation": flat.std(axis=1)}
 
 
