@@ -23,7 +23,8 @@ from compiler.artifact import Artifact, Evidence
 from compiler.errors import CompilerError
 from targets.arm_tvm.bundle.folder import Cores, pack_bundle
 from targets.arm_tvm.bundle.runtime_libraries import TVM_VERSION
-from targets.arm_tvm.graph.lower import Lowered, read_signature, write_objects
+from targets.arm_tvm.graph.kernel_objects import write_objects
+from targets.arm_tvm.graph.lower import Lowered, read_signature
 from targets.arm_tvm.options import Options
 from targets.arm_tvm.run.runner import BundleRunner
 

@@ -39,6 +39,8 @@ class Artifact:
         facts: What else the target wants to say or needs to load it again; JSON values only, no paths, no times.
         non_reproducible: File → why its bytes differ from build to build.
         deferred: Empty if complete; otherwise what the device must do (`fleetc finish`), and why.
+        least_payload_bytes: Least `TargetPlan.payload_bytes` that a build of this model can be asked to keep; None
+            where the target spends no more memory on speed than it must.
     """
 
     root: Annotated[Path, Field(exclude=True)]
@@ -51,6 +53,7 @@ class Artifact:
     facts: Mapping[str, object] = field(default_factory=dict)
     non_reproducible: Mapping[str, str] = field(default_factory=dict)
     deferred: str = ""
+    least_payload_bytes: int | None = None
 
 
 def artifact_to_dict(artifact: Artifact) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def write_artifact(
             shutil.copytree(rungs, draft / RUNGS)
             share_files(draft)
         files = _file_table(draft, artifact)
+        # their digests stand in measurements.json, so that manifests of equal builds stay equal
         loose = {name: files[name] for name in artifact.non_reproducible}
         repeated = {name: file for name, file in files.items() if name not in loose}
         write_value(draft / MEASUREMENTS, replace(measurements, non_reproducible_files=loose))
@@ -131,6 +132,7 @@ def read_manifest(folder: Path) -> Manifest:
         ArtifactError: There is none, it is of another schema, or keys are missing or invalid.
     """
     with output_errors(folder.parent):
+        # a build killed between two renames may have left the artifact beside its place
         restore_folder(folder)
     path = folder / MANIFEST
     value = read_json(path)

@@ -20,6 +20,7 @@ from compiler.cli.options import (
     json_option,
     model_options,
     options_of,
+    remote_options,
     request_of,
 )
 from compiler.cli.output import Session, print_json
@@ -27,7 +28,7 @@ from compiler.cli.text_borders import borders_text
 from compiler.cli.text_changes import changes_text
 from compiler.cli.text_tuning import kernels_text
 from compiler.errors import UsageError
-from compiler.plan import BuildOptions
+from compiler.plan import EMULATE_S, BuildOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,16 @@ if TYPE_CHECKING:
 @click.argument("source", type=FILE)
 @click.option(
     "--out", "-o", type=FOLDER, default=Path("dist"), show_default=True, help="Folder that gets one folder per device."
+)
+@click.option("--no-emulate", is_flag=True, help="Do not run ARM builds in the emulator: delivered as not executed.")
+@click.option(
+    "--emulate-seconds",
+    "emulate_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=EMULATE_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest time one build may run in the emulator; what did not end in it is delivered as not executed.",
 )
 @click.option("--dump-passes", type=FOLDER, metavar="DIR", help="Write the model after every pass that changed it.")
 @click.option(
@@ -72,6 +83,7 @@ if TYPE_CHECKING:
 @build_options
 @child_options
 @cache_option
+@remote_options
 @json_option
 @events_option
 @click.pass_obj
@@ -160,10 +172,13 @@ def _kernels(fleet: Fleet, jobs: Sequence[Job], options: BuildOptions, *, as_jso
     """What each kernel of each device would be built with."""
     from compiler.driver.tune_kernels import plan_kernels
 
-    found = {job.device.name: plan_kernels(job, fleet, cache=options.cache, child=options.child) for job in jobs}
+    plans = {
+        job.device.name: plan_kernels(job, fleet, cache=options.cache, child_limits=options.child_limits)
+        for job in jobs
+    }
     if not as_json:
-        click.echo("\n" + "\n\n".join(kernels_text(name, one.to_dict()) for name, one in found.items()))
-    return {name: one.to_dict() for name, one in found.items()}
+        click.echo("\n" + "\n\n".join(kernels_text(name, plan.to_dict()) for name, plan in plans.items()))
+    return {name: plan.to_dict() for name, plan in plans.items()}
 
 
 def _build_borders(session: Session, source: Path, options: BuildOptions) -> None:

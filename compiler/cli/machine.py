@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from compiler.cli import text
-from compiler.cli.options import FILE, cache_option, json_option
+from compiler.cli.options import FILE, cache_option, json_option, token_option
 from compiler.cli.output import print_json
 from compiler.errors import CompilerError
 from compiler.fleet.validate import json_schema
@@ -41,12 +41,17 @@ def profiles_list(as_json: bool) -> None:
     """List the built-in profiles."""
     from compiler.fleet.profile import list_profiles, load_profile
 
-    found = [load_profile(name) for name in list_profiles()]
+    loaded = [load_profile(name) for name in list_profiles()]
     if as_json:
-        print_json([{"name": one.name, "target": one.target, "description": one.description} for one in found])
+        print_json(
+            [{"name": profile.name, "target": profile.target, "description": profile.description} for profile in loaded]
+        )
     else:
         click.echo(
-            text.table([(one.name, one.target, one.description) for one in found], ("profile", "target", "description"))
+            text.table(
+                [(profile.name, profile.target, profile.description) for profile in loaded],
+                ("profile", "target", "description"),
+            )
         )
 
 
@@ -57,8 +62,8 @@ def profiles_show(profile: str, as_json: bool) -> None:
     """Print a PROFILE (a name or a file) with the provenance of its facts."""
     from compiler.fleet.profile import load_profile, to_dict, to_yaml
 
-    found = load_profile(profile)
-    print_json(to_dict(found)) if as_json else click.echo(to_yaml(found), nl=False)
+    loaded = load_profile(profile)
+    print_json(to_dict(loaded)) if as_json else click.echo(to_yaml(loaded), nl=False)
 
 
 @profiles.command("detect")
@@ -71,15 +76,15 @@ def profiles_detect(as_json: bool, out: Path | None, gpu: bool) -> None:
     from compiler.fleet.detect import detect_gpu_profiles, detect_profile
     from compiler.fleet.profile import to_dict, to_yaml
 
-    found = detect_gpu_profiles() if gpu else [detect_profile()]
-    if not found:
+    loaded = detect_gpu_profiles() if gpu else [detect_profile()]
+    if not loaded:
         raise TargetUnavailable("no NVIDIA GPU was found", remedy="nvidia-smi must be there and list the GPU.")
-    document = "---\n".join(to_yaml(one) for one in found)
+    document = "---\n".join(to_yaml(profile) for profile in loaded)
     if out is not None:
         with output_errors(out):
             write_atomic(out, document.encode())
     if as_json:
-        print_json([to_dict(one) for one in found])
+        print_json([to_dict(profile) for profile in loaded])
     else:
         click.echo(str(out) if out else document, nl=out is not None)
 
@@ -106,7 +111,7 @@ def profiles_check(files: tuple[str, ...], as_json: bool) -> None:
 
 @click.group()
 def cache() -> None:
-    """The store of finished stages: info, gc, export, import."""
+    """The store of finished stages: info, gc, export, import, push."""
 
 
 @cache.command("info")
@@ -155,6 +160,26 @@ def cache_import(file: Path, cache: Path, as_json: bool) -> None:
     """Take the entries of an exported tar FILE, each checked against its digests."""
     count = Store(cache).import_(file)
     print_json({"entries": count}) if as_json else click.echo(f"{count} new entries")
+
+
+@cache.command("push")
+@click.argument("url")
+@click.option("--key", required=True, type=FILE, help="The private key to sign with; `fleetc keygen` makes one.")
+@token_option
+@cache_option
+@json_option
+def cache_push(url: str, key: Path, remote_cache_token: str, cache: Path, as_json: bool) -> None:
+    """Put the store's entries into the shared cache at URL, each compared with its digests and signed."""
+    from compiler.store.keys import read_private_key
+    from compiler.store.remote import open_signing
+
+    remote = open_signing(url, read_private_key(key), token=remote_cache_token)
+    entries = Store(cache).entries()
+    count = sum(remote.upload(folder) for folder in entries)
+    if as_json:
+        print_json({"entries": len(entries), "pushed": count, "bytes": remote.counts.pushed_bytes})
+    else:
+        click.echo(f"{url}: {count} new entries of {len(entries)}, {remote.counts.pushed_bytes / text.MIB:.1f} MiB")
 
 
 def _target_row(name: str, package: str) -> dict[str, Any]:

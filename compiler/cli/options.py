@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from platformdirs import user_cache_path
 
 from compiler.errors import UsageError
 from compiler.fleet import Range
+from compiler.fleet.cut import parse_cuts
 from compiler.fleet.request import ModelRequest
 from compiler.plan import BuildOptions, SearchEffort
 from compiler.plan.halves import parse_first, parse_last
 from compiler.target.isolate import ChildLimits
+
+if TYPE_CHECKING:
+    from compiler.store.remote import RemoteCache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,6 +34,43 @@ def cache_option(function: F) -> F:
         envvar="FLEETC_CACHE",
         default=lambda: user_cache_path("fleetc"),
         help="Folder of finished stages and downloads (FLEETC_CACHE; default: the user's cache folder).",
+    )
+    return option(function)
+
+
+def remote_options(function: F) -> F:
+    """The shared cache, and whose entries of it are used."""
+    for option in (
+        click.option(
+            "--remote-cache",
+            envvar="FLEETC_REMOTE_CACHE",
+            default="",
+            metavar="URL",
+            help="Shared cache of finished stages: http(s)://, s3://, gs://, az:// or file:// (FLEETC_REMOTE_CACHE).",
+        ),
+        click.option(
+            "--trusted-key",
+            "trusted_keys",
+            type=FILE,
+            multiple=True,
+            envvar="FLEETC_TRUSTED_KEYS",
+            metavar="FILE",
+            help="Public key whose entries of it are used; may be repeated (FLEETC_TRUSTED_KEYS, separated by colons).",
+        ),
+        token_option,
+    ):
+        function = option(function)
+    return function
+
+
+def token_option(function: F) -> F:
+    """The token of a shared cache's server."""
+    option = click.option(
+        "--remote-cache-token",
+        envvar="FLEETC_REMOTE_CACHE_TOKEN",
+        default="",
+        metavar="TOKEN",
+        help="Token of its server; with one, what is finished here is offered to it (FLEETC_REMOTE_CACHE_TOKEN).",
     )
     return option(function)
 
@@ -65,7 +106,7 @@ def build_options(function: F) -> F:
             default="",
             metavar="NAME",
             help="Precision of every device, over the fleet file's: auto, fp32, fp16, bf16, fp16-weights, int8, fp8, "
-            "int4-weights.",
+            "int8-weights, int4-weights.",
         ),
         click.option(
             "--prune",
@@ -129,6 +170,14 @@ def model_options(function: F) -> F:
             help="With --profile: a limit by its name in fleet files, such as accuracy_drop_pct=1; may be repeated.",
         ),
         click.option("--batch", default="", metavar="N", help="With --profile: batch size, or MIN:OPT:MAX."),
+        click.option(
+            "--cut",
+            "cuts",
+            multiple=True,
+            metavar="INPUT,OUTPUT",
+            help="With --profile: build only the part from one value to another, so that tokenizers, texts and "
+            "post-processing stay outside; may be repeated for more values.",
+        ),
     ):
         function = option(function)
     return function
@@ -164,8 +213,21 @@ def events_option(function: F) -> F:
 def options_of(options: dict[str, Any]) -> BuildOptions:
     """The options of `build`, child limits among them, as one value."""
     limits = {key: options.pop(key) for key in ("build_timeout", "build_memory")}
+    if options.pop("no_emulate"):
+        options["emulate_s"] = 0.0
     first, last = parse_first(options.pop("first")), parse_last(options.pop("last"))
-    return BuildOptions(**options, first=first, last=last, child=limits_of(limits))
+    remote = _remote(*(options.pop(key) for key in ("remote_cache", "trusted_keys", "remote_cache_token")))
+    return BuildOptions(**options, first=first, last=last, child_limits=limits_of(limits), remote=remote)
+
+
+def _remote(url: str, keys: tuple[Path, ...], token: str) -> RemoteCache | None:
+    """The shared cache that was named; None where none was."""
+    if not url:
+        return None
+    from compiler.store.keys import read_public_keys
+    from compiler.store.remote import RemoteCache
+
+    return RemoteCache(url, read_public_keys(keys), token)
 
 
 def request_of(options: dict[str, Any]) -> ModelRequest:
@@ -177,6 +239,7 @@ def request_of(options: dict[str, Any]) -> ModelRequest:
         task=options.pop("task"),
         limits=_numbers(options.pop("limits")),
         batch=_range(options.pop("batch")),
+        cut=parse_cuts(options.pop("cuts")),
     )
 
 

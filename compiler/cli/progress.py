@@ -213,5 +213,5 @@ def duration(seconds: float) -> str:
 def _variant_text(event: TrialStarted) -> str:
     """What is not as the precision is made by default, each part with its comma."""
     options = ", other options of the quantizer" if event.has_options else ""
-    kept = f", {event.kept_float} layers in float" if event.kept_float else ""
-    return options + kept + (f", {event.pruned:.0%} pruned" if event.pruned else "")
+    float_layers = f", {event.kept_float} layers in float" if event.kept_float else ""
+    return options + float_layers + (f", {event.pruned:.0%} pruned" if event.pruned else "")

@@ -256,11 +256,11 @@ def _speed_line(trial: TrialFacts) -> str:
 
 def _trial_row(trial: TrialFacts) -> tuple[str, ...]:
     speed, memory, drop = trial.speed, trial.footprint, trial.accuracy.drop if trial.accuracy else None
-    kept = f" ({len(trial.kept_float)} float)" if trial.kept_float else ""
+    float_layers = f" ({len(trial.kept_float)} float)" if trial.kept_float else ""
     pruned = f" -{trial.pruned:.0%}" if trial.pruned else ""
     return (
         str(trial.number),
-        trial.precision + kept + pruned,
+        trial.precision + float_layers + pruned,
         trial.status,
         (speed.short_words if speed else "") or "-",
         f"{memory.weights_bytes / MIB:.1f}" if memory else "-",

@@ -115,7 +115,7 @@ def _tracker_of_environment() -> str:
 def _seconds(text: str) -> float | None:
     if not text:
         return None
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", text)
-    if not found or float(found[1]) == 0:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", text)
+    if not match or float(match[1]) == 0:
         raise UsageError(f"'{text}' is no time", where="--budget", remedy="For example --budget 10m.")
-    return float(found[1]) * _UNITS_S[found[2] or "s"]
+    return float(match[1]) * _UNITS_S[match[2] or "s"]

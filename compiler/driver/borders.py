@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from compiler.artifact.manifest import BORDER, BORDER_DATA, MANIFEST
+from compiler.artifact.manifest import BORDER, BORDER_DATA
 from compiler.artifact.schema import DeviceStatus
-from compiler.driver.build import attempt, read_source, sized_jobs
-from compiler.driver.clock import Clock, Pace
-from compiler.driver.dist import claim_folder
-from compiler.driver.events import DeviceFinished, DeviceStarted, Sink, ignore
+from compiler.driver.build import open_build
+from compiler.driver.clock import Clock
+from compiler.driver.events import Sink, ignore
 from compiler.driver.reports import DeviceReport, FleetReport, Source
 from compiler.driver.stages.any_batch import without_any_batch
 from compiler.driver.stages.border import Border, dump_passes
@@ -22,10 +20,10 @@ from compiler.driver.stages.candidate import make_candidate_border
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import Variant
 from compiler.driver.stages.reference import reference_cases
-from compiler.errors import InternalError, OutputError
+from compiler.errors import InternalError
 from compiler.passes.instrument import measure
 from compiler.plan import BuildOptions, settle
-from compiler.plan.jobs import Job, plan_fleet, selected_devices
+from compiler.plan.jobs import Job
 from compiler.store import StageName, Store
 from compiler.store.atomic import write_atomic
 from compiler.store.disk import output_errors
@@ -56,22 +54,10 @@ def build_borders(path: Path, options: BuildOptions, *, events: Sink = ignore) -
     """
     if options.last is None:
         raise InternalError("no stage is named to end at")
-    fleet, jobs, failed = plan_fleet(path, options)
-    devices = selected_devices(fleet, options)
-    claim_folder(options.out, devices)
-    _refuse_delivered([options.out / device.name for device in devices])
-    source, unfit = read_source(fleet, jobs)
-    failed |= unfit
-    jobs = sized_jobs(jobs, source)
-    store = Store(options.cache, wait_s=options.cache_wait_s)
-    reports = {name: DeviceReport(name, options.out / name, error) for name, error in failed.items()}
-    sink = Pace({job.device.name: job.plan.pieces for job in jobs}, events)
-    for number, job in enumerate(jobs, start=1):
-        sink(DeviceStarted(job.device.name, number, len(jobs)))
-        report = attempt(job, options, sink, partial(_border, job, source, options, store, sink))
-        sink(DeviceFinished(report.device, report.status, report.error.brief if report.error else ""))
-        reports[job.device.name] = report
-    return FleetReport(options.out, tuple(reports[device.name] for device in devices), source.imported.notes)
+    opened = open_build(path, options, events)
+    for job in opened.jobs:
+        opened.run(job, options, partial(_border, job, opened.source, options, opened.store, opened.sink))
+    return FleetReport(options.out, opened.ordered, opened.source.imported.notes)
 
 
 def _border(job: Job, source: Source, options: BuildOptions, store: Store, sink: Sink) -> DeviceReport:
@@ -118,13 +104,3 @@ def _write(border: Border, folder: Path) -> Path:
             else:
                 (folder / name).unlink(missing_ok=True)  # weights of a larger model that was here before
     return folder / BORDER
-
-
-def _refuse_delivered(folders: Sequence[Path]) -> None:
-    delivered = [folder for folder in folders if (folder / MANIFEST).exists()]
-    if delivered:
-        raise OutputError(
-            f"an artifact is delivered in {', '.join(map(str, delivered))}, and a border model alone would replace it",
-            where="--to",
-            remedy="Choose another --out. Each delivered folder holds its border model already: border.onnx.",
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,15 +25,75 @@ from compiler.driver.side_by_side import work_side_by_side
 from compiler.driver.stages.any_batch import may_share, share_batch
 from compiler.driver.stages.border import dump_passes
 from compiler.driver.stages.data import open_data
-from compiler.driver.stages.inputs import prepare
+from compiler.driver.stages.inputs import prepare, read_original
 from compiler.errors import CompilerError, InternalError
-from compiler.fleet import Fleet
+from compiler.fleet import DeviceClass, Fleet
 from compiler.fleet.machine import available_cpus
-from compiler.model.frontend import read_model
 from compiler.plan import BuildOptions
 from compiler.plan.jobs import Job, plan_fleet, selected_devices
 from compiler.plan.plan import size_dims
 from compiler.store import Store, file_digest
+from compiler.store.remote import open_remote
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a build starts with, once everything is read and nothing is made yet.
+
+    Args:
+        fleet: The fleet file.
+        devices: The device classes that were asked for.
+        jobs: Those that can be built.
+        source: The model, and what each job starts from.
+        store: The store of finished stages.
+        sink: Takes the events of all devices.
+        reports: By device: of those that cannot be built at once, of the others as they end.
+    """
+
+    fleet: Fleet
+    devices: Sequence[DeviceClass]
+    jobs: tuple[Job, ...]
+    source: Source
+    store: Store
+    sink: Pace
+    reports: dict[str, DeviceReport]
+
+    def run(self, job: Job, options: BuildOptions, build: Callable[[], DeviceReport]) -> None:
+        """Builds one device class and keeps its report; whatever goes wrong with it is in the report."""
+        number = 1 + next(index for index, other in enumerate(self.jobs) if other is job)
+        self.sink(DeviceStarted(job.device.name, number, len(self.jobs)))
+        report = attempt(job, options, self.sink, build)
+        self.sink(DeviceFinished(report.device, report.status, report.error.brief if report.error else ""))
+        self.reports[job.device.name] = report
+
+    @property
+    def ordered(self) -> tuple[DeviceReport, ...]:
+        """The reports in the order of the fleet file."""
+        return tuple(self.reports[device.name] for device in self.devices)
+
+
+def open_build(path: Path, options: BuildOptions, events: Sink) -> Opened:
+    """Reads the fleet file, the model and the data, and claims the output folder.
+
+    Raises:
+        UsageError: The fleet file is not valid or can be obeyed for no device, data do not fit the model, or the output
+            folder cannot be written.
+        ModelError: The model is not valid.
+    """
+    fleet, jobs, failed = plan_fleet(path, options)
+    devices = selected_devices(fleet, options)
+    claim_folder(options.out, devices, is_for_artifacts=options.last is None)
+    source, unfit = read_source(fleet, jobs)
+    jobs = sized_jobs(jobs, source)
+    return Opened(
+        fleet,
+        devices,
+        jobs,
+        source,
+        store=Store(options.cache, wait_s=options.cache_wait_s, remote=open_remote(options.remote)),
+        sink=Pace({job.device.name: job.plan.pieces for job in jobs}, events),
+        reports={name: DeviceReport(name, options.out / name, error) for name, error in (failed | unfit).items()},
+    )
 
 
 def build_fleet(path: Path, options: BuildOptions, *, events: Sink = ignore) -> FleetReport:
@@ -49,26 +109,15 @@ def build_fleet(path: Path, options: BuildOptions, *, events: Sink = ignore) -> 
             folder cannot be written; nothing was built.
         ModelError: The model is not valid; nothing was built.
     """
-    fleet, jobs, failed = plan_fleet(path, options)
-    claim_folder(options.out, selected_devices(fleet, options))
-    source, unfit = read_source(fleet, jobs)
-    failed |= unfit
-    jobs = sized_jobs(jobs, source)
-    store = Store(options.cache, wait_s=options.cache_wait_s)
-    reports = {name: DeviceReport(name, options.out / name, error) for name, error in failed.items()}
-    sink = Pace({job.device.name: job.plan.pieces for job in jobs}, events)
-    numbers = {job.device.name: number for number, job in enumerate(jobs, start=1)}
+    opened = open_build(path, options, events)
+    fleet, source, store, sink = opened.fleet, opened.source, opened.store, opened.sink
 
     def work(job: Job) -> None:
-        sink(DeviceStarted(job.device.name, numbers[job.device.name], len(jobs)))
-        report = attempt(job, options, sink, partial(compile_device, job, fleet, source, options, store, sink))
-        sink(DeviceFinished(report.device, report.status, report.error.brief if report.error else ""))
-        reports[job.device.name] = report
+        opened.run(job, options, partial(compile_device, job, fleet, source, options, store, sink))
 
-    work_side_by_side(jobs, work, store=store, most=options.jobs or available_cpus(), stop=sink.stop)
-    ordered = tuple(reports[device.name] for device in selected_devices(fleet, options))
-    settle_folder(ordered, fleet, source.digest, options.out)
-    return FleetReport(options.out, ordered, source.imported.notes, _write_page(options.out, events))
+    work_side_by_side(opened.jobs, work, store=store, most=options.jobs or available_cpus(), stop=sink.stop)
+    settle_folder(opened.ordered, fleet, source.digest, options.out)
+    return FleetReport(options.out, opened.ordered, source.imported.notes, _write_page(options.out, events))
 
 
 def compile_device(
@@ -85,12 +134,12 @@ def compile_device(
         passes, capability = job.target.passes(job.profile), job.target.capability(job.profile)
         dump_passes(ready.model, job.plan, passes, options.dump_passes / job.device.name, capability=capability)
     context = share_batch(BuildContext(job, ready, source.data[job.device.name], options, store, clock))
-    found = search_precision(context)
+    result = search_precision(context)
     folder = options.out / job.device.name
-    if found.made is None:
-        return failed_report(job, folder, found)
-    facts = deliver(context, fleet, source, found, folder=folder)
-    return delivered_report(job, folder, found.made, facts, clock.seconds)
+    if result.made is None:
+        return failed_report(job, folder, result)
+    facts = deliver(context, fleet, source, result, folder=folder)
+    return delivered_report(job, folder, result.made, facts, clock.seconds)
 
 
 def read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, CompilerError]]:
@@ -100,7 +149,7 @@ def read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, Co
         ModelError: The model is not valid.
         UsageError: Sizes fit it for no device, or data do not fit it.
     """
-    imported = read_model(fleet.model)
+    imported = read_original(fleet)
     sharing = [job.device.name for job in jobs if may_share(job.plan)]
     prepared, failed = prepare(fleet, imported.model, [job.device for job in jobs], sharing=sharing)
     fitting = [job for job in jobs if job.device.name in prepared]

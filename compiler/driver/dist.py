@@ -18,11 +18,16 @@ from compiler.store import file_digest
 from compiler.store.disk import output_errors
 
 
-def claim_folder(out: Path, devices: Sequence[DeviceClass]) -> None:
+def claim_folder(out: Path, devices: Sequence[DeviceClass], *, is_for_artifacts: bool) -> None:
     """The output folder must be writable before an hour of building, not after, and what is replaced must be ours.
 
+    Args:
+        out: The folder.
+        devices: The device classes that are built.
+        is_for_artifacts: Whether artifacts are delivered; border models alone replace none.
+
     Raises:
-        OutputError: It cannot be written, or holds what is no artifact under a device's name.
+        OutputError: It cannot be written, or holds what must not be replaced under a device's name.
         StorageError: The disk is full.
     """
     with output_errors(out):
@@ -35,6 +40,14 @@ def claim_folder(out: Path, devices: Sequence[DeviceClass]) -> None:
             f"no artifact of fleetc is in {', '.join(map(str, foreign))}, and a build would replace it",
             where=str(out),
             remedy="Choose another --out, or move it away.",
+        )
+    folders = [out / device.name for device in devices]
+    delivered = [] if is_for_artifacts else [folder for folder in folders if (folder / MANIFEST).exists()]
+    if delivered:
+        raise OutputError(
+            f"an artifact is delivered in {', '.join(map(str, delivered))}, and a border model alone would replace it",
+            where="--to",
+            remedy="Choose another --out. Each delivered folder holds its border model already: border.onnx.",
         )
 
 

@@ -70,11 +70,11 @@ _GPU: Mapping[str, Mapping[str, float]] = {
 """Compute capability → multiply-accumulates per CUDA core and cycle, dense tensor cores. NVIDIA's architecture
 whitepapers: the ratio of their peak rates to that of float32 outside the tensor cores."""
 
-_SAME_AS = {"fp16-weights": "fp32", "int4-weights": "fp32"}
+_SAME_AS = {"fp16-weights": "fp32", "int8-weights": "fp32", "int4-weights": "fp32"}
 """Precision that only stores → the one it computes in."""
 
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0}
-_WEIGHT_BYTES = {"fp16-weights": 2.0, "int4-weights": 0.5}
+_WEIGHT_BYTES = {"fp16-weights": 2.0, "int8-weights": 1.0, "int4-weights": 0.5}
 
 
 def describe_machine(profile: HardwareProfile) -> Machine | None:
@@ -115,9 +115,9 @@ def _cpu(cpu: Cpu, bandwidth_gbps: float | None) -> Machine | None:
         (_ARM, "Arm Software Optimization Guides") if "asimd" in cpu.isa else (_X86, "Intel Optimization Manual")
     )
     rates: dict[str, float] = {}
-    for flag, found in table:
+    for flag, flag_rates in table:
         if flag in cpu.isa:
-            rates |= found
+            rates |= flag_rates
     cycles = cpu.cores * cpu.clock_mhz * CYCLES_HZ_PER_MHZ
     return _machine(rates, cycles, bandwidth_gbps, f"cores × clock × MACs per cycle ({source})")
 

@@ -21,6 +21,7 @@ from compiler.evaluate.select import Indices, select
 from compiler.model.numerics import Array
 from compiler.model.spec import TensorSpec
 
+# labels are held in memory, unlike samples, which are read step by step
 MAX_LABEL_BYTES = 1 << 30
 _CHUNK_BYTES = 1 << 22
 """Bytes read at a time: small beside any model, large beside the cost of a step."""
@@ -97,29 +98,29 @@ def _table(
     """The samples of a file; what is wrong with it is added to the problems."""
     try:
         columns = _columns(file)
-        given = _inputs_of(file, columns, inputs)
-        wanted = labelled or (labelled is None and "labels" in columns and "labels" not in given)
+        samples = _inputs_of(file, columns, inputs)
+        wanted = labelled or (labelled is None and "labels" in columns and "labels" not in samples)
         labels = _labels(file, columns) if wanted else None
-        origin = str(_small(columns["origin"])) if "origin" in columns and "origin" not in given else ""
+        origin = str(_small(columns["origin"])) if "origin" in columns and "origin" not in samples else ""
     except DataError as error:
         problems.append(error)
         return None
     misfits: list[CompilerError] = [
         problem
         for spec in inputs
-        if (problem := misfit(spec, (c := given[spec.name]).dtype, c.shape, where=f"{file}: input '{spec.name}'"))
+        if (problem := misfit(spec, (c := samples[spec.name]).dtype, c.shape, where=f"{file}: input '{spec.name}'"))
     ]
     if misfits:
         problems += misfits
         return None
-    layouts = find_layouts(inputs, {name: column.shape for name, column in given.items()})
-    lengths = {name: given[name].shape[0] for name, layout in layouts.items() if layout != Layout.SHARED}
+    layouts = find_layouts(inputs, {name: column.shape for name, column in samples.items()})
+    lengths = {name: samples[name].shape[0] for name, layout in layouts.items() if layout != Layout.SHARED}
     lengths |= {} if labels is None else {"labels": len(labels)}
     if len(set(lengths.values())) > 1:
         problems.append(DataError(f"arrays have different numbers of samples: {lengths}", where=str(file)))
         return None
     whole = any(layout != Layout.ROWS for layout in layouts.values())
-    return _Table(given, layouts, min(lengths.values(), default=1), whole, labels, origin)
+    return _Table(samples, layouts, min(lengths.values(), default=1), whole, labels, origin)
 
 
 def _columns(file: Path) -> dict[str, _Column]:
@@ -128,7 +129,7 @@ def _columns(file: Path) -> dict[str, _Column]:
             with file.open("rb") as opened:
                 return {"": _Column(file, "", *_header(opened))}
         with zipfile.ZipFile(file) as archive:
-            found = {}
+            members = {}
             for info in archive.infolist():
                 with archive.open(info) as member:
                     shape, dtype, in_columns = _header(member)
@@ -136,8 +137,8 @@ def _columns(file: Path) -> dict[str, _Column]:
                 if claimed > info.file_size:
                     raise ValueError(f"'{info.filename}' is cut short")
                 name = info.filename.removesuffix(".npy")
-                found[name] = _Column(file, info.filename, shape, dtype, in_columns)
-            return found
+                members[name] = _Column(file, info.filename, shape, dtype, in_columns)
+            return members
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic], bool]:

@@ -18,8 +18,10 @@ Weights = NDArray[np.float64]
 
 Values = NDArray[np.float64]
 
+# the ends of a 95 % interval are far out in the tails: with hundreds they would differ from seed to seed
 RESAMPLES = 2000
 LEAST_RESAMPLES = 100
+# fixed: the same outputs must give the same interval, or a gate would differ from run to run
 SEED = 20261124
 LEVEL_PCT = 95.0
 
@@ -69,15 +71,16 @@ class Measured:
 
 def resampled(models: Sequence[Measured]) -> list[Values]:
     """The metric of each model on the same resamples, the same ones each time."""
-    width = max(1, *(max(one.width, one.units) for one in models))
-    count = min(*(one.resamples for one in models), max(LEAST_RESAMPLES, _MAX_WORK // width), RESAMPLES)
-    blocks = [[one.resample(weights) for one in models] for weights in _weights(models[0].units, count, width)]
+    width = max(1, *(max(model.width, model.units) for model in models))
+    count = min(*(model.resamples for model in models), max(LEAST_RESAMPLES, _MAX_WORK // width), RESAMPLES)
+    blocks = [[model.resample(weights) for model in models] for weights in _weights(models[0].units, count, width)]
     return [np.concatenate(values) for values in zip(*blocks, strict=True)]
 
 
 def interval(values: Values, *, level_pct: float = LEVEL_PCT) -> tuple[float, float]:
     """The interval by percentiles; resamples without a value are left out, NaN where few have one."""
     known = values[np.isfinite(values)]
+    # a metric that half of the resamples do not have, such as one of an absent class, has no interval
     if 2 * len(known) < len(values):
         return float("nan"), float("nan")
     low, high = np.percentile(known, [(100 - level_pct) / 2, (100 + level_pct) / 2])

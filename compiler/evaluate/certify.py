@@ -60,25 +60,8 @@ def certify_held_out(
     ends = [math.nan if end is None else end for end in (drop.low_pct, drop.high_pct)]
     if isinstance(drop, MeasuredDrop) and drop.measured is not None and rank > 1:
         ends = list(interval(_resampled_drops(*drop.measured), level_pct=level))
-    low, high = ends
-    rule, why = choose_rule(asked, drop.candidate.count, limit_pct, high)
-    judged = drop.drop_pct if rule == "point" else high
-    count = drop.candidate.count
-    return Certified(
-        split.kind,
-        drop.metric,
-        drop.drop_pct,
-        known_end(low),
-        known_end(high),
-        level,
-        rule,
-        judged,
-        count,
-        1,
-        1,
-        looks,
-        f"{why}; {split.why}",
-    )
+    figure = _Figure(drop.metric, drop.drop_pct, (ends[0], ends[1]), level, drop.candidate.count)
+    return _certified(figure, split, asked=asked, limit_pct=limit_pct, agreed=(1, 1), looks=looks)
 
 
 def cross_fit(
@@ -105,30 +88,48 @@ def cross_fit(
     Returns:
         None where the metric is no mean over decisions, and folds cannot be put together.
     """
-    if any(one.decisions is None for pair in contenders for one in (pair.reference, pair.candidate)):
+    if any(measured.decisions is None for pair in contenders for measured in (pair.reference, pair.candidate)):
         return None
     winners = [_choose(contenders, fold, limit_pct) for fold in split.folds]
     lost, counts = _lost_by_group(contenders, winners, split.folds)
     level, count = corrected_level(rank), int(counts.sum())
-    drop = float(lost.sum() / count)
-    low, high = interval(_resampled_mixture(contenders, winners, split.folds, counts), level_pct=level)
-    rule, why = choose_rule(asked, count, limit_pct, high)
-    agreed = sum(winner == chosen for winner in winners)
-    judged = drop if rule == "point" else high
+    ends = interval(_resampled_mixture(contenders, winners, split.folds, counts), level_pct=level)
+    figure = _Figure(metric, float(lost.sum() / count), ends, level, count)
+    agreed = (sum(winner == chosen for winner in winners), len(split.folds))
+    return _certified(figure, split, asked=asked, limit_pct=limit_pct, agreed=agreed, looks=len(contenders))
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A drop in percentage points with its interval, and the number of decisions it is the mean of."""
+
+    metric: str
+    drop_pct: float
+    ends_pct: tuple[float, float]
+    level_pct: float
+    count: int
+
+
+def _certified(
+    figure: _Figure, split: Split, *, asked: Rule, limit_pct: float, agreed: tuple[int, int], looks: int
+) -> Certified:
+    """The drop with the rule that the limit is judged by; `agreed` is of how many folds, and of how many in all."""
+    low, high = figure.ends_pct
+    rule, why = choose_rule(asked, figure.count, limit_pct, high)
     return Certified(
-        split.kind,
-        metric,
-        drop,
-        known_end(low),
-        known_end(high),
-        level,
-        rule,
-        judged,
-        count,
-        agreed,
-        len(split.folds),
-        len(contenders),
-        f"{why}; {split.why}",
+        how=split.kind,
+        metric=figure.metric,
+        drop_pct=figure.drop_pct,
+        low_pct=known_end(low),
+        high_pct=known_end(high),
+        level_pct=figure.level_pct,
+        rule=rule,
+        judged_pct=figure.drop_pct if rule == "point" else high,
+        count=figure.count,
+        agreed=agreed[0],
+        folds=agreed[1],
+        looks=looks,
+        why=f"{why}; {split.why}",
     )
 
 

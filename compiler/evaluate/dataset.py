@@ -63,7 +63,9 @@ class Dataset:
         Raises:
             DataError: Samples cannot be used; all of them are named, when the last has been read.
         """
+        # a user's generator can be read in its own order only
         workers = 1 if self.in_order else min(_THREADS_MAX, available_cpus())
+        # a batch more where steps are single samples: else the next batch would begin only when this one is done
         ahead = _AHEAD + workers + (0 if self.in_order else size)
         good = _usable(run_ahead(map(_guarded, self.steps()), workers=workers, ahead=ahead))
         return (chunk for chunk in good) if self.whole else _regrouped(good, size)
@@ -112,6 +114,7 @@ def _regrouped(chunks: Iterator[Arrays], size: int) -> Iterator[Arrays]:
     for chunk in chunks:
         if not _length(chunk):  # a part of a data set may keep none of a step's samples
             continue
+        # samples of another size cannot be stacked: the batch so far goes out shorter
         if held and _shapes(held[0]) != _shapes(chunk):
             yield from _cut(held, rows)
             held, rows = [], 0
@@ -127,7 +130,9 @@ def _regrouped(chunks: Iterator[Arrays], size: int) -> Iterator[Arrays]:
 
 def _cut(held: list[Arrays], size: int, *, keep: bool = False) -> Iterator[Arrays]:
     """What is held in pieces of `size` samples; with `keep`, the last piece is what is left, which may be empty."""
-    joined = {name: np.concatenate([one[name] for one in held]) if len(held) > 1 else held[0][name] for name in held[0]}
+    joined = {
+        name: np.concatenate([chunk[name] for chunk in held]) if len(held) > 1 else held[0][name] for name in held[0]
+    }
     rows = _length(joined)
     end = rows - rows % size if keep else rows
     for start in range(0, end, size):

@@ -46,10 +46,10 @@ def open_folder(
     Raises:
         DataError: There are none, some are unusable, or something does not fit the model.
     """
-    found = _find(path, labelled=labelled)
-    chosen = select(len(found.names), found.labels, count, where=path)
-    labels = None if found.labels is None else found.labels[chosen]
-    pictures = _Pictures(path, tuple(found.names[index] for index in chosen), labels)
+    listing = _find(path, labelled=labelled)
+    chosen = select(len(listing.names), listing.labels, count, where=path)
+    labels = None if listing.labels is None else listing.labels[chosen]
+    pictures = _Pictures(path, tuple(listing.names[index] for index in chosen), labels)
     return _dataset(pictures, inputs, preprocess, origin=path.name)
 
 

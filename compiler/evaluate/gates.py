@@ -123,11 +123,11 @@ def _limits_of(fleet: Fleet, device: DeviceClass) -> Constraints:
     stated = {name: value for name, value in asdict(device.limits).items() if value is not None}
     reasons = dict.fromkeys(stated, "stated in the fleet file")
     if fleet.evaluation is not None:
-        given = {name: value for name, value in asdict(DEFAULTS).items() if value is not None and name not in stated}
-        reasons |= dict.fromkeys(given, "the default where the fleet file has an evaluation")
+        defaults = {name: value for name, value in asdict(DEFAULTS).items() if value is not None and name not in stated}
+        reasons |= dict.fromkeys(defaults, "the default where the fleet file has an evaluation")
         if fleet.calibration is not None and fleet.calibration.path == fleet.evaluation.path:
             reasons = {name: f"{why}; {SAME_DATA}" if name in _NEED_DATA else why for name, why in reasons.items()}
-        return Constraints(Limits(**stated, **given), fleet.evaluation.task, GateData.EVALUATION, reasons)
+        return Constraints(Limits(**stated, **defaults), fleet.evaluation.task, GateData.EVALUATION, reasons)
     for name in _NEED_DATA:
         if name in stated and fleet.calibration is None:
             raise FleetError(

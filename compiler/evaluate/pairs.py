@@ -17,6 +17,7 @@ import numpy as np
 from compiler.errors import CompilerError, DataError, combine
 from compiler.evaluate.select import Indices
 
+# a list of millions of pairs is smaller; a data file named by mistake must not be read whole
 MAX_BYTES = 1 << 28
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -119,12 +120,12 @@ def _people(files: Sequence[str], genuine: Sequence[tuple[int, int]]) -> list[in
     """The person of each picture; those joined by genuine pairs are one."""
     leader = list(range(len(files)))
 
-    def find(one: int) -> int:
-        while leader[one] != one:
-            leader[one] = leader[leader[one]]
-            one = leader[one]
-        return one
+    def find(picture: int) -> int:
+        while leader[picture] != picture:
+            leader[picture] = leader[leader[picture]]
+            picture = leader[picture]
+        return picture
 
     for first, second in genuine:
         leader[find(first)] = find(second)
-    return [find(one) for one in range(len(files))]
+    return [find(picture) for picture in range(len(files))]

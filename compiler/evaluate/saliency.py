@@ -181,13 +181,13 @@ def explain(run: Run, question: Question) -> Explanation:
     grids = question.grids
     scores = _scores(run, question, [list(window_masks(grid)) for grid in grids])
     with np.errstate(invalid="ignore"):
-        maps = tuple((one[0] - one[2:]).reshape(grid.shape) for one, grid in zip(scores, grids, strict=True))
+        maps = tuple((values[0] - values[2:]).reshape(grid.shape) for values, grid in zip(scores, grids, strict=True))
     orders = [
-        list(order_masks(grid, np.nan_to_num(one, posinf=0.0, neginf=0.0)))
-        for one, grid in zip(maps, grids, strict=True)
+        list(order_masks(grid, np.nan_to_num(values, posinf=0.0, neginf=0.0)))
+        for values, grid in zip(maps, grids, strict=True)
     ]
     curves = np.array(_scores(run, question, orders))
-    intact, blank = np.array([one[:2] for one in scores]).T
+    intact, blank = np.array([values[:2] for values in scores]).T
     return Explanation(maps, intact, blank, curves[:, : STEPS - 1], curves[:, STEPS - 1 :])
 
 
@@ -204,7 +204,7 @@ def rank_correlation(left: Floats, right: Floats) -> float:
 def top_overlap(left: Floats, right: Floats) -> float:
     """Part of the most important `TOP` of the windows that both maps name."""
     count = max(1, round(TOP * left.size))
-    first, second = (set(np.argsort(-one, axis=None, kind="stable")[:count].tolist()) for one in (left, right))
+    first, second = (set(np.argsort(-values, axis=None, kind="stable")[:count].tolist()) for values in (left, right))
     return len(first & second) / count
 
 
@@ -260,11 +260,11 @@ def _singles(dataset: Dataset) -> Iterator[Arrays]:
 
 def _scores(run: Run, question: Question, masks: Sequence[Sequence[Mask]]) -> list[Floats]:
     """The scores of every picture under its own masks, in one run of the model."""
-    owner = np.repeat(np.arange(len(masks)), [len(one) for one in masks])
+    owner = np.repeat(np.arange(len(masks)), [len(sequence) for sequence in masks])
     outputs = run(_masked(question, masks))
     score = _class_score if question.kind == "class" else _cosine_score
-    found = np.mean([score(outputs[name], goal[owner]) for name, goal in question.goals.items()], axis=0)
-    return np.split(found, np.cumsum([len(one) for one in masks])[:-1])
+    means = np.mean([score(outputs[name], goal[owner]) for name, goal in question.goals.items()], axis=0)
+    return np.split(means, np.cumsum([len(sequence) for sequence in masks])[:-1])
 
 
 def _masked(question: Question, masks: Sequence[Sequence[Mask]]) -> Dataset:
@@ -285,8 +285,8 @@ def _cover(picture: PictureInput, sample: Arrays, mask: Mask) -> Arrays:
 
 def _class_score(outputs: Array, classes: Array) -> Floats:
     rows = outputs.reshape(len(outputs), -1)
-    found: Floats = rows[np.arange(len(rows)), classes.astype(np.int64)].astype(np.float64)
-    return found
+    scores: Floats = rows[np.arange(len(rows)), classes.astype(np.int64)].astype(np.float64)
+    return scores
 
 
 def _cosine_score(outputs: Array, references: Array) -> Floats:
@@ -342,13 +342,13 @@ def _area_change(reference: Explanation, candidate: Explanation, place: int, cur
     span = reference.intact[place] - reference.blank[place]
     if abs(span) <= FLOOR * max(abs(reference.intact[place]), abs(reference.blank[place])):
         return None
-    areas = [_area(one, place, curve) for one in (reference, candidate)]
+    areas = [_area(explanation, place, curve) for explanation in (reference, candidate)]
     change = float((areas[1] - areas[0]) / span)
     return change if np.isfinite(change) else None
 
 
-def _area(one: Explanation, place: int, curve: str) -> float:
-    ends = (one.intact[place], one.blank[place])
+def _area(explanation: Explanation, place: int, curve: str) -> float:
+    ends = (explanation.intact[place], explanation.blank[place])
     first, last = ends if curve == "deletion" else ends[::-1]
-    found = one.deletion if curve == "deletion" else one.insertion
-    return float(np.trapezoid([first, *found[place], last], dx=1 / STEPS))
+    scores = explanation.deletion if curve == "deletion" else explanation.insertion
+    return float(np.trapezoid([first, *scores[place], last], dx=1 / STEPS))

@@ -49,26 +49,26 @@ def _digests(batch: Arrays, whole: bool) -> Iterator[bytes]:
         yield digest.digest()
 
 
-def _part(dataset: Dataset, kept: Mask, name: str) -> Dataset:
+def _part(dataset: Dataset, rows: Mask, name: str) -> Dataset:
     return replace(
         dataset,
-        count=int(kept.sum()),
+        count=int(rows.sum()),
         origin=f"{dataset.origin}, {name}",
-        digest=hashlib.sha256(f"{dataset.digest} {name}".encode() + kept.tobytes()).hexdigest(),
-        steps=partial(_steps, dataset, kept),
-        labels=None if dataset.labels is None else dataset.labels[kept],
+        digest=hashlib.sha256(f"{dataset.digest} {name}".encode() + rows.tobytes()).hexdigest(),
+        steps=partial(_steps, dataset, rows),
+        labels=None if dataset.labels is None else dataset.labels[rows],
         in_order=True,
     )
 
 
-def _steps(dataset: Dataset, kept: Mask) -> Iterator[Step]:
+def _steps(dataset: Dataset, mask: Mask) -> Iterator[Step]:
     """The same steps, each of which hands on only the rows that are kept; how many it has shows when it is read."""
     position = [0]
 
     def read(step: Step) -> Arrays:
         rows = step()
         start, position[0] = position[0], position[0] + _rows(rows)
-        return {name: array[kept[start : position[0]]] for name, array in rows.items()}
+        return {name: array[mask[start : position[0]]] for name, array in rows.items()}
 
     return (partial(read, step) for step in dataset.steps())
 

@@ -129,8 +129,17 @@ def choose_rule(
         count: Decisions in the set.
         limit_pct: The limit, in percentage points.
         high_pct: Upper end of the drop's interval; NaN where there is none.
+
+    Raises:
+        DataError: The fleet file asks for the bound, and the drop has no interval.
     """
     weight = f"one of {count} decisions weighs {100 / count:.3g} points"
+    if asked == "bound" and math.isnan(high_pct):
+        raise DataError(
+            f"the limit is to be judged by the bound of the drop, which has no interval; {weight}",
+            where="evaluation: rule",
+            remedy="Give samples of more people or classes, or judge by `rule: point`.",
+        )
     if asked != "auto":
         return asked, f"the fleet file asks for the {asked}; {weight}"
     if limit_pct is None:

@@ -12,13 +12,16 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from compiler.errors import FleetError, ProfileError, combine
+from compiler.fleet.cut import Cut
 from compiler.fleet.data import Calibration, Evaluation, Preprocess, is_function
 from compiler.fleet.profile import find_profile, is_path
 from compiler.fleet.sizes import ONE, Range, resolve_sums
 from compiler.fleet.validate import validate
 from compiler.fleet.yamlfile import Document, KeyPath, Origin, read_yaml
 
-Precision: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int4-weights"]
+Precision: TypeAlias = Literal[
+    "auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int8-weights", "int4-weights"
+]
 Prune: TypeAlias = Literal["off", "auto"] | float
 
 
@@ -140,6 +143,7 @@ class Fleet:
     path: Path
     model: Path
     devices: Mapping[str, DeviceClass]
+    cut: Cut | None = None
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     preprocess: Preprocess | None = None
@@ -273,6 +277,7 @@ class FleetFile:
 
     schema: Annotated[Literal[1], Field(description="Version of this format.")]
     model: Annotated[Path, Field(description="The ONNX model, relative to the fleet file.")]
+    cut: Annotated[Cut | None, Field(description="The part of the model that is built; all of it when absent.")] = None
     calibration: Annotated[
         Calibration | None, Field(description="Sample inputs for probing and verifying; random ones when absent.")
     ] = None
@@ -326,6 +331,7 @@ def _resolve(written: FleetFile, origin: Origin) -> Fleet:
         path=path,
         model=path.parent / written.model,
         devices={name: _device(name, entry, written, origin) for name, entry in written.devices.items()},
+        cut=written.cut,
         calibration=calibration and replace(calibration, path=path.parent / calibration.path),
         evaluation=evaluation and _beside(path.parent, evaluation),
         preprocess=written.preprocess,

@@ -201,8 +201,8 @@ def profile_digest(profile: HardwareProfile) -> str:
 
 def to_dict(profile: HardwareProfile) -> dict[str, Any]:
     """The profile as JSON-ready values in the order of its fields, without what is not known."""
-    found: dict[str, Any] = _plain(profile)
-    return found
+    values: dict[str, Any] = _plain(profile)
+    return values
 
 
 def to_yaml(profile: HardwareProfile) -> str:
@@ -235,7 +235,7 @@ def _builtin_folder() -> Path:
 def _plain(value: Any) -> Any:
     """Dataclasses as mappings of their known fields; what the file holds under free keys stays whole."""
     if is_dataclass(value):
-        items = ((one.name, getattr(value, one.name)) for one in fields(value) if one.name != "origin")
+        items = ((fact.name, getattr(value, fact.name)) for fact in fields(value) if fact.name != "origin")
         return {name: _plain(item) for name, item in items if item is not None and item != ()}
     return list(value) if isinstance(value, tuple) else value
 

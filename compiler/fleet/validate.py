@@ -66,9 +66,9 @@ def validate(
     try:
         return adapter.validate_json(json.dumps(data), strict=True, extra="forbid"), []
     except ValidationError as reason:
-        schema, found = adapter.json_schema(), reason.errors(include_url=False)
+        schema, errors = adapter.json_schema(), reason.errors(include_url=False)
     problems = []
-    for item in found[:MAX_PROBLEMS]:
+    for item in errors[:MAX_PROBLEMS]:
         at = tuple(key for key in item["loc"] if key != "[key]")
         problems.append(error(_text(item, at, schema), where=origin.place((*under, *at))))
     return None, problems

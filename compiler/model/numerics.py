@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -172,7 +173,8 @@ def _differing(want: NDArray[np.float64], got: NDArray[np.float64]) -> ErrorStat
     difference = np.abs(left - right)
     worst = np.unravel_index(int(np.argmax(difference)), difference.shape)
     signal, noise = _norm(left), _norm(difference)
-    sqnr_db = 20.0 * (math.log10(signal) - math.log10(noise)) if signal > 0.0 else -math.inf
+    # a difference may be too small to be told from 0 beside the largest element, and is still none of equal tensors
+    sqnr_db = 20.0 * (math.log10(signal) - math.log10(max(noise, sys.float_info.min))) if signal > 0.0 else -math.inf
     worst_abs = float(np.abs(want[worst] - got[worst]))
     return ErrorStats(sqnr_db, _cosine(left, right), worst_abs, tuple(map(int, worst)), want.size)
 

@@ -29,7 +29,7 @@ def raise_opset(model: ir.Model, opset: int, *, reason: str) -> ir.Model:
     try:
         raised = onnx.version_converter.convert_version(skeleton(model), opset)
         inferred = onnx.shape_inference.infer_shapes(raised, data_prop=True)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+    except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.version_converter.ConvertError) as error:
         raise UnsupportedModel(
             f"the model's opset {current} cannot be raised to {opset}, which {reason} needs: {str(error)[:300]}",
             remedy=f"Export the model with opset {opset} or newer.",

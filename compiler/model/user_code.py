@@ -115,9 +115,9 @@ def _sample(item: object, spec: str, *, where: str) -> _Sample:
     sample, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
     named = {str(name): value for name, value in sample.items()} if isinstance(sample, Mapping) else {None: sample}
     # copied: a function may fill one buffer again and again
-    given = [call(np.array, spec, value) for value in named.values()]
-    arrays = tuple(_storable(array, where=where) for array in given)
-    form = tuple((name, str(array.dtype), array.shape) for name, array in zip(named, given, strict=True))
+    copies = [call(np.array, spec, value) for value in named.values()]
+    arrays = tuple(_storable(array, where=where) for array in copies)
+    form = tuple((name, str(array.dtype), array.shape) for name, array in zip(named, copies, strict=True))
     return _Sample(form, arrays, _plain(label, where=where))
 
 

@@ -316,7 +316,7 @@ def keep_float(graph: ir.Graph, value: ir.Value) -> None:
     if cast is None or any(member is not value and not is_moved(member) for member in members):
         return
     readers = [node for member in members for node, index in member.uses() if not hands_on(node, index)]
-    outputs = any(one.is_graph_output() for one in (*members, *(node.outputs[0] for node in readers)))
+    outputs = any(output.is_graph_output() for output in (*members, *(node.outputs[0] for node in readers)))
     if outputs or not all(_is_cast_to_float(node) and node.graph is graph for node in readers):
         return
     for reader in readers:

@@ -33,7 +33,9 @@ def means_the_same(op_type: str, written: int, opset: int) -> bool:
         return True
     if op_type in _REDEFINED or old.min_input != new.min_input:
         return False
-    defaults = [{name: attribute.default_value for name, attribute in one.attributes.items()} for one in (old, new)]
+    defaults = [
+        {name: attribute.default_value for name, attribute in schema.attributes.items()} for schema in (old, new)
+    ]
     added = set(defaults[1]) - set(defaults[0])
     same = all(defaults[1].get(name) == default for name, default in defaults[0].items())
     return same and (not added or new.since_version > old.since_version)

@@ -17,6 +17,7 @@ from compiler.model.reference import Unoptimized
 from compiler.passes.quantized import is_quantized
 from compiler.passes.values import graphs_of
 
+# fixed: what a pass changes must be the same figure in every run and on every machine
 SEED = 20261123
 RANDOM_OPERATORS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -37,11 +38,13 @@ class Probe:
         inputs: One array per graph input.
         expected: Output name → array; None where the model could not be run.
         why: Why `expected` is None, empty otherwise.
+        is_refused: Whether that is because ONNX Runtime refused the model or the inputs.
     """
 
     inputs: Arrays
     expected: Arrays | None
     why: str = ""
+    is_refused: bool = False
 
     def worst(self, model: ir.Model) -> ErrorStats:
         """The worst of the outputs' differences from the expected ones.
@@ -82,13 +85,13 @@ def make_probe(model: ir.Model, inputs: Arrays | None = None) -> Probe:
     if any(node.op_type in RANDOM_OPERATORS for graph in graphs_of(model) for node in graph):
         return Probe(inputs or {}, None, "the model draws random numbers")
     candidates = iter([inputs]) if inputs is not None else _candidates(model)
-    why = "the model has no output"
+    why, is_refused = "the model has no output", False
     for candidate in candidates if model.graph.outputs else ():
         try:
             return Probe(candidate, run_unoptimized(model, candidate))
         except UnsupportedModel as error:
-            why = error.what
-    return Probe(inputs or {}, None, why)
+            why, is_refused = error.what, True
+    return Probe(inputs or {}, None, why, is_refused)
 
 
 def run_unoptimized(model: ir.Model, inputs: Arrays) -> dict[str, Array]:

@@ -84,7 +84,8 @@ class RecurrentLayer:
 def layer_of(node: ir.Node, opset: int) -> RecurrentLayer | None:
     """What a node computes; None where it is not covered, or ONNX and ONNX Runtime do not agree what that is."""
     attributes, data = node.attributes, node.inputs[0]
-    if data is None or data.shape is None or data.dtype is None or attributes.get_int("layout", 0):
+    layout = attributes.get_int("layout", 0)
+    if data is None or data.shape is None or data.dtype is None or layout:
         return None
     given = frozenset(name for name, value in zip(_INPUTS, node.inputs, strict=False) if value is not None)
     steps, weights = data.shape[0], node.inputs[2]

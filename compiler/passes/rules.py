@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import onnx_ir as ir
@@ -102,7 +103,9 @@ class _Indexed:
     needs: frozenset[ir.OperatorIdentifier]
 
 
+@cache
 def _indexed(rule: RewriteRule) -> _Indexed:
+    """Once for each rule: passes live as long as the process, and a pass has a hundred commuted patterns."""
     outputs: list[Any] = list(rule._target_pattern.outputs)
     first = outputs[0].producer() if isinstance(outputs[0], NodeOutputPattern) else None
     needed: set[ir.OperatorIdentifier] = set()

@@ -1,21 +1,22 @@
-"""Runs passes in order: each is numbered and measured, the model is checked, and the provenance of nodes recorded."""
+"""Runs passes in order: each is numbered and measured, the model is checked, and what became of removed nodes noted."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
-from compiler.errors import InternalError, OutputError
+from compiler.errors import InternalError, OutputError, UnsupportedModel
 from compiler.model.graph import Pass, check_model, skeleton
 from compiler.model.save import save_model
 from compiler.passes.instrument import PassRecord, measure, run_measured
 from compiler.passes.judge import Judge
 from compiler.passes.probe import Probe
-from compiler.passes.provenance import Provenance, add_provenance, find_provenance, look
+from compiler.passes.removed_nodes import RemovedNode, add_removed, find_removed, look
 
 log = logging.getLogger("fleetc.build")
 
@@ -48,27 +49,45 @@ def run_passes(
 
     Raises:
         InternalError: A pass raised, or left an invalid model.
+        UnsupportedModel: The same, of a model that the reference did not run before the first pass either.
         OutputError: The dump cannot be written.
     """
     chosen = passes if stop_after is None else passes[: max(0, stop_after - first + 1)]
     _dump(model, dump_dir, first - 1, "input")
     records: list[PassRecord] = []
-    provenance: dict[str, Provenance] = {}
+    removed: dict[str, RemovedNode] = {}
     stats, seen, judge = measure(model), look(model), Judge(probe, model, undo=undo, strict=strict)
     for number, step in enumerate(chosen, start=first):
-        record = run_measured(number, step, model, before=stats, judge=judge)
+        with _blamed(probe):
+            record = run_measured(number, step, model, before=stats, judge=judge)
         stats = record.after
         records.append(record)
         if record.left_out:
             log.warning("%s; please report it with the model", record.left_out)
         if record.modified:
             before, seen = seen, look(model)
-            provenance |= find_provenance(before, seen, by=f"{number} {step.name}")
+            removed |= find_removed(before, seen, by=f"{number} {step.name}")
             _dump(model, dump_dir, number, step.name)
         if check_each or number == first + len(chosen) - 1:
-            _check(model, records)
-    add_provenance(model, provenance)
+            with _blamed(probe):
+                _check(model, records)
+    add_removed(model, removed)
     return tuple(records)
+
+
+@contextmanager
+def _blamed(probe: Probe | None) -> Iterator[None]:
+    """A model that the reference did not run before the first pass is not valid itself: no pass is to blame."""
+    try:
+        yield
+    except InternalError as error:
+        if probe is None or not probe.is_refused:
+            raise
+        raise UnsupportedModel(
+            f"the model cannot be run with these sizes: {probe.why}",
+            remedy="Give sizes that the model takes, or sample inputs if random ones cannot be run: `calibration`. "
+            f"(Once sizes were put in: {error.what})",
+        ) from error
 
 
 def _check(model: ir.Model, records: Sequence[PassRecord]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler.artifact.schema import Candidate, Constraints, Decision, PlanFacts, PlannedPass
 from compiler.errors import FleetError, UsageError
@@ -23,6 +23,9 @@ from compiler.target.capability import Capability, PrecisionRule
 from compiler.target.isolate import ChildLimits
 from compiler.target.request import settings_of
 
+if TYPE_CHECKING:  # what a stage reaches goes into its key, and no stage's result depends on where it came from
+    from compiler.store.remote import RemoteCache
+
 
 class SearchEffort(StrEnum):
     """How much the search for a precision tries.
@@ -34,6 +37,10 @@ class SearchEffort(StrEnum):
     THOROUGH = "thorough"
 
 
+EMULATE_S = 600.0
+"""Seconds for the emulator by default: a detector of 10 GFLOP and its counted instructions take about five minutes."""
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What the command line says, beside the fleet file.
@@ -42,6 +49,7 @@ class BuildOptions:
         out: Folder that gets one folder per device, and `build.json`.
         cache: Root of the store.
         cache_wait_s: Longest time to wait for another process that makes the same stage; None waits for ever.
+        remote: The shared cache that is asked for what the store does not have; None: none is.
         devices: Names of the devices to build; empty means all.
         precision: Precision for every device, over the fleet file's; empty leaves the file's.
         prune: `off`, `auto` or a ratio for every device, over the fleet file's; empty leaves the file's.
@@ -50,10 +58,12 @@ class BuildOptions:
         stop_after: Number of the last pass of the portable half to run.
         dump_passes: Folder that gets the model before the first and after every pass that changed it.
         repeat: Timed runs per batch size when an artifact is verified on a device it can run on; 0 times nothing.
+        emulate_s: Longest time that one artifact may run in an emulator; 0 emulates nothing. An artifact that was not
+            run to the end is delivered as not executed.
         jobs: Most devices that are built at a time; 0: as many as there are processors.
         search: Whether candidates that cannot win are left out.
         search_budget: Most trials that the search for a precision may make for one device.
-        child: What one target's child process may use.
+        child_limits: What one target's child process may use.
         strict: Whether a gate that nobody could judge fails the build, whatever the fleet file says.
         request: What is built for which hardware, where a model is named in place of a fleet file.
         first: `compile`: the model is a border model, and the target half alone is run; None for the whole line.
@@ -63,6 +73,7 @@ class BuildOptions:
     out: Path = Path("dist")
     cache: Path = Path(".fleetc-cache")
     cache_wait_s: float | None = None
+    remote: RemoteCache | None = None
     devices: tuple[str, ...] = ()
     precision: str = ""
     prune: str = ""
@@ -71,10 +82,11 @@ class BuildOptions:
     stop_after: int | None = None
     dump_passes: Path | None = None
     repeat: int = 20
+    emulate_s: float = EMULATE_S
     jobs: int = 0
     search: SearchEffort = SearchEffort.QUICK
     search_budget: int = 24
-    child: ChildLimits = field(default=ChildLimits())
+    child_limits: ChildLimits = field(default=ChildLimits())
     strict: bool = False
     request: ModelRequest = field(default=ModelRequest())
     first: StageName | None = None
@@ -216,6 +228,7 @@ def make_plan(
         target=target.name,
         toolchain=dict(target.toolchain()),
         passes=plan_passes(options),
+        # a border model has the target's passes behind it already
         target_passes=() if options.first else tuple(step.name for step in target.passes(profile)),
         dims={"batch": device.batch, **device.dims},
         decisions={
@@ -231,6 +244,7 @@ def make_plan(
         target_plan=TargetPlan(
             precision=rule.name,
             options=validate_options(target.Options, profile),
+            # fixed sizes are bound in the border model, so that the target never sees them
             dims={name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed},
             threads=threads,
             cache_dir=options.cache / "toolchains",

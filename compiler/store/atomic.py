@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -19,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from compiler.store.locks import flocked
 
 AT_FDCWD = -100
 """Of fcntl.h: paths are as for any other call."""
@@ -57,6 +58,43 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         draft.unlink(missing_ok=True)
 
 
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EMLINK})
+"""What the system says where a file cannot have two names: some network file systems."""
+
+
+def adopt_file(draft: Path, place: Path, *, replace: bool) -> bool:
+    """Gives a complete draft on the same file system its place in one step, once it is on the disk.
+
+    Args:
+        draft: The file; it may keep its name beside the new one.
+        place: The place, whose folder is there.
+        replace: Whether what is there already goes.
+
+    Returns:
+        False where something is there and stays.
+
+    Raises:
+        OSError: The place cannot be written.
+    """
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    if replace:
+        draft.replace(place)
+    else:
+        try:
+            os.link(draft, place)  # a rename would replace what another process has just written
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if place.exists():
+                return False
+            draft.replace(place)
+    sync_folder(place.parent)
+    return True
+
+
 def _fill(file: BinaryIO, content: bytes | Callable[[BinaryIO], object]) -> None:
     if isinstance(content, bytes):
         file.write(content)
@@ -90,7 +128,7 @@ def replacing_folder(place: Path) -> Iterator[Path]:
         OSError: The place cannot be written, or the disk is full; what was there is there still.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(place.parent):
+    with flocked(place.parent, os.O_RDONLY | os.O_DIRECTORY):
         _restore(place)
         _remove_leftovers(place)
         draft = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
@@ -110,7 +148,7 @@ def restore_folder(place: Path) -> None:
         OSError: There is one, and it cannot be put back.
     """
     if _moved_aside(place) and not place.exists():
-        with _locked(place.parent):
+        with flocked(place.parent, os.O_RDONLY | os.O_DIRECTORY):
             _restore(place)
 
 
@@ -169,14 +207,3 @@ def _sync_tree(folder: Path) -> None:
         elif not path.is_symlink():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a folder against other processes; the system lets go of it when this one ends, however it does."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

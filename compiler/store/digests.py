@@ -250,4 +250,7 @@ def _version(name: str) -> str:
     except PackageNotFoundError:
         if find_spec(name) is None:
             return "absent"
-    return ", ".join(f"{one} {version(one)}" for one in packages_distributions().get(name, ())) or "unknown"
+    return (
+        ", ".join(f"{distribution} {version(distribution)}" for distribution in packages_distributions().get(name, ()))
+        or "unknown"
+    )

@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from compiler.errors import StorageError
 
@@ -56,9 +57,26 @@ def exclusive(path: Path, *, purpose: str, limit_s: float | None = None) -> Iter
         os.close(handle)
 
 
+@contextmanager
+def flocked(path: Path, flags: int, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Holds the lock of a file or folder while the block runs; waits for it as long as it takes.
+
+    Args:
+        path: The file or folder.
+        flags: Those of `open`.
+        kind: Exclusive, or `LOCK_SH`.
+    """
+    handle = os.open(path, flags, 0o666)
+    try:
+        fcntl.flock(handle, kind)
+        yield
+    finally:
+        os.close(handle)
+
+
 def remove_if_free(path: Path) -> bool:
     """Removes a lock or lease file that nobody holds. Returns whether it did."""
-    handle = _try(path, os.O_RDWR)
+    handle = try_lock(path, os.O_RDWR)
     if handle is None:
         return False
     with suppress(FileNotFoundError):
@@ -102,12 +120,8 @@ class Leases:
     def _gate(self, kind: int) -> Iterator[None]:
         """The lock that is shared by those who note a name, and exclusive for those who read all of them."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._folder / "gate", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, kind)
+        with flocked(self._folder / "gate", os.O_RDWR | os.O_CREAT, kind):
             yield
-        finally:
-            os.close(handle)
 
     def _open(self) -> int:
         with self._opening:
@@ -143,7 +157,7 @@ def _wait_for(path: Path, purpose: str, limit_s: float | None) -> int:
     began = time.monotonic()
     next_word = began + FIRST_WORD_S
     while True:
-        handle = _try(path, os.O_RDWR | os.O_CREAT)
+        handle = try_lock(path, os.O_RDWR | os.O_CREAT)
         if handle is not None:
             return handle
         now = time.monotonic()
@@ -161,8 +175,19 @@ def _wait_for(path: Path, purpose: str, limit_s: float | None) -> int:
         time.sleep(POLL_S)
 
 
-def _try(path: Path, flags: int) -> int | None:
-    """A handle that holds the lock of the file of that name; None where another process does, or there is no file."""
+def try_lock(path: Path, flags: int) -> int | None:
+    """A handle that holds the lock of the file or folder of that name.
+
+    Args:
+        path: The file or folder.
+        flags: Those of `open`.
+
+    Returns:
+        None where another process holds the lock, or there is no file.
+
+    Raises:
+        OSError: It cannot be opened or locked for another reason.
+    """
     try:
         handle = os.open(path, flags, 0o666)
     except FileNotFoundError:
@@ -183,17 +208,23 @@ def _try(path: Path, flags: int) -> int | None:
 
 def _is_own(path: Path) -> bool:
     """Whether a thread of this process holds a lock."""
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["pid"] == os.getpid())
-    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
-        return False
+    return _read_holder(path).get("pid") == os.getpid()
 
 
 def _holder(path: Path) -> str:
     """Who holds a lock, as it wrote down itself."""
+    holder = _read_holder(path)
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
         seconds = max(0, int(time.time()) - int(holder["since"]))
         return f"process {int(holder['pid'])} on {holder['host']} (for {seconds} s)"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+    except (ValueError, KeyError, TypeError):
         return "another process"
+
+
+def _read_holder(path: Path) -> dict[str, Any]:
+    """What the holder of a lock wrote into its file; nothing while it is just being written."""
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}

@@ -7,7 +7,6 @@ say that: it is given out again, and two containers with one /tmp have equal one
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -16,6 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from compiler.store.locks import try_lock
 
 PREFIX = "fleetc-run-"
 
@@ -51,18 +52,9 @@ def _locked_folder() -> tuple[Path, int]:
 def _lock(folder: Path) -> int | None:
     """An open handle that holds the folder's lock; None where another process has it, or the folder is gone."""
     try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
+        return try_lock(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # no folder of ours: a link, or one that another user's process made
         return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # between `open` and `flock` the folder may have been removed: then the lock is on nothing
-        if os.fstat(handle).st_ino == folder.stat().st_ino:
-            return handle
-    except OSError:
-        pass
-    os.close(handle)
-    return None
 
 
 def _remove_if_abandoned(folder: Path) -> bool:

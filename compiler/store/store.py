@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from compiler.errors import DataError
 from compiler.store.atomic import write_atomic
@@ -80,6 +80,16 @@ class Entry:
     seconds: float = 0.0
 
 
+class Remote(Protocol):
+    """A store of others, which is asked for what is not here."""
+
+    def fetch(self, stage: Stage, folder: Path) -> bool:
+        """Fills an empty folder with `entry.json` and `files/`, all bytes checked; False if it has no such entry."""
+
+    def push(self, folder: Path) -> None:
+        """Offers it an entry of this store."""
+
+
 @dataclass(frozen=True)
 class StoreInfo:
     """Size of a store: entries and bytes by stage name."""
@@ -129,10 +139,11 @@ class Store:
     Args:
         root: The folder; made when first written to.
         wait_s: Longest time to wait for another process that makes the same entry, in seconds; None waits for ever.
+        remote: Asked for what is not here, and offered what was made; None: nobody is.
     """
 
-    def __init__(self, root: Path, *, wait_s: float | None = None) -> None:
-        self.root, self._wait_s = root, wait_s
+    def __init__(self, root: Path, *, wait_s: float | None = None, remote: Remote | None = None) -> None:
+        self.root, self._wait_s, self._remote = root, wait_s, remote
         self._leases = Leases(root / "leases")
         self.gate = TimingGate(root / "timing")
 
@@ -140,7 +151,9 @@ class Store:
         return f"Store({str(self.root)!r})"
 
     def obtain(self, stage: Stage, make: Callable[[Path], None]) -> Entry:
-        """The finished stage: from the store if it is there and whole, otherwise made now, by one process at a time.
+        """The finished stage: from the store if it is there and whole, or from the remote one, or made now.
+
+        One process at a time makes it; the others wait.
 
         Args:
             stage: What is wanted.
@@ -151,12 +164,36 @@ class Store:
                 longer than this one may wait.
         """
         with storage_errors(self.root):
-            found = self.find(stage)
-            if found:
-                return found
+            entry = self.find(stage)
+            if entry:
+                return entry
             self._leases.add(stage.digest)
             with self._lock(stage):
-                return self.find(stage) or self._make(stage, make)
+                found = self.find(stage) or self.fetch(stage)
+                if found:
+                    return found
+                entry = self._make(stage, make)
+            if self._remote is not None:  # without the lock: others need not wait for the network
+                self._remote.push(self._folder(stage.digest))
+            return entry
+
+    def fetch(self, stage: Stage) -> Entry | None:
+        """The entry from the remote store, which is here from now on; None if there is none.
+
+        Raises:
+            StorageError: The store cannot be written, or the disk is full.
+        """
+        if self._remote is None:
+            return None
+        with storage_errors(self.root), self._scratch() as scratch:
+            draft = scratch / stage.digest
+            draft.mkdir()
+            if not self._remote.fetch(stage, draft):
+                return None
+            self._lease(stage.digest)
+            self._remove_damaged(stage)
+            self._adopt(draft, stage.digest)
+        return Entry(stage.name, stage.digest, self._folder(stage.digest) / "files", hit=True)
 
     def find(self, stage: Stage) -> Entry | None:
         """The entry if it is there and every byte matches; None if it is missing or damaged."""
@@ -191,13 +228,13 @@ class Store:
 
     def durations(self) -> dict[str, list[float]]:
         """Stage name → the seconds that making each of its entries took, other stages inside included."""
-        found: dict[str, list[float]] = {}
+        seconds_by_stage: dict[str, list[float]] = {}
         for folder in self._entries():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged, or of an older version
                 record = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
                 name, seconds = str(record["stage"]), float(record["seconds"])
-                found.setdefault(name, []).append(seconds)
-        return found
+                seconds_by_stage.setdefault(name, []).append(seconds)
+        return seconds_by_stage
 
     def gc(self, *, max_bytes: int | None = None, max_age_s: float | None = None) -> int:
         """Removes what killed builds left, then entries too old, then the least recently used above `max_bytes`.
@@ -222,16 +259,16 @@ class Store:
 
     def _doomed(self, in_use: frozenset[str], max_bytes: int | None, max_age_s: float | None) -> list[Path]:
         """Folders that `gc` removes."""
-        now, kept = time.time(), 0
+        now, total = time.time(), 0
         doomed = [path for path in self._tmp() if path.name not in in_use and now - _modified(path) > STALE_TMP_S]
         for folder in sorted(self._entries(), key=_used, reverse=True):
             size = _size(folder)
             too_old = max_age_s is not None and now - _used(folder) > max_age_s
-            too_much = max_bytes is not None and kept + size > max_bytes
+            too_much = max_bytes is not None and total + size > max_bytes
             if folder.name not in in_use and (too_old or too_much):
                 doomed.append(folder)
             else:
-                kept += size
+                total += size
         return doomed
 
     def _remove_old_locks(self) -> None:
@@ -245,9 +282,13 @@ class Store:
         except OSError:  # a read-only shared cache still serves its entries; who may write there must not clear it
             log.debug("%s: what is in use cannot be noted", self.root)
 
+    def entries(self) -> list[Path]:
+        """Folders of every whole entry, as `Remote.push` takes them."""
+        return [folder for folder in self._entries() if not _damage(folder, None)]
+
     def export(self, path: Path) -> int:
         """Writes every whole entry into one tar file. Returns the number of entries."""
-        entries = [folder for folder in self._entries() if not _damage(folder, None)]
+        entries = self.entries()
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, partial(_pack, sorted(entries)))

@@ -1,4 +1,4 @@
-"""The plugin contract: what a target offers, and the child process it works in.
+"""The plugin contract: what a target offers, and the child process it works in; each target talks to its own boards.
 
 The names below are all that a target may import from fleetc; everything else may change. Each is imported when it is
 first used, so that listing targets loads no graph library.

@@ -51,8 +51,8 @@ class PrecisionRule:
     """One precision a target can build for this profile.
 
     Args:
-        name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4-weights`, or `fp16-weights` (weights stored in float16,
-            arithmetic in float32).
+        name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4-weights`, `int8-weights` or `fp16-weights` (weights stored
+            in int8 or float16, arithmetic in float32).
         reason: Why it is there on this profile, in words for the plan.
         converts_graph: Whether the border model itself must be converted (the target is strongly typed), or the
             target converts while it builds.
@@ -177,18 +177,18 @@ def _reasons(node: ir.Node, capability: Capability, opset: int) -> Iterator[str]
 
 def _dtype_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
     values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.dtype is not None]
-    found = {value.dtype.name for value in values if value.dtype is not None}
-    if rule.dtypes and not found <= rule.dtypes:
-        yield f"element type {', '.join(sorted(found - rule.dtypes))} is not among {', '.join(sorted(rule.dtypes))}"
+    dtypes = {value.dtype.name for value in values if value.dtype is not None}
+    if rule.dtypes and not dtypes <= rule.dtypes:
+        yield f"element type {', '.join(sorted(dtypes - rule.dtypes))} is not among {', '.join(sorted(rule.dtypes))}"
     ranks = [len(value.shape) for value in values if value.shape is not None]
     if rule.rank_max and max(ranks, default=0) > rule.rank_max:
         yield f"rank {max(ranks)} is above {rule.rank_max}"
 
 
 def _input_reasons(node: ir.Node, rule: OpRule) -> Iterator[str]:
-    given = max((index + 1 for index, value in enumerate(node.inputs) if value is not None), default=0)
-    if rule.inputs_max and given > rule.inputs_max:
-        yield f"it has {given} inputs; the target takes {rule.inputs_max}"
+    read = max((index + 1 for index, value in enumerate(node.inputs) if value is not None), default=0)
+    if rule.inputs_max and read > rule.inputs_max:
+        yield f"it has {read} inputs; the target takes {rule.inputs_max}"
     made = max((index + 1 for index, value in enumerate(node.outputs) if value.name), default=0)
     if rule.outputs_max and made > rule.outputs_max:
         yield f"it has {made} outputs; the target gives {rule.outputs_max}"

@@ -97,8 +97,8 @@ def _waited_s(root: Path) -> float | None:
 
 
 def _pressed_s(root: Path) -> float | None:
-    found = re.search(r"^some .*total=(\d+)", _text(root / "proc/pressure/cpu"), re.MULTILINE)
-    return int(found[1]) / 1e6 if found else None
+    match = re.search(r"^some .*total=(\d+)", _text(root / "proc/pressure/cpu"), re.MULTILINE)
+    return int(match[1]) / 1e6 if match else None
 
 
 def _stolen_s(root: Path) -> float | None:

@@ -73,8 +73,8 @@ class TuningLog:
 
     def records(self) -> tuple[TuningRecord, ...]:
         """Every record of every device type that is whole; what is not is told once as a warning."""
-        found = (self._read(path) for path in sorted(self.folder.glob("*.jsonl")))
-        return tuple(record for lines in found for record in lines.records)
+        files = (self._read(path) for path in sorted(self.folder.glob("*.jsonl")))
+        return tuple(record for lines in files for record in lines.records)
 
     def of(self, device: DeviceType) -> tuple[TuningRecord, ...]:
         """The records measured on one type of device; one of another device in its file is left out."""
@@ -83,6 +83,7 @@ class TuningLog:
 
     def path(self, device: DeviceType) -> Path:
         """The file of one type of device."""
+        # the slug is for people who look into the folder; the digest alone tells types of devices apart
         slug = re.sub(r"[^a-z0-9]+", "-", device.model.lower()).strip("-")[:48] or "device"
         return self.folder / f"{slug}-{device.digest[:12]}.jsonl"
 
@@ -123,6 +124,7 @@ class TuningLog:
                 remedy="`fleetc tune --export` writes one; nothing of this file was taken.",
             )
         here = {_identity(record) for record in self.records()}
+        # by identity: the same log may be imported twice, or from two machines that exchanged theirs
         fresh = {_identity(record): record for record in lines.records if _identity(record) not in here}
         self.extend(fresh.values())
         return len(fresh)
@@ -132,14 +134,15 @@ class TuningLog:
         try:
             state = path.stat()
             known = self._known.get(path)
+            # the file only grows: its size alone tells of a line written within one tick of the clock
             if known and known[0] == (state.st_size, state.st_mtime_ns):
                 return known[1]
             lines = read_lines(path)
         except FileNotFoundError:
             return Lines((), ())
-        told = set(known[1].problems) if known else set()
+        reported = set(known[1].problems) if known else set()
         for problem in lines.problems:
-            if problem not in told:
+            if problem not in reported:
                 log.warning("%s: %s; that line is not used", path, problem)
         self._known[path] = ((state.st_size, state.st_mtime_ns), lines)
         return lines

@@ -24,8 +24,8 @@ def curves(
 ) -> tuple[Curve, ...]:
     """The trials behind every kernel that was measured; arguments as of `schedule`."""
     by_workload = _by_workload(records)
-    found = (_curve(one, keys[one.workload], by_workload.get(one.workload, [])) for one in kernels)
-    return tuple(curve for curve in found if curve)
+    every = (_curve(kernel, keys[kernel.workload], by_workload.get(kernel.workload, [])) for kernel in kernels)
+    return tuple(curve for curve in every if curve)
 
 
 def _curve(kernel: Tunable, key: TuningKey, records: Sequence[TuningRecord]) -> Curve | None:
@@ -33,7 +33,7 @@ def _curve(kernel: Tunable, key: TuningKey, records: Sequence[TuningRecord]) -> 
     best = best_of(own)
     if best is None:
         return None
-    values = tuple(one.median if not one.error else None for one in own if one.evidence == best.evidence)
+    values = tuple(record.median if not record.error else None for record in own if record.evidence == best.evidence)
     return Curve(kernel.name, kernel.count, best.unit, best.evidence, values)
 
 
@@ -48,19 +48,20 @@ def schedule(
         records: The log, all device types.
     """
     by_workload = _by_workload(records)
-    return tuple(_scheduled(one, keys[one.workload], by_workload.get(one.workload, [])) for one in kernels)
+    return tuple(_scheduled(kernel, keys[kernel.workload], by_workload.get(kernel.workload, [])) for kernel in kernels)
 
 
 def _by_workload(records: Sequence[TuningRecord]) -> Mapping[str, list[TuningRecord]]:
-    found: dict[str, list[TuningRecord]] = {}
+    groups: dict[str, list[TuningRecord]] = {}
     for record in records:
-        found.setdefault(record.key.workload, []).append(record)
-    return found
+        groups.setdefault(record.key.workload, []).append(record)
+    return groups
 
 
 def best_of(records: Iterable[TuningRecord]) -> TuningRecord | None:
     """The smallest figure of the most trusted kind; of equal ones the first written."""
     good = [record for record in records if not record.error]
+    # kinds are not mixed: microseconds and instructions have no common scale
     for evidence in TRUST:
         kind = [record for record in good if record.evidence == evidence]
         if kind:
@@ -74,12 +75,13 @@ def proposals(records: Iterable[TuningRecord], key: TuningKey) -> list[TuningRec
     for record in records:
         if _same_kernel(record.key, key) and record.key != key:
             others.setdefault(record.key.digest, []).append(record)
-    found = [best for group in others.values() if (best := best_of(group))]
-    return sorted(found, key=lambda record: (-_nearness(record.key, key), record.date, record.key.digest))
+    bests = [best for group in others.values() if (best := best_of(group))]
+    return sorted(bests, key=lambda record: (-_nearness(record.key, key), record.date, record.key.digest))
 
 
 def _scheduled(kernel: Tunable, key: TuningKey, records: Sequence[TuningRecord]) -> Scheduled:
     known = {canonical_json(choice) for choice in kernel.choices}
+    # an older fleetc may have offered choices that this one cannot build any more
     usable = [record for record in records if canonical_json(record.choice) in known]
     measured = best_of(record for record in usable if record.key == key)
     if measured is not None:
@@ -107,6 +109,7 @@ def _transfers(recorded: TuningKey, wanted: TuningKey) -> bool:
 def _nearness(recorded: TuningKey, wanted: TuningKey) -> int:
     same_device, same_settings = recorded.device == wanted.device, recorded.settings == wanted.settings
     same_toolchain = recorded.toolchain == wanted.toolchain
+    # a choice that may be taken over as it is comes before all that only share device, toolchain and settings
     return 4 * _transfers(recorded, wanted) + same_device + same_toolchain + same_settings
 
 
@@ -114,7 +117,9 @@ def _transfer_text(record: TuningRecord, key: TuningKey) -> str:
     differing = []
     if record.key.device != key.device:
         differing.append(str(record.key.device))
-    differing += [f"{name} {found}" for name, found in record.key.toolchain.items() if key.toolchain.get(name) != found]
+    differing += [
+        f"{name} {version}" for name, version in record.key.toolchain.items() if key.toolchain.get(name) != version
+    ]
     if record.key.settings != key.settings:
         differing.append("other settings")
     return f"transferred from {', '.join(differing)} ({record}), not measured here"

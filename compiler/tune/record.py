@@ -20,6 +20,7 @@ from compiler.store import canonical_json
 Choice: TypeAlias = Mapping[str, Any]
 """What a kernel is built with, by name: JSON values that the target reads back."""
 
+# a line of another schema is skipped when it is read, never converted
 SCHEMA = 1
 UNITS = {Evidence.HOST: "us", Evidence.DEVICE: "us", Evidence.EMULATOR: "instructions"}
 """What each kind of measurement counts in; one of them is never compared with another."""
@@ -111,6 +112,7 @@ class Measurement:
     evidence: Evidence
 
     def __post_init__(self) -> None:
+        # a time of 0 or less is a broken clock; the search for the smallest would choose it
         if self.evidence not in UNITS or not self.values or not all(0 < value < float("inf") for value in self.values):
             raise ValueError(f"no measurement: {self.values[:3]} ({self.evidence})")
 
@@ -199,8 +201,8 @@ def record_from_dict(value: Mapping[str, Any]) -> TuningRecord:
         ValueError: Another schema, a key too many or too few, a wrong type, or a check that does not fit.
     """
     if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
-        found = value.get("schema") if isinstance(value, Mapping) else type(value).__name__
-        raise ValueError(f"its schema is {found!r}, this fleetc reads {SCHEMA}")
+        schema = value.get("schema") if isinstance(value, Mapping) else type(value).__name__
+        raise ValueError(f"its schema is {schema!r}, this fleetc reads {SCHEMA}")
     rest = {name: part for name, part in value.items() if name != "check"}
     if _digest(rest) != value.get("check"):
         raise ValueError("its check does not fit: it was changed or is not whole")
@@ -215,12 +217,12 @@ def _record_of(value: Mapping[str, Any]) -> TuningRecord:
     caches = tuple(device["caches_kib"])
     if len(caches) != 3 or not isinstance(value["choice"], dict):
         raise ValueError("caches_kib has three sizes, and choice is a mapping")
-    found = DeviceType(str(device["model"]), tuple(map(str, device["isa"])), int(device["cores"]), caches)
+    device_type = DeviceType(str(device["model"]), tuple(map(str, device["isa"])), int(device["cores"]), caches)
     evidence = Evidence(value["evidence"])
     if evidence not in UNITS or not (value["error"] or float(value["median"]) > 0):
         raise ValueError(f"{evidence} with a median of {value['median']}")
     return TuningRecord(
-        TuningKey(str(key["workload"]), str(key["target"]), dict(key["toolchain"]), dict(key["settings"]), found),
+        TuningKey(str(key["workload"]), str(key["target"]), dict(key["toolchain"]), dict(key["settings"]), device_type),
         str(value["kernel"]),
         value["choice"],
         evidence,

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.target import TargetPlan, TensorSpec, ToolchainFailed, UnsupportedModel, is_quantized, save_model
 from targets.intel_openvino.toolchain import first_lines, input_name, openvino
@@ -17,10 +19,13 @@ _EMBED_BYTES = 1 << 20  # above it OpenVINO maps the weights from their file ins
 _HALF = ("fp16-weights", "fp16", "bf16")
 """Precisions whose weights are stored in float16; bfloat16 has fewer bits of each, and parity sees what overflows."""
 
+_REACH = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+"""Precision → the type that the plugin computes in."""
+
 
 def write_ir(model: ir.Model, plan: TargetPlan, path: Path) -> None:
     """Writes `path` and the `.bin` beside it. Raises UnsupportedModel if OpenVINO does not convert the model."""
-    ov = openvino()
+    ov, model = openvino(), _in_reach(model, plan.precision)
     with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
         border, *_ = save_model(model, Path(folder) / "border.onnx", external_above_bytes=_EMBED_BYTES)
         try:
@@ -35,6 +40,29 @@ def write_ir(model: ir.Model, plan: TargetPlan, path: Path) -> None:
             raise UnsupportedModel(f"OpenVINO does not convert the model: {first_lines(error)}") from error
 
 
+def _in_reach(model: ir.Model, precision: str) -> ir.Model:
+    """The model with its finite constants finite in that precision: rounded, the lowest float32 is an infinity.
+
+    A mask of it would then make NaN of a row that is masked as a whole.
+    """
+    if precision not in _REACH:
+        return model
+    bound, copy = float(_REACH[precision].max), model.clone()
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    for graph in (copy.graph, *copy.graph.subgraphs()):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+                continue
+            array = tensor.numpy()
+            is_beyond = (np.abs(array) > bound) & np.isfinite(array)
+            if is_beyond.any():
+                value.const_value = ir.tensor(
+                    np.where(is_beyond, np.sign(array) * bound, array).astype(np.float32), name=value.name
+                )
+    return copy
+
+
 def _tidy(network: Any) -> None:
     """What the ONNX frontend writes around Q/DQ and biases, computed once: half the size of the IR, same results."""
     from openvino._offline_transformations import apply_moc_transformations  # what `openvino.convert_model` runs too
@@ -44,8 +72,8 @@ def _tidy(network: Any) -> None:
 
 def _name_inputs(network: Any, names: list[str]) -> None:
     """Names every parameter as the model does: one handed straight to an output has only the output's name left."""
-    found = {name for port in network.inputs for name in port.get_names()}
-    missing = iter([name for name in names if name not in found])
+    named = {name for port in network.inputs for name in port.get_names()}
+    missing = iter([name for name in names if name not in named])
     for port in network.inputs:
         known = sorted(port.get_names() & set(names))
         port.get_node().set_friendly_name(known[0] if known else next(missing))

@@ -54,7 +54,7 @@ def _spread_slope(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
     wanted = np.array([*[1] * (rank - 1), -1], np.int64)
     shape = ir.Shape([*[1] * (rank - 1), sizes[0]])
     builder = _Builder(node, graph)
-    spread = builder.add("Reshape", [slope, builder.constant("shape", wanted)], "slope", shape=shape, like=slope)
+    (spread,) = builder.add("Reshape", [slope, builder.constant("shape", wanted)], "slope", shape=shape, like=slope)
     node.replace_input_with(1, spread)
     return True
 
@@ -71,7 +71,7 @@ def _pad_before_pooling(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
     sizes = [*list(data.shape)[:2], *(_grown(*three) for three in zip(list(data.shape)[2:], begins, ends, strict=True))]
     builder = _Builder(node, graph)
     places = builder.constant("pads", np.array([0, 0, *begins, 0, 0, *ends], np.int64))
-    padded = builder.add("Pad", [data, places], "padded", shape=ir.Shape(sizes), like=data)
+    (padded,) = builder.add("Pad", [data, places], "padded", shape=ir.Shape(sizes), like=data)
     node.replace_input_with(0, padded)
     node.attributes["pads"] = ir.AttrInt64s("pads", [0] * len(pads))
     node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 0)
@@ -126,9 +126,9 @@ def _part_recurrent(graph: ir.Graph, opset: int) -> bool:
 def _copy_for(data: ir.Value, nodes: Sequence[ir.Node], graph: ir.Graph, opset: int) -> None:
     builder, sizes, count = _Builder(nodes[0], graph), list(data.shape or ()), len(nodes)
     whole = ir.Shape([sizes[0] * count if isinstance(sizes[0], int) else None, *sizes[1:]])
-    joined = builder.add("Concat", [data] * count, "copies", {"axis": 0}, shape=whole, like=data)
+    (joined,) = builder.add("Concat", [data] * count, "copies", {"axis": 0}, shape=whole, like=data)
     attributes = {"axis": 0, "num_outputs": count} if opset >= _COUNT_OPSET else {"axis": 0}
-    copies = builder.add_many("Split", [joined], "copy", attributes, count=count, shape=ir.Shape(sizes), like=data)
+    copies = builder.add("Split", [joined], "copy", attributes, count=count, shape=ir.Shape(sizes), like=data)
     for node, copy in zip(nodes, copies, strict=True):
         node.replace_input_with(0, copy)
 
@@ -164,28 +164,17 @@ class _Builder:
         name: str,
         attributes: Mapping[str, object] | None = None,
         *,
-        shape: ir.Shape | None,
-        like: ir.Value | None,
-    ) -> ir.Value:
-        """A node with one output; returns the output, of the element type that `like` has."""
-        return self.add_many(op_type, inputs, name, attributes, count=1, shape=shape, like=like)[0]
-
-    def add_many(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        name: str,
-        attributes: Mapping[str, object] | None = None,
-        *,
-        count: int,
+        count: int = 1,
         shape: ir.Shape | None,
         like: ir.Value | None,
     ) -> Sequence[ir.Value]:
-        """A node with several outputs of one type and shape."""
+        """The outputs of a new node, all of this shape and of the element type that `like` has."""
         unique = self._unique(name)
         names = [unique] if count == 1 else [f"{unique}.{index}" for index in range(count)]
         kind = like.type if like is not None else None
-        outputs = [ir.Value(name=one, type=kind, shape=shape.copy() if shape is not None else None) for one in names]
+        outputs = [
+            ir.Value(name=output, type=kind, shape=shape.copy() if shape is not None else None) for output in names
+        ]
         node = ir.node(op_type, inputs, attributes=attributes, outputs=outputs, name=unique)  # type: ignore[arg-type]
         record_origin(node, [self._node])
         self._graph.insert_before(self._node, node)

@@ -34,8 +34,8 @@ _DTYPES = frozenset({"FLOAT", "FLOAT16", "INT8", "INT16", "INT32", "INT64", "UIN
 
 def _activations(count: int) -> tuple[tuple[str, ...], ...]:
     """The activations that a recurrent layer may have: of both directions the same, the second's are ignored."""
-    one = tuple(itertools.product(("Sigmoid", "Tanh", "Relu"), repeat=count))
-    return (*one, *(names * 2 for names in one))
+    single = tuple(itertools.product(("Sigmoid", "Tanh", "Relu"), repeat=count))
+    return (*single, *(names * 2 for names in single))
 
 
 _RULES = {
@@ -43,6 +43,7 @@ _RULES = {
         _DTYPES, attributes={"left_window_size": (-1,), "right_window_size": (-1,)}, outputs_max=3
     ),  # windows are ignored, and so is the mask in the fourth output
     "BitShift": OpRule(frozenset({"UINT8", "UINT16", "UINT32"})),  # signed shifts are computed as unsigned ones
+    "Cast": OpRule(_DTYPES | {"DOUBLE"}),  # in and out of the model; between them float64 is computed as float32
     "Celu": OpRule(frozenset({"FLOAT"})),
     "Dropout": OpRule(_DTYPES, constant_inputs=(2,)),
     "GRU": OpRule(_DTYPES, attributes={"layout": (0,), "activations": _activations(2)}),

@@ -40,6 +40,7 @@ from targets.intel_openvino.toolchain import first_lines, layer_types, openvino
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+# the first requests allocate memory, and cores that were idle run slowly
 WARM_UP_S = 0.2
 MEASURED_S = 1.0
 """Time spent on one trial's values: long enough for a median that two runs agree on."""
@@ -52,8 +53,10 @@ def list_tunables(model: ir.Model, plan: TargetPlan, default: Choice) -> tuple[T
     hint = plan.options.performance_hint
     others = _choices(int(default["INFERENCE_NUM_THREADS"]), throughput=hint == "throughput")
     fixed = plan.options.threads is not None
-    kept = (one for one in others if not fixed or one["INFERENCE_NUM_THREADS"] == default["INFERENCE_NUM_THREADS"])
-    choices = (default, *(one for one in kept if one != default))
+    allowed = (
+        choice for choice in others if not fixed or choice["INFERENCE_NUM_THREADS"] == default["INFERENCE_NUM_THREADS"]
+    )
+    choices = (default, *(choice for choice in allowed if choice != default))
     ranges = sorted((name, sizes.min, sizes.opt, sizes.max) for name, sizes in plan.dims.items())
     digest = hashlib.sha256(f"{graph_digest(model)} {ranges} {hint}".encode()).hexdigest()
     return (Tunable(f"whole model, {hint}", digest, choices),)
@@ -63,7 +66,7 @@ def _choices(threads: int, *, throughput: bool) -> Iterator[Choice]:
     """All cores first, then fewer: small models lose more by meeting at the end of each layer than they gain."""
     sizes = sorted({threads, *(2**power for power in range(threads.bit_length()) if 2**power <= threads)}, reverse=True)
     for count in sizes:
-        streams = [one for one in sizes if one <= count] if throughput else [1]
+        streams = [stream_count for stream_count in sizes if stream_count <= count] if throughput else [1]
         for stream in streams:
             yield {"INFERENCE_NUM_THREADS": str(count), "NUM_STREAMS": str(stream)}
 

@@ -204,8 +204,8 @@ def _read_back(artifact: Artifact, model: ir.Model, settings: BuildSettings) -> 
         device = find_device(settings.compute_capability)
     except TargetUnavailable:
         return artifact
-    found = read_engine(artifact.root / _ENGINE, settings.library, device)
-    signature = agree(model_signature(model), found, source="engine")
+    engine = read_engine(artifact.root / _ENGINE, settings.library, device)
+    signature = agree(model_signature(model), engine, source="engine")
     facts = {**artifact.facts, "io_read_from": "engine"}
     return replace(artifact, inputs=signature.inputs, outputs=signature.outputs, facts=facts)
 

@@ -36,9 +36,9 @@ def find_device(compute_capability: str) -> Device:
     for device in devices:
         if device.compute_capability == compute_capability:
             return device
-    found = ", ".join(device.compute_capability for device in devices) or "none"
+    present = ", ".join(device.compute_capability for device in devices) or "none"
     raise TargetUnavailable(
-        f"no NVIDIA GPU of compute capability {compute_capability} on this machine (found: {found})",
+        f"no NVIDIA GPU of compute capability {compute_capability} on this machine (found: {present})",
         remedy="Run it on the device it was built for.",
     )
 

@@ -128,7 +128,7 @@ def recorder(library: str) -> Any:
 
 
 def _recorder(trt: Any) -> Any:
-    kept = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING)
+    severities = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING)
 
     class Recorder(trt.ILogger):  # type: ignore[misc]  # the base is known at run time only
         def __init__(self) -> None:
@@ -136,7 +136,7 @@ def _recorder(trt: Any) -> Any:
             self.lines: list[str] = []
 
         def log(self, severity: Any, text: str) -> None:
-            if severity in kept:
+            if severity in severities:
                 self.lines.append(f"{severity.name.lower()}: {text.strip()}")
 
         def tail(self) -> str:

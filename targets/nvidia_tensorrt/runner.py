@@ -105,8 +105,8 @@ def _open(path: Path, library: str, log: Any) -> Any:
 def _fitting(spec: TensorSpec, inputs: Arrays) -> Array:
     array = inputs.get(spec.name)
     if array is None or array.dtype != _dtype(spec) or array.ndim != len(spec.shape):
-        found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
-        raise DataError(f"expected {spec.dtype}{list(spec.shape)}, got {found}", where=f"input '{spec.name}'")
+        actual = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+        raise DataError(f"expected {spec.dtype}{list(spec.shape)}, got {actual}", where=f"input '{spec.name}'")
     return np.ascontiguousarray(array)
 
 

@@ -57,20 +57,20 @@ def engine_signature(engine: Any) -> Signature:
     return Signature(tuple(specs["INPUT"]), tuple(specs["OUTPUT"]))
 
 
-def agree(wanted: Signature, found: Signature, *, source: str) -> Signature:
+def agree(wanted: Signature, actual: Signature, *, source: str) -> Signature:
     """The found signature in the wanted one's order, its open dimensions under their names.
 
     Args:
         wanted: Of the border model.
-        found: As TensorRT states it.
-        source: What `found` was read from, for the message.
+        actual: As TensorRT states it.
+        source: What `actual` was read from, for the message.
 
     Raises:
         ToolchainFailed: Names, types or shapes differ; all differences are told.
     """
     differences = [
-        *_differences(wanted.inputs, found.inputs, "input"),
-        *_differences(wanted.outputs, found.outputs, "output"),
+        *_differences(wanted.inputs, actual.inputs, "input"),
+        *_differences(wanted.outputs, actual.outputs, "output"),
     ]
     if differences:
         lines = "\n".join(f"  - {difference}" for difference in differences)
@@ -78,14 +78,14 @@ def agree(wanted: Signature, found: Signature, *, source: str) -> Signature:
             f"TensorRT's {source} does not take and give what the border model does:\n{lines}",
             remedy="Report this with the border model.",
         )
-    return Signature(_named(wanted.inputs, found.inputs), _named(wanted.outputs, found.outputs))
+    return Signature(_named(wanted.inputs, actual.inputs), _named(wanted.outputs, actual.outputs))
 
 
-def _differences(wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], role: str) -> list[str]:
-    by_name = {spec.name: spec for spec in found}
+def _differences(wanted: Sequence[TensorSpec], actual: Sequence[TensorSpec], role: str) -> list[str]:
+    by_name = {spec.name: spec for spec in actual}
     names = {spec.name for spec in wanted}
     return [
-        *(f"{role} '{spec.name}' is not in the model" for spec in found if spec.name not in names),
+        *(f"{role} '{spec.name}' is not in the model" for spec in actual if spec.name not in names),
         *(
             f"{role} '{spec.name}' should be {_shown(spec)}, is {_shown(by_name.get(spec.name))}"
             for spec in wanted
@@ -94,16 +94,16 @@ def _differences(wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], role
     ]
 
 
-def _fits(wanted: TensorSpec, found: TensorSpec | None) -> bool:
+def _fits(wanted: TensorSpec, actual: TensorSpec | None) -> bool:
     """Whether dtype and rank are equal, and so is every size that both know."""
-    if found is None or wanted.dtype != found.dtype or len(wanted.shape) != len(found.shape):
+    if actual is None or wanted.dtype != actual.dtype or len(wanted.shape) != len(actual.shape):
         return False
-    pairs = zip(wanted.shape, found.shape, strict=True)
+    pairs = zip(wanted.shape, actual.shape, strict=True)
     return all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
-def _named(wanted: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    by_name = {spec.name: spec for spec in found}
+def _named(wanted: Sequence[TensorSpec], actual: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    by_name = {spec.name: spec for spec in actual}
     return tuple(
         replace(
             spec,

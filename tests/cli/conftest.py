@@ -51,6 +51,7 @@ class More(Options):
     wrong_at: Annotated[str, Field(description="Operator whose presence makes the results wrong.")] = ""
     random: Annotated[str, Field(description="silent or named: a file of random bytes.")] = ""
     start: Annotated[str, Field(description="File that gets the process id of a tool that never ends.")] = ""
+    code: Annotated[int, Field(description="Bytes of the payload that the target does not count.")] = 0
     half_gain: Annotated[float, Field(description="Speed-up that is expected of fp16.")] = 1.0
 
 class Runner:
@@ -85,9 +86,17 @@ class Moody(FakeTarget):
             (workdir / "payload" / "noise.bin").write_bytes(os.urandom(32))
             named = {"payload/noise.bin": "it is noise"} if options.random == "named" else {}
             built = replace(built, files=(*built.files, "payload/noise.bin"), non_reproducible=named)
+        least = None
+        if options.code:
+            used = sum(path.stat().st_size for path in (workdir / "payload").iterdir())
+            for name, size in {"code": options.code, "speed": max(0, (plan.payload_bytes or used) - used)}.items():
+                (workdir / "payload" / name).write_bytes(bytes(size))
+                built = replace(built, files=(*built.files, f"payload/{name}"))
+            least = used
         wrong = any(node.op_type == options.wrong_at for node in model.graph)
         waits = options.wait_for and not Path(options.wait_for).exists()
         return replace(built, facts={**built.facts, "wrong": wrong, "payload_bytes": plan.payload_bytes},
+                       least_payload_bytes=least,
                        deferred="the device has to finish it" if waits else built.deferred)
 
     def load(self, artifact):

@@ -54,6 +54,30 @@ def test_auto_takes_the_candidate_that_holds_the_memory_limit_and_says_why(wide:
     assert trials["fp16"]["speed"]["evidence"] == "measured-host"
 
 
+def test_a_target_that_exceeds_the_limit_by_what_it_does_not_count_builds_smaller_until_the_measured_payload_keeps_it(
+    wide: Place,
+) -> None:
+    limited(wide, {"memory_reduction_pct": 40}, one={"code": 9000})
+    outcome = wide.build("--json")
+    assert outcome.code == 0, outcome.err
+    manifest = wide.manifest("one")
+    assert manifest["plan"]["decisions"]["precision"]["value"] == "fp16"
+    gates = {gate["name"]: gate for gate in manifest["gates"]}
+    # No smaller than it must be.
+    assert gates["memory: weights"]["passed"] and 40 <= gates["memory: weights"]["value"] < 40.1
+    assert "measured" in manifest["plan"]["decisions"]["payload"]["reason"]
+    # The original, the model of one node that memory is measured with, the first fp16, and the one that fits.
+    assert (wide.root / "built.log").read_text().split() == ["one"] * 4
+
+
+def test_a_limit_that_the_smallest_build_exceeds_is_refused_with_the_first_build(wide: Place) -> None:
+    limited(wide, {"memory_reduction_pct": 40}, one={"code": 60000})
+    outcome = wide.build("--json")
+    assert outcome.code == 5, outcome.err
+    (fp16,) = (trial for trial in report(wide)["report"]["trials"] if trial["precision"] == "fp16")
+    assert fp16["status"] == "refused"
+
+
 def test_without_limits_auto_is_the_targets_first_and_nothing_is_searched(wide: Place) -> None:
     wide.moody({"one": {"log": str(wide.root / "built.log")}})
     assert wide.build().code == 0

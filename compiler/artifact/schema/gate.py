@@ -78,15 +78,17 @@ class _Wording:
         places: Decimals.
         is_floor: Whether a limit is the least that must be reached, and not the most that may be.
         opposite: The unit of a negative figure; empty where a negative one is written as it is.
+        singular: The unit of a figure that is written as 1; empty where it is the same.
     """
 
     places: int
     is_floor: bool = False
     opposite: str = ""
+    singular: str = ""
 
 
 _WORDINGS = {
-    GateUnit.POINTS_LOST: _Wording(2, opposite="points gained"),
+    GateUnit.POINTS_LOST: _Wording(2, opposite="points gained", singular="point lost"),
     GateUnit.PERCENT_LESS: _Wording(1, is_floor=True, opposite="% more"),
     GateUnit.MS: _Wording(2),
     GateUnit.CORRELATION: _Wording(3, is_floor=True),
@@ -129,7 +131,8 @@ def _figure(gate: Gate, wording: _Wording) -> str:
         return less_text(value, places=places)
     if value < 0 and wording.opposite:
         return f"{_decimals(-value, places)} {wording.opposite}"
-    return f"{_decimals(value, places)} {gate.unit}"
+    text = _decimals(value, places)
+    return f"{text} {wording.singular if text == '1' and wording.singular else gate.unit}"
 
 
 def _places(value: float, limit: float, places: int) -> int:

@@ -14,6 +14,7 @@ from compiler.artifact.schema.ladder import Baseline, LadderFacts
 from compiler.artifact.schema.parity import Latency, Verdict
 from compiler.artifact.schema.pruning import Pruning
 from compiler.artifact.schema.trial import Searched, StageDigest
+from compiler.fleet.cut import Cut
 from compiler.model.stats import GraphStats
 
 
@@ -27,12 +28,13 @@ class File:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """The model that was read; `fixed` are inputs that became constants."""
+    """The model that was read; `fixed` are inputs that became constants, `cut` says which part of it was built."""
 
     file: str
     sha256: str
     notes: tuple[str, ...]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,9 @@ def _per_axis(ties: Ties) -> list[Cut]:
     return list({(cut.initializer, cut.axis): cut for cut in ties.cuts}.values())
 
 
-def _slice(value: ir.Value, axis: int, kept: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
-    if not kept.all():
-        _set(value, np.compress(kept, np.asarray(constant_of(value)), axis=axis))
+def _slice(value: ir.Value, axis: int, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
+    if not mask.all():
+        _set(value, np.compress(mask, np.asarray(constant_of(value)), axis=axis))
 
 
 def _set(value: ir.Value, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> None:
@@ -66,16 +66,16 @@ def _set(value: ir.Value, array: np.ndarray[tuple[int, ...], np.dtype[np.generic
     value.shape = ir.Shape(array.shape)
 
 
-def _recount(model: ir.Model, node: ir.Node, count: Count, kept: int, names: Names) -> None:
+def _recount(model: ir.Model, node: ir.Node, count: Count, channels: int, names: Names) -> None:
     """Writes the number into a new constant: another node may use the old one for something else."""
     if isinstance(count.place, str):
-        node.attributes[count.place] = ir.AttrInt64(count.place, kept // count.per)
+        node.attributes[count.place] = ir.AttrInt64(count.place, channels // count.per)
         return
     old = node.inputs[count.place]
     array = np.array(constant_of(old))
-    if array[count.element] == kept:
+    if array[count.element] == channels:
         return
-    array[count.element] = kept
+    array[count.element] = channels
     name = names.fresh(f"{old.name if old else ''}_kept")
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape))
     value.dtype = ir.DataType.INT64

@@ -115,7 +115,7 @@ def _tie_shared(walk: Walk, model: ir.Model) -> None:
         value = model.graph.initializers[name]
         readers = {(str(node.outputs[0].name), index) for node, index in value.uses()}
         axes = [{cut.axis for cut in cuts if cut.node == node} for node in {cut.node for cut in cuts}]
-        if readers - walk.used or any(one != axes[0] for one in axes):
+        if readers - walk.used or any(cut_axes != axes[0] for cut_axes in axes):
             for cut in cuts:
                 walk.atoms.fix(cut.ids, f"the constant '{name}' is shared with another use")
             continue
@@ -129,17 +129,19 @@ def _settled(walk: Walk) -> Ties:
     root = walk.atoms.roots
     cuts = tuple(Cut(c.initializer, c.axis, root(c.ids), c.role, c.node) for c in walk.cuts)
     counts = tuple(Count(c.output, c.place, c.element, root(c.ids), c.per) for c in walk.counts)
-    labels = {name: {axis: root(ids) for axis, ids in one.items()} for name, one in walk.labels.items() if one}
-    kept: dict[str, str] = {}
+    labels = {
+        name: {axis: root(ids) for axis, ids in by_axis.items()} for name, by_axis in walk.labels.items() if by_axis
+    }
+    uncut: dict[str, str] = {}
     free: list[Cut] = []
     for cut in cuts:
         if cut.role == "makes":
             reasons = [reason for atom in dict.fromkeys(cut.ids.tolist()) if (reason := walk.atoms.reason(atom))]
             if reasons:
-                kept[cut.node] = reasons[0]
+                uncut[cut.node] = reasons[0]
             if len(reasons) < len({*cut.ids.tolist()}):
                 free.append(cut)
-    return Ties(tuple(_groups(free, cuts, walk)), kept, cuts, counts, labels)
+    return Ties(tuple(_groups(free, cuts, walk)), uncut, cuts, counts, labels)
 
 
 def _groups(free: list[Cut], cuts: Iterable[Cut], walk: Walk) -> Iterable[Group]:
@@ -151,7 +153,7 @@ def _groups(free: list[Cut], cuts: Iterable[Cut], walk: Walk) -> Iterable[Group]
         while grown:
             channels = {int(atom) for cut in members for atom in cut.ids if not walk.atoms.reason(int(atom))}
             joined = [cut for cut in rest if not channels.isdisjoint(cut.ids.tolist())]
-            members, rest = members + joined, [cut for cut in rest if not any(cut is one for one in joined)]
+            members, rest = members + joined, [cut for cut in rest if not any(cut is member for member in joined)]
             grown = bool(joined)
         order = dict.fromkeys(int(atom) for cut in members for atom in cut.ids if int(atom) in channels)
         yield Group(

@@ -48,8 +48,8 @@ class _Sums:
         first, second = self.squares
         if centred:
             first, second = (
-                one - np.outer(mean, mean) / max(1, count)
-                for one, mean, count in zip(self.squares, self.totals, self.rows, strict=True)
+                square - np.outer(mean, mean) / max(1, count)
+                for square, mean, count in zip(self.squares, self.totals, self.rows, strict=True)
             )
         return Moments((first, second), sum(self.rows))
 
@@ -71,7 +71,7 @@ def gather_moments(model: ir.Model, layers: Sequence[Layer], batches: Batches) -
         for weights, layer in by_weights.items():
             x = _rows(layer, arrays, random)
             sums.setdefault(weights, _Sums(x.shape[1])).add(index % 2, x)
-    return {weights: one.moments(centred=bool(by_weights[weights].bias)) for weights, one in sums.items()}
+    return {weights: total.moments(centred=bool(by_weights[weights].bias)) for weights, total in sums.items()}
 
 
 def _rows(layer: Layer, arrays: dict[str, Array], random: np.random.Generator) -> Matrix:

@@ -150,8 +150,8 @@ def _warnings(plan: PrunePlan, repaired: Sequence[Repaired], ratio: float) -> li
     warnings = []
     if plan.ratio < ratio - SHORTFALL:
         warnings.append(f"{plan.ratio:.0%} of the multiply-accumulates could be saved, {ratio:.0%} were asked for")
-    thin = [one.layer for one in repaired if one.is_thin]
-    few = [one.samples for one in repaired if one.samples < FEW]
+    thin = [result.layer for result in repaired if result.is_thin]
+    few = [result.samples for result in repaired if result.samples < FEW]
     if thin or few:
         layers = f" for the least squares of {len(thin)} layers ({', '.join(thin[:3])})" if thin else ""
         seen = f"{repaired[0].samples} with mirror images"

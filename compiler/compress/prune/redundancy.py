@@ -199,12 +199,12 @@ def _held_out(reader: Reader, order: Sequence[int], counts: Sequence[int]) -> Ma
         moments, judged = (half[np.ix_(kept_first, kept_first)] for half in (fit, judge))
         lower = as_matrix(np.linalg.cholesky(shrunk(moments, reader.rows // 2)))
         root, known = _inverse_triangle(lower), lower.T @ weights
-        given = judged @ weights
-        whole = float((weights * given).sum())
+        products = judged @ weights
+        whole = float((weights * products).sum())
         for place, size in enumerate(sizes):
             solved = root[:size, :size].T @ known[:size]
             # |W′ − W|² in the norm of the other half's moments
-            totals[place] += float((solved * (judged[:size, :size] @ solved - 2 * given[:size])).sum()) + whole
+            totals[place] += float((solved * (judged[:size, :size] @ solved - 2 * products[:size])).sum()) + whole
     return np.maximum(totals, 0.0) / reader.energy
 
 

@@ -168,8 +168,8 @@ class _Task:
         kept: Mask of the outputs that remain; None for all.
     """
 
-    def __init__(self, model: ir.Model, spot: Spot, kept: Array | None) -> None:
-        self.layer, self.match, self._kept = spot.layer, spot.match, kept
+    def __init__(self, model: ir.Model, spot: Spot, channels: Array | None) -> None:
+        self.layer, self.match, self._kept = spot.layer, spot.match, channels
         self._old = np.asarray(constant_of(model.graph.initializers[spot.layer.weights]))
         self._matrix = spot.layer.matrix(self._old)
         nothing = np.zeros((0, self._matrix.shape[1]))
@@ -200,12 +200,12 @@ class _Task:
         return Repaired(layer.node, before, after, ridge, sums.rows, len(self._matrix), self._samples)
 
 
-def _gather(segments: Segments, tasks: Sequence[_Task], kept: Sequence[str]) -> None:
+def _gather(segments: Segments, tasks: Sequence[_Task], carried: Sequence[str]) -> None:
     """Adds all batches to all tasks; odd batches are the second half."""
     matched = list(dict.fromkeys(task.match for task in tasks))
     read = list(dict.fromkeys([*matched, *(task.layer.source for task in tasks)]))
     seeds = np.random.default_rng(0)
-    for index, (now, before) in enumerate(segments.advance((read, matched), kept)):
+    for index, (now, before) in enumerate(segments.advance((read, matched), carried)):
         seed = int(seeds.integers(1 << 62))
         for task in tasks:
             # one seed for all tasks: each samples the same positions of input, output and target

@@ -88,22 +88,24 @@ def layer_of(node: ir.Node) -> Layer | None:
 
 
 def sample_rows(
-    layer: Layer, read: Array, given: Array, *, per_item: int, random: np.random.Generator
+    layer: Layer, read: Array, outputs: Array, *, per_item: int, random: np.random.Generator
 ) -> tuple[Matrix, Matrix]:
     """Rows (R, K) of the input at sampled positions, and the outputs (R, N) there.
 
     Args:
         layer: The layer.
         read: Its input, (B, C, H, W) or (…, K).
-        given: Its output, (B, O, H', W') or (…, N); may be that of another model's layer of the same name.
+        outputs: Its output, (B, O, H', W') or (…, N); may be that of another model's layer of the same name.
         per_item: Most positions of one item that are sampled.
         random: Generator for the positions.
     """
     if not layer.kernel:
-        return _take(read.reshape(-1, read.shape[-1]), given.reshape(-1, given.shape[-1]), per_item * len(read), random)
+        return _take(
+            read.reshape(-1, read.shape[-1]), outputs.reshape(-1, outputs.shape[-1]), per_item * len(read), random
+        )
     top, left, bottom, right = layer.pads
     padded = np.pad(read, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    height, width = given.shape[2:]
+    height, width = outputs.shape[2:]
     count = min(per_item, height * width)
     places = np.stack([random.permutation(height * width)[:count] for _ in range(len(read))])
     rows, columns = places // width, places % width
@@ -112,7 +114,7 @@ def sample_rows(
     xs = columns[..., None] * layer.strides[1] + np.arange(layer.kernel[1]) * layer.dilations[1]
     patches = padded[item[..., None, None], :, ys[..., :, None], xs[..., None, :]]  # (B, R, kh, kw, C)
     inputs = np.moveaxis(patches, -1, 2).reshape(len(read) * count, -1)
-    return inputs.astype(np.float64), given[item, :, rows, columns].reshape(len(read) * count, -1).astype(np.float64)
+    return inputs.astype(np.float64), outputs[item, :, rows, columns].reshape(len(read) * count, -1).astype(np.float64)
 
 
 def _take(inputs: Array, outputs: Array, count: int, random: np.random.Generator) -> tuple[Matrix, Matrix]:

@@ -41,20 +41,20 @@ def _plain(walk: Walk, node: ir.Node, shape: tuple[int, ...], ids: Ids | None) -
     return made
 
 
-def _depthwise(walk: Walk, node: ir.Node, made: int, groups: int, given: Ids | None) -> Ids | None:
+def _depthwise(walk: Walk, node: ir.Node, made: int, groups: int, read: Ids | None) -> Ids | None:
     """Each channel has its own filter: output channels are tied to input channels."""
-    if given is None:
+    if read is None:
         return None
-    ids = np.repeat(given, made // groups)
+    ids = np.repeat(read, made // groups)
     walk.cut(node, 1, 0, ids, "follows")
-    walk.count(node, "group", 0, given)
+    walk.count(node, "group", 0, read)
     return ids
 
 
-def _grouped(walk: Walk, node: ir.Node, shape: tuple[int, ...], groups: int, given: Ids | None) -> Ids:
+def _grouped(walk: Walk, node: ir.Node, shape: tuple[int, ...], groups: int, read: Ids | None) -> Ids:
     """All groups lose their i-th channel or none does: groups stay equal in size."""
-    if given is not None:
-        rows = given.reshape(groups, -1)
+    if read is not None:
+        rows = read.reshape(groups, -1)
         for row in rows[1:]:
             walk.atoms.tie(rows[0], row)
         walk.cut(node, 1, 1, rows[0], "reads")
@@ -161,18 +161,18 @@ def attention(walk: Walk, node: ir.Node) -> bool:
     return ranks == {3} and all(set(labels) == {2} for labels in inputs) and _flat_heads(walk, node, inputs)
 
 
-def _flat_heads(walk: Walk, node: ir.Node, given: list[Labels]) -> bool:
+def _flat_heads(walk: Walk, node: ir.Node, inputs: list[Labels]) -> bool:
     heads = node.attributes.get_int("q_num_heads", 0)
-    if not heads or heads != node.attributes.get_int("kv_num_heads", 0) or any(len(g[2]) % heads for g in given):
+    if not heads or heads != node.attributes.get_int("kv_num_heads", 0) or any(len(g[2]) % heads for g in inputs):
         return False
-    first = given[0][2].reshape(heads, -1)[:, 0]
-    for labels in given:
+    first = inputs[0][2].reshape(heads, -1)[:, 0]
+    for labels in inputs:
         rows = labels[2].reshape(heads, -1)
         for column in rows.T:
             walk.atoms.tie(first, column)
     for name in ("q_num_heads", "kv_num_heads"):
         walk.count(node, name, 0, first)
-    walk.give(node.outputs[0], {2: given[2][2]})
+    walk.give(node.outputs[0], {2: inputs[2][2]})
     return True
 
 

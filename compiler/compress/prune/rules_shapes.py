@@ -201,9 +201,10 @@ def reduce(walk: Walk, node: ir.Node) -> bool:
     listed = list(node.attributes.get_ints("axes", ())) if axes is None else axes.tolist()
     gone = {axis % len(shape) for axis in listed} or set(range(len(shape)))
     walk.fix({axis: ids for axis, ids in labels.items() if axis in gone}, f"'{node.name}' reduces over it")
-    kept = [axis for axis in range(len(shape)) if len(out) == len(shape) or axis not in gone]
+    remaining = [axis for axis in range(len(shape)) if len(out) == len(shape) or axis not in gone]
     walk.give(
-        node.outputs[0], {kept.index(axis): ids for axis, ids in labels.items() if axis in kept and axis not in gone}
+        node.outputs[0],
+        {remaining.index(axis): ids for axis, ids in labels.items() if axis in remaining and axis not in gone},
     )
     return True
 

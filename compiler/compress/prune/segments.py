@@ -42,18 +42,18 @@ class Segments:
                 self._save(self._count, place, {name: batch[name] for name in self._held})
             self._count += 1
 
-    def advance(self, wanted: Sequence[Sequence[str]], kept: Sequence[str]) -> Iterator[tuple[Arrays, ...]]:
-        """Values of every batch for each model; the next segment begins with the values in `kept`.
+    def advance(self, wanted: Sequence[Sequence[str]], carried: Sequence[str]) -> Iterator[tuple[Arrays, ...]]:
+        """Values of every batch for each model; the next segment begins with the values in `carried`.
 
         Args:
             wanted: For each model the names of the values to return.
-            kept: Names of values to store for the next segment, of all models.
+            carried: Names of values to store for the next segment, of all models.
         """
-        sessions = [self._session(model, [*names, *kept]) for model, names in zip(self._models, wanted, strict=True)]
-        steps = (partial(self._step, index, sessions, wanted, kept) for index in range(self._count))
+        sessions = [self._session(model, [*names, *carried]) for model, names in zip(self._models, wanted, strict=True)]
+        steps = (partial(self._step, index, sessions, wanted, carried) for index in range(self._count))
         workers = available_cpus()
         yield from run_ahead(steps, workers=workers, ahead=workers)
-        self._held = [*kept]
+        self._held = [*carried]
 
     def _session(self, model: ir.Model, names: Sequence[str]) -> tuple[Unoptimized, tuple[str, ...]]:
         """A session for the values that are not stored, and the names of its inputs."""
@@ -65,13 +65,13 @@ class Segments:
         index: int,
         sessions: Sequence[tuple[Unoptimized, tuple[str, ...]]],
         wanted: Sequence[Sequence[str]],
-        kept: Sequence[str],
+        carried: Sequence[str],
     ) -> tuple[Arrays, ...]:
         segments = []
         for place, (session, reads) in enumerate(sessions):
             there = self._load(index, place)
             values = {**there, **session.run({name: there[name] for name in reads})}
-            self._save(index, place, {name: values[name] for name in kept})
+            self._save(index, place, {name: values[name] for name in carried})
             segments.append({name: values[name] for name in wanted[place]})
         return tuple(segments)
 

@@ -77,5 +77,5 @@ def _masked(model: ir.Model, ties: Ties) -> tuple[ir.Model, dict[str, tuple[Ids,
 
 
 def _mask(ids: Ids, shape: tuple[int, ...], channel: int) -> Array:
-    kept: Array = np.asarray(ids != channel, np.float32).reshape(shape)
-    return kept
+    mask: Array = np.asarray(ids != channel, np.float32).reshape(shape)
+    return mask

@@ -33,18 +33,18 @@ def watch(model: ir.Model, names: Sequence[str], batches: Iterable[Arrays]) -> I
         yield tuple(outputs[name] for name in names)
 
 
-def cut_between(model: ir.Model, given: Sequence[str], names: Sequence[str]) -> ir.Model:
+def cut_between(model: ir.Model, boundary: Sequence[str], names: Sequence[str]) -> ir.Model:
     """A copy of the part of a model between some values and others; its inputs are those it reads.
 
     Args:
         model: The whole model; left as it is.
-        given: Values that become inputs, beside the inputs of the model.
+        boundary: Values that become inputs, beside the inputs of the model.
         names: Values that become the outputs, none of them given.
     """
     cut = model.clone()
     values = {str(value.name): value for node in cut.graph for value in node.outputs}
     inputs = {str(value.name): value for value in cut.graph.inputs}
-    for name in given:
+    for name in boundary:
         if (old := values.get(name)) is not None:
             new = ir.Value(name=name, shape=old.shape, type=_typed(old).type)
             old.name = None

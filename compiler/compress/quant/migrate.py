@@ -148,7 +148,7 @@ def _site(value: ir.Value) -> Site | None:
     is_picture = scaled[0].node.op_type == "Conv"
     channels = scaled[0].view[0] * scaled[0].view[2]
     divided = _divided(value, is_picture, channels)
-    if not divided or any((one.node.op_type == "Conv") != is_picture for one in scaled):
+    if not divided or any((reader.node.op_type == "Conv") != is_picture for reader in scaled):
         return None
     return Site(value, 1 if is_picture else -1, divided, tuple(scaled))
 
@@ -156,8 +156,12 @@ def _site(value: ir.Value) -> Site | None:
 def _bare_site(value: ir.Value) -> Site | None:
     """A site without a source: the products that read a value."""
     readers = [reader for reader in (_reader(node, index) for node, index in value.uses()) if reader is not None]
-    products = tuple(one for one in readers if one.node.op_type != "Conv")
-    if not products or value.dtype != ir.DataType.FLOAT or any(one.view[2] != products[0].view[2] for one in products):
+    products = tuple(product for product in readers if product.node.op_type != "Conv")
+    if (
+        not products
+        or value.dtype != ir.DataType.FLOAT
+        or any(product.view[2] != products[0].view[2] for product in products)
+    ):
         return None
     return Site(value, -1, (), products)
 
@@ -210,7 +214,7 @@ def _source(node: ir.Node, is_picture: bool) -> tuple[Divided, ...]:
         index: axis for index, axis in axes.items() if index < len(node.inputs) and node.inputs[index] is not None
     }
     return (
-        tuple(Divided(node, *one) for one in constants.items())
+        tuple(Divided(node, *place) for place in constants.items())
         if all(_is_own(node, index) for index in constants)
         else ()
     )

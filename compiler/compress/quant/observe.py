@@ -84,7 +84,9 @@ def observe(model: ir.Model, batches: Iterable[Arrays], *, tensors: Collection[s
     counted = sample_inputs(model)
     samples = 0
     workers = available_cpus()
-    for inputs, outputs in run_ahead((partial(_run, session, one) for one in batches), workers=workers, ahead=workers):
+    for inputs, outputs in run_ahead(
+        (partial(_run, session, batch) for batch in batches), workers=workers, ahead=workers
+    ):
         samples += count_samples(inputs, counted)
         refuse_nonfinite(model, {name: array for name, array in (inputs | outputs).items() if name in seen})
         for name in names:

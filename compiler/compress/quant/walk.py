@@ -50,9 +50,9 @@ class Step:
             feeds[name] = weight
         self._results = None
 
-    def replace(self, found: list[Array]) -> None:
+    def replace(self, arrays: list[Array]) -> None:
         """Exchanges the first result; later nodes read it."""
-        self._results = [result | {self._first: array} for result, array in zip(self.results, found, strict=True)]
+        self._results = [result | {self._first: array} for result, array in zip(self.results, arrays, strict=True)]
 
 
 def walk(model: ir.Model, plan: QuantPlan, batches: Sequence[Arrays]) -> Iterator[Step]:

@@ -126,7 +126,12 @@ def _norm(order: int) -> Operator:
 
 def _attention(node: ir.Node, q: Tensor, k: Tensor, v: Tensor, mask: Tensor = None, *past: Tensor) -> Tensor:
     get = node.attributes
-    if q.dim() != 4 or any(one is not None for one in past) or get.get_float("softcap", 0.0) or len(node.outputs) > 1:
+    if (
+        q.dim() != 4
+        or any(value is not None for value in past)
+        or get.get_float("softcap", 0.0)
+        or len(node.outputs) > 1
+    ):
         refuse(node, "only four-dimensional queries, without a cache of keys and without a cap, are covered")
     groups = q.shape[1] != k.shape[1]
     causal, scale = bool(get.get_int("is_causal", 0)), get.get_float("scale")

@@ -27,7 +27,7 @@ def refuse_non_reproducible(fleet: Path, options: BuildOptions) -> None:
 
 
 def check_reproducible(fleet: Path, options: BuildOptions) -> None:
-    """Builds a fleet once more with an empty store and compares the result with what was delivered.
+    """Builds a fleet once more with an empty store, and no remote one, and compares the result with what was delivered.
 
     Toolchain downloads are shared with the first build, and so is what the search observed (times, memory): the same
     observations must lead to the same decision and the same bytes. `measurements.json`, and the files whose bytes a
@@ -46,7 +46,7 @@ def check_reproducible(fleet: Path, options: BuildOptions) -> None:
         cache.mkdir()
         (cache / "toolchains").symlink_to((options.cache / "toolchains").absolute())
         Store(options.cache).lend(MEASURED_STAGES, Store(cache))
-        again = build_fleet(fleet, replace(options, cache=cache, out=out, dump_passes=None))
+        again = build_fleet(fleet, replace(options, cache=cache, out=out, dump_passes=None, remote=None))
         again.raise_failures()
         different = [
             f"{device.device}/{file}"

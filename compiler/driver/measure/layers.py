@@ -10,7 +10,7 @@ from compiler.artifact import Evidence
 from compiler.artifact.schema import Layer
 from compiler.driver.measure.child import measure_in_child
 from compiler.driver.roofline import describe_machine, layer_seconds
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import read_plan
 from compiler.driver.work import LayerWork, list_work
@@ -22,7 +22,7 @@ from compiler.target.request import LayerTimesAnswer, LayerTimesTask
 _TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
 
 
-def list_layers(context: BuildContext, made: Made, *, sqnr_db: Mapping[str, float]) -> tuple[Layer, ...]:
+def list_layers(context: BuildContext, made: BuiltCandidate, *, sqnr_db: Mapping[str, float]) -> tuple[Layer, ...]:
     """The layers in graph order.
 
     Args:
@@ -31,7 +31,7 @@ def list_layers(context: BuildContext, made: Made, *, sqnr_db: Mapping[str, floa
         sqnr_db: Layer → its measured error.
     """
     quantized = read_plan(made.border.entries)
-    reasons = {one.node: one.reason for one in quantized[0].layers} if quantized else {}
+    reasons = {layer.node: layer.reason for layer in quantized[0].layers} if quantized else {}
     model = made.border.load()
     works = list_work(model, batch=made.plan.dims["batch"].opt if "batch" in made.plan.dims else 1)
     nodes = {str(node.name): node for node in model.graph}
@@ -56,7 +56,7 @@ def list_layers(context: BuildContext, made: Made, *, sqnr_db: Mapping[str, floa
     return tuple(layers)
 
 
-def _precision(node: ir.Node, work: LayerWork, made: Made) -> str:
+def _precision(node: ir.Node, work: LayerWork, made: BuiltCandidate) -> str:
     rule = made.plan.rule
     if rule.scheme is not None and work.is_low:
         return rule.name
@@ -66,20 +66,20 @@ def _precision(node: ir.Node, work: LayerWork, made: Made) -> str:
     return next((_TYPES[value.dtype.name] for value in values if value.dtype and value.dtype.name in _TYPES), "exact")
 
 
-def _why(work: LayerWork, made: Made, precision: str) -> str:
+def _why(work: LayerWork, made: BuiltCandidate, precision: str) -> str:
     rule = made.plan.rule
     if precision == "exact":
         return "integers and booleans"
     if precision == rule.name:
         return rule.reason
     if rule.scheme is not None:
-        fused = any(work.op in one.fuses for one in rule.scheme.ops.values())
+        fused = any(work.op in op_scheme.fuses for op_scheme in rule.scheme.ops.values())
         return "done on the sums of the operator before it" if fused else "the scheme has no such operator"
     return "the conversion keeps it: see the notes of its pass"
 
 
 def _shares(
-    context: BuildContext, made: Made, works: tuple[LayerWork, ...]
+    context: BuildContext, made: BuiltCandidate, works: tuple[LayerWork, ...]
 ) -> tuple[dict[str, float], dict[str, str], Evidence]:
     """Node → share of the time, and node → kernel, by the best evidence there is."""
     timed = context.job.plan.constraints.any and made.verdict.evidence == Evidence.HOST
@@ -87,15 +87,17 @@ def _shares(
         return *measured, Evidence.HOST
     machine = describe_machine(context.job.profile)
     times = {
-        one.node: layer_seconds(one, machine, made.plan.precision if one.is_low else "fp32") if machine else one.macs
-        for one in works
+        layer.node: layer_seconds(layer, machine, made.plan.precision if layer.is_low else "fp32")
+        if machine
+        else layer.macs
+        for layer in works
     }
     total = sum(times.values()) or 1.0
     return {node: time / total for node, time in times.items()}, {}, Evidence.ESTIMATED
 
 
 def _measured(
-    context: BuildContext, made: Made, works: tuple[LayerWork, ...]
+    context: BuildContext, made: BuiltCandidate, works: tuple[LayerWork, ...]
 ) -> tuple[dict[str, float], dict[str, str]] | None:
     """The toolchain's own times: a kernel's time is that of the layer in it with the most to compute.
 
@@ -112,7 +114,7 @@ def _measured(
         )
     except (TargetUnavailable, ToolchainFailed):  # a full disk and a bug of ours are no reason to estimate
         return None
-    known = {one.node: one for one in works}
+    known = {work.node: work for work in works}
     shares: dict[str, float] = {}
     kernels: dict[str, str] = {}
     for layer in timed.layers:

@@ -18,7 +18,7 @@ import numpy as np
 from compiler.artifact import Evidence
 from compiler.artifact.schema import MeasuredOn, Saliency, Shown
 from compiler.driver.measure.accuracy import choose_stand_in, run_artifact
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.outputs import BATCH, model_outputs
 from compiler.errors import CompilerError, InternalError, StorageError
@@ -56,7 +56,7 @@ def saliency_figure(saliency: Saliency) -> Figure:
     return Figure(saliency.correlation, saliency.evidence, f"mean of {saliency.compared} images", saliency.note)
 
 
-def measure_saliency(context: BuildContext, made: Made) -> Saliency:
+def measure_saliency(context: BuildContext, made: BuiltCandidate) -> Saliency:
     """Compares a built candidate's maps with the float model's.
 
     Raises:
@@ -83,7 +83,7 @@ def measure_saliency(context: BuildContext, made: Made) -> Saliency:
     )
 
 
-def show_saliency(context: BuildContext, made: Made) -> Saliency:
+def show_saliency(context: BuildContext, made: BuiltCandidate) -> Saliency:
     """The same where no limit asks for it: what cannot be compared is said and stops nothing.
 
     Raises:
@@ -104,8 +104,8 @@ def _uncompared(why: str) -> Saliency:
 
 def _summary(similarities: Sequence[Similarity], measured_on: MeasuredOn, note: str) -> Saliency:
     """The similarities of all pictures in a few figures, rounded to what repeats."""
-    correlations = [one.correlation for one in similarities if one.correlation is not None]
-    counts = Counter(one.why for one in similarities if one.why)
+    correlations = [similarity.correlation for similarity in similarities if similarity.correlation is not None]
+    counts = Counter(similarity.why for similarity in similarities if similarity.why)
     odd = [f"{count} of {len(similarities)} images: {why}" for why, count in counts.items()]
     return Saliency(
         correlation=_mean(correlations),
@@ -116,9 +116,9 @@ def _summary(similarities: Sequence[Similarity], measured_on: MeasuredOn, note: 
         measured_on=measured_on,
         evidence=Evidence.HOST,
         note="; ".join(filter(None, (*odd, f"measured on the {measured_on}", note))),
-        top_overlap=_mean(one.overlap for one in similarities),
-        insertion_change=_mean(one.insertion for one in similarities),
-        deletion_change=_mean(one.deletion for one in similarities),
+        top_overlap=_mean(similarity.overlap for similarity in similarities),
+        insertion_change=_mean(similarity.insertion for similarity in similarities),
+        deletion_change=_mean(similarity.deletion for similarity in similarities),
     )
 
 
@@ -136,7 +136,7 @@ def _float_entry(context: BuildContext, images: Images) -> Entry:
 
 
 def _candidate_entry(
-    context: BuildContext, images: Images, made: Made, measured_on: MeasuredOn, original: Entry
+    context: BuildContext, images: Images, made: BuiltCandidate, measured_on: MeasuredOn, original: Entry
 ) -> Entry:
     on_artifact = measured_on == MeasuredOn.ARTIFACT
     subject: dict[str, object] = (
@@ -159,15 +159,15 @@ def _float_outputs(context: BuildContext, images: Images) -> Arrays:
     return model_outputs(*context.original, images.dataset, context.stages)
 
 
-def _run_artifact(context: BuildContext, made: Made) -> Run:
+def _run_artifact(context: BuildContext, made: BuiltCandidate) -> Run:
     batch = made.plan.dims["batch"].opt if "batch" in made.plan.dims else 1
-    where, limits = f"{context.name}: saliency", context.options.child
-    return lambda dataset: run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=limits)[0]
+    where, limits = f"{context.name}: saliency", context.options.child_limits
+    return lambda dataset: run_artifact(made.built.artifact, dataset, batch=batch, where=where, child_limits=limits)[0]
 
 
-def _write(folder: Path, found: Explanation) -> None:
-    maps: Arrays = {f"map{place}": one for place, one in enumerate(found.maps)}
-    rest = {name: getattr(found, name) for name in ("intact", "blank", "deletion", "insertion")}
+def _write(folder: Path, explanation: Explanation) -> None:
+    maps: Arrays = {f"map{place}": values for place, values in enumerate(explanation.maps)}
+    rest = {name: getattr(explanation, name) for name in ("intact", "blank", "deletion", "insertion")}
     write_arrays(folder / "maps.npz", {**maps, **rest})
 
 
@@ -184,9 +184,9 @@ def _shown(
         yield Shown(png, _rows(first), _rows(second), _rounded(similarity.correlation))
 
 
-def _rows(found: Array) -> tuple[tuple[float, ...], ...]:
+def _rows(scores: Array) -> tuple[tuple[float, ...], ...]:
     """A map with its largest magnitude at 1, or zeros where it says nothing."""
-    values = np.nan_to_num(found.astype(np.float64), posinf=0.0, neginf=0.0)
+    values = np.nan_to_num(scores.astype(np.float64), posinf=0.0, neginf=0.0)
     top = float(np.abs(values).max())
     scaled = values / top if top else values
     return tuple(tuple(round(float(value), 3) for value in row) for row in scaled)
@@ -211,8 +211,8 @@ def _thumbnails(question: Question) -> Iterator[str]:
 
 def _mean(values: Iterable[float | None]) -> float | None:
     """The mean of those that are defined; None where none is."""
-    found = [value for value in values if value is not None]
-    return _rounded(float(np.mean(found))) if found else None
+    defined = [value for value in values if value is not None]
+    return _rounded(float(np.mean(defined))) if defined else None
 
 
 def _rounded(value: float | None) -> float | None:

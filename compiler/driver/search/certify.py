@@ -93,7 +93,7 @@ def _held_out(
 def _cross_fit(
     judge: AccuracyTest, split: Split, chosen: Trial, trials: Sequence[Trial], limit: float, rank: int
 ) -> Certified | None:
-    scored = [trial for trial in preference(trials) if _contender(trial) is not None]
+    scored = [trial for trial in alternatives(chosen, trials) if _contender(trial) is not None]
     contenders = [contender for trial in scored if (contender := _contender(trial)) is not None]
     if chosen not in scored:
         return None
@@ -106,6 +106,15 @@ def _cross_fit(
         limit_pct=limit,
         rank=rank,
     )
+
+
+def alternatives(chosen: Trial, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that luck could have put in the place of the chosen one, itself included, the preferred one first.
+
+    They are the other forms of its precision. What other precisions lose is no figure of this build: that they were
+    refused flatters it no more than a look at it alone would.
+    """
+    return [trial for trial in preference(trials) if trial.precision == chosen.precision]
 
 
 def _contender(trial: Trial) -> Contender | None:

@@ -12,7 +12,7 @@ from compiler.compress.quant import QuantOptions, can_balance
 from compiler.driver.search.float_layers import FAR, WHY, fewest_layers, is_far, is_gain
 from compiler.driver.search.follow_ups import FollowUps, judged_drop
 from compiler.driver.search.trial import Trial
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.quantize import Variant, float_entry
@@ -64,7 +64,7 @@ def search_mixed(
     return tuple(follow_ups.trials)
 
 
-def _alternatives(rule: PrecisionRule, made: Made) -> list[QuantOptions]:
+def _alternatives(rule: PrecisionRule, made: BuiltCandidate) -> list[QuantOptions]:
     """Those that change anything: ranges that are observed, and ranges that the model lets be balanced."""
     if rule.scheme is None or not rule.scheme.needs_calibration:
         return []
@@ -98,17 +98,17 @@ def _revert(follow_ups: FollowUps, options: QuantOptions, drop: float, original:
     context = follow_ups.context
     ranks = rank_layers(context, follow_ups.rule, Variant(), follow_ups.start.border.entries)
     most = _most_layers(ranks, follow_ups.start)
-    found = fewest_layers(
+    fewest = fewest_layers(
         lambda count: judged_drop(follow_ups.measure(context, _keeping(options, ranks, count), Purpose.FLOAT_FALLBACK)),
         most=most,
         limit=follow_ups.limit,
         first=drop,
         budget=follow_ups.budget,
     )
-    if found.count is None:
-        follow_ups.note(f"layers in float do not help: {WHY[found.why]}")
+    if fewest.count is None:
+        follow_ups.note(f"layers in float do not help: {WHY[fewest.why]}")
         return
-    count = found.count
+    count = fewest.count
     for _ in range(1 + RETRIES):
         trial = follow_ups.build(context, _keeping(options, ranks, count), Purpose.FLOAT_FALLBACK, original=original)
         if trial.error or judged_drop(trial) <= follow_ups.limit or count >= most or follow_ups.budget <= 0:
@@ -118,19 +118,19 @@ def _revert(follow_ups: FollowUps, options: QuantOptions, drop: float, original:
 
 def _keeping(options: QuantOptions, ranks: Sequence[LayerRank], count: int) -> Variant:
     """The worst `count` layers in float, each with its reason."""
-    kept = {
-        one.node: f"reverted to float as number {index} of the worst: quantized alone it leaves {one.sqnr_db:.1f} dB"
-        for index, one in enumerate(ranks[:count], start=1)
+    reasons = {
+        rank.node: f"reverted to float as number {index} of the worst: quantized alone it leaves {rank.sqnr_db:.1f} dB"
+        for index, rank in enumerate(ranks[:count], start=1)
     }
-    return Variant(options, kept)
+    return Variant(options, reasons)
 
 
-def _most_layers(ranks: Sequence[LayerRank], first: Made) -> int:
+def _most_layers(ranks: Sequence[LayerRank], first: BuiltCandidate) -> int:
     """How many of the worst layers hold no more than `MOST_WORK` of the multiply-accumulates; never all of them."""
-    macs = {one.node: one.macs for one in list_work(first.border.load())}
+    macs = {layer.node: layer.macs for layer in list_work(first.border.load())}
     total, done = sum(macs.values()) or 1.0, 0.0
-    for count, one in enumerate(ranks):
-        done += macs.get(one.node, 0.0)
+    for count, layer in enumerate(ranks):
+        done += macs.get(layer.node, 0.0)
         if done > MOST_WORK * total:
             return min(count, len(ranks) - 1)
     return max(0, len(ranks) - 1)

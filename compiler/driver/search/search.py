@@ -26,7 +26,7 @@ from compiler.driver.search.prune_ratio import search_ratio
 from compiler.driver.search.select import beaten_by, choose_trial, describe, explain_choice, explain_failure
 from compiler.driver.search.trial import Trial, is_missing, run_trial
 from compiler.driver.stages.border_parity import hold_to_model
-from compiler.driver.stages.candidate import Made, make_candidate_border
+from compiler.driver.stages.candidate import BuiltCandidate, make_candidate_border
 from compiler.driver.stages.context import BuildContext, with_plan
 from compiler.driver.stages.quantize import Variant
 from compiler.driver.stages.recover import read_pruning
@@ -38,7 +38,7 @@ from compiler.plan.pruning import UNPRUNED, Pruning
 from compiler.store import StageName
 from compiler.target.capability import PrecisionRule
 
-__all__ = ["BuildContext", "Made", "SearchResult", "Trial", "read_pruning", "search_precision"]
+__all__ = ["BuildContext", "BuiltCandidate", "SearchResult", "Trial", "read_pruning", "search_precision"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SearchResult:
 
     trials: tuple[Trial, ...]
     chosen: Trial | None = None
-    made: Made | None = None
+    made: BuiltCandidate | None = None
     error: CompilerError | None = None
     layers: tuple[Layer, ...] = ()
     saliency: Saliency | None = None
@@ -82,6 +82,7 @@ def search_precision(context: BuildContext) -> SearchResult:
         trials = (*trials, *pruned_search.trials)
         plan = settle_pruning(plan, Pruning(0.0, False, pruned_search.reason))
     trials, chosen = _certified(context, trials)
+    # what was left out for a better one is made after all where that one fails on the held-out data
     while (more := _make_left_out(context, trials)) != trials:
         trials, chosen = _certified(context, more)
     if chosen is None or chosen.made is None:
@@ -99,12 +100,14 @@ def _certified(context: BuildContext, trials: tuple[Trial, ...]) -> tuple[tuple[
 def _make_left_out(context: BuildContext, trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
     """The trials, with those made that were left out for one that did not pass in the end; in no form but the first."""
     rules = {rule.name: rule for rule in context.job.plan.candidates}
-    found = [*trials]
+    completed = [*trials]
     for place, trial in enumerate(trials):
-        if trial.left_out and not why_left_out(context, rules[trial.precision], found):
+        if trial.left_out and not why_left_out(context, rules[trial.precision], completed):
             number, original = trial.number, _original(trials)
-            found[place] = run_trial(context, rules[trial.precision], number=number, original=original, is_only=False)
-    return tuple(found)
+            completed[place] = run_trial(
+                context, rules[trial.precision], number=number, original=original, is_only=False
+            )
+    return tuple(completed)
 
 
 def _result(
@@ -112,6 +115,7 @@ def _result(
 ) -> SearchResult:
     if chosen.made is None:
         return SearchResult(trials, error=explain_failure(trials, context.name))
+    # from the plan of the trial, not of the job: it has what the search found beside the precision
     settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
     decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
     made = replace(chosen.made, plan=hold_to_model(settle_pruning(settled, decided), context.ready.model))
@@ -122,13 +126,13 @@ def _result(
     return SearchResult(trials, chosen, made, layers=layers, saliency=saliency)
 
 
-def _errors(context: BuildContext, made: Made) -> dict[str, float]:
+def _errors(context: BuildContext, made: BuiltCandidate) -> dict[str, float]:
     """Layer → signal-to-noise ratio of the outputs when it alone is quantized; empty where no gate asks."""
     rule = made.plan.rule
     if rule.scheme is None or context.is_quantized or not context.job.plan.constraints.any:
         return {}
     border = make_candidate_border(context, made.plan, Variant())
-    return {one.node: one.sqnr_db for one in rank_layers(context, rule, Variant(), border.entries)}
+    return {layer.node: layer.sqnr_db for layer in rank_layers(context, rule, Variant(), border.entries)}
 
 
 def _run_trials(context: BuildContext) -> tuple[Trial, ...]:
@@ -141,6 +145,7 @@ def _run_trials(context: BuildContext) -> tuple[Trial, ...]:
     if plan.baseline is not None:
         original = _run_baseline(context, plan.baseline, is_only=candidates == (plan.baseline,))
         trials.append(original)
+        # what the baseline lacks, all others lack too: no use in failing each of them
         if is_missing(original) and original.error:
             raise original.error
     others = [rule for rule in candidates if rule != plan.baseline or plan.pruning.ratio]
@@ -160,22 +165,22 @@ def _run_trials(context: BuildContext) -> tuple[Trial, ...]:
 def _with_others(context: BuildContext, trials: Sequence[Trial], original: Trial | None) -> tuple[Trial, ...]:
     """The trials, and other forms of quantized candidates that lose too much, where those could still be chosen."""
     judge, limit = context.data.judge, context.job.plan.constraints.limits.accuracy_drop_pct
-    found = [*trials]
+    extended = [*trials]
     if judge is None or limit is None:
-        return tuple(found)
+        return tuple(extended)
     for place, first in enumerate(trials):
         is_quantized = first.made is not None and first.made.plan.rule.scheme is not None
         if not is_quantized or judged_drop(first) <= limit:
             continue
-        if (better := beaten_by(first, found)) is not None:
+        if (better := beaten_by(first, extended)) is not None:
             note = f"no other form is tried: {better.precision} passes, and is faster, or measured where this is not"
             context.clock.note(f"{first.precision}: {note}")
-            found[place] = replace(first, note=note)
+            extended[place] = replace(first, note=note)
             continue
-        first, *others = search_mixed(context, judge, limit, first=first, number=len(found) + 1, original=original)
-        found[place] = first
-        found += others
-    return tuple(found)
+        first, *others = search_mixed(context, judge, limit, first=first, number=len(extended) + 1, original=original)
+        extended[place] = first
+        extended += others
+    return tuple(extended)
 
 
 def _run_baseline(context: BuildContext, rule: PrecisionRule, *, is_only: bool) -> Trial:
@@ -188,7 +193,7 @@ def _run_baseline(context: BuildContext, rule: PrecisionRule, *, is_only: bool) 
 
 
 def _original(trials: tuple[Trial, ...]) -> Trial | None:
-    return next((one for one in trials if one.made is not None and one.made.plan.is_baseline), None)
+    return next((trial for trial in trials if trial.made is not None and trial.made.plan.is_baseline), None)
 
 
 def _tell(context: BuildContext, rule: PrecisionRule, trials: Sequence[Trial]) -> None:
@@ -199,8 +204,8 @@ def _tell(context: BuildContext, rule: PrecisionRule, trials: Sequence[Trial]) -
 
 def _candidates(context: BuildContext) -> tuple[PrecisionRule, ...]:
     """The plan's; of a model that is already quantized only those that leave it as it is."""
-    found = context.job.plan.candidates
-    if not context.is_quantized or len(found) == 1:
-        return found
+    rules = context.job.plan.candidates
+    if not context.is_quantized or len(rules) == 1:
+        return rules
     context.clock.note("the model is already quantized: it is verified and passed on")
-    return tuple(rule for rule in found if rule.scheme is None and not rule.converts_graph)
+    return tuple(rule for rule in rules if rule.scheme is None and not rule.converts_graph)

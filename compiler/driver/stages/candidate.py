@@ -14,7 +14,7 @@ from compiler.driver.stages.border_parity import hold_to_model, judge_border
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.inputs import sizes_label
-from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_kernels, tuning_log
+from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_kernels, lower_payload, tuning_log
 from compiler.driver.stages.proof import weak_proofs
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
@@ -30,7 +30,7 @@ from compiler.tune import Curve, Scheduled
 
 
 @dataclass(frozen=True)
-class Made:
+class BuiltCandidate:
     """A candidate, built and verified.
 
     Args:
@@ -72,7 +72,9 @@ class Made:
         return (*self.border.entries, self.built.entry)
 
 
-def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) -> Made:
+def make(
+    context: BuildContext, plan: Plan, variant: Variant, *, explain: bool, payload_bytes: int | None = None
+) -> BuiltCandidate:
     """Makes and verifies one candidate, from the store where it was made before.
 
     Args:
@@ -80,30 +82,32 @@ def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) 
         plan: Its plan with the precision settled.
         variant: How it is quantized, where its precision has a scheme.
         explain: Whether to look for the first operator that diverges if parity fails.
+        payload_bytes: Most bytes of its payload, below what the limit on memory gives; None: what the limit gives.
 
     Raises:
         CompilerError: It cannot be built, or differs from what it was made of.
     """
     job, ready = context.job, context.ready
     plan = hold_to_model(bound_payload(plan, ready.model), ready.model)
+    plan = plan if payload_bytes is None else lower_payload(plan, payload_bytes)
     border = make_candidate_border(context, plan, variant)
     refuse_unsupported(border.load(), job.target.capability(job.profile), target=job.target.name)
-    stages, limits = context.stages, context.options.child
+    stages, limits = context.stages, context.options.child_limits
     with context.clock.timed(StageName.REFERENCE):
         imported = _reference_cases(context, ready.model, ready.digest)
         border_parity = judge_border(border, plan, ready, imported, where=f"{context.name}: verify", stages=stages)
     with context.clock.timed(StageName.KERNELS):
-        tunables = list_kernels(border, plan, job.profile, job.target, stages=stages, limits=limits)
+        tunables = list_kernels(border, plan, job.profile, job.target, stages=stages, child_limits=limits)
         kernels = choose_schedule(tunables, plan, job.profile, tuning_log(context.options.cache))
         plan = kernels.plan
     with context.clock.timed(StageName.COMPILE):
-        built = build_artifact(border, plan, job.profile, job.target, stages=stages, limits=limits)
+        built = build_artifact(border, plan, job.profile, job.target, stages=stages, child_limits=limits)
     with context.clock.timed(StageName.REFERENCE):
         points = _reference_cases(context, border.load(), border.digest) if plan.changes_results else imported
     with context.clock.timed(StageName.VERIFY):
         verdict = _verify(context, plan, border, built, points, explain=explain)
     weak = weak_proofs(points, is_random=ready.inputs.is_random)
-    return Made(plan, border, built, points, verdict, border_parity, weak, kernels.scheduled, kernels.curves)
+    return BuiltCandidate(plan, border, built, points, verdict, border_parity, weak, kernels.scheduled, kernels.curves)
 
 
 def _reference_cases(context: BuildContext, model: ir.Model, digest: str) -> tuple[ParityCase, ...]:
@@ -177,13 +181,16 @@ def _verify(
             repeat=options.repeat,
             where=f"{context.name}: verify",
             stages=context.stages,
-            limits=options.child,
+            child_limits=options.child_limits,
             is_emulated=_is_foreign(context.job.profile.cpu),
+            emulate_s=options.emulate_s,
         )
     except GateFailed as error:
         if explain:
             context.clock.note("looking for the first operator that diverges")
             with context.clock.timed(StageName.BISECT):
-                where = explain_divergence(border.load(), points, plan, context.job.profile, limits=options.child)
+                where = explain_divergence(
+                    border.load(), points, plan, context.job.profile, child_limits=options.child_limits
+                )
             error.what += "\n" + where
         raise

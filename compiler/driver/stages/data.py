@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from compiler.driver.stages.inputs import Prepared
+from compiler.driver.stages.inputs import BuildStart
 from compiler.errors import CompilerError, InternalError, UsageError, combine
 from compiler.evaluate import (
     Dataset,
@@ -102,7 +102,7 @@ def with_inputs(data: Data, specs: tuple[TensorSpec, ...]) -> Data:
     )
 
 
-def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared]) -> dict[str, Data]:
+def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, BuildStart]) -> dict[str, Data]:
     """Opens the data of every device; devices with the same sizes and task share them.
 
     Raises:
@@ -110,7 +110,7 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared
     """
     known: dict[tuple[object, ...], Data] = {}
     problems: dict[str, CompilerError] = {}
-    found: dict[str, Data] = {}
+    by_device: dict[str, Data] = {}
     for job in jobs:
         ready, constraints = prepared[job.device.name], job.plan.constraints
         calibrates = job.plan.pruning.reads_data or any(rule.scheme is not None for rule in job.plan.candidates)
@@ -118,20 +118,20 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared
         key = (id(ready), constraints.task, calibrates, constraints.explains, trains, limit)
         try:
             known[key] = known.get(key) or _open(fleet, ready, constraints, calibrates=calibrates, trains=trains)
-            found[job.device.name] = known[key]
+            by_device[job.device.name] = known[key]
         except UsageError as error:
             problems.setdefault(str(error), error)
-    for warning in dict.fromkeys(warning for data in found.values() for warning in data.warnings):
+    for warning in dict.fromkeys(warning for data in by_device.values() for warning in data.warnings):
         log.warning("%s", warning)
     if problems:
         raise combine(list(problems.values()))
-    return found
+    return by_device
 
 
-def _open(fleet: Fleet, ready: Prepared, constraints: Constraints, *, calibrates: bool, trains: bool) -> Data:
+def _open(fleet: Fleet, ready: BuildStart, constraints: Constraints, *, calibrates: bool, trains: bool) -> Data:
     specs = describe_inputs(ready.any_batch.model if ready.any_batch else ready.model)
-    given = fleet.calibration if calibrates else None
-    calibration = open_calibration(given, specs, fleet.preprocess) if given else None
+    source = fleet.calibration if calibrates else None
+    calibration = open_calibration(source, specs, fleet.preprocess) if source else None
     if not (constraints.task or constraints.explains):
         return Data(calibration=calibration)
     evaluation = fleet.evaluation or _embedding(fleet.calibration)

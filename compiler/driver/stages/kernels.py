@@ -57,15 +57,27 @@ def bound_payload(plan: Plan, original: ir.Model) -> Plan:
     reduction_pct = plan.constraints.limits.memory_reduction_pct
     if reduction_pct is None:
         return plan
-    given = measure(original).bytes
-    most = int(given * (1 - reduction_pct / 100))
-    reason = f"memory_reduction_pct is {reduction_pct:g}, and the model's weights take {given / MIB:.1f} MiB"
+    model_bytes = measure(original).bytes
+    most = int(model_bytes * (1 - reduction_pct / 100))
+    reason = f"memory_reduction_pct is {reduction_pct:g}, and the model's weights take {model_bytes / MIB:.1f} MiB"
+    decisions = {**plan.decisions, "payload": Decision(f"at most {most / MIB:.1f} MiB", reason)}
+    return replace(plan, decisions=decisions, target_plan=replace(plan.target_plan, payload_bytes=most))
+
+
+def lower_payload(plan: Plan, most: int) -> Plan:
+    """The plan with fewer bytes for its build's payload, where what was measured is over the limit on memory.
+
+    Args:
+        plan: The plan of the build that was measured.
+        most: Bytes that the next build's payload may take.
+    """
+    reason = f"{plan.decisions['payload'].reason}; the build before this was measured and over the limit"
     decisions = {**plan.decisions, "payload": Decision(f"at most {most / MIB:.1f} MiB", reason)}
     return replace(plan, decisions=decisions, target_plan=replace(plan.target_plan, payload_bytes=most))
 
 
 def list_kernels(
-    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, stages: Stages, limits: ChildLimits
+    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, stages: Stages, child_limits: ChildLimits
 ) -> tuple[Tunable, ...]:
     """The kernels that have choices, from the target's child process or the store; none where it cannot be tuned.
 
@@ -79,7 +91,9 @@ def list_kernels(
         with scratch_folder() as scratch:
             work = border_work(border.path, BuildRequest.of(plan.target_plan), profile, scratch)
             where = f"{plan.device}: {StageName.KERNELS}"
-            tunables = ask(KernelsTask(work), tuple[Tunable, ...], folder=scratch, limits=limits, where=where)
+            tunables = ask(
+                KernelsTask(work), tuple[Tunable, ...], folder=scratch, child_limits=child_limits, where=where
+            )
         write_result(folder, KERNELS, to_json(tunables))
 
     entry = stages.run(StageName.KERNELS, make, **target_inputs(border, plan, target))
@@ -94,7 +108,7 @@ def tuning_keys(kernels: Sequence[Tunable], plan: Plan, device: DeviceType) -> d
         "threads": str(plan.target_plan.threads),
         "options": canonical_json(options_to_dict(plan.target_plan.options)),
     }
-    return {one.workload: TuningKey(one.workload, plan.target, toolchain, settings, device) for one in kernels}
+    return {kernel.workload: TuningKey(kernel.workload, plan.target, toolchain, settings, device) for kernel in kernels}
 
 
 def choose_schedule(kernels: Sequence[Tunable], plan: Plan, profile: HardwareProfile, log: TuningLog) -> Kernels:
@@ -107,21 +121,25 @@ def choose_schedule(kernels: Sequence[Tunable], plan: Plan, profile: HardwarePro
         return Kernels(plan, ())
     keys = tuning_keys(kernels, plan, profile_device(profile))
     records = log.records()
-    found = schedule(kernels, keys, records)
-    defaults = {one.workload: one.default for one in kernels}
-    chosen = {one.workload: dict(one.choice) for one in found if one.choice != defaults[one.workload]}
+    scheduled = schedule(kernels, keys, records)
+    defaults = {kernel.workload: kernel.default for kernel in kernels}
+    chosen = {
+        kernel.workload: dict(kernel.choice) for kernel in scheduled if kernel.choice != defaults[kernel.workload]
+    }
     target_plan = replace(plan.target_plan, schedule=dict(sorted(chosen.items())))
-    decisions = {**plan.decisions, "tuning": _decision(found)}
-    return Kernels(replace(plan, decisions=decisions, target_plan=target_plan), found, curves(kernels, keys, records))
+    decisions = {**plan.decisions, "tuning": _decision(scheduled)}
+    return Kernels(
+        replace(plan, decisions=decisions, target_plan=target_plan), scheduled, curves(kernels, keys, records)
+    )
 
 
-def _decision(found: Sequence[Scheduled]) -> Decision:
-    counts = {basis: sum(one.basis == basis for one in found) for basis in Basis}
+def _decision(scheduled: Sequence[Scheduled]) -> Decision:
+    counts = {basis: sum(kernel.basis == basis for kernel in scheduled) for basis in Basis}
     reasons = {
         Basis.MEASURED: "by records of this type of device in the tuning log",
         Basis.TRANSFERRED: "from another type of device or toolchain, not measured here",
         Basis.PREDICTED: "by the target's cost model",
     }
-    given = [name for name, count in counts.items() if count]
-    words = ", ".join(f"{counts[name]} {name}" for name in given)
-    return Decision(f"{words} of {len(found)} kernels", "; ".join(f"{name}: {reasons[name]}" for name in given))
+    present = [name for name, count in counts.items() if count]
+    words = ", ".join(f"{counts[name]} {name}" for name in present)
+    return Decision(f"{words} of {len(scheduled)} kernels", "; ".join(f"{name}: {reasons[name]}" for name in present))

@@ -44,7 +44,7 @@ class Stages:
         """The same for a stage that times, or looks at memory: no other work of any build goes on while it is made."""
         stage = stage_key(name, make, inputs)
         with self.clock.timed(name):
-            if (entry := self.store.find(stage)) is not None:
+            if (entry := self.store.find(stage) or self.store.fetch(stage)) is not None:
                 return entry
             with self.store.gate.alone():  # before the store's lock: nobody waits at the gate with one
                 return self.store.obtain(stage, make)

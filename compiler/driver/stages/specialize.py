@@ -19,7 +19,9 @@ from compiler.passes.convert_to_half import refuse_undefined
 from compiler.passes.decompose_operators import DecomposeOperators
 from compiler.passes.pipelines import precision_passes
 from compiler.passes.probe import make_probe
+from compiler.passes.select_branches import SelectBranches
 from compiler.passes.unroll_loops import UnrollLoops
+from compiler.passes.use_float32 import UseFloat32
 from compiler.plan import Plan
 from compiler.store import Entry, StageName
 from compiler.store.digests import closure_digest
@@ -78,7 +80,8 @@ def decomposition(model: ir.Model, plan: Plan, capability: Capability) -> tuple[
     writes_out = DecomposeOperators(lambda node: is_refused(node, capability, opset))
     # a conversion may make what the target takes in float32 alone, so the passes are needed behind it in any case
     is_needed = bool(plan.converts_graph) or any(writes_out.refuses(node) for node in model.graph.all_nodes())
-    return (UnrollLoops(writes_out.refuses), writes_out) if is_needed else ()
+    refuses = writes_out.refuses
+    return (UseFloat32(refuses), SelectBranches(refuses), UnrollLoops(refuses), writes_out) if is_needed else ()
 
 
 def own_steps(plan: Plan, target_passes: Sequence[Pass], writes_out: Sequence[Pass]) -> list[Pass]:

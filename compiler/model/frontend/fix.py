@@ -56,11 +56,14 @@ def _array(target: ir.Value, value: object) -> Array:
     """The value in the input's type and shape; raises ValueError where it does not fit."""
     if target.dtype is None or not isinstance(target.type, ir.TensorType) or target.dtype == ir.DataType.STRING:
         raise ValueError("it is no tensor of numbers")
-    given = np.asarray(value)
-    if given.dtype.kind not in "biuf":
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "biuf":
         raise ValueError("numbers are wanted, or lists of equal length")
-    array = given.astype(target.dtype.numpy())
-    if not np.array_equal(array.astype(np.float64), given.astype(np.float64)) and not target.dtype.is_floating_point():
+    array = numbers.astype(target.dtype.numpy())
+    if (
+        not np.array_equal(array.astype(np.float64), numbers.astype(np.float64))
+        and not target.dtype.is_floating_point()
+    ):
         raise ValueError(f"its type is {target.dtype.name}")
     return _shaped(array, target.shape)
 

@@ -48,16 +48,18 @@ def _forget_shapes(graph: onnx.GraphProto) -> None:
                 _forget_shapes(attribute.g)
 
 
-def _bound_memory() -> None:
+def _bound(cpu_s: int) -> None:
+    """Bounds memory and processor time; the parent's clock would also count what other processes take."""
     try:
         import resource
-    except ImportError:  # no such bound on this system; the time limit still holds
+    except ImportError:  # no such bounds on this system; the parent's time limit still holds
         return
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 if __name__ == "__main__":
-    _bound_memory()
+    _bound(int(sys.argv[1]))
     answer = verdict(onnx.ModelProto.FromString(sys.stdin.buffer.read()), strict="--strict" in sys.argv)
     sys.stdout.write(json.dumps(answer))

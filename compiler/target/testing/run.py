@@ -161,10 +161,10 @@ def _dtype_problems(expected: Arrays, actual: Arrays) -> Iterator[str]:
 
 
 def _value_problems(expected: Arrays, stats: Mapping[str, ErrorStats], tolerance: Tolerance) -> Iterator[str]:
-    for name, found in stats.items():
+    for name, difference in stats.items():
         level = TOLERANCES[_LEVEL[expected[name].dtype.name]] if expected[name].dtype.name in _LEVEL else tolerance
-        if not level.accepts(found):
-            yield f"'{name}' is outside {level.name}: {found}"
+        if not level.accepts(difference):
+            yield f"'{name}' is outside {level.name}: {difference}"
 
 
 def _file_problems(artifact: Artifact) -> Iterator[str]:

@@ -49,14 +49,21 @@ def write_bundle(
         cores: Where the model shall run on the device.
         schedule: Workload → the choice to build it with; others get the analytic default.
         workdir: The folder to fill.
-        cache_dir: Where the device's libraries and zig's own cache are kept.
+        cache_dir: Where the device's libraries, object files of kernels and zig's own cache are kept.
         payload_bytes: Most bytes of `payload/`; None: no limit.
 
     Returns:
         What was compiled, and the files written, relative to `workdir`.
     """
     with scratch_folder() as objects:
-        lowered = lower(model, options, workdir=objects, schedule=schedule, payload_bytes=payload_bytes)
+        lowered = lower(
+            model,
+            options,
+            workdir=objects,
+            cache_dir=cache_dir,
+            schedule=schedule,
+            payload_bytes=payload_bytes,
+        )
         return lowered, pack_bundle(lowered, options, cores, workdir=workdir, cache_dir=cache_dir)
 
 

@@ -70,17 +70,55 @@ def allot_weights(
     """
     if budget == UNLIMITED:
         return {}
-    # Equal weights of one workload are stored once, however many kernels read them.
-    distinct = {(part.workload, array_digest(part.weights)): part.weights.nbytes for part in composites.values()}
-    raw = {digest: size for (_, digest), size in distinct.items()}
-    counts = Counter(workload for workload, _ in distinct)
-    total = constant_bytes(main)
-    others = max(0, total - sum(raw.values()))
+    weights = _Weights.of(main, composites)
     if budget.payload_bytes is not None:
-        code = CODE_BYTES + KERNEL_BYTES * len(counts)
-        return fit_weights(counts, machine, budget.payload_bytes - code - others)
-    limit = int((budget.growth or MOST_GROWTH) * total) - others
-    return fit_weights(counts, machine, max(limit, _least_bytes(counts, machine)))
+        return fit_weights(weights.counts, machine, budget.payload_bytes - weights.code_bytes - weights.others)
+    limit = int((budget.growth or MOST_GROWTH) * weights.total) - weights.others
+    return fit_weights(weights.counts, machine, max(limit, _least_bytes(weights.counts, machine)))
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The constants of a model.
+
+    Args:
+        counts: How many kernels each workload has, each with weights of its own.
+        total: Bytes of all constants in the model.
+        others: Of them, those that no kernel of ours packs.
+    """
+
+    counts: Mapping[ConvWorkload, int]
+    total: int
+    others: int
+
+    @classmethod
+    def of(cls, main: Any, composites: Mapping[Any, Composite]) -> _Weights:
+        # Equal weights of one workload are stored once, however many kernels read them.
+        distinct = {(part.workload, array_digest(part.weights)): part.given_bytes for part in composites.values()}
+        raw = {digest: size for (_, digest), size in distinct.items()}
+        total = constant_bytes(main)
+        return cls(Counter(workload for workload, _ in distinct), total, max(0, total - sum(raw.values())))
+
+    @property
+    def code_bytes(self) -> int:
+        """What the payload holds beside weights, about: a build that is measured may show that it is more."""
+        return CODE_BYTES + KERNEL_BYTES * len(self.counts)
+
+
+def least_payload(module: Any, machine: Machine) -> int | None:
+    """The least limit of a payload for which kernels give up larger weights; None where none has a choice of them.
+
+    Args:
+        module: The model as Relax.
+        machine: The machine it runs on.
+    """
+    from tvm import relax
+
+    main = relax.transform.FoldConstant()(module)["main"]
+    weights = _Weights.of(main, find_composites(main))
+    if not weights.counts:
+        return None
+    return weights.code_bytes + weights.others + _least_bytes(weights.counts, machine)
 
 
 def _least_bytes(counts: Mapping[ConvWorkload, int], machine: Machine) -> int:

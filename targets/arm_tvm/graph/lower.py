@@ -16,14 +16,16 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.target import Array, TensorSpec, ToolchainFailed, UnsupportedModel
-from targets.arm_tvm.graph.budget import budget_of
+from targets.arm_tvm.graph.budget import budget_of, least_payload
 from targets.arm_tvm.graph.capability import find_details
+from targets.arm_tvm.graph.composites import note_factors
 from targets.arm_tvm.graph.conversions import convert, write_pads
+from targets.arm_tvm.graph.kernel_objects import compile_kernels
 from targets.arm_tvm.graph.lifted_weights import lift_weights
 from targets.arm_tvm.graph.packing import Schedule, pack_graph
 from targets.arm_tvm.graph.quantized.rewrite import DOMAIN, OPERATOR, use_integers
+from targets.arm_tvm.graph.quantized.stored import take_stored
 from targets.arm_tvm.graph.recurrent import RECURRENT, recurrent, reverse_sequence
-from targets.arm_tvm.graph.tir_passes import register_pipeline
 from targets.arm_tvm.graph.tvm_kernels import parallelize
 from targets.arm_tvm.kernels.integer.dot_products import dot_of
 from targets.arm_tvm.kernels.integer.kernel import Kernel, call
@@ -48,16 +50,24 @@ class Lowered:
         weights: Arguments of the function `main` after its inputs.
         inputs: Inputs of the function, in order, with the types that TVM inferred.
         outputs: Its outputs, likewise.
+        least_payload_bytes: As of `Artifact`.
     """
 
     objects: tuple[Path, ...]
     weights: tuple[Array, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    least_payload_bytes: int | None = None
 
 
 def lower(
-    model: ir.Model, options: Options, *, workdir: Path, schedule: Schedule, payload_bytes: int | None = None
+    model: ir.Model,
+    options: Options,
+    *,
+    workdir: Path,
+    cache_dir: Path,
+    schedule: Schedule,
+    payload_bytes: int | None = None,
 ) -> Lowered:
     """Compiles a model of static shapes.
 
@@ -65,6 +75,7 @@ def lower(
         model: The border model; left as it is.
         options: What to compile for.
         workdir: An existing folder for the object files.
+        cache_dir: Where those of kernels are kept for other builds.
         schedule: Digest of a workload → the choice to take for it; others take the analytic default.
         payload_bytes: Most bytes of the bundle's payload; None: no limit.
 
@@ -78,15 +89,17 @@ def lower(
     inputs, outputs = read_signature(module, *names)
     _check_outputs(model, outputs)
     try:
-        budget = budget_of(options, payload_bytes)
+        budget, least = budget_of(options, payload_bytes), None
+        if payload_bytes is not None:
+            least = least_payload(module, machine_of(options))
         packed = pack_graph(module, machine_of(options), schedule=schedule, budget=budget)
-        objects, weights = _compile(packed, options, workdir)
+        objects, weights = _compile(packed, options, workdir, cache_dir)
     except Exception as error:  # TVM raises whatever its passes raise
         raise ToolchainFailed(
             f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {last_line(error)}",
             remedy="Build with --dump-passes and bisect with --stop-after, or report the border model to TVM.",
         ) from error
-    return Lowered(objects, weights, inputs, outputs)
+    return Lowered(objects, weights, inputs, outputs, least)
 
 
 def import_relax(model: ir.Model, options: Options = GENERIC, schedule: Schedule | None = None) -> Any:
@@ -101,13 +114,15 @@ def import_relax(model: ir.Model, options: Options = GENERIC, schedule: Schedule
         UnsupportedModel: The importer refuses a node, which is named.
     """
     integer = use_integers(_prepared(model), dot_of(options.arch, options.mcpu, options.mattr), schedule)
+    # Where activations are quantized too, what stays in float is as the model says.
+    factors = {} if integer.kernels else take_stored(integer.model)
     weights = _take_weights(integer.model)
     proto = ir.to_proto(integer.model)
     importer = _importer(integer.kernels, weights, machine_of(options))(shape_dict={}, dtype_dict="float32")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the importer prints failures and warns of names it changes
         try:
-            return importer.from_onnx(proto.graph, model.opset_imports.get("", 1))
+            return note_factors(importer.from_onnx(proto.graph, model.opset_imports.get("", 1)), factors)
         except UnsupportedModel:
             raise
         except Exception as error:  # from outside of any one node
@@ -194,35 +209,13 @@ def _model_inputs(model: ir.Model) -> Iterator[ir.Value]:
     return (value for value in model.graph.inputs if value.name not in model.graph.initializers)
 
 
-def _compile(packed: Any, options: Options, workdir: Path) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
+def _compile(
+    packed: Any, options: Options, workdir: Path, cache_dir: Path
+) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
     import tvm
 
     module, weights = lift_weights(_fuse(packed, tvm.target.Target(options.target)))
-    return compile_kernels(module, options, workdir), weights
-
-
-def compile_kernels(module: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
-    """Object files, in link order, of a Relax module whose `main` calls only kernels."""
-    import tvm
-    from tvm.relax.backend.cpu_generic import pipeline as cpu
-
-    target = tvm.target.Target(options.target)
-    # The second half of TVM's CPU pipeline; `_fuse` runs the first, before weights become parameters.
-    rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
-    executable = tvm.compile(module, target=target, relax_pipeline=rest, tir_pipeline=register_pipeline())
-    return write_objects(executable, options, workdir)
-
-
-def write_objects(executable: Any, options: Options, workdir: Path) -> tuple[Path, ...]:
-    """Object files of what TVM has compiled, in link order."""
-    objects: list[Path] = []
-
-    def collect(_: str, files: list[str], **__: Any) -> None:
-        objects.extend(map(Path, files))
-
-    collect.get_target_triple = lambda: options.mtriple  # type: ignore[attr-defined]  # asked of a model without kernels
-    executable.export_library("model.so", fcompile=collect, workspace_dir=str(workdir))
-    return tuple(objects)
+    return compile_kernels(module, options, workdir=workdir, cache_dir=cache_dir), weights
 
 
 def _fuse(module: Any, target: Any) -> Any:

@@ -120,7 +120,7 @@ class _Layer:
     ) -> None:
         self.builder, self.machine, self.operator, self.attributes = builder, machine, operator, attributes
         self.source, *weights, self.lengths, self.state, self.cell, peepholes = inputs
-        self.weights, self.recurrent, self.bias = (None if one is None else constant(one) for one in weights)
+        self.weights, self.recurrent, self.bias = (None if value is None else constant(value) for value in weights)
         self.peepholes = None if peepholes is None else constant(peepholes)
         self.reversed = _DIRECTIONS[_text(attributes.get("direction", "forward"))]
         self.gates, self.lanes = GATES[operator], machine.lanes(DTYPE)

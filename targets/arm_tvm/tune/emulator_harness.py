@@ -16,7 +16,8 @@ from compiler.target import (
     scratch_folder,
 )
 from targets.arm_tvm.bundle.folder import Cores, pack_bundle
-from targets.arm_tvm.graph.lower import Lowered, compile_kernels
+from targets.arm_tvm.graph.kernel_objects import compile_kernels
+from targets.arm_tvm.graph.lower import Lowered
 from targets.arm_tvm.options import Options
 from targets.arm_tvm.run.emulate import REMEDY, emulated_cpu, host_arch, why_not_runnable
 from targets.arm_tvm.run.runner import BundleRunner
@@ -50,7 +51,7 @@ class EmulatorHarness:
     def compile(self, function: Any, folder: Path) -> Path:
         """A bundle of this kernel alone; its arguments are the bundle's weights."""
         *inputs, (shape, dtype) = arguments_of(function)
-        objects = compile_kernels(_as_model(function), self._options, folder)
+        objects = compile_kernels(_as_model(function), self._options, workdir=folder, cache_dir=self._plan.cache_dir)
         lowered = Lowered(objects, tuple(random_arguments(inputs)), (), (TensorSpec("y", dtype, shape),))
         bundle = folder / "bundle"
         pack_bundle(lowered, self._options, ONE_CORE, workdir=bundle, cache_dir=self._plan.cache_dir)

@@ -27,7 +27,8 @@ from compiler.target import (
 )
 from targets.arm_tvm.bundle.link import link_model
 from targets.arm_tvm.bundle.runtime_libraries import TVM_VERSION
-from targets.arm_tvm.graph.lower import last_line, write_objects
+from targets.arm_tvm.graph.kernel_objects import write_objects
+from targets.arm_tvm.graph.lower import last_line
 from targets.arm_tvm.graph.tir_passes import register_pipeline
 from targets.arm_tvm.options import Options
 from targets.arm_tvm.run.emulate import host_arch

@@ -377,3 +377,30 @@ def test_int8_is_computed_in_bytes_and_is_inside_its_tolerance(tmp_path: Path) -
         if node.get_rt_info()["layerType"].astype(str) in ("Convolution", "FullyConnected", "MatMul")
     }
     assert computed <= {"u8", "i8"}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_row_that_the_lowest_number_masks_as_a_whole_is_no_nan(precision: str, tmp_path: Path) -> None:
+    if not computes(precision, host_isa()):
+        pytest.skip(f"this processor does not compute in {precision}")
+    text = (
+        "(float[2,8,8] x, bool[2,8,8] m) => (float[2,8,8] y) { k = Where(m, x, low) p = Softmax(k) y = MatMul(p, w) }"
+    )
+    case = text_case("masked", text, weights={"w": (8, 8)})
+    model = case.model()
+    value = next(value for node in model.graph for value in node.inputs if value is not None and value.name == "low")
+    value.const_value = ir.tensor(np.float32(np.finfo(np.float32).min), name="low")
+    value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+    model.graph.register_initializer(value)
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.standard_normal((2, 8, 8)).astype(np.float32), "m": rng.random((2, 8, 8)) > 0.4}
+    inputs["m"][:, 3] = False
+    artifact = TARGET.build(
+        model, TargetPlan(precision, Options()), load_profile("intel-xeon-sapphire-rapids"), workdir=tmp_path
+    )
+    runner = TARGET.load(artifact)
+    try:
+        result = runner.run(inputs)["y"]
+    finally:
+        runner.close()
+    assert TOLERANCES[precision].accepts(compare(Unoptimized(model).run(inputs)["y"], result))

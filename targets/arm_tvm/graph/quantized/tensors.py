@@ -95,8 +95,8 @@ def _parameters(node: ir.Node, integers: ir.Value | None) -> Quantized | None:
 
 def _zero_point(node: ir.Node) -> NDArray[np.generic] | None:
     """Zero where the node has none; None where it is not a constant."""
-    given = node.inputs[2] if len(node.inputs) > 2 else None
-    return constant(given) if given is not None else np.zeros((), dtype=np.int8)
+    point = node.inputs[2] if len(node.inputs) > 2 else None
+    return constant(point) if point is not None else np.zeros((), dtype=np.int8)
 
 
 def weights(value: ir.Value | None, axis: int) -> Weights | None:

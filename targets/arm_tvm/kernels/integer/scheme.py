@@ -32,6 +32,20 @@ Weights are narrow (never −128), so that two products fit into int16 where a c
 float32: they are added to scaled sums. Residual sums and activations are computed in the convolution's registers.
 """
 
+_STORED = OpScheme(weights={1: _WEIGHT})
+WEIGHTS_SCHEME = QuantScheme(
+    "arm-int8-weights", dict.fromkeys(("Conv", "Gemm", "MatMul"), _STORED), needs_calibration=False
+)
+"""Weights alone: activations, sums and biases stay float32."""
+WEIGHTS_RULE = PrecisionRule(
+    "int8-weights",
+    "weights take a quarter of the memory; arithmetic stays float32, and no activation loses accuracy",
+    converts_graph=False,
+    tolerance="fp32",
+    gain=0.75,
+    scheme=WEIGHTS_SCHEME,
+)
+
 _REASONS: dict[Dot, tuple[float, str]] = {
     "smmla": (2.4, "smmla multiplies 32 pairs of int8 an instruction"),
     "sdot": (1.9, "sdot multiplies 16 pairs of int8 an instruction"),

@@ -40,7 +40,7 @@ def two(tmp_path: Path, before: Mapping[str, Any], after: Mapping[str, Any], p50
 
 def tightened(**changes: Any) -> dict[str, Any]:
     """The facts of a search under a limit on accuracy that the int8 trial no longer holds."""
-    why = "accuracy failed: 1 points lost, limit at most 0.2"
+    why = "accuracy failed: 1 point lost, limit at most 0.2"
     refused = trial(2, "int8", status="refused", why=why, gates=[gate(limit=0.2, passed=False)])
     plan = {**searched()["plan"], "gates": {"limits": {"accuracy_drop_pct": 0.2, "memory_reduction_pct": 40.0}}}
     decision = {"precision": "fp16", "trial": 3, "reason": "the search chose it"}

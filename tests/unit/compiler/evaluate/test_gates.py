@@ -147,6 +147,7 @@ def test_calibration_and_evaluation_of_one_file_are_warned_of_in_the_plan(tmp_pa
         ("memory: run", Limits(memory_reduction_pct=40), -3.21, "failed: 3.2 % more, limit at least 40 % less"),
         ("memory: run", Limits(memory_reduction_pct=40), -256.87, "failed: 2.6 times more, limit at least 40 % less"),
         ("accuracy", Limits(accuracy_drop_pct=2.0), 2.001, "failed: 2.001 points lost, limit at most 2"),
+        ("accuracy", Limits(accuracy_drop_pct=0.5), 1.0, "failed: 1 point lost, limit at most 0.5"),
         ("accuracy", Limits(accuracy_drop_pct=2.0), -0.5, "passed: 0.5 points gained, limit at most 2 points lost"),
         ("latency", Limits(latency_ms=5), 1234.567, "failed: 1234.57 ms, limit at most 5"),
         ("latency", Limits(latency_ms=1e-6), 4.2e-4, "failed: 0.0004 ms, limit at most 1e-06"),

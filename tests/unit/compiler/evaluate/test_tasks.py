@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from compiler.errors import DataError, InternalError, InvalidModel
 from compiler.evaluate import Dataset, Task, find_task
+from compiler.evaluate.task import choose_rule
 from compiler.fleet.data import Evaluation
 from compiler.model.numerics import Array
 from compiler.model.spec import TensorSpec
@@ -176,6 +177,13 @@ def test_a_small_set_is_judged_by_the_bound_and_a_large_one_by_the_point() -> No
     assert loose.rule == "point" and loose.judged_pct == loose.drop_pct
     asked = replace(judge, rule="point").drop(before, after, labels, limit_pct=2)
     assert asked.rule == "point" and "asks for" in asked.why
+
+
+def test_the_bound_of_a_drop_without_an_interval_is_refused_and_not_taken_for_the_drop() -> None:
+    with pytest.raises(DataError, match="judged by the bound of the drop, which has no interval") as refused:
+        choose_rule("bound", 40, 2.0, float("nan"))
+    assert "`rule: point`" in refused.value.remedy
+    assert choose_rule("auto", 40, 2.0, float("nan"))[0] == "point"
 
 
 def test_the_same_outputs_drop_by_nothing_on_every_resample() -> None:

@@ -10,6 +10,8 @@ from pass_cases import parse, with_weight
 
 from compiler.errors import InternalError, OutputError, UnsupportedModel
 from compiler.model.graph import FunctionPass, PassResult
+from compiler.passes.fold_constants import FOLD_CONSTANTS
+from compiler.passes.infer_shapes import INFER_SHAPES
 from compiler.passes.instrument import measure
 from compiler.passes.judge import NO_PROBE, UNCHANGED
 from compiler.passes.macs import count_macs
@@ -158,3 +160,22 @@ def test_large_weights_are_lent_to_the_run() -> None:
     with_weight(model, "w", np.ones((2000, 4), np.float32))
     outputs = run_unoptimized(model, {"x": np.ones((3, 2000), np.float32)})
     np.testing.assert_array_equal(outputs["y"], np.full((3, 4), 2000.0, np.float32))
+
+
+HALVED = """
+g (float[1,SIZE] x) => (float[A,B] y)
+<float[3,2] w = {1, 2, 3, 4, 5, 6}, float half = {0.5}, int64[1] two = {2}, int64[1] one = {1}> {
+  sizes = Shape (x) size = Slice (sizes, one, two) f = Cast <to = 1> (size) h = Mul (f, half) i = Cast <to = 7> (h)
+  target = Concat <axis = 0> (i, two) r = Reshape (x, target) y = Add (r, w)
+}"""
+"""Valid where SIZE is 6: what is added has 3 rows. Inference does not follow sizes through floats, and folding does."""
+
+
+def test_sizes_that_the_model_does_not_take_are_no_fault_of_a_pass() -> None:
+    model = parse(HALVED.replace("SIZE", "8"))
+    probe = make_probe(model, {"x": np.zeros((1, 8), np.float32)})
+    with pytest.raises(UnsupportedModel, match=r"cannot be run with these sizes.*Add"):
+        run_passes(model, (FOLD_CONSTANTS, INFER_SHAPES), probe=probe)
+    model = parse(HALVED.replace("SIZE", "6"))
+    probe = make_probe(model, {"x": np.zeros((1, 6), np.float32)})
+    assert not any(record.left_out for record in run_passes(model, (FOLD_CONSTANTS, INFER_SHAPES), probe=probe))

@@ -76,7 +76,9 @@ def test_weights_grow_by_a_quarter_at_most_unless_speed_is_preferred(pi5: Hardwa
 
 
 @pytest.mark.needs_tvm
-def test_weights_that_several_nodes_share_are_stored_once(tmp_path: Path, pi5: HardwareProfile) -> None:
+def test_weights_that_several_nodes_share_are_stored_once(
+    tmp_path: Path, cache_dir: Path, pi5: HardwareProfile
+) -> None:
     pytest.importorskip("tvm")
     nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Tanh", ["m"], ["t"])]
     nodes += [helper.make_node("MatMul", ["t", "w"], ["n"]), helper.make_node("Tanh", ["n"], ["u"])]
@@ -85,7 +87,7 @@ def test_weights_that_several_nodes_share_are_stored_once(tmp_path: Path, pi5: H
     weight = np.random.default_rng(0).standard_normal((64, 64))
     weights = {"w": weight, "v": weight.copy(), "wt": np.ascontiguousarray(weight.T)}
     model = make(nodes, {"x": (8, 64)}, {"y": (8, 64)}, weights)
-    lowered = lower(model, validate_options(TARGET.Options, pi5), workdir=tmp_path, schedule={})
+    lowered = lower(model, validate_options(TARGET.Options, pi5), workdir=tmp_path, cache_dir=cache_dir, schedule={})
     assert sum(array.nbytes for array in lowered.weights) < 1.25 * 64 * 64 * 4
 
 

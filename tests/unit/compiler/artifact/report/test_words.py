@@ -23,7 +23,7 @@ def proof_of_accuracy(tmp_path: Path, accuracy: dict[str, Any], *, high_pct: flo
 
 def test_a_drop_whose_interval_stays_inside_the_limit_is_proven(tmp_path: Path) -> None:
     found = proof_of_accuracy(tmp_path, {}, high_pct=1.9)
-    assert (found.state, found.text) == ("proven", "Accuracy passed: 1 points lost, limit at most 2 (point).")
+    assert (found.state, found.text) == ("proven", "Accuracy passed: 1 point lost, limit at most 2 (point).")
 
 
 @pytest.mark.parametrize(

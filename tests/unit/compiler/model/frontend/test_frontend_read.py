@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -421,3 +424,24 @@ def test_placeholders_of_unknown_dimensions_become_unnamed(tmp_path: Path) -> No
     found = read(proto, tmp_path)
     assert "4 dimensions were written as -1 or `?`; they are unnamed now" in found.notes
     assert free_dims(found.model) == ("x.0", "x.1")
+
+
+def test_a_machine_busy_with_other_work_does_not_make_a_model_endless() -> None:
+    """The child is stopped for longer than the checks may take: only its own processor time counts."""
+    proto = model('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }')
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(check_apart, proto, strict=True, timeout_s=5)
+        (child,) = _children("onnx_check.py")
+        child.suspend()
+        time.sleep(6)
+        child.resume()
+        assert waiting.result().failed == ""
+
+
+def _children(program: str) -> list[psutil.Process]:
+    """Children of this process that run a program, as soon as there is one."""
+    while True:
+        children = [child for child in psutil.Process().children() if any(program in part for part in child.cmdline())]
+        if children:
+            return children
+        time.sleep(0.001)

@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""Differential fuzzing: random ONNX graphs through every pass and every target, against two oracles.
+
+scripts/fuzz_models.py --graphs 10000                      passes alone, together, half precision and pruning
+scripts/fuzz_models.py --targets reference,openvino:int8   targets too, at fp32 or the precision behind the colon
+scripts/fuzz_models.py --replay failures/FILE.onnx         one saved failure again, on the check that failed
+
+Graphs are drawn from the seed, in batches. Each batch runs in a child process: one that crashes, or that takes longer
+than --graph-seconds for a graph, is a failure with the graph it was at. The oracles are ONNX Runtime without
+optimizations and ONNX's own evaluator; nodes that they refuse or disagree on are left out and counted.
+Exit code 1: something is wrong, faulty, crashed or hung.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BATCH = 50
+"""Graphs of one child process: its start takes as long as some ten of them."""
+SOMETIMES = 4
+"""Pruning, half precision, reading and onnxsim are tried on every so many-th graph; they take longest."""
+ONNXSIM_EVERY = 20
+START_S = 60.0
+"""Time for the imports of a child."""
+
+
+@dataclass
+class Total:
+    """What all batches came to."""
+
+    graphs: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    checks: dict[str, Counter[str]] = field(default_factory=dict)
+    drawn: Counter[str] = field(default_factory=Counter)
+    disagreed: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, answer: dict[str, Any]) -> None:
+        """Adds what a child wrote at its end."""
+        self.graphs += answer["graphs"]
+        for check, outcome, count in answer["verdicts"]:
+            self.outcomes[outcome] += count
+            self.checks.setdefault(check, Counter())[outcome] += count
+        for name in ("drawn", "disagreed", "refused"):
+            getattr(self, name).update(answer[name])
+        self.failures += answer["failures"]
+
+
+def main() -> int:
+    """Runs a child's batch, one saved failure, or the whole."""
+    arguments = _arguments()
+    if arguments.replay:
+        return _replay(arguments.replay)
+    if arguments.batch is not None:
+        return _child(arguments)
+    return _fuzz(arguments)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600.0, help="begin no batch after that time (600)")
+    parser.add_argument("--graphs", type=int, default=10**9, help="most graphs")
+    parser.add_argument("--seed", type=int, default=0, help="number of the first batch; the same seed, the same graphs")
+    parser.add_argument("--targets", default="", help="names, each perhaps with :PRECISION, separated by commas")
+    parser.add_argument("--no-passes", action="store_true", help="targets only")
+    parser.add_argument("--jobs", type=int, default=1, help="child processes at a time")
+    parser.add_argument("--graph-seconds", type=float, default=120.0, help="longest time for one graph (120)")
+    parser.add_argument("--failures", type=Path, default=Path("fuzz-failures"), help="folder for failures")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="run one saved failure again")
+    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--current", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def checks_of(targets: Sequence[str], *, passes: bool, number: int) -> list[str]:
+    """The checks of one graph of a batch."""
+    from fuzzing.judge import pass_checks
+
+    costly = ("half:fp16", "half:bf16", "prune")
+    checks = []
+    if passes:
+        checks += [check for check in pass_checks() if check not in costly or number % SOMETIMES == 0]
+        checks += ["read"] if number % ONNXSIM_EVERY == 1 else []
+        checks += ["onnxsim"] if number % ONNXSIM_EVERY == 2 else []
+    return checks + [f"target:{name if ':' in name else name + ':fp32'}" for name in targets]
+
+
+def _child(arguments: argparse.Namespace) -> int:
+    """One batch; each graph is saved before it is judged, and a line says that it begins."""
+    from fuzzing.batch import run_batch
+    from fuzzing.failure import save_failure
+    from fuzzing.judge import Outcome, Verdict
+    from fuzzing.sketch import Graph
+
+    targets = [name for name in arguments.targets.split(",") if name]
+    seed = f"--seed {arguments.batch}"
+
+    def before(graph: Graph) -> None:
+        for old in arguments.current.glob("*.onnx"):
+            old.unlink()
+        save_failure(arguments.current, graph, Verdict("all", Outcome.CRASH), seed=seed)
+        print("graph", flush=True)
+
+    def checks(number: int) -> list[str]:
+        return checks_of(targets, passes=not arguments.no_passes, number=number)
+
+    batch = run_batch(arguments.batch, min(BATCH, arguments.graphs), checks, before=before)
+    failures = []
+    if batch.failure:
+        graph, verdict = batch.failure
+        path = save_failure(arguments.failures, graph, verdict, seed=seed)
+        failures.append({"file": path.name, "check": verdict.check, "message": f"{verdict.outcome}: {verdict.message}"})
+    answer = {
+        "graphs": batch.graphs,
+        "verdicts": [[*key, count] for key, count in batch.verdicts.items()],
+        "drawn": batch.counts.drawn,
+        "disagreed": batch.counts.disagreed,
+        "refused": batch.counts.refused,
+        "failures": failures,
+    }
+    print(json.dumps(answer), flush=True)
+    return 0
+
+
+def _fuzz(arguments: argparse.Namespace) -> int:
+    total, lock, started = Total(), threading.Lock(), time.monotonic()
+    numbers = iter(range(arguments.seed, 10**9))
+
+    def work() -> None:
+        while True:
+            with lock:
+                is_over = time.monotonic() - started > arguments.seconds or total.graphs >= arguments.graphs
+                number = next(numbers)
+            if is_over:
+                return
+            answer = _run_child(arguments, number)
+            with lock:
+                total.add(answer)
+                for failure in answer["failures"]:
+                    print(f"{failure['file']}: {failure['message'][:300]}", flush=True)
+
+    workers = [threading.Thread(target=work) for _ in range(arguments.jobs)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    _write(arguments, total, time.monotonic() - started)
+    return 1 if total.failures else 0
+
+
+def _run_child(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
+    """What the child answers; where it crashes or hangs, the failure is the graph it was at."""
+    with tempfile.TemporaryDirectory(prefix="fleetc-fuzz-") as folder:
+        current = Path(folder, "current")
+        command = [sys.executable, __file__, "--batch", str(number), "--current", str(current)]
+        command += ["--failures", str(arguments.failures), "--targets", arguments.targets]
+        command += ["--graphs", str(arguments.graphs), *(["--no-passes"] if arguments.no_passes else [])]
+        with Path(folder, "stderr").open("w+") as errors:
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            lines, answer = _read(child, arguments.graph_seconds)
+            errors.seek(0)
+            tail = errors.read()[-500:]
+        if answer is not None:
+            return answer
+        outcome = "hang" if child.returncode == -9 else "crash"
+        return _lost(arguments, current, outcome, f"{outcome}, exit code {child.returncode}: {tail}", lines)
+
+
+def _read(child: subprocess.Popen[str], graph_s: float) -> tuple[int, dict[str, Any] | None]:
+    """How many graphs the child began, and its answer; it is killed where a graph takes too long."""
+    lines: queue.Queue[str] = queue.Queue()
+    stream = child.stdout
+
+    def follow() -> None:
+        for line in stream or ():
+            lines.put(line)
+        lines.put("")
+
+    threading.Thread(target=follow, daemon=True).start()
+    count, limit = 0, max(graph_s, START_S)
+    while True:
+        try:
+            line = lines.get(timeout=limit)
+        except queue.Empty:
+            child.kill()
+            child.wait()
+            return count, None
+        if not line:
+            child.wait()
+            return count, None
+        if line.startswith("{"):
+            child.wait()
+            answer: dict[str, Any] = json.loads(line)
+            return count, answer
+        count, limit = count + 1, graph_s
+
+
+def _lost(arguments: argparse.Namespace, current: Path, outcome: str, message: str, graphs: int) -> dict[str, Any]:
+    """The answer in place of a child that died: the last graph is kept as the failure."""
+    saved = sorted(current.glob("*.onnx"), key=lambda path: path.stat().st_mtime_ns)[-1:]
+    failures = []
+    for path in saved:
+        arguments.failures.mkdir(parents=True, exist_ok=True)
+        kept = arguments.failures / f"{outcome}-{path.stem.rpartition('-')[2]}.onnx"
+        kept.write_bytes(path.read_bytes())
+        failures.append({"file": kept.name, "check": "all", "message": message})
+    if not saved:
+        failures.append({"file": "", "check": "all", "message": message})
+    empty: dict[str, int] = {}
+    return {
+        "graphs": max(0, graphs - 1),
+        "verdicts": [["all", outcome, 1]],
+        "drawn": empty,
+        "disagreed": empty,
+        "refused": empty,
+        "failures": failures,
+    }
+
+
+def _replay(path: Path) -> int:
+    """The failed check of a saved graph again; all checks where it crashed or hung."""
+    from fuzzing.failure import load_failure
+    from fuzzing.judge import BAD, judge, pass_checks
+
+    saved = load_failure(path)
+    checks = pass_checks() if saved.check == "all" else (saved.check,)
+    print(f"{path}: {saved.check} ({saved.seed})\nthen: {saved.message}")
+    verdicts = list(judge(saved.graph, checks))
+    for verdict in verdicts:
+        print(f"now: {verdict.check}: {verdict.outcome} {verdict.message}")
+    return 1 if any(verdict.outcome in BAD for verdict in verdicts) else 0
+
+
+def _write(arguments: argparse.Namespace, total: Total, seconds: float) -> None:
+    from bench_record import commit, machine, versions
+    from fuzzing.sketch import OPSETS
+
+    figures = {
+        "what": "random graphs through passes and targets, against ONNX Runtime and ONNX's evaluator",
+        **commit(),
+        "machine": machine(),
+        "versions": versions(["onnx", "onnxruntime", "onnxsim", "onnx-ir", "onnxscript", "hypothesis", "numpy"]),
+        "seed": arguments.seed,
+        "targets": arguments.targets,
+        "opsets": list(OPSETS),
+        "seconds": round(seconds, 1),
+        "graphs": total.graphs,
+        "outcomes": dict(total.outcomes.most_common()),
+        "checks": {check: dict(outcomes) for check, outcomes in sorted(total.checks.items())},
+        "nodes_by_operator": dict(total.drawn.most_common()),
+        "oracles_disagree": dict(total.disagreed.most_common()),
+        "oracle_refuses": dict(total.refused.most_common()),
+        "failures": total.failures,
+    }
+    text = json.dumps(figures, indent=1) + "\n"
+    if arguments.output:
+        arguments.output.write_text(text, encoding="utf-8")
+    print(f"{total.graphs} graphs in {seconds:.0f} s: {dict(total.outcomes.most_common())}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
