@@ -63,13 +63,13 @@ class Served:
         signature: What every build takes and gives.
         builds: The ladder, the most accurate first.
         slo_s: Time of a request that says nothing, by the fleet file; None where it says nothing.
-        baseline: What inputs and outputs looked like when the model was built; None where nobody wrote it down.
+        drift: What inputs and outputs looked like when the model was built; None where nobody wrote it down.
     """
 
     signature: Signature
     builds: tuple[Build, ...]
     slo_s: float | None
-    baseline: Any
+    drift: Any
 
 
 def read_builds(folders: Sequence[Path]) -> Served:
@@ -98,7 +98,7 @@ def read_builds(folders: Sequence[Path]) -> Served:
         )
     manifest = delivered[0].manifest
     slo_s = manifest.ladder.slo_ms / 1e3 if manifest.ladder else None
-    return Served(signature, order_builds([build for _, build in read]), slo_s, manifest.baseline)
+    return Served(signature, order_builds([build for _, build in read]), slo_s, manifest.drift)
 
 
 def order_builds(builds: Sequence[Build]) -> tuple[Build, ...]:

@@ -106,7 +106,7 @@ class Deployment:
         signature, builds = served.signature, served.builds
         self.model, self.version, self.signature, self.slo_s = model, version, signature, slo_s
         self.builds = {build.name: build for build in builds}
-        self.drift = DriftMonitor(served.baseline)
+        self.drift = DriftMonitor(served.drift)
         rungs = [build.rung for build in builds]
         self.ladder = Ladder(rungs)
         self.predictions: deque[tuple[float, float]] = deque(maxlen=NOTED)

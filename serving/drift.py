@@ -1,6 +1,6 @@
 """Whether requests still look like the calibration data: out-of-range share and population stability index.
 
-The last requests' statistics are counted into the bins of the baseline that the build wrote down. The population
+The last requests' statistics are counted into the bins that the build wrote down. The population
 stability index is Σ (p − q) · ln(p / q) over the bins: by custom below 0.1 nothing has changed, above 0.25 much has.
 """
 
@@ -64,14 +64,14 @@ class _Tensor:
 
 
 class DriftMonitor:
-    """Compares requests with the baseline that the build wrote down.
+    """Compares requests with what the build wrote down of its calibration data.
 
     Args:
-        baseline: The manifest's; None where there is none, and nothing is compared.
+        figures: The manifest's; None where there is none, and nothing is compared.
     """
 
-    def __init__(self, baseline: Any) -> None:
-        sides = ((baseline.inputs, True), (baseline.outputs, False)) if baseline else ()
+    def __init__(self, figures: Any) -> None:
+        sides = ((figures.inputs, True), (figures.outputs, False)) if figures else ()
         self._tensors = {
             (name, is_input): _Tensor(facts, is_input) for tensors, is_input in sides for name, facts in tensors.items()
         }

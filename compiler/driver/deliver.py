@@ -11,8 +11,8 @@ from compiler.artifact.schema import LadderFacts, Manifest
 from compiler.driver.reports import Source, manifest_facts, measured_facts
 from compiler.driver.rungs import Candidate, choose_rungs, describe_rung, name_rungs
 from compiler.driver.search.search import SearchResult
-from compiler.driver.stages.baseline import make_baseline
 from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.drift import make_drift_figures
 from compiler.errors import InternalError
 from compiler.fleet import Fleet, Kept, Serve
 from compiler.store import StageName
@@ -26,10 +26,10 @@ def deliver(context: BuildContext, fleet: Fleet, source: Source, result: SearchR
         raise InternalError("nothing was chosen, and so there is nothing to deliver", where=context.name)
     serve = context.job.device.serve
     rungs, left_out = _choose(context, serve, result)
-    baseline = make_baseline(context) if serve else None
+    drift = make_drift_figures(context) if serve else None
     with clock.timed(StageName.DELIVER), scratch_folder() as scratch:
         ladder = _write_rungs(context, fleet, source, result, rungs, left_out, scratch)
-        facts = replace(manifest_facts(context.job, fleet, source, made, result), ladder=ladder, baseline=baseline)
+        facts = replace(manifest_facts(context.job, fleet, source, made, result), ladder=ladder, drift=drift)
         write_artifact(
             made.built.artifact,
             made.border.path,

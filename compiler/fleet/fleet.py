@@ -369,6 +369,7 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
         unjudged=replace(
             fleet.unjudged, **{gate: value for gate, value in vars(entry.unjudged).items() if value is not None}
         ),
+        serve=entry.serve or fleet.serve,
         origin=origin,
     )
 

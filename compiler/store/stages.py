@@ -40,7 +40,7 @@ class StageName(StrEnum):
     SPEED = "speed"
     MEMORY = "memory"
     SERVICE = "service"
-    BASELINE = "baseline"
+    DRIFT = "drift"
     LAYERS = "layers"
     DELIVER = "deliver"
 

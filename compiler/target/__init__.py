@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
         combine,
     )
-    from compiler.evaluate.baseline import input_statistics, output_statistics, shares_of, spread_elements
+    from compiler.evaluate.drift import input_statistics, output_statistics, shares_of, spread_elements
     from compiler.fleet import Range
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
     from compiler.fleet.machine import available_cpus, free_memory_bytes
@@ -121,7 +121,7 @@ _PLACES = {
     "free_memory_bytes": "compiler.fleet.machine",
     "graph_digest": "compiler.model.graph",
     "host_isa": "compiler.fleet.detect",
-    "input_statistics": "compiler.evaluate.baseline",
+    "input_statistics": "compiler.evaluate.drift",
     "installed_version": "compiler.target.target",
     "is_quantized": "compiler.passes.quantized",
     "list_targets": "compiler.target.target",
@@ -129,14 +129,14 @@ _PLACES = {
     "load_profile": "compiler.fleet.profile",
     "missing_isa": "compiler.fleet.detect",
     "op_key": "compiler.target.capability",
-    "output_statistics": "compiler.evaluate.baseline",
+    "output_statistics": "compiler.evaluate.drift",
     "profile_device": "compiler.tune",
     "raise_refusals": "compiler.target.capability",
     "record_origin": "compiler.passes.values",
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
-    "shares_of": "compiler.evaluate.baseline",
-    "spread_elements": "compiler.evaluate.baseline",
+    "shares_of": "compiler.evaluate.drift",
+    "spread_elements": "compiler.evaluate.drift",
     "validate_options": "compiler.fleet.profile",
     "write_atomic": "compiler.store.atomic",
 }

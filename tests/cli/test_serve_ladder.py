@@ -69,11 +69,11 @@ def test_serving_reads_the_ladder_and_refuses_another_manifest(laddered: Place) 
             path.write_text(before)
 
 
-def test_the_baseline_tells_shifted_inputs_from_clean_ones(laddered: Place) -> None:
+def test_the_drift_figures_tell_shifted_inputs_from_clean_ones(laddered: Place) -> None:
     manifest = json.loads((laddered.dist / "one" / "manifest.json").read_text())
-    assert manifest["baseline"]["samples"] == 256
-    assert set(manifest["baseline"]["outputs"]["y"]["histograms"]) == {"norm", "top", "margin"}
-    baseline = read_artifact(laddered.dist / "one").manifest.baseline
+    assert manifest["drift"]["samples"] == 256
+    assert set(manifest["drift"]["outputs"]["y"]["histograms"]) == {"norm", "top", "margin"}
+    baseline = read_artifact(laddered.dist / "one").manifest.drift
     draw = np.random.default_rng(1)
 
     def worst(change: float, noise: float) -> float:

@@ -17,12 +17,12 @@ from compiler.artifact.schema.gate import (
 from compiler.artifact.schema.kernels import Basis, Curve, Scheduled
 from compiler.artifact.schema.ladder import (
     RUNGS,
-    Baseline,
+    DriftFigures,
     Histogram,
     LadderFacts,
     LadderRung,
     ServiceTime,
-    TensorBaseline,
+    TensorFigures,
 )
 from compiler.artifact.schema.manifest import (
     UNMEASURED,
@@ -79,7 +79,6 @@ __all__ = [
     "Accuracy",
     "AccuracyDrop",
     "Artifact",
-    "Baseline",
     "Basis",
     "BorderModel",
     "BuildSettings",
@@ -91,6 +90,7 @@ __all__ = [
     "Decision",
     "DeviceRow",
     "DeviceStatus",
+    "DriftFigures",
     "Evaluation",
     "Evidence",
     "ExactOutput",
@@ -140,7 +140,7 @@ __all__ = [
     "StageDigest",
     "StageRun",
     "Summary",
-    "TensorBaseline",
+    "TensorFigures",
     "TrialFacts",
     "TrialStatus",
     "Verdict",

@@ -95,7 +95,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class TensorBaseline:
+class TensorFigures:
     """What a tensor looks like over the calibration data: figures only, no samples.
 
     Args:
@@ -112,7 +112,7 @@ class TensorBaseline:
 
 
 @dataclass(frozen=True)
-class Baseline:
+class DriftFigures:
     """What the calibration data and the float model's outputs on them look like.
 
     Args:
@@ -124,5 +124,5 @@ class Baseline:
 
     samples: int
     sha256: str
-    inputs: Mapping[str, TensorBaseline]
-    outputs: Mapping[str, TensorBaseline]
+    inputs: Mapping[str, TensorFigures]
+    outputs: Mapping[str, TensorFigures]

@@ -10,7 +10,7 @@ import numpy as np
 from compiler.artifact import Evidence
 from compiler.artifact.schema import ServiceTime
 from compiler.driver.measure.child import measure_in_child
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.model.numerics import Arrays
 from compiler.store import StageName
@@ -22,7 +22,7 @@ RUNS = 30
 BATCH = "batch"
 
 
-def service_sizes(made: Made) -> list[int]:
+def service_sizes(made: BuiltCandidate) -> list[int]:
     """Powers of two from the smallest batch to the largest, and the largest; 1 where the batch is fixed."""
     sizes = made.plan.target_plan.dims.get(BATCH)
     if sizes is None or sizes.is_fixed:
@@ -33,7 +33,7 @@ def service_sizes(made: Made) -> list[int]:
     return found
 
 
-def measure_service(context: BuildContext, made: Made) -> tuple[tuple[ServiceTime, ...], Evidence]:
+def measure_service(context: BuildContext, made: BuiltCandidate) -> tuple[tuple[ServiceTime, ...], Evidence]:
     """Times a build at every batch size, or takes the times from the store; none where it cannot run here."""
     evidence = made.verdict.evidence
     if evidence not in (Evidence.HOST, Evidence.DEVICE):
@@ -59,7 +59,7 @@ def _service_time(size: int, taken_ms: Sequence[float]) -> ServiceTime:
     return ServiceTime(size, len(taken_ms), float(np.median(taken_ms)), float(np.quantile(taken_ms, 0.95)))
 
 
-def _at_batch(made: Made, size: int) -> Arrays:
+def _at_batch(made: BuiltCandidate, size: int) -> Arrays:
     """The typical inputs with another batch: its samples in turn."""
     typical = made.typical.inputs
     batched = {spec.name for spec in made.built.artifact.inputs if spec.shape and spec.shape[0] == BATCH}

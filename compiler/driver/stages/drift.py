@@ -7,25 +7,25 @@ from pathlib import Path
 import numpy as np
 
 from compiler.artifact.adapter import parse, to_json
-from compiler.artifact.schema import Baseline, TensorBaseline
+from compiler.artifact.schema import DriftFigures, TensorFigures
 from compiler.driver.stages.calibrate import BATCH
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.outputs import model_outputs
 from compiler.evaluate import Dataset
-from compiler.evaluate.baseline import describe, input_statistics, output_statistics
+from compiler.evaluate.drift import describe, input_statistics, output_statistics
 from compiler.model.numerics import Array, Arrays
 from compiler.store import StageName, read_result, write_result
 
-_BASELINE = "baseline.json"
+_FIGURES = "drift.json"
 
 MOST_SAMPLES = 1024
-"""Samples that a baseline is made of: ten bins of more say the same."""
+"""Samples that the figures are of: ten bins of more say the same."""
 
 _NUMBERS = "iuf"
 
 
-def make_baseline(context: BuildContext) -> Baseline | None:
-    """The baseline of a device's calibration data; None where the fleet file names none, or nothing reads it."""
+def make_drift_figures(context: BuildContext) -> DriftFigures | None:
+    """What a device's calibration data look like; None where the fleet file names none, or nothing reads it."""
     dataset = context.data.calibration
     if dataset is None:
         return None
@@ -38,16 +38,14 @@ def make_baseline(context: BuildContext) -> Baseline | None:
             "inputs": {name: describe(array, input_statistics(array)) for name, array in _numbers(stacked)},
             "outputs": {name: describe(array, output_statistics(array)) for name, array in _numbers(kept)},
         }
-        write_result(
-            folder, _BASELINE, {side: {n: to_json(t) for n, t in told.items()} for side, told in sides.items()}
-        )
+        write_result(folder, _FIGURES, {side: {n: to_json(t) for n, t in told.items()} for side, told in sides.items()})
 
     entry = context.stages.run(
-        StageName.BASELINE, make, data=[dataset.digest, dataset.count], model=context.original[1], most=MOST_SAMPLES
+        StageName.DRIFT, make, data=[dataset.digest, dataset.count], model=context.original[1], most=MOST_SAMPLES
     )
-    value = read_result(entry, _BASELINE)
-    sides = {side: {name: parse(TensorBaseline, told) for name, told in value[side].items()} for side in value}
-    return Baseline(min(dataset.count, MOST_SAMPLES), dataset.digest, sides["inputs"], sides["outputs"])
+    value = read_result(entry, _FIGURES)
+    sides = {side: {name: parse(TensorFigures, told) for name, told in value[side].items()} for side in value}
+    return DriftFigures(min(dataset.count, MOST_SAMPLES), dataset.digest, sides["inputs"], sides["outputs"])
 
 
 def _stack(dataset: Dataset) -> Arrays:

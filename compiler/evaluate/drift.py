@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.artifact.schema.ladder import Histogram, TensorBaseline
+from compiler.artifact.schema.ladder import Histogram, TensorFigures
 from compiler.model.numerics import Array
 
 BINS = 10
@@ -62,14 +62,14 @@ def output_statistics(samples: Array) -> dict[str, Figures]:
     return found
 
 
-def describe(samples: Array, statistics: Mapping[str, Figures]) -> TensorBaseline:
-    """The baseline of a tensor.
+def describe(samples: Array, statistics: Mapping[str, Figures]) -> TensorFigures:
+    """What a tensor looks like.
 
     Args:
         samples: (N, ...) finite numbers.
         statistics: Of the same samples.
     """
-    return TensorBaseline(
+    return TensorFigures(
         minimum=float(samples.min()),
         maximum=float(samples.max()),
         mean=float(samples.mean(dtype=np.float64)),
