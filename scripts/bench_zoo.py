@@ -53,7 +53,7 @@ WORDS = 160
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one network on one target: `right`, `built` (not executed here), `refused`, `failed`, `not tried`."""
+    """What came of a network on a target: `right`, `built` (not executed here), `refused`, `failed`, `not tried`."""
 
     outcome: str
     words: str = ""
@@ -207,9 +207,9 @@ def page_text(recorded: dict[str, Any]) -> str:
 def _head(recorded: dict[str, Any], networks: Sequence[Network]) -> Iterator[str]:
     yield "# Networks out of packages\n\n<!-- written by scripts/bench_zoo.py; do not edit -->\n"
     yield (
-        f"{len(networks)} networks that ship inside packages of PyPI, each built by `fleetc build MODEL --profile NAME`\n"
+        f"{len(networks)} networks that ship inside packages of PyPI, built by `fleetc build MODEL --profile NAME`\n"
         "with nothing said of it: no samples, no sizes. `right`: built, executed here, and equal to the model in ONNX\n"
-        "Runtime. `built`: built, its border model equal, not executed here. `refused` and `failed`: the words are below.\n"
+        "Runtime. `built`: built, its border model equal, not executed here. `refused`, `failed`: the words are below.\n"
         "`-`: not tried. The peers only open the file. The figures are of "
         f"{recorded.get('machine', {}).get('cpu', 'no machine yet')},\ncommit {recorded.get('commit', '-')[:12]}.\n"
     )
