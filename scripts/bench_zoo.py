@@ -208,9 +208,9 @@ def _head(recorded: dict[str, Any], networks: Sequence[Network]) -> Iterator[str
     yield "# Networks out of packages\n\n<!-- written by scripts/bench_zoo.py; do not edit -->\n"
     yield (
         f"{len(networks)} networks that ship inside packages of PyPI, built by `fleetc build MODEL --profile NAME`\n"
-        "with nothing said of it: no samples, no sizes. `right`: built, executed here, and equal to the model in ONNX\n"
-        "Runtime. `built`: built, its border model equal, not executed here. `refused`, `failed`: the words are below.\n"
-        "`-`: not tried. The peers only open the file. The figures are of "
+        "with nothing said of it: no samples, no sizes. `right`: built, executed here, and equal to the model in\n"
+        "ONNX Runtime. `built`: built, its border model equal, not executed here. `refused`, `failed`: the words are\n"
+        "below. `-`: not tried. The peers only open the file. The figures are of "
         f"{recorded.get('machine', {}).get('cpu', 'no machine yet')},\ncommit {recorded.get('commit', '-')[:12]}.\n"
     )
 
