@@ -14,7 +14,8 @@
     │   ├── TargetNotFound        no plugin of that name
     │   ├── TargetUnavailable     the plugin is there, its toolchain or device is not
     │   ├── ToolchainFailed       a vendor tool crashed, hung, ran out of memory or said no
-    │   └── StorageError          the cache or the disk: full, unwritable
+    │   ├── StorageError          the cache or the disk: full, unwritable
+    │   └── ServerError           a build server that is not there, or refuses
     ├── GateFailed            5   an artifact was built and is not good enough
     │   └── SignatureRefused      an artifact that nobody trusted has signed, or that was changed since
     ├── FleetFailed           6   some devices failed, the others were delivered
@@ -131,6 +132,10 @@ class ToolchainFailed(MissingError):
 
 class StorageError(MissingError):
     """The cache or the disk cannot take what must be written."""
+
+
+class ServerError(MissingError):
+    """The build server cannot be reached, refuses the key, or cannot do what it is asked."""
 
 
 class GateFailed(CompilerError):

@@ -1,4 +1,4 @@
-"""Write the JSON schemas of profile and fleet files, and the tables of docs/profiles.md and docs/fleet.md.
+"""Write the JSON schemas, the OpenAPI file of the build server, and the tables of docs/profiles.md and docs/fleet.md.
 
 python scripts/generate_schemas.py           write what has changed
 python scripts/generate_schemas.py --check   write nothing; exit with 1 when something is stale
@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,15 @@ def _generated() -> Iterator[tuple[Path, str]]:
         options = _target_options() if kind == "profile" else ""
         yield ROOT / page, before + BEGIN + "\n" + _table(schema) + options + "\n" + END + after
     events = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fleetc event"} | events_schema()
+    yield ROOT / "docs/openapi.json", _openapi()
     yield ROOT / "docs/events.schema.json", json.dumps(events, indent=2, ensure_ascii=False) + "\n"
+
+
+def _openapi() -> str:
+    """The build server's API, whose routes are imported here alone: the other files need no extra `server`."""
+    from server.api.app import make_app
+
+    return json.dumps(make_app(None, version=version("fleetc")).openapi(), indent=1, ensure_ascii=False) + "\n"
 
 
 def _target_options() -> str:

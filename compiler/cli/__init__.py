@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
 import click
@@ -31,12 +32,25 @@ supported · 4 toolchain, device or disk space missing · 5 a gate failed · 6 s
 others were delivered · 130 interrupted, run again to resume"""
 
 
+COMMANDS = "fleetc.commands"
+"""The entry points by which other packages add commands; each is loaded when it is called, or listed by --help."""
+
+
 class Fleetc(click.Group):
     """The command, which knows before it understands all of a call whether its failures are to be JSON."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Our own commands and those of other packages."""
+        return sorted({*super().list_commands(ctx), *_added_commands()})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """A command of ours, or one that another package adds."""
+        return super().get_command(ctx, name) or _load_command(_added_commands().get(name))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Notes the options that say how to answer; a call that is refused is answered so too."""
         session = ctx.ensure_object(Session)
+        # by hand: click may refuse the call before it has understood these options
         session.as_json, session.as_events = "--json" in args, "--json-events" in args
         if session.as_events:
             session.reporter = JsonLines(least=logging.INFO)
@@ -63,8 +77,18 @@ for command in (build, plan, *ON_ARTIFACTS, tune, targets, profiles, cache, keyg
     cli.add_command(command)
 
 
+def _added_commands() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=COMMANDS)}
+
+
+def _load_command(point: EntryPoint | None) -> click.Command | None:
+    command = point.load() if point is not None else None
+    return command if isinstance(command, click.Command) else None
+
+
 def main() -> NoReturn:
     """The console script: runs the command and turns every outcome into an exit code."""
+    # as Ctrl-C: children are killed, locks and temporary folders are cleared up
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = _exit_code()
     if code == Interrupted.exit_code:
@@ -102,6 +126,7 @@ def _report(session: Session, least: int) -> None:
     """Sends events and the log to stderr, in the form that was asked for."""
     session.reporter = JsonLines(least=least) if session.as_events else Terminal(least=least)
     logger = logging.getLogger("fleetc")
+    # replaced, not added: tests call the command more than once in one process
     logger.handlers, logger.propagate = [session.reporter], False
     logger.setLevel(least)
 

@@ -172,7 +172,10 @@ def _kernels(fleet: Fleet, jobs: Sequence[Job], options: BuildOptions, *, as_jso
     """What each kernel of each device would be built with."""
     from compiler.driver.tune_kernels import plan_kernels
 
-    plans = {job.device.name: plan_kernels(job, fleet, cache=options.cache, child=options.child) for job in jobs}
+    plans = {
+        job.device.name: plan_kernels(job, fleet, cache=options.cache, child_limits=options.child_limits)
+        for job in jobs
+    }
     if not as_json:
         click.echo("\n" + "\n\n".join(kernels_text(name, plan.to_dict()) for name, plan in plans.items()))
     return {name: plan.to_dict() for name, plan in plans.items()}

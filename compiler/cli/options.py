@@ -106,7 +106,7 @@ def build_options(function: F) -> F:
             default="",
             metavar="NAME",
             help="Precision of every device, over the fleet file's: auto, fp32, fp16, bf16, fp16-weights, int8, fp8, "
-            "int4-weights.",
+            "int8-weights, int4-weights.",
         ),
         click.option(
             "--prune",
@@ -217,7 +217,7 @@ def options_of(options: dict[str, Any]) -> BuildOptions:
         options["emulate_s"] = 0.0
     first, last = parse_first(options.pop("first")), parse_last(options.pop("last"))
     remote = _remote(*(options.pop(key) for key in ("remote_cache", "trusted_keys", "remote_cache_token")))
-    return BuildOptions(**options, first=first, last=last, child=limits_of(limits), remote=remote)
+    return BuildOptions(**options, first=first, last=last, child_limits=limits_of(limits), remote=remote)
 
 
 def _remote(url: str, keys: tuple[Path, ...], token: str) -> RemoteCache | None:

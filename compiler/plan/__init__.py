@@ -1,4 +1,4 @@
-"""The decision as a value: what will be done for a device, and why."""
+"""What will be done for a device, and why: which precisions may be tried, pruning, threads; nothing is built yet."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class BuildOptions:
         jobs: Most devices that are built at a time; 0: as many as there are processors.
         search: Whether candidates that cannot win are left out.
         search_budget: Most trials that the search for a precision may make for one device.
-        child: What one target's child process may use.
+        child_limits: What one target's child process may use.
         strict: Whether a gate that nobody could judge fails the build, whatever the fleet file says.
         request: What is built for which hardware, where a model is named in place of a fleet file.
         first: `compile`: the model is a border model, and the target half alone is run; None for the whole line.
@@ -86,7 +86,7 @@ class BuildOptions:
     jobs: int = 0
     search: SearchEffort = SearchEffort.QUICK
     search_budget: int = 24
-    child: ChildLimits = field(default=ChildLimits())
+    child_limits: ChildLimits = field(default=ChildLimits())
     strict: bool = False
     request: ModelRequest = field(default=ModelRequest())
     first: StageName | None = None
@@ -228,6 +228,7 @@ def make_plan(
         target=target.name,
         toolchain=dict(target.toolchain()),
         passes=plan_passes(options),
+        # a border model has the target's passes behind it already
         target_passes=() if options.first else tuple(step.name for step in target.passes(profile)),
         dims={"batch": device.batch, **device.dims},
         decisions={
@@ -243,6 +244,7 @@ def make_plan(
         target_plan=TargetPlan(
             precision=rule.name,
             options=validate_options(target.Options, profile),
+            # fixed sizes are bound in the border model, so that the target never sees them
             dims={name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed},
             threads=threads,
             cache_dir=options.cache / "toolchains",

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+INPUT_LIMIT = 2**30 - 1
+"""Largest size of an integer that a model may be given: half the range, so that two of them may be added."""
+
 _LAYER_TYPE = re.compile(r'<layer [^>]*\btype="(\w+)"')
 """An IR's XML has each tag on a line of its own."""
 

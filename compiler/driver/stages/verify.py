@@ -100,7 +100,7 @@ def verify_artifact(
     repeat: int,
     where: str,
     stages: Stages,
-    limits: ChildLimits,
+    child_limits: ChildLimits,
     is_emulated: bool = False,
     emulate_s: float = math.inf,
 ) -> Verification:
@@ -114,7 +114,7 @@ def verify_artifact(
         repeat: Timed runs per point.
         where: Device, for messages.
         stages: Where it is run.
-        limits: What the child process may use.
+        child_limits: What the child process may use.
         is_emulated: Whether it can run in an emulator at best, whose times say nothing.
         emulate_s: Longest time for the emulator; 0 emulates nothing.
 
@@ -128,10 +128,11 @@ def verify_artifact(
 
     def make(folder: Path) -> None:
         check = partial(check_parity, artifact, points, tolerance=tolerance, repeat=repeat, where=where)
-        verification = _emulated(check, limits, emulate_s) if is_emulated else check(limits=limits)
+        verification = _emulated(check, child_limits, emulate_s) if is_emulated else check(child_limits=child_limits)
         write_result(folder, _VERDICT, to_json(verification))
 
     try:
+        # timed runs have the machine to themselves; an emulator's times are thrown away, so it need not wait
         run = stages.measure if repeat and not is_emulated else stages.run
         entry = run(
             StageName.VERIFY,
@@ -140,6 +141,7 @@ def verify_artifact(
             points=[[point.label, arrays_digest(point.inputs), arrays_digest(point.expected)] for point in points],
             tolerance=tolerance,
             repeat=repeat,
+            # a pass on one processor says nothing of another: kernels are chosen by the processor at hand
             host=host_fingerprint(),
         )
     except TargetUnavailable as error:
@@ -148,12 +150,13 @@ def verify_artifact(
     return parse(Verification, read_result(entry, _VERDICT))
 
 
-def _emulated(check: Callable[..., Verification], limits: ChildLimits, seconds: float) -> Verification:
+def _emulated(check: Callable[..., Verification], child_limits: ChildLimits, seconds: float) -> Verification:
     """The check in the time there is for the emulator; raises TargetUnavailable where that is not enough."""
     started = time.monotonic()
     try:
-        return check(limits=replace(limits, timeout_s=min(limits.timeout_s, seconds)))
+        return check(child_limits=replace(child_limits, timeout_s=min(child_limits.timeout_s, seconds)))
     except ToolchainFailed as error:
+        # it failed by itself, and not for want of time
         if time.monotonic() - started < seconds:
             raise
         what = f"it did not end in the emulator within {seconds:g} s"
@@ -165,7 +168,13 @@ def _not_executed(tolerance: str, reason: str) -> Verification:
 
 
 def check_parity(
-    artifact: Artifact, points: Sequence[ParityCase], *, tolerance: str, repeat: int, where: str, limits: ChildLimits
+    artifact: Artifact,
+    points: Sequence[ParityCase],
+    *,
+    tolerance: str,
+    repeat: int,
+    where: str,
+    child_limits: ChildLimits,
 ) -> Verification:
     """Runs the artifact on every point and compares its outputs with the reference's; nothing is kept.
 
@@ -174,7 +183,7 @@ def check_parity(
         TargetUnavailable: It cannot run on this machine.
     """
     inputs = [point.inputs for point in points]
-    run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, limits=limits)
+    run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, child_limits=child_limits)
     _raise_failures(points, run, tolerance, where)
     compared = tuple(compare_point(point, outputs) for point, outputs in zip(points, run.outputs, strict=True))
     return Verification(
@@ -185,7 +194,13 @@ def check_parity(
 
 
 def execute(
-    artifact: Artifact, inputs: Sequence[Arrays], *, repeat: int, instructions: bool, where: str, limits: ChildLimits
+    artifact: Artifact,
+    inputs: Sequence[Arrays],
+    *,
+    repeat: int,
+    instructions: bool,
+    where: str,
+    child_limits: ChildLimits,
 ) -> Execution:
     """Runs an artifact in a child process.
 
@@ -203,7 +218,7 @@ def execute(
             repeat=repeat,
             instructions=instructions,
         )
-        answer = ask(task, ExecuteAnswer, folder=folder, limits=limits, where=where)
+        answer = ask(task, ExecuteAnswer, folder=folder, child_limits=child_limits, where=where)
         outputs = tuple(_load(path) for path in task.outputs)
     return Execution(answer.evidence, answer.note, outputs, answer.latencies_ms, answer.instructions)
 
