@@ -13,7 +13,7 @@ one of a lower priority may be, where a higher one arrives after it.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -108,11 +108,10 @@ class Scheduler:
         ladder: The builds.
         times: What a run takes.
         largest: Items of the largest batch.
-        overhead_s: Time between the end of a run and the answer, which deadlines must include.
     """
 
-    def __init__(self, ladder: Ladder, times: ServiceTimes, *, largest: int, overhead_s: float = 0.0) -> None:
-        self._ladder, self._times, self._largest, self._overhead_s = ladder, times, largest, overhead_s
+    def __init__(self, ladder: Ladder, times: ServiceTimes, *, largest: int) -> None:
+        self._ladder, self._times, self._largest = ladder, times, largest
         self._queue: list[Request] = []
         self._free_at_s = -math.inf
         self._tail: _Tail | None = None
@@ -157,17 +156,6 @@ class Scheduler:
         self._tail = longer
         return None
 
-    def put_first(self, request: Request) -> None:
-        """Lets a request in again that was dispatched before and needs another build."""
-        insort(self._queue, request)
-        self._tail = None
-
-    def withdraw(self, number: int) -> bool:
-        """Takes a request out of the queue, whose client is gone; False where it is not there."""
-        before, self._tail = len(self._queue), None
-        self._queue = [request for request in self._queue if request.number != number]
-        return len(self._queue) < before
-
     def expire(self, now_s: float) -> list[Request]:
         """Takes those out of the queue that cannot be in time any more even alone on the cheapest build."""
         curve, start_s = self._cheapest(now_s) or [0.0] * self._largest, now_s - TICK_S
@@ -195,9 +183,11 @@ class Scheduler:
         self._free_at_s = now_s + self._run_s(curve, size)
         return Batch(rung, members, size, self._free_at_s)
 
-    def finished(self, batch: Batch, started_s: float, now_s: float) -> None:
-        """Notes that a batch is done, and what it took."""
-        self._times.observe(batch.rung, batch.size, now_s - started_s, now_s)
+    def finished(self, batch: Batch, started_s: float, now_s: float, *, run_s: float | None = None) -> None:
+        """Notes that a batch is done, and what it took; `run_s` of it in the build itself, all of it where None."""
+        whole_s = now_s - started_s
+        inside_s = whole_s if run_s is None else run_s
+        self._times.observe(batch.rung, batch.size, inside_s, now_s, around_s=max(0.0, whole_s - inside_s))
         self._free_at_s, self._tail = -math.inf, None
 
     def failed(self) -> None:
@@ -280,7 +270,7 @@ class Scheduler:
         return _Tail(batch.start_s, size, earliest_s, done_s, batch.curve, request)
 
     def _run_s(self, curve: Curve, size: int) -> float:
-        return curve[min(size, self._largest) - 1] + self._overhead_s
+        return curve[min(size, self._largest) - 1]
 
     def _cheapest(self, now_s: float) -> Curve | None:
         """What runs take on the last build of those that may be used; None where there is none."""

@@ -31,7 +31,7 @@ LEAST_RUNS = 5
 """Runs of a rung's own before they are believed over those of the whole machine."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 60.0
-"""Seconds before a build that was taken out is tried again: doubled each time, up to the second."""
+"""Seconds before a build that failed twice is tried again, and the most: doubled each time; the first time at once."""
 
 FORGIVEN_S = 300.0
 """Seconds of good service after which earlier failures of a build no longer lengthen the wait."""
@@ -44,8 +44,9 @@ class Reason(StrEnum):
     RECOVERED = "recovered"
     MEMORY = "memory"
     CRASHED = "crashed"
-    NOT_FINITE = "not finite"
+    NAN = "nan"
     LOADED = "loaded"
+    STARTING = "starting"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _between(sizes: Sequence[int], measured: Mapping[int, float], size: int) -> 
 
 
 class ServiceTimes:
-    """Predicts the seconds of a run: the build's own measurement, times what the last runs took of it.
+    """Predicts the seconds of a run: the build's own measurement, as the last runs went, and the way to it and back.
 
     Args:
         rungs: The ladder.
@@ -125,17 +126,23 @@ class ServiceTimes:
         self._base = {rung.name: fill_sizes(rung.service_s or {1: default_s}, largest) for rung in rungs}
         self._own = {rung.name: _Window() for rung in rungs}
         self._machine = _Window()
+        self._around = _Window()
 
     def curve(self, name: str, now_s: float) -> list[float]:
         """Seconds of a run on a build: of 1 item, of 2, and so on."""
-        scale = self._scale(name, now_s)
-        return [seconds * scale for seconds in self._base[name]]
+        scale, around_s = self._scale(name, now_s), self._around.quantile(now_s) or 0.0
+        return [seconds * scale + around_s for seconds in self._base[name]]
 
-    def observe(self, name: str, size: int, seconds: float, now_s: float) -> None:
-        """Notes what a run took."""
+    def rebase(self, name: str, measured: Mapping[int, float]) -> None:
+        """Starts from other measurements of a build: those of this machine, where the build has none."""
+        self._base[name] = fill_sizes(measured, len(self._base[name]))
+
+    def observe(self, name: str, size: int, seconds: float, now_s: float, *, around_s: float = 0.0) -> None:
+        """Notes what a run took, and what its way to the build and back took beside."""
         ratio = seconds / self._base[name][size - 1]
         self._own[name].add(ratio, now_s)
         self._machine.add(ratio, now_s)
+        self._around.add(around_s, now_s)
 
     def _scale(self, name: str, now_s: float) -> float:
         """A build that has not run lately is as slow as the machine is now: a throttled one slows them all."""
@@ -243,12 +250,17 @@ class Ladder:
         self._climbs -= 1.0
         return True
 
+    def expect_all(self, now_s: float) -> None:
+        """None of the builds is loaded yet, and all are due."""
+        self._absent = {rung.name: Absence(Reason.STARTING, now_s, 0) for rung in self.rungs}
+
     def take_out(self, name: str, reason: Reason, now_s: float, *, for_s: float | None = None) -> None:
         """No longer uses a build; it is due again after `for_s`, or after a wait that doubles with each failure."""
         count, last_s = self._failures.get(name, (0, now_s))
         count = 1 if now_s - last_s > FORGIVEN_S else count + 1
         self._failures[name] = (count, now_s)
-        wait_s = min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** min(count - 1, 10)) if for_s is None else for_s
+        again_s = min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** min(count - 2, 10)) if count > 1 else 0.0
+        wait_s = again_s if for_s is None else for_s
         self._absent[name] = Absence(reason, now_s + wait_s, count)
         usable = self.usable()
         if usable and self.current.name == name:

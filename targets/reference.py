@@ -1,7 +1,8 @@
 """ONNX Runtime with its optimizations off: the oracle every other target is compared with, and the plugin to copy.
 
 A plugin is one object with the members of `compiler.target.Target`. What it can do is data (`capability`), what this
-machine lacks is said before anything is built (`check`), and the toolchain is imported where it is used, nowhere else.
+machine lacks is said before anything is built (`check`). The toolchain and the graph library are imported where they
+are used: a process that only runs an artifact does not wait for what builds one.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-
-import onnx
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from compiler.target import (
     API_VERSION,
@@ -22,14 +21,17 @@ from compiler.target import (
     HardwareProfile,
     OnnxRuntimeSession,
     OpRule,
-    Pass,
     PrecisionRule,
     Runner,
     TargetPlan,
     TargetUnavailable,
     installed_version,
-    save_model,
 )
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from compiler.target import Pass
 
 _NO_KERNEL = frozenset({"BitCast", "Bernoulli", "ImageDecoder", "RoiAlign"})
 """Operators of ONNX that ONNX Runtime's CPU provider neither has nor can expand into others (at `_OPSET_MAX`)."""
@@ -62,6 +64,8 @@ class Reference:
 
     def capability(self, profile: HardwareProfile) -> Capability:
         """Every operator of ONNX itself, few left out; no other domain."""
+        import onnx
+
         names = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain and not schema.deprecated}
         ops = {name: _RULES.get(name, OpRule()) for name in sorted(names - _NO_KERNEL)}
         return Capability(ops=ops, precisions=(_FP32,), dynamic_dims=True, opset_max=_OPSET_MAX)
@@ -72,6 +76,8 @@ class Reference:
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Writes the model, and opens it once to read back what it takes and gives."""
+        from compiler.target import save_model
+
         path = workdir / "payload" / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         files = save_model(model, path)

@@ -1,4 +1,4 @@
-"""The delivered folder: manifest, report, and the difference of two builds."""
+"""The delivered folder: its manifest written and read, the report, and the difference of two builds."""
 
 from __future__ import annotations
 

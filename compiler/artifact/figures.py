@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+# an interval of almost no width must not fill a table with digits
 MOST_DECIMALS = 4
 SIGNIFICANT = 2
 """Digits of a figure that has no interval, where an estimate is all there is."""

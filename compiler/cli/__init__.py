@@ -50,6 +50,7 @@ class Fleetc(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Notes the options that say how to answer; a call that is refused is answered so too."""
         session = ctx.ensure_object(Session)
+        # by hand: click may refuse the call before it has understood these options
         session.as_json, session.as_events = "--json" in args, "--json-events" in args
         if session.as_events:
             session.reporter = JsonLines(least=logging.INFO)
@@ -87,6 +88,7 @@ def _load_command(point: EntryPoint | None) -> click.Command | None:
 
 def main() -> NoReturn:
     """The console script: runs the command and turns every outcome into an exit code."""
+    # as Ctrl-C: children are killed, locks and temporary folders are cleared up
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = _exit_code()
     if code == Interrupted.exit_code:
@@ -124,6 +126,7 @@ def _report(session: Session, least: int) -> None:
     """Sends events and the log to stderr, in the form that was asked for."""
     session.reporter = JsonLines(least=least) if session.as_events else Terminal(least=least)
     logger = logging.getLogger("fleetc")
+    # replaced, not added: tests call the command more than once in one process
     logger.handlers, logger.propagate = [session.reporter], False
     logger.setLevel(least)
 

@@ -28,7 +28,7 @@ from compiler.cli.text_borders import borders_text
 from compiler.cli.text_changes import changes_text
 from compiler.cli.text_tuning import kernels_text
 from compiler.errors import UsageError
-from compiler.plan import BuildOptions
+from compiler.plan import EMULATE_S, BuildOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +43,16 @@ if TYPE_CHECKING:
 @click.option(
     "--out", "-o", type=FOLDER, default=Path("dist"), show_default=True, help="Folder that gets one folder per device."
 )
+@click.option("--no-emulate", is_flag=True, help="Do not run ARM builds in the emulator: delivered as not executed.")
+@click.option(
+    "--emulate-seconds",
+    "emulate_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=EMULATE_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest time one build may run in the emulator; what did not end in it is delivered as not executed.",
+)
 @click.option("--dump-passes", type=FOLDER, metavar="DIR", help="Write the model after every pass that changed it.")
 @click.option(
     "--repeat",
@@ -50,6 +60,17 @@ if TYPE_CHECKING:
     default=20,
     show_default=True,
     help="Timed runs per batch size where it runs here.",
+)
+@click.option(
+    "--race-seconds",
+    "race_s",
+    type=click.FloatRange(min=0),
+    envvar="FLEETC_RACE_SECONDS",
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest time that a candidate and the float original are run in turn to tell how much faster it is "
+    "(FLEETC_RACE_SECONDS).",
 )
 @click.option(
     "--cache-wait",
@@ -162,7 +183,10 @@ def _kernels(fleet: Fleet, jobs: Sequence[Job], options: BuildOptions, *, as_jso
     """What each kernel of each device would be built with."""
     from compiler.driver.tune_kernels import plan_kernels
 
-    plans = {job.device.name: plan_kernels(job, fleet, cache=options.cache, child=options.child) for job in jobs}
+    plans = {
+        job.device.name: plan_kernels(job, fleet, cache=options.cache, child_limits=options.child_limits)
+        for job in jobs
+    }
     if not as_json:
         click.echo("\n" + "\n\n".join(kernels_text(name, plan.to_dict()) for name, plan in plans.items()))
     return {name: plan.to_dict() for name, plan in plans.items()}

@@ -11,6 +11,7 @@ from platformdirs import user_cache_path
 
 from compiler.errors import UsageError
 from compiler.fleet import Range
+from compiler.fleet.cut import parse_cuts
 from compiler.fleet.request import ModelRequest
 from compiler.plan import BuildOptions, SearchEffort
 from compiler.plan.halves import parse_first, parse_last
@@ -105,7 +106,7 @@ def build_options(function: F) -> F:
             default="",
             metavar="NAME",
             help="Precision of every device, over the fleet file's: auto, fp32, fp16, bf16, fp16-weights, int8, fp8, "
-            "int4-weights.",
+            "int8-weights, int4-weights.",
         ),
         click.option(
             "--prune",
@@ -169,6 +170,14 @@ def model_options(function: F) -> F:
             help="With --profile: a limit by its name in fleet files, such as accuracy_drop_pct=1; may be repeated.",
         ),
         click.option("--batch", default="", metavar="N", help="With --profile: batch size, or MIN:OPT:MAX."),
+        click.option(
+            "--cut",
+            "cuts",
+            multiple=True,
+            metavar="INPUT,OUTPUT",
+            help="With --profile: build only the part from one value to another, so that tokenizers, texts and "
+            "post-processing stay outside; may be repeated for more values.",
+        ),
     ):
         function = option(function)
     return function
@@ -204,9 +213,11 @@ def events_option(function: F) -> F:
 def options_of(options: dict[str, Any]) -> BuildOptions:
     """The options of `build`, child limits among them, as one value."""
     limits = {key: options.pop(key) for key in ("build_timeout", "build_memory")}
+    if options.pop("no_emulate"):
+        options["emulate_s"] = 0.0
     first, last = parse_first(options.pop("first")), parse_last(options.pop("last"))
     remote = _remote(*(options.pop(key) for key in ("remote_cache", "trusted_keys", "remote_cache_token")))
-    return BuildOptions(**options, first=first, last=last, child=limits_of(limits), remote=remote)
+    return BuildOptions(**options, first=first, last=last, child_limits=limits_of(limits), remote=remote)
 
 
 def _remote(url: str, keys: tuple[Path, ...], token: str) -> RemoteCache | None:
@@ -228,6 +239,7 @@ def request_of(options: dict[str, Any]) -> ModelRequest:
         task=options.pop("task"),
         limits=_numbers(options.pop("limits")),
         batch=_range(options.pop("batch")),
+        cut=parse_cuts(options.pop("cuts")),
     )
 
 

@@ -1,4 +1,4 @@
-"""From the plan to the artifact: the stages, their measurements, the search among candidates.
+"""From the plan to the artifact: the stages, their measurements, the search that chooses among candidates.
 
 `build_fleet` is imported when it is first used: the command line needs the events of this package, and starts without
 the graph library.

@@ -25,11 +25,10 @@ from compiler.driver.side_by_side import work_side_by_side
 from compiler.driver.stages.any_batch import may_share, share_batch
 from compiler.driver.stages.border import dump_passes
 from compiler.driver.stages.data import open_data
-from compiler.driver.stages.inputs import prepare
+from compiler.driver.stages.inputs import prepare, read_original
 from compiler.errors import CompilerError, InternalError
 from compiler.fleet import DeviceClass, Fleet
 from compiler.fleet.machine import available_cpus
-from compiler.model.frontend import read_model
 from compiler.plan import BuildOptions
 from compiler.plan.jobs import Job, plan_fleet, selected_devices
 from compiler.plan.plan import size_dims
@@ -139,7 +138,7 @@ def compile_device(
     folder = options.out / job.device.name
     if result.made is None:
         return failed_report(job, folder, result)
-    facts = deliver(job, fleet, source, result, clock=clock, folder=folder)
+    facts = deliver(context, fleet, source, result, folder=folder)
     return delivered_report(job, folder, result.made, facts, clock.seconds)
 
 
@@ -150,7 +149,7 @@ def read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, Co
         ModelError: The model is not valid.
         UsageError: Sizes fit it for no device, or data do not fit it.
     """
-    imported = read_model(fleet.model)
+    imported = read_original(fleet)
     sharing = [job.device.name for job in jobs if may_share(job.plan)]
     prepared, failed = prepare(fleet, imported.model, [job.device for job in jobs], sharing=sharing)
     fitting = [job for job in jobs if job.device.name in prepared]

@@ -28,9 +28,9 @@ from compiler.artifact.schema import (
     StageRun,
     Verdict,
 )
-from compiler.driver.search.search import Made, SearchResult, read_pruning
+from compiler.driver.search.search import BuiltCandidate, SearchResult, read_pruning
 from compiler.driver.stages.data import Data
-from compiler.driver.stages.inputs import Prepared, VerificationInputs
+from compiler.driver.stages.inputs import BuildStart, VerificationInputs
 from compiler.driver.stages.verify import Verification
 from compiler.errors import CompilerError, FleetFailed
 from compiler.fleet import Fleet
@@ -48,7 +48,7 @@ class Source:
 
     imported: Imported
     digest: str
-    prepared: Mapping[str, Prepared]
+    prepared: Mapping[str, BuildStart]
     data: Mapping[str, Data]
 
 
@@ -107,7 +107,7 @@ class FleetReport:
 
 
 def delivered_report(
-    job: Job, folder: Path, made: Made, manifest: Manifest, seconds: Mapping[str, float]
+    job: Job, folder: Path, made: BuiltCandidate, manifest: Manifest, seconds: Mapping[str, float]
 ) -> DeviceReport:
     """What a delivered device's report says."""
     artifact = made.built.artifact
@@ -126,7 +126,7 @@ def failed_report(job: Job, folder: Path, result: SearchResult) -> DeviceReport:
     return DeviceReport(job.device.name, folder, result.error, job.plan, searched=_searched(job.plan, result))
 
 
-def manifest_facts(job: Job, fleet: Fleet, source: Source, made: Made, result: SearchResult) -> Manifest:
+def manifest_facts(job: Job, fleet: Fleet, source: Source, made: BuiltCandidate, result: SearchResult) -> Manifest:
     """The manifest: nothing in it depends on the folder, the clock or the load of the machine, but what the search
     measured and kept in the store."""
     border, pruning = made.border, read_pruning(made.entries)
@@ -168,7 +168,7 @@ def _inputs(job: Job, fleet: Fleet, source: Source) -> Inputs:
     ready = source.prepared[job.device.name]
     inputs, notes = ready.inputs, (*source.imported.notes, *ready.notes)
     return Inputs(
-        model=ModelFile(fleet.model.name, source.digest, notes, dict(job.device.inputs)),
+        model=ModelFile(fleet.model.name, source.digest, notes, dict(job.device.inputs), fleet.cut),
         samples=Samples(_origin(fleet, inputs), arrays_digest(inputs.probe), inputs.warnings),
         profile=Profile(job.profile.name, job.plan.profile_digest, to_dict(job.profile)),
         evaluation=_evaluation(source.data[job.device.name], fleet),
@@ -195,7 +195,7 @@ def _evaluation(data: Data, fleet: Fleet) -> Evaluation | None:
     )
 
 
-def measured_facts(made: Made, seconds: Mapping[str, float]) -> Measurements:
+def measured_facts(made: BuiltCandidate, seconds: Mapping[str, float]) -> Measurements:
     """What the clock, the load and the store of this time have a part in."""
     return Measurements(
         evidence=made.verdict.evidence,

@@ -17,6 +17,7 @@ from compiler.model.process import kill_children
 from compiler.plan.jobs import Job
 from compiler.store import Store
 
+# `join` without a limit would not let an interrupt through
 POLL_S = 0.1
 PATIENCE_S = 1.0
 """How long an interrupt waits for a thread whose children were killed; what computes on ends with the process."""

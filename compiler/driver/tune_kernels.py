@@ -10,7 +10,7 @@ from compiler.artifact import Evidence
 from compiler.driver.clock import Clock
 from compiler.driver.events import Sink, ignore
 from compiler.driver.stages.border import Border, make_border
-from compiler.driver.stages.inputs import prepare
+from compiler.driver.stages.inputs import prepare, read_original
 from compiler.driver.stages.kernels import (
     Kernels,
     bound_payload,
@@ -23,7 +23,6 @@ from compiler.driver.stages.run import Stages
 from compiler.errors import FleetError, TargetUnavailable, ToolchainFailed
 from compiler.fleet import DeviceClass, Fleet, load_fleet
 from compiler.fleet.profile import load_profile
-from compiler.model.frontend import read_model
 from compiler.plan import BuildOptions, Plan, make_plan, settle
 from compiler.plan.jobs import Job
 from compiler.store import Store
@@ -50,7 +49,7 @@ class TuneOptions:
         backend: Where trials are measured.
         budget: When to stop.
         cache: Root of the store; the log lies in its folder `tuning`.
-        child: What a child process may use.
+        child_limits: What a child process may use.
     """
 
     model: Path
@@ -59,7 +58,7 @@ class TuneOptions:
     backend: Backend
     budget: Budget
     cache: Path
-    child: ChildLimits
+    child_limits: ChildLimits
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,9 @@ def tune_model(options: TuneOptions, *, events: Sink = ignore) -> TuneReport:
     """
     fleet, device = _device(options)
     job = _job(fleet, device, options)
-    plan, border, kernels = _border_and_kernels(job, fleet, cache=options.cache, child=options.child, events=events)
+    plan, border, kernels = _border_and_kernels(
+        job, fleet, cache=options.cache, child_limits=options.child_limits, events=events
+    )
     keep = tuning_log(options.cache)
     if not kernels:
         raise TargetUnavailable(
@@ -106,7 +107,7 @@ def tune_model(options: TuneOptions, *, events: Sink = ignore) -> TuneReport:
             remedy="`fleetc targets` lists the others; nothing has to be tuned for this one.",
         )
     with MeasuringChild(
-        Subject(border.path, BuildRequest.of(plan.target_plan), job.profile, options.backend), options.child
+        Subject(border.path, BuildRequest.of(plan.target_plan), job.profile, options.backend), options.child_limits
     ) as child:
         device_type, evidence = child.device, child.evidence
         log.info("%d kernels, measured on %s (%s)", len(kernels), device_type, evidence)
@@ -122,7 +123,7 @@ def tune_model(options: TuneOptions, *, events: Sink = ignore) -> TuneReport:
     return TuneReport(plan, device_type, evidence, tuned, keep.path(device_type), note)
 
 
-def plan_kernels(job: Job, fleet: Fleet, *, cache: Path, child: ChildLimits) -> Kernels:
+def plan_kernels(job: Job, fleet: Fleet, *, cache: Path, child_limits: ChildLimits) -> Kernels:
     """What each kernel of a device's first candidate would be built with now; measures nothing.
 
     Raises:
@@ -130,7 +131,7 @@ def plan_kernels(job: Job, fleet: Fleet, *, cache: Path, child: ChildLimits) -> 
     """
     settled = Job(job.device, job.profile, job.target, settle(job.plan, job.plan.rule, job.plan.reason))
     job.target.check(job.profile)
-    plan, _, kernels = _border_and_kernels(settled, fleet, cache=cache, child=child)
+    plan, _, kernels = _border_and_kernels(settled, fleet, cache=cache, child_limits=child_limits)
     return choose_schedule(kernels, plan, job.profile, tuning_log(cache))
 
 
@@ -138,22 +139,22 @@ def _job(fleet: Fleet, device: DeviceClass, options: TuneOptions) -> Job:
     profile = load_profile(device.profile)
     target = find_target(profile.target, where=profile.origin.place(("target",)))
     target.check(profile)
-    build = BuildOptions(cache=options.cache, precision=options.precision, child=options.child)
+    build = BuildOptions(cache=options.cache, precision=options.precision, child_limits=options.child_limits)
     plan = make_plan(build, device, profile, target, fleet=fleet)
     return Job(device, profile, target, settle(plan, plan.rule, plan.reason))
 
 
 def _border_and_kernels(
-    job: Job, fleet: Fleet, *, cache: Path, child: ChildLimits, events: Sink = ignore
+    job: Job, fleet: Fleet, *, cache: Path, child_limits: ChildLimits, events: Sink = ignore
 ) -> tuple[Plan, Border, tuple[Tunable, ...]]:
     """The job's plan with what the model adds to it, its border model, and the kernels of that."""
     stages, target, profile = Stages(Store(cache), Clock(job.device.name, events)), job.target, job.profile
-    ready = prepare(fleet, read_model(fleet.model).model, [job.device])[0][job.device.name]
+    ready = prepare(fleet, read_original(fleet).model, [job.device])[0][job.device.name]
     plan, passes = bound_payload(job.plan, ready.model), target.passes(profile)
     capability, inputs = target.capability(profile), ready.inputs.probe
     border = make_border(ready.model, ready.digest, plan, passes, capability=capability, inputs=inputs, stages=stages)
     refuse_unsupported(border.load(), capability, target=target.name)
-    return plan, border, list_kernels(border, plan, profile, target, stages=stages, limits=child)
+    return plan, border, list_kernels(border, plan, profile, target, stages=stages, child_limits=child_limits)
 
 
 def _device(options: TuneOptions) -> tuple[Fleet, DeviceClass]:

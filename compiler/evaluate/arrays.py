@@ -21,6 +21,7 @@ from compiler.evaluate.select import Indices, select
 from compiler.model.numerics import Array
 from compiler.model.spec import TensorSpec
 
+# labels are held in memory, unlike samples, which are read step by step
 MAX_LABEL_BYTES = 1 << 30
 _CHUNK_BYTES = 1 << 22
 """Bytes read at a time: small beside any model, large beside the cost of a step."""

@@ -18,8 +18,10 @@ Weights = NDArray[np.float64]
 
 Values = NDArray[np.float64]
 
+# the ends of a 95 % interval are far out in the tails: with hundreds they would differ from seed to seed
 RESAMPLES = 2000
 LEAST_RESAMPLES = 100
+# fixed: the same outputs must give the same interval, or a gate would differ from run to run
 SEED = 20261124
 LEVEL_PCT = 95.0
 
@@ -78,6 +80,7 @@ def resampled(models: Sequence[Measured]) -> list[Values]:
 def interval(values: Values, *, level_pct: float = LEVEL_PCT) -> tuple[float, float]:
     """The interval by percentiles; resamples without a value are left out, NaN where few have one."""
     known = values[np.isfinite(values)]
+    # a metric that half of the resamples do not have, such as one of an absent class, has no interval
     if 2 * len(known) < len(values):
         return float("nan"), float("nan")
     low, high = np.percentile(known, [(100 - level_pct) / 2, (100 + level_pct) / 2])

@@ -15,7 +15,9 @@ from compiler.evaluate.dataset import Dataset
 from compiler.evaluate.task import matched, pick_output
 from compiler.model.numerics import Array, Arrays
 
+# of ILSVRC, whose papers report top-1 and top-5
 TOP = 5
+# a list of names; a data file named by mistake must not be read whole
 MAX_CLASSES_BYTES = 1 << 24
 
 

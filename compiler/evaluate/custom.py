@@ -26,7 +26,7 @@ def measure(
     *,
     spec: str,
     folder: Path,
-    limits: ChildLimits = LIMITS,
+    child_limits: ChildLimits = LIMITS,
 ) -> Measured:
     """The function's value.
 
@@ -39,7 +39,7 @@ def measure(
     """
     count = len(next(iter(outputs.values())))
     files = _files(outputs, labels, reference)
-    value = _numbers("metric", "value", spec, folder, limits, files)
+    value = _numbers("metric", "value", spec, folder, child_limits, files)
     if value.shape not in ((), (count,)):
         raise _unreadable(spec)
     if value.ndim:
@@ -47,7 +47,7 @@ def measure(
         return Measured(float(value.mean()), {}, count, count, partial(mean_of, value), decisions=decisions)
     # pairs are no samples, and cannot be drawn this way
     has_pairs = labels is not None and labels.ndim != 1
-    again = _no_values if has_pairs else partial(_resample, spec, folder, limits, files)
+    again = _no_values if has_pairs else partial(_resample, spec, folder, child_limits, files)
     return Measured(float(value), {}, count, count, again, resamples=RESAMPLES)
 
 
@@ -60,17 +60,21 @@ def _files(outputs: Arrays, labels: Array | None, reference: Arrays | None) -> d
     return files
 
 
-def _numbers(work: str, name: str, spec: str, folder: Path, limits: ChildLimits, files: Mapping[str, Arrays]) -> Values:
+def _numbers(
+    work: str, name: str, spec: str, folder: Path, child_limits: ChildLimits, files: Mapping[str, Arrays]
+) -> Values:
     """The one array that a work gives."""
-    frames = list(ask(work, spec, folder, limits=limits, files=files))
+    frames = list(ask(work, spec, folder, child_limits=child_limits, files=files))
     if len(frames) != 1 or name not in frames[0][1] or frames[0][1][name].dtype != np.float64:
         raise _unreadable(spec)
     return np.asarray(frames[0][1][name], np.float64)
 
 
-def _resample(spec: str, folder: Path, limits: ChildLimits, files: Mapping[str, Arrays], weights: Weights) -> Values:
+def _resample(
+    spec: str, folder: Path, child_limits: ChildLimits, files: Mapping[str, Arrays], weights: Weights
+) -> Values:
     """The function's value on each resample, all of them in one child process; NaN where it has none."""
-    values = _numbers("resample", "values", spec, folder, limits, {**files, "weights": {"weights": weights}})
+    values = _numbers("resample", "values", spec, folder, child_limits, {**files, "weights": {"weights": weights}})
     if values.shape != (len(weights),):
         raise _unreadable(spec)
     return values

@@ -63,7 +63,9 @@ class Dataset:
         Raises:
             DataError: Samples cannot be used; all of them are named, when the last has been read.
         """
+        # a user's generator can be read in its own order only
         workers = 1 if self.in_order else min(_THREADS_MAX, available_cpus())
+        # a batch more where steps are single samples: else the next batch would begin only when this one is done
         ahead = _AHEAD + workers + (0 if self.in_order else size)
         good = _usable(run_ahead(map(_guarded, self.steps()), workers=workers, ahead=ahead))
         return (chunk for chunk in good) if self.whole else _regrouped(good, size)
@@ -112,6 +114,7 @@ def _regrouped(chunks: Iterator[Arrays], size: int) -> Iterator[Arrays]:
     for chunk in chunks:
         if not _length(chunk):  # a part of a data set may keep none of a step's samples
             continue
+        # samples of another size cannot be stacked: the batch so far goes out shorter
         if held and _shapes(held[0]) != _shapes(chunk):
             yield from _cut(held, rows)
             held, rows = [], 0

@@ -9,6 +9,7 @@ from compiler.model.numerics import Array
 
 ZEROS, LARGE = 0.02, 0.02
 """Shares of a normal input that are 0, and that are LARGE_FACTOR times as large as drawn."""
+# outliers, as activations of trained networks have them, and a normal distribution has not
 LARGE_FACTOR = 4.0
 
 

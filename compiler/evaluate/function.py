@@ -40,13 +40,13 @@ MAX_ARRAYS_BYTES = 4 << 30
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
 
 
-def check_function(spec: str, folder: Path, *, limits: ChildLimits = LIMITS) -> None:
+def check_function(spec: str, folder: Path, *, child_limits: ChildLimits = LIMITS) -> None:
     """Imports `module:function` in a child process, to see whether it is there.
 
     Raises:
         DataError: The module cannot be imported, or has no such function.
     """
-    for _ in ask("check", spec, folder, limits=limits):
+    for _ in ask("check", spec, folder, child_limits=child_limits):
         pass
 
 
@@ -55,7 +55,7 @@ def ask(
     spec: str,
     folder: Path,
     *,
-    limits: ChildLimits,
+    child_limits: ChildLimits,
     files: Mapping[str, Arrays] | None = None,
     count: int | None = None,
 ) -> Generator[Frame]:
@@ -65,7 +65,7 @@ def ask(
         work: `check`, `samples`, `metric` or `resample`.
         spec: `module:function`.
         folder: Where the module is looked for before installed packages.
-        limits: When to end it; the time counts from one frame to the next, while it is waited for.
+        child_limits: When to end it; the time counts from one frame to the next, while it is waited for.
         files: Arrays that it is given, by file.
         count: How many samples are wanted; all if None.
 
@@ -81,7 +81,7 @@ def ask(
         child = start_child("compiler.model.user_code", scratch, pass_fds=(child_end,))
         os.close(child_end)
         try:
-            yield from _frames(_Pipe(answers, child, limits, spec, scratch), spec)
+            yield from _frames(_Pipe(answers, child, child_limits, spec, scratch), spec)
         finally:
             kill_child(child)
             os.close(answers)
@@ -114,16 +114,16 @@ class _Pipe:
     Args:
         handle: Our end.
         child: The process.
-        limits: When to give up.
+        child_limits: When to give up.
         spec: The function, for messages.
         folder: The child's folder, with its log.
     """
 
     def __init__(
-        self, handle: int, child: subprocess.Popen[bytes], limits: ChildLimits, spec: str, folder: Path
+        self, handle: int, child: subprocess.Popen[bytes], child_limits: ChildLimits, spec: str, folder: Path
     ) -> None:
         self._handle, self._child, self._spec, self._folder = handle, child, spec, folder
-        self._watch = Watch(child, limits)
+        self._watch = Watch(child, child_limits)
 
     def restart_clock(self) -> None:
         """Begins to count the time anew: whoever reads may have taken long over the last frame."""
@@ -168,7 +168,7 @@ def open_function(
     *,
     labelled: bool | None,
     count: int | None,
-    limits: ChildLimits = LIMITS,
+    child_limits: ChildLimits = LIMITS,
 ) -> Dataset:
     """Samples from a function of the user's own, which is called anew each time they are read.
 
@@ -181,7 +181,7 @@ def open_function(
         inputs: What the model takes.
         labelled: Whether labels are needed; None takes them where there are any.
         count: Use the first so many; all if None.
-        limits: What the function's process may use.
+        child_limits: What the function's process may use.
 
     Raises:
         DataError: The function fails, gives nothing, or gives samples that do not fit; every problem is listed.
@@ -189,7 +189,7 @@ def open_function(
     problems: list[CompilerError] = []
     labels: list[object] = []
     digest, total = hashlib.sha256(b"function\0"), 0
-    read = partial(_samples, spec, folder, tuple(inputs), limits)
+    read = partial(_samples, spec, folder, tuple(inputs), child_limits)
     for sample, label in read(count, problems):
         digest.update(arrays_digest(sample).encode() + repr(label).encode(errors="surrogateescape"))
         labels.append(label)
@@ -208,7 +208,7 @@ def open_function(
         origin=spec,
         digest=digest.hexdigest(),
         inputs=tuple(inputs),
-        steps=partial(_steps, spec, folder, tuple(inputs), limits, total),
+        steps=partial(_steps, spec, folder, tuple(inputs), child_limits, total),
         labels=np.array(labels) if labelled else None,
     )
 
@@ -226,13 +226,13 @@ def _samples(
     spec: str,
     folder: Path,
     inputs: Sequence[TensorSpec],
-    limits: ChildLimits,
+    child_limits: ChildLimits,
     count: int | None,
     problems: list[CompilerError],
 ) -> Iterator[tuple[dict[str, Array], object]]:
     """Samples with their labels; what is wrong with one is added to the problems, and it is left out."""
     number = 0
-    with closing(ask("samples", spec, folder, limits=limits, count=count)) as frames:
+    with closing(ask("samples", spec, folder, child_limits=child_limits, count=count)) as frames:
         for header, arrays in frames:
             for sample, label in _rows(header, arrays, spec):
                 number += 1
@@ -299,9 +299,11 @@ def _each(arrays: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> Iterator
     return zip(arrays.items(), inputs, strict=True)
 
 
-def _steps(spec: str, folder: Path, inputs: tuple[TensorSpec, ...], limits: ChildLimits, count: int) -> Iterator[Step]:
+def _steps(
+    spec: str, folder: Path, inputs: tuple[TensorSpec, ...], child_limits: ChildLimits, count: int
+) -> Iterator[Step]:
     problems: list[CompilerError] = []
-    samples = _samples(spec, folder, inputs, limits, count, problems)
+    samples = _samples(spec, folder, inputs, child_limits, count, problems)
 
     def step() -> dict[str, Array]:
         sample = next(samples, None)

@@ -17,6 +17,7 @@ import numpy as np
 from compiler.errors import CompilerError, DataError, combine
 from compiler.evaluate.select import Indices
 
+# a list of millions of pairs is smaller; a data file named by mistake must not be read whole
 MAX_BYTES = 1 << 28
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 

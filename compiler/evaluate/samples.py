@@ -92,6 +92,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
     with reading(path), path.open("rb") as opened:
         if path.suffix == ".npy":
             return {"": np.lib.format.read_array(opened, allow_pickle=False)}
+        # not np.load: the archive is looked at before anything is unpacked
         with np.lib.npyio.NpzFile(opened, allow_pickle=False) as archive:
             _refuse_huge(archive, path)
             return {key: archive[key] for key in archive.files}
@@ -124,6 +125,7 @@ def make_samples(
     problems = [error for spec in inputs for error in _spec_problems(spec, sizes or {})]
     if problems:
         raise combine(problems)
+    # one per sample: the n-th sample is the same however many are drawn
     generators = [np.random.Generator(np.random.PCG64([seed, index])) for index in range(count)]
     items = tuple(
         {spec.name: _random(spec, sizes or {}, random, (kinds or {}).get(spec.name), row) for spec in inputs}

@@ -23,6 +23,7 @@ from compiler.model.numerics import Array, Arrays
 
 Groups = NDArray[np.int64]
 
+# another seed would divide every data set anew, and change figures that were delivered
 SEED = "fleetc split 1"
 
 FOLDS = 5
@@ -59,6 +60,7 @@ def make_split(
         holds_out: Whether a half is held out however few the data are: training that looks at data cannot be done anew
             for each fold.
     """
+    # halves would tear pairs apart, and with them the decisions
     if labels is not None and labels.ndim == 2 and not by_person:
         why = "a pair belongs to two samples, and this task knows no people"
         return Split(SplitKind.NONE, np.arange(count, dtype=np.int64), (), why)
@@ -68,6 +70,7 @@ def make_split(
     fewest = min(int(np.isin(owners, half).sum()) for half in halves)
     if by_person and not all(_has_impostors(labels, half) for half in halves):
         fewest = 0  # a half of one person has nobody to be taken for
+    # one decision may weigh half of the limit at most: with fewer, chance alone would decide
     if fewest and 100.0 / fewest <= limit_pct / 2:
         return _held_out(halves, f"each half has {fewest} decisions")
     if fewest and holds_out:

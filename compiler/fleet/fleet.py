@@ -12,13 +12,16 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from compiler.errors import FleetError, ProfileError, combine
+from compiler.fleet.cut import Cut
 from compiler.fleet.data import Calibration, Evaluation, Preprocess, is_function
 from compiler.fleet.profile import find_profile, is_path
 from compiler.fleet.sizes import ONE, Range, resolve_sums
 from compiler.fleet.validate import validate
 from compiler.fleet.yamlfile import Document, KeyPath, Origin, read_yaml
 
-Precision: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int4-weights"]
+Precision: TypeAlias = Literal[
+    "auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int8-weights", "int4-weights"
+]
 Prune: TypeAlias = Literal["off", "auto"] | float
 
 
@@ -44,6 +47,36 @@ class Limits:
             le=1,
             description="Least rank correlation between the given model's saliency maps and the build's, for models "
             "of pictures.",
+        ),
+    ] = None
+
+
+class Kept(StrEnum):
+    """Which builds of a device are delivered for serving."""
+
+    OFF = "off"
+    AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """How a device's builds are served."""
+
+    slo_ms: Annotated[float, Field(gt=0, description="Time of a request that says nothing, in milliseconds.")] = 50.0
+    ladder: Annotated[
+        Kept,
+        Field(
+            description="`auto` also delivers the other builds that passed all gates and are faster or more accurate, "
+            "so that a server can step down under load; `off` (the default) delivers one."
+        ),
+    ] = Kept.OFF
+    degraded_drop_pct: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=100,
+            description="Largest loss of the task's metric, in percent, of a build that answers only under load; none "
+            "is delivered beyond `limits` when absent.",
         ),
     ] = None
 
@@ -80,6 +113,7 @@ class DeviceClass:
         recover_minutes: Time that a pruned model may be trained for; None where it is not.
         limits: The fleet's limits with the device's own over them.
         unjudged: What becomes of a build by the gate that nobody could judge, the device's own over the fleet's.
+        serve: How its builds are served, the device's own in place of the fleet's; None where nothing is said.
         origin: The fleet file; its key path there is `("devices", name)`.
     """
 
@@ -93,6 +127,7 @@ class DeviceClass:
     recover_minutes: float | None = None
     limits: Limits = Limits()
     unjudged: Unjudged = Unjudged()
+    serve: Serve | None = None
     origin: Origin = field(default=Origin(), compare=False, repr=False)
 
     @property
@@ -108,6 +143,7 @@ class Fleet:
     path: Path
     model: Path
     devices: Mapping[str, DeviceClass]
+    cut: Cut | None = None
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     preprocess: Preprocess | None = None
@@ -197,6 +233,7 @@ _Pruned: TypeAlias = Annotated[
     ),
 ]
 
+_Served: TypeAlias = Annotated[Serve | None, Field(description="How `fleetc serve` answers with the builds.")]
 _Recovered: TypeAlias = Annotated[
     Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
     Field(
@@ -222,6 +259,7 @@ class DeviceEntry:
     recover_minutes: _Recovered = None
     limits: Annotated[Limits, Field(description="Limits of this device class, over the fleet's.")] = Limits()
     unjudged: _Unjudged = Unjudged()
+    serve: _Served = None
 
 
 def _not_json(name: str) -> str:
@@ -239,6 +277,7 @@ class FleetFile:
 
     schema: Annotated[Literal[1], Field(description="Version of this format.")]
     model: Annotated[Path, Field(description="The ONNX model, relative to the fleet file.")]
+    cut: Annotated[Cut | None, Field(description="The part of the model that is built; all of it when absent.")] = None
     calibration: Annotated[
         Calibration | None, Field(description="Sample inputs for probing and verifying; random ones when absent.")
     ] = None
@@ -254,6 +293,7 @@ class FleetFile:
     precision: _Asked = None
     prune: _Pruned = None
     recover_minutes: _Recovered = None
+    serve: _Served = None
     devices: Annotated[
         Mapping[_DeviceName, DeviceEntry],
         Field(min_length=1, description="The device classes by name; the name becomes the folder of the artifact."),
@@ -291,6 +331,7 @@ def _resolve(written: FleetFile, origin: Origin) -> Fleet:
         path=path,
         model=path.parent / written.model,
         devices={name: _device(name, entry, written, origin) for name, entry in written.devices.items()},
+        cut=written.cut,
         calibration=calibration and replace(calibration, path=path.parent / calibration.path),
         evaluation=evaluation and _beside(path.parent, evaluation),
         preprocess=written.preprocess,
@@ -328,6 +369,7 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
         unjudged=replace(
             fleet.unjudged, **{gate: value for gate, value in vars(entry.unjudged).items() if value is not None}
         ),
+        serve=entry.serve or fleet.serve,
         origin=origin,
     )
 

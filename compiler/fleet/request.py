@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import FleetError, UsageError, combine
+from compiler.fleet.cut import Cut
 from compiler.fleet.fleet import Fleet, fleet_of, load_fleet
 from compiler.fleet.profile import is_path, load_profile
 from compiler.fleet.sizes import Range
@@ -27,6 +28,7 @@ class ModelRequest:
         task: The task that accuracy is judged by on them.
         limits: Name of a limit, as fleet files have them → its number.
         batch: Sizes of the batch dimension; None where nothing is said.
+        cut: The part of the model that is built; None for all of it.
     """
 
     profiles: tuple[str, ...] = ()
@@ -35,6 +37,7 @@ class ModelRequest:
     task: str = ""
     limits: Mapping[str, float] = field(default_factory=dict)
     batch: Range | None = None
+    cut: Cut | None = None
 
     @property
     def options(self) -> list[str]:
@@ -46,6 +49,7 @@ class ModelRequest:
             "--task": self.task,
             "--limit": self.limits,
             "--batch": self.batch,
+            "--cut": self.cut,
         }
         return [name for name, value in options.items() if value]
 
@@ -112,6 +116,8 @@ def _written(path: Path, request: ModelRequest) -> dict[str, Any]:
         written["calibration"] = {"path": str(request.calibration.absolute())}
     if request.evaluation is not None:
         written["evaluation"] = {"task": request.task, "path": str(request.evaluation.absolute())}
+    if request.cut is not None:
+        written["cut"] = {"inputs": list(request.cut.inputs), "outputs": list(request.cut.outputs)}
     if request.batch is not None:
         written["batch"] = {"min": request.batch.min, "opt": request.batch.opt, "max": request.batch.max}
     return written

@@ -22,6 +22,7 @@ import psutil
 
 from compiler.fleet.machine import available_memory_bytes
 
+# short beside any build, and 20 looks a second cost no measurable time
 POLL_S = 0.05
 FAMILY_S = 0.25
 """How long a list of a child's children is good for: to make one, all of /proc is read."""
@@ -29,6 +30,7 @@ FAMILY_S = 0.25
 FIRST_TO_GO = "1000"
 """The kernel's highest `oom_score_adj`."""
 
+# of a crash: what fits on a screen below the message
 LOG_TAIL_LINES = 12
 LOG_TAIL_BYTES = 16384
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
@@ -94,11 +96,11 @@ class Watch:
 
     Args:
         child: The process.
-        limits: What it may use.
+        child_limits: What it may use.
     """
 
-    def __init__(self, child: subprocess.Popen[bytes], limits: ChildLimits) -> None:
-        self._limits, self._ceiling, self._family = limits, limits.memory_bytes(), Family(child.pid)
+    def __init__(self, child: subprocess.Popen[bytes], child_limits: ChildLimits) -> None:
+        self._limits, self._ceiling, self._family = child_limits, child_limits.memory_bytes(), Family(child.pid)
         self.restart()
 
     def restart(self) -> None:

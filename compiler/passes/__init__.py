@@ -1,1 +1,1 @@
-"""Passes on the portable graph: one file per pass, the named lists in `pipelines.py`, the loop in `run.py`."""
+"""Passes on the portable graph (fold, fuse, infer): one file each, lists in `pipelines.py`, the loop in `run.py`."""

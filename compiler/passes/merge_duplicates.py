@@ -18,6 +18,7 @@ from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.probe import RANDOM_OPERATORS
 from compiler.passes.values import display_name, graphs_of, record_origin
 
+# equal beginnings are compared in full afterwards; hashing every weight would take seconds
 _SAMPLE_BYTES = 4096
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 

@@ -17,6 +17,7 @@ from compiler.model.reference import Unoptimized
 from compiler.passes.quantized import is_quantized
 from compiler.passes.values import graphs_of
 
+# fixed: what a pass changes must be the same figure in every run and on every machine
 SEED = 20261123
 RANDOM_OPERATORS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}

@@ -1,4 +1,4 @@
-"""Runs passes in order: each is numbered and measured, the model is checked, and the provenance of nodes recorded."""
+"""Runs passes in order: each is numbered and measured, the model is checked, and what became of removed nodes noted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compiler.model.save import save_model
 from compiler.passes.instrument import PassRecord, measure, run_measured
 from compiler.passes.judge import Judge
 from compiler.passes.probe import Probe
-from compiler.passes.provenance import Provenance, add_provenance, find_provenance, look
+from compiler.passes.removed_nodes import RemovedNode, add_removed, find_removed, look
 
 log = logging.getLogger("fleetc.build")
 
@@ -55,7 +55,7 @@ def run_passes(
     chosen = passes if stop_after is None else passes[: max(0, stop_after - first + 1)]
     _dump(model, dump_dir, first - 1, "input")
     records: list[PassRecord] = []
-    provenance: dict[str, Provenance] = {}
+    removed: dict[str, RemovedNode] = {}
     stats, seen, judge = measure(model), look(model), Judge(probe, model, undo=undo, strict=strict)
     for number, step in enumerate(chosen, start=first):
         with _blamed(probe):
@@ -66,12 +66,12 @@ def run_passes(
             log.warning("%s; please report it with the model", record.left_out)
         if record.modified:
             before, seen = seen, look(model)
-            provenance |= find_provenance(before, seen, by=f"{number} {step.name}")
+            removed |= find_removed(before, seen, by=f"{number} {step.name}")
             _dump(model, dump_dir, number, step.name)
         if check_each or number == first + len(chosen) - 1:
             with _blamed(probe):
                 _check(model, records)
-    add_provenance(model, provenance)
+    add_removed(model, removed)
     return tuple(records)
 
 

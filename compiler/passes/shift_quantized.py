@@ -17,6 +17,7 @@ import onnx_ir as ir
 from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.values import Names, constant_of, replace_input
 
+# the distance of uint8 0…255 from int8 −128…127; zero points move along, so no value changes
 SHIFT = 128
 
 _UINT8, _INT8 = ir.DataType.UINT8, ir.DataType.INT8

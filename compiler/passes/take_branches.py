@@ -41,7 +41,7 @@ def _is_if(node: ir.Node) -> bool:
 
 def _take_known(model: ir.Model) -> bool:
     """Takes every branch whose condition is known; what it holds is looked at in the next round."""
-    names, repeated = Names(model), _repeated_names(model)
+    names, repeated = Names(model), repeated_names(model)
     known = [
         (graph, node, int(condition))
         for graph in graphs_of(model)
@@ -54,7 +54,7 @@ def _take_known(model: ir.Model) -> bool:
     return bool(known)
 
 
-def _repeated_names(model: ir.Model) -> set[str]:
+def repeated_names(model: ir.Model) -> set[str]:
     """Names that stand in several graphs, as two branches may use the same: they clash when one is taken."""
     counts: Counter[str] = Counter()
     for graph in graphs_of(model):
@@ -66,12 +66,23 @@ def _repeated_names(model: ir.Model) -> set[str]:
 
 def _take(graph: ir.Graph, node: ir.Node, condition: int, names: Names, repeated: set[str]) -> None:
     taken, dropped = (node.attributes[_BRANCHES[index]].as_graph() for index in (condition, 1 - condition))
-    results = list(taken.outputs)
-    taken.outputs.clear()
-    inner = list(taken)
-    taken.remove(inner)
-    for value in list(taken.initializers.values()):
-        del taken.initializers[str(value.name)]
+    results, inner = move_in(graph, node, taken, names, repeated)
+    for old, new in zip(node.outputs, results, strict=True):
+        _hand_over(graph, node, old, new, inner=inner, names=names)
+    release(dropped)
+    graph.remove(node, safe=True)
+
+
+def move_in(
+    graph: ir.Graph, node: ir.Node, branch: ir.Graph, names: Names, repeated: set[str]
+) -> tuple[list[ir.Value], list[ir.Node]]:
+    """Moves what a branch holds in front of its If; returns what the branch gives, and the nodes moved."""
+    results = list(branch.outputs)
+    branch.outputs.clear()
+    inner = list(branch)
+    branch.remove(inner)
+    for value in list(branch.initializers.values()):
+        del branch.initializers[str(value.name)]
         _rename(value, names, repeated)
         graph.register_initializer(value)
     for moved in inner:
@@ -80,10 +91,7 @@ def _take(graph: ir.Graph, node: ir.Node, condition: int, names: Names, repeated
         for value in moved.outputs:
             _rename(value, names, repeated)
     graph.insert_before(node, inner)
-    for old, new in zip(node.outputs, results, strict=True):
-        _hand_over(graph, node, old, new, inner=inner, names=names)
-    release(dropped)
-    graph.remove(node, safe=True)
+    return results, inner
 
 
 def _rename(value: ir.Value, names: Names, repeated: set[str]) -> None:

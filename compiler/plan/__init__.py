@@ -1,9 +1,10 @@
-"""The decision as a value: what will be done for a device, and why."""
+"""What will be done for a device, and why: which precisions may be tried, pruning, threads; nothing is built yet."""
 
 from __future__ import annotations
 
 from compiler.artifact.schema import Decision
 from compiler.plan.plan import (
+    EMULATE_S,
     BuildOptions,
     Plan,
     SearchEffort,
@@ -16,6 +17,7 @@ from compiler.plan.plan import (
 )
 
 __all__ = [
+    "EMULATE_S",
     "BuildOptions",
     "Decision",
     "Plan",

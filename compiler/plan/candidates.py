@@ -57,12 +57,14 @@ def choose_candidates(
     if asked != "auto":
         return _forced(asked, capability, None if is_made else fleet, device, where)
     if not constraints.any:
+        # targets list them in order of preference
         first = capability.precisions[0]
         reason = (
             f"auto takes what the target puts first: {first.reason}; nothing lower is chosen "
             "unasked as long as no accuracy gate judges it"
         )
         return Candidates((first,), first.name, reason, {})
+    # left out with the reason, not dropped: the plan and the manifest name what was not tried
     left_out = {rule.name: why for rule in capability.precisions if (why := _why_not(rule, fleet, constraints))}
     rules = tuple(
         sorted((rule for rule in capability.precisions if rule.name not in left_out), key=lambda rule: -rule.gain)
@@ -82,6 +84,7 @@ def _forced(asked: str, capability: Capability, fleet: Fleet | None, device: Dev
             where=where,
             remedy=f"{device.profile} can be built in: {known}.",
         )
+    # random inputs would do for a build to go through, and for results to be wrong
     if fleet is not None and _lacks_data(rules[asked], fleet):
         raise FleetError(
             f"precision {asked} needs calibration data: ranges observed on random inputs would be those of noise",

@@ -18,6 +18,7 @@ def parse_first(text: str) -> StageName | None:
     Raises:
         UsageError: It is no stage, or none that a build can start at.
     """
+    # the first stage of all: a build that starts there is a whole one
     if text in ("", StageName.REWRITE):
         return None
     if text != StageName.COMPILE:
@@ -31,6 +32,7 @@ def parse_last(text: str) -> StageName | None:
     Raises:
         UsageError: It is no stage, or none that a build can end at.
     """
+    # the last stage of all: a build that ends there is a whole one
     if text in ("", StageName.DELIVER):
         return None
     if text not in BORDER_STAGES:
@@ -96,6 +98,7 @@ def _searched(last: StageName, plan: Plan) -> Iterator[UsageError]:
 
 def _compared(first: StageName, plan: Plan) -> Iterator[UsageError]:
     where = f"--from {first}: {plan.device}"
+    # limits of the fleet file must not be passed over in silence
     if plan.constraints.any:
         yield UsageError(
             "limits and an evaluation compare with the trained model, which a border model is not",

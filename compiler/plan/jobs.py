@@ -42,6 +42,7 @@ def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...
     """
     refuse_halves(options)
     fleet = read_fleet(path, options.request)
+    # before any device: an option that is wrong for all is one error, not one for each
     plan_passes(options)
     if options.prune:
         parse_prune(options.prune)
@@ -52,6 +53,7 @@ def plan_fleet(path: Path, options: BuildOptions) -> tuple[Fleet, tuple[Job, ...
             jobs.append(_plan_device(device, fleet, options))
         except (UsageError, MissingError) as error:
             failed[device.name] = error
+    # by their text: what is wrong for all devices is said once
     problems = {str(error): error for error in failed.values() if isinstance(error, UsageError)}
     if problems and not jobs:
         raise combine(list(problems.values()))

@@ -37,6 +37,10 @@ class SearchEffort(StrEnum):
     THOROUGH = "thorough"
 
 
+EMULATE_S = 600.0
+"""Seconds for the emulator by default: a detector of 10 GFLOP and its counted instructions take about five minutes."""
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What the command line says, beside the fleet file.
@@ -54,10 +58,14 @@ class BuildOptions:
         stop_after: Number of the last pass of the portable half to run.
         dump_passes: Folder that gets the model before the first and after every pass that changed it.
         repeat: Timed runs per batch size when an artifact is verified on a device it can run on; 0 times nothing.
+        emulate_s: Longest time that one artifact may run in an emulator; 0 emulates nothing. An artifact that was not
+            run to the end is delivered as not executed.
+        race_s: How long two builds are timed in turn, if their ratio is not known well enough after the least number
+            of runs.
         jobs: Most devices that are built at a time; 0: as many as there are processors.
         search: Whether candidates that cannot win are left out.
         search_budget: Most trials that the search for a precision may make for one device.
-        child: What one target's child process may use.
+        child_limits: What one target's child process may use.
         strict: Whether a gate that nobody could judge fails the build, whatever the fleet file says.
         request: What is built for which hardware, where a model is named in place of a fleet file.
         first: `compile`: the model is a border model, and the target half alone is run; None for the whole line.
@@ -76,10 +84,12 @@ class BuildOptions:
     stop_after: int | None = None
     dump_passes: Path | None = None
     repeat: int = 20
+    emulate_s: float = EMULATE_S
+    race_s: float = 10.0
     jobs: int = 0
     search: SearchEffort = SearchEffort.QUICK
     search_budget: int = 24
-    child: ChildLimits = field(default=ChildLimits())
+    child_limits: ChildLimits = field(default=ChildLimits())
     strict: bool = False
     request: ModelRequest = field(default=ModelRequest())
     first: StageName | None = None
@@ -221,6 +231,7 @@ def make_plan(
         target=target.name,
         toolchain=dict(target.toolchain()),
         passes=plan_passes(options),
+        # a border model has the target's passes behind it already
         target_passes=() if options.first else tuple(step.name for step in target.passes(profile)),
         dims={"batch": device.batch, **device.dims},
         decisions={
@@ -236,6 +247,7 @@ def make_plan(
         target_plan=TargetPlan(
             precision=rule.name,
             options=validate_options(target.Options, profile),
+            # fixed sizes are bound in the border model, so that the target never sees them
             dims={name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed},
             threads=threads,
             cache_dir=options.cache / "toolchains",

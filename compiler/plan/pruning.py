@@ -63,6 +63,7 @@ def parse_prune(text: str) -> Prune:
     try:
         return read_prune(text if text in ("off", "auto") else float(text))
     except ValueError as error:
+        # float() itself says only that it could not convert
         message = str(error) if str(error).startswith("must") else "must be off, auto, or a ratio such as 0.3"
         raise UsageError(f"{message}, got '{text}'", where="--prune", remedy="For example --prune auto.") from error
 
@@ -128,6 +129,7 @@ def choose_recovery(minutes: float | None, device: DeviceClass, *, pruning: Prun
     asked = device.recover_minutes if minutes is None else minutes
     if asked is None or (minutes is None and is_overruled and not pruning.reads_data):
         return pruning
+    # whoever asked is named: the line of the fleet file, or the option
     error, where = (FleetError, device.place) if minutes is None else (UsageError, "--recover")
     if not math.isfinite(asked):
         raise error("must be a number of minutes", where=where, remedy="For example --recover 10.")
@@ -137,7 +139,9 @@ def choose_recovery(minutes: float | None, device: DeviceClass, *, pruning: Prun
             where=where,
             remedy="Ask for pruning, too (`prune: auto` or a ratio, `--prune`), or for no recovery.",
         )
+    # imported here: a plan without recovery needs nothing of it
     from compiler.compress.recover import check_torch
 
+    # now, not after an hour of search: PyTorch is an extra that many do not install
     check_torch()
     return replace(pruning, recover_s=60 * asked)

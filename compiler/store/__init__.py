@@ -1,4 +1,4 @@
-"""Finished stages, each under the digest of all that can change it."""
+"""Finished stages, each under the digest of all that can change it: what is finished is not made again."""
 
 from __future__ import annotations
 

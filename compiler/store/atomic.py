@@ -58,6 +58,43 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         draft.unlink(missing_ok=True)
 
 
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EMLINK})
+"""What the system says where a file cannot have two names: some network file systems."""
+
+
+def adopt_file(draft: Path, place: Path, *, replace: bool) -> bool:
+    """Gives a complete draft on the same file system its place in one step, once it is on the disk.
+
+    Args:
+        draft: The file; it may keep its name beside the new one.
+        place: The place, whose folder is there.
+        replace: Whether what is there already goes.
+
+    Returns:
+        False where something is there and stays.
+
+    Raises:
+        OSError: The place cannot be written.
+    """
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    if replace:
+        draft.replace(place)
+    else:
+        try:
+            os.link(draft, place)  # a rename would replace what another process has just written
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if place.exists():
+                return False
+            draft.replace(place)
+    sync_folder(place.parent)
+    return True
+
+
 def _fill(file: BinaryIO, content: bytes | Callable[[BinaryIO], object]) -> None:
     if isinstance(content, bytes):
         file.write(content)

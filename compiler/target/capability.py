@@ -51,8 +51,8 @@ class PrecisionRule:
     """One precision a target can build for this profile.
 
     Args:
-        name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4-weights`, or `fp16-weights` (weights stored in float16,
-            arithmetic in float32).
+        name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4-weights`, `int8-weights` or `fp16-weights` (weights stored
+            in int8 or float16, arithmetic in float32).
         reason: Why it is there on this profile, in words for the plan.
         converts_graph: Whether the border model itself must be converted (the target is strongly typed), or the
             target converts while it builds.

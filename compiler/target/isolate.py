@@ -32,14 +32,14 @@ from compiler.model.process import (
 __all__ = ["CONTROL", "MIB", "ChildLimits", "Family", "death_of", "kill_child", "log_tail", "run_child", "start_child"]
 
 
-def run_child(work: str, request: dict[str, Any], *, folder: Path, limits: ChildLimits, where: str) -> Any:
+def run_child(work: str, request: dict[str, Any], *, folder: Path, child_limits: ChildLimits, where: str) -> Any:
     """Does one piece of work of `compiler.target.worker` in a child process.
 
     Args:
         work: Name of the work: `build`, `execute`.
         request: JSON-ready arguments.
         folder: Scratch folder of this child; must exist.
-        limits: When to kill it.
+        child_limits: When to kill it.
         where: Device and step, for messages.
 
     Returns:
@@ -52,15 +52,15 @@ def run_child(work: str, request: dict[str, Any], *, folder: Path, limits: Child
     (folder / "request.json").write_text(json.dumps({"work": work, **request}), encoding="utf-8")
     child = start_child("compiler.target.worker", folder)
     try:
-        verdict = _watch(child, limits)
+        verdict = _watch(child, child_limits)
     finally:
         kill_child(child)
     return _response(folder, child.returncode, verdict, where)
 
 
-def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> str:
+def _watch(child: subprocess.Popen[bytes], child_limits: ChildLimits) -> str:
     """Waits for the child; says which limit it broke, or nothing."""
-    watch = Watch(child, limits)
+    watch = Watch(child, child_limits)
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(POLL_S)

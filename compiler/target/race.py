@@ -37,8 +37,10 @@ def race(task: RaceTask) -> RaceAnswer:
         feeds = [read_npz(path) for path in task.inputs]
         sizes = [_block_size(runner, inputs) for runner, inputs in zip(runners, feeds, strict=True)]
         blocks: tuple[list[Block], list[Block]] = ([], [])
+        # behind the loading, whose own work would count as a disturbance
         before = conditions()
         while not _is_enough(blocks, time.monotonic() - before.time_s, task.until):
+            # in turn: the second of a pair finds warmer caches and a warmer processor
             first = len(blocks[0]) % 2
             for index in (first, 1 - first):
                 blocks[index].append(_block(runners[index], feeds[index], sizes[index]))
@@ -63,6 +65,7 @@ def _is_enough(blocks: tuple[list[Block], list[Block]], elapsed_s: float, until:
 
 def _block_size(runner: Runner, inputs: Arrays) -> int:
     """Runs that fill a block, by the fastest of a few: one alone may have been interrupted."""
+    # the first run is no measure: memory is allocated, code is read from the disk
     runner.run(inputs)
     fewest, most = BLOCK_RUNS
     fastest = min(times_ms(runner, inputs, fewest))

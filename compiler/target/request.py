@@ -273,14 +273,14 @@ def task_of(text: str) -> Task:
     return _tasks().validate_json(text)
 
 
-def ask(task: Task, answer: type[A], *, folder: Path, limits: ChildLimits, where: str) -> A:
+def ask(task: Task, answer: type[A], *, folder: Path, child_limits: ChildLimits, where: str) -> A:
     """Has a child process do a task.
 
     Args:
         task: What to do.
         answer: The type of its answer.
         folder: Scratch folder of this child; must exist.
-        limits: When to kill it.
+        child_limits: When to kill it.
         where: Device and step, for messages.
 
     Raises:
@@ -289,11 +289,17 @@ def ask(task: Task, answer: type[A], *, folder: Path, limits: ChildLimits, where
     """
     arguments: dict[str, Any] = to_json(task)
     work = str(arguments.pop("work"))
-    return parse(answer, run_child(work, arguments, folder=folder, limits=limits, where=where))
+    return parse(answer, run_child(work, arguments, folder=folder, child_limits=child_limits, where=where))
 
 
 def build_in_child(
-    border: Path, request: BuildRequest, profile: HardwareProfile, *, workdir: Path, limits: ChildLimits, where: str
+    border: Path,
+    request: BuildRequest,
+    profile: HardwareProfile,
+    *,
+    workdir: Path,
+    child_limits: ChildLimits,
+    where: str,
 ) -> Artifact:
     """Builds in a child process, whose own files stay outside `workdir`.
 
@@ -302,7 +308,7 @@ def build_in_child(
     """
     with scratch_folder() as scratch:
         task = BuildTask(border_work(border, request, profile, scratch), workdir.absolute())
-        answer = ask(task, BuildAnswer, folder=scratch, limits=limits, where=where)
+        answer = ask(task, BuildAnswer, folder=scratch, child_limits=child_limits, where=where)
     return replace(answer.artifact, root=workdir)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from compiler.model.graph import Pass
 
+# raised with every change that a plugin of before does not survive
 API_VERSION = 1
 GROUP = "fleetc.targets"
 ABSENT = "absent"
@@ -168,6 +169,7 @@ def find_target(name: str, *, where: str = "") -> Target:
     """
     installed = _claims()
     if name not in installed:
+        # a misspelt name is the commonest cause
         near = difflib.get_close_matches(name, installed, n=1)
         hint = f"Did you mean '{near[0]}'? " if near else ""
         raise TargetNotFound(
@@ -206,6 +208,7 @@ def missing_packages(target: Target) -> tuple[str, ...]:
 def _claims() -> dict[str, list[EntryPoint]]:
     """Target name → every entry point that claims it."""
     claims: dict[str, list[EntryPoint]] = {}
+    # a set: an editable install beside a wheel lists the same entry point twice
     for point in sorted(set(entry_points(group=GROUP)), key=lambda point: (point.name, point.value)):
         claims.setdefault(point.name, []).append(point)
     return claims

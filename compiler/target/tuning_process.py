@@ -29,6 +29,7 @@ from compiler.tune import Choice, DeviceType, Measurement, Tunable
 
 A = TypeVar("A")
 
+# how late a broken limit on memory is seen: short beside the time that memory takes to fill
 POLL_S = 0.05
 GRACE_S = 2.0
 """What a trial may take beyond its limit before its process is killed: a measurer stops by itself where it can."""
@@ -49,7 +50,7 @@ class MeasuringChild:
 
     Args:
         subject: What is measured, and where.
-        limits: Time for the start-up, and memory at any moment.
+        child_limits: Time for the start-up, and memory at any moment.
 
     Raises:
         CompilerError: On entering: the back-end is not there, or the toolchain does not start.
@@ -58,8 +59,8 @@ class MeasuringChild:
     evidence: Evidence
     device: DeviceType
 
-    def __init__(self, subject: Subject, limits: ChildLimits) -> None:
-        self._subject, self._limits = subject, limits
+    def __init__(self, subject: Subject, child_limits: ChildLimits) -> None:
+        self._subject, self._limits = subject, child_limits
         self._child: _Child | None = None
 
     def __enter__(self) -> MeasuringChild:
@@ -76,6 +77,7 @@ class MeasuringChild:
             TargetUnavailable: The back-end is gone.
             CompilerError: The trial failed, hung, crashed, or used too much memory.
         """
+        # the trial before may have ended the process
         child = self._child or self._start()
         try:
             child.ask(TrialQuestion(kernel, choice))
@@ -106,8 +108,8 @@ class MeasuringChild:
 class _Child:
     """One process and its two pipes."""
 
-    def __init__(self, subject: Subject, limits: ChildLimits) -> None:
-        self._limits = limits
+    def __init__(self, subject: Subject, child_limits: ChildLimits) -> None:
+        self._limits = child_limits
         self._scratch = contextlib.ExitStack()
         self._folder = folder = self._scratch.enter_context(scratch_folder())
         asked, self._questions = os.pipe()
@@ -116,6 +118,7 @@ class _Child:
         task = TuneTask(work, subject.backend, questions_fd=asked, answers_fd=answered)
         (folder / "request.json").write_text(json.dumps(to_json(task)), encoding="utf-8")
         self._process = start_child("compiler.target.worker", folder, pass_fds=(asked, answered))
+        # the child's ends: as long as they are open here too, its death is no end of file
         os.close(asked)
         os.close(answered)
         self._family = Family(self._process.pid)
@@ -153,6 +156,7 @@ class _Child:
         """Why the process is gone: what it raised before it measured anything, or how it died."""
         folder = self._folder
         with contextlib.suppress(subprocess.TimeoutExpired):
+            # its exit code tells of a crash from a kill
             self._process.wait(GRACE_S)
         response = folder / "response.json"
         if response.exists() and "error" in (value := json.loads(response.read_text(encoding="utf-8"))):

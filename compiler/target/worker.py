@@ -101,6 +101,7 @@ def _answer(measurer: Measurer, trial: TrialQuestion) -> TrialAnswer:
 
 def _tell(answers: TextIO, value: TuneHello | TrialAnswer) -> None:
     answers.write(json.dumps(to_json(value)) + "\n")
+    # the parent waits for the line
     answers.flush()
 
 
@@ -148,6 +149,7 @@ def main(folder: Path) -> None:
         traceback.print_exc()
         response = {"error": InternalError(f"{type(error).__name__}: {error}").to_dict()}
     write_atomic(folder / "response.json", json.dumps(response).encode())
+    # os._exit writes no buffers out
     sys.stdout.flush()
     os._exit(0)  # some toolchains crash while they unload; the work is done and written
 

@@ -24,6 +24,7 @@ from compiler.target.request import (
 from compiler.target.runner import ReportsPeakMemory, Runner, TimesLayers, TimesRuns
 from compiler.target.target import find_target
 
+# of linux/prctl.h; huge pages would round memory up to 2 MiB, as the kernel finds time for it
 _PR_SET_THP_DISABLE = 41
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S{4} \S+ \S+ \d+ *(.*)$")
 _MEMORY_KEYS = ("VmHWM", "RssFile", "RssShmem")

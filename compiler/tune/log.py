@@ -83,6 +83,7 @@ class TuningLog:
 
     def path(self, device: DeviceType) -> Path:
         """The file of one type of device."""
+        # the slug is for people who look into the folder; the digest alone tells types of devices apart
         slug = re.sub(r"[^a-z0-9]+", "-", device.model.lower()).strip("-")[:48] or "device"
         return self.folder / f"{slug}-{device.digest[:12]}.jsonl"
 
@@ -123,6 +124,7 @@ class TuningLog:
                 remedy="`fleetc tune --export` writes one; nothing of this file was taken.",
             )
         here = {_identity(record) for record in self.records()}
+        # by identity: the same log may be imported twice, or from two machines that exchanged theirs
         fresh = {_identity(record): record for record in lines.records if _identity(record) not in here}
         self.extend(fresh.values())
         return len(fresh)
@@ -132,6 +134,7 @@ class TuningLog:
         try:
             state = path.stat()
             known = self._known.get(path)
+            # the file only grows: its size alone tells of a line written within one tick of the clock
             if known and known[0] == (state.st_size, state.st_mtime_ns):
                 return known[1]
             lines = read_lines(path)

@@ -61,6 +61,7 @@ def _by_workload(records: Sequence[TuningRecord]) -> Mapping[str, list[TuningRec
 def best_of(records: Iterable[TuningRecord]) -> TuningRecord | None:
     """The smallest figure of the most trusted kind; of equal ones the first written."""
     good = [record for record in records if not record.error]
+    # kinds are not mixed: microseconds and instructions have no common scale
     for evidence in TRUST:
         kind = [record for record in good if record.evidence == evidence]
         if kind:
@@ -80,6 +81,7 @@ def proposals(records: Iterable[TuningRecord], key: TuningKey) -> list[TuningRec
 
 def _scheduled(kernel: Tunable, key: TuningKey, records: Sequence[TuningRecord]) -> Scheduled:
     known = {canonical_json(choice) for choice in kernel.choices}
+    # an older fleetc may have offered choices that this one cannot build any more
     usable = [record for record in records if canonical_json(record.choice) in known]
     measured = best_of(record for record in usable if record.key == key)
     if measured is not None:
@@ -107,6 +109,7 @@ def _transfers(recorded: TuningKey, wanted: TuningKey) -> bool:
 def _nearness(recorded: TuningKey, wanted: TuningKey) -> int:
     same_device, same_settings = recorded.device == wanted.device, recorded.settings == wanted.settings
     same_toolchain = recorded.toolchain == wanted.toolchain
+    # a choice that may be taken over as it is comes before all that only share device, toolchain and settings
     return 4 * _transfers(recorded, wanted) + same_device + same_toolchain + same_settings
 
 

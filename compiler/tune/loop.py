@@ -92,6 +92,7 @@ def tune(
         TargetUnavailable: What measures is gone: the tracker, the board, the emulator.
         StorageError: The log cannot be written.
     """
+    # most work first: what is left when the time is used up then matters least
     ordered = sorted(kernels, key=lambda kernel: -kernel.work)
     clock = _Clock(budget, sum(kernel.work for kernel in ordered), len(ordered))
     done = {}
@@ -115,6 +116,7 @@ class _Clock:
         if self._end is None:
             return float("inf")
         now = time.monotonic()
+        # the last kernels may have a little more work than is left, by rounding
         return now + max(0.0, self._end - now) * min(1.0, kernel.work / self._work if self._work > 0 else 1.0)
 
     def finish(self, kernel: Tunable) -> None:
@@ -152,6 +154,7 @@ class _Search:
             if idle >= self.budget.plateau:
                 stopped = f"no better one in {idle} trials"
                 break
+            # what the log knows costs no time, so it counts even after the deadline
             record = self._known(choice)
             if record is None:
                 if time.monotonic() >= deadline:
@@ -175,6 +178,7 @@ class _Search:
     def _trial(self, choice: Choice) -> tuple[TuningRecord, bool]:
         """Measures one choice, or takes what another tuner has just measured; one at a time per type of device."""
         with self.log_.lock(f"measure-{self.key.device.digest[:12]}"):
+            # another tuner may have measured the same while this one waited for the lock
             known = self._known(choice)
             if known is not None:
                 return known, False
@@ -188,8 +192,10 @@ class _Search:
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         try:
             measurement = self.measure(self.kernel, choice)
+        # no record of these: they say nothing of the choice, which must be tried again
         except (TargetUnavailable, StorageError):
             raise
+        # any other failure is remembered, so that no later run spends its time on it
         except CompilerError as error:
             return TuningRecord(self.key, self.kernel.name, choice, self.evidence, date=date, error=error.what)
         if measurement.evidence != self.evidence:
@@ -208,6 +214,7 @@ class _Search:
     def _tuned(self, new: int, stopped: str) -> Tuned:
         wanted = {trial_id(self.key, choice, self.evidence): choice for choice in self.kernel.choices}
         every = [record for record in self.log_.of(self.key.device) if record.trial in wanted]
+        # the good ones last: where a failed trial was repeated with success, that one stays
         latest = {record.trial: record for record in sorted(every, key=lambda record: not record.error)}
         records = list(latest.values())
         good = [record for record in records if not record.error]

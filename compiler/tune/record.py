@@ -20,6 +20,7 @@ from compiler.store import canonical_json
 Choice: TypeAlias = Mapping[str, Any]
 """What a kernel is built with, by name: JSON values that the target reads back."""
 
+# a line of another schema is skipped when it is read, never converted
 SCHEMA = 1
 UNITS = {Evidence.HOST: "us", Evidence.DEVICE: "us", Evidence.EMULATOR: "instructions"}
 """What each kind of measurement counts in; one of them is never compared with another."""
@@ -111,6 +112,7 @@ class Measurement:
     evidence: Evidence
 
     def __post_init__(self) -> None:
+        # a time of 0 or less is a broken clock; the search for the smallest would choose it
         if self.evidence not in UNITS or not self.values or not all(0 < value < float("inf") for value in self.values):
             raise ValueError(f"no measurement: {self.values[:3]} ({self.evidence})")
 

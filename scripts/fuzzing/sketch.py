@@ -199,7 +199,8 @@ class Sketch:
         if first is None or second is None:
             self._counts.refused[node.op_type] += 1
             return None
-        if not all(map(_agrees, first.values(), second.values())):
+        declared = self._model([node], feeds, dict(first))
+        if not all(map(_agrees, first.values(), second.values())) or not is_inferred(declared):
             self._counts.disagreed[node.op_type] += 1
             return None
         return first if all(map(_is_usable, first.values())) else None
@@ -219,7 +220,7 @@ class Sketch:
         expected = {name: self.values[name] for name in outputs}
         constants = {name: array for name, array in self._constants.items() if name in used}
         model = self._model(self._nodes, inputs, {name: self.values[name] for name in outputs}, constants)
-        return Graph(model, inputs, expected)
+        return Graph(model, inputs, expected) if is_inferred(model) else None
 
     def _model(
         self,
@@ -269,6 +270,15 @@ def run_evaluator(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, 
         return None
     finally:
         logging.disable(logging.NOTSET)
+
+
+def is_inferred(model: onnx.ModelProto) -> bool:
+    """Whether ONNX infers the shapes that ONNX Runtime computes; for pools rounded up it did not always."""
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return False
+    return True
 
 
 def _read_by(node: onnx.NodeProto) -> Iterator[str]:

@@ -29,7 +29,6 @@ from compiler.target import (
 )
 from targets.arm_tvm.bundle.runtime_libraries import FFI_VERSION, TVM_VERSION
 from targets.arm_tvm.bundle.zig import REMEDY
-from targets.arm_tvm.graph.capability import capability_of
 from targets.arm_tvm.kernels.integer.dot_products import dot_of
 from targets.arm_tvm.kernels.integer.specs import Dot
 from targets.arm_tvm.kernels.machine import machine_of
@@ -68,6 +67,8 @@ class Tvm:
 
     def capability(self, profile: HardwareProfile) -> Capability:
         """What the importer converts and the CPU code generator compiles correctly."""
+        from targets.arm_tvm.graph.capability import capability_of
+
         return capability_of(_dot_of(profile), half=_computes_half(profile))
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:

@@ -17,10 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.target import Range, Refusal, constant_of, op_key
+from targets.intel_openvino.toolchain import INPUT_LIMIT
 
 LOW, HIGH = -(2**31), 2**31 - 1
-INPUT_LIMIT = 2**30 - 1
-"""Largest size of an integer that a model may be given: half the range, so that two of them may be added."""
 _WIDE = frozenset({"INT64", "UINT32", "UINT64"})
 
 _MOVES = frozenset(

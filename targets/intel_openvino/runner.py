@@ -19,9 +19,8 @@ from compiler.target import (
     available_cpus,
     missing_isa,
 )
-from targets.intel_openvino.integers import INPUT_LIMIT
 from targets.intel_openvino.isa import impose_isa, refuse_half_precision
-from targets.intel_openvino.toolchain import first_lines, input_name, layer_types, openvino
+from targets.intel_openvino.toolchain import INPUT_LIMIT, first_lines, input_name, layer_types, openvino
 
 _PROFILED_RUNS = 20
 

@@ -40,6 +40,7 @@ from targets.intel_openvino.toolchain import first_lines, layer_types, openvino
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+# the first requests allocate memory, and cores that were idle run slowly
 WARM_UP_S = 0.2
 MEASURED_S = 1.0
 """Time spent on one trial's values: long enough for a median that two runs agree on."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from compiler.target import Refusal, op_key
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def refuse_unbuildable(model: ir.Model) -> tuple[Refusal, ...]:

@@ -13,6 +13,7 @@ AHEAD_OF_TIME = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 TURING = "7.5"
 
+# Ada Lovelace: the first tensor cores that multiply 8-bit floats
 _FP8_SINCE = 8.9
 
 _OPSET_MAX = 27  # the newest that onnx 1.23 defines; the parser knows operators that came with it

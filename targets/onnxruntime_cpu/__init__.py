@@ -27,7 +27,6 @@ from compiler.target import (
     TargetUnavailable,
     host_isa,
     installed_version,
-    save_model,
 )
 from targets.onnxruntime_cpu.rules import VNNI, capability_of, multiplies_8_bits
 
@@ -78,7 +77,7 @@ class OnnxRuntime:
         Raises:
             UnsupportedModel: ONNX Runtime refuses the model.
         """
-        from compiler.target import OnnxRuntimeSession
+        from compiler.target import OnnxRuntimeSession, save_model
         from targets.onnxruntime_cpu.session import threads_of
 
         config = _config(plan)

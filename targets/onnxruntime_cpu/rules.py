@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-import onnx
-
 from compiler.target import Capability, HardwareProfile, OpRule, OpScheme, PrecisionRule, QuantScheme, TensorFormat
 
 _NO_KERNEL = frozenset({"BitCast", "Bernoulli", "ImageDecoder", "RoiAlign"})
@@ -59,6 +57,8 @@ _ARM = ("asimd", "neon")
 
 def capability_of(profile: HardwareProfile) -> Capability:
     """The capability on one CPU: the operators are the same for all, 8 bits go by the instruction set."""
+    import onnx
+
     isa = set(profile.cpu.isa if profile.cpu else ())
     standard = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain and not schema.deprecated}
     ops = {name: _RULES.get(name, OpRule()) for name in sorted(standard - _NO_KERNEL)}

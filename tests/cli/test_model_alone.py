@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.cli.conftest import Place
@@ -77,3 +78,16 @@ def test_what_cannot_be_obeyed_is_code_2_with_a_remedy(
     assert outcome.code == 2, outcome.err
     assert all(word in outcome.err for word in words), outcome.err
     assert not bare.dist.exists()
+
+
+def test_a_part_of_the_model_is_built_and_the_manifest_says_which(bare: Place) -> None:
+    model = onnx.load(bare.root / "model.onnx")
+    first, last = model.graph.node[0].output[0], model.graph.node[-1].input[0]
+    asked = ("build", "model.onnx", "-p", "./two.yaml", "--cut", f",{first}", "-o", "part", "--repeat", "0")
+    outcome = bare.run(*asked)
+    assert outcome.code == 0, outcome.err
+    manifest = json.loads((bare.root / "part" / "two" / "manifest.json").read_text())
+    assert manifest["inputs"]["model"]["cut"] == {"inputs": [], "outputs": [first]}
+    assert bare.run("verify", "part/two", "--model", "model.onnx").code == 0
+    wrong = bare.run("build", "model.onnx", "-p", "./two.yaml", "--cut", f"{last}_,", "-o", "none")
+    assert wrong.code == 2 and f"Nearest: {last}" in wrong.err

@@ -143,6 +143,12 @@ def test_keys_that_cannot_be_read_are_usage(signed: Place) -> None:
         assert said in outcome.err
 
 
+def test_a_folder_that_is_not_there_is_usage(signed: Place) -> None:
+    outcome = signed.run("verify", signed.dist / "nobody", "--key", "lab.pub")
+    assert outcome.code == 2
+    assert "there is no such folder" in outcome.err
+
+
 def test_what_is_no_part_of_the_build_is_not_signed(copy: Place) -> None:
     (copy.dist / "one" / "notes.txt").write_text("mine")
     outcome = copy.run("sign", copy.dist / "one", "--key", "lab.pem")

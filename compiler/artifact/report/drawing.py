@@ -29,6 +29,7 @@ PROPERTIES = (
     "fp16-weights",
     "int8",
     "fp8",
+    "int8-weights",
     "int4-weights",
 )
 COLORS = {name: f"#0101{index:02x}" for index, name in enumerate(PROPERTIES, 1)}

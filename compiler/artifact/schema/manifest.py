@@ -10,9 +10,11 @@ from pydantic import FiniteFloat
 
 from compiler.artifact.artifact import Artifact, Evidence
 from compiler.artifact.schema.kernels import Curve, Scheduled
+from compiler.artifact.schema.ladder import DriftFigures, LadderFacts
 from compiler.artifact.schema.parity import Latency, Verdict
 from compiler.artifact.schema.pruning import Pruning
 from compiler.artifact.schema.trial import Searched, StageDigest
+from compiler.fleet.cut import Cut
 from compiler.model.stats import GraphStats
 
 
@@ -26,12 +28,13 @@ class File:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """The model that was read; `fixed` are inputs that became constants."""
+    """The model that was read; `fixed` are inputs that became constants, `cut` says which part of it was built."""
 
     file: str
     sha256: str
     notes: tuple[str, ...]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,9 @@ class Manifest(Searched):
         stages: The entries of the store it was made of.
         tuning: What each kernel is built with; none where the target cannot be tuned.
         pruning: What was cut out; None where nothing was.
+        ladder: The builds that serve the device; None where the fleet file asks for none.
+        drift: What the calibration data look like, for a server to compare with; None where nothing asks, or there
+            are none.
     """
 
     device: str
@@ -135,6 +141,8 @@ class Manifest(Searched):
     stages: tuple[StageDigest, ...]
     tuning: tuple[Scheduled, ...]
     pruning: Pruning | None
+    ladder: LadderFacts | None = None
+    drift: DriftFigures | None = None
 
 
 @dataclass(frozen=True)

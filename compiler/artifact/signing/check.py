@@ -14,7 +14,7 @@ from typing import Any
 from compiler.artifact.manifest import MANIFEST, MAX_JSON_BYTES, PROVENANCE, SIGNATURE
 from compiler.artifact.signing.bundle import IN_TOTO, NOT_COVERED, STATEMENT, digest_files, read_bundle
 from compiler.artifact.signing.provenance import PREDICATE
-from compiler.errors import SignatureRefused
+from compiler.errors import ArtifactError, SignatureRefused
 from compiler.store.envelope import Envelope, load
 from compiler.store.keys import PublicKey
 
@@ -41,8 +41,11 @@ def check_signatures(folder: Path, keys: Sequence[PublicKey]) -> Signed:
             signed the folder.
 
     Raises:
+        ArtifactError: There is no such folder.
         SignatureRefused: It is not signed, by others, or is not what was signed; all files are named.
     """
+    if not folder.is_dir():
+        raise ArtifactError("there is no such folder", where=str(folder), remedy="Name the folder of one device.")
     signer, signed = read_bundle(_read(folder, SIGNATURE), keys, where=str(folder / SIGNATURE))
     actual = digest_files(folder)
     problems = _differences(signed, actual)

@@ -14,6 +14,7 @@ from compiler.model.numerics import Arrays
 FEW = 32
 """Fewer samples than this give ranges that depend on chance."""
 
+# from this share of repeated samples on, there are fewer of them than their number says
 REPEATED_SHARE = 0.2
 OUTSIDE_SHARE = 0.001
 """Share of the evaluation set's values outside the calibrated range from which a warning is due."""

@@ -19,7 +19,9 @@ from compiler.passes.quantized import is_quantized
 from compiler.passes.values import constant_of, constant_tensor
 from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
 
+# the opset with which QuantizeLinear took the type
 _OPSETS = {"int4": 21, "uint4": 21, "float8e4m3fn": 19}
+# QuantizeLinear got its `axis`, and with it one scale per channel, with opset 13
 _OPSET_CHANNELS = 13
 _OPSET_HALF_SCALES = 19
 """The first in which a scale, and with it the result, may be float16."""

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from compiler.compress.quant.migrate import Floats, apply_factors, find_sites, reader_ranges, source_ranges
 from compiler.passes.values import Names
 
+# sites that share layers may work against each other, and never settle
 ROUNDS = 20
 NEAR = 0.01
 """Factors that differ from 1 by less than this end the iteration."""

@@ -17,6 +17,7 @@ SMALLEST_SCALE = 2.0**-100
 
 _HALF: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
+# the smallest normal number of float16, and the smallest of all
 _NORMAL_HALF = 2.0**-14
 _SMALLEST_HALF = 2.0**-24
 

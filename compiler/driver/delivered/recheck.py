@@ -44,7 +44,9 @@ def recheck_accuracy(
     metric.check(dataset)
     limit = _limit_pct(delivered)
     batch = delivered.manifest.plan.dims["batch"].opt if "batch" in delivered.manifest.plan.dims else 1
-    outputs, evidence = run_artifact(artifact, dataset, batch=batch, where=f"{folder}: accuracy", limits=child_limits)
+    outputs, evidence = run_artifact(
+        artifact, dataset, batch=batch, where=f"{folder}: accuracy", child_limits=child_limits
+    )
     drop = metric.drop(run_dataset(original, dataset), outputs, dataset.labels, limit_pct=limit)
     accuracy = Accuracy(drop, MeasuredOn.ARTIFACT, evidence)
     (gate,) = judge_gates(Limits(accuracy_drop_pct=limit), {GateName.ACCURACY: accuracy_figure(accuracy)})

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from compiler.artifact.manifest import border_of
 from compiler.artifact.schema import Layer, Manifest
 from compiler.errors import UsageError
-from compiler.passes.provenance import Provenance, read_provenance
+from compiler.passes.removed_nodes import RemovedNode, read_removed
 from compiler.passes.values import origins_of
 from compiler.target.capability import op_key
 
@@ -65,8 +65,8 @@ def follow(model: ir.Model, name: str) -> Trace | None:
     for node in model.graph.all_nodes():
         for known in dict.fromkeys((str(node.name), *origins_of(node))):
             holders.setdefault(known, []).append(node)
-    provenance = read_provenance(model)
-    if name not in holders and name not in provenance:
+    removed = read_removed(model)
+    if name not in holders and name not in removed:
         return None
     nodes: dict[ir.Node, None] = {}
     steps: list[str] = []
@@ -74,13 +74,13 @@ def follow(model: ir.Model, name: str) -> Trace | None:
     for known in queue:  # grows while it is read
         if known in holders:
             nodes |= dict.fromkeys(holders[known])
-        elif known in provenance:
-            steps.append(_step(known, provenance[known]))
-            queue += [successor for successor in provenance[known].successors if successor not in queue]
+        elif known in removed:
+            steps.append(_step(known, removed[known]))
+            queue += [successor for successor in removed[known].successors if successor not in queue]
     return Trace(tuple(nodes), tuple(steps))
 
 
-def _step(name: str, entry: Provenance) -> str:
+def _step(name: str, entry: RemovedNode) -> str:
     successors = ", ".join(f"'{successor}'" for successor in entry.successors)
     link = {"merged": " into ", "folded": ", read by "}.get(entry.how.split()[0], ": ")
     return f"{entry.op} '{name}' was {entry.how}{link + successors if successors else ''} (pass {entry.by})"
@@ -100,4 +100,4 @@ def _operator(node: ir.Node, layer: Layer | None, manifest: Manifest) -> dict[st
 def _known(model: ir.Model) -> set[str]:
     nodes = list(model.graph.all_nodes())
     names = {*(str(node.name) for node in nodes), *(origin for node in nodes for origin in origins_of(node))}
-    return names | set(read_provenance(model))
+    return names | set(read_removed(model))

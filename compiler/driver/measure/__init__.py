@@ -1,1 +1,1 @@
-"""What a candidate is worth: accuracy, speed, memory, saliency, and time by layer."""
+"""What a candidate is worth: it is timed, and its accuracy, memory, saliency and time by layer are measured."""

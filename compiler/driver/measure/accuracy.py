@@ -16,7 +16,7 @@ import numpy as np
 from compiler.artifact import Artifact, Evidence
 from compiler.artifact.schema import Accuracy, AccuracyDrop, MeasuredOn
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.outputs import drop_of, model_outputs, read_outputs
@@ -55,7 +55,7 @@ def accuracy_figure(accuracy: Accuracy) -> Figure:
     return Figure(drop.judged_pct, accuracy.evidence, drop.rule, why)
 
 
-def choose_stand_in(made: Made, *, whole: bool) -> StandIn:
+def choose_stand_in(made: BuiltCandidate, *, whole: bool) -> StandIn:
     """The nearest thing to the device that many samples can be run on here.
 
     Args:
@@ -76,7 +76,7 @@ def choose_stand_in(made: Made, *, whole: bool) -> StandIn:
     return StandIn(MeasuredOn.BORDER_MODEL, note)
 
 
-def measure_accuracy(context: BuildContext, judge: AccuracyTest, made: Made) -> Accuracy:
+def measure_accuracy(context: BuildContext, judge: AccuracyTest, made: BuiltCandidate) -> Accuracy:
     """The accuracy of a built candidate."""
     stand_in = choose_stand_in(made, whole=judge.dataset.whole)
     if stand_in.measured_on == MeasuredOn.NOTHING:
@@ -93,13 +93,15 @@ def border_drop(context: BuildContext, judge: AccuracyTest, border: Border) -> A
     return drop_of(context, judge, model_outputs(border.load(), border.digest, judge.dataset, context.stages))
 
 
-def artifact_outputs(context: BuildContext, made: Made, dataset: Dataset) -> Arrays:
+def artifact_outputs(context: BuildContext, made: BuiltCandidate, dataset: Dataset) -> Arrays:
     """The artifact's outputs on every sample, computed once on this machine and kept in the store."""
 
     def compute(folder: Path) -> None:
         where = f"{context.name}: accuracy"
         batch = made.plan.dims["batch"].opt
-        outputs, _ = run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=context.options.child)
+        outputs, _ = run_artifact(
+            made.built.artifact, dataset, batch=batch, where=where, child_limits=context.options.child_limits
+        )
         write_arrays(folder / "outputs.npz", outputs)
 
     entry = context.stages.run(
@@ -114,7 +116,7 @@ def artifact_outputs(context: BuildContext, made: Made, dataset: Dataset) -> Arr
 
 
 def run_artifact(
-    artifact: Artifact, dataset: Dataset, *, batch: int, where: str, limits: ChildLimits
+    artifact: Artifact, dataset: Dataset, *, batch: int, where: str, child_limits: ChildLimits
 ) -> tuple[dict[str, Array], Evidence]:
     """An artifact's outputs on every sample and where it ran, in child processes of bounded memory; nothing is kept.
 
@@ -123,7 +125,7 @@ def run_artifact(
         dataset: Its samples have an axis that counts them.
         batch: Samples per inference where the artifact does not fix it.
         where: Device and step, for messages.
-        limits: What each child may use.
+        child_limits: What each child may use.
 
     Raises:
         TargetUnavailable: It cannot run on this machine.
@@ -131,18 +133,18 @@ def run_artifact(
     sizes = [spec.shape[0] for spec in artifact.inputs if spec.shape]
     fixed = next((size for size in sizes if isinstance(size, int)), None)
     chunks = dataset.batches(_chunk_rows(artifact))
-    runs = [_run_chunk(artifact, chunk, fixed or batch, where, limits) for chunk in chunks]
+    runs = [_run_chunk(artifact, chunk, fixed or batch, where, child_limits) for chunk in chunks]
     stacked = {name: np.concatenate([outputs[name] for outputs, _ in runs]) for name in runs[0][0]}
     return stacked, runs[0][1]
 
 
 def _run_chunk(
-    artifact: Artifact, samples: Arrays, batch: int, where: str, limits: ChildLimits
+    artifact: Artifact, samples: Arrays, batch: int, where: str, child_limits: ChildLimits
 ) -> tuple[dict[str, Array], Evidence]:
     with scratch_folder() as folder:
         write_arrays(folder / "in.npz", samples)
         task = EvaluateTask(artifact, folder / "in.npz", folder / "outputs.npz", batch)
-        answer = ask(task, EvaluateAnswer, folder=folder, limits=limits, where=where)
+        answer = ask(task, EvaluateAnswer, folder=folder, child_limits=child_limits, where=where)
         return read_outputs(folder), answer.evidence
 
 

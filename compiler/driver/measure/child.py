@@ -49,13 +49,13 @@ def measure_in_child(
     """
 
     def make(folder: Path) -> None:
-        where, limits = f"{context.name}: {stage}", context.options.child
+        where, limits = f"{context.name}: {stage}", context.options.child_limits
         with scratch_folder() as scratch:
             paths = tuple(scratch / f"in{index}.npz" for index in range(len(builds)))
             for path, (_, inputs) in zip(paths, builds, strict=True):
                 write_arrays(path, inputs)
             asked = task(paths)
-            answers = [ask(asked, answer, folder=scratch, limits=limits, where=where) for _ in range(times)]
+            answers = [ask(asked, answer, folder=scratch, child_limits=limits, where=where) for _ in range(times)]
         write_result(folder, _RESULTS, [to_json(result) for result in answers])
 
     entry = context.stages.measure(

@@ -10,7 +10,7 @@ from compiler.artifact import Evidence
 from compiler.artifact.schema import Layer
 from compiler.driver.measure.child import measure_in_child
 from compiler.driver.roofline import describe_machine, layer_seconds
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import read_plan
 from compiler.driver.work import LayerWork, list_work
@@ -22,7 +22,7 @@ from compiler.target.request import LayerTimesAnswer, LayerTimesTask
 _TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
 
 
-def list_layers(context: BuildContext, made: Made, *, sqnr_db: Mapping[str, float]) -> tuple[Layer, ...]:
+def list_layers(context: BuildContext, made: BuiltCandidate, *, sqnr_db: Mapping[str, float]) -> tuple[Layer, ...]:
     """The layers in graph order.
 
     Args:
@@ -56,7 +56,7 @@ def list_layers(context: BuildContext, made: Made, *, sqnr_db: Mapping[str, floa
     return tuple(layers)
 
 
-def _precision(node: ir.Node, work: LayerWork, made: Made) -> str:
+def _precision(node: ir.Node, work: LayerWork, made: BuiltCandidate) -> str:
     rule = made.plan.rule
     if rule.scheme is not None and work.is_low:
         return rule.name
@@ -66,7 +66,7 @@ def _precision(node: ir.Node, work: LayerWork, made: Made) -> str:
     return next((_TYPES[value.dtype.name] for value in values if value.dtype and value.dtype.name in _TYPES), "exact")
 
 
-def _why(work: LayerWork, made: Made, precision: str) -> str:
+def _why(work: LayerWork, made: BuiltCandidate, precision: str) -> str:
     rule = made.plan.rule
     if precision == "exact":
         return "integers and booleans"
@@ -79,7 +79,7 @@ def _why(work: LayerWork, made: Made, precision: str) -> str:
 
 
 def _shares(
-    context: BuildContext, made: Made, works: tuple[LayerWork, ...]
+    context: BuildContext, made: BuiltCandidate, works: tuple[LayerWork, ...]
 ) -> tuple[dict[str, float], dict[str, str], Evidence]:
     """Node → share of the time, and node → kernel, by the best evidence there is."""
     timed = context.job.plan.constraints.any and made.verdict.evidence == Evidence.HOST
@@ -97,7 +97,7 @@ def _shares(
 
 
 def _measured(
-    context: BuildContext, made: Made, works: tuple[LayerWork, ...]
+    context: BuildContext, made: BuiltCandidate, works: tuple[LayerWork, ...]
 ) -> tuple[dict[str, float], dict[str, str]] | None:
     """The toolchain's own times: a kernel's time is that of the layer in it with the most to compute.
 

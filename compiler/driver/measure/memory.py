@@ -20,7 +20,7 @@ from compiler.artifact.manifest import BORDER
 from compiler.artifact.schema import Footprint, GateName
 from compiler.driver.measure.child import measure_in_child
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.work import list_work
@@ -35,6 +35,7 @@ from compiler.store import StageName, file_digest
 from compiler.store.scratch import scratch_folder
 from compiler.target.request import FootprintAnswer, FootprintTask
 
+# a process varies by pages it happens to touch, always upwards; of an emulated one the looks may miss the peak
 RUNS = 3
 RULE = f"minimum of {RUNS} runs"
 RULE_EMULATED = f"maximum of {RUNS} runs"
@@ -59,7 +60,7 @@ _ONE_NODE = {
 _INPUTS = {"Conv": (1, 16, 8, 8), "MatMul": (1, 16), "Relu": (1, 16)}
 
 
-def measure_footprint(context: BuildContext, made: Made) -> Footprint:
+def measure_footprint(context: BuildContext, made: BuiltCandidate) -> Footprint:
     """Measures an artifact's memory, or takes it from the store.
 
     Raises:
@@ -70,33 +71,36 @@ def measure_footprint(context: BuildContext, made: Made) -> Footprint:
         return Footprint(weights, evidence, None, Evidence.NONE, made.verdict.reason)
     try:
         op = _heaviest(made)
+        # what the runtime takes by itself is no merit or fault of a precision
         empty, _ = _peak(context, _one_node(context, op), {"x": np.zeros(_INPUTS[op], np.float32)})
         peak, where = _peak(context, made.built, made.typical.inputs)
     except (TargetUnavailable, ToolchainFailed) as error:  # no such counter here, or a runtime that fails at it
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
+    # two processes differ by chance: a tiny model may come out below the empty one
     return Footprint(weights, evidence, max(0, peak - empty), where)
 
 
-def unbuilt_footprint(made: Made) -> Footprint:
+def unbuilt_footprint(made: BuiltCandidate) -> Footprint:
     """Memory of the float original where the target has no build of it: the weights of the rewritten model."""
     float_model = ir.load(made.border.entries[0].files / BORDER)
     return Footprint(measure(float_model).bytes, Evidence.ESTIMATED, None, Evidence.NONE, NO_ORIGINAL)
 
 
-def as_given(original: Footprint, made: Made) -> Footprint:
+def as_given(original: Footprint, made: BuiltCandidate) -> Footprint:
     """The float original's memory, its weights counted as the model has them where its build made clearly more of them.
 
     A target may spend memory on speed (transformed weights); that is no memory a lower precision saves.
     """
     model_bytes = unbuilt_footprint(made).weights_bytes
     extra = original.weights_bytes - model_bytes
+    # less is headers, alignment and folded constants; transformed weights (Winograd) are a multiple
     if extra <= model_bytes * 0.25 + MIB:
         return original
     run = original.run_bytes and max(0, original.run_bytes - extra)
     return replace(original, weights_bytes=model_bytes, run_bytes=run)
 
 
-def reference_footprint(made: Made, original: Footprint | None) -> Footprint:
+def reference_footprint(made: BuiltCandidate, original: Footprint | None) -> Footprint:
     """What the limit on memory of an artifact counts from.
 
     Args:
@@ -131,7 +135,7 @@ def _run_saved(original: Footprint, candidate: Footprint) -> Figure:
     return Figure(100.0 * (1.0 - candidate.run_bytes / original.run_bytes), candidate.run_evidence, rule)
 
 
-def _weights(made: Made) -> tuple[int, Evidence]:
+def _weights(made: BuiltCandidate) -> tuple[int, Evidence]:
     artifact = made.built.artifact
     if artifact.deferred:
         return measure(made.border.load()).bytes, Evidence.ESTIMATED
@@ -139,7 +143,7 @@ def _weights(made: Made) -> tuple[int, Evidence]:
     return sum(file.stat().st_size for file in files), Evidence.HOST
 
 
-def _heaviest(made: Made) -> str:
+def _heaviest(made: BuiltCandidate) -> str:
     """The operator of the model that computes most, of those there is a model of one node for; Relu if none does."""
     macs = dict.fromkeys(_ONE_NODE, 0.0)
     for work in list_work(made.border.load()):
@@ -167,7 +171,7 @@ def _one_node(context: BuildContext, op: str) -> Built:
                 context.job.profile,
                 context.job.target,
                 stages=context.stages,
-                limits=context.options.child,
+                child_limits=context.options.child_limits,
             )
     except UnsupportedModel as error:  # of our model of one node, not of the user's model
         what = f"the runtime's own memory cannot be measured: the target takes no model of one {op}"

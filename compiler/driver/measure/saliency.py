@@ -18,7 +18,7 @@ import numpy as np
 from compiler.artifact import Evidence
 from compiler.artifact.schema import MeasuredOn, Saliency, Shown
 from compiler.driver.measure.accuracy import choose_stand_in, run_artifact
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.outputs import BATCH, model_outputs
 from compiler.errors import CompilerError, InternalError, StorageError
@@ -56,7 +56,7 @@ def saliency_figure(saliency: Saliency) -> Figure:
     return Figure(saliency.correlation, saliency.evidence, f"mean of {saliency.compared} images", saliency.note)
 
 
-def measure_saliency(context: BuildContext, made: Made) -> Saliency:
+def measure_saliency(context: BuildContext, made: BuiltCandidate) -> Saliency:
     """Compares a built candidate's maps with the float model's.
 
     Raises:
@@ -83,7 +83,7 @@ def measure_saliency(context: BuildContext, made: Made) -> Saliency:
     )
 
 
-def show_saliency(context: BuildContext, made: Made) -> Saliency:
+def show_saliency(context: BuildContext, made: BuiltCandidate) -> Saliency:
     """The same where no limit asks for it: what cannot be compared is said and stops nothing.
 
     Raises:
@@ -136,7 +136,7 @@ def _float_entry(context: BuildContext, images: Images) -> Entry:
 
 
 def _candidate_entry(
-    context: BuildContext, images: Images, made: Made, measured_on: MeasuredOn, original: Entry
+    context: BuildContext, images: Images, made: BuiltCandidate, measured_on: MeasuredOn, original: Entry
 ) -> Entry:
     on_artifact = measured_on == MeasuredOn.ARTIFACT
     subject: dict[str, object] = (
@@ -159,10 +159,10 @@ def _float_outputs(context: BuildContext, images: Images) -> Arrays:
     return model_outputs(*context.original, images.dataset, context.stages)
 
 
-def _run_artifact(context: BuildContext, made: Made) -> Run:
+def _run_artifact(context: BuildContext, made: BuiltCandidate) -> Run:
     batch = made.plan.dims["batch"].opt if "batch" in made.plan.dims else 1
-    where, limits = f"{context.name}: saliency", context.options.child
-    return lambda dataset: run_artifact(made.built.artifact, dataset, batch=batch, where=where, limits=limits)[0]
+    where, limits = f"{context.name}: saliency", context.options.child_limits
+    return lambda dataset: run_artifact(made.built.artifact, dataset, batch=batch, where=where, child_limits=limits)[0]
 
 
 def _write(folder: Path, explanation: Explanation) -> None:

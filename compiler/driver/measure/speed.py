@@ -18,7 +18,7 @@ from compiler.artifact.manifest import BORDER
 from compiler.artifact.schema import Speed, SpeedUnit
 from compiler.driver.measure.child import measure_in_child
 from compiler.driver.roofline import describe_machine, model_seconds
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.work import list_work
 from compiler.evaluate.gates import Figure
@@ -35,9 +35,6 @@ LEAST_PAIRS = 7
 MOST_PAIRS = 60
 """Pairs beyond which an interval narrows too slowly to be worth the time: four times as many halve it."""
 
-BUDGET_S = 10.0
-"""How long a race may go on beyond the least number of pairs."""
-
 NARROW = 0.01
 """Half of the interval, relative, that is narrow enough: a third of what counts as the same speed."""
 
@@ -48,7 +45,7 @@ INSTRUCTIONS_PER_CYCLE = 2.0
 """Assumed of an ARM core on vector code when instructions become a time: half of what a Cortex-A76 issues at most."""
 
 
-def measure_speed(context: BuildContext, made: Made, original: Made | None) -> Speed:
+def measure_speed(context: BuildContext, made: BuiltCandidate, original: BuiltCandidate | None) -> Speed:
     """The candidate against the float original of the same target and profile.
 
     Args:
@@ -57,6 +54,7 @@ def measure_speed(context: BuildContext, made: Made, original: Made | None) -> S
         original: The float original; None where this is it, or where the target cannot build it.
     """
     base = original or (made if made.plan.is_baseline else None)
+    # only where both ran on this machine itself: an emulator's time is no figure
     if base is not None and {made.verdict.evidence, base.verdict.evidence} == {Evidence.HOST}:
         return _race(context, made, base)
     count, other = made.verdict.instructions, base.verdict.instructions if base else None
@@ -65,7 +63,7 @@ def measure_speed(context: BuildContext, made: Made, original: Made | None) -> S
     return _roofline(context, made)
 
 
-def latency_figure(context: BuildContext, made: Made, speed: Speed) -> Figure:
+def latency_figure(context: BuildContext, made: BuiltCandidate, speed: Speed) -> Figure:
     """Milliseconds of one inference on the device at the optimal sizes, for the latency gate."""
     profile = context.job.profile
     if speed.unit == SpeedUnit.MS and speed.value is not None and (latency := _from_host(profile, speed, made)):
@@ -80,7 +78,7 @@ def latency_figure(context: BuildContext, made: Made, speed: Speed) -> Figure:
     return Figure(bound.value, Evidence.ESTIMATED, "roofline", f"a lower bound: {bound.note}")
 
 
-def _from_host(profile: HardwareProfile, speed: Speed, made: Made) -> Figure | None:
+def _from_host(profile: HardwareProfile, speed: Speed, made: BuiltCandidate) -> Figure | None:
     """This machine's time, scaled to the device where it is another; None where a profile says too little for that.
 
     Of an interval the upper end is judged: what may be too slow does not pass.
@@ -91,6 +89,7 @@ def _from_host(profile: HardwareProfile, speed: Speed, made: Made) -> Figure | N
     doubt = f"disturbed: {speed.disturbed}" if speed.disturbed else ""
     rule = "median" if speed.value_high is None else "upper end of the median's 95 % interval"
     host = detect_profile()
+    # without a processor in the profile the device is taken to be this machine
     if profile.cpu is None or (host.cpu is not None and profile.cpu.model == host.cpu.model):
         return Figure(value_ms, Evidence.HOST, rule, doubt)
     here, there = describe_machine(host), describe_machine(profile)
@@ -103,14 +102,15 @@ def _from_host(profile: HardwareProfile, speed: Speed, made: Made) -> Figure | N
     return Figure(value_ms * scale, Evidence.ESTIMATED, "scaled by peak rates", why)
 
 
-def _race(context: BuildContext, made: Made, original: Made) -> Speed:
+def _race(context: BuildContext, made: BuiltCandidate, original: BuiltCandidate) -> Speed:
     times = [latency.p50_ms for latency in made.verdict.latency if latency.sizes == made.typical.label]
+    # a candidate that came out as the same artifact: a race would give noise around 1
     if made.built.entry.digest == original.built.entry.digest and times:
         return Speed(1.0, times[0], times[0], SpeedUnit.MS, Evidence.HOST, made.verdict.reason, low=1.0, high=1.0)
     builds = [(side.built, side.typical.inputs) for side in (made, original)]
     artifacts = tuple(built.artifact for built, _ in builds)
     threads = min(made.plan.target_plan.threads, available_cpus())
-    until = RaceUntil(LEAST_PAIRS, MOST_PAIRS, BUDGET_S, NARROW)
+    until = RaceUntil(LEAST_PAIRS, MOST_PAIRS, context.options.race_s, NARROW)
     (raced,) = measure_in_child(
         context,
         StageName.SPEED,
@@ -150,7 +150,7 @@ def race_speed(raced: RaceAnswer, *, note: str) -> Speed:
     )
 
 
-def _roofline(context: BuildContext, made: Made) -> Speed:
+def _roofline(context: BuildContext, made: BuiltCandidate) -> Speed:
     """An estimate of both: of the candidate's border model, and of the rewritten float model in float32."""
     machine = describe_machine(context.job.profile)
     if machine is None:

@@ -45,6 +45,28 @@ def choose_certified(context: BuildContext, trials: Sequence[Trial]) -> tuple[tu
     return tuple(known), None
 
 
+def certify_others(context: BuildContext, passed: Sequence[Trial], trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Trials that passed while choosing, judged again on the half of the data that was held out, where there is one.
+
+    Each is one look more at that half, and so judged by a wider interval than the one before.
+
+    Args:
+        context: The device.
+        passed: The trials to certify, in order.
+        trials: All of the search.
+    """
+    judge = context.data.judge
+    if judge is None or judge.split is None or judge.split.kind != SplitKind.HELD_OUT:
+        return tuple(passed)
+    rank = sum(trial.certified is not None for trial in trials)
+    found = []
+    for trial in passed:
+        rank += trial.certified is None
+        certified = None if trial.certified else _certify(context, trial, trials, rank)
+        found.append(_with_certified(context, trial, certified) if certified else trial)
+    return tuple(found)
+
+
 def _certify(context: BuildContext, chosen: Trial, trials: Sequence[Trial], rank: int) -> Certified | None:
     """None where nothing limits accuracy, nobody could measure it, or the data cannot be divided."""
     judge, limit = context.data.judge, context.job.plan.constraints.limits.accuracy_drop_pct
@@ -71,7 +93,7 @@ def _held_out(
 def _cross_fit(
     judge: AccuracyTest, split: Split, chosen: Trial, trials: Sequence[Trial], limit: float, rank: int
 ) -> Certified | None:
-    scored = [trial for trial in preference(trials) if _contender(trial) is not None]
+    scored = [trial for trial in alternatives(chosen, trials) if _contender(trial) is not None]
     contenders = [contender for trial in scored if (contender := _contender(trial)) is not None]
     if chosen not in scored:
         return None
@@ -84,6 +106,15 @@ def _cross_fit(
         limit_pct=limit,
         rank=rank,
     )
+
+
+def alternatives(chosen: Trial, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that luck could have put in the place of the chosen one, itself included, the preferred one first.
+
+    They are the other forms of its precision. What other precisions lose is no figure of this build: that they were
+    refused flatters it no more than a look at it alone would.
+    """
+    return [trial for trial in preference(trials) if trial.precision == chosen.precision]
 
 
 def _contender(trial: Trial) -> Contender | None:

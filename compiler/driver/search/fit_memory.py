@@ -15,7 +15,7 @@ from typing import Protocol
 
 from compiler.artifact.schema import Footprint
 from compiler.driver.measure.memory import MIB, SMALLEST_BYTES, measure_footprint, reference_footprint
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.store import StageName
 
@@ -26,11 +26,13 @@ MAX_BUILDS = 4
 class Remake(Protocol):
     """Makes the same candidate with fewer bytes for its payload."""
 
-    def __call__(self, *, payload_bytes: int) -> Made:
+    def __call__(self, *, payload_bytes: int) -> BuiltCandidate:
         """The build, verified; raises CompilerError where it fails."""
 
 
-def fit_memory(context: BuildContext, made: Made, original: Footprint | None, *, remake: Remake) -> Made:
+def fit_memory(
+    context: BuildContext, made: BuiltCandidate, original: Footprint | None, *, remake: Remake
+) -> BuiltCandidate:
     """The candidate, or a smaller build of it that keeps the limit on memory; itself where none does.
 
     Args:
@@ -57,8 +59,8 @@ def fit_memory(context: BuildContext, made: Made, original: Footprint | None, *,
             return made
         most = max(least, min(given, footprint.weights_bytes) - excess)
         context.clock.note(
-            f"{made.plan.precision}: {excess / MIB:.2f} MiB over the limit on memory; its weights get "
-            f"{most / MIB:.1f} MiB, so that fewer kernels use larger ones for speed"
+            f"{made.plan.precision}: {excess / MIB:.2f} MiB over the limit on memory; its payload gets "
+            f"{most / MIB:.1f} MiB, and fewer kernels use larger weights for speed"
         )
         attempt = remake(payload_bytes=most)
     return made

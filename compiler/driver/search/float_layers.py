@@ -18,6 +18,7 @@ PLATEAU = 4
 FAR = 5.0
 """A drop of more limits than this is far off, and is given up after `FAR_PLATEAU` doublings without a gain."""
 
+# half of PLATEAU: from far off, the limit is rarely reached at all
 FAR_PLATEAU = 2
 
 GAIN = 0.05

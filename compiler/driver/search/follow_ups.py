@@ -11,7 +11,7 @@ from compiler.compress.quant import QuantOptions
 from compiler.driver.events import TrialJudged, TrialStarted
 from compiler.driver.search.accuracy_trial import try_accuracy
 from compiler.driver.search.trial import Trial, run_trial
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.quantize import Variant
@@ -32,7 +32,7 @@ class FollowUps:
     """
 
     context: BuildContext
-    start: Made
+    start: BuiltCandidate
     judge: AccuracyTest
     limit: float
     before: int

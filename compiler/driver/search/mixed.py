@@ -12,7 +12,7 @@ from compiler.compress.quant import QuantOptions, can_balance
 from compiler.driver.search.float_layers import FAR, WHY, fewest_layers, is_far, is_gain
 from compiler.driver.search.follow_ups import FollowUps, judged_drop
 from compiler.driver.search.trial import Trial
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.quantize import Variant, float_entry
@@ -64,7 +64,7 @@ def search_mixed(
     return tuple(follow_ups.trials)
 
 
-def _alternatives(rule: PrecisionRule, made: Made) -> list[QuantOptions]:
+def _alternatives(rule: PrecisionRule, made: BuiltCandidate) -> list[QuantOptions]:
     """Those that change anything: ranges that are observed, and ranges that the model lets be balanced."""
     if rule.scheme is None or not rule.scheme.needs_calibration:
         return []
@@ -125,7 +125,7 @@ def _keeping(options: QuantOptions, ranks: Sequence[LayerRank], count: int) -> V
     return Variant(options, reasons)
 
 
-def _most_layers(ranks: Sequence[LayerRank], first: Made) -> int:
+def _most_layers(ranks: Sequence[LayerRank], first: BuiltCandidate) -> int:
     """How many of the worst layers hold no more than `MOST_WORK` of the multiply-accumulates; never all of them."""
     macs = {layer.node: layer.macs for layer in list_work(first.border.load())}
     total, done = sum(macs.values()) or 1.0, 0.0

@@ -26,18 +26,19 @@ from compiler.driver.search.prune_ratio import search_ratio
 from compiler.driver.search.select import beaten_by, choose_trial, describe, explain_choice, explain_failure
 from compiler.driver.search.trial import Trial, is_missing, run_trial
 from compiler.driver.stages.border_parity import hold_to_model
-from compiler.driver.stages.candidate import Made, make_candidate_border
+from compiler.driver.stages.candidate import BuiltCandidate, make_candidate_border
 from compiler.driver.stages.context import BuildContext, with_plan
 from compiler.driver.stages.quantize import Variant
 from compiler.driver.stages.recover import read_pruning
 from compiler.driver.stages.sensitivity import rank_layers
 from compiler.errors import CompilerError
+from compiler.fleet import Kept
 from compiler.plan import SearchEffort, settle, settle_pruning
 from compiler.plan.pruning import UNPRUNED, Pruning
 from compiler.store import StageName
 from compiler.target.capability import PrecisionRule
 
-__all__ = ["BuildContext", "Made", "SearchResult", "Trial", "read_pruning", "search_precision"]
+__all__ = ["BuildContext", "BuiltCandidate", "SearchResult", "Trial", "read_pruning", "search_precision"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class SearchResult:
 
     trials: tuple[Trial, ...]
     chosen: Trial | None = None
-    made: Made | None = None
+    made: BuiltCandidate | None = None
     error: CompilerError | None = None
     layers: tuple[Layer, ...] = ()
     saliency: Saliency | None = None
@@ -81,6 +82,7 @@ def search_precision(context: BuildContext) -> SearchResult:
         trials = (*trials, *pruned_search.trials)
         plan = settle_pruning(plan, Pruning(0.0, False, pruned_search.reason))
     trials, chosen = _certified(context, trials)
+    # what was left out for a better one is made after all where that one fails on the held-out data
     while (more := _make_left_out(context, trials)) != trials:
         trials, chosen = _certified(context, more)
     if chosen is None or chosen.made is None:
@@ -113,6 +115,7 @@ def _result(
 ) -> SearchResult:
     if chosen.made is None:
         return SearchResult(trials, error=explain_failure(trials, context.name))
+    # from the plan of the trial, not of the job: it has what the search found beside the precision
     settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
     decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
     made = replace(chosen.made, plan=hold_to_model(settle_pruning(settled, decided), context.ready.model))
@@ -123,7 +126,7 @@ def _result(
     return SearchResult(trials, chosen, made, layers=layers, saliency=saliency)
 
 
-def _errors(context: BuildContext, made: Made) -> dict[str, float]:
+def _errors(context: BuildContext, made: BuiltCandidate) -> dict[str, float]:
     """Layer → signal-to-noise ratio of the outputs when it alone is quantized; empty where no gate asks."""
     rule = made.plan.rule
     if rule.scheme is None or context.is_quantized or not context.job.plan.constraints.any:
@@ -142,10 +145,13 @@ def _run_trials(context: BuildContext) -> tuple[Trial, ...]:
     if plan.baseline is not None:
         original = _run_baseline(context, plan.baseline, is_only=candidates == (plan.baseline,))
         trials.append(original)
+        # what the baseline lacks, all others lack too: no use in failing each of them
         if is_missing(original) and original.error:
             raise original.error
     others = [rule for rule in candidates if rule != plan.baseline or plan.pruning.ratio]
-    may_skip = context.options.search == SearchEffort.QUICK and not plan.pruning.ratio
+    serves = context.job.device.serve
+    keeps_ladder = serves is not None and serves.ladder == Kept.AUTO  # then slower builds are wanted, too
+    may_skip = context.options.search == SearchEffort.QUICK and not plan.pruning.ratio and not keeps_ladder
     for rule in order_candidates(context, others, original) if may_skip else others:
         number = len(trials) + 1
         if why := why_left_out(context, rule, trials) if may_skip else "":

@@ -120,6 +120,7 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
         return _unbuilt(trials, where)
     shown = [trial for trial in trials if trial.purpose != Purpose.BASELINE and trial.why]
     lines = [f"  - {trial.precision}{_variant(trial)}: {trial.why}" for trial in shown]
+    # of equal misses the earlier one: it was the more promising
     nearest = min(judged, key=lambda trial: (sum(map(_miss, trial.gates)), trial.number))
     missed = any(gate.passed is False for gate in nearest.gates)
     needed = limits_text(nearest_limits(nearest.gates)) if missed else "unjudged: deliver"

@@ -28,7 +28,7 @@ from compiler.driver.measure.saliency import measure_saliency, saliency_figure
 from compiler.driver.measure.speed import latency_figure, measure_speed
 from compiler.driver.search.fit_memory import fit_memory
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.candidate import Made, make
+from compiler.driver.stages.candidate import BuiltCandidate, make
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import Variant, options_to_dict, quantizer_warnings
 from compiler.driver.stages.recover import read_pruning
@@ -67,7 +67,7 @@ class Trial:
     number: int
     purpose: Purpose
     precision: str
-    made: Made | None = None
+    made: BuiltCandidate | None = None
     error: CompilerError | None = None
     gates: tuple[Gate, ...] = ()
     footprint: Footprint | None = None
@@ -160,6 +160,7 @@ def run_trial(
     Raises:
         CompilerError: It is the only one and cannot be made; or the cache's disk is full.
     """
+    # the baseline may be a candidate too: then it is one, and is judged
     purpose = purpose or (Purpose.CANDIDATE if rule in context.job.plan.candidates else Purpose.BASELINE)
     how = (variant or Variant()) if rule.scheme else None
     plan = settle(context.job.plan, rule, "tried by the search" if not is_only else context.job.plan.reason)
@@ -174,6 +175,7 @@ def run_trial(
             context.clock.note(f"{rule.name}: {warning}", Level.WARNING)
         return trial
     except CompilerError as error:
+        # a full disk would fail every other candidate too, and look like a fault of theirs
         if is_only or isinstance(error, StorageError):
             raise
         trial = Trial(number, purpose, rule.name, error=error, variant=how, pruned=plan.pruning.ratio)
@@ -189,7 +191,7 @@ def read_notes(context: BuildContext, rule: PrecisionRule, border: Border) -> di
 
 
 def measure_candidate(
-    context: BuildContext, made: Made, *, original: Trial | None, number: int, purpose: Purpose
+    context: BuildContext, made: BuiltCandidate, *, original: Trial | None, number: int, purpose: Purpose
 ) -> Trial:
     """Measures what was made, and judges the figures by the device's gates."""
     constraints = context.job.plan.constraints
@@ -230,10 +232,13 @@ def _limits_saliency(constraints: Constraints, purpose: Purpose) -> bool:
     return constraints.limits.saliency_correlation_min is not None and purpose != Purpose.BASELINE
 
 
-def _memory(context: BuildContext, footprint: Footprint, made: Made, original: Trial | None) -> dict[GateName, Figure]:
+def _memory(
+    context: BuildContext, footprint: Footprint, made: BuiltCandidate, original: Trial | None
+) -> dict[GateName, Figure]:
     if context.is_quantized:
         none = Figure(None, Evidence.NONE, why=QUANTIZED)
         return {GateName.MEMORY_WEIGHTS: none, GateName.MEMORY_RUN: none}
+    # the baseline saves nothing against itself: figures of 0, not of "no original"
     first = footprint if made.plan.is_baseline else _footprint(original)
     return compare_footprints(reference_footprint(made, first), footprint)
 

@@ -33,7 +33,7 @@ class Cutter:
         inputs: What it was judged on.
         plan: The device's plan.
         profile: The device's profile.
-        limits: What each child process may use.
+        child_limits: What each child process may use.
     """
 
     model: ir.Model
@@ -41,7 +41,7 @@ class Cutter:
     inputs: Sequence[Arrays]
     plan: Plan
     profile: HardwareProfile
-    limits: ChildLimits
+    child_limits: ChildLimits
 
     def diverges(self, count: int) -> str:
         """How the built first `count` operators differ from the reference run of the same; empty if they do not."""
@@ -52,10 +52,14 @@ class Cutter:
             save_model(prefix, folder / "border.onnx")
             (folder / "artifact").mkdir()
             artifact = build_loose(
-                folder / "border.onnx", self.plan, self.profile, folder=folder / "artifact", limits=self.limits
+                folder / "border.onnx",
+                self.plan,
+                self.profile,
+                folder=folder / "artifact",
+                child_limits=self.child_limits,
             )
             outputs = execute(
-                artifact, inputs, repeat=0, instructions=False, where=self.plan.device, limits=self.limits
+                artifact, inputs, repeat=0, instructions=False, where=self.plan.device, child_limits=self.child_limits
             ).outputs
         bad = {
             name: f"'{name}' has an SQNR of {stats.sqnr_db:.1f} dB"
@@ -76,7 +80,7 @@ class Cutter:
 
 
 def explain_divergence(
-    model: ir.Model, points: Sequence[ParityCase], plan: Plan, profile: HardwareProfile, *, limits: ChildLimits
+    model: ir.Model, points: Sequence[ParityCase], plan: Plan, profile: HardwareProfile, *, child_limits: ChildLimits
 ) -> str:
     """Names the first operator at which the built border model leaves the reference, as a sentence for the error.
 
@@ -87,12 +91,12 @@ def explain_divergence(
         points: What the artifact was judged on, and what the imported model gives for it.
         plan: The device's plan.
         profile: Its profile.
-        limits: What each child process may use.
+        child_limits: What each child process may use.
     """
     nodes = [node for node in model.graph if node.op_type != "Constant"]
     inputs = [point.inputs for point in points]
     try:
-        divergence = _first(Cutter(model, nodes, inputs, plan, profile, limits))
+        divergence = _first(Cutter(model, nodes, inputs, plan, profile, child_limits))
     except CompilerError as error:
         return f"The first diverging operator could not be found: {error.what}"
     if divergence is None:

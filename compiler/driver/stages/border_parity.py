@@ -14,7 +14,7 @@ import onnx_ir as ir
 from compiler.artifact import Evidence
 from compiler.artifact.schema import Parity, ParityStatus
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.inputs import Prepared
+from compiler.driver.stages.inputs import BuildStart
 from compiler.driver.stages.reference import ParityCase, reference_cases
 from compiler.driver.stages.run import Stages
 from compiler.driver.stages.verify import compare_point, failures
@@ -41,7 +41,7 @@ def hold_to_model(plan: Plan, model: ir.Model) -> Plan:
 
 
 def judge_border(
-    border: Border, plan: Plan, ready: Prepared, expected: Sequence[ParityCase], *, where: str, stages: Stages
+    border: Border, plan: Plan, ready: BuildStart, expected: Sequence[ParityCase], *, where: str, stages: Stages
 ) -> Parity:
     """Runs the border model by ONNX Runtime on every point and compares it with the imported model.
 

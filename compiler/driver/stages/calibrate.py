@@ -21,6 +21,7 @@ from compiler.target.scheme import QuantScheme
 
 _OBSERVATIONS, _WARNINGS = "observations.npz", "warnings.json"
 
+# a few pictures at a time: activations of all layers are in memory at once
 BATCH = 8
 COVERAGE_BATCHES = 32
 """Batches of evaluation data whose ranges are compared with those of calibration: a gap of 0.1 % shows long before."""

@@ -30,7 +30,7 @@ from compiler.tune import Curve, Scheduled
 
 
 @dataclass(frozen=True)
-class Made:
+class BuiltCandidate:
     """A candidate, built and verified.
 
     Args:
@@ -74,7 +74,7 @@ class Made:
 
 def make(
     context: BuildContext, plan: Plan, variant: Variant, *, explain: bool, payload_bytes: int | None = None
-) -> Made:
+) -> BuiltCandidate:
     """Makes and verifies one candidate, from the store where it was made before.
 
     Args:
@@ -92,22 +92,22 @@ def make(
     plan = plan if payload_bytes is None else lower_payload(plan, payload_bytes)
     border = make_candidate_border(context, plan, variant)
     refuse_unsupported(border.load(), job.target.capability(job.profile), target=job.target.name)
-    stages, limits = context.stages, context.options.child
+    stages, limits = context.stages, context.options.child_limits
     with context.clock.timed(StageName.REFERENCE):
         imported = _reference_cases(context, ready.model, ready.digest)
         border_parity = judge_border(border, plan, ready, imported, where=f"{context.name}: verify", stages=stages)
     with context.clock.timed(StageName.KERNELS):
-        tunables = list_kernels(border, plan, job.profile, job.target, stages=stages, limits=limits)
+        tunables = list_kernels(border, plan, job.profile, job.target, stages=stages, child_limits=limits)
         kernels = choose_schedule(tunables, plan, job.profile, tuning_log(context.options.cache))
         plan = kernels.plan
     with context.clock.timed(StageName.COMPILE):
-        built = build_artifact(border, plan, job.profile, job.target, stages=stages, limits=limits)
+        built = build_artifact(border, plan, job.profile, job.target, stages=stages, child_limits=limits)
     with context.clock.timed(StageName.REFERENCE):
         points = _reference_cases(context, border.load(), border.digest) if plan.changes_results else imported
     with context.clock.timed(StageName.VERIFY):
         verdict = _verify(context, plan, border, built, points, explain=explain)
     weak = weak_proofs(points, is_random=ready.inputs.is_random)
-    return Made(plan, border, built, points, verdict, border_parity, weak, kernels.scheduled, kernels.curves)
+    return BuiltCandidate(plan, border, built, points, verdict, border_parity, weak, kernels.scheduled, kernels.curves)
 
 
 def _reference_cases(context: BuildContext, model: ir.Model, digest: str) -> tuple[ParityCase, ...]:
@@ -181,13 +181,16 @@ def _verify(
             repeat=options.repeat,
             where=f"{context.name}: verify",
             stages=context.stages,
-            limits=options.child,
+            child_limits=options.child_limits,
             is_emulated=_is_foreign(context.job.profile.cpu),
+            emulate_s=options.emulate_s,
         )
     except GateFailed as error:
         if explain:
             context.clock.note("looking for the first operator that diverges")
             with context.clock.timed(StageName.BISECT):
-                where = explain_divergence(border.load(), points, plan, context.job.profile, limits=options.child)
+                where = explain_divergence(
+                    border.load(), points, plan, context.job.profile, child_limits=options.child_limits
+                )
             error.what += "\n" + where
         raise

@@ -33,7 +33,7 @@ class Built:
 
 
 def build_artifact(
-    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, stages: Stages, limits: ChildLimits
+    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, stages: Stages, child_limits: ChildLimits
 ) -> Built:
     """Builds one device's artifact, or takes it from the store.
 
@@ -45,8 +45,9 @@ def build_artifact(
     refuse_unsupported(border.load(), target.capability(profile), target=target.name)
 
     def make(folder: Path) -> None:
-        artifact = build_loose(border.path, plan, profile, folder=folder, limits=limits)
+        artifact = build_loose(border.path, plan, profile, folder=folder, child_limits=child_limits)
         check_artifact(artifact, border)
+        # logs and intermediate files have paths and times in them: the entry would differ from build to build
         _keep_only(folder, {*artifact.files})
         write_result(folder, DESCRIPTION, artifact_to_dict(artifact))
 
@@ -55,14 +56,18 @@ def build_artifact(
     return Built(artifact_from_dict({**read_result(entry, DESCRIPTION), "root": str(entry.files)}), entry)
 
 
-def build_loose(border: Path, plan: Plan, profile: HardwareProfile, *, folder: Path, limits: ChildLimits) -> Artifact:
+def build_loose(
+    border: Path, plan: Plan, profile: HardwareProfile, *, folder: Path, child_limits: ChildLimits
+) -> Artifact:
     """Builds any border model into a folder outside the store, unchecked.
 
     Raises:
         CompilerError: Whatever the target raised, or ToolchainFailed if its process ended badly.
     """
     request = BuildRequest.of(plan.target_plan)
-    return build_in_child(border, request, profile, workdir=folder, limits=limits, where=f"{plan.device}: build")
+    return build_in_child(
+        border, request, profile, workdir=folder, child_limits=child_limits, where=f"{plan.device}: build"
+    )
 
 
 def check_artifact(artifact: Artifact, border: Border) -> None:
@@ -73,6 +78,7 @@ def check_artifact(artifact: Artifact, border: Border) -> None:
     """
     model = border.load()
     problems = [*_file_problems(artifact)]
+    # what the device itself finishes cannot be looked into here
     if not artifact.deferred:
         problems += _spec_problems("input", describe_inputs(model), artifact.inputs)
         problems += _spec_problems("output", describe_outputs(model), artifact.outputs)
@@ -107,6 +113,7 @@ def _plugin(target: Target) -> str:
 
 def _keep_only(folder: Path, files: set[str]) -> None:
     """Deletes what the toolchain left beside the artifact's own files."""
+    # files before the folders that hold them
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from compiler.driver.clock import Clock
 from compiler.driver.stages.data import Data
-from compiler.driver.stages.inputs import Prepared
+from compiler.driver.stages.inputs import BuildStart
 from compiler.driver.stages.run import Stages
 from compiler.passes.quantized import is_quantized
 from compiler.plan import BuildOptions, Plan
@@ -30,7 +30,7 @@ class BuildContext:
     """
 
     job: Job
-    ready: Prepared
+    ready: BuildStart
     data: Data
     options: BuildOptions
     store: Store

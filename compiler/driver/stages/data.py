@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from compiler.driver.stages.inputs import Prepared
+from compiler.driver.stages.inputs import BuildStart
 from compiler.errors import CompilerError, InternalError, UsageError, combine
 from compiler.evaluate import (
     Dataset,
@@ -102,7 +102,7 @@ def with_inputs(data: Data, specs: tuple[TensorSpec, ...]) -> Data:
     )
 
 
-def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared]) -> dict[str, Data]:
+def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, BuildStart]) -> dict[str, Data]:
     """Opens the data of every device; devices with the same sizes and task share them.
 
     Raises:
@@ -128,7 +128,7 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, Prepared
     return by_device
 
 
-def _open(fleet: Fleet, ready: Prepared, constraints: Constraints, *, calibrates: bool, trains: bool) -> Data:
+def _open(fleet: Fleet, ready: BuildStart, constraints: Constraints, *, calibrates: bool, trains: bool) -> Data:
     specs = describe_inputs(ready.any_batch.model if ready.any_batch else ready.model)
     source = fleet.calibration if calibrates else None
     calibration = open_calibration(source, specs, fleet.preprocess) if source else None

@@ -19,11 +19,13 @@ from compiler.model.frontend import (
     Imported,
     bind_shapes,
     correct_outputs,
+    cut_model,
     describe_inputs,
     first_dims,
     fix_inputs,
     free_dims,
     input_kinds,
+    read_model,
 )
 from compiler.model.frontend.kinds import InputKind
 from compiler.model.graph import graph_digest
@@ -79,7 +81,7 @@ class AnyBatch:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class BuildStart:
     """What a device's build starts from; devices with the same sizes share one.
 
     Args:
@@ -100,9 +102,16 @@ class Prepared:
     sums: Mapping[str, Range] = field(default_factory=dict)
 
 
+def read_original(fleet: Fleet) -> Imported:
+    """The fleet's model, or the part of it that the fleet file asks for, and notes."""
+    read = read_model(fleet.model)
+    part = cut_model(read.model, fleet.cut, where=fleet.origin.place(("cut",)))
+    return Imported(part.model, (*read.notes, *part.notes))
+
+
 def prepare(
     fleet: Fleet, model: ir.Model, devices: Sequence[DeviceClass], *, sharing: Collection[str] = ()
-) -> tuple[dict[str, Prepared], dict[str, CompilerError]]:
+) -> tuple[dict[str, BuildStart], dict[str, CompilerError]]:
     """Binds the model and draws the inputs of every device, before anything is built.
 
     Args:
@@ -117,7 +126,7 @@ def prepare(
     Raises:
         UsageError: Sizes or calibration data fit for no device; every such problem is named once.
     """
-    ready: dict[tuple[_Ranges, str, bool], Prepared] = {}
+    ready: dict[tuple[_Ranges, str, bool], BuildStart] = {}
     keys: dict[str, tuple[_Ranges, str, bool]] = {}
     failed: dict[str, CompilerError] = {}
     for device in devices:
@@ -127,6 +136,7 @@ def prepare(
             sized = _sized_by_samples(fleet, fixed.model, replace(device, dims={**device.dims, **sums}))
             shares = device.name in sharing
             key = (*_key(fixed.model, sized), shares)
+            # devices of the same sizes share a model in memory, and its probe and reference in the store
             ready[key] = ready.get(key) or replace(_prepare(fleet, fixed, sized, shares=shares), sums=sums)
             keys[device.name] = key
         except (UsageError, ModelError) as error:
@@ -230,13 +240,13 @@ def run_or_none(model: ir.Model, inputs: Arrays) -> Arrays | None:
         return None
 
 
-def _prepare(fleet: Fleet, fixed: Imported, device: DeviceClass, *, shares: bool) -> Prepared:
+def _prepare(fleet: Fleet, fixed: Imported, device: DeviceClass, *, shares: bool) -> BuildStart:
     bound = bind_device(fixed.model, device)
     inputs = verification_inputs(fleet, bound.model, device)
     outputs = run_or_none(bound.model, inputs.probe)
     notes = correct_outputs(bound.model, outputs) if outputs is not None else ()
     any_batch = _any_batch(fixed.model, device, inputs.probe) if shares else None
-    return Prepared(bound.model, graph_digest(bound.model), inputs, (*fixed.notes, *bound.notes, *notes), any_batch)
+    return BuildStart(bound.model, graph_digest(bound.model), inputs, (*fixed.notes, *bound.notes, *notes), any_batch)
 
 
 def _any_batch(model: ir.Model, device: DeviceClass, probe: Arrays) -> AnyBatch | None:

@@ -77,7 +77,7 @@ def lower_payload(plan: Plan, most: int) -> Plan:
 
 
 def list_kernels(
-    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, stages: Stages, limits: ChildLimits
+    border: Border, plan: Plan, profile: HardwareProfile, target: Target, *, stages: Stages, child_limits: ChildLimits
 ) -> tuple[Tunable, ...]:
     """The kernels that have choices, from the target's child process or the store; none where it cannot be tuned.
 
@@ -91,7 +91,9 @@ def list_kernels(
         with scratch_folder() as scratch:
             work = border_work(border.path, BuildRequest.of(plan.target_plan), profile, scratch)
             where = f"{plan.device}: {StageName.KERNELS}"
-            tunables = ask(KernelsTask(work), tuple[Tunable, ...], folder=scratch, limits=limits, where=where)
+            tunables = ask(
+                KernelsTask(work), tuple[Tunable, ...], folder=scratch, child_limits=child_limits, where=where
+            )
         write_result(folder, KERNELS, to_json(tunables))
 
     entry = stages.run(StageName.KERNELS, make, **target_inputs(border, plan, target))

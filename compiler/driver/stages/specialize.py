@@ -19,6 +19,7 @@ from compiler.passes.convert_to_half import refuse_undefined
 from compiler.passes.decompose_operators import DecomposeOperators
 from compiler.passes.pipelines import precision_passes
 from compiler.passes.probe import make_probe
+from compiler.passes.select_branches import SelectBranches
 from compiler.passes.unroll_loops import UnrollLoops
 from compiler.passes.use_float32 import UseFloat32
 from compiler.plan import Plan
@@ -80,7 +81,7 @@ def decomposition(model: ir.Model, plan: Plan, capability: Capability) -> tuple[
     # a conversion may make what the target takes in float32 alone, so the passes are needed behind it in any case
     is_needed = bool(plan.converts_graph) or any(writes_out.refuses(node) for node in model.graph.all_nodes())
     refuses = writes_out.refuses
-    return (UseFloat32(refuses), UnrollLoops(refuses), writes_out) if is_needed else ()
+    return (UseFloat32(refuses), SelectBranches(refuses), UnrollLoops(refuses), writes_out) if is_needed else ()
 
 
 def own_steps(plan: Plan, target_passes: Sequence[Pass], writes_out: Sequence[Pass]) -> list[Pass]:

@@ -6,8 +6,10 @@ It is compared at the smallest, the optimal and the largest size of every dimens
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from compiler.artifact.schema import (
 )
 from compiler.driver.stages.reference import ParityCase
 from compiler.driver.stages.run import Stages
-from compiler.errors import GateFailed, TargetUnavailable
+from compiler.errors import GateFailed, TargetUnavailable, ToolchainFailed
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import (
     TOLERANCES,
@@ -98,8 +100,9 @@ def verify_artifact(
     repeat: int,
     where: str,
     stages: Stages,
-    limits: ChildLimits,
+    child_limits: ChildLimits,
     is_emulated: bool = False,
+    emulate_s: float = math.inf,
 ) -> Verification:
     """Runs the artifact where it can run here and checks its parity; a pass is kept in the store, nothing else is.
 
@@ -111,21 +114,25 @@ def verify_artifact(
         repeat: Timed runs per point.
         where: Device, for messages.
         stages: Where it is run.
-        limits: What the child process may use.
+        child_limits: What the child process may use.
         is_emulated: Whether it can run in an emulator at best, whose times say nothing.
+        emulate_s: Longest time for the emulator; 0 emulates nothing.
 
     Raises:
         GateFailed: An output is outside the tolerance; the message gives every such output's figures.
     """
-    if reason := artifact.deferred or _unavailable_here(artifact):
+    left_out = "the emulator was left out by --no-emulate" if is_emulated and emulate_s == 0 else ""
+    if reason := artifact.deferred or _unavailable_here(artifact) or left_out:
         stages.clock.note(f"not executed: {reason}")
         return _not_executed(tolerance, reason)
 
     def make(folder: Path) -> None:
-        verification = check_parity(artifact, points, tolerance=tolerance, repeat=repeat, where=where, limits=limits)
+        check = partial(check_parity, artifact, points, tolerance=tolerance, repeat=repeat, where=where)
+        verification = _emulated(check, child_limits, emulate_s) if is_emulated else check(child_limits=child_limits)
         write_result(folder, _VERDICT, to_json(verification))
 
     try:
+        # timed runs have the machine to themselves; an emulator's times are thrown away, so it need not wait
         run = stages.measure if repeat and not is_emulated else stages.run
         entry = run(
             StageName.VERIFY,
@@ -134,6 +141,7 @@ def verify_artifact(
             points=[[point.label, arrays_digest(point.inputs), arrays_digest(point.expected)] for point in points],
             tolerance=tolerance,
             repeat=repeat,
+            # a pass on one processor says nothing of another: kernels are chosen by the processor at hand
             host=host_fingerprint(),
         )
     except TargetUnavailable as error:
@@ -142,12 +150,31 @@ def verify_artifact(
     return parse(Verification, read_result(entry, _VERDICT))
 
 
+def _emulated(check: Callable[..., Verification], child_limits: ChildLimits, seconds: float) -> Verification:
+    """The check in the time there is for the emulator; raises TargetUnavailable where that is not enough."""
+    started = time.monotonic()
+    try:
+        return check(child_limits=replace(child_limits, timeout_s=min(child_limits.timeout_s, seconds)))
+    except ToolchainFailed as error:
+        # it failed by itself, and not for want of time
+        if time.monotonic() - started < seconds:
+            raise
+        what = f"it did not end in the emulator within {seconds:g} s"
+        raise TargetUnavailable(what, remedy="Give it more time with --emulate-seconds.") from error
+
+
 def _not_executed(tolerance: str, reason: str) -> Verification:
     return Verification(Parity(ParityStatus.NOT_EXECUTED, tolerance, Evidence.NONE, reason))
 
 
 def check_parity(
-    artifact: Artifact, points: Sequence[ParityCase], *, tolerance: str, repeat: int, where: str, limits: ChildLimits
+    artifact: Artifact,
+    points: Sequence[ParityCase],
+    *,
+    tolerance: str,
+    repeat: int,
+    where: str,
+    child_limits: ChildLimits,
 ) -> Verification:
     """Runs the artifact on every point and compares its outputs with the reference's; nothing is kept.
 
@@ -156,7 +183,7 @@ def check_parity(
         TargetUnavailable: It cannot run on this machine.
     """
     inputs = [point.inputs for point in points]
-    run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, limits=limits)
+    run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, child_limits=child_limits)
     _raise_failures(points, run, tolerance, where)
     compared = tuple(compare_point(point, outputs) for point, outputs in zip(points, run.outputs, strict=True))
     return Verification(
@@ -167,7 +194,13 @@ def check_parity(
 
 
 def execute(
-    artifact: Artifact, inputs: Sequence[Arrays], *, repeat: int, instructions: bool, where: str, limits: ChildLimits
+    artifact: Artifact,
+    inputs: Sequence[Arrays],
+    *,
+    repeat: int,
+    instructions: bool,
+    where: str,
+    child_limits: ChildLimits,
 ) -> Execution:
     """Runs an artifact in a child process.
 
@@ -185,7 +218,7 @@ def execute(
             repeat=repeat,
             instructions=instructions,
         )
-        answer = ask(task, ExecuteAnswer, folder=folder, limits=limits, where=where)
+        answer = ask(task, ExecuteAnswer, folder=folder, child_limits=child_limits, where=where)
         outputs = tuple(_load(path) for path in task.outputs)
     return Execution(answer.evidence, answer.note, outputs, answer.latencies_ms, answer.instructions)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from compiler.model.frontend.bind import SizeRange, bind_shapes, first_dims, free_dims
+from compiler.model.frontend.cut import cut_model
 from compiler.model.frontend.extract import extract_prefix
 from compiler.model.frontend.fix import fix_inputs
 from compiler.model.frontend.infer import correct_outputs
@@ -20,6 +21,7 @@ __all__ = [
     "SizeRange",
     "bind_shapes",
     "correct_outputs",
+    "cut_model",
     "describe_inputs",
     "describe_outputs",
     "extract_prefix",

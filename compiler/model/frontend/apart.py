@@ -20,6 +20,7 @@ CHECK_S = 20.0
 BUSY = 10
 """On a busy machine they may take that many times as long by the clock."""
 
+# far below what the checks do on any machine: only those that never end are to be stopped
 NODES_PER_S = 1000
 
 

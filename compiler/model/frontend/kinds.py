@@ -20,6 +20,7 @@ _FOLLOWED = frozenset(
 
 _INTEGER_HIGH = 100
 """Integers of no known meaning go up to here: beyond a flag, and small enough to be a size."""
+# short: a random length above the random data that it is of would be refused
 _LENGTH_HIGH = 4
 _SAMPLE_RATE = 16000
 """Hz: what speech models take that take a rate at all."""

@@ -12,13 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from compiler.store.atomic import adopt_file
 from compiler.store.remote.blobs import CHUNK_BYTES, CacheUnreachable, Kind, Sink, WriteRefused
 
 READ_ONLY = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 """What the system says of a place that may not be written."""
-
-NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EMLINK})
-"""What it says where a file cannot have two names: some network file systems."""
 
 
 class FolderBlobs:
@@ -89,20 +87,7 @@ class FolderBlobs:
         """Gives a draft its place in one step. Returns False if something was there and `replace` is False."""
         place = self.path(kind, digest)
         place.parent.mkdir(parents=True, exist_ok=True)
-        if replace:
-            draft.replace(place)
-            return True
-        try:
-            os.link(draft, place)  # a rename would replace what another process has just written
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            if place.exists():
-                return False
-            draft.replace(place)
-        return True
+        return adopt_file(draft, place, replace=replace)
 
     def remove_oldest(self, *, max_bytes: int) -> int:
         """Removes what was not used for longest, down to so many bytes. Returns bytes freed.

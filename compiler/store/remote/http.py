@@ -12,10 +12,15 @@ from compiler.store.remote.blobs import CHUNK_BYTES, CacheUnreachable, Kind, Sin
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
+# a cache that cannot be reached must not hold up a build that can do without
 CONNECT_S = 5.0
 READ_S = 60.0
 """Longest silence: a server that looks for a large file on a slow disk needs less."""
 
+REST_BYTES = 64 << 10
+"""Of an answer that is not wanted, so much is read for the sake of the connection."""
+
+# for a server that is just being restarted; beyond that it is quicker to make the entry here
 RETRIES = 2
 BACKOFF_S = 0.2
 CONNECTIONS = 8
@@ -85,6 +90,7 @@ class HttpBlobs:
                 into.write(chunk)
                 size += len(chunk)
                 if size > limit:
+                    answer.close()
                     break
             return True
 
@@ -126,18 +132,18 @@ class HttpBlobs:
             )
         except HTTPError as error:
             raise self._unreachable(_reason(error)) from error
-        is_done = False
+        is_reusable = False
         try:
             yield answer
-            answer.drain_conn()
-            is_done = True
+            # what is left is read, and no more than an error page: otherwise it would be taken for the next answer
+            is_reusable = not answer.closed and len(answer.read(REST_BYTES)) < REST_BYTES
         except HTTPError as error:
             raise self._unreachable(_reason(error)) from error
         finally:
-            if is_done:
+            if is_reusable:
                 answer.release_conn()
             else:
-                answer.close()  # what is left of the answer would be taken for the next one
+                answer.close()
 
     def _chunks(self, answer: BaseHTTPResponse) -> Iterator[bytes]:
         yield from answer.stream(CHUNK_BYTES, decode_content=False)

@@ -70,13 +70,17 @@ class ObjectBlobs:
         return True
 
     def write(self, kind: Kind, digest: str, source: BinaryIO, size: int, *, replace: bool) -> bool:
-        """Writes an object in one step. Returns False if something was there already and `replace` is False."""
+        """Writes an object, whole or not at all.
+
+        Returns:
+            False if an entry was there already and `replace` is False.
+        """
+        # what lies under its own digest can be written twice, and large files go in parts; a write on condition is one
+        # request, which is for entries: they are small
+        how = {} if kind == Kind.CAS or replace else {"mode": "create", "use_multipart": False}
         with self._errors():
             try:
-                # a conditional write is one request, which S3 takes up to 5 GB of
-                self._store.put(
-                    f"{kind}/{digest}", source, mode="overwrite" if replace else "create", use_multipart=False
-                )
+                self._store.put(f"{kind}/{digest}", source, **how)
             except (FileExistsError, self._exceptions.AlreadyExistsError):
                 return False
             except (self._exceptions.PermissionDeniedError, self._exceptions.UnauthenticatedError) as error:

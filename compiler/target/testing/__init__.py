@@ -10,17 +10,37 @@
         outcome = run_case(TARGET, load_profile("acme-board.yaml"), case, workdir=tmp_path)
         assert outcome.passed, outcome
 
-Nothing here imports pytest.
+Nothing here imports pytest. Each name is imported when it is first used: a child process that runs what the fake target
+built loads no graph library.
 """
 
-from compiler.target.testing.backend import onnx_backend_cases
-from compiler.target.testing.blocks import blocks
-from compiler.target.testing.case import Case, evaluate, text_case
-from compiler.target.testing.fake import FakeTarget, install_plugin
-from compiler.target.testing.fake_tuning import FakeTunedTarget
-from compiler.target.testing.layers import activations, convolutions, pools, products
-from compiler.target.testing.run import Outcome, Status, check_target, run_case
-from compiler.target.testing.tensors import arithmetic, movement
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compiler.target.testing.backend import onnx_backend_cases
+    from compiler.target.testing.case import Case, evaluate, text_case
+    from compiler.target.testing.cases import conformance_cases
+    from compiler.target.testing.fake import FakeTarget, install_plugin
+    from compiler.target.testing.fake_tuning import FakeTunedTarget
+    from compiler.target.testing.run import Outcome, Status, check_target, run_case
+
+_PLACES = {
+    "Case": "compiler.target.testing.case",
+    "FakeTarget": "compiler.target.testing.fake",
+    "FakeTunedTarget": "compiler.target.testing.fake_tuning",
+    "Outcome": "compiler.target.testing.run",
+    "Status": "compiler.target.testing.run",
+    "check_target": "compiler.target.testing.run",
+    "conformance_cases": "compiler.target.testing.cases",
+    "evaluate": "compiler.target.testing.case",
+    "install_plugin": "compiler.target.testing.fake",
+    "onnx_backend_cases": "compiler.target.testing.backend",
+    "run_case": "compiler.target.testing.run",
+    "text_case": "compiler.target.testing.case",
+}
 
 __all__ = [
     "Case",
@@ -38,11 +58,7 @@ __all__ = [
 ]
 
 
-def conformance_cases(*, essential: bool = False) -> list[Case]:
-    """The cases every target is judged by, in a fixed order.
-
-    Args:
-        essential: Only the short list, for targets that take seconds per case.
-    """
-    groups = (convolutions, pools, products, activations, movement, arithmetic, blocks)
-    return [case for group in groups for case in group() if case.essential or not essential]
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'compiler.target.testing' has no attribute '{name}'")
+    return getattr(import_module(_PLACES[name]), name)

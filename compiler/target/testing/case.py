@@ -5,15 +5,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
 import onnx.parser
-import onnx_ir as ir
 
 from compiler.fleet import Range
 from compiler.model.numerics import Array, Arrays
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Weight = tuple[int, ...] | Array | np.generic
 """The value of an initializer, or the shape of a random one."""
@@ -47,6 +50,8 @@ class Case:
 
     def model(self, *, bind: bool = False) -> ir.Model:
         """The model; with `bind`, every symbolic dimension has its optimal size."""
+        import onnx_ir as ir
+
         model = ir.from_proto(self.proto())
         for value in (*model.graph.inputs, *model.graph.outputs) if bind else ():
             if value.shape is not None:

@@ -8,25 +8,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 from pydantic import Field
 
 from compiler.artifact import Artifact, Evidence
 from compiler.errors import TargetUnavailable, ToolchainFailed, UnsupportedModel
 from compiler.fleet.profile import HardwareProfile, validate_options
-from compiler.model.graph import Pass
 from compiler.model.numerics import Array, Arrays
-from compiler.model.save import save_model
 from compiler.model.spec import TensorSpec
 from compiler.target.capability import Capability, OpRule, PrecisionRule
 from compiler.target.runner import Runner
 from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
 from compiler.target.target import API_VERSION, TargetPlan
-from compiler.target.testing.case import evaluate
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from compiler.model.graph import Pass
 
 _MIB = 1 << 20
 EAT_MIB_MAX = 16384
@@ -91,6 +91,8 @@ class FakeTarget:
 
     def capability(self, profile: HardwareProfile) -> Capability:
         """Every operator of ONNX but the refused ones."""
+        import onnx
+
         options = validate_options(self.Options, profile)
         names = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
         return Capability(
@@ -106,6 +108,8 @@ class FakeTarget:
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Writes the model, or what else was requested."""
+        from compiler.model.save import save_model
+
         options: Options = plan.options
         time.sleep(options.seconds)
         misbehave(options.build)
@@ -135,9 +139,13 @@ class _EvaluatorRunner:
     evidence = Evidence.HOST
 
     def __init__(self, path: Path, behaviour: str) -> None:
+        import onnx
+
         self._model, self._behaviour = onnx.load(path), behaviour
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
+        from compiler.target.testing.case import evaluate
+
         misbehave(self._behaviour)
         outputs = evaluate(self._model, inputs)
         return {name: _wrong(value) for name, value in outputs.items()} if self._behaviour == "wrong" else outputs

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from compiler.target import Array
+from targets.arm_tvm.graph.quantized.stored import rows_digest
 from targets.arm_tvm.graph.reading import constant, number, operator_name, readers_of, shape_of
 from targets.arm_tvm.graph.regions import Users, find_region
+from targets.arm_tvm.kernels.floating_point.int8_weights import INT8
 from targets.arm_tvm.kernels.floating_point.workload import ConvWorkload
 
+FACTORS = "fleetc.weight_factors"
+"""Attribute of `main`."""
 PLANAR_CHANNELS = 4
 """A source of fewer channels than this is read plane by plane: blocks of it would be mostly zeros."""
 
@@ -23,11 +28,12 @@ class Composite:
     Args:
         workload: What it computes.
         source: The variable it reads.
-        weights: Filters, channels / groups, rows, columns.
+        weights: Filters, channels / groups, rows, columns; integers where the workload has them so in memory.
         bias: One value for each filter.
         residual: The variable that is added, if any.
         last: The variable of its result.
         inner: The variables between; nothing else reads them.
+        factors: Of integer weights, one for each filter; None for floats.
     """
 
     workload: ConvWorkload
@@ -37,6 +43,12 @@ class Composite:
     residual: Any
     last: Any
     inner: tuple[Any, ...]
+    factors: Array | None = None
+
+    @property
+    def given_bytes(self) -> int:
+        """Of its weights, as the Relax function holds them: floats."""
+        return self.weights.size * np.dtype(self.workload.dtype).itemsize
 
 
 def find_composites(main: Any) -> dict[Any, Composite]:
@@ -45,13 +57,42 @@ def find_composites(main: Any) -> dict[Any, Composite]:
     users = readers_of(block, main.body.body)
     claimed: set[Any] = set()
     composites: dict[Any, Composite] = {}
+    factors = {digest: value.numpy() for digest, value in ((main.attrs or {}).get(FACTORS) or {}).items()}
     for binding in block.bindings:
         start = _start(binding)
         if start is not None:
-            composite = _extended(start, users, claimed)
+            composite = _extended(_as_stored(start, factors), users, claimed)
             claimed |= {*composite.inner, composite.last}
             composites[binding.var] = composite
     return composites
+
+
+def note_factors(module: Any, factors: Mapping[str, Array]) -> Any:
+    """The module, whose `main` says which of its weights are int8 in memory.
+
+    Args:
+        module: Relax.
+        factors: Digest of weights, as `rows_digest` gives it → the factor of each filter.
+    """
+    import tvm
+
+    if factors:
+        tensors = {digest: tvm.runtime.tensor(np.asarray(value, np.float32)) for digest, value in factors.items()}
+        module["main"] = module["main"].with_attr(FACTORS, tensors)
+    return module
+
+
+def _as_stored(composite: Composite, factors: Mapping[str, Array]) -> Composite:
+    """The composite with its weights as integers, where the model has them so and a kernel takes them."""
+    work = composite.workload
+    # Of depthwise, grouped and planar convolutions the weights are few.
+    if not factors or work.groups > 1 or work.layout == "planar" or work.dtype != "float32":
+        return composite
+    factor = factors.get(rows_digest(composite.weights))
+    if factor is None:
+        return composite
+    integers = np.rint(np.divide(composite.weights, factor.reshape(-1, 1, 1, 1))).astype(np.int8)
+    return replace(composite, workload=replace(work, weights=INT8), weights=integers, factors=factor)
 
 
 def _start(binding: Any) -> Composite | None:

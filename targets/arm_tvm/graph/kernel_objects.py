@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from compiler.target import installed_version
+from compiler.target import available_cpus, installed_version, scratch_folder, write_atomic
 from targets.arm_tvm.graph import tir_passes
 from targets.arm_tvm.graph.tir_passes import register_pipeline
 from targets.arm_tvm.options import Options
@@ -118,7 +116,7 @@ def compile_objects(
         return Path(shutil.copyfile(kept, workdir / f"{name}.o"))
 
     # TVM and LLVM compile without Python's lock.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(available_cpus()) as pool:
         return tuple(pool.map(make, functions))
 
 
@@ -143,11 +141,10 @@ def _compile_into(path: Path, name: str, function: Any, options: Options) -> Non
     target = tvm.target.Target(options.target)
     library = tvm.tirx.build(tvm.IRModule({name: function}), target=target, pipeline=tir_passes.PIPELINE)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Other builds may write the same file: it is there as a whole or not at all.
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        library.write_to_file(str(draft), "o")
-        draft.replace(path)
+    with scratch_folder() as folder:
+        made = folder / path.name
+        library.write_to_file(str(made), "o")
+        write_atomic(path, made.read_bytes())  # other builds may write the same file
 
 
 def _renamer(names: Mapping[str, Any]) -> Any:

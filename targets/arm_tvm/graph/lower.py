@@ -18,11 +18,13 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from compiler.target import Array, TensorSpec, ToolchainFailed, UnsupportedModel
 from targets.arm_tvm.graph.budget import budget_of, least_payload
 from targets.arm_tvm.graph.capability import find_details
+from targets.arm_tvm.graph.composites import note_factors
 from targets.arm_tvm.graph.conversions import convert, write_pads
 from targets.arm_tvm.graph.kernel_objects import compile_kernels
 from targets.arm_tvm.graph.lifted_weights import lift_weights
 from targets.arm_tvm.graph.packing import Schedule, pack_graph
 from targets.arm_tvm.graph.quantized.rewrite import DOMAIN, OPERATOR, use_integers
+from targets.arm_tvm.graph.quantized.stored import take_stored
 from targets.arm_tvm.graph.recurrent import RECURRENT, recurrent, reverse_sequence
 from targets.arm_tvm.graph.tvm_kernels import parallelize
 from targets.arm_tvm.kernels.integer.dot_products import dot_of
@@ -112,13 +114,15 @@ def import_relax(model: ir.Model, options: Options = GENERIC, schedule: Schedule
         UnsupportedModel: The importer refuses a node, which is named.
     """
     integer = use_integers(_prepared(model), dot_of(options.arch, options.mcpu, options.mattr), schedule)
+    # Where activations are quantized too, what stays in float is as the model says.
+    factors = {} if integer.kernels else take_stored(integer.model)
     weights = _take_weights(integer.model)
     proto = ir.to_proto(integer.model)
     importer = _importer(integer.kernels, weights, machine_of(options))(shape_dict={}, dtype_dict="float32")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the importer prints failures and warns of names it changes
         try:
-            return importer.from_onnx(proto.graph, model.opset_imports.get("", 1))
+            return note_factors(importer.from_onnx(proto.graph, model.opset_imports.get("", 1)), factors)
         except UnsupportedModel:
             raise
         except Exception as error:  # from outside of any one node

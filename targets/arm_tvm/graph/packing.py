@@ -134,7 +134,10 @@ class _Packing:
         weights = family.pack(work, choice, composite.weights, self.machine)
         bias = pack_constant(composite.bias, work.filters, lanes, work.dtype)
         source = self._operand(composite.source, work)
-        operands = [source, relax.const(weights), relax.const(bias)]
+        operands = [source, relax.const(weights)]
+        if composite.factors is not None:
+            operands.append(relax.const(pack_constant(composite.factors, work.filters, lanes, work.dtype)))
+        operands.append(relax.const(bias))
         if composite.residual is not None:
             operands.append(self._operand(composite.residual, work, residual=True))
         function = self._function(work, choice)

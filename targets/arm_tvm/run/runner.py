@@ -39,6 +39,7 @@ COUNTED_RUNS = (1, 3)
 WATCHED_S = 0.5
 """How long inferences go on while an emulated program's memory is looked at: some 25 looks on a quiet machine, and
 still a few on a busy one. A model of one node alone ends before the first of them."""
+# a tiny model would be repeated 500 000 times, which takes minutes where it is emulated
 _MAX_WATCHED_RUNS = 5000
 
 

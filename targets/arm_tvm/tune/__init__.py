@@ -1,1 +1,1 @@
-"""Kernels that can be computed in several ways: which ways there are, and what measures each on a machine."""
+"""Kernels that can be computed in several ways, and what measures each: this machine, QEMU, or a board by RPC."""

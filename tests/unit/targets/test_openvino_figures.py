@@ -19,7 +19,7 @@ from compiler.compress.quant import quantize
 from compiler.driver.measure.speed import LEAST_PAIRS, MOST_PAIRS, NARROW, race_speed
 from compiler.driver.search.select import choose_trial
 from compiler.driver.search.trial import Trial
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.fleet.detect import host_isa
 from compiler.fleet.machine import available_cpus
 from compiler.fleet.profile import load_profile
@@ -108,7 +108,7 @@ def run_bytes(folder: Path, builds: dict[str, Artifact], name: str) -> int:
             FootprintTask(builds[one], folder / "in.npz"),
             FootprintAnswer,
             folder=folder,
-            limits=ChildLimits(),
+            child_limits=ChildLimits(),
             where="test",
         ).peak_bytes
         for one in (name, "tiny")
@@ -160,12 +160,12 @@ def speed_of(folder: Path, builds: dict[str, Artifact], budget_s: float) -> Spee
         RaceUntil(LEAST_PAIRS, MOST_PAIRS, budget_s, NARROW),
         threads=min(4, available_cpus()),
     )
-    return race_speed(ask(task, RaceAnswer, folder=folder, limits=ChildLimits(), where="test"), note="")
+    return race_speed(ask(task, RaceAnswer, folder=folder, child_limits=ChildLimits(), where="test"), note="")
 
 
 def chosen_by(speed: Speed) -> str:
     """The precision that a search delivers by these figures, were both of one size."""
-    made = object.__new__(Made)  # that something was made counts, not what
+    made = object.__new__(BuiltCandidate)  # that something was made counts, not what
     base = Speed(1.0, 1.0, 1.0, SpeedUnit.MS, Evidence.HOST, low=1.0, high=1.0)
     chosen = choose_trial(
         [Trial(1, Purpose.CANDIDATE, "fp32", made, speed=base), Trial(2, Purpose.CANDIDATE, "int8", made, speed=speed)]

@@ -16,8 +16,9 @@ for the weights between them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from compiler.target import Array
 from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, fma, gather, int32, lane, load, store
 from targets.arm_tvm.kernels.floating_point import depthwise
 from targets.arm_tvm.kernels.floating_point.epilogue import finish
+from targets.arm_tvm.kernels.floating_point.int8_weights import LOADED, WIDENING, widened
 from targets.arm_tvm.kernels.floating_point.sources import padded_source, result_shape, source_shape
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks, packed_bytes
 from targets.arm_tvm.kernels.machine import Machine
@@ -66,6 +68,9 @@ def _registers(workload: ConvWorkload, machine: Machine, q: int, pixels: int) ->
     if not machine.by_element:
         # Scalars come from memory: only the one in use takes a register.
         return q * pixels + q + 1
+    if workload.weights:
+        # All weights of one load are widened together.
+        return (q + 1) * pixels + max(q, LOADED // lanes) + 2
     if workload.layout == "planar":
         return q * pixels + _chunks(workload, lanes, pixels) + 2
     return (q + 1) * pixels + q + 1
@@ -100,12 +105,15 @@ def _tile_cost(flat: ConvWorkload, machine: Machine, q: int, rows: int, columns:
     if flat.layout == "planar":
         steps = flat.channels * flat.kernel[0]
         loads = _chunks(flat, lanes, columns) if machine.by_element else pixels * flat.kernel[1]
-        inner = flat.kernel[1] * (pixels * q + -(-q // pair)) + loads + LOOP_OVERHEAD
+        inner: float = flat.kernel[1] * (pixels * q + -(-q // pair)) + loads + LOOP_OVERHEAD
     else:
         steps = blocks(flat.channels, lanes) * taps
         adjacent = pair if flat.layout == "blocked" and flat.strides[1] == 1 else 1
         loads = rows * -(-columns // adjacent) if machine.by_element else pixels * lanes
-        inner = lanes * pixels * q + loads + lanes * q // pair + -(-LOOP_OVERHEAD // flat.kernel[1])
+        weights: float = lanes * q // pair
+        if flat.weights:
+            weights = lanes**2 * q * WIDENING[flat.dtype]
+        inner = lanes * pixels * q + loads + weights + -(-LOOP_OVERHEAD // flat.kernel[1])
     finish_cost = pixels * q * (1 + len(flat.epilogue)) + q
     return steps * inner + finish_cost + TILE_OVERHEAD
 
@@ -172,7 +180,7 @@ def _pack_part(workload: ConvWorkload, choice: Choice, weights: Array, machine: 
     depth = _depth(workload, lanes)
     out_blocks, in_blocks = blocks(workload.filters, lanes), blocks(workload.channels, depth)
     rows, columns = workload.kernel
-    full = np.zeros((out_blocks * lanes, in_blocks * depth, rows, columns), workload.dtype)
+    full = np.zeros((out_blocks * lanes, in_blocks * depth, rows, columns), workload.weights or workload.dtype)
     full[: workload.filters, : workload.channels] = weights
     tiled = full.reshape(out_blocks, lanes, in_blocks, depth, rows, columns)
     parts = [
@@ -208,7 +216,8 @@ class _Direct:
         self.in_blocks = blocks(self.part.channels, depth)
         self.reduction = depth * self.in_blocks * self.work.kernel[0] * self.work.kernel[1]
         results = self.parts * self.out_blocks * self.lanes
-        self.weights = self.emitter.parameter((results * self.reduction,), self.dtype, "w")
+        self.weights = self.emitter.parameter((results * self.reduction,), self.work.weights or self.dtype, "w")
+        self.factors = self.emitter.parameter((results,), self.dtype, "factors") if self.work.weights else None
         self.bias = self.emitter.parameter((results,), self.dtype, "bias")
         shape = result_shape(self.workload, self.lanes)
         self.residual = self.emitter.parameter(shape, self.dtype, "r") if "add" in self.workload.epilogue else None
@@ -252,8 +261,10 @@ class _Direct:
         emitter = self.emitter
         sums = emitter.allocate(q * rows * columns, self.vector)
         for index in range(q):
-            # Sums begin with the bias, which saves its addition.
-            bias = emitter.let(load(self.bias, (block + index) * self.lanes, self.lanes))
+            # Sums begin with the bias, which saves its addition; those of integers are scaled before it is added.
+            zero = broadcast(0.0, self.lanes, self.dtype)
+            bias = load(self.bias, (block + index) * self.lanes, self.lanes) if self.factors is None else zero
+            bias = emitter.let(bias)
             for pixel in range(rows * columns):
                 emitter.add(store(sums, pixel * q + index, bias, 1))
         origin = (
@@ -301,7 +312,8 @@ class _Direct:
             step = ((block * height + row) * width + tap) * image.depth
             with loop(image.depth) as index:
                 scalars = [load(self.source, base + (offset + index), 1) for offset in offsets]
-                self._multiply(sums, q, scalars, weights + (step + index) * (q * self.lanes))
+                factors = list(self._factors(weights + (step + index) * (q * self.lanes), q))
+                self._multiply(sums, q, scalars, factors)
 
     def _offset(self, pixel: int, columns: int) -> int:
         row, column = divmod(pixel, columns)
@@ -313,9 +325,9 @@ class _Direct:
         q, rows, columns = tile
         offsets = [self._offset(pixel, columns) for pixel in range(rows * columns)]
         vectors = [self.emitter.let(load(self.source, base + offset, self.lanes)) for offset in offsets]
+        factors = self._factors(weights, self.lanes * q)
         for index in range(self.lanes):
-            scalars = [lane(vector, index) for vector in vectors]
-            self._multiply(sums, q, scalars, weights + index * q * self.lanes)
+            self._multiply(sums, q, [lane(vector, index) for vector in vectors], list(islice(factors, q)))
 
     def _taps_of_row(self, sums: Any, tile: tuple[int, int, int], base: Any, weights: Any) -> None:
         """All taps of one row of the window, for one channel whose neighbouring columns fill the vectors."""
@@ -329,11 +341,17 @@ class _Direct:
                 if chunk not in vectors:
                     vectors[chunk] = self.emitter.let(load(self.source, base + chunk * self.lanes, self.lanes))
                 scalars.append(lane(vectors[chunk], index))
-            self._multiply(sums, q, scalars, weights + tap * q * self.lanes)
+            self._multiply(sums, q, scalars, list(self._factors(weights + tap * q * self.lanes, q)))
 
-    def _multiply(self, sums: Any, q: int, scalars: list[Any], weights: Any) -> None:
+    def _factors(self, at: Any, vectors: int) -> Iterator[Any]:
+        """Neighbouring vectors of weights, loaded when they are asked for."""
+        if self.work.weights:
+            return widened(self.emitter, self.weights, at, vectors=vectors, lanes=self.lanes, dtype=self.dtype)
+        places = (at + index * self.lanes for index in range(vectors))
+        return (self.emitter.let(load(self.weights, place, self.lanes)) for place in places)
+
+    def _multiply(self, sums: Any, q: int, scalars: list[Any], factors: list[Any]) -> None:
         """One product of every sum; where scalars are broadcast from memory, each is used up before the next."""
-        factors = [self.emitter.let(load(self.weights, weights + index * self.lanes, self.lanes)) for index in range(q)]
         places = list(product(range(len(scalars)), range(q)))
         # By element: one vector of weights after the other, so that its register is free early. Else: one scalar after
         # the other, for the same reason.
@@ -346,6 +364,7 @@ class _Direct:
         q, rows, columns = tile
         block, top, left = place
         height, width = self.work.result
+        scales = [self._scale((block + index) * self.lanes) for index in range(q)]
         for pixel in range(rows * columns):
             row, column = divmod(pixel, columns)
             for index in range(q):
@@ -356,8 +375,17 @@ class _Direct:
                     at = ((plane * height + top + row) * width + left + column) * self.lanes
                 residual = None if self.residual is None else self._part(self.residual, at)
                 total = load(sums, pixel * q + index, 1)
+                if (scale := scales[index]) is not None:
+                    total = fma(total, *scale, self.vector)
                 value = finish(self.emitter, total, self.work.epilogue, residual, lanes=self.lanes, dtype=self.dtype)
                 self._store_part(at, value)
+
+    def _scale(self, at: Any) -> tuple[Any, Any] | None:
+        """Factor and bias of a vector of filters; None where sums begin with their bias and have no factor."""
+        if self.factors is None:
+            return None
+        factor, bias = (self.emitter.let(load(buffer, at, self.lanes)) for buffer in (self.factors, self.bias))
+        return factor, bias
 
     def _part(self, buffer: Any, at: Any) -> Any:
         """A vector of which only the elements that exist are read."""

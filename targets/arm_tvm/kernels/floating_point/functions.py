@@ -31,6 +31,7 @@ _LN2_HIGH = 0.693359375
 _LN2_LOW = math.log(2) - _LN2_HIGH
 _TO_INTEGER = 1.5 * 2**23
 """Added to a float32, it leaves the nearest integer in the last bits."""
+# of float32: where the exponent begins
 _MANTISSA_BITS = 23
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 _ERF_SCALE = 0.3275911

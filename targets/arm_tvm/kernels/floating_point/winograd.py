@@ -26,11 +26,17 @@ from typing import Any
 import numpy as np
 
 from compiler.target import Array
-from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, fma, lane, load, store
+from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, fma, int32, lane, load, store
 from targets.arm_tvm.kernels.floating_point.epilogue import finish
+from targets.arm_tvm.kernels.floating_point.int8_weights import widened
 from targets.arm_tvm.kernels.floating_point.sources import result_shape, source_shape
 from targets.arm_tvm.kernels.floating_point.spans import Span, find_spans
-from targets.arm_tvm.kernels.floating_point.winograd_transforms import transform_input, transform_output, weight_matrix
+from targets.arm_tvm.kernels.floating_point.winograd_transforms import (
+    transform_input,
+    transform_output,
+    transform_weights,
+    weight_matrix,
+)
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks, packed_bytes
 from targets.arm_tvm.kernels.machine import Machine
 
@@ -46,6 +52,10 @@ UNROLLED = 4
 """Largest m whose transforms are written out; beyond, registers do not hold a tile and rows are looped over."""
 INPUT_COST, OUTPUT_COST = {2: 70.0, 4: 200.0, 6: 660.0}, {2: 50.0, 4: 180.0, 6: 560.0}
 """Instructions to transform one tile of one vector."""
+WEIGHT_COST = {2: 70.0, 4: 130.0, 6: 220.0}
+"""Instructions to widen and transform one vector of weights."""
+TAPS = 9
+"""Weights of a filter for one channel."""
 
 
 def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
@@ -61,7 +71,8 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
         for tiles, q in product(range(1, MAX_TILES + 1), groups)
         if _registers(machine, tiles, q) <= machine.registers
         for parameters in [{"m": m, "rows": rows, "tiles": tiles, "blocks": q}]
-        for size in [packed_bytes(workload, lanes, (m + 2) ** 2, sources=blocks(workload.channels, lanes) * lanes)]
+        for positions in [TAPS if workload.weights else (m + 2) ** 2]
+        for size in [packed_bytes(workload, lanes, positions, sources=blocks(workload.channels, lanes) * lanes)]
     ]
     return tuple(sorted(fitting, key=lambda choice: choice.cost)[:MAX_CHOICES])
 
@@ -93,6 +104,8 @@ def _cost(workload: ConvWorkload, machine: Machine, parameters: dict[str, int]) 
         # 2 · tiles · q: the sums are zeroed and stored. 4 and 12: the loops and their offsets.
         part = sources * (lanes * tiles * q + loads + 4) + 2 * tiles * q + 12
         total += bands * results // q * (m + 2) ** 2 * part
+    if workload.weights:
+        total += bands * sources * results * lanes * WEIGHT_COST[m]
     # U is read from memory once per band.
     weights = bands * (m + 2) ** 2 * sources * results * lanes**2
     return workload.batch * (total + machine.streaming_cost(weights, workload.dtype))
@@ -101,6 +114,8 @@ def _cost(workload: ConvWorkload, machine: Machine, parameters: dict[str, int]) 
 def pack(workload: ConvWorkload, choice: Choice, weights: Array, machine: Machine) -> Array:
     """U as the kernel reads it: [group of output blocks][ξ][ic][output block][L], flat."""
     lanes, q, m = machine.lanes(workload.dtype), choice.parameters["blocks"], choice.parameters["m"]
+    if workload.weights:
+        return _pack_taps(workload, weights, lanes, q)
     matrix = weight_matrix(m)
     # In float64, so that U is rounded once: to the type it is stored in.
     transformed = (matrix @ weights.astype(np.float64) @ matrix.T).transpose(2, 3, 0, 1)
@@ -109,6 +124,15 @@ def pack(workload: ConvWorkload, choice: Choice, weights: Array, machine: Machin
     padded[:, : workload.filters, : workload.channels] = transformed.reshape(size, *weights.shape[:2])
     groups = padded.reshape(size, -1, q, lanes, sources)
     return np.ascontiguousarray(groups.transpose(1, 0, 4, 2, 3).ravel().astype(workload.dtype))
+
+
+def _pack_taps(workload: ConvWorkload, weights: Array, lanes: int, q: int) -> Array:
+    """The weights as they are: [group of output blocks][ic][output block][tap][L], flat."""
+    results, sources = blocks(workload.filters, lanes) * lanes, blocks(workload.channels, lanes) * lanes
+    full = np.zeros((results, sources, TAPS), workload.weights)
+    full[: workload.filters, : workload.channels] = weights.reshape(*weights.shape[:2], TAPS)
+    groups = full.reshape(-1, q, lanes, sources, TAPS)
+    return np.ascontiguousarray(groups.transpose(0, 3, 1, 4, 2).ravel())
 
 
 def emit(workload: ConvWorkload, choice: Choice, machine: Machine) -> Any:
@@ -137,8 +161,11 @@ class _Winograd:
     def function(self) -> Any:
         emitter, lanes, shape = self.emitter, self.lanes, result_shape(self.work, self.lanes)
         self.source = emitter.parameter(source_shape(self.work, lanes), self.dtype, "x")
-        size = self.n**2 * self.sources * self.results * lanes**2
-        self.weights = emitter.parameter((size,), self.dtype, "w")
+        size = (TAPS if self.work.weights else self.n**2) * self.sources * self.results * lanes**2
+        self.weights = emitter.parameter((size,), self.work.weights or self.dtype, "w")
+        self.factors = None
+        if self.work.weights:
+            self.factors = emitter.parameter((self.results * lanes,), self.dtype, "factors")
         self.bias = emitter.parameter((self.results * lanes,), self.dtype, "bias")
         self.residual = emitter.parameter(shape, self.dtype, "r") if "add" in self.work.epilogue else None
         self.result = emitter.parameter(shape, self.dtype, "y")
@@ -149,11 +176,30 @@ class _Winograd:
             self._transform_sources(v, image, band)
             # With one band there is nothing to spread over the threads but the groups of output blocks.
             with emitter.loop(self.results // self.q, parallel=heavy and bands == 1) as group:
+                self.u = self._transform_weights(group) if self.work.weights else None
                 m = self._workspace(self.n**2 * self.m_step // lanes)
                 with emitter.loop(self.n**2) as xi:
                     self._multiply_all(m, v, group, xi)
                 self._transform_results(m, (image, group), band)
         return emitter.function()
+
+    def _transform_weights(self, group: Any) -> Any:
+        """U of one group of output blocks, as `pack` has it where U is in the file."""
+        emitter, lanes, channels = self.emitter, self.lanes, self.sources * self.lanes
+        u = self._workspace(self.n**2 * channels * self.q)
+        with emitter.loop(channels) as channel, emitter.loop(self.q) as vector:
+            place = emitter.let(channel * self.q + vector)
+            first = emitter.let((group * (channels * self.q) + place) * (TAPS * lanes))
+            taps = [*widened(emitter, self.weights, first, vectors=TAPS, lanes=lanes, dtype=self.dtype)]
+            columns = [self._transformed_weights(taps[column::3]) for column in range(3)]
+            target = emitter.let(place * lanes)
+            for i in range(self.n):
+                for j, value in enumerate(self._transformed_weights([column[i] for column in columns])):
+                    self._store(u, target + (i * self.n + j) * (channels * self.q * lanes), value)
+        return u
+
+    def _transformed_weights(self, values: list[Any]) -> list[Any]:
+        return transform_weights(self.emitter, values, m=self.m, dtype=self.dtype, lanes=self.lanes)
 
     def _workspace(self, vectors: int) -> Any:
         return self.emitter.allocate(vectors * self.lanes, self.dtype, "global")
@@ -229,6 +275,7 @@ class _Winograd:
         with self.emitter.loop(self.q) as vector:
             out = self.emitter.let(group * self.q + vector)
             bias = self._vector(self.bias, out * self.lanes)
+            self.factor = None if self.factors is None else self._vector(self.factors, out * self.lanes)
             with self.emitter.loop(self.rows) as row:
                 for rows, columns, ty, tx in self._kinds(band, row):
                     line = (image * self.results + out) * height + ty * self.m
@@ -270,11 +317,14 @@ class _Winograd:
 
     def _finish_line(self, values: list[Any], lines: int, bias: Any, at: Any) -> None:
         """Stores one row of results of a tile. The point 1, whose column of A^T is all ones, takes the bias."""
-        biased = [values[0], self.emitter.let(values[1] + bias), *values[2:]]
+        # Where weights have a factor, it comes before the bias.
+        biased = [values[0], self.emitter.let(values[1] + bias), *values[2:]] if self.factor is None else values
         result = self.emitter.view(self.result, at)
         residual = None if self.residual is None else self.emitter.view(self.residual, at)
         for j, value in enumerate(self._collected(biased)[:lines]):
             added = None if residual is None else load(residual, j * self.lanes, self.lanes)
+            if self.factor is not None:
+                value = fma(value, self.factor, bias, f"{self.dtype}x{self.lanes}")
             final = finish(self.emitter, value, self.work.epilogue, added, lanes=self.lanes, dtype=self.dtype)
             self._store(result, j * self.lanes, final)
 
@@ -308,8 +358,7 @@ class _Winograd:
             emitter.add(store(sums, place, broadcast(0.0, lanes, self.dtype), 1))
         with emitter.loop(self.sources) as block:
             data = emitter.let(xi * self.v_step + (block * self.band + tile) * lanes)
-            start = ((group * self.n**2 + xi) * self.sources + block) * (lanes * q * lanes)
-            weights = emitter.view(self.weights, start)
+            weights = self._matrix(group, xi, block)
             if self.machine.by_element:
                 columns = [self._vector(v, data + t * lanes) for t in range(tiles)]
                 for step in range(lanes):
@@ -321,9 +370,18 @@ class _Winograd:
         for t, g in product(range(tiles), range(q)):
             self._store(m, results + (g * self.band + t) * lanes, load(sums, t * q + g, 1))
 
-    def _step(self, sums: Any, weights: Any, scalars: list[Any], step: Any) -> None:
+    def _matrix(self, group: Any, xi: Any, block: Any) -> tuple[Any, Any]:
+        """The buffer of U, and the offset of one block of input channels in it."""
+        size = self.lanes * self.q * self.lanes
+        if self.u is not None:
+            return self.u, self.emitter.let((xi * self.sources + block) * size)
+        start = ((group * self.n**2 + xi) * self.sources + block) * size
+        return self.emitter.view(self.weights, start), int32(0)
+
+    def _step(self, sums: Any, weights: tuple[Any, Any], scalars: list[Any], step: Any) -> None:
         """One input channel: its weights times the scalar of every tile."""
-        factors = [self._vector(weights, (step * self.q + g) * self.lanes) for g in range(self.q)]
+        buffer, start = weights
+        factors = [self._vector(buffer, start + (step * self.q + g) * self.lanes) for g in range(self.q)]
         for tile, scalar in enumerate(scalars):
             operand = self.emitter.let(broadcast(scalar, self.lanes))
             for place, factor in enumerate(factors, tile * self.q):

@@ -80,6 +80,18 @@ def transform_input(
     return result
 
 
+def transform_weights(emitter: Emitter, values: Sequence[Any], *, m: int, dtype: str, lanes: int) -> list[Any]:
+    """G times a column of 3 vectors."""
+    arithmetic = _Arithmetic(emitter, dtype, lanes)
+    matrix, result = weight_matrix(m), []
+    result.append(arithmetic.combine(matrix[0], values))
+    for row in range(1, m + 1, 2):  # of points ±a: only the sign of the middle coefficient differs
+        even, odd = arithmetic.combine(matrix[row] * (1, 0, 1), values), float(matrix[row][1])
+        result += [arithmetic.add(even, values[1], odd), arithmetic.add(even, values[1], -odd)]
+    result.append(values[2])
+    return result
+
+
 def transform_output(emitter: Emitter, values: Sequence[Any], *, m: int, dtype: str, lanes: int) -> list[Any]:
     """A^T times a column of m + 2 vectors."""
     arithmetic = _Arithmetic(emitter, dtype, lanes)

@@ -24,6 +24,7 @@ class ConvWorkload:
         groups: Parts of the channels that are convolved by themselves; `channels` where each is.
         epilogue: Steps after the sum and its bias, in order: `add` (a residual of the result's shape), `relu`,
             `clip LOW HIGH`, or an expression as in `expressions`.
+        weights: Element type of the weights in memory; empty: `dtype`.
     """
 
     layout: str
@@ -39,6 +40,7 @@ class ConvWorkload:
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     groups: int = 1
     epilogue: tuple[str, ...] = ()
+    weights: str = ""
 
     @property
     def result(self) -> tuple[int, int]:
@@ -57,7 +59,8 @@ class ConvWorkload:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
-        return {"family": "conv2d", **asdict(self)}
+        fields = {name: value for name, value in asdict(self).items() if name != "weights" or value}
+        return {"family": "conv2d", **fields}
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def packed_bytes(work: ConvWorkload, lanes: int, positions: int, *, sources: int
         positions: Weights per pair of channels: the window's size, or that of its transform.
         sources: Channels that each filter reads, filled up to whole blocks.
     """
-    return blocks(work.filters, lanes) * lanes * sources * positions * _ITEM_BYTES[work.dtype]
+    return blocks(work.filters, lanes) * lanes * sources * positions * _ITEM_BYTES[work.weights or work.dtype]
 
 
-_ITEM_BYTES = {"float32": 4, "float16": 2}
+_ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}

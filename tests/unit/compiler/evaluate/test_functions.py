@@ -147,10 +147,10 @@ def test_whatever_a_function_does_to_its_process_is_an_error_of_the_data(
     module = write(tmp_path, name, body)
     bounds = ChildLimits(**{"timeout_s": 60.0, **limits})  # type: ignore[arg-type]
     with pytest.raises(DataError, match=said) as raised:
-        open_function(f"{module}:samples", tmp_path, (SPEC,), labelled=None, count=None, limits=bounds)
+        open_function(f"{module}:samples", tmp_path, (SPEC,), labelled=None, count=None, child_limits=bounds)
     assert raised.value.where == f"{module}:samples"
     with pytest.raises(DataError, match=said):
-        custom.measure(OUTPUTS, LABELS, None, spec=f"{module}:metric", folder=tmp_path, limits=bounds)
+        custom.measure(OUTPUTS, LABELS, None, spec=f"{module}:metric", folder=tmp_path, child_limits=bounds)
 
 
 def test_the_code_of_a_fleet_file_never_runs_in_this_process(tmp_path: Path) -> None:
@@ -214,5 +214,5 @@ def test_a_function_may_fill_one_buffer_again_and_again(tmp_path: Path) -> None:
 def test_a_large_set_is_read_in_a_few_frames_and_not_sample_by_sample(tmp_path: Path) -> None:
     body = "def samples():\n    for n in range(20000):\n        yield np.full(2, n, np.float32), n\n"
     module = write(tmp_path, "own_large", body)
-    frames = list(ask("samples", f"{module}:samples", tmp_path, limits=LIMITS))
+    frames = list(ask("samples", f"{module}:samples", tmp_path, child_limits=LIMITS))
     assert len(frames) <= 3 and sum(len(header["labels"]) for header, _ in frames) == 20000

@@ -18,19 +18,19 @@ MIB = 1 << 20
 def test_error_of_the_child_comes_back_in_its_own_class_with_the_place(tmp_path: Path) -> None:
     request = {"artifact": _artifact("no_such_target"), "inputs": [], "outputs": [], "repeat": 0, "instructions": False}
     with pytest.raises(TargetNotFound, match="no_such_target") as raised:
-        run_child("execute", request, folder=tmp_path, limits=ChildLimits(), where="kiosk: verify")
+        run_child("execute", request, folder=tmp_path, child_limits=ChildLimits(), where="kiosk: verify")
     assert raised.value.where == "kiosk: verify"
 
 
 def test_unexpected_error_of_the_child_is_our_bug_with_the_end_of_its_log(tmp_path: Path) -> None:
     with pytest.raises(InternalError, match="ValidationError") as raised:
-        run_child("execute", {}, folder=tmp_path, limits=ChildLimits(), where="kiosk: verify")
+        run_child("execute", {}, folder=tmp_path, child_limits=ChildLimits(), where="kiosk: verify")
     assert "last lines of its log" in raised.value.what
 
 
 def test_child_over_its_time_is_killed_and_the_option_named(tmp_path: Path) -> None:
     with pytest.raises(ToolchainFailed, match=r"did not finish within 0\.05 s") as raised:
-        run_child("execute", {}, folder=tmp_path, limits=ChildLimits(timeout_s=0.05), where="kiosk: verify")
+        run_child("execute", {}, folder=tmp_path, child_limits=ChildLimits(timeout_s=0.05), where="kiosk: verify")
     assert "--build-timeout" in raised.value.remedy
 
 
@@ -39,7 +39,7 @@ def test_module_of_the_current_folder_does_not_reach_the_child(tmp_path: Path, m
     (tmp_path / "numpy.py").write_text("raise SystemExit('taken over')\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InternalError, match="ValidationError"):
-        run_child("execute", {}, folder=tmp_path, limits=ChildLimits(), where="kiosk: verify")
+        run_child("execute", {}, folder=tmp_path, child_limits=ChildLimits(), where="kiosk: verify")
 
 
 def test_memory_limit_defaults_to_what_this_machine_has() -> None:
@@ -64,7 +64,7 @@ from compiler.errors import ToolchainFailed
 from compiler.target.isolate import ChildLimits, run_child
 try:
     request = {{"artifact": {_artifact("eater")!r}, "inputs": "none.npz"}}
-    run_child("footprint", request, folder=Path({str(tmp_path)!r}), limits=ChildLimits(), where="x")
+    run_child("footprint", request, folder=Path({str(tmp_path)!r}), child_limits=ChildLimits(), where="x")
 except ToolchainFailed as error:
     print(error)
 """

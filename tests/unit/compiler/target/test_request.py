@@ -112,7 +112,7 @@ def test_the_error_of_a_task_comes_back_in_its_own_class_with_the_place(tmp_path
             FootprintTask(missing, tmp_path),
             FootprintAnswer,
             folder=tmp_path,
-            limits=ChildLimits(),
+            child_limits=ChildLimits(),
             where="kiosk: memory",
         )
     assert raised.value.where == "kiosk: memory"

@@ -8,9 +8,10 @@ import pytest
 
 from compiler.artifact import Evidence
 from compiler.driver.measure.speed import Speed
+from compiler.driver.search.certify import alternatives
 from compiler.driver.search.select import beaten_by, choose_trial, explain_choice, explain_failure, out_of_reach
 from compiler.driver.search.trial import Trial
-from compiler.driver.stages.candidate import Made
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.evaluate.gates import Gate
 
@@ -18,7 +19,7 @@ from compiler.evaluate.gates import Gate
 def trial(number: int, speedup: float | None, *, passed: bool, evidence: Evidence = Evidence.HOST) -> Trial:
     speed = Speed(speedup, 1.0, 1.0, "ms", evidence)
     gate = Gate("accuracy", 2.0, 0.0 if passed else 9.0, "points lost", passed, Evidence.HOST, "point")
-    made = object.__new__(Made)  # that something was made counts, not what
+    made = object.__new__(BuiltCandidate)  # that something was made counts, not what
     return Trial(number, "candidate", "fp16" if passed else "int8", made, gates=(gate,), speed=speed)
 
 
@@ -37,7 +38,7 @@ def test_a_candidate_is_given_up_only_where_what_passes_is_clearly_faster(
 def unjudged(number: int, speedup: float, *, evidence: Evidence = Evidence.ESTIMATED) -> Trial:
     """A candidate that could not be run: nothing judged its accuracy."""
     gate = Gate("accuracy", 2.0, None, "points lost", None, Evidence.NONE, "point", "it cannot be run here")
-    made = object.__new__(Made)
+    made = object.__new__(BuiltCandidate)
     speed = Speed(speedup, 1.0, 1.0, "ms by roofline", evidence)
     return Trial(number, "candidate", "bf16", made, gates=(gate,), speed=speed)
 
@@ -84,7 +85,7 @@ def test_pruning_pays_only_by_figures_as_good_as_those_without_it() -> None:
 
 
 def test_a_device_without_a_candidate_to_build_is_refused_with_the_reason() -> None:
-    baseline = Trial(1, "baseline", "fp32", object.__new__(Made))  # of a model that is quantized already
+    baseline = Trial(1, "baseline", "fp32", object.__new__(BuiltCandidate))  # of a model that is quantized already
     error = explain_failure([baseline], "kiosk")
     assert isinstance(error, UnsupportedModel) and error.where == "kiosk"
     assert "quantized already" in error.what and error.remedy
@@ -108,3 +109,14 @@ def test_only_a_judged_trial_with_the_best_evidence_so_far_rules_a_candidate_out
     measured, estimated = trial(1, 1.0, passed=False), trial(2, 3.0, passed=True, evidence=Evidence.ESTIMATED)
     assert out_of_reach(1.0, [measured, estimated]) is None
     assert out_of_reach(1.0, [estimated]) is estimated
+
+
+def test_what_int8_loses_is_not_mixed_into_the_certified_drop_of_a_float16_build() -> None:
+    lost, other, fine = trial(1, 3.0, passed=False), trial(2, 2.9, passed=False), trial(3, 2.0, passed=True)
+    assert alternatives(fine, [lost, other, fine]) == [fine]
+
+
+def test_every_form_of_the_chosen_precision_that_could_be_delivered_stands_for_luck() -> None:
+    lost, fine = trial(1, 3.0, passed=False), replace(trial(2, 2.9, passed=True), precision="int8")
+    failed = replace(trial(3, 2.8, passed=False), made=None, error=ToolchainFailed("no engine"))
+    assert alternatives(fine, [fine, failed, lost]) == [lost, fine]

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from compiler.driver.stages.inputs import Prepared, prepare
+from compiler.driver.stages.inputs import BuildStart, prepare
 from compiler.errors import CompilerError, FleetError
 from compiler.fleet import load_fleet
 from compiler.model.frontend import describe_inputs, describe_outputs, read_model
@@ -18,7 +18,7 @@ from compiler.passes.probe import run_unoptimized
 
 def prepared(
     folder: Path, signature: str, body: str, *, fleet: str = "", device: str = "", **data: np.ndarray
-) -> Prepared:
+) -> BuildStart:
     """What a device's build starts from; `device` are lines below its profile."""
     onnx.save(
         onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {signature} {{ {body} }}'),
@@ -36,7 +36,7 @@ def prepared(
     return ready
 
 
-def shapes(ready: Prepared) -> dict[str, tuple[int | str, ...]]:
+def shapes(ready: BuildStart) -> dict[str, tuple[int | str, ...]]:
     return {spec.name: spec.shape for spec in describe_inputs(ready.model)}
 
 

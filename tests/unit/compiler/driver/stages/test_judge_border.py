@@ -14,7 +14,7 @@ from compiler.artifact import Evidence
 from compiler.artifact.schema import Parity
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.border_parity import border_level, hold_to_model, judge_border
-from compiler.driver.stages.inputs import Prepared, VerificationInputs
+from compiler.driver.stages.inputs import BuildStart, VerificationInputs
 from compiler.driver.stages.proof import weak_proofs
 from compiler.driver.stages.reference import ParityCase, reference_cases
 from compiler.driver.stages.run import Stages
@@ -50,7 +50,7 @@ def judge(folder: Path, body: str, *, precision: str, pruned: float = 0.0) -> Pa
     plan = plan_for(folder, model, precision)
     plan = replace(plan, pruning=Pruning(pruned, False, "")) if pruned else plan
     ir.save(border, folder / "border.onnx")
-    ready = Prepared(model, graph_digest(model), VerificationInputs({"fixed": {"x": X}}, {"x": X}, "file", ()))
+    ready = BuildStart(model, graph_digest(model), VerificationInputs({"fixed": {"x": X}}, {"x": X}, "file", ()))
     made = Border(folder / "border.onnx", graph_digest(border), (), ())
     stages = Stages(Store(folder / "cache"))
     imported = reference_cases(model, ready.digest, ready.inputs.points, stages)

@@ -15,6 +15,7 @@ from compiler.errors import UsageError
 from compiler.store import Stage, Store
 from compiler.store.keys import PrivateKey
 from compiler.store.remote import CacheUnreachable, Kind, RemoteCache, RemoteStore, open_blobs, open_remote
+from compiler.store.remote.blobs import read_bytes
 from compiler.store.remote.http import HttpBlobs
 
 pytest.importorskip("cryptography", reason="needs the extra trust")
@@ -136,6 +137,26 @@ def test_a_cache_that_may_only_be_read_is_said_once_and_goes_on_being_read(
         build(url, key, tmp_path)
     assert "may not be written" in said(caplog) and "what is finished here is not shared" in said(caplog)
     assert asked.count("PUT") == 1 and asked[-1] == "GET"
+
+
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    """Sends for as long as somebody reads."""
+    handler.send_response(200 if handler.command == "GET" else 404)
+    handler.end_headers()
+    try:
+        while True:
+            handler.wfile.write(b"x" * 65536)
+    except OSError:
+        handler.close_connection = True
+
+
+@pytest.mark.timeout(60)
+def test_no_more_than_the_limit_is_read_of_an_endless_answer(key: PrivateKey) -> None:
+    with server(endless) as (url, _):
+        blobs = open_blobs(url)
+        with pytest.raises(ValueError, match="more than 1000000 bytes"):
+            read_bytes(blobs, Kind.CAS, "0" * 64, limit=1000000)
+        assert not blobs.holds(Kind.CAS, "0" * 64)
 
 
 def test_user_and_password_are_sent_and_not_shown(key: PrivateKey) -> None:

@@ -1,4 +1,4 @@
-"""Provenance: what became of nodes that are no longer in the model; each pass is compared before and after.
+"""What became of nodes that are no longer in the model; each pass is compared before and after.
 
 A node that a pass makes lists its origins (values.py). A node that is gone and in no such list was
 1. folded: what was computed of it is a constant now, or it was computed of constants alone
@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from compiler.passes.values import origins_of
 
-PROVENANCE_KEY = "fleetc.provenance"
+REMOVED_KEY = "fleetc.provenance"  # of the first release: models that carry it are in stores and artifacts
 """Model metadata: name of a node that is gone → what became of it, as JSON."""
 
 MOST_SUCCESSORS = 8
@@ -27,7 +27,7 @@ MOST_SUCCESSORS = 8
 
 
 @dataclass(frozen=True)
-class Provenance:
+class RemovedNode:
     """What became of a node.
 
     Args:
@@ -87,7 +87,7 @@ def look(model: ir.Model) -> Seen:
     return Seen(tuple(nodes), makers, readers, frozenset(name for graph in graphs for name in graph.initializers))
 
 
-def find_provenance(before: Seen, after: Seen, *, by: str) -> dict[str, Provenance]:
+def find_removed(before: Seen, after: Seen, *, by: str) -> dict[str, RemovedNode]:
     """Name → what became of every source node that is missing in the second snapshot.
 
     Args:
@@ -97,15 +97,15 @@ def find_provenance(before: Seen, after: Seen, *, by: str) -> dict[str, Provenan
     """
     alive = {name: node for node in after.nodes for name in node.origins}
     lost = [(name, node) for node in before.nodes for name in node.origins if name not in alive]
-    return {name: _fate(node, before, after, alive, by) for name, node in lost}
+    return {name: _removed(node, before, after, alive, by) for name, node in lost}
 
 
-def read_provenance(model: ir.Model) -> dict[str, Provenance]:
-    """The provenance that a model carries; none where a model from elsewhere has something else under that key."""
+def read_removed(model: ir.Model) -> dict[str, RemovedNode]:
+    """The removed nodes that a model names; none where one from elsewhere has something else under that key."""
     try:
-        recorded = json.loads(model.metadata_props.get(PROVENANCE_KEY, "{}"))
+        recorded = json.loads(model.metadata_props.get(REMOVED_KEY, "{}"))
         return {
-            name: Provenance(
+            name: RemovedNode(
                 str(entry["op"]), str(entry["how"]), str(entry["by"]), tuple(map(str, entry["successors"]))
             )
             for name, entry in recorded.items()
@@ -114,11 +114,11 @@ def read_provenance(model: ir.Model) -> dict[str, Provenance]:
         return {}
 
 
-def add_provenance(model: ir.Model, entries: Mapping[str, Provenance]) -> None:
-    """Adds entries to the provenance in the model's metadata; later entries replace those of the same name."""
+def add_removed(model: ir.Model, entries: Mapping[str, RemovedNode]) -> None:
+    """Adds removed nodes to the model's metadata; later entries replace those of the same name."""
     if entries:
-        provenance = {name: asdict(entry) for name, entry in {**read_provenance(model), **entries}.items()}
-        model.metadata_props[PROVENANCE_KEY] = json.dumps(provenance, ensure_ascii=False)
+        removed = {name: asdict(entry) for name, entry in {**read_removed(model), **entries}.items()}
+        model.metadata_props[REMOVED_KEY] = json.dumps(removed, ensure_ascii=False)
 
 
 def _attributes(node: ir.Node) -> tuple[str, ...]:
@@ -135,14 +135,14 @@ def _given_back(node: ir.Node) -> Iterator[str]:
             yield from (value.name for value in attribute.as_graph().outputs if value.name)
 
 
-def _fate(node: _Known, before: Seen, after: Seen, alive: Mapping[str, _Known], by: str) -> Provenance:
+def _removed(node: _Known, before: Seen, after: Seen, alive: Mapping[str, _Known], by: str) -> RemovedNode:
     successors: list[str] = []
     changed: list[bool] = []
     above = _upstream(node, before, alive)
     for value, reader in _downstream(node, before, alive):
         if value in after.constants:
             readers = tuple(dict.fromkeys(name for reader in after.readers.get(value, ()) for name in reader.origins))
-            return Provenance(node.op, f"folded into the constant '{value}'", by, readers[:MOST_SUCCESSORS])
+            return RemovedNode(node.op, f"folded into the constant '{value}'", by, readers[:MOST_SUCCESSORS])
         if value in after.makers:
             successors += after.makers[value].origins
         elif reader is not None:
@@ -152,12 +152,12 @@ def _fate(node: _Known, before: Seen, after: Seen, alive: Mapping[str, _Known], 
                 changed.append(is_changed)
     names = tuple(dict.fromkeys(successors))[:MOST_SUCCESSORS]
     if not names:
-        return Provenance(node.op, "removed: no output depended on it", by)
+        return RemovedNode(node.op, "removed: no output depended on it", by)
     if above <= before.constants:
-        return Provenance(node.op, "folded into a constant", by, names)
+        return RemovedNode(node.op, "folded into a constant", by, names)
     if changed and not any(changed):
-        return Provenance(node.op, "left out, as it changed nothing; what it read is read instead by", by, names)
-    return Provenance(node.op, "merged", by, names)
+        return RemovedNode(node.op, "left out, as it changed nothing; what it read is read instead by", by, names)
+    return RemovedNode(node.op, "merged", by, names)
 
 
 def _successors_of(

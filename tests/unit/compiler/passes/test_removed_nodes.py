@@ -10,7 +10,7 @@ import pytest
 from compiler.driver.delivered.trace import follow
 from compiler.model.graph import FunctionPass, PassResult
 from compiler.passes.pipelines import PORTABLE, load_passes
-from compiler.passes.provenance import PROVENANCE_KEY, read_provenance
+from compiler.passes.removed_nodes import REMOVED_KEY, read_removed
 from compiler.passes.run import run_passes
 from compiler.passes.simplify_onnxsim import SIMPLIFY_ONNXSIM
 
@@ -102,9 +102,9 @@ def test_a_fate_whose_heir_is_lost_by_a_later_stage_leads_on_and_survives_a_file
             model.graph.remove(node, safe=True)
         return PassResult(True)
 
-    before = read_provenance(model)
+    before = read_removed(model)
     run_passes(model, [FunctionPass("drop-last", drop_last)], first=90)
-    after = read_provenance(model)
+    after = read_removed(model)
     assert before.items() <= after.items() and after["flat"].by == "90 drop-last"
 
 
@@ -130,8 +130,8 @@ def test_a_node_that_another_operator_replaces_is_merged_into_it() -> None:
 def test_a_pass_that_loses_nothing_writes_nothing() -> None:
     model = ir.from_onnx_text(NEG)
     run_passes(model, CHEAP)
-    assert PROVENANCE_KEY not in model.metadata_props
-    model.metadata_props[PROVENANCE_KEY] = json.dumps(
+    assert REMOVED_KEY not in model.metadata_props
+    model.metadata_props[REMOVED_KEY] = json.dumps(
         {"gone": {"op": "Relu", "how": "merged", "by": "1 x", "successors": ["only"]}}
     )
     assert [node.name for node in follow(model, "gone").nodes] == ["only"]
@@ -140,5 +140,5 @@ def test_a_pass_that_loses_nothing_writes_nothing() -> None:
 @pytest.mark.parametrize("text", ["", "[]", "no JSON", '{"a": 1}', '{"a": {"op": "Relu"}}', "[" * 100000])
 def test_what_a_model_from_elsewhere_has_under_the_key_is_no_fate(text: str) -> None:
     model = ir.from_onnx_text(NEG)
-    model.metadata_props[PROVENANCE_KEY] = text
-    assert read_provenance(model) == {} and follow(model, "a") is None
+    model.metadata_props[REMOVED_KEY] = text
+    assert read_removed(model) == {} and follow(model, "a") is None

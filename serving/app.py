@@ -1,0 +1,274 @@
+"""The HTTP front: the Open Inference Protocol with Triton's extensions, and metrics for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from functools import wraps
+from importlib.metadata import version
+from typing import Any, TypeAlias
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from compiler.target import CompilerError
+from serving.deployment import Answer, BuildFailed, Deployment, Overloaded
+from serving.metrics import Metrics
+from serving.model import ServedModel
+from serving.protocol import HEADER_LENGTH, BadRequest, Inference, read_body, read_inference, write_answer
+
+log = logging.getLogger("fleetc.serve")
+
+EXTENSIONS = ["binary_tensor_data", "statistics", "model_repository", "model_configuration", "schedule_policy"]
+
+BODY_S = 30.0
+"""Seconds in which a body must have come: whoever sends slower holds memory for nothing."""
+
+SMALL_BODY_BYTES = 65536
+"""Largest body of a request that is no inference."""
+
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+
+class Server:
+    """Answers for the models.
+
+    Args:
+        models: Name → model.
+        metrics: What `/metrics` shows.
+    """
+
+    def __init__(self, models: Mapping[str, ServedModel], metrics: Metrics) -> None:
+        self._models, self._metrics = models, metrics
+
+    def app(self) -> Starlette:
+        """The application."""
+        in_model = "/v2/models/{model}"
+        at_version = in_model + "/versions/{version}"
+        routes = [Route(path + "/infer", _guarded(self.infer), methods=["POST"]) for path in (in_model, at_version)]
+        for path in (in_model, at_version):
+            routes += [
+                Route(path, _guarded(self.metadata)),
+                Route(path + "/ready", _guarded(self.model_ready)),
+                Route(path + "/config", _guarded(self.config)),
+                Route(path + "/stats", _guarded(self.stats)),
+            ]
+        return Starlette(
+            routes=[
+                Route("/v2/models/stats", _guarded(self.all_stats)),
+                *routes,
+                Route("/v2", _guarded(self.server)),
+                Route("/v2/health/live", _guarded(self.live)),
+                Route("/v2/health/ready", _guarded(self.ready)),
+                Route("/v2/repository/index", _guarded(self.index), methods=["POST"]),
+                Route("/v2/repository/models/{model}/load", _guarded(self.load), methods=["POST"]),
+                Route("/v2/repository/models/{model}/unload", _guarded(self.unload), methods=["POST"]),
+                Route("/metrics", _guarded(self.metrics)),
+            ],
+            exception_handlers={HTTPException: _not_found},
+        )
+
+    async def infer(self, request: Request) -> Response:
+        """One inference."""
+        model, deployment = self._deployment(request)
+        signature = deployment.signature
+        encoding = request.headers.get("content-encoding", "")
+        body = await _body(request, signature.most_bytes)
+        inference = read_inference(
+            read_body(body, encoding=encoding, limit=signature.most_bytes),
+            request.headers.get(HEADER_LENGTH),
+            signature,
+        )
+        answer = await model.infer(inference, deployment)
+        parts, headers = write_answer(_head(model, deployment, inference, answer), answer.outputs, inference.outputs)
+        return Response(b"".join(parts), headers={**headers, **_trace(request)})
+
+    async def metadata(self, request: Request) -> Response:
+        """What a model takes and gives."""
+        model, deployment = self._deployment(request)
+        return JSONResponse(model.metadata(deployment))
+
+    async def config(self, request: Request) -> Response:
+        """A model's configuration, as Triton writes it."""
+        model, deployment = self._deployment(request)
+        return JSONResponse(model.config(deployment))
+
+    async def stats(self, request: Request) -> Response:
+        """A model's statistics."""
+        model, _ = self._deployment(request)
+        return JSONResponse({"model_stats": [model.stats()]})
+
+    async def all_stats(self, request: Request) -> Response:
+        """The statistics of all models."""
+        return JSONResponse({"model_stats": [model.stats() for model in self._models.values() if model.is_ready]})
+
+    async def model_ready(self, request: Request) -> Response:
+        """Whether a model can answer."""
+        model, deployment = self._deployment(request)
+        return _ready(deployment.is_ready, model.state_reason)
+
+    async def server(self, request: Request) -> Response:
+        """Which server this is."""
+        return JSONResponse({"name": "fleetc", "version": version("fleetc"), "extensions": EXTENSIONS})
+
+    async def live(self, request: Request) -> Response:
+        """Whether the server answers at all."""
+        return _ready(True, "")
+
+    async def ready(self, request: Request) -> Response:
+        """Whether every model can answer."""
+        waiting = [name for name, model in self._models.items() if not model.is_ready]
+        return _ready(not waiting, f"not ready: {', '.join(waiting)}")
+
+    async def index(self, request: Request) -> Response:
+        """The models there are."""
+        is_asked = (await _parameters(request)).get("ready", False)
+        rows = [
+            {
+                "name": model.name,
+                "version": model.current.version if model.is_loaded else "",
+                "state": "READY" if model.is_ready else "UNAVAILABLE",
+                "reason": model.state_reason,
+            }
+            for model in self._models.values()
+            if model.is_ready or not is_asked
+        ]
+        return JSONResponse(rows)
+
+    async def load(self, request: Request) -> Response:
+        """Loads what a model's folder holds now; or, with `parameters: {previous: true}`, the version before."""
+        model = self._model(request)
+        told = (await _parameters(request)).get("parameters", {})
+        if isinstance(told, dict) and told.get("previous") is True:
+            await model.go_back()
+        elif told:
+            raise BadRequest("parameters: only `previous: true` is known; a model is loaded from its own folder")
+        else:
+            await model.load()
+        return JSONResponse({})
+
+    async def unload(self, request: Request) -> Response:
+        """Unloads a model when all that was let in is answered."""
+        await self._model(request).unload()
+        return JSONResponse({})
+
+    async def metrics(self, request: Request) -> Response:
+        """What Prometheus reads."""
+        for model in self._models.values():
+            if model.is_loaded:
+                model.current.tell_state()
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _model(self, request: Request) -> ServedModel:
+        name = request.path_params["model"]
+        if name not in self._models:
+            raise BadRequest(f"there is no model {name[:80]!r}", 404)
+        return self._models[name]
+
+    def _deployment(self, request: Request) -> tuple[ServedModel, Deployment]:
+        model = self._model(request)
+        return model, model.deployment(request.path_params.get("version", ""))
+
+
+def _head(model: ServedModel, deployment: Deployment, inference: Inference, answer: Answer) -> dict[str, Any]:
+    head: dict[str, Any] = {
+        "model_name": model.name,
+        "model_version": deployment.version,
+        "parameters": {
+            "variant": answer.build.name,
+            "precision": answer.build.artifact.precision,
+            "manifest_sha256": answer.build.manifest_sha256,
+            "degraded": answer.is_degraded,
+            "queue_ms": round(answer.queue_s * 1e3, 3),
+        },
+    }
+    if inference.identity:
+        head["id"] = inference.identity
+    return head
+
+
+def _guarded(handler: Handler) -> Handler:
+    """Every failure is an answer in the protocol's form."""
+
+    @wraps(handler)
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except BadRequest as error:
+            return _error(request, error.status, error.what)
+        except Overloaded as error:
+            return _overloaded(request, error)
+        except BuildFailed as error:
+            return _error(request, 503, str(error), {"Retry-After": "1"})
+        except ClientDisconnect:
+            return _error(request, 400, "the client went away")
+        except CompilerError as error:
+            return _error(request, 400, str(error))
+
+    return answer
+
+
+def _overloaded(request: Request, error: Overloaded) -> Response:
+    """503 with the wait that was predicted, so that a client can tell a full queue from a missing build."""
+    headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    if math.isfinite(error.wait_s):
+        headers["Fleetc-Predicted-Wait-Ms"] = f"{error.wait_s * 1e3:.1f}"
+    return _error(request, 503, error.what, headers)
+
+
+def _error(request: Request, status: int, what: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"error": what}, status, {**(headers or {}), **_trace(request)})
+
+
+def _ready(is_ready: bool, reason: str) -> Response:
+    """An empty body where it is ready, as the protocol has it."""
+    return Response(status_code=200) if is_ready else JSONResponse({"error": reason or "not ready"}, 400)
+
+
+def _trace(request: Request) -> dict[str, str]:
+    """The caller's trace goes on in the answer (W3C Trace Context)."""
+    parent = request.headers.get("traceparent")
+    return {"traceparent": parent} if parent else {}
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    what = error.detail if isinstance(error, HTTPException) else "not found"
+    return _error(request, status, f"{what}: {request.method} {request.url.path[:200]}")
+
+
+async def _body(request: Request, most_bytes: int) -> bytes:
+    """The body, no more of it than makes sense, and none that comes too slowly."""
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > most_bytes:
+        raise BadRequest(f"the body has {length[:20]} bytes, the model takes {most_bytes} at most", 413)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most_bytes:
+                    raise BadRequest(f"the body has more than {most_bytes} bytes", 413)
+    except TimeoutError as error:
+        raise BadRequest(f"the body did not come within {BODY_S:g} s", 408) from error
+    return bytes(body)
+
+
+async def _parameters(request: Request) -> dict[str, Any]:
+    """The JSON object of a request that may have none."""
+    body = await _body(request, SMALL_BODY_BYTES)
+    if not body:
+        return {}
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is no JSON: {str(error)[:200]}") from error
+    if not isinstance(value, dict):
+        raise BadRequest("expected an object")
+    return value

@@ -1,0 +1,266 @@
+"""A served model: the version that answers, the one before it, and the change from one to the other.
+
+A new version is read, every file compared with its digest, loaded and run before it answers anything. Requests that
+the old one has are answered by it. It stays loaded, so that going back takes no time; the next change lets it go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compiler.target import CompilerError, DataError, TensorSpec
+from serving.builds import Build, read_builds
+from serving.deployment import Answer, BuildFailed, Deployment, Overloaded
+from serving.metrics import Metrics, Outcome
+from serving.protocol import DATATYPES, BadRequest, Inference
+
+PLATFORM = "fleetc"
+
+
+@dataclass
+class Statistics:
+    """Sums since the start, as Triton's statistics extension has them; times in nanoseconds."""
+
+    last_ms: int = 0
+    inferences: int = 0
+    executions: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sums: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, key: str, seconds: float, count: int = 1) -> None:
+        """One more of a kind."""
+        known, total = self.sums.get(key, (0, 0))
+        self.sums[key] = (known + count, total + int(seconds * 1e9))
+
+
+class ServedModel:
+    """One model under a name.
+
+    Args:
+        name: What clients call it.
+        folders: Artifacts of one model; the first may have a ladder of its own.
+        slo_s: Time of a request that says nothing.
+        metrics: Where it counts.
+    """
+
+    def __init__(self, name: str, folders: Sequence[Path], *, slo_s: float, metrics: Metrics) -> None:
+        self.name, self.slo_s = name, slo_s
+        self._folders, self._metrics = tuple(folders), metrics
+        self._current: Deployment | None = None
+        self._previous: Deployment | None = None
+        self._versions = 0
+        self._change = asyncio.Lock()
+        self.statistics = Statistics()
+        self.state_reason = ""
+
+    @property
+    def current(self) -> Deployment:
+        """The version that answers.
+
+        Raises:
+            BadRequest: The model is not loaded.
+        """
+        if self._current is None:
+            raise BadRequest(f"model '{self.name}' is not loaded", 404)
+        return self._current
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is a version that answers, or will as soon as one of its builds is up again."""
+        return self._current is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request can be answered."""
+        return self._current is not None and self._current.is_ready
+
+    def deployment(self, version: str) -> Deployment:
+        """The version of that number; the current one where it is empty.
+
+        Raises:
+            BadRequest: There is none.
+        """
+        if version in ("", self.current.version):
+            return self.current
+        raise BadRequest(f"model '{self.name}' has no version {version[:40]!r}; it is at {self.current.version}", 404)
+
+    async def load(self) -> None:
+        """Loads what the folders hold now, and lets it answer.
+
+        Raises:
+            CompilerError: It cannot be served; the version that answered goes on.
+        """
+        async with self._change:
+            try:
+                served = await asyncio.to_thread(read_builds, self._folders)
+                new = Deployment(self.name, str(self._versions + 1), served, slo_s=self.slo_s, metrics=self._metrics)
+                await self._begin(new)
+            except CompilerError as error:
+                self.state_reason = error.what
+                raise
+            self._versions += 1
+            self.state_reason = ""
+            old, self._previous, self._current = self._previous, self._current, new
+            self._describe(new)
+            if old is not None:
+                await old.close()
+
+    async def go_back(self) -> None:
+        """Lets the version before answer again.
+
+        Raises:
+            DataError: There is none.
+        """
+        async with self._change:
+            if self._previous is None:
+                raise DataError("there is no version before this one", where=self.name, remedy="Load one first.")
+            self._previous, self._current = self._current, self._previous
+            self._describe(self.current)
+
+    async def unload(self) -> None:
+        """Answers what was let in, and then nothing."""
+        async with self._change:
+            deployments = [deployment for deployment in (self._current, self._previous) if deployment]
+            self._current = self._previous = None
+            self.state_reason = "unloaded"
+            for deployment in deployments:
+                await deployment.drain()
+                await deployment.close()
+
+    async def infer(self, inference: Inference, deployment: Deployment) -> Answer:
+        """Answers a request, and counts what became of it."""
+        started_s = time.monotonic()
+        variant, outcome = "", Outcome.ERROR
+        try:
+            answer = await deployment.infer(inference)
+            variant, outcome = answer.build.name, Outcome.LATE if answer.is_late else Outcome.OK
+            self._metrics.queue.labels(self.name).observe(answer.queue_s)
+            self._note(answer, inference.size, time.monotonic() - started_s)
+            return answer
+        except Overloaded:
+            outcome = Outcome.SHED
+            raise
+        except BadRequest:
+            outcome = Outcome.INVALID
+            raise
+        except BuildFailed:
+            raise
+        finally:
+            self._metrics.requests.labels(self.name, variant, str(outcome)).inc()
+            seconds = time.monotonic() - started_s
+            self._metrics.duration.labels(self.name).observe(seconds)
+            if outcome not in (Outcome.OK, Outcome.LATE):
+                self.statistics.add("fail", seconds)
+
+    def metadata(self, deployment: Deployment) -> dict[str, Any]:
+        """What the protocol says of a model."""
+        signature = deployment.signature
+        return {
+            "name": self.name,
+            "versions": [deployment.version],
+            "platform": PLATFORM,
+            "inputs": [_tensor(spec) for spec in signature.inputs],
+            "outputs": [_tensor(spec) for spec in signature.outputs],
+        }
+
+    def config(self, deployment: Deployment) -> dict[str, Any]:
+        """Triton's model configuration, as far as it is true here."""
+        signature = deployment.signature
+        skip = 1 if signature.batch else 0
+        sides = {
+            side: [
+                {
+                    "name": spec.name,
+                    "data_type": f"TYPE_{DATATYPES[spec.dtype]}",
+                    "dims": _sizes(spec.shape)[skip:],
+                }
+                for spec in specs
+            ]
+            for side, specs in (("input", signature.inputs), ("output", signature.outputs))
+        }
+        return {
+            "name": self.name,
+            "platform": PLATFORM,
+            "backend": PLATFORM,
+            "max_batch_size": signature.largest if signature.batch else 0,
+            **sides,
+            "instance_group": [{"name": self.name, "kind": "KIND_CPU", "count": 1}],
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Triton's statistics of the version that answers."""
+        statistics, zero = self.statistics, (0, 0)
+        rows = {
+            key: dict(zip(("count", "ns"), statistics.sums.get(key, zero), strict=True))
+            for key in ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+        }
+        return {
+            "name": self.name,
+            "version": self.current.version,
+            "last_inference": statistics.last_ms,
+            "inference_count": statistics.inferences,
+            "execution_count": sum(count for count, _ in statistics.executions.values()),
+            "inference_stats": rows,
+            "batch_stats": [
+                {"batch_size": size, "compute_infer": {"count": count, "ns": ns}}
+                for size, (count, ns) in sorted(statistics.executions.items())
+            ],
+        }
+
+    def _note(self, answer: Answer, size: int, seconds: float) -> None:
+        statistics = self.statistics
+        statistics.last_ms = time.time_ns() // 1_000_000
+        statistics.inferences += size
+        statistics.add("success", seconds)
+        statistics.add("queue", answer.queue_s)
+        statistics.add("compute_infer", answer.run_s)
+        statistics.add("compute_output", max(0.0, seconds - answer.queue_s - answer.run_s))
+        if answer.is_first:
+            count, ns = statistics.executions.get(answer.batch, (0, 0))
+            statistics.executions[answer.batch] = (count + 1, ns + int(answer.run_s * 1e9))
+
+    async def _begin(self, new: Deployment) -> None:
+        try:
+            await new.start()
+        except CompilerError:
+            await new.close()
+            raise
+
+    def _describe(self, deployment: Deployment) -> None:
+        """The facts of the builds, as metrics; those of versions that are gone are taken away."""
+        metrics = self._metrics
+        for family in (metrics.build_info, metrics.gate_limit, metrics.gate_observed, metrics.accuracy):
+            family.clear()
+        metrics.slo.labels(self.name).set(self.slo_s)
+        for build in deployment.builds.values():
+            self._describe_build(build)
+
+    def _describe_build(self, build: Build) -> None:
+        metrics, name = self._metrics, build.name
+        metrics.build_info.labels(
+            self.name,
+            name,
+            build.device,
+            build.profile,
+            build.artifact.precision,
+            build.manifest_sha256,
+            build.runtime,
+        ).set(1)
+        metrics.accuracy.labels(self.name, name).set(build.rung.accuracy)
+        for gate in build.gates:
+            metrics.gate_limit.labels(self.name, name, gate.name).set(gate.limit)
+            if gate.observed is not None:
+                metrics.gate_observed.labels(self.name, name, gate.name).set(gate.observed)
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": _sizes(spec.shape)}
+
+
+def _sizes(shape: Sequence[int | str]) -> list[int]:
+    """A shape as the protocol has it: -1 for what may vary."""
+    return [size if isinstance(size, int) else -1 for size in shape]
