@@ -79,7 +79,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="child processes at a time")
     parser.add_argument("--graph-seconds", type=float, default=120.0, help="longest time for one graph (120)")
     parser.add_argument("--failures", type=Path, default=Path("fuzz-failures"), help="folder for failures")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures; its other sections stay")
+    parser.add_argument("--section", default="passes", help="name of this run in that file (passes)")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run one saved failure again")
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--current", type=Path, help=argparse.SUPPRESS)
@@ -266,8 +267,9 @@ def _write(arguments: argparse.Namespace, total: Total, seconds: float) -> None:
         "oracle_refuses": dict(total.refused.most_common()),
         "failures": total.failures,
     }
-    text = json.dumps(figures, indent=1) + "\n"
     if arguments.output:
+        others = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else {}
+        text = json.dumps({**others, arguments.section: figures}, indent=1) + "\n"
         arguments.output.write_text(text, encoding="utf-8")
     print(f"{total.graphs} graphs in {seconds:.0f} s: {dict(total.outcomes.most_common())}")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from compiler import read_artifact
@@ -55,8 +55,25 @@ class Build:
         return self.rung.name
 
 
-def read_builds(folders: Sequence[Path]) -> tuple[Signature, tuple[Build, ...]]:
-    """Reads artifacts, every file compared with its digest, and orders them: the most accurate first.
+@dataclass(frozen=True)
+class Served:
+    """What folders hold for serving.
+
+    Args:
+        signature: What every build takes and gives.
+        builds: The ladder, the most accurate first.
+        slo_s: Time of a request that says nothing, by the fleet file; None where it says nothing.
+        drift: What inputs and outputs looked like when the model was built; None where nobody wrote it down.
+    """
+
+    signature: Signature
+    builds: tuple[Build, ...]
+    slo_s: float | None
+    drift: Any
+
+
+def read_builds(folders: Sequence[Path]) -> Served:
+    """Reads artifacts and the ladders in them, every file compared with its digest.
 
     A build that another beats in accuracy and speed has no place on a ladder, and is left out.
 
@@ -64,31 +81,75 @@ def read_builds(folders: Sequence[Path]) -> tuple[Signature, tuple[Build, ...]]:
         ArtifactError: A folder is not whole.
         DataError: One cannot be served, or they are not builds of one model.
     """
-    read = [_read(folder) for folder in folders]
+    delivered = [read_artifact(folder) for folder in folders]
+    read = [pair for one in delivered for pair in _ladder_of(one)]
     signature = read[0][0]
-    others = [folder for folder, (other, _) in zip(folders, read, strict=True) if other != signature]
+    others = [build for other, build in read if other != signature]
     if others:
         raise combine(
             [
                 DataError(
                     f"it takes or gives other tensors than {folders[0]}",
-                    where=str(folder),
+                    where=str(build.artifact.root),
                     remedy="Serve builds of one model for one device class together.",
                 )
-                for folder in others
+                for build in others
             ]
         )
-    return signature, order_builds([build for _, build in read])
+    manifest = delivered[0].manifest
+    slo_s = manifest.ladder.slo_ms / 1e3 if manifest.ladder else None
+    return Served(signature, order_builds([build for _, build in read]), slo_s, manifest.drift)
 
 
 def order_builds(builds: Sequence[Build]) -> tuple[Build, ...]:
-    """The most accurate first, without those that one at least as accurate is faster than."""
+    """The most accurate first, without those that one at least as accurate is faster than; each name once."""
     ranked = sorted(builds, key=lambda build: (-build.rung.accuracy, _item_s(build)))
     kept: list[Build] = []
     for build in ranked:
-        if not kept or _item_s(build) < _item_s(kept[-1]):
-            kept.append(build)
+        is_timed = all(one.rung.service_s for one in (build, *kept[-1:]))
+        if kept and is_timed and _item_s(build) >= _item_s(kept[-1]):
+            continue
+        taken = sum(one.name.split("#")[0] == build.name for one in kept)
+        name = f"{build.name}#{taken + 1}" if taken else build.name
+        kept.append(replace(build, rung=replace(build.rung, name=name)))
     return tuple(kept)
+
+
+def _ladder_of(delivered: Any) -> list[tuple[Signature, Build]]:
+    """The builds of one folder: those of its ladder, or the one it holds."""
+    ladder = delivered.manifest.ladder
+    if ladder is None:
+        return [_read(delivered)]
+    found = []
+    for rung in ladder.rungs:
+        own = delivered if not rung.folder else _read_rung(delivered.folder, rung)
+        signature, build = _read(own)
+        facts = replace(
+            build.rung,
+            name=rung.name,
+            accuracy=rung.accuracy_ratio,
+            service_s={time.items: time.p95_ms / 1e3 for time in rung.service},
+            memory_bytes=rung.memory_bytes or 0,
+            is_degraded=rung.is_degraded,
+        )
+        found.append((signature, replace(build, rung=facts)))
+    return found
+
+
+def _read_rung(folder: Path, rung: Any) -> Any:
+    """A rung's own artifact, which must be the one that the ladder was delivered with."""
+    place = PurePosixPath(rung.folder)
+    where = folder / place
+    if place.is_absolute() or ".." in place.parts or where.is_symlink():
+        raise DataError(f"the rung '{rung.name}' lies outside of the artifact", where=str(folder))
+    delivered = read_artifact(where)
+    if _digest(where / "manifest.json") != rung.manifest_sha256:
+        raise DataError(
+            "the manifest is not the one that the ladder was delivered with",
+            where=str(where),
+            remedy="Build the device again.",
+        )
+    return delivered
 
 
 def _item_s(build: Build) -> float:
@@ -96,9 +157,8 @@ def _item_s(build: Build) -> float:
     return min((seconds / size for size, seconds in build.rung.service_s.items()), default=0.0)
 
 
-def _read(folder: Path) -> tuple[Signature, Build]:
-    delivered = read_artifact(folder)
-    manifest, artifact = delivered.manifest, delivered.artifact
+def _read(delivered: Any) -> tuple[Signature, Build]:
+    manifest, artifact, folder = delivered.manifest, delivered.artifact, delivered.folder
     if artifact.deferred:
         raise DataError(
             f"the artifact is deferred: {artifact.deferred}",

@@ -58,8 +58,9 @@ async def _answer(listener: socket.socket, folders: Sequence[Path], name: str, s
     from serving.metrics import Metrics
     from serving.model import ServedModel
 
-    _, builds = read_builds(folders)
-    slo_s = (slo_ms or SLO_MS) / 1e3
+    served = read_builds(folders)
+    builds = served.builds
+    slo_s = slo_ms / 1e3 if slo_ms else served.slo_s or SLO_MS / 1e3
     limits_s = [gate.limit / 1e3 for build in builds for gate in build.gates if gate.name == "latency"]
     metrics = Metrics([slo_s, *limits_s])
     model = ServedModel(name, folders, slo_s=slo_s, metrics=metrics)

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 
 from compiler.target import Array, Arrays, CompilerError
 from serving.batching import Batch, Refusal, Request, Scheduler
-from serving.builds import Build
+from serving.builds import Build, Served
+from serving.drift import DriftMonitor
 from serving.engine import BuildGone, BuildProcess, BuildRefused, Ran, Shapes
 from serving.ladder import Ladder, Reason, ServiceTimes
 from serving.metrics import Metrics
 from serving.process import has_nan
-from serving.protocol import BadRequest, Inference, Signature
+from serving.protocol import BadRequest, Inference
 from serving.resources import Memory, read_memory, resident_bytes
 
 log = logging.getLogger("fleetc.serve")
@@ -96,17 +97,16 @@ class Deployment:
     Args:
         model: Its name, for metrics.
         version: The version.
-        signature: What it takes and gives.
-        builds: The ladder, the most accurate first.
+        served: Its builds, and what it takes and gives.
         slo_s: Time of a request that says nothing.
         metrics: Where it counts.
     """
 
-    def __init__(
-        self, model: str, version: str, signature: Signature, builds: Sequence[Build], *, slo_s: float, metrics: Metrics
-    ) -> None:
+    def __init__(self, model: str, version: str, served: Served, *, slo_s: float, metrics: Metrics) -> None:
+        signature, builds = served.signature, served.builds
         self.model, self.version, self.signature, self.slo_s = model, version, signature, slo_s
         self.builds = {build.name: build for build in builds}
+        self.drift = DriftMonitor(served.drift)
         rungs = [build.rung for build in builds]
         self.ladder = Ladder(rungs)
         self.predictions: deque[tuple[float, float]] = deque(maxlen=NOTED)
@@ -326,6 +326,7 @@ class Deployment:
             )
             if not waiting.future.done():
                 waiting.future.set_result(answer)
+            self.drift.see(waiting.inference.inputs, outputs, request.size)
 
     def _part(self, outputs: Arrays, offset: int, size: int) -> dict[str, Array]:
         if not self.signature.batch:
@@ -352,7 +353,7 @@ class Deployment:
             await self._spare(memory)
             for name in self.ladder.due(time.monotonic()):
                 await self._try_again(name, memory)
-            self._tell_state()
+            self.tell_state()
             await asyncio.sleep(0.02 if not self.is_ready else WATCH_S)
 
     async def _spare(self, memory: Memory) -> None:
@@ -387,8 +388,10 @@ class Deployment:
             self._metrics.switches.labels(model=self.model, **labels).inc()
         self._told = len(self.ladder.switches)
 
-    def _tell_state(self) -> None:
+    def tell_state(self) -> None:
+        """What is so now, as metrics."""
         metrics, current = self._metrics, self.ladder.current.name
+        self.drift.tell(self.model, metrics)
         metrics.pending.labels(self.model).set(self.pending)
         for name, process in self._processes.items():
             metrics.rung.labels(self.model, name).set(name == current)

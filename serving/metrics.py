@@ -83,6 +83,24 @@ class Metrics:
             "Figure that a gate judged when the build was made, in its unit.",
             ["model", "variant", "gate"],
         )
+        self.out_of_range = _gauge(
+            registry,
+            "input_out_of_range_ratio",
+            "Share of an input's elements, in the last requests, outside of the calibration data's range.",
+            ["model", "input"],
+        )
+        self.input_shift = _gauge(
+            registry,
+            "input_shift",
+            "Population stability index of an input's statistic against the calibration data.",
+            ["model", "input", "statistic"],
+        )
+        self.output_shift = _gauge(
+            registry,
+            "output_shift",
+            "Population stability index of an output's statistic against the float model on the calibration data.",
+            ["model", "output", "statistic"],
+        )
         self.slo = _gauge(registry, "slo_seconds", "Time that a request has where it says nothing.", ["model"])
 
     def text(self) -> bytes:

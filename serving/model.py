@@ -96,15 +96,8 @@ class ServedModel:
         """
         async with self._change:
             try:
-                signature, builds = await asyncio.to_thread(read_builds, self._folders)
-                new = Deployment(
-                    self.name,
-                    str(self._versions + 1),
-                    signature,
-                    builds,
-                    slo_s=self.slo_s,
-                    metrics=self._metrics,
-                )
+                served = await asyncio.to_thread(read_builds, self._folders)
+                new = Deployment(self.name, str(self._versions + 1), served, slo_s=self.slo_s, metrics=self._metrics)
                 await self._begin(new)
             except CompilerError as error:
                 self.state_reason = error.what

@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 
 from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.artifact import Artifact, leaves_folder
-from compiler.artifact.schema import UNMEASURED, File, Manifest, Measurements
+from compiler.artifact.schema import RUNGS, UNMEASURED, File, Manifest, Measurements
 from compiler.errors import ArtifactError, combine
 from compiler.store import file_digest
 from compiler.store.atomic import replacing_folder, restore_folder, write_atomic
 from compiler.store.disk import output_errors
+from compiler.store.share import share_files
 
 T = TypeVar("T")
 
@@ -66,7 +67,13 @@ class Delivered:
 
 
 def write_artifact(
-    artifact: Artifact, border: Path, *, facts: Manifest, measurements: Measurements, folder: Path
+    artifact: Artifact,
+    border: Path,
+    *,
+    facts: Manifest,
+    measurements: Measurements,
+    folder: Path,
+    rungs: Path | None = None,
 ) -> None:
     """Writes an artifact's folder beside its place, then puts it there, replacing what was there.
 
@@ -78,6 +85,7 @@ def write_artifact(
         facts: The manifest; its artifact and its files are written as they are here.
         measurements: `measurements.json`; its files likewise.
         folder: `dist/<device>`.
+        rungs: A folder of whole artifacts that go along as `rungs/`; None where there are none.
 
     Raises:
         OutputError: The place cannot be written.
@@ -85,6 +93,9 @@ def write_artifact(
     """
     with output_errors(folder.parent), replacing_folder(folder) as draft:
         _copy_files(artifact, border, draft)
+        if rungs is not None:
+            shutil.copytree(rungs, draft / RUNGS)
+            share_files(draft)
         files = _file_table(draft, artifact)
         # their digests stand in measurements.json, so that manifests of equal builds stay equal
         loose = {name: files[name] for name in artifact.non_reproducible}

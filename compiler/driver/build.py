@@ -138,7 +138,7 @@ def compile_device(
     folder = options.out / job.device.name
     if result.made is None:
         return failed_report(job, folder, result)
-    facts = deliver(job, fleet, source, result, clock=clock, folder=folder)
+    facts = deliver(context, fleet, source, result, folder=folder)
     return delivered_report(job, folder, result.made, facts, clock.seconds)
 
 

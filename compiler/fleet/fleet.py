@@ -51,6 +51,36 @@ class Limits:
     ] = None
 
 
+class Kept(StrEnum):
+    """Which builds of a device are delivered for serving."""
+
+    OFF = "off"
+    AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """How a device's builds are served."""
+
+    slo_ms: Annotated[float, Field(gt=0, description="Time of a request that says nothing, in milliseconds.")] = 50.0
+    ladder: Annotated[
+        Kept,
+        Field(
+            description="`auto` also delivers the other builds that passed all gates and are faster or more accurate, "
+            "so that a server can step down under load; `off` (the default) delivers one."
+        ),
+    ] = Kept.OFF
+    degraded_drop_pct: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=100,
+            description="Largest loss of the task's metric, in percent, of a build that answers only under load; none "
+            "is delivered beyond `limits` when absent.",
+        ),
+    ] = None
+
+
 class WhenUnjudged(StrEnum):
     """What becomes of a build one of whose gates nobody could judge."""
 
@@ -83,6 +113,7 @@ class DeviceClass:
         recover_minutes: Time that a pruned model may be trained for; None where it is not.
         limits: The fleet's limits with the device's own over them.
         unjudged: What becomes of a build by the gate that nobody could judge, the device's own over the fleet's.
+        serve: How its builds are served, the device's own in place of the fleet's; None where nothing is said.
         origin: The fleet file; its key path there is `("devices", name)`.
     """
 
@@ -96,6 +127,7 @@ class DeviceClass:
     recover_minutes: float | None = None
     limits: Limits = Limits()
     unjudged: Unjudged = Unjudged()
+    serve: Serve | None = None
     origin: Origin = field(default=Origin(), compare=False, repr=False)
 
     @property
@@ -201,6 +233,7 @@ _Pruned: TypeAlias = Annotated[
     ),
 ]
 
+_Served: TypeAlias = Annotated[Serve | None, Field(description="How `fleetc serve` answers with the builds.")]
 _Recovered: TypeAlias = Annotated[
     Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
     Field(
@@ -226,6 +259,7 @@ class DeviceEntry:
     recover_minutes: _Recovered = None
     limits: Annotated[Limits, Field(description="Limits of this device class, over the fleet's.")] = Limits()
     unjudged: _Unjudged = Unjudged()
+    serve: _Served = None
 
 
 def _not_json(name: str) -> str:
@@ -259,6 +293,7 @@ class FleetFile:
     precision: _Asked = None
     prune: _Pruned = None
     recover_minutes: _Recovered = None
+    serve: _Served = None
     devices: Annotated[
         Mapping[_DeviceName, DeviceEntry],
         Field(min_length=1, description="The device classes by name; the name becomes the folder of the artifact."),
@@ -334,6 +369,7 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
         unjudged=replace(
             fleet.unjudged, **{gate: value for gate, value in vars(entry.unjudged).items() if value is not None}
         ),
+        serve=entry.serve or fleet.serve,
         origin=origin,
     )
 

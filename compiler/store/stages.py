@@ -39,6 +39,8 @@ class StageName(StrEnum):
     SALIENCY = "saliency"
     SPEED = "speed"
     MEMORY = "memory"
+    SERVICE = "service"
+    DRIFT = "drift"
     LAYERS = "layers"
     DELIVER = "deliver"
 
@@ -52,7 +54,7 @@ BORDER_STAGES = (
 )
 """The portable half: those that leave a model, in order. What the last one leaves is the border model."""
 
-MEASURED_STAGES = frozenset({StageName.MEMORY, StageName.SPEED, StageName.LAYERS})
+MEASURED_STAGES = frozenset({StageName.MEMORY, StageName.SPEED, StageName.SERVICE, StageName.LAYERS})
 """Stages whose results are observations of this machine at one time: no second observation is the same."""
 
 

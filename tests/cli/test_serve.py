@@ -264,6 +264,7 @@ def test_killing_the_process_of_a_build_does_not_stop_the_answers(served: Servin
     back_on_top(served)
     children = Path(f"/proc/{served.process.pid}/task/{served.process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
+    served.wait_for("ended")
     started = time.monotonic()
     while served.infer()[0] != 200:
         assert time.monotonic() - started < 10.0
@@ -396,10 +397,11 @@ def test_another_version_takes_over_and_a_broken_one_does_not(
 
 
 def test_sigterm_answers_what_was_let_in(shared: Place, builds: tuple[Path, Path], tmp_path: Path) -> None:
-    slow = variant(builds[1], tmp_path / "slow", "slow", item_ms=1.0, accuracy_pct=100.0, seconds=0.3)
+    slow = variant(builds[1], tmp_path / "slow", "slow", item_ms=1.0, accuracy_pct=100.0, seconds=1.0)
     with serving(shared, tmp_path, "--slo-ms", "10000", slow) as server, ThreadPoolExecutor(6) as pool:
         answers = [pool.submit(server.infer) for _ in range(6)]
-        time.sleep(0.4)
+        while server.metrics()["fleetc_pending_requests"][0].value < 6:
+            time.sleep(0.05)
         server.process.send_signal(signal.SIGTERM)
         assert [answer.result()[0] for answer in answers] == [200] * 6
         assert server.process.wait(20) == 0

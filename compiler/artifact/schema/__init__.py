@@ -15,6 +15,15 @@ from compiler.artifact.schema.gate import (
     verdict_text,
 )
 from compiler.artifact.schema.kernels import Basis, Curve, Scheduled
+from compiler.artifact.schema.ladder import (
+    RUNGS,
+    DriftFigures,
+    Histogram,
+    LadderFacts,
+    LadderRung,
+    ServiceTime,
+    TensorFigures,
+)
 from compiler.artifact.schema.manifest import (
     UNMEASURED,
     BorderModel,
@@ -65,6 +74,7 @@ from compiler.artifact.schema.trial import (
 from compiler.model.stats import GraphStats
 
 __all__ = [
+    "RUNGS",
     "UNMEASURED",
     "Accuracy",
     "AccuracyDrop",
@@ -80,6 +90,7 @@ __all__ = [
     "Decision",
     "DeviceRow",
     "DeviceStatus",
+    "DriftFigures",
     "Evaluation",
     "Evidence",
     "ExactOutput",
@@ -92,7 +103,10 @@ __all__ = [
     "GateUnit",
     "GraphStats",
     "Group",
+    "Histogram",
     "Inputs",
+    "LadderFacts",
+    "LadderRung",
     "Latency",
     "Layer",
     "Manifest",
@@ -118,6 +132,7 @@ __all__ = [
     "Score",
     "Searched",
     "Selection",
+    "ServiceTime",
     "Shown",
     "Speed",
     "SpeedUnit",
@@ -125,6 +140,7 @@ __all__ = [
     "StageDigest",
     "StageRun",
     "Summary",
+    "TensorFigures",
     "TrialFacts",
     "TrialStatus",
     "Verdict",

@@ -10,6 +10,7 @@ from pydantic import FiniteFloat
 
 from compiler.artifact.artifact import Artifact, Evidence
 from compiler.artifact.schema.kernels import Curve, Scheduled
+from compiler.artifact.schema.ladder import DriftFigures, LadderFacts
 from compiler.artifact.schema.parity import Latency, Verdict
 from compiler.artifact.schema.pruning import Pruning
 from compiler.artifact.schema.trial import Searched, StageDigest
@@ -123,6 +124,9 @@ class Manifest(Searched):
         stages: The entries of the store it was made of.
         tuning: What each kernel is built with; none where the target cannot be tuned.
         pruning: What was cut out; None where nothing was.
+        ladder: The builds that serve the device; None where the fleet file asks for none.
+        drift: What the calibration data look like, for a server to compare with; None where nothing asks, or there
+            are none.
     """
 
     device: str
@@ -137,6 +141,8 @@ class Manifest(Searched):
     stages: tuple[StageDigest, ...]
     tuning: tuple[Scheduled, ...]
     pruning: Pruning | None
+    ladder: LadderFacts | None = None
+    drift: DriftFigures | None = None
 
 
 @dataclass(frozen=True)

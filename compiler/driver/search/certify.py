@@ -45,6 +45,28 @@ def choose_certified(context: BuildContext, trials: Sequence[Trial]) -> tuple[tu
     return tuple(known), None
 
 
+def certify_others(context: BuildContext, passed: Sequence[Trial], trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Trials that passed while choosing, judged again on the half of the data that was held out, where there is one.
+
+    Each is one look more at that half, and so judged by a wider interval than the one before.
+
+    Args:
+        context: The device.
+        passed: The trials to certify, in order.
+        trials: All of the search.
+    """
+    judge = context.data.judge
+    if judge is None or judge.split is None or judge.split.kind != SplitKind.HELD_OUT:
+        return tuple(passed)
+    rank = sum(trial.certified is not None for trial in trials)
+    found = []
+    for trial in passed:
+        rank += trial.certified is None
+        certified = None if trial.certified else _certify(context, trial, trials, rank)
+        found.append(_with_certified(context, trial, certified) if certified else trial)
+    return tuple(found)
+
+
 def _certify(context: BuildContext, chosen: Trial, trials: Sequence[Trial], rank: int) -> Certified | None:
     """None where nothing limits accuracy, nobody could measure it, or the data cannot be divided."""
     judge, limit = context.data.judge, context.job.plan.constraints.limits.accuracy_drop_pct

@@ -32,6 +32,7 @@ from compiler.driver.stages.quantize import Variant
 from compiler.driver.stages.recover import read_pruning
 from compiler.driver.stages.sensitivity import rank_layers
 from compiler.errors import CompilerError
+from compiler.fleet import Kept
 from compiler.plan import SearchEffort, settle, settle_pruning
 from compiler.plan.pruning import UNPRUNED, Pruning
 from compiler.store import StageName
@@ -148,7 +149,9 @@ def _run_trials(context: BuildContext) -> tuple[Trial, ...]:
         if is_missing(original) and original.error:
             raise original.error
     others = [rule for rule in candidates if rule != plan.baseline or plan.pruning.ratio]
-    may_skip = context.options.search == SearchEffort.QUICK and not plan.pruning.ratio
+    serves = context.job.device.serve
+    keeps_ladder = serves is not None and serves.ladder == Kept.AUTO  # then slower builds are wanted, too
+    may_skip = context.options.search == SearchEffort.QUICK and not plan.pruning.ratio and not keeps_ladder
     for rule in order_candidates(context, others, original) if may_skip else others:
         number = len(trials) + 1
         if why := why_left_out(context, rule, trials) if may_skip else "":

@@ -1,0 +1,23 @@
+"""Files with the same bytes as one file under several names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from compiler.store.store import file_digest
+
+
+def share_files(folder: Path) -> None:
+    """Makes files of a folder that have the same bytes one file with several names, where the disk can."""
+    known: dict[str, Path] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
+        first = known.setdefault(file_digest(path), path)
+        if first is path or path.suffix == ".json":
+            continue
+        link = path.with_name(path.name + ".link")
+        try:
+            os.link(first, link)
+        except OSError:  # a file system without hard links: two files, then
+            continue
+        link.replace(path)

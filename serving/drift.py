@@ -1,0 +1,97 @@
+"""Whether requests still look like the calibration data: out-of-range share and population stability index.
+
+The last requests' statistics are counted into the bins that the build wrote down. The population
+stability index is Σ (p − q) · ln(p / q) over the bins: by custom below 0.1 nothing has changed, above 0.25 much has.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.target import Array, Arrays, input_statistics, output_statistics, shares_of, spread_elements
+from serving.metrics import Metrics
+
+WINDOW = 500
+"""Requests that are compared: a share of 1 % is five of them."""
+
+LEAST = 200
+"""Requests before anything is said: chance alone gives (bins − 1) · (1 / samples + 1 / requests)."""
+
+LEAST_SHARE = 1e-3
+"""What an empty bin counts as: the index of a bin that nobody was in before would be infinite."""
+
+Figures = NDArray[np.float64]
+
+
+def stability_index(expected: Figures, actual: Figures) -> float:
+    """Population stability index of two sets of shares over the same bins."""
+    p, q = np.maximum(actual, LEAST_SHARE), np.maximum(expected, LEAST_SHARE)
+    return float(np.sum((p - q) * np.log(p / q)))
+
+
+@dataclass
+class _Tensor:
+    """What the last requests had of one tensor."""
+
+    facts: Any
+    is_input: bool
+    values: dict[str, deque[float]] = field(default_factory=dict)
+    outside: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+
+    def see(self, samples: Array) -> None:
+        samples = spread_elements(samples) if self.is_input else samples
+        statistics = input_statistics(samples) if self.is_input else output_statistics(samples)
+        for name, figures in statistics.items():
+            self.values.setdefault(name, deque(maxlen=WINDOW)).extend(figures.tolist())
+        if self.is_input:
+            is_outside = (samples < self.facts.minimum) | (samples > self.facts.maximum)
+            self.outside.extend(is_outside.mean(axis=1).tolist())
+
+    def shifts(self) -> dict[str, float]:
+        """Statistic → index; none where too few requests came."""
+        found = {}
+        for name, histogram in self.facts.histograms.items():
+            values = self.values.get(name, ())
+            if len(values) >= LEAST:
+                shares = shares_of(np.array(values), np.array(histogram.edges))
+                found[name] = stability_index(np.array(histogram.shares), shares)
+        return found
+
+
+class DriftMonitor:
+    """Compares requests with what the build wrote down of its calibration data.
+
+    Args:
+        figures: The manifest's; None where there is none, and nothing is compared.
+    """
+
+    def __init__(self, figures: Any) -> None:
+        sides = ((figures.inputs, True), (figures.outputs, False)) if figures else ()
+        self._tensors = {
+            (name, is_input): _Tensor(facts, is_input) for tensors, is_input in sides for name, facts in tensors.items()
+        }
+
+    def see(self, inputs: Arrays, outputs: Arrays, size: int) -> None:
+        """Notes a request that was answered."""
+        for (name, is_input), tensor in self._tensors.items():
+            array = (inputs if is_input else outputs).get(name)
+            if array is not None and array.ndim and len(array) == size:
+                tensor.see(array)
+
+    def shifts(self) -> dict[tuple[str, bool], dict[str, float]]:
+        """Tensor's name, and whether it is an input → statistic → index."""
+        return {key: tensor.shifts() for key, tensor in self._tensors.items()}
+
+    def tell(self, model: str, metrics: Metrics) -> None:
+        """Writes what is known as metrics."""
+        for (name, is_input), tensor in self._tensors.items():
+            family = metrics.input_shift if is_input else metrics.output_shift
+            for statistic, index in tensor.shifts().items():
+                family.labels(model, name, statistic).set(index)
+            if is_input and len(tensor.outside) >= LEAST:
+                metrics.out_of_range.labels(model, name).set(sum(tensor.outside) / len(tensor.outside))

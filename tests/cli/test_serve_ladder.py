@@ -1,0 +1,87 @@
+"""A build that keeps a ladder: the rungs are whole artifacts, described in the manifest, and read back for serving."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler import read_artifact
+from compiler.target import CompilerError
+from serving.builds import read_builds
+from serving.drift import DriftMonitor
+from tests.cli.conftest import Place, make_place
+
+
+@pytest.fixture(scope="module")
+def laddered(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Place:
+    place = make_place(tmp_path_factory.mktemp("ladder"), site)
+    draw = np.random.default_rng(0)
+    np.savez(place.root / "calibration.npz", x=draw.normal(size=(256, 3, 8, 8)).astype(np.float32))
+    device = {"profile": place.profile("one"), "batch": {"min": 1, "opt": 2, "max": 4}}
+    place.write_fleet(
+        {"one": device},
+        calibration={"path": "calibration.npz"},
+        limits={"accuracy_drop_pct": 50},
+        serve={"slo_ms": 20, "ladder": "auto"},
+    )
+    outcome = place.build()
+    assert outcome.code == 0, outcome.err
+    return place
+
+
+def test_every_rung_is_a_whole_artifact_inside_the_gates(laddered: Place) -> None:
+    delivered = read_artifact(laddered.dist / "one")
+    ladder = delivered.manifest.ladder
+    assert ladder is not None
+    assert ladder.slo_ms == 20
+    passed = {trial.number for trial in delivered.manifest.trials if trial.status == "passed"}
+    assert delivered.manifest.decision.trial in [rung.trial for rung in ladder.rungs]
+    assert len(ladder.rungs) + len(ladder.left_out) == len(passed)
+    for rung in ladder.rungs:
+        assert rung.trial in passed
+        assert [time.items for time in rung.service] == [1, 2, 4]
+        own = read_artifact(laddered.dist / "one" / rung.folder).manifest
+        assert own.decision.trial == rung.trial
+        assert all(gate.passed is not False for gate in own.gates)
+    ratios = [rung.accuracy_ratio for rung in ladder.rungs]
+    assert ratios == sorted(ratios, reverse=True)
+
+
+def test_serving_reads_the_ladder_and_refuses_another_manifest(laddered: Place) -> None:
+    folder = laddered.dist / "one"
+    ladder = read_artifact(folder).manifest.ladder
+    assert ladder is not None
+    served = read_builds([folder])
+    assert served.slo_s == 0.02
+    assert [build.name for build in served.builds] == [rung.name for rung in ladder.rungs]
+    assert served.builds[0].rung.service_s == {time.items: time.p95_ms / 1e3 for time in ladder.rungs[0].service}
+    for rung in ladder.rungs:
+        if rung.folder:
+            path = folder / rung.folder / "manifest.json"
+            before = path.read_text()
+            path.write_text(before.replace('"fleetc": "', '"fleetc": "9', 1))
+            with pytest.raises(CompilerError, match="not the one that the ladder was delivered with"):
+                read_builds([folder])
+            path.write_text(before)
+
+
+def test_the_drift_figures_tell_shifted_inputs_from_clean_ones(laddered: Place) -> None:
+    manifest = json.loads((laddered.dist / "one" / "manifest.json").read_text())
+    assert manifest["drift"]["samples"] == 256
+    assert set(manifest["drift"]["outputs"]["y"]["histograms"]) == {"norm", "top", "margin"}
+    baseline = read_artifact(laddered.dist / "one").manifest.drift
+    draw = np.random.default_rng(1)
+
+    def worst(change: float, noise: float) -> float:
+        monitor = DriftMonitor(baseline)
+        for _ in range(500):
+            x = draw.normal(size=(1, 3, 8, 8)).astype(np.float32) + np.float32(change)
+            monitor.see({"x": x + noise * draw.normal(size=x.shape).astype(np.float32)}, {}, 1)
+        return max(index for indices in monitor.shifts().values() for index in indices.values())
+
+    assert worst(0.0, 0.0) < 0.25
+    assert worst(0.2, 0.0) > 0.25
+    assert worst(0.0, 0.5) > 0.25
