@@ -253,12 +253,12 @@ def write_client_file(path: Path, started: Started) -> None:
 
 def log_as_json() -> None:
     """The server's log on stderr, one JSON document per line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines())
-    for name in ("fleetc", "uvicorn.error", "distributed"):
+    for name, level in (("fleetc", logging.INFO), ("uvicorn.error", logging.ERROR), ("distributed", logging.ERROR)):
+        handler = logging.StreamHandler(sys.stderr)  # one for each: Dask raises the level of its own
+        handler.setFormatter(_JsonLines())
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO if name == "fleetc" else logging.ERROR)
+        logger.setLevel(level)
 
 
 class _JsonLines(logging.Formatter):
