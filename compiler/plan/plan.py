@@ -54,6 +54,8 @@ class BuildOptions:
         stop_after: Number of the last pass of the portable half to run.
         dump_passes: Folder that gets the model before the first and after every pass that changed it.
         repeat: Timed runs per batch size when an artifact is verified on a device it can run on; 0 times nothing.
+        race_s: How long two builds are timed in turn, if their ratio is not known well enough after the least number
+            of runs.
         jobs: Most devices that are built at a time; 0: as many as there are processors.
         search: Whether candidates that cannot win are left out.
         search_budget: Most trials that the search for a precision may make for one device.
@@ -76,6 +78,7 @@ class BuildOptions:
     stop_after: int | None = None
     dump_passes: Path | None = None
     repeat: int = 20
+    race_s: float = 10.0
     jobs: int = 0
     search: SearchEffort = SearchEffort.QUICK
     search_budget: int = 24
