@@ -60,7 +60,7 @@ PRIVATE = {
     ),
     "openvino._offline_transformations.apply_moc_transformations": Private(
         "openvino",
-        "targets/intel_openvino/convert.py",
+        "targets/intel_openvino/toolchain.py",
         "the transformations that `openvino.convert_model` runs on a file, here on a network that was renamed first",
     ),
     "._check_for_unsupported_ops": Private(
