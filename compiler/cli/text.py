@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # the command line imports this file for every command, and t
     from compiler.artifact.schema import (
         ExactOutput,
         GraphStats,
+        LadderFacts,
         Latency,
         Layer,
         Manifest,
@@ -111,8 +112,19 @@ def manifest_text(manifest: Manifest, measurements: Measurements) -> str:
     lines += [f"  {sentence}" for sentence in manifest.verdict.weak_proofs]
     lines += [*_measured_lines(measurements), "  files", *_file_lines(manifest, measurements)]
     pruned = [pruning_text(manifest.pruning)] if manifest.pruning else []
-    sections = [search_text(manifest), *pruned, layers_text(manifest.layers), passes_text(manifest.passes)]
+    ladder = [ladder_text(manifest.ladder)] if manifest.ladder else []
+    sections = [search_text(manifest), *ladder, *pruned, layers_text(manifest.layers), passes_text(manifest.passes)]
     return "\n\n".join(["\n".join(lines), *sections])
+
+
+def ladder_text(ladder: LadderFacts) -> str:
+    """The builds that serve, the most accurate first, each with its times by batch size."""
+    lines = [f"ladder for answers within {ladder.slo_ms:g} ms"]
+    for rung in ladder.rungs:
+        times = ", ".join(f"{time.items}: {time.p95_ms:.3g} ms" for time in rung.service) or "not timed"
+        lost = "" if rung.drop_pct is None else f"; {rung.drop_pct:.2f} points lost"
+        lines.append(f"  {rung.name}{' (degraded)' if rung.is_degraded else ''}: {times} ({rung.evidence}){lost}")
+    return "\n".join([*lines, *(f"  no rung: {name}: {why}" for name, why in ladder.left_out.items())])
 
 
 def _measured_lines(measurements: Measurements) -> list[str]:

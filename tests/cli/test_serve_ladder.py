@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +12,12 @@ from compiler import read_artifact
 from compiler.target import CompilerError
 from serving.builds import read_builds
 from serving.drift import DriftMonitor
-from tests.cli.conftest import Place
+from tests.cli.conftest import Place, make_place
 
 
 @pytest.fixture(scope="module")
-def laddered(tmp_path_factory: pytest.TempPathFactory, site: object, shared: Place) -> Place:
-    from tests.cli.conftest import make_place
-
-    place = make_place(tmp_path_factory.mktemp("ladder"), site)  # type: ignore[arg-type]  # the site's folder
+def laddered(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Place:
+    place = make_place(tmp_path_factory.mktemp("ladder"), site)
     draw = np.random.default_rng(0)
     np.savez(place.root / "calibration.npz", x=draw.normal(size=(256, 3, 8, 8)).astype(np.float32))
     device = {"profile": place.profile("one"), "batch": {"min": 1, "opt": 2, "max": 4}}
