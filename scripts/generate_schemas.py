@@ -1,4 +1,4 @@
-"""Write the schemas of profile and fleet files, the OpenAPI file, and tables of docs/profiles.md and docs/fleet.md.
+"""Write the JSON schemas, the OpenAPI file of the build server, and the tables of docs/profiles.md and docs/fleet.md.
 
 python scripts/generate_schemas.py           write what has changed
 python scripts/generate_schemas.py --check   write nothing; exit with 1 when something is stale
@@ -59,7 +59,7 @@ def _generated() -> Iterator[tuple[Path, str]]:
 
 
 def _openapi() -> str:
-    """The build server's API. Its routes are imported here alone: other files need no extra `server`."""
+    """The build server's API, whose routes are imported here alone: the other files need no extra `server`."""
     from server.api.app import make_app
 
     return json.dumps(make_app(None, version=version("fleetc")).openapi(), indent=1, ensure_ascii=False) + "\n"

@@ -30,7 +30,7 @@ SILENT_S = 10.0
 """A worker that Dask has not heard of for so long takes no new attempt."""
 
 NOWHERE = "127.0.0.1:0"
-"""Every node of Dask opens an HTTP server, by default on all addresses; ours, on the loopback, has no routes."""
+"""Where Dask's nodes have their HTTP servers, without a route; by default they are on the machine's own address."""
 
 QUIET = {
     "distributed.scheduler.http.routes": [],

@@ -131,7 +131,8 @@ def _run(settings: Settings, database: Database, listener: socket.socket, *, rea
     start_housekeeping(site, settings.retention)
     threading.Thread(target=_say_when_ready, args=(server, lambda: ready(url)), daemon=True).start()
     try:
-        server.run([listener])
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all requests are answered
+            server.run([listener])
     finally:
         dispatcher.stop()
         engine.close()
@@ -252,12 +253,12 @@ def write_client_file(path: Path, started: Started) -> None:
 
 def log_as_json() -> None:
     """The server's log on stderr, one JSON document per line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines())
-    for name in ("fleetc", "uvicorn.error"):
+    for name, level in (("fleetc", logging.INFO), ("uvicorn.error", logging.ERROR), ("distributed", logging.ERROR)):
+        handler = logging.StreamHandler(sys.stderr)  # one for each: Dask raises the level of its own
+        handler.setFormatter(_JsonLines())
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO if name == "fleetc" else logging.WARNING)
+        logger.setLevel(level)
 
 
 class _JsonLines(logging.Formatter):

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,21 +197,21 @@ def open_database(url: str, folder: Path) -> Database:
     Raises:
         ServerError: It cannot be reached, or another server uses it or the data folder.
     """
-    lock = _lock_folder(folder)
     try:
-        engine = create_engine(_driver(url), pool_size=20, max_overflow=40) if url else _sqlite(folder)
-        database = Database(engine, [lock])
-        if url:
-            database.held.append(_lock_server(engine))
-        metadata.create_all(engine)
+        with ExitStack() as undone:  # closes what was opened unless all of it could be
+            lock = undone.enter_context(_lock_folder(folder))
+            engine = create_engine(_driver(url), pool_size=20, max_overflow=40) if url else _sqlite(folder)
+            undone.callback(engine.dispose)
+            held = [lock, undone.enter_context(_lock_server(engine))] if url else [lock]
+            metadata.create_all(engine)
+            undone.pop_all()
     except SQLAlchemyError as error:
-        lock.close()
         raise ServerError(
             f"the database cannot be opened: {getattr(error, 'orig', None) or error}",
             where=url.partition("@")[2] or str(folder),
             remedy="A URL is postgresql://USER:PASSWORD@HOST/DATABASE.",
         ) from error
-    return database
+    return Database(engine, held)
 
 
 def _driver(url: str) -> str:

@@ -33,7 +33,7 @@ others were delivered · 130 interrupted, run again to resume"""
 
 
 COMMANDS = "fleetc.commands"
-"""Entry points by which other packages add commands; each is loaded when it is called, or for the list of `--help`."""
+"""The entry points by which other packages add commands; each is loaded when it is called, or listed by --help."""
 
 
 class Fleetc(click.Group):

@@ -62,6 +62,17 @@ if TYPE_CHECKING:
     help="Timed runs per batch size where it runs here.",
 )
 @click.option(
+    "--race-seconds",
+    "race_s",
+    type=click.FloatRange(min=0),
+    envvar="FLEETC_RACE_SECONDS",
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest time that a candidate and the float original are run in turn to tell how much faster it is "
+    "(FLEETC_RACE_SECONDS).",
+)
+@click.option(
     "--cache-wait",
     "cache_wait_s",
     type=click.FloatRange(min=0),

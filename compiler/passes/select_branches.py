@@ -77,13 +77,20 @@ def _reasons(node: ir.Node) -> Iterator[str]:
     """Why an If cannot be computed as both of its branches."""
     then, other = _branches(node)
     for left, right in zip(then.outputs, other.outputs, strict=True):
-        if left.dtype is None or left.dtype != right.dtype or left.shape is None or left.shape != right.shape:
+        if left.dtype is None or left.dtype != right.dtype or not _same_sizes(left.shape, right.shape):
             yield f"its branches give {left.dtype} {left.shape} and {right.dtype} {right.shape}"
     for inner in (*then.all_nodes(), *other.all_nodes()):
         if inner.op_type in RANDOM_OPERATORS or inner.op_type == "If" or inner.domain not in ("", "ai.onnx"):
             yield f"it holds {inner.op_type} '{display_name(inner)}'"
         elif _may_fail(inner):
             yield f"{inner.op_type} '{display_name(inner)}' may fail where its branch is not taken"
+
+
+def _same_sizes(left: ir.Shape | None, right: ir.Shape | None) -> bool:
+    """Whether two shapes are known to be the same: Where would otherwise broadcast one to the other."""
+    if left is None or right is None:
+        return False
+    return left == right and all(isinstance(dim, int) or dim.value is not None for dim in left)
 
 
 def _may_fail(node: ir.Node) -> bool:

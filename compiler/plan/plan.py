@@ -60,6 +60,8 @@ class BuildOptions:
         repeat: Timed runs per batch size when an artifact is verified on a device it can run on; 0 times nothing.
         emulate_s: Longest time that one artifact may run in an emulator; 0 emulates nothing. An artifact that was not
             run to the end is delivered as not executed.
+        race_s: How long two builds are timed in turn, if their ratio is not known well enough after the least number
+            of runs.
         jobs: Most devices that are built at a time; 0: as many as there are processors.
         search: Whether candidates that cannot win are left out.
         search_budget: Most trials that the search for a precision may make for one device.
@@ -83,6 +85,7 @@ class BuildOptions:
     dump_passes: Path | None = None
     repeat: int = 20
     emulate_s: float = EMULATE_S
+    race_s: float = 10.0
     jobs: int = 0
     search: SearchEffort = SearchEffort.QUICK
     search_budget: int = 24

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from compiler.driver.events import event_of
 from compiler.store.disk import storage_errors
@@ -81,6 +82,8 @@ async def artifact(attempt: AttemptDep, request: Request, site: SiteDep) -> Answ
                 file.flush()
                 await run_in_threadpool(os.fsync, file.fileno())
             await run_in_threadpool(_accept, site, attempt, draft, final)
+        except ClientDisconnect:  # the worker sends it again, or is gone
+            return Answer(False)
         finally:
             draft.unlink(missing_ok=True)
     return Answer(False)

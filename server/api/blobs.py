@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParameter
+from starlette.requests import ClientDisconnect
 
 from server.api.site import SiteDep, Submitter
 from server.blobs import Part
@@ -52,7 +53,10 @@ async def put(digest: Sha256, request: Request, site: SiteDep, who: Submitter) -
     if site.blobs.path(who.project, digest) is not None:
         return Received(site.blobs.received(who.project, digest), True)
     part = _part(request)
-    complete = await site.blobs.receive(who.project, digest, part, request.stream())
+    try:
+        complete = await site.blobs.receive(who.project, digest, part, request.stream())
+    except ClientDisconnect:  # what arrived is kept, and nobody hears the answer
+        complete = False
     return Received(site.blobs.received(who.project, digest), complete)
 
 

@@ -6,6 +6,8 @@ AveragePool     with ceil_mode and count_include_pad, windows that reach behind 
                 AveragePool(x, pads) → AveragePool(Pad(x, pads)), which counts all there is, and has no pads
 Mul, Div        one channel by a constant of C channels, before a convolution: the plugin puts the constant into the
                 convolution's weights and forgets to make C channels: Mul → a convolution of 1 × 1
+Selu            alpha or gamma 0 is taken for the default: → γ · max(0, x)
+HardSigmoid     alpha or beta 0 is taken for the default: → max(0, min(1, α·x + β))
 GRU, LSTM, RNN  two of them that read one value, batch above 1: the plugin takes the transposition that it puts before
                 one of them for both: each reads its own copy, by Split of Concat
 """
@@ -22,6 +24,8 @@ from compiler.target import PassResult, record_origin
 
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+_SELU_GAMMA = 1.05070102214813232421875
+"""ONNX's default."""
 _COUNT_OPSET = 18
 """Since then Split must be told how many outputs of one size it has."""
 
@@ -82,6 +86,45 @@ def _grown(size: object, begin: int, end: int) -> int | str | None:
     return size + begin + end if isinstance(size, int) else None
 
 
+def _scale_relu(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
+    """Selu where a factor is 0: what is left is a product."""
+    data = node.inputs[0]
+    alpha, gamma = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("gamma", _SELU_GAMMA)
+    if data is None or data.dtype is None or (alpha and gamma):
+        return False
+    builder = _Builder(node, graph)
+    factor = builder.constant("gamma", np.array(gamma, data.dtype.numpy()))
+    (positive,) = builder.add("Relu", [data], "relu", shape=data.shape, like=data)
+    _become(node, "Mul", [positive, factor])
+    return True
+
+
+def _write_hard_sigmoid(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
+    data = node.inputs[0]
+    alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
+    if data is None or data.dtype is None or (alpha and beta):
+        return False
+    builder, kind = _Builder(node, graph), data.dtype.numpy()
+    factor, addend, zero, one = (
+        builder.constant(name, np.array(number, kind))
+        for name, number in {"alpha": alpha, "beta": beta, "zero": 0, "one": 1}.items()
+    )
+    (product,) = builder.add("Mul", [data, factor], "product", shape=data.shape, like=data)
+    (total,) = builder.add("Add", [product, addend], "sum", shape=data.shape, like=data)
+    (above,) = builder.add("Max", [total, zero], "above", shape=data.shape, like=data)
+    _become(node, "Min", [above, one])
+    return True
+
+
+def _become(node: ir.Node, op_type: str, inputs: Sequence[ir.Value]) -> None:
+    """Another operator without attributes in the node's place, under its name."""
+    node.op_type = op_type
+    node.attributes.clear()
+    node.resize_inputs(len(inputs))
+    for index, value in enumerate(inputs):
+        node.replace_input_with(index, value)
+
+
 def _spread_by_convolution(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
     pair = _one_channel_and_factors(node)
     if pair is None or not any(use.node.op_type in _CONVOLUTIONS and use.idx == 0 for use in node.outputs[0].uses()):
@@ -137,7 +180,9 @@ _REWRITES: Mapping[str, Callable[[ir.Node, ir.Graph, int], bool]] = {
     "AveragePool": _pad_before_pooling,
     "Div": _spread_by_convolution,
     "Mul": _spread_by_convolution,
+    "HardSigmoid": _write_hard_sigmoid,
     "PRelu": _spread_slope,
+    "Selu": _scale_relu,
 }
 
 

@@ -13,6 +13,9 @@ INPUT_LIMIT = 2**30 - 1
 _LAYER_TYPE = re.compile(r'<layer [^>]*\btype="(\w+)"')
 """An IR's XML has each tag on a line of its own."""
 
+_FUSED_FROM = "ReduceMean"
+"""What every normalization that OpenVINO fuses into one layer (MVN) has in it."""
+
 
 def openvino() -> Any:
     """The module, with the telemetry that it would send on import replaced by OpenVINO's own stub."""
@@ -24,9 +27,19 @@ def openvino() -> Any:
 
 
 def layer_types(path: Path) -> frozenset[str]:
-    """Types of the layers of an IR, as its XML names them."""
+    """Types of the layers of an IR, those that OpenVINO fuses when it loads it included."""
     with path.open(encoding="utf-8") as lines:  # a large model's XML is tens of megabytes
-        return frozenset(match[1] for line in lines for match in _LAYER_TYPE.finditer(line))
+        written = frozenset(match[1] for line in lines for match in _LAYER_TYPE.finditer(line))
+    return written | _fused_types(path) if _FUSED_FROM in written else written
+
+
+def _fused_types(path: Path) -> frozenset[str]:
+    """Types of the layers after OpenVINO's common transformations, as its plugins run them first."""
+    from openvino._offline_transformations import apply_moc_transformations
+
+    network = openvino().Core().read_model(path)
+    apply_moc_transformations(network, False)
+    return frozenset(operator.get_type_name() for operator in network.get_ops())
 
 
 def input_name(port: Any) -> str:

@@ -52,6 +52,9 @@ def test_auto_takes_the_candidate_that_holds_the_memory_limit_and_says_why(wide:
     assert gates["memory: weights"]["passed"] and 40 <= gates["memory: weights"]["value"] <= 50
     assert gates["memory: run"]["passed"] is None and "MiB" in gates["memory: run"]["why"]
     assert trials["fp16"]["speed"]["evidence"] == "measured-host"
+    entries = [json.loads(path.read_text(encoding="utf-8")) for path in wide.cache.rglob("entry.json")]
+    (race,) = (dict(entry["parts"]) for entry in entries if entry["stage"] == "speed")
+    assert json.loads(race["arguments"])["until"]["budget_s"] == 0, "FLEETC_RACE_SECONDS bounds the race"
 
 
 def test_a_target_that_exceeds_the_limit_by_what_it_does_not_count_builds_smaller_until_the_measured_payload_keeps_it(

@@ -74,7 +74,12 @@ class Walk:
         if step.reason:
             return None
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        environment = {**os.environ, "PATH": path, "FLEETC_CACHE": str(self.folder / "cache")}
+        environment = {
+            **os.environ,
+            "PATH": path,
+            "FLEETC_CACHE": str(self.folder / "cache"),
+            "FLEETC_RACE_SECONDS": "0",
+        }
         return subprocess.run(
             ["bash", "-c", step.command],
             cwd=self.folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,9 @@ TEXT = (ROOT / PAGE).read_text("utf-8")
 def root(tmp_path: Path) -> Path:
     """What the script reads of the repository, to be changed."""
     shutil.copy(ROOT / "setup.cfg", tmp_path)
-    for name in ("compiler", "targets"):
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / "setup.cfg")
+    for name in contracts["importlinter"]["root_packages"].split():
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 

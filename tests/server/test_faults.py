@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from tests.server.conftest import Server, wait_until
 
 pytestmark = pytest.mark.xdist_group("server")
+slow = pytest.mark.skipif(not os.environ.get("FLEETC_SLOW"), reason="takes long: FLEETC_SLOW=1 runs it")
 
 
 def hanging(server: Server) -> tuple[str, list[psutil.Process]]:
@@ -40,6 +42,7 @@ def test_cancel_returns_when_every_process_of_the_build_is_gone(running: Server)
     (running.place.root / "start").unlink()
 
 
+@slow
 def test_a_killed_build_is_begun_again_and_delivered(running: Server) -> None:
     identity, processes = hanging(running)
     processes[1].kill()
@@ -49,6 +52,7 @@ def test_a_killed_build_is_begun_again_and_delivered(running: Server) -> None:
     (running.place.root / "start").unlink()
 
 
+@slow
 def test_a_toolchain_that_crashes_gets_a_second_attempt_and_fails_with_its_class(running: Server) -> None:
     place = running.place
     place.write_fleet({"crash": place.profile("crash", build="crash"), "good": place.profile("good")})
@@ -72,6 +76,7 @@ def test_a_killed_server_takes_its_builds_along_and_the_next_one_ends_the_job(ow
     assert states.count("job-finished") == 1
 
 
+@slow
 def test_a_stopped_server_ends_its_builds_in_order_and_refuses_a_second_one_in_its_folder(
     own: Server, tmp_path: Path
 ) -> None:
@@ -79,7 +84,7 @@ def test_a_stopped_server_ends_its_builds_in_order_and_refuses_a_second_one_in_i
     second = own.place.call("server", "--data", own.data, "--port", "0", "--client-file", tmp_path / "other.json")
     assert second.code == 4 and "uses this folder already" in second.err
     identity, processes = hanging(own)
-    assert own.kill(signal.SIGTERM) in (0, 130, -signal.SIGTERM)
+    assert own.kill(signal.SIGTERM) == 0
     assert_gone(processes)
     own.start()
     assert own.finished(identity)["state"] == "succeeded"

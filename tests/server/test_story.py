@@ -21,11 +21,10 @@ def device_files(place: Place) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def delivered(running: Server) -> Server:
-    """A job of three devices, waited for: one good, one whose results are wrong, one of a batch range."""
+    """A fleet of two devices: one whose results are wrong, and one that is good."""
     place = running.place
-    ranged = {"profile": place.profile("two", "reference"), "batch": {"min": 1, "opt": 2, "max": 4}}
     bad = place.profile("bad", wrong_at="MatMul")
-    place.write_fleet({"one": place.profile("one"), "bad": bad, "two": ranged})
+    place.write_fleet({"bad": bad, "one": place.profile("one")})
     return running
 
 
@@ -38,7 +37,7 @@ def test_what_is_waited_for_is_delivered_and_ends_as_the_build_does(delivered: S
     shutil.rmtree(place.dist)
     plain = place.build()
     assert plain.code == 6
-    assert served == device_files(place) and set(name.partition("/")[0] for name in served) == {"one", "two"}
+    assert served == device_files(place) and set(name.partition("/")[0] for name in served) == {"one"}
     assert rows == json.loads((place.dist / "build.json").read_text())["devices"]
     last = plain.err.rpartition("error: ")[2]
     assert outcome.err.rpartition("error: ")[2] == last
@@ -53,8 +52,8 @@ def test_one_machine_listens_on_its_loopback_alone(running: Server) -> None:
 def test_states_figures_and_errors_are_told_device_by_device(delivered: Server) -> None:
     job = delivered.place.run("jobs", "--json").json[0]
     assert job["state"] == "partial" and job["exit_code"] == 6
-    one, bad, two = job["devices"]
-    assert (one["state"], bad["state"], two["state"]) == ("succeeded", "refused", "succeeded")
+    bad, one = job["devices"]
+    assert (one["state"], bad["state"]) == ("succeeded", "refused")
     assert one["figures"]["precision"] == "fp32" and len(one["manifest"]) == 64
     assert bad["error"]["error"] == "GateFailed" and bad["exit_code"] == 5 and not bad["manifest"]
     assert str(delivered.place.root) not in json.dumps(job)
@@ -64,10 +63,10 @@ def test_fetching_one_device_leaves_the_others_alone(delivered: Server, tmp_path
     place = delivered.place
     identity = place.run("jobs", "--json").json[0]["id"]
     out = tmp_path / "dist"
-    assert place.run("fetch", identity, "-d", "two", "-o", out).code == 0
-    assert {path.name for path in out.iterdir()} == {"two", "build.json", "report.html"}
     assert place.run("fetch", identity, "-d", "one", "-o", out, "--json").json["devices"] == ["one"]
-    assert list(json.loads((out / "build.json").read_text())["devices"]) == ["one", "two"]
+    assert {path.name for path in out.iterdir()} == {"one", "build.json", "report.html"}
+    assert place.run("fetch", identity, "-d", "bad", "-o", out, "--json").json["devices"] == []
+    assert list(json.loads((out / "build.json").read_text())["devices"]) == ["bad", "one"]
     assert place.run("fetch", identity, "-d", "three", "-o", out).code == 2
 
 
@@ -111,7 +110,7 @@ def test_the_same_idempotency_key_gives_the_same_job(delivered: Server) -> None:
     args = ("-d", "one", "--label", "board:none", "--idempotency-key", "release 7")
     first, again = delivered.submit(*args), delivered.submit(*args)
     assert first["id"] == again["id"]
-    other = delivered.place.run("submit", delivered.place.fleet, "-d", "two", "--idempotency-key", "release 7")
+    other = delivered.place.run("submit", delivered.place.fleet, "-d", "bad", "--idempotency-key", "release 7")
     assert other.code != 0 and "idempotency key" in other.err
     assert delivered.place.run("cancel", first["id"]).code == 0
 

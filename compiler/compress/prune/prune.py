@@ -98,6 +98,7 @@ def find_order(model: ir.Model, batches: Batches, *, measure: Measure = "redunda
         reasons = "; ".join(f"'{layer}': {reason}" for layer, reason in list(ties.kept.items())[:5])
         raise Unprunable(f"no channel of the model can be cut{': ' + reasons if reasons else ''}")
     with one_blas_thread():
+        # sums in another order give other bytes, and BLAS splits them by its threads
         removals = removal_orders(ready, ties, ties.groups, with_mirrors(batches), measure=measure)
     return {"groups": [{"order": list(removal.order), "errors": list(removal.errors)} for removal in removals]}
 
@@ -140,6 +141,7 @@ def _refuse(model: ir.Model) -> None:
         raise Unprunable(
             "the model is quantized already", remedy="Prune the float model; fleetc quantizes it afterwards."
         )
+    # ratios are shares of this work: without it none can be reached
     if not count_macs(model):
         raise Unprunable(
             "the model has no layer whose work can be counted: a shape is not known, or nothing multiplies"

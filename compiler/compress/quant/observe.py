@@ -90,6 +90,7 @@ def observe(model: ir.Model, batches: Iterable[Arrays], *, tensors: Collection[s
         samples += count_samples(inputs, counted)
         refuse_nonfinite(model, {name: array for name, array in (inputs | outputs).items() if name in seen})
         for name in names:
+            # an input that a node reads as it is has no output of its own to be watched
             seen[name].add(outputs[name] if name in outputs else inputs[name])
     if not samples:
         raise DataError("there are no calibration samples", remedy="Give at least a hundred typical inputs.")

@@ -71,10 +71,12 @@ def measure_footprint(context: BuildContext, made: BuiltCandidate) -> Footprint:
         return Footprint(weights, evidence, None, Evidence.NONE, made.verdict.reason)
     try:
         op = _heaviest(made)
+        # what the runtime takes by itself is no merit or fault of a precision
         empty, _ = _peak(context, _one_node(context, op), {"x": np.zeros(_INPUTS[op], np.float32)})
         peak, where = _peak(context, made.built, made.typical.inputs)
     except (TargetUnavailable, ToolchainFailed) as error:  # no such counter here, or a runtime that fails at it
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
+    # two processes differ by chance: a tiny model may come out below the empty one
     return Footprint(weights, evidence, max(0, peak - empty), where)
 
 
@@ -91,6 +93,7 @@ def as_given(original: Footprint, made: BuiltCandidate) -> Footprint:
     """
     model_bytes = unbuilt_footprint(made).weights_bytes
     extra = original.weights_bytes - model_bytes
+    # less is headers, alignment and folded constants; transformed weights (Winograd) are a multiple
     if extra <= model_bytes * 0.25 + MIB:
         return original
     run = original.run_bytes and max(0, original.run_bytes - extra)

@@ -35,9 +35,6 @@ LEAST_PAIRS = 7
 MOST_PAIRS = 60
 """Pairs beyond which an interval narrows too slowly to be worth the time: four times as many halve it."""
 
-BUDGET_S = 10.0
-"""How long a race may go on beyond the least number of pairs."""
-
 NARROW = 0.01
 """Half of the interval, relative, that is narrow enough: a third of what counts as the same speed."""
 
@@ -113,7 +110,7 @@ def _race(context: BuildContext, made: BuiltCandidate, original: BuiltCandidate)
     builds = [(side.built, side.typical.inputs) for side in (made, original)]
     artifacts = tuple(built.artifact for built, _ in builds)
     threads = min(made.plan.target_plan.threads, available_cpus())
-    until = RaceUntil(LEAST_PAIRS, MOST_PAIRS, BUDGET_S, NARROW)
+    until = RaceUntil(LEAST_PAIRS, MOST_PAIRS, context.options.race_s, NARROW)
     (raced,) = measure_in_child(
         context,
         StageName.SPEED,

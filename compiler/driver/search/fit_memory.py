@@ -59,8 +59,8 @@ def fit_memory(
             return made
         most = max(least, min(given, footprint.weights_bytes) - excess)
         context.clock.note(
-            f"{made.plan.precision}: {excess / MIB:.2f} MiB over the limit on memory; its weights get "
-            f"{most / MIB:.1f} MiB, so that fewer kernels use larger ones for speed"
+            f"{made.plan.precision}: {excess / MIB:.2f} MiB over the limit on memory; its payload gets "
+            f"{most / MIB:.1f} MiB, and fewer kernels use larger weights for speed"
         )
         attempt = remake(payload_bytes=most)
     return made

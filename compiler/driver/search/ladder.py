@@ -86,6 +86,7 @@ def _halved(measure: Callable[[float], Rung], low: float, high: float, limit: fl
     """Those that held between a ratio that did and one that did not."""
     held: list[Rung] = []
     while high - low > FINEST and budget > 0:
+        # a part of cache keys and printed: without the last digits of binary fractions
         middle = round((low + high) / 2, 4)
         rung, budget = measure(middle), budget - 1
         if rung.drop <= limit:

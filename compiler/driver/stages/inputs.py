@@ -136,6 +136,7 @@ def prepare(
             sized = _sized_by_samples(fleet, fixed.model, replace(device, dims={**device.dims, **sums}))
             shares = device.name in sharing
             key = (*_key(fixed.model, sized), shares)
+            # devices of the same sizes share a model in memory, and its probe and reference in the store
             ready[key] = ready.get(key) or replace(_prepare(fleet, fixed, sized, shares=shares), sums=sums)
             keys[device.name] = key
         except (UsageError, ModelError) as error:

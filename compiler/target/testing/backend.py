@@ -29,7 +29,7 @@ def onnx_backend_cases(capability: Capability, *, per_op: int = 0) -> list[Case]
         per_op: How many cases of each operator, spread over its list; 0 means all.
     """
     covered: dict[str, list[Case]] = defaultdict(list)
-    for op, case in _all_cases():
+    for op, case in all_cases():
         model = case.model()
         if model.opset_imports.get("", 0) <= capability.opset_max and not find_unsupported(model, capability):
             covered[op].append(case)
@@ -43,7 +43,8 @@ def _spread(cases: list[Case], count: int) -> list[Case]:
 
 
 @cache
-def _all_cases() -> tuple[tuple[str, Case], ...]:
+def all_cases() -> tuple[tuple[str, Case], ...]:
+    """Every node case of the onnx package that has a result to compare, with its operators, whoever claims it."""
     return tuple(sorted(_generated(), key=lambda pair: (pair[0], pair[1].name)))
 
 

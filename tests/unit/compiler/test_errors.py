@@ -31,6 +31,7 @@ _CODES = {
     "TargetUnavailable": 4,
     "ToolchainFailed": 4,
     "StorageError": 4,
+    "ServerError": 4,
     "GateFailed": 5,
     "SignatureRefused": 5,
     "FleetFailed": 6,

@@ -28,6 +28,24 @@ assert np.isfinite(runner.run({"x": np.ones((2, 5, 8), np.float32)})["y"]).all()
 print(runner.note)
 """
 
+_SPELLED = """
+import sys
+import numpy as np
+from pathlib import Path
+from compiler.fleet.profile import load_profile
+from compiler.target import TargetPlan
+from compiler.target.testing import text_case
+from targets.intel_openvino import TARGET, Options
+net = text_case("net", "(float16[2,5,8] x) => (float16[2,5,8] y) "
+                "{ m = ReduceMean(x, axes) d = Sub(x, m) q = Mul(d, d) v = ReduceMean(q, axes) "
+                "e = Add(v, small) r = Sqrt(e) y = Div(d, r) }",
+                weights={"axes": np.array([-1]), "small": np.float16(1e-3)}, batches=(1,))
+profile, folder = load_profile("intel-n100"), Path(sys.argv[1])
+runner = TARGET.load(TARGET.build(net.model(), TargetPlan("fp32", Options()), profile, workdir=folder))
+assert np.isfinite(runner.run({"x": np.arange(80).reshape(2, 5, 8).astype(np.float16)})["y"]).all()
+print(runner.note)
+"""
+
 _KERNELS = """
 import json, sys
 import numpy as np
@@ -80,9 +98,10 @@ def test_kernels_on_a_newer_machine_are_the_devices_own(tmp_path: Path) -> None:
 
 @pytest.mark.needs_openvino
 @pytest.mark.skipif("avx512f" not in host_isa(), reason="this processor has nothing beyond the device's AVX2")
-def test_a_model_whose_kernels_do_not_obey_the_limit_runs_and_says_with_what(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [_NORMALIZED, _SPELLED], ids=["one operator", "spelled, and fused by OpenVINO"])
+def test_a_model_whose_kernels_do_not_obey_the_limit_runs_and_says_with_what(model: str, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    command = [sys.executable, "-c", _NORMALIZED, str(tmp_path)]
+    command = [sys.executable, "-c", model, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "computed with instructions of AVX512_CORE" in done.stdout

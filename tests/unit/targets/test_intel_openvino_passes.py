@@ -44,6 +44,20 @@ def check(model: ir.Model, inputs: dict[str, Array], *, tolerance: str = "fp32")
     return [node.op_type for node in model.graph]
 
 
+@pytest.mark.needs_openvino
+@pytest.mark.parametrize(
+    ("call", "operators"),
+    [
+        ("Selu<alpha: float = 0.0>(x)", ["Relu", "Mul"]),
+        ("HardSigmoid<alpha: float = 0.0>(x)", ["Mul", "Add", "Max", "Min"]),
+        ("HardSigmoid<beta: float = 0.0>(x)", ["Mul", "Add", "Max", "Min"]),
+    ],
+)
+def test_an_attribute_that_is_zero_is_not_the_default(call: str, operators: list[str]) -> None:
+    model = read("(float[4,6] x) => (float[4,6] y)", f"y = {call}")
+    assert check(model, {"x": normal(4, 6)}) == operators
+
+
 def normal(*shape: int) -> Array:
     return RANDOM.standard_normal(shape).astype(np.float32)
 

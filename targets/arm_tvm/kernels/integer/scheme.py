@@ -1,7 +1,8 @@
 """How a model must be quantized for the integer kernels, and the gain in speed, as data.
 
 The gains are quotients of instructions that one inference of the face network executes, fp32 with Winograd's algorithm
-against int8: 40.6 M (ncnn's) to 21.6 M with sdot, 16.8 M with smmla, 64.2 M with widening multiplies.
+against int8: 40.6 M (ncnn's) to 21.6 M with sdot, 16.8 M with smmla, 64.2 M with widening multiplies. Of
+int8-weights it is our own fp32 on a Cortex-A72, 34.7 M, against 53.8 M.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ WEIGHTS_RULE = PrecisionRule(
     "weights take a quarter of the memory; arithmetic stays float32, and no activation loses accuracy",
     converts_graph=False,
     tolerance="fp32",
-    gain=0.75,
+    gain=0.65,
     scheme=WEIGHTS_SCHEME,
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from pass_cases import parse
 
@@ -74,3 +75,18 @@ def test_branches_of_different_shapes_stay() -> None:
     infer_shapes(model)
     result = SelectBranches(lambda node: node.op_type == "If")(model)
     assert not result.modified and "its branches give" in result.notes[0]
+
+
+def test_branches_of_a_size_that_is_not_known_stay() -> None:
+    """Both may give any number of rows: Where would broadcast one of them."""
+    text = f"""g (float[2,4] x) => (float[A,B] y) <float zero = {{0}}> {{ {CONDITIONS["scalar"]}
+        y = If(c) <then_branch = t () => (float[?,4] p) {{ k = NonZero(x) f = Cast<to = 1>(k) p = Transpose(f) }},
+                   else_branch = e () => (float[?,4] q) {{ n = Neg(x) j = NonZero(n) d = Cast<to = 1>(j)
+                                                           q = Transpose(d) }}> }}"""
+    model = parse(text)
+    infer_shapes(model)
+    for node in model.graph:
+        if node.op_type == "If":
+            for name in ("then_branch", "else_branch"):
+                node.attributes[name].as_graph().outputs[0].shape = ir.Shape([None, 2])
+    assert not SelectBranches(lambda node: node.op_type == "If")(model).modified

@@ -2,42 +2,111 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import arm_tvm_host
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
+from compiler.fleet.profile import load_profile
 from compiler.target import Array
+from targets.arm_tvm import TARGET
+from targets.arm_tvm.graph.capability import capability_of
+from targets.arm_tvm.graph.lower import lower
 from targets.arm_tvm.kernels.floating_point.families import FAMILIES
 from targets.arm_tvm.kernels.floating_point.sources import result_shape
-from targets.arm_tvm.kernels.floating_point.workload import ConvWorkload, blocks
+from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks
 from targets.arm_tvm.kernels.machine import Machine
+from targets.arm_tvm.options import Options
 
 NEON = Machine()
 FLOAT32_SQNR_DB = 90.0
 """A kernel in float32 with m = 6 has 100 and more."""
 
 PADDED: dict[str, Any] = {"kernel": (3, 3), "padding": (1, 1, 1, 1), "weights": "int8"}
-CASES = [
-    ("direct", ConvWorkload("blocked", "float32", 1, 12, 6, 7, 20, epilogue=("add", "relu"), **PADDED)),
-    ("direct", ConvWorkload("blocked", "float32", 2, 5, 4, 4, 6, (1, 1), weights="int8")),
-    ("direct", ConvWorkload("rows", "float32", 1, 12, 1, 5, 10, weights="int8")),
-    ("winograd", ConvWorkload("blocked", "float32", 1, 9, 8, 9, 16, epilogue=("add", "relu"), **PADDED)),
-    ("winograd", ConvWorkload("blocked", "float32", 2, 8, 13, 13, 8, epilogue=("relu",), **PADDED)),
+DIRECT = [
+    ConvWorkload("blocked", "float32", 1, 12, 6, 7, 20, epilogue=("add", "relu"), **PADDED),
+    ConvWorkload("blocked", "float32", 2, 5, 4, 4, 6, (1, 1), weights="int8"),
+    ConvWorkload("rows", "float32", 1, 12, 1, 5, 10, weights="int8"),
 ]
+WINOGRAD = ConvWorkload("blocked", "float32", 2, 9, 13, 14, 16, epilogue=("add", "relu"), **PADDED)
 
 
 @pytest.mark.needs_tvm
-@pytest.mark.parametrize(("family", "work"), CASES)
-def test_kernels_give_what_the_scaled_integers_give(family: str, work: ConvWorkload) -> None:
+@pytest.mark.parametrize("work", DIRECT)
+def test_direct_kernels_give_what_the_scaled_integers_give(work: ConvWorkload) -> None:
     pytest.importorskip("tvm")
-    seen = set()
-    for choice in FAMILIES[family].choices(work, NEON):
-        form = choice.parameters.get("m", choice.parameters["blocks"])
-        if form not in seen:
-            seen.add(form)
-            assert _sqnr_db(*_run(work, family, choice)) > FLOAT32_SQNR_DB, choice
-    assert family != "winograd" or seen == {2, 4, 6}
+    choices = FAMILIES["direct"].choices(work, NEON)
+    for q in {choice.parameters["blocks"] for choice in choices}:
+        choice = next(one for one in choices if one.parameters["blocks"] == q)
+        assert _sqnr_db(*_run(work, "direct", choice)) > FLOAT32_SQNR_DB, choice
+
+
+@pytest.mark.needs_tvm
+@pytest.mark.parametrize("m", [2, 4, 6])
+def test_winograd_transforms_integers_when_the_kernel_runs(m: int) -> None:
+    pytest.importorskip("tvm")
+    choice = Choice("winograd", {"m": m, "rows": 2, "tiles": 4, "blocks": 2})
+    assert _sqnr_db(*_run(WINOGRAD, "winograd", choice)) > FLOAT32_SQNR_DB
+
+
+def _model() -> ir.Model:
+    """A convolution, Gemm with its weights transposed, and a product, all of whose weights are int8."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "w_scale"], ["wf"], axis=0),
+        helper.make_node("DequantizeLinear", ["g", "g_scale"], ["gf"], axis=0),
+        helper.make_node("DequantizeLinear", ["m", "m_scale"], ["mf"], axis=1),
+        helper.make_node("Conv", ["x", "wf", "b"], ["c"], pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "gf"], ["d"], transB=1),
+        helper.make_node("MatMul", ["d", "mf"], ["y"]),
+    ]
+    random, shapes = np.random.default_rng(1), {"w": (16, 8, 3, 3), "g": (12, 16), "m": (12, 8)}
+    weights = {name: random.integers(-127, 128, shape, dtype=np.int8) for name, shape in shapes.items()}
+    filters = {"w": 16, "g": 12, "m": 8}
+    weights |= {f"{name}_scale": random.uniform(0.001, 0.02, n).astype(np.float32) for name, n in filters.items()}
+    weights["b"] = random.normal(size=16).astype(np.float32)
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", (1, 8, 9, 9)), ("y", (1, 8)))
+    ]
+    graph = helper.make_graph(nodes, "stored", values[:1], values[1:], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(model))
+
+
+@pytest.mark.needs_tvm
+@pytest.mark.parametrize("options", [arm_tvm_host.NEON, arm_tvm_host.AVX2])
+def test_models_compute_in_float_what_their_integers_say(options: Options) -> None:
+    pytest.importorskip("tvm")
+    model, x = _model(), np.random.default_rng(2).normal(size=(1, 8, 9, 9)).astype(np.float32)
+    wanted = ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x})[0]
+    found = arm_tvm_host.run_on_host(model, {"x": x}, options)["y"]
+    assert _sqnr_db(wanted, found) > FLOAT32_SQNR_DB
+
+
+@pytest.mark.needs_tvm
+def test_weights_of_every_kind_of_product_stay_a_byte_each(tmp_path: Path, cache_dir: Path) -> None:
+    pytest.importorskip("tvm")
+    lowered = lower(_model(), arm_tvm_host.NEON, workdir=tmp_path, cache_dir=cache_dir, schedule={})
+    sizes = sorted(array.size for array in lowered.weights if array.dtype == np.int8)
+    assert sizes == sorted([16 * 8 * 9, 12 * 16, 12 * 8])
+    assert not any(array.size in sizes for array in lowered.weights if array.dtype != np.int8)
+
+
+def test_arm_cores_offer_it_and_others_say_why_not() -> None:
+    for name, offered in (("raspberry-pi-4", True), ("raspberry-pi-5", True)):
+        names = [rule.name for rule in TARGET.capability(load_profile(name)).precisions]
+        assert ("int8-weights" in names) == offered
+    assert "int8-weights" in capability_of("generic").precision_refusals
 
 
 def test_every_choice_takes_a_byte_for_a_weight() -> None:
