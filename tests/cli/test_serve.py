@@ -264,7 +264,7 @@ def test_killing_the_process_of_a_build_does_not_stop_the_answers(served: Servin
     back_on_top(served)
     children = Path(f"/proc/{served.process.pid}/task/{served.process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
-    served.wait_for("ended")
+    served.wait_for("ended while nothing ran")
     started = time.monotonic()
     while served.infer()[0] != 200:
         assert time.monotonic() - started < 10.0
