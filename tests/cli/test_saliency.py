@@ -71,7 +71,9 @@ def test_a_gate_that_holds_keeps_figures_and_pictures_and_repeats_from_the_store
     assert images.digests() == before
 
 
-def test_pictures_are_kept_out_where_the_fleet_file_says_so_and_the_figures_stay(images: Place) -> None:
+def test_pictures_are_kept_out_where_the_fleet_file_says_so_and_the_figures_stay(place: Place) -> None:
+    images = place  # a store of its own: no picture of another test is in it
+    write_images(images)
     judged = {"task": "embedding", "path": "images.npz", "pictures": False}
     limits = {"saliency_correlation_min": 0.9, "memory_reduction_pct": 0, "accuracy_drop_pct": 50}
     limited(images, 0.9, precision="fp16", evaluation=judged, limits=limits)
