@@ -114,7 +114,7 @@ class Deployment:
         self._scheduler = Scheduler(self.ladder, self._times, largest=signature.largest)
         self._processes = {build.name: BuildProcess(build.artifact) for build in builds}
         self._waiting: dict[int, _Waiting] = {}
-        self._metrics, self._work = metrics, asyncio.Event()
+        self._metrics, self._work, self._busy = metrics, asyncio.Event(), asyncio.Lock()
         self._number, self._told = 0, 0
         self._tasks: list[asyncio.Task[None]] = []
         self._warmed: set[str] = set()
@@ -177,10 +177,7 @@ class Deployment:
         waiting = _Waiting(request, inference, asyncio.get_running_loop().create_future())
         self._waiting[request.number] = waiting
         self._work.set()
-        try:
-            return await waiting.future
-        finally:
-            self._waiting.pop(request.number, None)
+        return await waiting.future  # whose client is gone stays in the queue, and is run for nobody
 
     async def drain(self, timeout_s: float = 30.0) -> None:
         """Waits until everybody who was let in has an answer."""
@@ -196,7 +193,7 @@ class Deployment:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         for waiting in tuple(self._waiting.values()):
-            _fail(waiting, Overloaded("the model is unloaded", 1.0, math.inf))
+            self._fail(waiting, Overloaded("the model is unloaded", 1.0, math.inf))
         await asyncio.gather(*(process.close() for process in self._processes.values()))
 
     def _group(self, inference: Inference) -> tuple[object, ...]:
@@ -230,7 +227,8 @@ class Deployment:
         while True:
             now_s = time.monotonic()
             for request in self._scheduler.expire(now_s):
-                _fail(self._waiting[request.number], Overloaded("it would be late", 0.0, now_s - request.arrival_s))
+                late = Overloaded("it would be late", 0.0, now_s - request.arrival_s)
+                self._fail(self._waiting[request.number], late)
             batch = self._scheduler.next_batch(now_s)
             self._tell_switches()
             if batch is None:
@@ -238,22 +236,33 @@ class Deployment:
                 with contextlib.suppress(TimeoutError):  # somebody may wait for a build that is being started
                     await asyncio.wait_for(self._work.wait(), WATCH_S if len(self._scheduler) else None)
                 continue
-            await self._run(batch, now_s)
+            async with self._busy:
+                await self._run_guarded(batch, now_s)
 
-    async def _run(self, batch: Batch, started_s: float) -> None:
+    async def _run_guarded(self, batch: Batch, started_s: float) -> None:
+        """A bug of ours costs the batch that it met, and not everybody who comes after."""
         members = [self._waiting[request.number] for request in batch.members]
+        try:
+            await self._run(batch, members, started_s)
+        except Exception:
+            log.exception("%s: a batch ended with a bug of fleetc", self.model)
+            self._scheduler.failed()
+            for waiting in members:
+                self._fail(waiting, BuildFailed("a bug of fleetc: see the server's log"))
+
+    async def _run(self, batch: Batch, members: Sequence[_Waiting], started_s: float) -> None:
         try:
             ran = await self._run_on(batch.rung, members, batch, started_s)
         except BuildGone as error:
             self._scheduler.failed()
             self._lose(batch.rung, error.what)
             for waiting in members:
-                _fail(waiting, BuildFailed(f"the build {batch.rung} {error.what} while it ran this request"))
+                self._fail(waiting, BuildFailed(f"the build {batch.rung} {error.what} while it ran this request"))
             return
         except BuildRefused as error:
             self._scheduler.failed()
             for waiting in members:
-                _fail(waiting, BadRequest(str(error)))
+                self._fail(waiting, BadRequest(str(error)))
             return
         done_s = time.monotonic()
         self._scheduler.finished(batch, started_s, done_s, run_s=ran.seconds)
@@ -298,7 +307,7 @@ class Deployment:
                 continue
             if not second.has_nan:
                 log.error("%s: %s gives NaN where %s does not", self.model, batch.rung, name)
-                await self._take_out(batch.rung, Reason.NAN)
+                self._take_out(batch.rung, Reason.NAN)
                 self._answer(name, members, second, batch.size, started_s)
                 return
             break
@@ -312,7 +321,7 @@ class Deployment:
             outputs = self._part(ran.outputs, offset, request.size)
             offset += request.size
             if ran.has_nan and any(map(has_nan, outputs.values())):
-                _fail(waiting, BadRequest("the model gives NaN for this input", 422))
+                self._fail(waiting, BadRequest("the model gives NaN for this input", 422))
                 continue
             answer = Answer(
                 build=self.builds[name],
@@ -324,6 +333,7 @@ class Deployment:
                 is_first=waiting is members[0],
                 is_late=now_s > request.deadline_s,
             )
+            self._waiting.pop(request.number, None)
             if not waiting.future.done():
                 waiting.future.set_result(answer)
             self.drift.see(waiting.inference.inputs, outputs, request.size)
@@ -338,10 +348,15 @@ class Deployment:
         self.ladder.take_out(name, Reason.CRASHED, time.monotonic())
         self._tell_switches()
 
-    async def _take_out(self, name: str, reason: Reason, for_s: float | None = None) -> None:
+    def _take_out(self, name: str, reason: Reason, for_s: float | None = None) -> None:
+        """No longer uses a build; its process is ended once it runs nothing."""
         self.ladder.take_out(name, reason, time.monotonic(), for_s=for_s)
         self._tell_switches()
-        await self._processes[name].close()
+
+    def _fail(self, waiting: _Waiting, error: Exception) -> None:
+        self._waiting.pop(waiting.request.number, None)
+        if not waiting.future.done():
+            waiting.future.set_exception(error)
 
     async def _watch(self) -> None:
         """Starts absent builds again when they are due, and unloads one where memory is short."""
@@ -349,20 +364,22 @@ class Deployment:
             for name, process in self._processes.items():
                 if not process.is_alive and self.ladder.absence(name) is None:
                     self._lose(name, "ended while nothing ran")
+                if process.is_alive and self.ladder.absence(name) is not None:
+                    async with self._busy:  # a batch that it has is answered
+                        await process.close()
             memory = read_memory()
-            await self._spare(memory)
+            self._spare(memory)
             for name in self.ladder.due(time.monotonic()):
                 await self._try_again(name, memory)
-            self.tell_state()
             await asyncio.sleep(0.02 if not self.is_ready else WATCH_S)
 
-    async def _spare(self, memory: Memory) -> None:
+    def _spare(self, memory: Memory) -> None:
         usable = [self.ladder.rungs[place].name for place in self.ladder.usable()]
         if not memory.is_short or len(usable) < 2:
             return
         costliest = max(usable[:-1], key=lambda name: resident_bytes(self._processes[name].pid or 0))
         log.warning("%s: memory is short (%d MiB free): %s is unloaded", self.model, memory.free_bytes >> 20, costliest)
-        await self._take_out(costliest, Reason.MEMORY, for_s=UNLOADED_S)
+        self._take_out(costliest, Reason.MEMORY, for_s=UNLOADED_S)
 
     async def _try_again(self, name: str, memory: Memory) -> None:
         needed = max(self.builds[name].rung.memory_bytes, *(resident_bytes(p.pid or 0) for p in self._running()), 0)
@@ -404,8 +421,3 @@ def _overloaded(refusal: Refusal) -> Overloaded:
         return Overloaded("no build is loaded", refusal.retry_after_s, refusal.wait_s)
     what = f"it would be answered in {refusal.wait_s * 1e3:.1f} ms, later than its deadline"
     return Overloaded(what, refusal.retry_after_s, refusal.wait_s)
-
-
-def _fail(waiting: _Waiting, error: Exception) -> None:
-    if not waiting.future.done():
-        waiting.future.set_exception(error)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.target import Array, Arrays, input_statistics, output_statistics, shares_of, spread_elements
+from compiler.evaluate.drift import input_statistics, output_statistics, shares_of, spread_elements
+from compiler.target import Array, Arrays
 from serving.metrics import Metrics
 
 WINDOW = 500

@@ -103,6 +103,12 @@ class Metrics:
         )
         self.slo = _gauge(registry, "slo_seconds", "Time that a request has where it says nothing.", ["model"])
 
+    @property
+    def of_builds(self) -> tuple[Gauge, ...]:
+        """Families that speak of one version's builds."""
+        facts = (self.build_info, self.gate_limit, self.gate_observed, self.accuracy)
+        return (*facts, self.rung, self.available, self.memory, self.out_of_range, self.input_shift, self.output_shift)
+
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -233,7 +233,7 @@ class ServedModel:
     def _describe(self, deployment: Deployment) -> None:
         """The facts of the builds, as metrics; those of versions that are gone are taken away."""
         metrics = self._metrics
-        for family in (metrics.build_info, metrics.gate_limit, metrics.gate_observed, metrics.accuracy):
+        for family in metrics.of_builds:
             family.clear()
         metrics.slo.labels(self.name).set(self.slo_s)
         for build in deployment.builds.values():

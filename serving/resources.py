@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.target import free_memory_bytes
+from compiler.fleet.machine import free_memory_bytes
 
 STALLED_PCT = 10.0
 """Share of the last ten seconds in which somebody waited for memory, beyond which it is short."""

@@ -21,10 +21,9 @@ if TYPE_CHECKING:
         UnsupportedModel,
         combine,
     )
-    from compiler.evaluate.drift import input_statistics, output_statistics, shares_of, spread_elements
     from compiler.fleet import Range
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
-    from compiler.fleet.machine import available_cpus, free_memory_bytes
+    from compiler.fleet.machine import available_cpus
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
@@ -118,10 +117,8 @@ _PLACES = {
     "constant_of": "compiler.passes.values",
     "detect_profile": "compiler.fleet.detect",
     "find_target": "compiler.target.target",
-    "free_memory_bytes": "compiler.fleet.machine",
     "graph_digest": "compiler.model.graph",
     "host_isa": "compiler.fleet.detect",
-    "input_statistics": "compiler.evaluate.drift",
     "installed_version": "compiler.target.target",
     "is_quantized": "compiler.passes.quantized",
     "list_targets": "compiler.target.target",
@@ -129,14 +126,11 @@ _PLACES = {
     "load_profile": "compiler.fleet.profile",
     "missing_isa": "compiler.fleet.detect",
     "op_key": "compiler.target.capability",
-    "output_statistics": "compiler.evaluate.drift",
     "profile_device": "compiler.tune",
     "raise_refusals": "compiler.target.capability",
     "record_origin": "compiler.passes.values",
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
-    "shares_of": "compiler.evaluate.drift",
-    "spread_elements": "compiler.evaluate.drift",
     "validate_options": "compiler.fleet.profile",
     "write_atomic": "compiler.store.atomic",
 }
@@ -194,10 +188,8 @@ __all__ = [
     "constant_of",
     "detect_profile",
     "find_target",
-    "free_memory_bytes",
     "graph_digest",
     "host_isa",
-    "input_statistics",
     "installed_version",
     "is_quantized",
     "list_targets",
@@ -205,14 +197,11 @@ __all__ = [
     "load_profile",
     "missing_isa",
     "op_key",
-    "output_statistics",
     "profile_device",
     "raise_refusals",
     "record_origin",
     "save_model",
     "scratch_folder",
-    "shares_of",
-    "spread_elements",
     "validate_options",
     "write_atomic",
 ]

@@ -45,7 +45,8 @@ def save_failure(folder: Path, graph: Graph, verdict: Verdict, *, seed: str) -> 
     helper.set_model_props(model, {f"{_PREFIX}{key}": value for key, value in facts.items()})
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(graph.model.SerializeToString()).hexdigest()[:8]
-    path = folder / f"{verdict.check.replace(':', '-')}-{verdict.outcome.replace(' ', '-')}-{digest}.onnx"
+    check = "all" if "," in verdict.check else verdict.check
+    path = folder / f"{check.replace(':', '-')}-{verdict.outcome.replace(' ', '-')}-{digest}.onnx"
     path.write_bytes(model.SerializeToString())
     return path
 

@@ -187,7 +187,7 @@ def builds(shared: Place, site: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def served(shared: Place, builds: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with serving(shared, tmp_path_factory.mktemp("served"), "--slo-ms", "2000", *builds) as server:
+    with serving(shared, tmp_path_factory.mktemp("served"), "--slo-ms", "60000", *builds) as server:
         server.wait_for("fast is loaded")
         yield server
 
@@ -264,7 +264,7 @@ def test_killing_the_process_of_a_build_does_not_stop_the_answers(served: Servin
     back_on_top(served)
     children = Path(f"/proc/{served.process.pid}/task/{served.process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
-    served.wait_for("ended")
+    served.wait_for("ended while nothing ran")
     started = time.monotonic()
     while served.infer()[0] != 200:
         assert time.monotonic() - started < 10.0
@@ -313,7 +313,7 @@ def test_metrics_tell_outcomes_builds_and_gates(served: Serving) -> None:
     limits = {sample.labels["variant"]: sample.value for sample in metrics["fleetc_gate_limit"]}
     assert limits == {"exact": 25.0, "fast": 25.0}
     buckets = {sample.labels.get("le") for sample in metrics["fleetc_request_duration_seconds"]}
-    assert {"0.025", "2.0"} <= buckets  # the gate's limit, and the time that requests have
+    assert {"0.025", "60.0"} <= buckets  # the gate's limit, and the time that requests have
 
 
 def test_the_callers_trace_goes_on(served: Serving) -> None:

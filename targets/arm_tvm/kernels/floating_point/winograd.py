@@ -5,8 +5,9 @@ Tiling. The result is cut into tiles of m × m; a band is `rows` rows of tiles. 
     M[ξ][oc][tile][L]      = Σ_ic U · V    n² products of matrices, for `blocks` blocks of output channels at a time
     y                      = A^T M A       followed by the epilogue, before the next blocks overwrite M
 The matrices of V and M are one vector more apart than they are long: no powers of two, which would share cache sets.
-V and M of a band stay in the caches; U (n²/9 of the weights, transformed at compile time) is read once per band. Tiles
-over the border are code of their own, in which what lies outside is known to be zero: nothing is padded.
+V and M of a band stay in the caches; U (n²/9 of the weights) is read once per band. It is transformed at compile time,
+or by the kernel, one group of output blocks at a time: then the file has the weights as they are. Tiles over the
+border are code of their own, in which what lies outside is known to be zero: nothing is padded.
 
 Registers of the product: blocks × tiles sums, `tiles` data vectors whose lanes are multiplied one after the other, and
 `blocks` + 1 for weights on their way: 18 + 9 + 3 of 32 where there are 9 tiles. Per block of input channels: tiles/2
@@ -18,7 +19,7 @@ as long as 4 tiles share each weight, and by the loads of U below that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby, product
 from math import ceil
 from typing import Any
@@ -54,6 +55,8 @@ INPUT_COST, OUTPUT_COST = {2: 70.0, 4: 200.0, 6: 660.0}, {2: 50.0, 4: 180.0, 6: 
 """Instructions to transform one tile of one vector."""
 WEIGHT_COST = {2: 70.0, 4: 130.0, 6: 220.0}
 """Instructions to widen and transform one vector of weights."""
+LATE = "late"
+"""Parameter: 1 where U is made when the kernel runs, of weights that take no more bytes than in the model."""
 TAPS = 9
 """Weights of a filter for one channel."""
 
@@ -64,17 +67,36 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
         return ()
     lanes = machine.lanes(workload.dtype)
     groups = [q for q in range(1, MAX_BLOCKS + 1) if blocks(workload.filters, lanes) % q == 0]
+    # Weights of bytes are small in the file for being no transforms.
+    ways: tuple[dict[str, int], ...] = ({},) if workload.weights else ({}, {LATE: 1})
     fitting = [
-        Choice("winograd", parameters, _cost(workload, machine, parameters), size)
+        Choice("winograd", parameters, _cost(workload, machine, parameters), _bytes(workload, lanes, parameters))
         for m in TILE_SIZES[workload.dtype]
         for rows in _bands(workload, lanes, m)
         for tiles, q in product(range(1, MAX_TILES + 1), groups)
         if _registers(machine, tiles, q) <= machine.registers
-        for parameters in [{"m": m, "rows": rows, "tiles": tiles, "blocks": q}]
-        for positions in [TAPS if workload.weights else (m + 2) ** 2]
-        for size in [packed_bytes(workload, lanes, positions, sources=blocks(workload.channels, lanes) * lanes)]
+        for way in ways
+        for parameters in [{"m": m, "rows": rows, "tiles": tiles, "blocks": q, **way}]
     ]
-    return tuple(sorted(fitting, key=lambda choice: choice.cost)[:MAX_CHOICES])
+    ranked = sorted(fitting, key=_by_cost)
+    # Under a limit of bytes a smaller tile, whose transform enlarges weights less, may be the fastest that is left.
+    best = {(choice.parameters["m"], choice.weight_bytes): choice for choice in reversed(ranked)}
+    first = ranked[: MAX_CHOICES - len(best)]
+    return tuple(sorted([*first, *(choice for choice in best.values() if choice not in first)], key=_by_cost))
+
+
+def _is_late(workload: ConvWorkload, parameters: Mapping[str, int]) -> bool:
+    """Whether weights are transformed when the kernel runs."""
+    return bool(workload.weights or parameters.get(LATE))
+
+
+def _bytes(workload: ConvWorkload, lanes: int, parameters: Mapping[str, int]) -> int:
+    positions = TAPS if _is_late(workload, parameters) else (parameters["m"] + 2) ** 2
+    return packed_bytes(workload, lanes, positions, sources=blocks(workload.channels, lanes) * lanes)
+
+
+def _by_cost(choice: Choice) -> float:
+    return choice.cost
 
 
 def _applies(work: ConvWorkload) -> bool:
@@ -93,7 +115,7 @@ def _registers(machine: Machine, tiles: int, q: int) -> int:
     return tiles * q + q + 1 + (tiles if machine.by_element else 0)
 
 
-def _cost(workload: ConvWorkload, machine: Machine, parameters: dict[str, int]) -> float:
+def _cost(workload: ConvWorkload, machine: Machine, parameters: Mapping[str, int]) -> float:
     lanes, m, q = machine.lanes(workload.dtype), parameters["m"], parameters["blocks"]
     down, across = (ceil(size / m) for size in workload.result)
     sources, results = blocks(workload.channels, lanes), blocks(workload.filters, lanes)
@@ -104,7 +126,7 @@ def _cost(workload: ConvWorkload, machine: Machine, parameters: dict[str, int]) 
         # 2 · tiles · q: the sums are zeroed and stored. 4 and 12: the loops and their offsets.
         part = sources * (lanes * tiles * q + loads + 4) + 2 * tiles * q + 12
         total += bands * results // q * (m + 2) ** 2 * part
-    if workload.weights:
+    if _is_late(workload, parameters):
         total += bands * sources * results * lanes * WEIGHT_COST[m]
     # U is read from memory once per band.
     weights = bands * (m + 2) ** 2 * sources * results * lanes**2
@@ -114,7 +136,7 @@ def _cost(workload: ConvWorkload, machine: Machine, parameters: dict[str, int]) 
 def pack(workload: ConvWorkload, choice: Choice, weights: Array, machine: Machine) -> Array:
     """U as the kernel reads it: [group of output blocks][ξ][ic][output block][L], flat."""
     lanes, q, m = machine.lanes(workload.dtype), choice.parameters["blocks"], choice.parameters["m"]
-    if workload.weights:
+    if _is_late(workload, choice.parameters):
         return _pack_taps(workload, weights, lanes, q)
     matrix = weight_matrix(m)
     # In float64, so that U is rounded once: to the type it is stored in.
@@ -129,7 +151,7 @@ def pack(workload: ConvWorkload, choice: Choice, weights: Array, machine: Machin
 def _pack_taps(workload: ConvWorkload, weights: Array, lanes: int, q: int) -> Array:
     """The weights as they are: [group of output blocks][ic][output block][tap][L], flat."""
     results, sources = blocks(workload.filters, lanes) * lanes, blocks(workload.channels, lanes) * lanes
-    full = np.zeros((results, sources, TAPS), workload.weights)
+    full = np.zeros((results, sources, TAPS), workload.weights or workload.dtype)
     full[: workload.filters, : workload.channels] = weights.reshape(*weights.shape[:2], TAPS)
     groups = full.reshape(-1, q, lanes, sources, TAPS)
     return np.ascontiguousarray(groups.transpose(0, 3, 1, 4, 2).ravel())
@@ -146,6 +168,7 @@ class _Winograd:
     def __init__(self, workload: ConvWorkload, choice: Choice, machine: Machine) -> None:
         self.work, self.machine = workload, machine
         self.m, self.q, self.tiles = (choice.parameters[name] for name in ("m", "blocks", "tiles"))
+        self.is_late = _is_late(workload, choice.parameters)
         self.n, self.lanes, self.dtype = self.m + 2, machine.lanes(workload.dtype), workload.dtype
         self.looped = self.m > UNROLLED
         (height, width), (top, left, _, _) = workload.result, workload.padding
@@ -161,7 +184,7 @@ class _Winograd:
     def function(self) -> Any:
         emitter, lanes, shape = self.emitter, self.lanes, result_shape(self.work, self.lanes)
         self.source = emitter.parameter(source_shape(self.work, lanes), self.dtype, "x")
-        size = (TAPS if self.work.weights else self.n**2) * self.sources * self.results * lanes**2
+        size = (TAPS if self.is_late else self.n**2) * self.sources * self.results * lanes**2
         self.weights = emitter.parameter((size,), self.work.weights or self.dtype, "w")
         self.factors = None
         if self.work.weights:
@@ -176,7 +199,7 @@ class _Winograd:
             self._transform_sources(v, image, band)
             # With one band there is nothing to spread over the threads but the groups of output blocks.
             with emitter.loop(self.results // self.q, parallel=heavy and bands == 1) as group:
-                self.u = self._transform_weights(group) if self.work.weights else None
+                self.u = self._transform_weights(group) if self.is_late else None
                 m = self._workspace(self.n**2 * self.m_step // lanes)
                 with emitter.loop(self.n**2) as xi:
                     self._multiply_all(m, v, group, xi)
@@ -190,13 +213,20 @@ class _Winograd:
         with emitter.loop(channels) as channel, emitter.loop(self.q) as vector:
             place = emitter.let(channel * self.q + vector)
             first = emitter.let((group * (channels * self.q) + place) * (TAPS * lanes))
-            taps = [*widened(emitter, self.weights, first, vectors=TAPS, lanes=lanes, dtype=self.dtype)]
+            taps = self._taps(first)
             columns = [self._transformed_weights(taps[column::3]) for column in range(3)]
             target = emitter.let(place * lanes)
             for i in range(self.n):
                 for j, value in enumerate(self._transformed_weights([column[i] for column in columns])):
                     self._store(u, target + (i * self.n + j) * (channels * self.q * lanes), value)
         return u
+
+    def _taps(self, first: Any) -> list[Any]:
+        """The weights of a vector of filters for one channel."""
+        if self.work.weights:
+            taps = widened(self.emitter, self.weights, first, vectors=TAPS, lanes=self.lanes, dtype=self.dtype)
+            return [*taps]
+        return [self._vector(self.weights, first + tap * self.lanes) for tap in range(TAPS)]
 
     def _transformed_weights(self, values: list[Any]) -> list[Any]:
         return transform_weights(self.emitter, values, m=self.m, dtype=self.dtype, lanes=self.lanes)

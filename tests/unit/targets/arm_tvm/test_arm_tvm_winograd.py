@@ -64,6 +64,22 @@ def test_default_choice_of_random_shapes_is_right() -> None:
         assert _sqnr_db(*_run(work, choice, NEON)) > FLOAT32_SQNR_DB, (work, choice)
 
 
+@pytest.mark.needs_tvm
+@pytest.mark.parametrize(("m", "dtype"), [(2, "float32"), (4, "float32"), (6, "float32")])
+def test_weights_may_be_transformed_when_the_kernel_runs(m: int, dtype: str) -> None:
+    pytest.importorskip("tvm")
+    work = ConvWorkload("blocked", dtype, 2, 9, 13, 14, 16, (3, 3), padding=(1, 1, 1, 1), epilogue=("add", "relu"))
+    choice = Choice("winograd", {"m": m, "rows": 2, "tiles": 4, "blocks": 2, "late": 1})
+    assert _sqnr_db(*_run(work, choice, NEON)) > FLOAT32_SQNR_DB
+
+
+def test_every_tile_size_is_a_choice_with_enlarged_weights_and_with_those_of_the_model() -> None:
+    work = ConvWorkload("blocked", "float16", 1, 64, 17, 17, 64, (3, 3), padding=(1, 1, 1, 1))
+    raw = 64 * 64 * 2
+    sizes = {(one.parameters["m"], one.weight_bytes // raw) for one in winograd.choices(work, NEON)}
+    assert sizes == {(2, 9), (2, 16), (4, 9), (4, 36)}
+
+
 def test_other_convolutions_are_declined() -> None:
     plain = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
     accepted = ConvWorkload("blocked", "float32", 1, 8, 9, 9, 8, **plain)
