@@ -107,7 +107,7 @@ def trial_name(trial: Trial) -> str:
 
 
 def accuracy_ratio(trial: Trial) -> float:
-    """The trial's score over the float model's, on data that did not choose it if there are any; 1 if nothing judged."""
+    """The trial's score over the float model's, on data that did not choose it if there are any; 1 unjudged."""
     drop = trial.accuracy.drop if trial.accuracy else None
     if drop is None or not drop.reference.value_pct:
         return 1.0
