@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.target import TargetPlan, TensorSpec, ToolchainFailed, UnsupportedModel, is_quantized, save_model
-from targets.intel_openvino.toolchain import first_lines, input_name, openvino
+from targets.intel_openvino.toolchain import first_lines, input_name, openvino, transform
 
 _EMBED_BYTES = 1 << 20  # above it OpenVINO maps the weights from their file instead of copying them out of protobuf
 
@@ -65,9 +65,7 @@ def _in_reach(model: ir.Model, precision: str) -> ir.Model:
 
 def _tidy(network: Any) -> None:
     """What the ONNX frontend writes around Q/DQ and biases, computed once: half the size of the IR, same results."""
-    from openvino._offline_transformations import apply_moc_transformations  # what `openvino.convert_model` runs too
-
-    apply_moc_transformations(network, cf=False, smart_reshape=False)
+    transform(network)
 
 
 def _name_inputs(network: Any, names: list[str]) -> None:

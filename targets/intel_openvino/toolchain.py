@@ -35,11 +35,16 @@ def layer_types(path: Path) -> frozenset[str]:
 
 def _fused_types(path: Path) -> frozenset[str]:
     """Types of the layers after OpenVINO's common transformations, as its plugins run them first."""
+    network = openvino().Core().read_model(path)
+    transform(network)
+    return frozenset(operator.get_type_name() for operator in network.get_ops())
+
+
+def transform(network: Any) -> None:
+    """OpenVINO's common transformations, in place: what `openvino.convert_model` runs, and the plugins again."""
     from openvino._offline_transformations import apply_moc_transformations
 
-    network = openvino().Core().read_model(path)
-    apply_moc_transformations(network, False)
-    return frozenset(operator.get_type_name() for operator in network.get_ops())
+    apply_moc_transformations(network, cf=False, smart_reshape=False)
 
 
 def input_name(port: Any) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from compiler.target.testing import install_plugin
-from tests.cli.conftest import Place, write_model
+from tests.cli.conftest import Place, make_place, write_model
 
 
 @pytest.mark.parametrize(
@@ -230,11 +232,9 @@ def test_cache_folder_is_taken_from_the_environment(shared: Place) -> None:
 
 
 MEASURED_PLUGIN = """
-from dataclasses import dataclass
-from typing import Annotated
-from pydantic import Field
+import os
 from compiler.errors import StorageError, TargetUnavailable
-from compiler.target.testing.fake import FakeTarget, Options
+from compiler.target.testing.fake import FakeTarget
 
 RAISED = {
     "missing": TargetUnavailable("no counter on this machine"),
@@ -242,56 +242,56 @@ RAISED = {
     "disk": StorageError("the disk is full"),
 }
 
-@dataclass(frozen=True)
-class More(Options):
-    memory: Annotated[str, Field(description="What counting memory raises.")] = ""
-    layers: Annotated[str, Field(description="What timing layers raises.")] = ""
+def measured(what):
+    measurement, _, fault = os.environ["FAULT"].partition(" ")
+    if measurement == what:
+        raise RAISED[fault]
 
 class Runner:
-    def __init__(self, inner, facts):
-        self._inner, self._facts, self.evidence = inner, facts, inner.evidence
+    def __init__(self, inner):
+        self._inner, self.evidence = inner, inner.evidence
     def run(self, inputs):
         return self._inner.run(inputs)
     def close(self):
         self._inner.close()
     def peak_memory_bytes(self, inputs):
-        if self._facts["memory"]:
-            raise RAISED[self._facts["memory"]]
+        measured("memory")
         return 100 << 20
     def layer_times(self, inputs):
-        if self._facts["layers"]:
-            raise RAISED[self._facts["layers"]]
+        measured("layers")
         return []
 
 class Measured(FakeTarget):
-    Options = More
-    def build(self, model, plan, profile, *, workdir):
-        from dataclasses import replace
-        built = super().build(model, plan, profile, workdir=workdir)
-        return replace(built, facts={**built.facts, "memory": plan.options.memory, "layers": plan.options.layers})
     def load(self, artifact):
-        return Runner(super().load(artifact), artifact.facts)
+        return Runner(super().load(artifact))
 
 TARGET = Measured("measured")
 """
 
 
-@pytest.fixture(scope="module")
-def measured(site: Path) -> str:
-    install_plugin(site, "measured", MEASURED_PLUGIN)
-    return "measured"
+@pytest.fixture(scope="module", params=["memory", "layers"])
+def counted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, site: Path, shared: Place
+) -> tuple[str, Place]:
+    """What fails to be measured, and a place for it: a failure is not stored, so that what is built once serves all."""
+    if not (site / "fleetc_measured.py").exists():
+        install_plugin(site, "measured", MEASURED_PLUGIN)
+    place = make_place(tmp_path_factory.mktemp("counted"), site)
+    shutil.copytree(shared.cache, place.cache)
+    place.write_fleet({"one": place.profile("counted", "measured")}, limits={"memory_reduction_pct": 0})
+    return request.param, place
 
 
-@pytest.mark.parametrize("measurement", ["memory", "layers"])
+@pytest.mark.xdist_group("measured")
 @pytest.mark.parametrize(
     ("fault", "code", "words"),
     [("missing", 0, ""), ("bug", 1, "RuntimeError: the counter has a bug"), ("disk", 4, "the disk is full")],
 )
 def test_a_measurement_fails_softly_only_for_what_the_machine_lacks(
-    place: Place, measured: str, measurement: str, fault: str, code: int, words: str
+    counted: tuple[str, Place], fault: str, code: int, words: str
 ) -> None:
-    profile = place.profile("counted", measured, **{measurement: fault})
-    place.write_fleet({"one": profile}, limits={"memory_reduction_pct": 0})
+    measurement, place = counted
+    place = replace(place, env={**place.env, "FAULT": f"{measurement} {fault}"})
     process = place.start(*place.build_command("--precision", "fp32"))
     _, said = process.communicate(timeout=120)
     assert process.returncode == code, said

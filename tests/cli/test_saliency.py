@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.cli.conftest import Place, write_model
+from tests.cli.conftest import Place, make_place, write_model
+
+pytestmark = pytest.mark.xdist_group("saliency")
+
+
+def write_images(place: Place) -> None:
+    values = np.random.default_rng(1).random((8, 3, 8, 8)).astype(np.float32)
+    np.savez(place.root / "images.npz", x=values)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, site: Path, shared: Place) -> Place:
+    """A place whose cache holds what is measured of a device with the pictures and a limit: maps, times, memory."""
+    place = make_place(tmp_path_factory.mktemp("saliency"), site)
+    shutil.copytree(shared.cache, place.cache)
+    write_images(place)
+    limited(place, 0.9, precision="fp16")
+    outcome = place.build()
+    assert outcome.code == 0, outcome.err
+    return place
 
 
 @pytest.fixture
-def images(place: Place) -> Place:
-    """Eight pictures to calibrate with."""
-    values = np.random.default_rng(1).random((8, 3, 8, 8)).astype(np.float32)
-    np.savez(place.root / "images.npz", x=values)
+def images(place: Place, measured: Place) -> Place:
+    """Eight pictures to calibrate with, and what is measured once for all tests of them."""
+    shutil.copytree(measured.cache, place.cache, dirs_exist_ok=True)
+    write_images(place)
     return place
 
 
@@ -50,7 +71,9 @@ def test_a_gate_that_holds_keeps_figures_and_pictures_and_repeats_from_the_store
     assert images.digests() == before
 
 
-def test_pictures_are_kept_out_where_the_fleet_file_says_so_and_the_figures_stay(images: Place) -> None:
+def test_pictures_are_kept_out_where_the_fleet_file_says_so_and_the_figures_stay(place: Place) -> None:
+    images = place  # a store of its own: no picture of another test is in it
+    write_images(images)
     judged = {"task": "embedding", "path": "images.npz", "pictures": False}
     limits = {"saliency_correlation_min": 0.9, "memory_reduction_pct": 0, "accuracy_drop_pct": 50}
     limited(images, 0.9, precision="fp16", evaluation=judged, limits=limits)

@@ -60,7 +60,7 @@ PRIVATE = {
     ),
     "openvino._offline_transformations.apply_moc_transformations": Private(
         "openvino",
-        "targets/intel_openvino/convert.py",
+        "targets/intel_openvino/toolchain.py",
         "the transformations that `openvino.convert_model` runs on a file, here on a network that was renamed first",
     ),
     "._check_for_unsupported_ops": Private(
@@ -72,6 +72,16 @@ PRIVATE = {
         "apache-tvm",
         "targets/arm_tvm/graph/lower.py",
         "our own kernels and conversions, and the name of a node that fails",
+    ),
+    "._vmcodegen": Private(
+        "apache-tvm",
+        "targets/arm_tvm/graph/kernel_objects.py",
+        "`relax.build` compiles all kernels as one module; here each is an object file that is kept",
+    ),
+    "._vmlink": Private(
+        "apache-tvm",
+        "targets/arm_tvm/graph/kernel_objects.py",
+        "the second half of `relax.build`, for code whose kernels are linked later",
     ),
 }
 DOCUMENTED = {"._exit"}
@@ -200,3 +210,23 @@ def test_check_for_unsupported_ops_is_asked_once_and_convert_operator_for_each_n
         node.name = f"my_{node.op_type}"
     Importer(shape_dict={}, dtype_dict="float32").from_onnx(ir.to_proto(model).graph, 18)
     assert asked == ["check 2", "Neg my_Neg 18", "Relu my_Relu 18"]
+
+
+@pytest.mark.needs_tvm
+def test_vmcodegen_and_vmlink_are_the_two_halves_of_a_build() -> None:
+    tvm = pytest.importorskip("tvm")
+    from tvm import relax, tirx, topi
+
+    block = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((2,), "float32"))
+    with block.function("main", [x]):
+        block.emit_func_output(block.emit_te(topi.nn.relu, x))
+    target = tvm.target.Target("llvm")
+    with target:
+        module = relax.get_default_pipeline(target)(block.get())
+    kernels = {var: part for var, part in module.functions_items() if isinstance(part, tirx.PrimFunc)}
+    builder = relax.ExecBuilder()
+    relax.vm_build._vmcodegen(builder, module)
+    executable = relax.vm_build._vmlink(builder, target, tvm.IRModule(kernels))
+    machine = relax.VirtualMachine(executable.jit(), tvm.cpu())
+    assert machine["main"](tvm.runtime.tensor(np.float32([1, -2]))).numpy().tolist() == [1.0, 0.0]

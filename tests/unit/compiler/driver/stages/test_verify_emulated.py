@@ -23,8 +23,8 @@ PASSED = Verification(Parity(ParityStatus.PASSED, "fp32", Evidence.EMULATOR, "")
 def test_the_child_gets_no_more_time_than_the_emulator_may_take() -> None:
     given: list[float] = []
 
-    def check(*, limits: ChildLimits) -> Verification:
-        given.append(limits.timeout_s)
+    def check(*, child_limits: ChildLimits) -> Verification:
+        given.append(child_limits.timeout_s)
         return PASSED
 
     assert _emulated(check, ChildLimits(timeout_s=1800), 60) is PASSED
@@ -33,8 +33,8 @@ def test_the_child_gets_no_more_time_than_the_emulator_may_take() -> None:
 
 
 def test_what_does_not_end_in_time_is_not_judged() -> None:
-    def check(*, limits: ChildLimits) -> Verification:
-        time.sleep(limits.timeout_s)
+    def check(*, child_limits: ChildLimits) -> Verification:
+        time.sleep(child_limits.timeout_s)
         raise ToolchainFailed("the toolchain took longer")
 
     with pytest.raises(TargetUnavailable, match=r"did not end in the emulator within 0\.02 s"):
@@ -42,7 +42,7 @@ def test_what_does_not_end_in_time_is_not_judged() -> None:
 
 
 def test_what_fails_in_time_has_failed() -> None:
-    def check(*, limits: ChildLimits) -> Verification:
+    def check(*, child_limits: ChildLimits) -> Verification:
         raise ToolchainFailed("it crashed")
 
     with pytest.raises(ToolchainFailed, match="crashed"):
@@ -60,7 +60,7 @@ def test_without_the_emulator_nothing_is_run_and_that_is_said(tmp_path: Path) ->
         repeat=0,
         where="board",
         stages=stages,
-        limits=ChildLimits(),
+        child_limits=ChildLimits(),
         is_emulated=True,
         emulate_s=0,
     )
