@@ -130,7 +130,10 @@ class Scheduler:
         self._arrived.append((now_s, request.size))
         if self._tail is not None and request > self._tail.last:
             return self._append(request, self._tail, now_s)
-        curve = self._cheapest(now_s)
+        is_idle = not self._queue and self._free_at_s == -math.inf
+        # who finds nobody here is let in if the build could do it at its best: or nothing would run, and
+        # predictions that one slow moment made would never be corrected
+        curve = self._cheapest(now_s, hopeful=is_idle)
         if curve is None:
             return Refusal(math.inf, self._next_retry_s(now_s))
         start_s = max(now_s, self._free_at_s)
@@ -158,7 +161,7 @@ class Scheduler:
 
     def expire(self, now_s: float) -> list[Request]:
         """Takes those out of the queue that cannot be in time any more even alone on the cheapest build."""
-        curve, start_s = self._cheapest(now_s) or [0.0] * self._largest, now_s - TICK_S
+        curve, start_s = self._cheapest(now_s, hopeful=True) or [0.0] * self._largest, now_s - TICK_S
         late = [member for member in self._queue if start_s + self._run_s(curve, member.size) > member.deadline_s]
         gone = {member.number for member in late}
         if late:
@@ -272,10 +275,13 @@ class Scheduler:
     def _run_s(self, curve: Curve, size: int) -> float:
         return curve[min(size, self._largest) - 1]
 
-    def _cheapest(self, now_s: float) -> Curve | None:
-        """What runs take on the last build of those that may be used; None where there is none."""
+    def _cheapest(self, now_s: float, *, hopeful: bool = False) -> Curve | None:
+        """What runs take on the last build of those that may be used, or take at best; None where there is none."""
         usable = self._ladder.usable()
-        return self._times.curve(self._ladder.rungs[usable[-1]].name, now_s) if usable else None
+        if not usable:
+            return None
+        name = self._ladder.rungs[usable[-1]].name
+        return self._times.hopeful(name, now_s) if hopeful else self._times.curve(name, now_s)
 
     def _next_retry_s(self, now_s: float) -> float:
         waits = [self._ladder.absence(rung.name) for rung in self._ladder.rungs]

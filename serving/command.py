@@ -17,6 +17,9 @@ from compiler.target import DataError, TargetUnavailable
 HOST, PORT, SLO_MS = "127.0.0.1", 8000, 50.0
 PACKAGES = ("httptools", "prometheus_client", "starlette", "uvicorn", "uvloop")
 BACKLOG = 1024
+KEPT_S = 75
+"""Seconds that a connection may be idle: longer than clients and proxies keep theirs, so that they close it, not we."""
+
 DRAIN_S = 30
 """Seconds that requests have to be answered after SIGTERM."""
 
@@ -71,6 +74,7 @@ async def _answer(listener: socket.socket, folders: Sequence[Path], name: str, s
         access_log=False,
         backlog=BACKLOG,
         lifespan="off",
+        timeout_keep_alive=KEPT_S,
         timeout_graceful_shutdown=DRAIN_S,
     )
 

@@ -24,6 +24,9 @@ QUANTILE = 0.95
 WINDOW = 64
 """Runs that a prediction follows: at 95 %, the fourth slow one is believed."""
 
+MANY_RUNS, FEW_QUANTILE = 20, 0.75
+"""Runs from which on the 95th percentile is told from the slowest, and the quantile of fewer."""
+
 FRESH_S = 10.0
 """Seconds after which a run says nothing of the machine any more."""
 
@@ -133,6 +136,10 @@ class ServiceTimes:
         scale, around_s = self._scale(name, now_s), self._around.quantile(now_s) or 0.0
         return [seconds * scale + around_s for seconds in self._base[name]]
 
+    def hopeful(self, name: str, now_s: float) -> list[float]:
+        """The least that runs may take: as the build measured them, where they have been slower since."""
+        return [min(pair) for pair in zip(self._base[name], self.curve(name, now_s), strict=True)]
+
     def rebase(self, name: str, measured: Mapping[int, float]) -> None:
         """Starts from other measurements of a build: those of this machine, where the build has none."""
         self._base[name] = fill_sizes(measured, len(self._base[name]))
@@ -167,7 +174,11 @@ class _Window:
         while self.recent and self.recent[0][0] < now_s - FRESH_S:
             self._drop_first()
         count = len(self.ordered)
-        return self.ordered[min(count - 1, int(QUANTILE * count))] if count >= LEAST_RUNS else None
+        if count < LEAST_RUNS:
+            return None
+        # of fewer than twenty runs the 95th percentile is the slowest, and one hiccup would speak for all
+        share = QUANTILE if count >= MANY_RUNS else FEW_QUANTILE
+        return self.ordered[min(count - 1, int(share * count))]
 
     def _drop_first(self) -> None:
         _, ratio = self.recent.popleft()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from compiler.artifact.manifest import write_artifact
-from compiler.artifact.schema import LadderFacts, Manifest
+from compiler.artifact.schema import RUNGS, LadderFacts, Manifest
 from compiler.driver.reports import Source, manifest_facts, measured_facts
 from compiler.driver.rungs import Candidate, choose_rungs, describe_rung, name_rungs
 from compiler.driver.search.search import SearchResult
@@ -28,7 +28,8 @@ def deliver(context: BuildContext, fleet: Fleet, source: Source, result: SearchR
     rungs, left_out = _choose(context, serve, result)
     drift = make_drift_figures(context) if serve else None
     with clock.timed(StageName.DELIVER), scratch_folder() as scratch:
-        ladder = _write_rungs(context, fleet, source, result, rungs, left_out, scratch)
+        written = scratch / RUNGS  # not the scratch folder itself: who writes an artifact locks the folder around it
+        ladder = _write_rungs(context, fleet, source, result, rungs, left_out, written)
         facts = replace(manifest_facts(context.job, fleet, source, made, result), ladder=ladder, drift=drift)
         write_artifact(
             made.built.artifact,
@@ -36,7 +37,7 @@ def deliver(context: BuildContext, fleet: Fleet, source: Source, result: SearchR
             facts=facts,
             measurements=measured_facts(made, clock.seconds),
             folder=folder,
-            rungs=scratch if len(rungs) > 1 else None,
+            rungs=written if len(rungs) > 1 else None,
         )
     return facts
 
@@ -60,7 +61,7 @@ def _write_rungs(
     result: SearchResult,
     rungs: Sequence[Candidate],
     left_out: dict[str, str],
-    scratch: Path,
+    place: Path,
 ) -> LadderFacts | None:
     """Writes every rung but the delivered build as an artifact of its own; says what the ladder is."""
     serve = context.job.device.serve
@@ -70,7 +71,7 @@ def _write_rungs(
     for rung, name in zip(rungs, name_rungs(rungs), strict=True):
         made, folder = rung.trial.made, None
         if made is not None and rung.trial is not result.chosen:
-            folder = scratch / name
+            folder = place / name
             own = replace(result, chosen=rung.trial, made=made, layers=(), saliency=None)
             write_artifact(
                 made.built.artifact,

@@ -107,9 +107,12 @@ def trial_name(trial: Trial) -> str:
 
 
 def accuracy_ratio(trial: Trial) -> float:
-    """The trial's score over the float model's; 1 where nothing judged it."""
+    """The trial's score over the float model's, on data that did not choose it if there are any; 1 unjudged."""
     drop = trial.accuracy.drop if trial.accuracy else None
-    return drop.candidate.value_pct / drop.reference.value_pct if drop and drop.reference.value_pct else 1.0
+    if drop is None or not drop.reference.value_pct:
+        return 1.0
+    lost = trial.certified.drop_pct if trial.certified else drop.drop_pct
+    return 1.0 - lost / drop.reference.value_pct
 
 
 def name_rungs(rungs: Sequence[Candidate]) -> list[str]:

@@ -42,7 +42,8 @@ class LadderRung:
         manifest_sha256: Digest of its manifest; empty for the delivered build itself.
         service: What runs take, by batch size; none where it cannot run on the machine that built it.
         evidence: Where those were measured.
-        accuracy_ratio: Its score over the float model's; 1 where nothing judged it.
+        accuracy_ratio: Its score over the float model's, on data that did not choose it if there are any; 1 where
+            nothing judged it.
         drop_pct: Points of the task's metric that it loses; None where nothing judged it.
         low_pct: Lower end of the interval of that.
         high_pct: Upper end.

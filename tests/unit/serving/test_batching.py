@@ -81,6 +81,21 @@ def test_an_idle_server_refuses_only_what_the_cheapest_build_cannot_do(slo_s: fl
         assert math.isclose(refusal.retry_after_s, 0.001 - slo_s)
 
 
+def test_after_a_slow_moment_an_idle_server_tries_again_and_learns_that_it_is_over() -> None:
+    _, queue = scheduler((Rung("only", 1.0, {1: 0.010}),), largest=1)
+    now_s = 0.0
+    for number in range(30):
+        assert queue.offer(Request(0, now_s + 0.05, number, now_s), now_s) is None
+        assert queue.expire(now_s) == []
+        batch = queue.next_batch(now_s)
+        assert batch is not None
+        takes_s = 0.2 if number < 6 else 0.010
+        queue.finished(batch, now_s, now_s + takes_s)
+        now_s += takes_s
+    assert queue.offer(Request(0, now_s + 0.05, 30, now_s), now_s) is None
+    assert queue.offer(Request(0, now_s + 0.05, 31, now_s), now_s) is not None  # a slow moment is not forgotten yet
+
+
 def test_a_refusal_says_when_it_would_have_been_done() -> None:
     _, queue = scheduler((Rung("only", 1.0, {1: 0.010}),), largest=1)
     assert queue.offer(Request(0, 0.05, 0, 0.0), 0.0) is None
