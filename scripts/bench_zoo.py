@@ -104,7 +104,7 @@ def _measured(arguments: argparse.Namespace, known: dict[str, Network]) -> dict[
     started = time.monotonic()
 
     def is_over() -> bool:
-        return time.monotonic() - started > arguments.seconds
+        return time.monotonic() - started > float(arguments.seconds)
 
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="fleetc-zoo-") as folder:

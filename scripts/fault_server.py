@@ -137,8 +137,11 @@ def run(root: Path, kills: int, chance: random.Random, deadline: float) -> dict[
         victims = site.victims(kind := chance.choice(KINDS))
         if victims:
             with contextlib.suppress(psutil.NoSuchProcess):
-                chance.choice(victims).kill()
+                victim = chance.choice(victims)
+                victim.kill()
                 done[kind] += 1
+                if kind in site.processes:
+                    site.processes[kind].wait(60)
         for name, process in list(site.processes.items()):
             if process.poll() is not None:
                 site.start(name)

@@ -23,7 +23,7 @@ from compiler.driver.events import event_json, event_of
 from compiler.errors import CompilerError, ToolchainFailed
 from compiler.fleet.machine import available_memory_bytes
 from server.artifacts import pack
-from server.connection import Connection, Refusal, Unreachable
+from server.connection import Connection, Refusal
 from server.inputs import lay_out
 from server.process import BuildProcess
 from server.schema import BuildSettings, JobRequest, Order, Outcome
@@ -244,6 +244,3 @@ def _events(lines: list[str]) -> list[str]:
 def clear_attempts(folder: Path) -> None:
     """Removes what attempts of a killed worker left."""
     shutil.rmtree(folder / "attempts", ignore_errors=True)
-
-
-__all__ = ["Call", "Unreachable", "Workplace", "clear_attempts", "run_call"]

@@ -163,13 +163,13 @@ class DaskEngine:
             scheduler_port=int(port) if listen else 0,
         )
         if workplace is not None:
-            self._cluster.worker_spec = {0: self._spec(workplace, labels, listen)}
+            self._cluster.worker_spec = {0: self._spec(workplace, labels)}
             self._cluster.scale(1)
         self._client = distributed.Client(self._cluster, set_as_default=False)
         if workplace is not None:
             self._client.wait_for_workers(1, timeout=60)
 
-    def _spec(self, workplace: Workplace, labels: frozenset[str], listen: str) -> dict[str, Any]:
+    def _spec(self, workplace: Workplace, labels: frozenset[str]) -> dict[str, Any]:
         options = dict(self._cluster.new_spec["options"])
         options |= worker_options("embedded", labels, workplace)
         return {"cls": BuildWorker, "options": options}

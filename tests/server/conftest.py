@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ class Server:
     place: Place
     options: tuple[str, ...] = ()
     process: subprocess.Popen[str] | None = None
-    log: list[str] = field(default_factory=list)
 
     @property
     def data(self) -> Path:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import time
 from pathlib import Path
 
 import psutil
 import pytest
+from fault_server import run
 
 from tests.server.conftest import Server, wait_until
 
@@ -88,3 +91,9 @@ def test_a_stopped_server_ends_its_builds_in_order_and_refuses_a_second_one_in_i
     assert_gone(processes)
     own.start()
     assert own.finished(identity)["state"] == "succeeded"
+
+
+@slow
+def test_jobs_on_two_workers_end_as_they_would_have_whatever_is_killed_at_random(tmp_path: Path) -> None:
+    value = run(tmp_path, 6, random.Random(2), time.monotonic() + 180)
+    assert value["problems"] == [] and sum(value["kills"].values()) > 0
