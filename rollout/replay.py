@@ -200,7 +200,7 @@ def _cosine(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[
 
 
 def _rows(array: Array) -> NDArray[np.float64]:
-    return array.reshape(len(array), int(np.prod(array.shape[1:]))).astype(np.float64)
+    return np.asarray(array, np.float64).reshape(len(array), int(np.prod(array.shape[1:])))
 
 
 def _finite_rows(recording: Recording) -> Mask:
