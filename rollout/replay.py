@@ -187,7 +187,8 @@ def _top(recording: Recording, name: str) -> NDArray[np.intp]:
 def _cosines(candidate: Recording, current: Recording, usable: Mask) -> NDArray[np.float64]:
     """The lowest cosine similarity of a request's outputs."""
     pairs = [(_rows(array), _rows(current.outputs[name])) for name, array in candidate.outputs.items()]
-    return np.min([_cosine(mine[usable], other[usable]) for mine, other in pairs], axis=0)
+    values: NDArray[np.float64] = np.min([_cosine(mine[usable], other[usable]) for mine, other in pairs], axis=0)
+    return values
 
 
 def _cosine(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
