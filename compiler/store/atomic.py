@@ -8,8 +8,8 @@ A folder  is exchanged with the one in its place by one system call (Linux, rena
 
 from __future__ import annotations
 
-import ctypes
 import contextlib
+import ctypes
 import errno
 import glob
 import os
