@@ -18,7 +18,7 @@ def import_all(package):
             if error.name != "torch":  # optional, and imported by name only where it is needed
                 raise
 
-for name in ("compiler", "targets", "profiles", "serving"):
+for name in ("compiler", "targets", "profiles", "serving", "rollout"):
     import_all(importlib.import_module(name))
 loaded = {"tvm", "openvino", "tensorrt", "tensorrt_rtx"} & set(sys.modules)
 assert not loaded, f"imported with a module: {loaded}"

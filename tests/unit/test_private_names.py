@@ -20,7 +20,7 @@ import pytest
 from compiler.passes.rules import RulePass
 
 ROOT = Path(__file__).parents[2]
-OURS = ("compiler", "targets", "profiles", "serving")
+OURS = ("compiler", "targets", "profiles", "serving", "rollout")
 
 
 @dataclass(frozen=True)

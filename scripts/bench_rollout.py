@@ -1,0 +1,137 @@
+"""How often a verdict that is read after every request is wrong, and after how many requests a bad build is called.
+
+python scripts/bench_rollout.py --out benchmarks/rollout.json
+
+All of it is simulated from fixed seeds: figures are counts, and the same on every machine.
+- A/A: two builds that are the same. The bounds of the mean difference leave out zero at some moment; beside it a
+  naive 95 % interval.
+- A/A at the limit: late, wrong and failed answers as often as the limit allows; a guardrail is breached at some moment.
+- Late answers: shares above the p99 limit of 2, 3 and 5 %; after how many requests the guardrail is breached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_record import bar, commit, machine, versions
+from numpy.typing import NDArray
+
+from rollout.bounds import ALPHA
+from rollout.means import FEWEST, half_width
+from rollout.shares import Count, exceeds
+
+SEED, RUNS, PAIRS, REQUESTS = 16, 1000, 2000, 6000
+LIMIT = 0.01
+GUARDRAILS = 3
+
+Hits = NDArray[np.int64]
+
+
+def main() -> None:
+    """Simulate, print, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where the record is written")
+    arguments = parser.parse_args()
+    os.nice(15)
+    begin = time.process_time()
+    figures = {"means": same_means(), "guardrails": same_shares(), "late": late()}
+    record = {
+        **commit(),
+        "machine": machine(),
+        "versions": versions(["numpy"]),
+        "seed": SEED,
+        "runs": RUNS,
+        **figures,
+        "cpu_s": round(time.process_time() - begin, 1),
+        "bars": bars(figures),
+    }
+    text = json.dumps(record, indent=1) + "\n"
+    if arguments.out:
+        arguments.out.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def bars(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """The figures that must hold."""
+    wrong = "share of A/A runs with a false verdict"
+    return [
+        bar(f"{wrong}: means", figures["means"]["wrong_share"], ALPHA),
+        bar(f"{wrong}: guardrails", figures["guardrails"]["wrong_share"], ALPHA),
+        bar("median requests until 2 % late answers are called", figures["late"]["2 %"]["median_requests"], 1000),
+        bar("median requests until 3 % late answers are called", figures["late"]["3 %"]["median_requests"], 250),
+    ]
+
+
+def same_means() -> dict[str, Any]:
+    """Pairs of one distribution, read after every pair from the fiftieth on."""
+    first, second = np.random.default_rng(SEED).normal(size=(2, RUNS, PAIRS))
+    counts = np.arange(1, PAIRS + 1)
+    sums, squares = np.cumsum(first - second, axis=1), np.cumsum((first - second) ** 2, axis=1)
+    means = (sums / counts)[:, FEWEST - 1 :]
+    deviations = np.sqrt((squares / counts)[:, FEWEST - 1 :] - means**2)
+    read = counts[FEWEST - 1 :]
+    return {
+        "pairs": PAIRS,
+        "wrong_share": share(np.abs(means) > deviations * half_width(read)),
+        "wrong_share_naive": share(np.abs(means) > 1.96 * deviations / np.sqrt(read)),
+    }
+
+
+def same_shares() -> dict[str, Any]:
+    """Every guardrail at its limit; they share alpha, as in a verdict."""
+    deciding = deciding_hits(ALPHA / GUARDRAILS)
+    generator = np.random.default_rng(SEED)
+    breached = [(draw(generator, LIMIT) >= deciding).any(axis=1) for _ in range(GUARDRAILS)]
+    return {"requests": REQUESTS, "guardrails": GUARDRAILS, "wrong_share": float(np.mean(np.any(breached, axis=0)))}
+
+
+def late() -> dict[str, Any]:
+    """Requests until the guardrail is breached, it alone and as one of several."""
+    generator = np.random.default_rng(SEED)
+    rows: dict[str, Any] = {}
+    for percent in (2, 3, 5):
+        hits = draw(generator, percent / 100)
+        alone, shared = (first_call(hits, deciding_hits(alpha)) for alpha in (ALPHA, ALPHA / GUARDRAILS))
+        rows[f"{percent} %"] = {
+            "median_requests": float(np.median(alone)),
+            "p90_requests": float(np.quantile(alone, 0.9)),
+        }
+        rows[f"{percent} %"]["median_requests_of_three_guardrails"] = float(np.median(shared))
+    return rows
+
+
+def draw(generator: np.random.Generator, probability: float) -> Hits:
+    """Hits after each request of each run."""
+    return (generator.random((RUNS, REQUESTS)) < probability).cumsum(axis=1)
+
+
+def deciding_hits(alpha: float) -> Hits:
+    """The fewest hits that breach the limit after each number of requests: more hits are more evidence."""
+    deciding, hits = np.empty(REQUESTS, np.int64), 0
+    for index in range(REQUESTS):
+        total = index + 1
+        while hits <= total and not exceeds(Count(total, hits), LIMIT, alpha=alpha):
+            hits += 1
+        deciding[index] = hits
+    return deciding
+
+
+def first_call(hits: Hits, deciding: Hits) -> NDArray[np.float64]:
+    """Requests until each run is called; infinite for one that never is."""
+    called = hits >= deciding
+    return np.where(called.any(axis=1), called.argmax(axis=1) + 1.0, np.inf)
+
+
+def share(wrong: NDArray[np.bool_]) -> float:
+    """Share of runs with a wrong moment."""
+    return float(wrong.any(axis=1).mean())
+
+
+if __name__ == "__main__":
+    main()
