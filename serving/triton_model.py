@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as triton  # type: ignore[import-not-found]  # only inside of Triton
 
 INPUT_LIMIT = 2**30 - 1
 """OpenVINO computes 64-bit integers in 32 bits: the largest that may be given."""
@@ -23,6 +23,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Opens the model that stands beside this file."""
+        self._triton = import_module("triton_python_backend_utils")  # there only inside of Triton
         config = json.loads(args["model_config"])
         folder = Path(__file__).parent
         self._is_batched = config["max_batch_size"] > 0
@@ -35,13 +36,13 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers requests: all of them in one run, or one by one where the model takes no batches."""
         inputs = [
-            {name: triton.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
+            {name: self._triton.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
             for request in requests
         ]
         try:
             answers = self._run_together(inputs) if self._is_batched else [self._run(values) for values in inputs]
         except (RuntimeError, TypeError, ValueError) as error:
-            failed = triton.InferenceResponse(error=triton.TritonError(str(error)))
+            failed = self._triton.InferenceResponse(error=self._triton.TritonError(str(error)))
             return [failed for _ in requests]
         return [self._response(answer) for answer in answers]
 
@@ -53,7 +54,8 @@ class TritonPythonModel:
 
     def _response(self, outputs: list[Any]) -> Any:
         pairs = zip(self._outputs, outputs)  # noqa: B905
-        return triton.InferenceResponse([triton.Tensor(name, np.ascontiguousarray(array)) for name, array in pairs])
+        tensors = [self._triton.Tensor(name, np.ascontiguousarray(array)) for name, array in pairs]
+        return self._triton.InferenceResponse(tensors)
 
 
 def _open_ir(folder: Path, settings: dict[str, str], outputs: list[str]) -> Any:
