@@ -171,7 +171,7 @@ def _read(delivered: Any) -> tuple[Signature, Build]:
     rung = Rung(
         name=manifest.decision.precision or artifact.precision,
         accuracy=_accuracy(trial),
-        service_s=_service_s(delivered.measurements),
+        service_s=service_times(delivered.measurements),
         memory_bytes=(trial.footprint.run_bytes or 0) if trial and trial.footprint else 0,
     )
     return signature, Build(
@@ -221,7 +221,7 @@ def _accuracy(trial: Any) -> float:
     return float(drop.candidate.value_pct / drop.reference.value_pct)
 
 
-def _service_s(measurements: Any) -> dict[int, float]:
+def service_times(measurements: Any) -> dict[int, float]:
     """Batch size → seconds, by the build's own timing where it was of a machine like the device."""
     if measurements.evidence not in _TIMED:
         return {}

@@ -21,10 +21,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from compiler import find_target, read_artifact
+from compiler.target import DataError
 from compiler.target.testing import install_plugin
+from serving.export import export
 from tests.cli.conftest import Place
 
 WILD = '''
@@ -248,6 +251,23 @@ def test_nvidias_client_finds_everything_it_asks_for(served: Serving) -> None:
     stats = client.get_inference_statistics("m")["model_stats"][0]
     assert stats["inference_stats"]["success"]["count"] >= 1
     assert 2 in [row["batch_size"] for row in stats["batch_stats"]]
+
+
+def test_a_delivered_artifact_is_exported_with_its_measured_times(builds: tuple[Path, Path], tmp_path: Path) -> None:
+    source = shutil.copytree(builds[0], tmp_path / "source")
+    manifest = json.loads((source / "manifest.json").read_text())
+    manifest["artifact"]["target"] = "reference"
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    told = CliRunner().invoke(export, [str(source), "--triton", str(tmp_path / "models"), "--name", "m"])
+    assert (told.exit_code, told.output) == (0, f"{tmp_path / 'models/m'}\n")
+    config = (tmp_path / "models/m/config.pbtxt").read_text()
+    assert "max_batch_size: 4\n" in config
+    # 8 ms an item at every size: no batch is worth waiting for
+    assert "max_queue_delay_microseconds: 0\n" in config
+    assert "preferred_batch_size" not in config
+    refused = CliRunner().invoke(export, [str(builds[0]), "--triton", str(tmp_path / "models"), "--name", "wild"])
+    assert isinstance(refused.exception, DataError)
+    assert "no backend" in str(refused.exception)
 
 
 def test_a_crash_costs_one_batch_and_the_next_build_answers(served: Serving) -> None:

@@ -1,0 +1,194 @@
+"""`fleetc export`: an artifact as the model repository of another server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import click
+
+from compiler import read_artifact
+from compiler.store.atomic import replacing_folder
+from compiler.store.disk import output_errors
+from compiler.target import Artifact, DataError
+from serving.builds import service_times, signature_of
+from serving.exporting import (
+    NAME,
+    Backend,
+    choose_backend,
+    choose_batching,
+    ovms_config,
+    settings_of,
+    to_text,
+    triton_config,
+)
+from serving.protocol import Signature
+
+MARK = "fleetc.json"
+"""Stands in every exported folder: what it is from, and that it may be replaced."""
+
+VERSION = "1"
+SLO_MS = 50.0
+"""Time of a request where the fleet file says nothing, as `fleetc serve` takes it."""
+
+SETTINGS = "config.json"
+MODEL_FILE = {Backend.TENSORRT: "model.plan"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An artifact, read for export.
+
+    Args:
+        artifact: What is exported.
+        signature: What it takes and gives.
+        service_s: Batch size → seconds of one run, as measured; none where nobody did.
+        slo_s: Time that a request has.
+        manifest_sha256: Digest of its manifest.
+    """
+
+    artifact: Artifact
+    signature: Signature
+    service_s: dict[int, float]
+    slo_s: float
+    manifest_sha256: str
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--triton", type=click.Path(path_type=Path, file_okay=False), help="Triton's model repository to add to.")
+@click.option("--ovms", type=click.Path(path_type=Path, file_okay=False), help="Folder for OpenVINO Model Server.")
+@click.option("--name", help="What clients call the model; the artifact's folder by default.")
+@click.option("--python", is_flag=True, help="Run it in Triton's Python backend, with all settings of the artifact.")
+def export(artifact: Path, triton: Path | None, ovms: Path | None, name: str | None, python: bool) -> None:
+    """Write ARTIFACT as the model repository of another server: Triton or OpenVINO Model Server."""
+    if (triton is None) == (ovms is None):
+        raise DataError("give one of --triton and --ovms", where="fleetc export", remedy="fleetc export --help")
+    if python and triton is None:
+        raise DataError("--python is a backend of Triton", where="--python", remedy="Use it with --triton.")
+    name = name or artifact.resolve().name
+    if not NAME.fullmatch(name):
+        raise DataError(
+            f"'{name}' is no name of a model for other servers",
+            where="--name",
+            remedy="Use letters, digits, `_`, `-` and `.`.",
+        )
+    exported = read_exported(artifact)
+    place = export_triton(exported, triton, name=name, is_python=python) if triton else None
+    click.echo(place or export_ovms(exported, ovms or Path(), name=name))
+
+
+def read_exported(folder: Path) -> Exported:
+    """Reads an artifact, every file compared with its digest.
+
+    Raises:
+        ArtifactError: The folder is not whole.
+        DataError: It is deferred, or has tensors that no server takes.
+    """
+    delivered = read_artifact(folder)
+    manifest, artifact = delivered.manifest, delivered.artifact
+    if artifact.deferred:
+        raise DataError(
+            f"the artifact is deferred: {artifact.deferred}",
+            where=str(folder),
+            remedy="Run `fleetc finish` on the device first.",
+        )
+    sizes = {name: (sizes.min, sizes.max) for name, sizes in manifest.plan.dims.items() if not sizes.is_fixed}
+    own = [rung for rung in manifest.ladder.rungs if not rung.folder] if manifest.ladder else []
+    measured = {time.items: time.p95_ms / 1e3 for rung in own for time in rung.service}
+    return Exported(
+        artifact,
+        signature_of(artifact, sizes, where=str(folder)),
+        measured or service_times(delivered.measurements),
+        (manifest.ladder.slo_ms if manifest.ladder else SLO_MS) / 1e3,
+        hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest(),
+    )
+
+
+def export_triton(exported: Exported, repository: Path, *, name: str, is_python: bool) -> Path:
+    """Adds a model to a repository, in place of the one that was exported under that name before.
+
+    Raises:
+        DataError: Triton cannot run it as the build did, or the place holds something else.
+        OutputError: The place cannot be written.
+    """
+    artifact, place = exported.artifact, repository / name
+    backend = choose_backend(artifact, is_python=is_python)
+    batching = choose_batching(exported.signature, exported.service_s, slo_s=exported.slo_s)
+    config = triton_config(name, artifact, backend, exported.signature, batching)
+    _refuse_foreign(place, {"exported_for": "triton", "model": name})
+    with output_errors(place), replacing_folder(place) as draft:
+        _copy_payload(artifact, draft / VERSION, first=MODEL_FILE.get(backend, ""))
+        if backend is Backend.PYTHON:
+            shutil.copyfile(Path(__file__).with_name("triton_model.py"), draft / VERSION / "model.py")
+            _write(draft / VERSION / SETTINGS, settings_of(artifact))
+        (draft / "config.pbtxt").write_text(to_text(config), encoding="utf-8")
+        _write(draft / MARK, _mark(exported, "triton", name))
+    return place
+
+
+def export_ovms(exported: Exported, place: Path, *, name: str) -> Path:
+    """Writes a folder with the server's config and one model.
+
+    Raises:
+        DataError: The server cannot run it as the build did, or the place holds something else.
+        OutputError: The place cannot be written.
+    """
+    config = ovms_config(name, exported.artifact)
+    _refuse_foreign(place, {"exported_for": "ovms", "model": name})
+    with output_errors(place), replacing_folder(place) as draft:
+        _copy_payload(exported.artifact, draft / name / VERSION)
+        _write(draft / "config.json", config)
+        _write(draft / MARK, _mark(exported, "ovms", name))
+    return place
+
+
+def _copy_payload(artifact: Artifact, folder: Path, *, first: str = "") -> None:
+    """The payload without its settings, which the server's config says; the first file is the model."""
+    folder.mkdir(parents=True)
+    for place, file in enumerate(artifact.files):
+        # a model's external data stand beside it under the name that it refers to
+        name = first if first and place == 0 else PurePosixPath(file).name
+        if name != SETTINGS:
+            shutil.copyfile(artifact.root / file, folder / name)
+
+
+def _refuse_foreign(place: Path, mine: Mapping[str, str]) -> None:
+    """Refuses a place that holds anything but an earlier export of the same model."""
+    if place.is_symlink() or (
+        place.exists() and any(place.iterdir()) and not mine.items() <= _read_mark(place).items()
+    ):
+        raise DataError(
+            "there is something that is no earlier export of this model",
+            where=str(place),
+            remedy="Choose another folder or --name, or remove it.",
+        )
+
+
+def _read_mark(place: Path) -> dict[str, Any]:
+    try:
+        value = json.loads((place / MARK).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _mark(exported: Exported, server: str, name: str) -> dict[str, Any]:
+    artifact = exported.artifact
+    return {
+        "exported_for": server,
+        "model": name,
+        "manifest_sha256": exported.manifest_sha256,
+        "precision": artifact.precision,
+        "target": artifact.target,
+        "tools": dict(artifact.tools),
+    }
+
+
+def _write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
