@@ -118,6 +118,12 @@ def keys(site: SiteDep, who: Admin) -> tuple[KeyView, ...]:
     return list_keys(site.database)
 
 
+@router.get("/v1/keys/public", response_class=PlainTextResponse)
+def public_key(site: SiteDep) -> str:
+    """The key, PEM, that verifies what the server signs: artifacts, and entries of the shared cache."""
+    return site.key.public.pem.decode()
+
+
 @router.post("/v1/keys", status_code=201)
 def new_key(body: NewKey, site: SiteDep, who: Admin) -> Secret:
     """Makes a key; its text is in the answer, and nowhere else."""
