@@ -13,7 +13,8 @@ from sqlalchemy import select, update
 from compiler.errors import StorageError
 from compiler.store.remote.folder import FolderBlobs
 from server.api.site import Site
-from server.jobs import queue, running
+from server.attempt_rows import running
+from server.jobs import queue
 from server.tables import jobs
 from server.views import read_request
 

@@ -17,7 +17,7 @@ from compiler.store.disk import storage_errors
 from server.api.blobs import MAX_BLOB_BYTES
 from server.api.site import AttemptDep, Site, SiteDep, superseded
 from server.artifacts import MEASUREMENTS, read_member
-from server.jobs import Attempt, Superseded, end_attempt, hear, note_artifact
+from server.attempt_rows import Attempt, Superseded, end_attempt, hear, note_artifact
 from server.problems import Problem
 from server.schema import Answer, JobRequest, News, Order, Outcome
 from server.signing import sign_tar

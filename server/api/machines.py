@@ -15,8 +15,9 @@ from pydantic import Field, StringConstraints
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from server.api.site import Admin, Reader, Site, SiteDep, requires, scope_project
+from server.attempt_rows import running
 from server.certificates import sign_request
-from server.jobs import queue, running
+from server.jobs import queue
 from server.keys import KeyView, Principal, create_key, list_keys, revoke_key
 from server.problems import Problem
 from server.schema import ProjectName, Scope, WorkerView

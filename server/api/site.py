@@ -12,11 +12,11 @@ from fastapi import Depends, Header, Request
 from fastapi import Path as PathParameter
 
 from compiler.store.keys import PrivateKey
+from server.attempt_rows import Attempt, Superseded, find_attempt
 from server.bell import Bell
 from server.blobs import Blobs
 from server.dispatch import Dispatcher
 from server.engine import BuildEngine
-from server.jobs import Attempt, Superseded, find_attempt
 from server.keys import Principal, find_key
 from server.metrics import Metrics
 from server.problems import Problem
