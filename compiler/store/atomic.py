@@ -8,6 +8,7 @@ A folder  is exchanged with the one in its place by one system call (Linux, rena
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import glob
@@ -93,6 +94,14 @@ def adopt_file(draft: Path, place: Path, *, replace: bool) -> bool:
             draft.replace(place)
     sync_folder(place.parent)
     return True
+
+
+def replace_by_link(path: Path, equal: Path) -> None:
+    """Gives a file with the same bytes a second name in the place of another; leaves both where the disk cannot."""
+    link = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):  # a file system without hard links: two files, then
+        os.link(equal, link)
+        link.replace(path)
 
 
 def _fill(file: BinaryIO, content: bytes | Callable[[BinaryIO], object]) -> None:

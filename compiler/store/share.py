@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from compiler.store.atomic import replace_by_link
 from compiler.store.store import file_digest
 
 
@@ -15,9 +15,4 @@ def share_files(folder: Path) -> None:
         first = known.setdefault(file_digest(path), path)
         if first is path or path.suffix == ".json":
             continue
-        link = path.with_name(path.name + ".link")
-        try:
-            os.link(first, link)
-        except OSError:  # a file system without hard links: two files, then
-            continue
-        link.replace(path)
+        replace_by_link(path, first)
