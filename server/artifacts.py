@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compiler.artifact.manifest import SIGNING_FILES
 from compiler.errors import ArtifactError
 from server.paths import path_problem
 
@@ -109,7 +110,8 @@ def _compare(digests: dict[str, str], texts: dict[str, bytes], device: str) -> N
     expected = {f"{device}/{name}": str(file["sha256"]) for name, file in stated.items()}
     own = {BUILD, f"{device}/{MANIFEST}", f"{device}/{MEASUREMENTS}"}
     wrong = sorted(name for name, digest in expected.items() if digests.get(name) != digest)
-    unknown = sorted(set(digests) - set(expected) - own)
+    signing = {f"{device}/{name}" for name in SIGNING_FILES}
+    unknown = sorted(set(digests) - set(expected) - own - signing)
     if wrong or unknown:
         raise ArtifactError(f"files are not those of the manifest: {', '.join((wrong + unknown)[:10])}", where=device)
 

@@ -97,7 +97,7 @@ def run_call(text: str, workplace: Workplace) -> None:
         order = _ORDERS.validate_python(connection.get(f"/v1/attempts/{call.attempt}"))
         (workplace.folder / "attempts").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=workplace.folder / "attempts", ignore_cleanup_errors=True) as folder:
-            _Attempt(connection, call.attempt, order, workplace, Path(folder)).run()
+            _Attempt(connection, call, order, workplace, Path(folder)).run()
     except Refusal as refusal:
         if refusal.status not in GONE:
             raise
@@ -106,8 +106,8 @@ def run_call(text: str, workplace: Workplace) -> None:
 class _Attempt:
     """An attempt whose order is known."""
 
-    def __init__(self, connection: Connection, identity: str, order: Order, workplace: Workplace, folder: Path) -> None:
-        self._connection, self._place = connection, f"/v1/attempts/{identity}"
+    def __init__(self, connection: Connection, call: Call, order: Order, workplace: Workplace, folder: Path) -> None:
+        self._connection, self._place, self._token = connection, f"/v1/attempts/{call.attempt}", call.token
         self._order, self._workplace, self._folder = order, workplace, folder
         self._began, self._beat = time.monotonic(), time.monotonic()
 
@@ -123,7 +123,7 @@ class _Attempt:
         files = self._folder / "inputs"
         files.mkdir()
         fleet = lay_out(files, self._request(), self._fetch())
-        process = BuildProcess(self._arguments(fleet), self._folder)
+        process = BuildProcess(self._arguments(fleet), self._folder, self._shared_cache())
         try:
             code = self._watch(process)
             if code is None:
@@ -173,6 +173,21 @@ class _Attempt:
         options += [f"--skip-pass={name}" for name in settings.skip_passes]
         options += ["--strict"] if settings.strict else []
         return ["build", str(fleet), "--json", "--json-events", *options]
+
+    def _shared_cache(self) -> dict[str, str]:
+        """The server's cache of the project, for what other workers have finished.
+
+        The token is of this attempt alone and ends with it. It is in the environment: others may read a command line.
+        """
+        key = self._folder / "server.pub"
+        key.write_text(self._order.trusted_key, encoding="ascii")
+        ca = self._workplace.ca
+        return {
+            "FLEETC_REMOTE_CACHE": f"{self._connection.url}{self._place}/cache",
+            "FLEETC_REMOTE_CACHE_TOKEN": self._token,
+            "FLEETC_TRUSTED_KEYS": str(key.absolute()),
+            **({"FLEETC_REMOTE_CACHE_CA": str(ca.absolute())} if ca else {}),
+        }
 
     def _memory_mib(self) -> int:
         """A build's share of the machine; 0, the compiler's own limit, where it has the machine for itself."""

@@ -124,6 +124,13 @@ def _talk(function: F) -> F:
     help="How long artifacts and unused files stay.",
 )
 @click.option(
+    "--keep-gib",
+    type=click.FloatRange(min=0),
+    default=50.0,
+    show_default=True,
+    help="Size of one project's shared cache.",
+)
+@click.option(
     "--silence",
     "silence_s",
     type=click.FloatRange(min=1),
@@ -141,23 +148,27 @@ def server(session: Session, /, client_file: Path, as_json: bool, **options: Any
     _require_extra()
     from server.housekeeping import Retention
     from server.serve import Settings, Started, log_as_json, serve, write_client_file
+    from server.signing import public_key_file
 
     certificate, key = options.pop("certificate"), options.pop("certificate_key")
-    days = options.pop("keep_days")
+    days, gib = options.pop("keep_days"), options.pop("keep_gib")
     pair = (certificate, key) if certificate and key else None
-    settings = Settings(**options, certificate=pair, retention=Retention(days, days))
+    settings = Settings(**options, certificate=pair, retention=Retention(days, days, gib))
+    settings = replace(settings, data=settings.data.absolute())
 
     def ready(started: Started) -> None:
         write_client_file(client_file, started)
         if as_json:
-            print_json({"server": started.url, "key": started.key, "data": str(settings.data)})
+            places = {"data": str(settings.data), "public_key": str(public_key_file(settings.data))}
+            print_json({"server": started.url, "key": started.key, **places})
         else:
             click.echo(f"fleetc server at {started.url}, data in {settings.data}")
+            click.echo(f"what it signs is verified by {public_key_file(settings.data)}")
             if started.key:
                 click.echo(f"the key, shown this once: {started.key}")
 
     log_as_json()
-    serve(replace(settings, data=settings.data.absolute()), ready=ready)
+    serve(settings, ready=ready)
 
 
 @click.command()

@@ -18,18 +18,10 @@ from typing import Any
 
 from compiler.errors import StorageError, ToolchainFailed
 from server.attempt import SILENCE_S, Call
+from server.attempt_rows import Attempt, begin_attempt, give_up, running
 from server.bell import Bell
 from server.engine import BuildEngine, WorkerFacts
-from server.jobs import (
-    Attempt,
-    Waiting,
-    begin_attempt,
-    fail_waiting,
-    give_up,
-    queue,
-    running,
-    set_waiting_for,
-)
+from server.jobs import Waiting, fail_waiting, queue, set_waiting_for
 from server.tables import Database
 
 TICK_S = 1.0
@@ -209,7 +201,7 @@ def _shares(connection: Any) -> Counter[str]:
     """Attempts that run, by project."""
     from sqlalchemy import select
 
-    from server.jobs import RUNNING
+    from server.attempt_rows import RUNNING
     from server.tables import attempts, jobs
 
     rows = connection.execute(

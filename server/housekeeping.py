@@ -11,23 +11,33 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 
 from compiler.errors import StorageError
+from compiler.store.remote.folder import FolderBlobs
 from server.api.site import Site
-from server.jobs import queue, running
+from server.attempt_rows import running
+from server.jobs import queue
 from server.tables import jobs
 from server.views import read_request
 
 EVERY_S = 3600.0
 DAY_S = 86_400.0
+GIB = 1 << 30
 
 log = logging.getLogger("fleetc.server")
 
 
 @dataclass(frozen=True)
 class Retention:
-    """How long things stay, in days since they were last used: artifacts of jobs that are not pinned, and files."""
+    """What is kept.
+
+    Args:
+        artifact_days: How long artifacts of jobs that are not pinned stay.
+        blob_days: How long uploaded files stay, since they were last used.
+        cache_gib: Size of a project's shared cache; what was not used for longest goes first.
+    """
 
     artifact_days: float = 30.0
     blob_days: float = 30.0
+    cache_gib: float = 50.0
 
 
 KEEP = Retention()
@@ -63,6 +73,8 @@ def clear_old(site: Site, retention: Retention) -> None:
             connection.execute(update(jobs).where(jobs.c.id == row.id).values(emptied=time.time()))
         log.info("job %s: its artifacts are removed, its record stays", row.id)
     site.blobs.remove_old(age_s=retention.blob_days * DAY_S)
+    for folder in (site.folder / "cache").glob("*"):
+        FolderBlobs(folder).remove_oldest(max_bytes=int(retention.cache_gib * GIB))
 
 
 def _touch_files_in_use(site: Site) -> None:

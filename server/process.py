@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ class BuildProcess:
     Args:
         arguments: The command line after `fleetc`.
         folder: Where it runs, and where its output goes.
+        variables: Added to its environment, which has nothing else that concerns the server.
     """
 
-    def __init__(self, arguments: Sequence[str], folder: Path) -> None:
+    def __init__(self, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:
         self._folder, self._lines = folder, queue.Queue[str](MAX_LINES)
         with (folder / "out.json").open("wb") as out:
             # -P: the folder holds a stranger's files, which are no place for code
@@ -47,7 +48,7 @@ class BuildProcess:
                 stdout=out,
                 stderr=subprocess.PIPE,
                 cwd=folder,
-                env=_environment(),
+                env={**_environment(), **variables},
                 start_new_session=True,
             )
         self._reader = threading.Thread(target=self._read, name="fleetc-build-events", daemon=True)

@@ -207,6 +207,7 @@ class Order:
         files: As in `JobRequest`.
         settings: Options of the build.
         deadline_s: Longest time it may run; None for ever.
+        trusted_key: The server's public key, PEM: entries of the shared cache that it has signed are used.
     """
 
     project: str
@@ -215,6 +216,7 @@ class Order:
     files: dict[str, str]
     settings: BuildSettings
     deadline_s: float | None
+    trusted_key: str
 
 
 @dataclass(frozen=True, config=_FROM_OUTSIDE)

@@ -34,6 +34,7 @@ from server.keys import create_key, list_keys
 from server.labels import find_labels
 from server.metrics import Metrics
 from server.schema import Scope
+from server.signing import signing_key
 from server.tables import Database, open_database
 from server.worker import security_of
 
@@ -117,6 +118,7 @@ def _run(settings: Settings, database: Database, listener: socket.socket, *, rea
     if workplace is not None:
         clear_attempts(workplace.folder)
     labels = find_labels() | set(settings.labels) if workplace else frozenset[str]()
+    key = signing_key(settings.data)
     engine = DaskEngine(workplace, labels, **_join(settings))
     bell, blobs = Bell(), Blobs(settings.data / "blobs", most_bytes=64 << 30)
     (settings.data / "blobs").mkdir(exist_ok=True)
@@ -124,7 +126,17 @@ def _run(settings: Settings, database: Database, listener: socket.socket, *, rea
     dispatcher = Dispatcher(database, engine, rules, bell)
     names = frozenset({*LOOPBACK, settings.host, *settings.hosts})
     site = Site(
-        settings.data, database, blobs, engine, dispatcher, bell, Metrics(database, engine), version("fleetc"), names
+        folder=settings.data,
+        database=database,
+        blobs=blobs,
+        engine=engine,
+        dispatcher=dispatcher,
+        bell=bell,
+        metrics=Metrics(database, engine),
+        version=version("fleetc"),
+        hosts=names,
+        url=url,
+        key=key,
     )
     server = _Server(_config(settings, site), bell)
     dispatcher.start()

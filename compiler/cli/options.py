@@ -57,6 +57,13 @@ def remote_options(function: F) -> F:
             metavar="FILE",
             help="Public key whose entries of it are used; may be repeated (FLEETC_TRUSTED_KEYS, separated by colons).",
         ),
+        click.option(
+            "--remote-cache-ca",
+            type=FILE,
+            envvar="FLEETC_REMOTE_CACHE_CA",
+            metavar="FILE",
+            help="Certificate of the authority that signed its server's (FLEETC_REMOTE_CACHE_CA).",
+        ),
         token_option,
     ):
         function = option(function)
@@ -216,18 +223,19 @@ def options_of(options: dict[str, Any]) -> BuildOptions:
     if options.pop("no_emulate"):
         options["emulate_s"] = 0.0
     first, last = parse_first(options.pop("first")), parse_last(options.pop("last"))
-    remote = _remote(*(options.pop(key) for key in ("remote_cache", "trusted_keys", "remote_cache_token")))
+    names = ("remote_cache", "trusted_keys", "remote_cache_token", "remote_cache_ca")
+    remote = _remote(*(options.pop(name) for name in names))
     return BuildOptions(**options, first=first, last=last, child_limits=limits_of(limits), remote=remote)
 
 
-def _remote(url: str, keys: tuple[Path, ...], token: str) -> RemoteCache | None:
+def _remote(url: str, keys: tuple[Path, ...], token: str, ca: Path | None) -> RemoteCache | None:
     """The shared cache that was named; None where none was."""
     if not url:
         return None
     from compiler.store.keys import read_public_keys
     from compiler.store.remote import RemoteCache
 
-    return RemoteCache(url, read_public_keys(keys), token)
+    return RemoteCache(url, read_public_keys(keys), token, ca)
 
 
 def request_of(options: dict[str, Any]) -> ModelRequest:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, Request, Response
 
 from server.api import artifacts, attempts, blobs, jobs, machines
+from server.api.cache import mount_cache
 from server.api.site import Site
 from server.page import routes
 from server.problems import add_problems, problem_response
@@ -38,6 +39,8 @@ def make_app(site: Site | None, *, version: str) -> FastAPI:
     app.state.site = site
     for part in (jobs, blobs, artifacts, attempts, machines, routes):
         app.include_router(part.router)
+    if site is not None:
+        mount_cache(app, site)
     add_problems(app)
 
     @app.middleware("http")

@@ -16,10 +16,11 @@ from compiler.driver.events import event_of
 from compiler.store.disk import storage_errors
 from server.api.blobs import MAX_BLOB_BYTES
 from server.api.site import AttemptDep, Site, SiteDep, superseded
-from server.artifacts import MEASUREMENTS, check, read_member
-from server.jobs import Attempt, Superseded, end_attempt, hear, note_artifact
+from server.artifacts import MEASUREMENTS, read_member
+from server.attempt_rows import Attempt, Superseded, end_attempt, hear, note_artifact
 from server.problems import Problem
 from server.schema import Answer, JobRequest, News, Order, Outcome
+from server.signing import sign_tar
 from server.views import read_request, view_job
 
 router = APIRouter(prefix="/v1/attempts/{attempt}", tags=["attempts"])
@@ -39,6 +40,7 @@ def order(attempt: AttemptDep, site: SiteDep) -> Order:
         files=request.files,
         settings=request.settings,
         deadline_s=request.deadline_running_s,
+        trusted_key=site.key.public.pem.decode(),
     )
 
 
@@ -70,7 +72,7 @@ def news(attempt: AttemptDep, body: News, site: SiteDep) -> Answer:
 
 @router.put("/artifact", max_body_size=MAX_BLOB_BYTES)
 async def artifact(attempt: AttemptDep, request: Request, site: SiteDep) -> Answer:
-    """Takes what was built; every digest is recomputed."""
+    """Takes what was built; every digest is recomputed, and the artifact is signed."""
     final = site.artifact(await run_in_threadpool(_project, site, attempt), attempt.job, attempt.device)
     draft = final.with_name(f".{attempt.id}.tar")
     with storage_errors(site.folder):
@@ -90,7 +92,7 @@ async def artifact(attempt: AttemptDep, request: Request, site: SiteDep) -> Answ
 
 
 def _accept(site: Site, attempt: Attempt, draft: Any, final: Any) -> None:
-    facts = check(draft, attempt.device)
+    facts = sign_tar(draft, attempt.device, site.key, builder=site.url, scratch=site.scratch)
     size = draft.stat().st_size
     try:
         note_artifact(site.database, attempt, manifest=facts.manifest, size=size)

@@ -15,8 +15,9 @@ from pydantic import Field, StringConstraints
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from server.api.site import Admin, Reader, Site, SiteDep, requires, scope_project
+from server.attempt_rows import running
 from server.certificates import sign_request
-from server.jobs import queue, running
+from server.jobs import queue
 from server.keys import KeyView, Principal, create_key, list_keys, revoke_key
 from server.problems import Problem
 from server.schema import ProjectName, Scope, WorkerView
@@ -116,6 +117,12 @@ def waiting(site: SiteDep, who: Reader, limit: Annotated[int, Query(ge=1, le=100
 def keys(site: SiteDep, who: Admin) -> tuple[KeyView, ...]:
     """All keys, without their secrets."""
     return list_keys(site.database)
+
+
+@router.get("/v1/keys/public", response_class=PlainTextResponse)
+def public_key(site: SiteDep) -> str:
+    """The key, PEM, that verifies what the server signs: artifacts, and entries of the shared cache."""
+    return site.key.public.pem.decode()
 
 
 @router.post("/v1/keys", status_code=201)

@@ -11,11 +11,12 @@ from typing import Annotated, TypeAlias
 from fastapi import Depends, Header, Request
 from fastapi import Path as PathParameter
 
+from compiler.store.keys import PrivateKey
+from server.attempt_rows import Attempt, Superseded, find_attempt
 from server.bell import Bell
 from server.blobs import Blobs
 from server.dispatch import Dispatcher
 from server.engine import BuildEngine
-from server.jobs import Attempt, Superseded, find_attempt
 from server.keys import Principal, find_key
 from server.metrics import Metrics
 from server.problems import Problem
@@ -41,6 +42,8 @@ class Site:
         metrics: Figures for Prometheus.
         version: Of fleetc.
         hosts: Names by which it may be called.
+        url: Its address, by which signatures name it as the builder.
+        key: Signs artifacts, and entries of the shared cache.
     """
 
     folder: Path
@@ -52,11 +55,17 @@ class Site:
     metrics: Metrics
     version: str
     hosts: frozenset[str]
+    url: str
+    key: PrivateKey
 
     @property
     def scratch(self) -> Path:
         """Folder for files that are looked at."""
         return self.folder / "scratch"
+
+    def cache(self, project: str) -> Path:
+        """The shared cache of a project."""
+        return self.folder / "cache" / project
 
     def artifact(self, project: str, job: str, device: str) -> Path:
         """Where a device's artifact is."""

@@ -13,20 +13,8 @@ from pathlib import Path
 import pytest
 
 from compiler.errors import ServerError
-from server.jobs import (
-    Attempt,
-    OtherBody,
-    Superseded,
-    Waiting,
-    add_job,
-    begin_attempt,
-    cancel_job,
-    end_attempt,
-    find_attempt,
-    give_up,
-    hear,
-    queue,
-)
+from server.attempt_rows import Attempt, Superseded, begin_attempt, end_attempt, find_attempt, give_up, hear
+from server.jobs import OtherBody, Waiting, add_job, cancel_job, queue
 from server.keys import Principal
 from server.schema import DeviceState, FleetText, JobRequest, JobState, Outcome, Scope
 from server.tables import Database, open_database

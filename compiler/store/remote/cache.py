@@ -27,11 +27,13 @@ class RemoteCache:
         url: `http://…`, `https://…`, `s3://…`, `gs://…`, `az://…`, or `file://…` for a folder.
         trusted: Keys whose entries are used.
         token: Bearer token for `http`. Who has one offers the cache what a build finishes: the server signs it.
+        ca: File of the authority that signed the server's certificate; None for those of the system.
     """
 
     url: str
     trusted: tuple[PublicKey, ...]
     token: str = field(default="", repr=False)
+    ca: Path | None = None
 
 
 def open_remote(cache: RemoteCache | None) -> RemoteStore | None:
@@ -50,7 +52,7 @@ def open_remote(cache: RemoteCache | None) -> RemoteStore | None:
             remedy="Name the cache's public key: --trusted-key FILE or FLEETC_TRUSTED_KEYS.",
         )
     return RemoteStore(
-        open_blobs(cache.url, token=cache.token),
+        open_blobs(cache.url, token=cache.token, ca=cache.ca),
         trusted=cache.trusted,
         pushes=bool(cache.token),
         builder=f"workstation {socket.gethostname()}",
@@ -68,7 +70,7 @@ def open_signing(url: str, key: PrivateKey, *, token: str = "") -> RemoteStore:
     return RemoteStore(open_blobs(url, token=token), trusted=(key.public,), pushes=True, key=key, builder=builder)
 
 
-def open_blobs(url: str, *, token: str = "") -> Blobs:
+def open_blobs(url: str, *, token: str = "", ca: Path | None = None) -> Blobs:
     """The bytes behind an address.
 
     Raises:
@@ -77,7 +79,7 @@ def open_blobs(url: str, *, token: str = "") -> Blobs:
     """
     parts = urlsplit(url)
     if parts.scheme in ("http", "https") and parts.hostname:
-        return HttpBlobs(url, token=token)
+        return HttpBlobs(url, token=token, ca=ca)
     if parts.scheme in OBJECTS and parts.netloc:
         return ObjectBlobs(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):

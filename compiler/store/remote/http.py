@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from compiler.errors import MissingError, UsageError
@@ -36,13 +37,14 @@ class HttpBlobs:
     Args:
         url: Where `cas/` and `ac/` are; a user and password in it are sent as basic authentication.
         token: Sent as bearer token; empty: none.
+        ca: File of the authority that signed the server's certificate; None for those of the system.
 
     Raises:
         UsageError: It is no such address.
         MissingError: The package `urllib3` is not installed.
     """
 
-    def __init__(self, url: str, *, token: str = "") -> None:
+    def __init__(self, url: str, *, token: str = "", ca: Path | None = None) -> None:
         try:
             import urllib3
         except ModuleNotFoundError as error:
@@ -64,7 +66,11 @@ class HttpBlobs:
             redirect=0,
         )
         self._pool = urllib3.PoolManager(
-            maxsize=CONNECTIONS, block=True, retries=retries, timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S)
+            maxsize=CONNECTIONS,
+            block=True,
+            retries=retries,
+            timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S),
+            ca_certs=str(ca) if ca else None,
         )
 
     @property
