@@ -38,7 +38,7 @@ def test_what_is_waited_for_is_delivered_and_ends_as_the_build_does(delivered: S
     served = device_files(place)
     rows = json.loads((place.dist / "build.json").read_text())["devices"]
     shutil.rmtree(place.dist)
-    plain = place.build()
+    plain = place.call(*place.build_command())  # this process may have another test's plugin of that name
     assert plain.code == 6
     assert served == device_files(place) and set(name.partition("/")[0] for name in served) == {"one"}
     assert rows == json.loads((place.dist / "build.json").read_text())["devices"]

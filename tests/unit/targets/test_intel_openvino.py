@@ -383,6 +383,18 @@ def test_int8_is_computed_in_bytes_and_is_inside_its_tolerance(tmp_path: Path) -
 def test_row_that_the_lowest_number_masks_as_a_whole_is_no_nan(precision: str, tmp_path: Path) -> None:
     if not computes(precision, host_isa()):
         pytest.skip(f"this processor does not compute in {precision}")
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[3]); import test_intel_openvino as t;"
+        "t._check_masked_row(sys.argv[1], Path(sys.argv[2]))"
+    )
+    # a process of its own: another model may have limited the instruction sets of this one
+    variables = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    command = [sys.executable, "-c", code, precision, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _check_masked_row(precision: str, folder: Path) -> None:
     text = (
         "(float[2,8,8] x, bool[2,8,8] m) => (float[2,8,8] y) { k = Where(m, x, low) p = Softmax(k) y = MatMul(p, w) }"
     )
@@ -396,7 +408,7 @@ def test_row_that_the_lowest_number_masks_as_a_whole_is_no_nan(precision: str, t
     inputs = {"x": rng.standard_normal((2, 8, 8)).astype(np.float32), "m": rng.random((2, 8, 8)) > 0.4}
     inputs["m"][:, 3] = False
     artifact = TARGET.build(
-        model, TargetPlan(precision, Options()), load_profile("intel-xeon-sapphire-rapids"), workdir=tmp_path
+        model, TargetPlan(precision, Options()), load_profile("intel-xeon-sapphire-rapids"), workdir=folder
     )
     runner = TARGET.load(artifact)
     try:
