@@ -282,7 +282,6 @@ def counted(
     return request.param, place
 
 
-@pytest.mark.xdist_group("measured")
 @pytest.mark.parametrize(
     ("fault", "code", "words"),
     [("missing", 0, ""), ("bug", 1, "RuntimeError: the counter has a bug"), ("disk", 4, "the disk is full")],

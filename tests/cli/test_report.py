@@ -8,8 +8,6 @@ import pytest
 
 from tests.cli.conftest import Place, make_place
 
-pytestmark = pytest.mark.xdist_group("report")
-
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Place:

@@ -11,8 +11,6 @@ import pytest
 
 from tests.cli.conftest import Place, make_place, write_model
 
-pytestmark = pytest.mark.xdist_group("saliency")
-
 
 def write_images(place: Place) -> None:
     values = np.random.default_rng(1).random((8, 3, 8, 8)).astype(np.float32)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-pytestmark = [pytest.mark.needs_openvino, pytest.mark.xdist_group("guide")]
+pytestmark = pytest.mark.needs_openvino
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^\n]+) -->\n)?^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("plugin")
-
 _EXAMPLE = Path(__file__).parents[2] / "examples" / "acme_npu"
 _JUDGE = """
 from compiler.target import HardwareProfile, find_target, list_targets

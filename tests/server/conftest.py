@@ -133,7 +133,7 @@ def slow_factor() -> int:
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Iterator[Server]:
-    """One server for all tests that leave it as it was; they are of one group, so that there is one of it."""
+    """One server for all tests of a worker that leave it as it was."""
     server = serving(tmp_path_factory.mktemp("server"), site)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEETC_CLIENT_FILE", str(server.client_file))

@@ -15,8 +15,6 @@ from server.api.app import MAX_JSON_BYTES
 from tests.cli.conftest import Outcome
 from tests.server.conftest import Server
 
-pytestmark = pytest.mark.xdist_group("server")
-
 
 @pytest.fixture(scope="module")
 def built(running: Server) -> Server:

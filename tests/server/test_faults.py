@@ -14,7 +14,6 @@ from fault_server import run
 
 from tests.server.conftest import Server, wait_until
 
-pytestmark = pytest.mark.xdist_group("server")
 slow = pytest.mark.skipif(not os.environ.get("FLEETC_SLOW"), reason="takes long: FLEETC_SLOW=1 runs it")
 
 

@@ -16,8 +16,6 @@ import urllib3
 from server.connection import Connection, Refusal
 from tests.server.conftest import Server, wait_until
 
-pytestmark = pytest.mark.xdist_group("server")
-
 FLEET = "schema: 1\nmodel: model.onnx\ndevices:\n  a: {profile: raspberry-pi-5}\n"
 MODEL = b"not a model, and nobody opens it before a worker does"
 DIGEST = hashlib.sha256(MODEL).hexdigest()

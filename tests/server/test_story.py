@@ -13,8 +13,6 @@ from compiler.artifact.manifest import SIGNING_FILES
 from tests.cli.conftest import Place
 from tests.server.conftest import Server
 
-pytestmark = pytest.mark.xdist_group("server")
-
 
 def device_files(place: Place) -> dict[str, bytes]:
     """The artifacts as `fleetc build` delivers them: what the server adds to sign them is left out."""

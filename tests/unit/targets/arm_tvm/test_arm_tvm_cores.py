@@ -10,7 +10,7 @@ from targets.arm_tvm.bundle.link import NATIVE
 from targets.arm_tvm.bundle.zig import run_zig
 from targets.arm_tvm.run.emulate import host_arch
 
-pytestmark = [pytest.mark.needs_tvm, pytest.mark.xdist_group("cores")]
+pytestmark = pytest.mark.needs_tvm
 ALLOWED = sorted(os.sched_getaffinity(0))
 two_cpus = pytest.mark.skipif(len(ALLOWED) < 2, reason="one CPU leaves no choice")
 PRINT = r"""

@@ -10,8 +10,6 @@ import pytest
 
 from tests.server.conftest import PATIENCE_S, Server
 
-pytestmark = pytest.mark.xdist_group("server")
-
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VIEWS = [(390, "light"), (1440, "dark")]
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
