@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -232,6 +233,10 @@ def _sqlite(folder: Path) -> Engine:
     return engine
 
 
+_RELEASE_S = 5.0
+"""How long PostgreSQL may take to see that an earlier server's connection is closed, and to let go of its lock."""
+
+
 def _lock_folder(folder: Path) -> Any:
     """Holds the data folder; the text in the file tells another server who has it."""
     file = (folder / "server.lock").open("a+", encoding="utf-8")
@@ -253,8 +258,11 @@ def _lock_folder(folder: Path) -> Any:
 
 
 def _lock_server(engine: Engine) -> Connection:
-    connection = engine.connect()
-    if not connection.execute(text("SELECT pg_try_advisory_lock(:number)"), {"number": _ADVISORY_LOCK}).scalar():
+    connection, deadline = engine.connect(), time.monotonic() + _RELEASE_S
+    while not _is_locked(connection):
+        if time.monotonic() < deadline:
+            time.sleep(0.1)
+            continue
         connection.close()
         raise ServerError(
             "a server uses this database already",
@@ -263,3 +271,8 @@ def _lock_server(engine: Engine) -> Connection:
         )
     connection.commit()
     return connection
+
+
+def _is_locked(connection: Connection) -> bool:
+    locked = connection.execute(text("SELECT pg_try_advisory_lock(:number)"), {"number": _ADVISORY_LOCK}).scalar()
+    return bool(locked)

@@ -42,7 +42,8 @@ def build(server: Server, folder: Path, public: Path, token: str) -> Outcome:
     """`fleetc build` of the same fleet with an empty store of its own."""
     place = server.place
     shared = ("--remote-cache", f"{server.url}/cache", "--remote-cache-token", token, "--trusted-key", public)
-    return place.run(
+    # a process of its own: this one may have another test's plugin of the same name
+    return place.call(
         "build", place.fleet, "-o", folder, "--repeat", "1", "--cache", folder / "cache", "--json", *shared
     )
 

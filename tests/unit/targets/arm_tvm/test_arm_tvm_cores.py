@@ -47,7 +47,15 @@ def chosen(program: Path, facts: dict[int, dict[str, str]], *, threads: int, fas
                 path.write_text(facts[cpu][name])
     wishes = program.parent / "cores.txt"
     wishes.write_text(f"threads {threads}\nfast_cores {fast}\n")
-    ended = subprocess.run([program, wishes], env={}, capture_output=True, text=True, timeout=30, check=True)
+    ended = subprocess.run(
+        [program, wishes],
+        env={},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, ALLOWED),  # TVM keeps the thread that ran a model to one CPU
+    )
     return [int(word) for word in ended.stdout.split()]
 
 
