@@ -334,11 +334,11 @@ def _deliver(session: Session, connection: Connection, job: dict[str, Any], out:
 def jobs(session: Session, connection: Connection, /, limit: int, as_json: bool) -> None:
     """List the latest jobs of the build server, the newest first."""
     found = connection.get(f"/v1/jobs?limit={limit}")
-    if as_json:
-        print_json(found)
-        return
-    rows = [(one["id"], one["state"], one["fleet"], _when(one["created"]), _counts(one)) for one in found]
-    click.echo(_table(rows, ("job", "state", "fleet", "submitted", "devices")))
+    _print_list(found, ("job", "state", "fleet", "submitted", "devices"), _job_row, as_json=as_json)
+
+
+def _job_row(job: dict[str, Any]) -> tuple[str, ...]:
+    return job["id"], job["state"], job["fleet"], _when(job["created"]), _counts(job)
 
 
 @click.command()
@@ -407,14 +407,11 @@ def fetch(
 @_talk
 def workers(session: Session, connection: Connection, /, as_json: bool) -> None:
     """List the workers of the build server, with their labels."""
-    found = connection.get("/v1/workers")
-    if as_json:
-        print_json(found)
-        return
-    rows = [
-        (one["name"], f"{one['running']} of {one['slots']}", one["version"], " ".join(one["labels"])) for one in found
-    ]
-    click.echo(_table(rows, ("worker", "running", "fleetc", "labels")))
+    _print_list(connection.get("/v1/workers"), ("worker", "running", "fleetc", "labels"), _worker_row, as_json=as_json)
+
+
+def _worker_row(worker: dict[str, Any]) -> tuple[str, ...]:
+    return worker["name"], f"{worker['running']} of {worker['slots']}", worker["version"], " ".join(worker["labels"])
 
 
 @click.group()
@@ -456,12 +453,11 @@ def keys_create(session: Session, connection: Connection, /, as_json: bool, **op
 @_talk
 def keys_list(session: Session, connection: Connection, /, as_json: bool) -> None:
     """List the keys, without their secrets."""
-    found = connection.get("/v1/keys")
-    if as_json:
-        print_json(found)
-        return
-    rows = [(one["id"], one["name"], one["project"], " ".join(one["scopes"]), _end_text(one)) for one in found]
-    click.echo(_table(rows, ("key", "name", "project", "scopes", "valid")))
+    _print_list(connection.get("/v1/keys"), ("key", "name", "project", "scopes", "valid"), _key_row, as_json=as_json)
+
+
+def _key_row(key: dict[str, Any]) -> tuple[str, ...]:
+    return key["id"], key["name"], key["project"], " ".join(key["scopes"]), _end_text(key)
 
 
 @keys.command("revoke")
@@ -523,6 +519,20 @@ def _counts(job: dict[str, Any]) -> str:
 
 def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _print_list(
+    found: list[dict[str, Any]],
+    heads: tuple[str, ...],
+    row: Callable[[dict[str, Any]], tuple[str, ...]],
+    *,
+    as_json: bool,
+) -> None:
+    """What the server lists, as it says it or as a table."""
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(_table([row(entry) for entry in found], heads))
 
 
 def _table(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> str:

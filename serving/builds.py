@@ -143,7 +143,7 @@ def _read_rung(folder: Path, rung: Any) -> Any:
     if place.is_absolute() or ".." in place.parts or where.is_symlink():
         raise DataError(f"the rung '{rung.name}' lies outside of the artifact", where=str(folder))
     delivered = read_artifact(where)
-    if _digest(where / "manifest.json") != rung.manifest_sha256:
+    if manifest_digest(where) != rung.manifest_sha256:
         raise DataError(
             "the manifest is not the one that the ladder was delivered with",
             where=str(where),
@@ -159,14 +159,7 @@ def _item_s(build: Build) -> float:
 
 def _read(delivered: Any) -> tuple[Signature, Build]:
     manifest, artifact, folder = delivered.manifest, delivered.artifact, delivered.folder
-    if artifact.deferred:
-        raise DataError(
-            f"the artifact is deferred: {artifact.deferred}",
-            where=str(folder),
-            remedy="Run `fleetc finish` on the device first.",
-        )
-    sizes = {name: (sizes.min, sizes.max) for name, sizes in manifest.plan.dims.items() if not sizes.is_fixed}
-    signature = signature_of(artifact, sizes, where=str(folder))
+    signature = read_signature(delivered)
     trial = manifest.chosen
     rung = Rung(
         name=manifest.decision.precision or artifact.precision,
@@ -177,12 +170,30 @@ def _read(delivered: Any) -> tuple[Signature, Build]:
     return signature, Build(
         rung=rung,
         artifact=artifact,
-        manifest_sha256=_digest(folder / "manifest.json"),
+        manifest_sha256=manifest_digest(folder),
         device=manifest.device,
         profile=manifest.inputs.profile.name,
         runtime=" ".join(f"{name} {version}" for name, version in sorted(artifact.tools.items())),
         gates=tuple(GateFigure(str(gate.name), gate.limit, gate.value) for gate in manifest.gates),
     )
+
+
+def read_signature(delivered: Any) -> Signature:
+    """What a delivered artifact takes and gives.
+
+    Raises:
+        DataError: It is deferred, or `signature_of` refuses it.
+    """
+    artifact, where = delivered.artifact, str(delivered.folder)
+    if artifact.deferred:
+        raise DataError(
+            f"the artifact is deferred: {artifact.deferred}",
+            where=where,
+            remedy="Run `fleetc finish` on the device first.",
+        )
+    dims = delivered.manifest.plan.dims
+    ranges = {name: (sizes.min, sizes.max) for name, sizes in dims.items() if not sizes.is_fixed}
+    return signature_of(artifact, ranges, where=where)
 
 
 def signature_of(artifact: Artifact, sizes: Mapping[str, tuple[int, int]], *, where: str) -> Signature:
@@ -231,5 +242,6 @@ def service_times(measurements: Any) -> dict[int, float]:
     }
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def manifest_digest(folder: Path) -> str:
+    """SHA-256 of a delivered folder's manifest, which stands for all of its files."""
+    return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()

@@ -13,8 +13,9 @@ from pathlib import Path
 import click
 
 from compiler.target import DataError, TargetUnavailable
+from serving.ladder import SLO_MS
 
-HOST, PORT, SLO_MS = "127.0.0.1", 8000, 50.0
+HOST, PORT = "127.0.0.1", 8000
 PACKAGES = ("httptools", "prometheus_client", "starlette", "uvicorn", "uvloop")
 BACKLOG = 1024
 KEPT_S = 75

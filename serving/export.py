@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from compiler import read_artifact
 from compiler.store.atomic import replacing_folder
 from compiler.store.disk import output_errors
 from compiler.target import Artifact, DataError
-from serving.builds import service_times, signature_of
+from serving.builds import manifest_digest, read_signature, service_times
 from serving.exporting import (
     NAME,
     Backend,
@@ -27,14 +26,13 @@ from serving.exporting import (
     to_text,
     triton_config,
 )
+from serving.ladder import SLO_MS
 from serving.protocol import Signature
 
 MARK = "fleetc.json"
 """Stands in every exported folder: what it is from, and that it may be replaced."""
 
 VERSION = "1"
-SLO_MS = 50.0
-"""Time of a request where the fleet file says nothing, as `fleetc serve` takes it."""
 
 SETTINGS = "config.json"
 MODEL_FILE = {Backend.TENSORRT: "model.plan"}
@@ -91,22 +89,15 @@ def read_exported(folder: Path) -> Exported:
         DataError: It is deferred, or has tensors that no server takes.
     """
     delivered = read_artifact(folder)
-    manifest, artifact = delivered.manifest, delivered.artifact
-    if artifact.deferred:
-        raise DataError(
-            f"the artifact is deferred: {artifact.deferred}",
-            where=str(folder),
-            remedy="Run `fleetc finish` on the device first.",
-        )
-    sizes = {name: (sizes.min, sizes.max) for name, sizes in manifest.plan.dims.items() if not sizes.is_fixed}
+    manifest, signature = delivered.manifest, read_signature(delivered)
     own = [rung for rung in manifest.ladder.rungs if not rung.folder] if manifest.ladder else []
     measured = {time.items: time.p95_ms / 1e3 for rung in own for time in rung.service}
     return Exported(
-        artifact,
-        signature_of(artifact, sizes, where=str(folder)),
+        delivered.artifact,
+        signature,
         measured or service_times(delivered.measurements),
         (manifest.ladder.slo_ms if manifest.ladder else SLO_MS) / 1e3,
-        hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest(),
+        manifest_digest(folder),
     )
 
 

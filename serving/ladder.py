@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+SLO_MS = 50.0
+"""Time of a request where neither it nor the fleet file says one."""
+
 DWELL_S = 0.15
 """Seconds in which no lower rung was needed before a higher one is used again."""
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from compiler.errors import MissingError, OutputError, UsageError
 from compiler.store.disk import output_errors
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_KEY_BYTES = 64 << 10
 """Size of the largest key file that is read: a key has a few hundred bytes."""
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -143,15 +145,10 @@ def read_private_key(path: Path) -> PrivateKey:
         MissingError: The package `cryptography` is not installed.
     """
     _require_cryptography()
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    raw = _read(path)
-    try:
-        key = load_pem_private_key(raw, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it has a password
-        raise _no_key(path, "private", str(error)) from error
+    key = _load(path, "private", lambda raw: load_pem_private_key(raw, password=None))
     if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
         raise _no_key(path, "private", "it is no key of the curve P-256")
     return PrivateKey(key)
@@ -175,16 +172,25 @@ def read_public_key(path: Path) -> PublicKey:
         MissingError: The package `cryptography` is not installed.
     """
     _require_cryptography()
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+
+    def load(raw: bytes) -> PublicKey:
+        key = PublicKey(load_pem_public_key(raw).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+        key.pem  # noqa: B018  the curve is looked at
+        return key
+
+    return _load(path, "public", load)
+
+
+def _load(path: Path, kind: str, load: Callable[[bytes], Key]) -> Key:
+    """What a file holds; raises UsageError where it is no such key."""
+    from cryptography.exceptions import UnsupportedAlgorithm
 
     raw = _read(path)
     try:
-        key = PublicKey(load_pem_public_key(raw).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
-        key.pem  # noqa: B018  the curve is looked at
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise _no_key(path, "public", str(error)) from error
-    return key
+        return load(raw)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it has a password
+        raise _no_key(path, kind, str(error)) from error
 
 
 def _read(path: Path) -> bytes:
