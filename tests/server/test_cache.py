@@ -17,10 +17,16 @@ from tests.server.conftest import Server
 
 
 @pytest.fixture(scope="module")
-def built(running: Server) -> Server:
-    """A server that has built a fleet of one device; the client brought it into `dist/`."""
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the client brought what `built` has built: a folder of its own, as other files share the server."""
+    return tmp_path_factory.mktemp("dist")
+
+
+@pytest.fixture(scope="module")
+def built(running: Server, dist: Path) -> Server:
+    """A server that has built a fleet of one device."""
     running.place.write_fleet({"one": running.place.profile("one")})
-    outcome = running.place.run("submit", running.place.fleet, "--repeat", "1", "--wait", "-o", running.place.dist)
+    outcome = running.place.run("submit", running.place.fleet, "--repeat", "1", "--wait", "-o", dist)
     assert outcome.code == 0, outcome.err
     return running
 
@@ -64,14 +70,14 @@ def stages(folder: Path) -> list[bool]:
     return [stage["from_store"] for stage in measured["stages"]]
 
 
-def test_a_build_elsewhere_takes_what_a_worker_finished(built: Server, public: Path, tmp_path: Path) -> None:
+def test_a_build_elsewhere_takes_what_a_worker_finished(
+    built: Server, dist: Path, public: Path, tmp_path: Path
+) -> None:
     outcome = build(built, tmp_path, public, key_of(built, "default", "read"))
     assert outcome.code == 0, outcome.err
     assert all(stages(tmp_path))
     names = ["one/manifest.json", "build.json"]
-    assert [(tmp_path / name).read_bytes() for name in names] == [
-        (built.place.dist / name).read_bytes() for name in names
-    ]
+    assert [(tmp_path / name).read_bytes() for name in names] == [(dist / name).read_bytes() for name in names]
 
 
 def test_a_second_worker_takes_what_the_first_finished(built: Server, tmp_path: Path) -> None:
@@ -105,9 +111,9 @@ def test_files_are_larger_than_other_requests_may_be(built: Server) -> None:
     assert ask(built, "HEAD", path, built.key) == 200
 
 
-def test_what_is_fetched_is_signed_by_the_server(built: Server, public: Path, tmp_path: Path) -> None:
+def test_what_is_fetched_is_signed_by_the_server(built: Server, dist: Path, public: Path, tmp_path: Path) -> None:
     place = built.place
-    artifact = place.dist / "one"
+    artifact = dist / "one"
     assert place.run("verify", artifact, "--key", public, "--files-only").code == 0
     changed = tmp_path / "one"
     shutil.copytree(artifact, changed)
