@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report:
             _send(report, options.report)
         if options.once:
-            return int(report["state"] == FAILURE)
+            return int(report["state"] == FAILURE or report["problem"] != "")
         time.sleep(options.poll_s)
 
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _say(report: dict[str, Any]) -> None:
     build = (report["build"] or "no build")[:16]
-    why = f": {report['why']}" if report["why"] else ""
+    why = "".join(f": {report[key]}" for key in ("why", "problem") if report[key])
     sys.stdout.write(f"{report['device']} {report['state']} on {build}{why}\n")
     sys.stdout.flush()
 

@@ -14,7 +14,7 @@ from typing import Any
 from .files import point, read_json, remove, sync_tree, write_json
 from .health import check_health
 from .metrics import read_counts, since
-from .refusal import Refused
+from .refusal import Refused, Unavailable
 from .source import Source
 from .verify import unpack, verify
 
@@ -63,7 +63,7 @@ class Agent:
         self._versions.mkdir(parents=True, exist_ok=True)
         self._state_file = settings.folder / "state.json"
         self._state = read_json(self._state_file)
-        self._report = {"state": PENDING, "why": ""}
+        self._report = {"state": PENDING, "why": "", "problem": ""}
         self._clear_up()
         self._follow_intention()
 
@@ -74,6 +74,7 @@ class Agent:
 
     def look(self) -> dict[str, Any]:
         """One look at the repository and at the build; what the device reports."""
+        self._report["problem"] = ""
         try:
             self._refuse_lost_clock()
             self._watch()
@@ -81,6 +82,8 @@ class Agent:
             assignment = self._source.assignment()
             self._obey(assignment)
             self._save(seen=time.time())
+        except Unavailable as unavailable:
+            self._report["problem"] = unavailable.what
         except Refused as refused:
             self._say(FAILURE, refused.what)
         except OSError as error:
@@ -111,32 +114,27 @@ class Agent:
         if wanted is None:
             self._say(PENDING, "no build is assigned to this device")
             return
+        self._save(rollout=rollout)
         refusal = self._state.get("refused", {}).get(wanted)
         if refusal is not None and refusal["rollout"] == rollout:
             self._say(FAILURE, refusal["why"])
             return
         if wanted == self.build:
-            self._save(rollout=rollout)
             if self._state.get("phase") == WATCHING:
                 self._say(WATCHING)
             else:
                 self._say(SUCCESS if self._report["state"] in (SUCCESS, INSTALLING, WATCHING) else ALREADY)
             return
-        try:
-            self._install(wanted, rollout)
-        except Refused as refused:
-            self._remember_refusal(wanted, rollout, refused.what)
-            raise
+        self._install(wanted, rollout)
 
     def _install(self, wanted: str, rollout: str) -> None:
         """Puts a verified build beside the one in use, and switches to it."""
         place = self._versions / wanted
         if not place.is_dir():
             self._say(DOWNLOADING)
-            self._unpack(self._source.fetch(wanted), place)
+            self._unpack(self._source.fetch(wanted), place, rollout)
         else:  # the build before, or one that a kill left here: it is looked at again
-            verify(place, wanted, self._settings.key)
-            check_health(place, self._settings.command)
+            self._examine(place, wanted, rollout)
         self._say(INSTALLING)
         before = self.build
         phase = WATCHING if before is not None and self._settings.watch_s > 0 else "idle"
@@ -145,13 +143,21 @@ class Agent:
         self._switch(wanted)
         self._say(WATCHING if phase == WATCHING else SUCCESS)
 
-    def _unpack(self, archive: Path, place: Path) -> None:
+    def _examine(self, place: Path, build: str, rollout: str) -> None:
+        """Verifies and runs a build; one that is refused is not tried again in the same rollout."""
+        try:
+            verify(place, build, self._settings.key)
+            check_health(place, self._settings.command)
+        except Refused as refused:
+            self._remember_refusal(build, rollout, refused.what)
+            raise
+
+    def _unpack(self, archive: Path, place: Path, rollout: str) -> None:
         """Gives a build its name once it is whole, verified and healthy."""
         draft = self._versions / f".draft.{place.name}"
         try:
             unpack(archive, draft)
-            verify(draft, place.name, self._settings.key)
-            check_health(draft, self._settings.command)
+            self._examine(draft, place.name, rollout)
             sync_tree(draft)
             draft.replace(place)
         finally:
@@ -196,7 +202,7 @@ class Agent:
     def _refuse_lost_clock(self) -> None:
         behind_s = self._state.get("seen", 0) - time.time()
         if behind_s > CLOCK_SLACK_S:
-            raise Refused(f"this device's clock went back by {behind_s / 86400:.0f} days: set the clock")
+            raise Unavailable(f"this device's clock went back by {behind_s / 86400:.0f} days: set the clock")
 
     def _remember_refusal(self, build: str, rollout: str, why: str) -> None:
         self._save(refused={**self._state.get("refused", {}), build: {"rollout": rollout, "why": why}})
@@ -208,7 +214,7 @@ class Agent:
             self._state = state
 
     def _say(self, state: str, why: str = "") -> None:
-        self._report = {"state": state, "why": why}
+        self._report = {"state": state, "why": why, "problem": ""}
 
     def _counts(self) -> dict[str, Any]:
         try:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 
 class Refused(Exception):
-    """A build is not installed, or nothing can be known of it; `what` says why in one sentence."""
+    """A build is not installed, or left again; `what` says why in one sentence."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
         self.what = what
+
+
+class Unavailable(Refused):
+    """Nothing that can be trusted is known of the repository: it says nothing of a build, and is asked again."""

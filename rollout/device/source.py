@@ -28,7 +28,7 @@ from tuf.api.metadata import TargetFile
 from tuf.ngclient import FetcherInterface, Updater
 
 from .files import read_json
-from .refusal import Refused
+from .refusal import Refused, Unavailable
 
 MOST_VALID_S = 60 * 86400
 """Metadata that is valid for longer than this was signed in the clock's future: a timestamp is valid for days."""
@@ -60,7 +60,7 @@ class Source:
         """Fetches the newest metadata.
 
         Raises:
-            Refused: There is none that can be trusted.
+            Unavailable: There is none that can be trusted.
         """
         with _naming():
             fetcher = _FileFetcher() if self._url.startswith("file://") else None
@@ -79,7 +79,7 @@ class Source:
         """Which build each device of the class is to run.
 
         Raises:
-            Refused: None is signed for the class.
+            Unavailable: None is signed for the class.
         """
         info = self._info(ASSIGNMENT)
         with _naming():
@@ -91,7 +91,8 @@ class Source:
         """The archive of a build.
 
         Raises:
-            Refused: It is not signed for the class, not what was signed, or there is no room for it.
+            Unavailable: It is not signed for the class, or not what was signed.
+            Refused: It is another class's, or there is no room for it.
         """
         info = self._info(f"{digest}.tar")
         custom = info.unrecognized_fields.get("custom", {})
@@ -116,14 +117,18 @@ class Source:
         with _naming():
             info = self._loaded.get_targetinfo(f"{self._class}/{name}")
         if info is None:
-            raise Refused(f"{name} is not signed for devices of class {self._class!r}: no key of that class vouches")
+            raise Unavailable(
+                f"{name} is not signed for devices of class {self._class!r}: no key of that class vouches"
+            )
         return info
 
     def _refuse_late_clock(self) -> None:
         expires = read_json(self._folder / "metadata" / "timestamp.json").get("signed", {}).get("expires", "")
         ends = datetime.strptime(expires, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)  # noqa: UP017  Python 3.9
         if ends.timestamp() - time.time() > MOST_VALID_S:
-            raise Refused(f"this device's clock says {_now()}, and the repository was signed much later: set the clock")
+            raise Unavailable(
+                f"this device's clock says {_now()}, and the repository was signed much later: set the clock"
+            )
 
 
 class _FileFetcher(FetcherInterface):
@@ -144,7 +149,7 @@ class _naming:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, (RepositoryError, DownloadError)):
-            raise Refused(_sentence(error)) from error
+            raise Unavailable(_sentence(error)) from error
 
 
 def _sentence(error: Exception) -> str:
