@@ -57,13 +57,13 @@ class Bundle:
 
     @property
     def custom(self) -> dict[str, Any]:
-        """What a signed target says of it."""
+        """What a signed target says of it; numbers as text, since canonical JSON has no fractions."""
         return {
             "device_class": self.device_class,
             "precision": self.precision,
             "manifest_sha256": self.manifest_sha256,
             "runtime": self.runtime,
-            "gates": {name: dict(gate) for name, gate in self.gates.items()},
+            "gates": {name: {key: str(fact) for key, fact in gate.items()} for name, gate in self.gates.items()},
         }
 
 
