@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +57,7 @@ class Fleet:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.fleet = folder, folder / "fleet"
-        self.repository = make_repository(self.fleet, ONE, TWO, SICK)
+        self.repository = FleetRepository(self.fleet)
         self.builds = dict.fromkeys(DEVICES, ONE.digest)
 
     def controller(self, **changes: str) -> Controller:
@@ -81,8 +82,16 @@ class Fleet:
         write_json(self.fleet / "reports" / f"{name}.json", report)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    make_repository(folder, ONE, TWO, SICK)
+    return folder
+
+
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
+def fleet(tmp_path: Path, made: Path) -> Fleet:
+    shutil.copytree(made, tmp_path / "fleet")
     return Fleet(tmp_path)
 
 
@@ -151,9 +160,8 @@ def test_devices_that_fail_are_counted_and_those_that_only_lost_the_repository_a
     assert controller.tick().why == "1 of 1 devices of lab failed: d00: the health run failed"
 
 
-def test_a_gate_of_the_build_that_a_device_is_beyond_counts_as_a_failure(tmp_path: Path) -> None:
+def test_a_gate_of_the_build_that_a_device_is_beyond_counts_as_a_failure(fleet: Fleet) -> None:
     """The manifest's limit against the exporter's fleetc_gate_observed; a floor the other way round."""
-    fleet = Fleet(tmp_path)
     gates = {
         "latency": {"limit": "5.0", "unit": "ms", "observed": "3.0"},
         "memory: run": {"limit": "40.0", "unit": "% less", "observed": "50.0"},
