@@ -9,11 +9,15 @@ import socket
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from compiler.target import DataError, TargetUnavailable
 from serving.ladder import SLO_MS
+
+if TYPE_CHECKING:
+    from serving.app import Server
 
 HOST, PORT = "127.0.0.1", 8000
 PACKAGES = ("httptools", "prometheus_client", "starlette", "uvicorn", "uvloop")
@@ -55,10 +59,9 @@ async def _serve(folders: Sequence[Path], name: str, host: str, port: int, slo_m
 
 
 async def _answer(listener: socket.socket, folders: Sequence[Path], name: str, slo_ms: float | None) -> None:
-    import uvicorn
-
     from serving.app import Server
     from serving.builds import read_builds
+    from serving.control import offering_control
     from serving.metrics import Metrics
     from serving.model import ServedModel
 
@@ -69,8 +72,22 @@ async def _answer(listener: socket.socket, folders: Sequence[Path], name: str, s
     metrics = Metrics([slo_s, *limits_s])
     model = ServedModel(name, folders, slo_s=slo_s, metrics=metrics)
     await model.load()
+    at = listener.getsockname()
+    url = f"http://{at[0]}:{at[1]}"
+    with offering_control(url, at[1]) as control:
+        click.echo(f"serving {name} ({', '.join(build.name for build in builds)}) on {url}")
+        try:
+            await _run(Server({name: model}, metrics, control.token), listener)
+        finally:
+            await model.unload()
+
+
+async def _run(server: Server, listener: socket.socket) -> None:
+    """Answers until a signal comes, and then what was let in."""
+    import uvicorn
+
     config = uvicorn.Config(
-        Server({name: model}, metrics).app(),
+        server.app(),
         log_level="warning",
         access_log=False,
         backlog=BACKLOG,
@@ -93,12 +110,7 @@ async def _answer(listener: socket.socket, folders: Sequence[Path], name: str, s
                 for number in (signal.SIGTERM, signal.SIGINT):
                     loop.remove_signal_handler(number)
 
-    at = listener.getsockname()
-    click.echo(f"serving {name} ({', '.join(build.name for build in builds)}) on http://{at[0]}:{at[1]}")
-    try:
-        await Stopping(config).serve(sockets=[listener])
-    finally:
-        await model.unload()
+    await Stopping(config).serve(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -26,38 +26,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from compiler import find_target, read_artifact
 from compiler.target import DataError
-from compiler.target.testing import install_plugin
 from serving.export import export
 from tests.cli.conftest import Place
 
-WILD = '''
-import os, signal, time
-from compiler.target import Evidence
-from compiler.target.testing.fake import FakeTarget
-from targets.reference import TARGET as REFERENCE
-
-class Runner:
-    """Crashes, gives NaN or takes its time where the first number of a batch says so."""
-    evidence = Evidence.HOST
-    def __init__(self, inner, facts):
-        self._inner, self._facts = inner, facts
-    def run(self, inputs):
-        first = float(inputs["x"].flat[0])
-        if first == self._facts["crash_at"]:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        time.sleep(self._facts["seconds"])
-        outputs = self._inner.run(inputs)
-        factor = float("nan") if first in self._facts["nan_at"] else 1
-        return {name: array * factor for name, array in outputs.items()}
-    def close(self):
-        self._inner.close()
-
-class Wild(FakeTarget):
-    def load(self, artifact):
-        return Runner(REFERENCE.load(artifact), artifact.facts)
-
-TARGET = Wild("wild")
-'''
 CRASH, NAN, NAN_EVERYWHERE = 6.0, 7.0, 8.0
 LATENCY = {"runs": 20, "p50_ms": 1.0, "p90_ms": 1.0}
 
@@ -135,12 +106,14 @@ class Serving:
         finally:
             connection.close()
 
-    def infer(self, first: float = 0.0, *, count: int = 1, **parameters: object) -> tuple[int, dict[str, Any]]:
+    def infer(
+        self, first: float = 0.0, *, count: int = 1, key: str = "", **parameters: object
+    ) -> tuple[int, dict[str, Any]]:
         x = np.zeros((count, 3, 8, 8), np.float32)
         x.flat[0] = first
         tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}
         body = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
-        status, _, answer = self.ask("POST", "/v2/models/m/infer", body)
+        status, _, answer = self.ask("POST", "/v2/models/m/infer", body, {"X-Request-Key": key} if key else {})
         return status, json.loads(answer)
 
     def metrics(self) -> dict[str, list[Any]]:
@@ -179,9 +152,8 @@ def serving(place: Place, folder: Path, *args: str | Path) -> Iterator[Serving]:
 
 
 @pytest.fixture(scope="module")
-def builds(shared: Place, site: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def builds(shared: Place, wild: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two builds of one model: an accurate one with faults, and a fast one."""
-    install_plugin(site, "wild", WILD)
     folder, source = tmp_path_factory.mktemp("builds"), shared.dist / "two"
     nan_at = [NAN, NAN_EVERYWHERE]
     exact = variant(source, folder / "exact", "exact", item_ms=8.0, accuracy_pct=100.0, crash_at=CRASH, nan_at=nan_at)
