@@ -24,14 +24,18 @@ from rollout import live
 from serving.deployment import Answer, BuildFailed, Deployment, Overloaded
 from serving.metrics import Metrics
 from serving.model import ServedModel
-from serving.protocol import HEADER_LENGTH, BadRequest, Inference, read_body, read_inference, write_answer
+from serving.protocol import (
+    EXTENSIONS,
+    HEADER_LENGTH,
+    REQUEST_KEY,
+    BadRequest,
+    Inference,
+    read_body,
+    read_inference,
+    write_answer,
+)
 
 log = logging.getLogger("fleetc.serve")
-
-EXTENSIONS = ["binary_tensor_data", "statistics", "model_repository", "model_configuration", "schedule_policy"]
-
-REQUEST_KEY = "x-request-key"
-"""A client's name for its request, session or user."""
 
 BODY_S = 30.0
 """Seconds in which a body must have come: whoever sends slower holds memory for nothing."""
@@ -144,16 +148,7 @@ class Server:
     async def index(self, request: Request) -> Response:
         """The models there are."""
         is_asked = (await _parameters(request)).get("ready", False)
-        rows = [
-            {
-                "name": model.name,
-                "version": model.current.version if model.is_loaded else "",
-                "state": "READY" if model.is_ready else "UNAVAILABLE",
-                "reason": model.state_reason,
-            }
-            for model in self._models.values()
-            if model.is_ready or not is_asked
-        ]
+        rows = [model.index_row() for model in self._models.values() if model.is_ready or not is_asked]
         return JSONResponse(rows)
 
     async def load(self, request: Request) -> Response:
@@ -235,20 +230,8 @@ class Server:
 
 
 def _head(model: ServedModel, deployment: Deployment, inference: Inference, answer: Answer) -> dict[str, Any]:
-    head: dict[str, Any] = {
-        "model_name": model.name,
-        "model_version": deployment.version,
-        "parameters": {
-            "variant": answer.build.name,
-            "precision": answer.build.artifact.precision,
-            "manifest_sha256": answer.build.manifest_sha256,
-            "degraded": answer.is_degraded,
-            "queue_ms": round(answer.queue_s * 1e3, 3),
-        },
-    }
-    if inference.identity:
-        head["id"] = inference.identity
-    return head
+    head = {"model_name": model.name, "model_version": deployment.version, "parameters": answer.facts}
+    return {**head, "id": inference.identity} if inference.identity else head
 
 
 def _key(request: Request) -> str:

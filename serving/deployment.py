@@ -84,6 +84,17 @@ class Answer:
     is_first: bool
     is_late: bool
 
+    @property
+    def facts(self) -> dict[str, str | bool | float]:
+        """What the client is told beside the outputs: the parameters of the response."""
+        return {
+            "variant": self.build.name,
+            "precision": self.build.artifact.precision,
+            "manifest_sha256": self.build.manifest_sha256,
+            "degraded": self.is_degraded,
+            "queue_ms": round(self.queue_s * 1e3, 3),
+        }
+
 
 @dataclass(frozen=True)
 class _Waiting:

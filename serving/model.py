@@ -285,6 +285,15 @@ class ServedModel:
             "instance_group": [{"name": self.name, "kind": "KIND_CPU", "count": 1}],
         }
 
+    def index_row(self) -> dict[str, str]:
+        """The model in the repository's index."""
+        return {
+            "name": self.name,
+            "version": self.current.version if self.is_loaded else "",
+            "state": "READY" if self.is_ready else "UNAVAILABLE",
+            "reason": self.state_reason,
+        }
+
     def stats(self) -> dict[str, Any]:
         """Triton's statistics of the version that answers."""
         statistics, zero = self.statistics, (0, 0)

@@ -19,6 +19,12 @@ from compiler.target import Array, Arrays, TensorSpec
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
+EXTENSIONS = ["binary_tensor_data", "statistics", "model_repository", "model_configuration", "schedule_policy"]
+"""Of Triton: what beside the protocol is answered."""
+
+REQUEST_KEY = "x-request-key"
+"""A client's name for its request, session or user."""
+
 DATATYPES = {
     "bool": "BOOL",
     "uint8": "UINT8",
@@ -161,10 +167,23 @@ def read_inference(body: bytes, header_length: str | None, signature: Signature)
         BadRequest: It is no request, or does not fit the model.
     """
     length = _length(header_length, len(body))
-    request = _mapping(_json(body[:length]), "the request")
+    return make_inference(_mapping(_json(body[:length]), "the request"), memoryview(body)[length:], signature)
+
+
+def make_inference(request: Mapping[str, Any], tail: memoryview, signature: Signature) -> Inference:
+    """A request for one inference, checked.
+
+    Args:
+        request: Its JSON object.
+        tail: Bytes of the inputs that have a `binary_data_size`, one after another.
+        signature: What the model takes.
+
+    Raises:
+        BadRequest: It does not fit the model.
+    """
     parameters = _mapping(request.get("parameters", {}), "parameters")
     _refuse_sequences(parameters)
-    inputs = _inputs(request.get("inputs"), memoryview(body)[length:], signature)
+    inputs = _inputs(request.get("inputs"), tail, signature)
     size = _fit(inputs, signature)
     identity = request.get("id", "")
     if not isinstance(identity, str):

@@ -51,7 +51,7 @@ def fit_memory(
     for _ in range(MAX_BUILDS):
         least, given = attempt.built.artifact.least_payload_bytes, attempt.plan.target_plan.payload_bytes
         with context.clock.timed(StageName.MEMORY):
-            footprint = measure_footprint(context, attempt)
+            footprint = measure_footprint(context, attempt, original)
         excess = excess_bytes(reference_footprint(attempt, original), footprint, reduction_pct)
         if excess <= 0:
             return attempt
