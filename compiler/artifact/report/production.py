@@ -1,7 +1,7 @@
 """What a server counted of a build, beside what was measured when it was made: read from a file of its `/metrics`.
 
-A build is found by the digest of its manifest. Quantiles are the upper ends of the histogram's buckets. A gate's limit is
-one of these ends, so that the share above it is exact.
+A build is found by the digest of its manifest. Quantiles are the upper ends of the histogram's buckets. The limit of a
+gate is one of these ends, so that the share above it is exact.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from rollout.journal import Event, Journal, Standing, State
 from rollout.repository import FleetRepository
 from rollout.rolling import rollout
 from rollout.spec import divide, read_spec
-from tests.unit.rollout.fleet import CLASS, fake_build, make_agent, make_repository, verified_build
+from tests.unit.rollout.fleet import CLASS, assign, fake_build, make_agent, make_repository, verified_build
 
 ONE, TWO, SICK = fake_build("one"), fake_build("two"), fake_build("sick", factor=2.0)
 DEVICES = [f"d{number:02}" for number in range(20)]
@@ -342,6 +342,31 @@ def test_kill_of_the_controller_at_every_step_loses_no_decision(fleet: Fleet) ->
     assert kills > 20
     assert controller.journal.standing().finished == ("lab", "canary", "rest")
     assert set(fleet.builds.values()) == {TWO.digest}
+
+
+def test_what_a_killed_writer_left_of_the_metadata_is_published_by_the_next(fleet: Fleet) -> None:
+    """SIGKILL before each change of a file while an assignment is signed: the same assignment again reaches devices."""
+    changes, step, killed = {"open", "os.rename"}, 0, True
+    while killed:
+        build = (ONE, TWO)[step % 2]
+        child = os.fork()
+        if child == 0:
+            left = [step]
+
+            def count(event: str, args: object, left: list[int] = left) -> None:
+                if event in changes and (event != "open" or args[1] not in ("r", "rb", None)):  # type: ignore[index]
+                    left[0] -= 1
+                    if left[0] < 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(count)
+            assign(fleet.repository, build, f"step {step}")
+            os._exit(0)
+        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        assign(fleet.repository, build, f"step {step}")
+        assert make_agent(fleet.fleet, fleet.folder / "device").look()["build"] == build.digest, step
+        step += 1
+    assert step > 5
 
 
 def test_metadata_is_signed_again_before_it_expires(fleet: Fleet) -> None:
