@@ -76,8 +76,18 @@ class Fleet:
                 self.builds[name] = told["devices"].get(name, told["default"])
                 self.report(name, rollout=told["rollout"], **figures)
 
+    def said(self, name: str) -> dict[str, Any]:
+        """What a device that follows the rollout reports."""
+        return {
+            "device": name,
+            "device_class": CLASS,
+            "build": self.builds[name],
+            "state": "success",
+            "rollout": "second",
+        }
+
     def report(self, name: str, **changes: Any) -> None:
-        report = {"device": name, "device_class": CLASS, "build": self.builds[name], "state": "success", **changes}
+        report = {**self.said(name), "rollout": "", **changes}
         (self.fleet / "reports").mkdir(exist_ok=True)
         write_json(self.fleet / "reports" / f"{name}.json", report)
 
@@ -184,6 +194,9 @@ def test_figures_that_are_no_numbers_count_as_silence(fleet: Fleet) -> None:
     assert list(controller.tick().installed) == []
     fleet.obey(requests=5, late=6)
     assert list(controller.tick().installed) == []
+    fleet.obey(silent=("d00",))
+    write_json(fleet.fleet / "reports" / "d01.json", {**fleet.said("d00"), "build": TWO.digest})
+    assert list(controller.tick().installed) == []  # a device speaks for itself alone
     fleet.obey(requests=0)  # no traffic: nothing can be judged
     standing = controller.tick()
     assert list(standing.installed) == ["lab"] and not standing.finished
