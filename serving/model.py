@@ -246,7 +246,11 @@ class ServedModel:
             # what the candidate cannot answer, the version in use does: an experiment costs nobody an answer
             return await experiment.ask(inference, key) or await deployment.infer(inference)
         started_s = time.monotonic()
-        answer = await deployment.infer(inference)
+        try:
+            answer = await deployment.infer(inference)
+        except BuildFailed:
+            experiment.see_failure(key, time.monotonic() - started_s)
+            raise
         experiment.see(inference, answer, key, time.monotonic() - started_s)
         return answer
 
