@@ -106,6 +106,13 @@ def test_what_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch
         RAISE_OPSET(old("LeakyRelu<alpha=0.1>(x)", "float[4] x", 9))
 
 
+def test_what_the_converter_cannot_take_apart_is_refused_with_both_opsets() -> None:
+    """Its ConvertError is no RuntimeError; a name that nothing makes is one way to it."""
+    model = ir.from_onnx_text('<ir_version: 8, opset_import: ["": 9]> g (float[4] x) => (float[4] y) { y = Add(x, w) }')
+    with pytest.raises(UnsupportedModel, match=r"opset 9 cannot be raised to 11.*w is undefined"):
+        RAISE_OPSET(model)
+
+
 @pytest.mark.parametrize("axis", [1, 2, -1])
 @pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax", "Hardmax"])
 @pytest.mark.parametrize("shape", ["2,3,4", "2,3", "2,3,4,1"])
