@@ -322,7 +322,7 @@ def _head(recorded: dict[str, Any], networks: Sequence[Network]) -> Iterator[str
     yield "# Networks out of packages\n\n<!-- written by scripts/bench_zoo.py; do not edit -->\n"
     yield (
         f"{len(networks)} networks that ship inside packages of PyPI, each built with random samples and the sizes\n"
-        "that `scripts/bench_zoo.py` lists. `right`: built, executed here or under the emulator, and equal to the model\n"
+        "that `scripts/bench_zoo.py` lists. `right`: built, executed here or emulated, and equal to the model\n"
         "in ONNX Runtime. `built`: built, its border model equal, not executed here: an engine for a GPU that is not\n"
         "here, or an ARM artifact whose run under the emulator was not over in its time. `refused`, `failed`: the\n"
         "words are below. `-`: not tried. ONNX Runtime and OpenVINO `open` the file as it is; MNN and ncnn (by pnnx)\n"
