@@ -31,7 +31,9 @@ from compiler.passes.pipelines import PORTABLE, load_passes, precision_passes
 from compiler.passes.probe import tolerance_of
 from compiler.passes.quantized import is_quantized
 from compiler.passes.run import run_passes
+from compiler.passes.select_branches import SelectBranches
 from compiler.passes.unroll_loops import UnrollLoops
+from compiler.passes.use_float32 import UseFloat32
 from compiler.target import TargetPlan, TargetUnavailable, find_target
 from compiler.target.capability import is_refused, refuse_unsupported
 from fuzzing.sketch import Graph, run_runtime
@@ -268,7 +270,8 @@ def _target(graph: Graph, model: ir.Model, name: str, precision: str, folder: Pa
         return is_refused(node, capability, opset)
 
     needed = any(refuses(node) for node in border.graph.all_nodes())
-    own = [UnrollLoops(refuses), DecomposeOperators(refuses)] if needed else []
+    steps = (UseFloat32(refuses), SelectBranches(refuses), UnrollLoops(refuses), DecomposeOperators(refuses))
+    own = steps if needed else ()
     judged_by = border.clone() if rule.scheme is not None else None
     run_passes(border, [*own, *target.passes(profile)])
     refuse_unsupported(border, capability, target=name)
