@@ -37,8 +37,9 @@ from fuzzing.sketch import OPSETS
 BATCH = 100
 """Graphs of one child process: its start takes as long as some ten of them."""
 SOMETIMES = 4
-"""Pruning, half precision, reading and onnxsim are tried on every so many-th graph; they take longest."""
-ONNXSIM_EVERY = 20
+"""Pruning and half precision are tried on every so many-th graph; they take longest."""
+ONNXSIM_EVERY = 50
+"""onnxsim and reading take a child process, as long as ten graphs."""
 STILL_S = 0.5
 """Less processor time than that in the whole time for a graph is a child that waits for ever."""
 PATIENCE = 10
