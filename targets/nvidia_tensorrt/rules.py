@@ -73,7 +73,7 @@ _SPECIAL: Mapping[str, OpRule] = {
     "LpPool": OpRule(dtypes=_TYPES, attributes={**_NO_DILATION, "p": (1, 2)}),
     "MaxPool": OpRule(dtypes=_TYPES, attributes={**_NO_DILATION, "storage_order": (0,)}, outputs_max=1),
     "QuantizeLinear": OpRule(dtypes=_QUANTIZED, zero_inputs=(2,)),
-    "Range": OpRule(dtypes=frozenset({"FLOAT", "INT32", "INT64"})),
+    "Range": OpRule(dtypes=frozenset({"INT32", "INT64"})),
     "Resize": OpRule(dtypes=_FLOATS | {"INT64"}, constant_inputs=(2,), attributes=_RESIZE),
     "ScatterElements": OpRule(dtypes=_TYPES, attributes={"reduction": ("none", "add")}),
     "ScatterND": OpRule(dtypes=_TYPES, attributes={"reduction": ("none",)}),
