@@ -12,11 +12,14 @@ import urllib3
 
 from compiler.errors import CompilerError, ServerError, from_dict
 from compiler.store.atomic import write_atomic
+from compiler.store.disk import storage_errors
 
 T = TypeVar("T")
 TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 CHUNK_BYTES = 1 << 20
+LATER = (429, 503)
+"""Answers of a server that is asked too often, or is being stopped or started."""
 
 
 class Refusal(Exception):
@@ -109,7 +112,13 @@ class Connection:
         return _value(answer.status, answer.data)
 
     def download(self, path: str, target: Path) -> None:
-        """GETs a file, which is there whole or not at all."""
+        """GETs a file, which is there whole or not at all.
+
+        Raises:
+            StorageError: The disk is full, or may not be written.
+            Refusal: The server refuses.
+            Unreachable: No whole answer came, however often it was tried.
+        """
 
         def once() -> None:
             answer = self._pool.request(
@@ -118,8 +127,10 @@ class Connection:
             try:
                 if answer.status != 200:
                     _value(answer.status, answer.read(1 << 16))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(target, lambda file: _copy(answer, file))
+                # what the disk says is no fault of the network, and is not tried again
+                with storage_errors(target.parent):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomic(target, lambda file: _copy(answer, file))
             finally:
                 answer.release_conn()
 
@@ -156,7 +167,7 @@ class Connection:
                 if time.monotonic() + pause > deadline:
                     raise Unreachable(str(error)) from error
             except Refusal as refusal:
-                if refusal.status != 503 or time.monotonic() + pause > deadline:
+                if refusal.status not in LATER or time.monotonic() + pause > deadline:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)

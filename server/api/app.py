@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 
-from server.api import artifacts, attempts, blobs, jobs, machines
+from server.api import artifacts, attempts, blobs, jobs, machines, plan
 from server.api.cache import mount_cache
 from server.api.site import Site
 from server.page import routes
@@ -37,7 +37,7 @@ def make_app(site: Site | None, *, version: str) -> FastAPI:
         max_body_size=MAX_JSON_BYTES,
     )
     app.state.site = site
-    for part in (jobs, blobs, artifacts, attempts, machines, routes):
+    for part in (jobs, plan, blobs, artifacts, attempts, machines, routes):
         app.include_router(part.router)
     if site is not None:
         mount_cache(app, site)

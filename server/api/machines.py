@@ -125,6 +125,12 @@ def public_key(site: SiteDep) -> str:
     return site.key.public.pem.decode()
 
 
+@router.get("/v1/keys/rebuilt", response_class=PlainTextResponse)
+def rebuilt_key(site: SiteDep) -> str:
+    """The key, PEM, that verifies what second builders state."""
+    return site.rebuilt_key.public.pem.decode()
+
+
 @router.post("/v1/keys", status_code=201)
 def new_key(body: NewKey, site: SiteDep, who: Admin) -> Secret:
     """Makes a key; its text is in the answer, and nowhere else."""

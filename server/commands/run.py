@@ -36,6 +36,13 @@ from server.commands.options import client_file_option, connect, require_extra, 
 )
 @click.option("--quota", type=click.IntRange(min=0), default=0, help="Builds of one project at a time; 0: no bound.")
 @click.option(
+    "--rate",
+    type=click.FloatRange(min=0),
+    default=200.0,
+    show_default=True,
+    help="Requests a second of one key, above which it is told to wait; 0: no bound.",
+)
+@click.option(
     "--keep-days",
     type=click.FloatRange(min=0),
     default=30.0,

@@ -19,7 +19,7 @@ from compiler.target.testing import install_plugin
 from server.connection import Connection
 from tests.cli.conftest import PLUGIN, Place, make_place
 
-PATIENCE_S = 240.0
+PATIENCE_S = 90.0
 """Longest time to wait for anything: other tests share the machine."""
 
 
@@ -103,7 +103,7 @@ def wait_until(condition: Callable[[], Any], describe: Callable[[], str] = lambd
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, describe()
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def serving(root: Path, site: Path, *options: str) -> Server:
