@@ -19,7 +19,7 @@ from compiler.target.testing import install_plugin
 from server.connection import Connection
 from tests.cli.conftest import PLUGIN, Place, make_place
 
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0
 """Longest time to wait for anything: other tests share the machine."""
 
 
@@ -134,7 +134,7 @@ def slow_factor() -> int:
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Iterator[Server]:
     """One server for all tests of a worker that leave it as it was."""
-    server = serving(tmp_path_factory.mktemp("server"), site)
+    server = serving(tmp_path_factory.mktemp("server"), site, "--rate", "0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEETC_CLIENT_FILE", str(server.client_file))
         server.start()

@@ -35,7 +35,7 @@ def built(running: Server, dist: Path) -> Server:
 def public(built: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The server's public key, as anybody gets it."""
     path = tmp_path_factory.mktemp("keys") / "server.pub"
-    path.write_bytes(urllib3.request("GET", f"{built.url}/v1/keys/public").data)
+    path.write_bytes(urllib3.request("GET", f"{built.url}/v1/public-keys/server").data)
     return path
 
 

@@ -66,13 +66,13 @@ def test_a_rebuild_waits_for_another_worker_and_adds_its_signature(lab: Server, 
     assert [one["original"] for one in again["devices"]] == [first["id"], first["id"]]
     process.terminate()
     process.wait(60)
-    keys = {name: tmp_path / f"{name}.pub" for name in ("public", "rebuilt")}
+    keys = {name: tmp_path / f"{name}.pub" for name in ("server", "rebuilt")}
     for name, file in keys.items():
-        file.write_bytes(urllib3.request("GET", f"{lab.url}/v1/keys/{name}").data)
+        file.write_bytes(urllib3.request("GET", f"{lab.url}/v1/public-keys/{name}").data)
     for job in (first["id"], rebuild["id"]):
         out = tmp_path / job
         assert place.run("fetch", job, "-o", out).code == 0
-        asked = ("--key", keys["public"], "--key", keys["rebuilt"], "--files-only")
+        asked = ("--key", keys["server"], "--key", keys["rebuilt"], "--files-only")
         assert place.run("verify", out / "one", *asked).code == 0
         assert place.run("verify", out / "named", *asked).code == 0
     builders = (tmp_path / rebuild["id"] / "one" / "provenance.intoto.jsonl").read_text().splitlines()
