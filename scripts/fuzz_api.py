@@ -1,4 +1,4 @@
-"""Asks every operation of the build server's API, rightly and wrongly, as schemathesis derives it from the OpenAPI file.
+"""Asks for every operation of the build server's API, rightly and wrongly, as schemathesis reads its OpenAPI file.
 
 python scripts/fuzz_api.py [--examples 50] [--minutes 10] [--schemathesis PROGRAM]
 

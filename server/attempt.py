@@ -102,7 +102,9 @@ def run_call(text: str, workplace: Workplace) -> None:
         Unreachable: The server does not answer any more; it will give the attempt up.
     """
     call = Call(**json.loads(text))
-    connection = Connection(workplace.url, call.token, ca=workplace.ca, patience_s=SILENCE_S)
+    connection = Connection(
+        workplace.url, call.token, ca=workplace.ca, patience_s=SILENCE_S, stopping=workplace.stopping
+    )
     try:
         order = _ORDERS.validate_python(connection.get(f"/v1/attempts/{call.attempt}"))
         outcome = _run(connection, call, order, workplace)
@@ -142,8 +144,6 @@ class _Attempt:
             code = self._watch(process)
             if code is None:
                 process.end()
-                # a server that is being stopped answers no more, and gives the attempt up by itself
-                self._connection.patience_s = 0 if self._workplace.stopping.is_set() else SILENCE_S
                 return self._stopped()
             outcome = self._outcome(code, process.result())
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -56,10 +57,19 @@ class Connection:
         token: Sent as bearer.
         ca: File of the authority that signed the server's certificate; None for those of the system.
         patience_s: How long a call that gets no answer is tried again; may be changed.
+        stopping: Once it is set, nothing is tried again.
     """
 
-    def __init__(self, url: str, token: str, *, ca: Path | None = None, patience_s: float = 0.0) -> None:
-        self.url, self.patience_s = url.rstrip("/"), patience_s
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        ca: Path | None = None,
+        patience_s: float = 0.0,
+        stopping: threading.Event | None = None,
+    ) -> None:
+        self.url, self.patience_s, self._stopping = url.rstrip("/"), patience_s, stopping or threading.Event()
         self._headers = {"Authorization": f"Bearer {token}"}
         self._pool = urllib3.PoolManager(
             ca_certs=str(ca) if ca else None, timeout=TIMEOUT, retries=False, maxsize=4, block=False
@@ -161,15 +171,16 @@ class Connection:
     def _patiently(self, once: Callable[[], T]) -> T:
         deadline, pause = time.monotonic() + self.patience_s, FIRST_PAUSE_S
         while True:
+            is_last = time.monotonic() + pause > deadline or self._stopping.is_set()
             try:
                 return once()
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                if time.monotonic() + pause > deadline:
+                if is_last:
                     raise Unreachable(str(error)) from error
             except Refusal as refusal:
-                if refusal.status not in LATER or time.monotonic() + pause > deadline:
+                if refusal.status not in LATER or is_last:
                     raise
-            time.sleep(pause)
+            self._stopping.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
 

@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from server.api.plan import originals_of, plan_job
 from server.api.site import OwnJob, ReadableJob, Reader, Site, SiteDep, Submitter, scope_project
+from server.attempt_rows import silent_workers
 from server.jobs import OtherBody, add_job, cancel_job, find_by_idempotency_key, request_digest, set_pinned
 from server.keys import Principal
 from server.problems import Problem
@@ -119,9 +120,10 @@ async def cancel_and_wait(site: Site, job: str, *, wait_s: float) -> Cancelled:
         while True:
             changed.clear()
             view = await run_in_threadpool(view_job, site.database, job)
-            running = tuple(sorted({device.worker for device in view.devices if device.state not in FINAL}))
+            running = {device.worker for device in view.devices if device.state not in FINAL}
             if not running or time.monotonic() >= deadline or site.bell.is_closing:
-                return Cancelled(view, running)
+                silent = running | await run_in_threadpool(silent_workers, site.database, job)
+                return Cancelled(view, tuple(sorted(silent)))
             await wait_for(changed, min(1.0, max(0.0, deadline - time.monotonic())))
 
 

@@ -44,7 +44,8 @@ def joined(lab: Server, name: str, folder: Path) -> subprocess.Popen[str]:
     (folder / "tmp").mkdir(parents=True)
     place = replace(lab.place, env={**lab.place.env, "TMPDIR": str(folder / "tmp")})
     with (lab.place.root / f"{name}.log").open("a") as log:
-        process = place.start("worker", "--name", name, "--data", folder, stdout=log, stderr=log)
+        options = ("--name", name, "--data", folder, "--no-timing")
+        process = place.start("worker", *options, stdout=log, stderr=log)
     wait_until(lambda: name in {one["name"] for one in lab.connection.get("/v1/workers")})
     return process
 
@@ -139,4 +140,22 @@ def test_a_worker_that_vanishes_with_its_network_is_given_up_and_ends_its_build_
     kinds = [kind for _, kind, _ in lab.connection.events(f"/v1/jobs/{job}/events")]
     assert kinds.count("job-finished") == 1
     wait_until(lambda: len(lab.connection.get("/v1/workers")) == 2)  # and it works on
+    start.unlink()
+
+
+def test_a_cancel_says_whose_worker_has_not_answered(lab: Server, second: subprocess.Popen[str]) -> None:
+    place = lab.place
+    start = place.root / "start"
+    place.write_fleet({"slow": place.profile("slow", start=str(start))})
+    job = lab.submit()["id"]
+    wait_until(lambda: start.exists() and len(start.read_text().split()) == 2)
+    assert lab.job(job)["devices"][0]["worker"] == "second"
+    build = psutil.Process(int(start.read_text().split()[0]))
+    second.send_signal(signal.SIGSTOP)
+    outcome = place.run("cancel", job, "--json")
+    assert outcome.code == 4 and outcome.json["silent"] == ["second"]
+    assert outcome.json["job"]["state"] == "cancelled"
+    second.send_signal(signal.SIGCONT)
+    wait_until(lambda: not build.is_running())
+    assert lab.job(job)["devices"][0]["attempt"] == 1
     start.unlink()
