@@ -127,7 +127,11 @@ class _Exporter:
         size = self.size
         ids, mask, positions = (
             ir.val(name, ir.DataType.INT64, ["batch", length])
-            for name, length in (("input_ids", "sequence"), ("attention_mask", "past + sequence"), ("position_ids", "sequence"))
+            for name, length in (
+                ("input_ids", "sequence"),
+                ("attention_mask", "past + sequence"),
+                ("position_ids", "sequence"),
+            )
         )
         cache = ["batch", size.kv_heads, "past", size.head_width]
         pasts = [
@@ -196,7 +200,7 @@ class _Exporter:
     def rotations(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Cosine and sine of every position's angles (batch, 1, sequence, head)."""
         half = np.arange(0, self.size.head_width, 2, dtype=np.float32) / self.size.head_width
-        frequencies = self.constant(self.size.rope_base ** -half, np.float32)
+        frequencies = self.constant(self.size.rope_base**-half, np.float32)
         places = self.op("Unsqueeze", self.op("Cast", positions, to=int(ir.DataType.FLOAT)), self.constant([2]))
         angles = self.op("Mul", places, frequencies)
         both = self.op("Unsqueeze", self.op("Concat", angles, angles, axis=-1), self.constant([1]))

@@ -210,7 +210,10 @@ def write_smollm2(folder: Path) -> DecoderSize:
     rescale(weights, size)
     table = "model.embed_tokens.weight"
     stored = {name: array if name == table or array.ndim < 2 else array.T for name, array in weights.items()}
-    save(make_decoder(size, {name: partial(np.ascontiguousarray, array) for name, array in stored.items()}), folder / "smollm2.onnx")
+    save(
+        make_decoder(size, {name: partial(np.ascontiguousarray, array) for name, array in stored.items()}),
+        folder / "smollm2.onnx",
+    )
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_of(checkpoint.fields), ensure_ascii=False), "utf-8")
     for name, text in zip(("calibration.txt", "evaluation.txt"), topics(), strict=True):
         (folder / name).write_text(text, "utf-8")

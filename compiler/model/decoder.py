@@ -35,7 +35,7 @@ _JOINS = {
     "GroupQueryAttention": {3: 1, 4: 2},
     "MultiHeadAttention": {6: 1, 7: 2},
 }
-"""Operators that a cache grows in → input of an old cache → output of the new one; the first output where not listed."""
+"""Operators that a cache grows in → input of an old cache → output of the new one; the first where not listed."""
 
 _STEPS = 4
 """Operators that an exporter may put between a joined cache and the output: Identity, Cast and the like."""
@@ -106,7 +106,9 @@ def find_decoder(model: ir.Model) -> Decoder:
         problems.append(UnsupportedModel(f"no output of three dimensions is left for the logits among {names}"))
     if problems or ids is None or logits is None:
         raise combine(problems)
-    mask, positions = (next((value for value in inputs if wanted.search(str(value.name))), None) for wanted in (_MASK, _POSITIONS))
+    mask, positions = (
+        next((value for value in inputs if wanted.search(str(value.name))), None) for wanted in (_MASK, _POSITIONS)
+    )
     vocabulary = logits.shape[2] if logits.shape is not None else 0
     return Decoder(
         ids=str(ids.name),
@@ -164,7 +166,9 @@ def _paired(cache: list[ir.Value], outputs: list[ir.Value]) -> tuple[list[CacheP
         if grown is None:
             left = _listed(other for other in outputs if other.name not in {pair.present for pair in pairs})
             what = f"cache input '{value.name}' belongs to no output: there are {left}"
-            problems.append(UnsupportedModel(what, remedy="Name the output present.N.key or .value as the input is named."))
+            problems.append(
+                UnsupportedModel(what, remedy="Name the output present.N.key or .value as the input is named.")
+            )
         else:
             pairs.append(CachePair(str(value.name), str(grown.name)))
     doubled = {pair.present for pair in pairs if sum(other.present == pair.present for other in pairs) > 1}

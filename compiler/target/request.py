@@ -16,6 +16,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 from compiler.artifact import Artifact, Evidence, artifact_from_dict, artifact_to_dict
 from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import BuildSettings
+from compiler.evaluate.judged import OutputPart
 from compiler.fleet.profile import HardwareProfile, to_yaml
 from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits, run_child
@@ -123,12 +124,21 @@ class ExecuteTask:
 
 @dataclass(frozen=True)
 class EvaluateTask:
-    """Run an artifact on stacked samples, `batch` at a time, and write its outputs stacked alike."""
+    """Run an artifact on stacked samples, `batch` at a time, and write its outputs stacked alike.
+
+    Args:
+        artifact: The artifact.
+        inputs: The samples.
+        outputs: Where the outputs are written.
+        batch: Samples of one run.
+        judged: The part of the outputs that is written; None writes all.
+    """
 
     artifact: ArtifactWithRoot
     inputs: Path
     outputs: Path
     batch: int
+    judged: OutputPart | None = None
     work: Literal["evaluate"] = "evaluate"
 
 

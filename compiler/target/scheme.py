@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+BITS_KEY = "fleetc.bits"
+"""Metadata of a DequantizeLinear of weights in blocks: bits that its integers need."""
+
 Granularity: TypeAlias = Literal["tensor", "channel", "block"]
 
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from compiler.compress.weight_only.plan import WeightChoice, WeightPlan
-from compiler.compress.weight_only.quantize import WeightOptions, WeightsQuantized, quantize_weights
+from compiler.compress.weight_only.quantize import (
+    WeightOptions,
+    WeightsQuantized,
+    measure_weights,
+    quantize_weights,
+)
 
-__all__ = ["WeightChoice", "WeightOptions", "WeightPlan", "WeightsQuantized", "quantize_weights"]
+__all__ = ["WeightChoice", "WeightOptions", "WeightPlan", "WeightsQuantized", "measure_weights", "quantize_weights"]

@@ -1,7 +1,8 @@
 """Writes weights in few bits into a model: integers, scales and zero points behind DequantizeLinear with blocks.
 
-Integers of 2 to 4 bits are stored as uint4, those of 5 to 8 as uint8 (int4 and int8 where symmetric); how many bits they need is in the metadata of the
-node, for a target that packs them closer. Scales are float16, and become float32 before they are used.
+Integers of 2 to 4 bits are stored as uint4, those of 5 to 8 as uint8; as int4 and int8 where the range is symmetric.
+How many bits they need is in the metadata of the node, for a target that packs them closer. Scales are float16, and
+become float32 before they are used.
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ from numpy.typing import NDArray
 from compiler.compress.weight_only.fit import BlockScales
 from compiler.compress.weight_only.layers import WeightLayer
 from compiler.passes.values import Names, record_origin
-
-BITS_KEY = "fleetc.bits"
-"""Metadata of a DequantizeLinear: bits that its integers need."""
+from compiler.target.scheme import BITS_KEY
 
 OPSET = 21
 """The first with blocks and integers of 4 bits."""

@@ -1,7 +1,7 @@
 """Formats of all weights under a limit of bytes: the least expected divergence.
 
 Every weight has a curve of bytes against expected divergence. It starts at its cheapest format; then the step with the
-largest gain per byte is taken again and again, on the lower convex hull of each curve, until none fits any more. That is
+largest gain per byte is taken again and again, on the lower convex hull of each curve, until none fits any more. It is
 optimal for the budget that it ends at (H. Everett, Generalized Lagrange Multiplier Method, 1963).
 """
 
@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compiler.errors import UnsupportedModel
+from compiler.errors import GateFailed
 from compiler.target.scheme import BlockFormat
 
 
@@ -32,7 +32,7 @@ def choose_formats(curves: Mapping[str, Sequence[Option]], budget_bytes: int | N
         budget_bytes: What all may take together; None: each takes what costs least.
 
     Raises:
-        UnsupportedModel: The smallest formats of all take more.
+        GateFailed: The smallest formats of all take more.
     """
     hulls = {name: lower_hull(options) for name, options in curves.items()}
     if budget_bytes is None:
@@ -40,7 +40,7 @@ def choose_formats(curves: Mapping[str, Sequence[Option]], budget_bytes: int | N
     used = sum(hull[0].bytes for hull in hulls.values())
     if used > budget_bytes:
         kl = sum(hull[0].kl for hull in hulls.values())
-        raise UnsupportedModel(
+        raise GateFailed(
             f"the weights may take {budget_bytes / 1e6:.1f} MB, and their smallest formats take {used / 1e6:.1f} MB",
             remedy=f"Allow {used / 1e6:.1f} MB, at an expected divergence of {kl:.3g} nats a token, or take a smaller "
             "model.",
@@ -86,5 +86,7 @@ def _reason(hull: Sequence[Option], place: int) -> str:
     if place:
         words.append(f"{_gain(hull, place - 1) * 1e6:.2g} nats a token saved by each MB over {hull[place - 1].format}")
     if place + 1 < len(hull):
-        words.append(f"{_gain(hull, place) * 1e6:.2g} would be by {hull[place + 1].format}, and the bytes pay more elsewhere")
+        words.append(
+            f"{_gain(hull, place) * 1e6:.2g} would be by {hull[place + 1].format}, and the bytes pay more elsewhere"
+        )
     return "; ".join(words) or "the only format"

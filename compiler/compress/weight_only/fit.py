@@ -43,7 +43,7 @@ class BlockScales:
     @property
     def top(self) -> int:
         """Largest integer."""
-        return 2**self.format.bits - 1
+        return int(2**self.format.bits - 1)
 
     def spread(self, array: Floats) -> Floats:
         """A number for each block as a number for each weight (outputs, inputs)."""
@@ -53,7 +53,8 @@ class BlockScales:
     def integers(self, weight: Floats) -> NDArray[np.uint8]:
         """The nearest integers (outputs, inputs)."""
         scaled = np.rint(weight / self.spread(self.scale)) + self.spread(self.zero)
-        return np.clip(scaled, 0, self.top).astype(np.uint8)
+        integers: NDArray[np.uint8] = np.clip(scaled, 0, self.top).astype(np.uint8)
+        return integers
 
     def values(self, integers: NDArray[np.uint8]) -> Floats:
         """The weights that integers stand for."""
@@ -64,7 +65,9 @@ class BlockScales:
         return self.values(self.integers(weight))
 
 
-def fit_blocks(weight: Floats, squares: Floats, format_: BlockFormat, *, shrinks: tuple[float, ...] = SHRINKS) -> BlockScales:
+def fit_blocks(
+    weight: Floats, squares: Floats, format_: BlockFormat, *, shrinks: tuple[float, ...] = SHRINKS
+) -> BlockScales:
     """The scales of a matrix of the least weighted error.
 
     Args:
@@ -123,12 +126,14 @@ def _integers(blocks: Floats, scale: Floats, zero: Floats, format_: BlockFormat)
     """Integers less their zero point."""
     zero = zero[:, :, None]
     moved = np.rint(blocks / scale[:, :, None])
-    return np.clip(moved, -zero, np.float32(2**format_.bits - 1) - zero)
+    integers: Floats = np.clip(moved, -zero, np.float32(2**format_.bits - 1) - zero)
+    return integers
 
 
 def _cost(blocks: Floats, heavy: Floats, scale: Floats, zero: Floats, format_: BlockFormat) -> Floats:
     error = blocks - _integers(blocks, scale, zero, format_) * scale[:, :, None]
-    return np.einsum("rbi,rbi,xbi->rb", error, error, heavy, optimize=False)
+    cost: Floats = np.einsum("rbi,rbi,xbi->rb", error, error, heavy, optimize=False)
+    return cost
 
 
 def _solved(blocks: Floats, heavy: Floats, scale: Floats, zero: Floats, format_: BlockFormat) -> Floats:

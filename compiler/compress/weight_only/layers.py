@@ -31,6 +31,7 @@ class WeightLayer:
         name: The initializer's.
         kind: A matrix of products alone, or a table that tokens are looked up in.
         node: Name of the first node that reads it.
+        op: That node's operator.
         reads: The value it is multiplied with; empty where it is a table that no product shares.
         is_turned: Whether the initializer is (inputs, outputs).
         outputs: Rows of the matrix; of a table its vectors.
@@ -40,6 +41,7 @@ class WeightLayer:
     name: str
     kind: WeightKind
     node: str
+    op: str
     reads: str
     is_turned: bool
     outputs: int
@@ -85,14 +87,14 @@ def _layer_of(value: ir.Value, order: dict[ir.Node, int]) -> WeightLayer | None:
     products = [node for use, index in uses if (node := _transposed_product(use)) is not None]
     if len(turned) == len(uses) == 1:
         reads = turned[0].inputs[0]
-        return WeightLayer(
-            str(value.name), WeightKind.PRODUCT, str(first.name), str(reads and reads.name), True, columns, rows
-        )
+        product = WeightKind.PRODUCT
+        name = str(reads.name) if reads is not None else ""
+        return WeightLayer(str(value.name), product, str(first.name), first.op_type, name, True, columns, rows)
     if len(gathers) + len(products) == len(uses) and len(products) <= 1:
         reads = products[0].inputs[0] if products else None
         kind = WeightKind.TABLE if gathers else WeightKind.PRODUCT
         name = str(reads.name) if reads is not None else ""
-        return WeightLayer(str(value.name), kind, str(first.name), name, False, rows, columns)
+        return WeightLayer(str(value.name), kind, str(first.name), first.op_type, name, False, rows, columns)
     return None
 
 
@@ -102,7 +104,7 @@ def _gathers_rows(node: ir.Node, index: int) -> bool:
 
 def _transposed_product(node: ir.Node) -> ir.Node | None:
     """The MatMul that multiplies by the transpose that this node makes; None where it makes none."""
-    if node.op_type != "Transpose" or node.attributes.get_ints("perm", [1, 0]) != [1, 0]:
+    if node.op_type != "Transpose" or list(node.attributes.get_ints("perm", [1, 0])) != [1, 0]:
         return None
     uses = list(node.outputs[0].uses())
     is_one = len(uses) == 1 and not node.outputs[0].is_graph_output()

@@ -13,7 +13,8 @@ class WeightChoice:
 
     Args:
         name: The initializer's.
-        kind: `product` or `table`.
+        node: Name of the first node that reads it.
+        op: That node's operator.
         format: Bits and blocks.
         bytes: Weights, scales and zero points.
         kl: Divergence of the model's answers that it is expected to cause, in nats a token.
@@ -21,7 +22,8 @@ class WeightChoice:
     """
 
     name: str
-    kind: str
+    node: str
+    op: str
     format: BlockFormat
     bytes: int
     kl: float

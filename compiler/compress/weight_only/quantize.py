@@ -7,17 +7,20 @@
     3  the format of each weight: the least expected divergence in the bytes (choose.py)
     4  segment by segment again: every matrix in its format
 
-Sums of one segment are in memory at a time, and what is finished lies in a folder, so that a run that was killed goes on
-behind the last finished segment, and comes to the same bytes.
+Sums of one segment are in memory at a time, and what is finished lies in a folder, so that a run that was killed goes
+on behind the last finished segment, and comes to the same bytes.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -50,7 +53,7 @@ TRIAL_BATCHES = 4
 """Batches that trials are run on: with 256 tokens each, the divergence of a group is known to some percent."""
 
 DEPTHS = 3
-"""Parts of the depth whose weights have a price of their own: the first layers of a decoder are others than the last."""
+"""Parts of the depth whose weights have a price of their own: first layers of a decoder are others than the last."""
 
 _QUICK = (1.0, 0.85)
 """Ranges tried where only the error of a format is asked for."""
@@ -64,12 +67,10 @@ class WeightOptions:
     """How weights are put in few bits.
 
     Args:
-        budget_bytes: What all weights may take; None where nothing limits them.
         compensate: Whether roundings compensate each other (GPTQ).
         batches: Batches of calibration data that are used.
     """
 
-    budget_bytes: int | None = None
     compensate: bool = True
     batches: int = 24
 
@@ -82,18 +83,21 @@ class WeightsQuantized:
     plan: WeightPlan
 
 
-def quantize_weights(
+Tell = Callable[[str], None]
+
+
+def measure_weights(
     model: ir.Model,
     batches: Iterable[Arrays],
     choices: WeightChoices,
-    options: WeightOptions | None = None,
+    options: WeightOptions,
     *,
     logits: str,
-    scheme: str = "weights",
     folder: Path,
-    tell: Callable[[str], None] = lambda text: None,
-) -> WeightsQuantized:
-    """Puts the weights of a model in few bits.
+    result: Path,
+    tell: Tell,
+) -> None:
+    """Measures what each format of each weight costs (steps 1 and 2), and writes that to a file.
 
     Args:
         model: In float32, every node named; left as it is.
@@ -101,28 +105,75 @@ def quantize_weights(
         choices: Formats that the target reads.
         options: How.
         logits: The output whose divergence is to be small.
+        folder: Where finished segments are kept; empty, or of the same work.
+        result: The file.
+        tell: Is told what happens.
+
+    Raises:
+        UnsupportedModel: Nothing can be quantized, or weights are not finite.
+        DataError: There are no calibration data.
+    """
+    work = _begin(model, batches, options, folder, tell)
+    with one_blas_thread():
+        curves = work.measure(choices, logits)
+    rows = {name: [[astuple(option.format), option.bytes, option.kl] for option in row] for name, row in curves.items()}
+    write_atomic(result, json.dumps(rows).encode())
+
+
+def quantize_weights(
+    model: ir.Model,
+    batches: Iterable[Arrays],
+    measured: Path,
+    options: WeightOptions,
+    *,
+    budget_bytes: int | None,
+    scheme: str,
+    folder: Path,
+    tell: Tell,
+) -> WeightsQuantized:
+    """Puts the weights of a model in few bits (steps 3 and 4).
+
+    Args:
+        model: The same.
+        batches: The same.
+        measured: The file that `measure_weights` wrote.
+        options: The same.
+        budget_bytes: What all weights may take; None where nothing limits them.
         scheme: Its name, for the plan.
         folder: Where finished segments are kept; empty, or of the same work.
         tell: Is told what happens.
 
     Raises:
-        UnsupportedModel: Nothing can be quantized, weights are not finite, or no format fits into the bytes.
-        DataError: There are no calibration data.
+        GateFailed: The smallest formats take more.
     """
-    how = options or WeightOptions()
-    held = [dict(batch) for batch, _ in zip(batches, range(how.batches), strict=False)]
+    work = _begin(model, batches, options, folder, tell)
+    curves = {
+        name: [Option(BlockFormat(*format_), size, kl) for format_, size, kl in row]
+        for name, row in json.loads(measured.read_bytes()).items()
+    }
+    chosen = choose_formats(curves, None if budget_bytes is None else budget_bytes - work.other_bytes)
+    with one_blas_thread():
+        stored = work.fit_all({name: option.format for name, (option, _) in chosen.items()})
+    made = apply_weights(work.model, {layer.name: layer for layer in work.layers}, stored)
+    rows = tuple(
+        WeightChoice(layer.name, layer.node, layer.op, option.format, option.bytes, option.kl, reason)
+        for layer in work.layers
+        for option, reason in [chosen[layer.name]]
+    )
+    return WeightsQuantized(made, WeightPlan(scheme, budget_bytes, work.other_bytes, rows, sum(row.kl for row in rows)))
+
+
+def _begin(model: ir.Model, batches: Iterable[Arrays], options: WeightOptions, folder: Path, tell: Tell) -> _Work:
+    folder.mkdir(parents=True, exist_ok=True)
+    held = [dict(batch) for batch in islice(batches, options.batches)]
     if not held:
         raise DataError("weights are fitted on calibration data, and there are none", where="calibration")
     raised = at_opset(model, OPSET)
-    work = _Work(raised, find_layers(raised), held, choices, how, logits, folder, tell)
-    if not work.layers:
+    layers = find_layers(raised)
+    if not layers:
         raise UnsupportedModel("the model has no matrix in float32 that weights in blocks could stand for")
-    _refuse_not_finite(raised, work.layers)
-    with one_blas_thread():
-        chosen = work.choose()
-        stored = work.fit_all({name: option.format for name, (option, _) in chosen.items()})
-    made = apply_weights(raised, {layer.name: layer for layer in work.layers}, stored)
-    return WeightsQuantized(made, work.plan(chosen, scheme))
+    _refuse_not_finite(raised, layers)
+    return _Work(raised, layers, held, options, folder, tell)
 
 
 def _refuse_not_finite(model: ir.Model, layers: Sequence[WeightLayer]) -> None:
@@ -142,11 +193,9 @@ class _Work:
     model: ir.Model
     layers: tuple[WeightLayer, ...]
     batches: list[dict[str, Array]]
-    choices: WeightChoices
     options: WeightOptions
-    logits: str
     folder: Path
-    tell: Callable[[str], None]
+    tell: Tell
 
     @property
     def products(self) -> tuple[WeightLayer, ...]:
@@ -168,27 +217,23 @@ class _Work:
         floats = array.astype(np.float32, copy=False)
         return np.ascontiguousarray(floats.T) if layer.is_turned else floats
 
-    def choose(self) -> dict[str, tuple[Option, str]]:
-        """The format of every weight, with the reason."""
-        first = self.choices.products[0]
-        losses = self._first_pass(first)
-        if self.options.budget_bytes is None and len(self.choices.products) == len(self.choices.tables) == 1:
-            curves = {layer.name: [self._option(layer, self._formats(layer)[0], 0.0)] for layer in self.layers}
-            return choose_formats(curves, None)
-        trials = Trials(self.model, self.logits, self.batches[:TRIAL_BATCHES])
-        curves = {layer.name: self._table_curve(layer, trials) for layer in self.tables}
+    def measure(self, choices: WeightChoices, logits: str) -> dict[str, list[Option]]:
+        """What each format of each weight costs."""
+        first = choices.products[0]
+        losses = self._losses(choices.products)
+        trials = Trials(self.model, logits, self.batches[:TRIAL_BATCHES])
+        curves = {layer.name: self._table_curve(layer, choices.tables, trials) for layer in self.tables}
         for group in self._groups():
             kl = trials.measure({layer.name: self._first_values(layer) for layer in group})
             total = sum(losses[layer.name][str(first)] for layer in group)
             self.tell(f"{group[0].role} ×{len(group)} in {first}: {kl:.4f} nats a token")
+            price = kl / total if total > 0 else 0.0
             for layer in group:
-                price = kl / total if total > 0 else 0.0
                 row = losses[layer.name]
                 curves[layer.name] = [
-                    self._option(layer, format_, price * row[str(format_)]) for format_ in self.choices.products
+                    _option(layer, format_, price * row[str(format_)]) for format_ in choices.products
                 ]
-        budget = self.options.budget_bytes
-        return choose_formats(curves, None if budget is None else budget - self.other_bytes)
+        return curves
 
     def fit_all(self, formats: Mapping[str, BlockFormat]) -> dict[str, Stored]:
         """Every weight in its format."""
@@ -199,22 +244,6 @@ class _Work:
                     self._keep("final", layer, *self._fitted(layer, formats[layer.name], sums[layer.reads]))
             self.tell(f"weights of segment {segment.number} are in their formats")
         return stored | {layer.name: self._kept("final", layer) for layer in self.products}
-
-    def plan(self, chosen: Mapping[str, tuple[Option, str]], scheme: str) -> WeightPlan:
-        """What was decided, as a value."""
-        rows = tuple(
-            WeightChoice(layer.name, layer.kind, option.format, option.bytes, option.kl, reason)
-            for layer in self.layers
-            for option, reason in [chosen[layer.name]]
-        )
-        return WeightPlan(scheme, self.options.budget_bytes, self.other_bytes, rows, sum(row.kl for row in rows))
-
-    def _formats(self, layer: WeightLayer) -> tuple[BlockFormat, ...]:
-        return self.choices.products if layer.kind == WeightKind.PRODUCT else self.choices.tables
-
-    @staticmethod
-    def _option(layer: WeightLayer, format_: BlockFormat, kl: float) -> Option:
-        return Option(format_, format_.bytes_of(layer.outputs, layer.inputs), kl)
 
     def _groups(self) -> Iterator[list[WeightLayer]]:
         """Products of one role and depth."""
@@ -228,7 +257,11 @@ class _Work:
     def _segments(self, is_done: Callable[[Segment], bool]) -> Iterator[tuple[Segment, dict[str, Floats]]]:
         """Every segment with the mean squares of what its products read; those behind the last unfinished are left."""
         segments = cut_segments(self.model, self.layers, most_bytes=SEGMENT_BYTES)
-        todo = [segment for segment in segments if any(x.kind == WeightKind.PRODUCT for x in segment.layers) and not is_done(segment)]
+        todo = [
+            segment
+            for segment in segments
+            if any(x.kind == WeightKind.PRODUCT for x in segment.layers) and not is_done(segment)
+        ]
         if not todo:
             return
         stream = Stream(self.model, segments, [dict(batch) for batch in self.batches])
@@ -239,19 +272,17 @@ class _Work:
             if segment in todo:
                 yield segment, sums
 
-    def _first_pass(self, first: BlockFormat) -> dict[str, dict[str, float]]:
+    def _losses(self, formats: Sequence[BlockFormat]) -> dict[str, dict[str, float]]:
         """Weight → format → tr(ΔW·H·ΔWᵀ); in the first format measured, in others by the ratio of plain rounding."""
-        losses: dict[str, dict[str, float]] = {}
         for segment, sums in self._segments(lambda segment: all(self._has_losses(x) for x in segment.layers)):
             for layer in segment.layers:
                 if layer.kind == WeightKind.PRODUCT:
-                    self._keep_losses(layer, self._measure(layer, first, sums[layer.reads]))
+                    self._keep_losses(layer, self._measure(layer, formats, sums[layer.reads]))
             self.tell(f"errors of segment {segment.number} are known")
-        for layer in self.products:
-            losses[layer.name] = self._read_losses(layer)
-        return losses
+        return {layer.name: self._read_losses(layer) for layer in self.products}
 
-    def _measure(self, layer: WeightLayer, first: BlockFormat, gram: Floats) -> dict[str, float]:
+    def _measure(self, layer: WeightLayer, formats: Sequence[BlockFormat], gram: Floats) -> dict[str, float]:
+        first = formats[0]
         weight, squares = self.weight(layer), np.diagonal(gram).copy()
         integers, scales = self._fitted(layer, first, gram)
         self._keep("first", layer, integers, scales)
@@ -260,9 +291,9 @@ class _Work:
         some = weight[::_SOME]
         plain = {
             str(format_): rounding_loss(some, squares, fit_blocks(some, squares, format_, shrinks=_QUICK))
-            for format_ in self.choices.products
+            for format_ in formats
         }
-        base = max(plain[str(first)], np.finfo(np.float32).tiny)
+        base = max(plain[str(first)], 1e-30)
         return {name: measured * loss / base for name, loss in plain.items()}
 
     def _fitted(self, layer: WeightLayer, format_: BlockFormat, gram: Floats) -> Stored:
@@ -278,13 +309,13 @@ class _Work:
         values = scales.values(integers)
         return np.ascontiguousarray(values.T) if layer.is_turned else values
 
-    def _table_curve(self, layer: WeightLayer, trials: Trials) -> list[Option]:
+    def _table_curve(self, layer: WeightLayer, formats: Sequence[BlockFormat], trials: Trials) -> list[Option]:
         options = []
-        for format_ in self.choices.tables:
+        for format_ in formats:
             integers, scales = self._fit_table(layer, format_)
             kl = trials.measure({layer.name: scales.values(integers)})
             self.tell(f"{layer.name} in {format_}: {kl:.4f} nats a token")
-            options.append(self._option(layer, format_, kl))
+            options.append(_option(layer, format_, kl))
         return options
 
     def _fit_table(self, layer: WeightLayer, format_: BlockFormat) -> Stored:
@@ -300,7 +331,7 @@ class _Work:
     def _keep(self, kind: str, layer: WeightLayer, integers: NDArray[np.uint8], scales: BlockScales) -> None:
         format_ = scales.format
         facts = np.array([format_.bits, format_.block, format_.symmetric, format_.scale_bits], np.int64)
-        arrays = {"integers": integers, "scale": scales.scale, "zero": scales.zero, "format": facts}
+        arrays: dict[str, Any] = {"integers": integers, "scale": scales.scale, "zero": scales.zero, "format": facts}
         write_atomic(self._place(kind, layer), lambda file: np.savez(file, **arrays))
 
     def _kept(self, kind: str, layer: WeightLayer) -> Stored:
@@ -320,12 +351,16 @@ class _Work:
         return layer.kind == WeightKind.TABLE or self._place("losses", layer).exists()
 
     def _keep_losses(self, layer: WeightLayer, losses: Mapping[str, float]) -> None:
-        arrays = {"names": np.array(list(losses)), "values": np.array(list(losses.values()))}
+        arrays: dict[str, Any] = {"names": np.array(list(losses)), "values": np.array(list(losses.values()))}
         write_atomic(self._place("losses", layer), lambda file: np.savez(file, **arrays))
 
     def _read_losses(self, layer: WeightLayer) -> dict[str, float]:
         with np.load(self._place("losses", layer), allow_pickle=False) as file:
             return dict(zip(file["names"].tolist(), file["values"].tolist(), strict=True))
+
+
+def _option(layer: WeightLayer, format_: BlockFormat, kl: float) -> Option:
+    return Option(format_, format_.bytes_of(layer.outputs, layer.inputs), kl)
 
 
 def compensated(weight: Floats, scales: BlockScales, gram: Floats) -> NDArray[np.uint8]:
@@ -345,7 +380,8 @@ def compensated(weight: Floats, scales: BlockScales, gram: Floats) -> NDArray[np
     def on_lattice(row: Floats, place: slice) -> Floats:
         moved = np.clip(np.rint(row / scale[:, place]) + zero[:, place], 0, scales.top)
         integers[order[place]] = moved[0].astype(np.uint8)
-        return (moved - zero[:, place]) * scale[:, place]
+        values: Floats = (moved - zero[:, place]) * scale[:, place]
+        return values
 
     round_in_turn(np.ascontiguousarray(weight[:, order].T)[None], factor.lower, on_lattice)
     return np.ascontiguousarray(integers.T)

@@ -1,4 +1,4 @@
-"""A model run in pieces on calibration data, so that no more than a piece's weights and sums are in memory at a time."""
+"""A model run in pieces on calibration data: only one piece's weights and sums are in memory at a time."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ class Stream:
 
     def __post_init__(self) -> None:
         nodes = {str(node.name): node for node in self.model.graph}
-        read = [{str(value.name) for name in segment.nodes for value in read_by(nodes[name])} for segment in self.segments]
+        read = [
+            {str(value.name) for name in segment.nodes for value in read_by(nodes[name])} for segment in self.segments
+        ]
         # what is read behind each segment; outputs of the model are nobody's input here
         self._later = [set().union(*read[number + 1 :]) for number in range(len(read))]
 

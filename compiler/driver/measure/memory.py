@@ -74,10 +74,12 @@ def measure_footprint(context: BuildContext, made: BuiltCandidate) -> Footprint:
         # what the runtime takes by itself is no merit or fault of a precision
         empty, _ = _peak(context, _one_node(context, op), {"x": np.zeros(_INPUTS[op], np.float32)})
         peak, where = _peak(context, made.built, made.typical.inputs)
+        is_limited = context.job.plan.constraints.limits.memory_mib is not None
+        process = _peak(context, made.built, made.points[-1].inputs)[0] if is_limited else None
     except (TargetUnavailable, ToolchainFailed) as error:  # no such counter here, or a runtime that fails at it
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
     # two processes differ by chance: a tiny model may come out below the empty one
-    return Footprint(weights, evidence, max(0, peak - empty), where)
+    return Footprint(weights, evidence, max(0, peak - empty), where, process_bytes=process)
 
 
 def unbuilt_footprint(made: BuiltCandidate) -> Footprint:
@@ -116,6 +118,14 @@ def compare_footprints(original: Footprint, candidate: Footprint) -> dict[GateNa
         GateName.MEMORY_WEIGHTS: _weights_saved(original, candidate),
         GateName.MEMORY_RUN: _run_saved(original, candidate),
     }
+
+
+def process_figure(footprint: Footprint) -> Figure:
+    """What the gate on the memory of the whole process judges, in MiB."""
+    if footprint.process_bytes is None:
+        return Figure(None, Evidence.NONE, RULE, footprint.why)
+    why = "at the largest sizes, the runtime's own memory in it, its mapped libraries not"
+    return Figure(footprint.process_bytes / MIB, footprint.run_evidence, RULE, why)
 
 
 def _weights_saved(original: Footprint, candidate: Footprint) -> Figure:
