@@ -472,7 +472,7 @@ _NAMED: tuple[tuple[KeyPath, Callable[[Path], bool], str], ...] = (
     (
         ("calibration", "path"),
         _holds_samples,
-        "expected a .npz, .npy or .txt file, a folder or module:function, found none at",
+        "expected a .npz or .npy file, a text, a folder or module:function, found none at",
     ),
     (("evaluation", "path"), _holds_labels, f"expected a file, {_OR} at"),
     (("evaluation", "images"), _is_folder, "there is no folder"),

@@ -12,10 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from compiler.errors import CompilerError, UnsupportedModel, combine
+
+if TYPE_CHECKING:  # a child process that answers prompts needs no graph library
+    import onnx_ir as ir
 
 CACHE_RANK = 4
 """Batch, heads, positions, head."""
@@ -23,7 +25,7 @@ CACHE_RANK = 4
 _PAST = re.compile(r"(^|[._/])(past|cache)")
 _NUMBER = re.compile(r"\d+")
 _KIND = re.compile(r"key|value|(?<![a-z])[kv](?![a-z])")
-_IDS = re.compile(r"(^|_)(input_ids|ids|tokens|token_ids)$")
+_IDS = re.compile(r"(^|[./])(decoder_input_ids|input_ids|token_ids|tokens|ids)$")
 _MASK = re.compile(r"mask")
 _POSITIONS = re.compile(r"position")
 _JOINS = {
@@ -125,7 +127,7 @@ def find_decoder(model: ir.Model) -> Decoder:
 
 
 def _is_ids(value: ir.Value) -> bool:
-    is_integer = value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+    is_integer = value.dtype is not None and value.dtype.name in ("INT64", "INT32")
     return is_integer and bool(_IDS.search(str(value.name))) and _rank(value) == 2
 
 
@@ -209,7 +211,7 @@ def _rank(value: ir.Value) -> int:
 
 def _symbol(value: ir.Value, axis: int) -> str:
     size = value.shape[axis] if value.shape is not None and len(value.shape) > axis else None
-    return str(size.value) if isinstance(size, ir.SymbolicDim) and size.value else ""
+    return "" if size is None or isinstance(size, int) or not size.value else str(size.value)
 
 
 def _listed(values: object) -> str:

@@ -18,6 +18,7 @@ from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import BuildSettings
 from compiler.evaluate.judged import OutputPart
 from compiler.fleet.profile import HardwareProfile, to_yaml
+from compiler.model.decoder import Decoder
 from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits, run_child
 from compiler.target.runner import LayerTime
@@ -152,6 +153,30 @@ class FootprintTask:
 
 
 @dataclass(frozen=True)
+class GenerateTask:
+    """Answer a prompt with a decoder.
+
+    Args:
+        artifact: The artifact.
+        decoder: What its inputs and outputs mean.
+        prompt: Token ids.
+        tokens: Most tokens of the answer.
+        prefill: Tokens of the prompt that are read at once.
+        context: Tokens of prompt and answer together.
+        stop: Tokens that end an answer.
+    """
+
+    artifact: ArtifactWithRoot
+    decoder: Decoder
+    prompt: tuple[int, ...]
+    tokens: int
+    prefill: int
+    context: int
+    stop: tuple[int, ...]
+    work: Literal["generate"] = "generate"
+
+
+@dataclass(frozen=True)
 class LayerTimesTask:
     """Run an artifact and tell the time of its kernels, where its runner can."""
 
@@ -252,6 +277,23 @@ class FootprintAnswer:
 
 
 @dataclass(frozen=True)
+class GenerateAnswer:
+    """An answer.
+
+    Args:
+        evidence: Where it ran.
+        tokens: Its token ids.
+        prompt_ms: Milliseconds that the prompt took, in which the first token is made.
+        token_ms: Milliseconds of every other token.
+    """
+
+    evidence: Evidence
+    tokens: tuple[int, ...]
+    prompt_ms: float
+    token_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class LayerTimesAnswer:
     """Time of every kernel, and where it ran; none where the runner cannot tell."""
 
@@ -269,7 +311,15 @@ class RaceAnswer:
 
 
 Task: TypeAlias = (
-    BuildTask | KernelsTask | TuneTask | ExecuteTask | EvaluateTask | FootprintTask | LayerTimesTask | RaceTask
+    BuildTask
+    | KernelsTask
+    | TuneTask
+    | ExecuteTask
+    | EvaluateTask
+    | FootprintTask
+    | GenerateTask
+    | LayerTimesTask
+    | RaceTask
 )
 
 

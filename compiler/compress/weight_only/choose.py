@@ -41,9 +41,8 @@ def choose_formats(curves: Mapping[str, Sequence[Option]], budget_bytes: int | N
     if used > budget_bytes:
         kl = sum(hull[0].kl for hull in hulls.values())
         raise GateFailed(
-            f"the weights may take {budget_bytes / 1e6:.1f} MB, and their smallest formats take {used / 1e6:.1f} MB",
-            remedy=f"Allow {used / 1e6:.1f} MB, at an expected divergence of {kl:.3g} nats a token, or take a smaller "
-            "model.",
+            f"the weights may take {_mb(budget_bytes)}, and their smallest formats take {_mb(used)}",
+            remedy=f"Allow {_mb(used)}, at an expected divergence of {kl:.3g} nats a token, or take a smaller model.",
         )
     places = dict.fromkeys(hulls, 0)
     steps = [(-_gain(hull, 0), name) for name, hull in hulls.items() if len(hull) > 1]
@@ -90,3 +89,7 @@ def _reason(hull: Sequence[Option], place: int) -> str:
             f"{_gain(hull, place) * 1e6:.2g} would be by {hull[place + 1].format}, and the bytes pay more elsewhere"
         )
     return "; ".join(words) or "the only format"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.4g} MB" if abs(size) >= 1e5 else f"{size / 1e6:.2g} MB"

@@ -100,7 +100,7 @@ def measure_weights(
     """Measures what each format of each weight costs (steps 1 and 2), and writes that to a file.
 
     Args:
-        model: In float32, every node named; left as it is.
+        model: In float32, types and shapes inferred, every node named; left as it is.
         batches: Inputs of the model.
         choices: Formats that the target reads.
         options: How.

@@ -77,11 +77,12 @@ class Stream:
     def run(self, segment: Segment, taps: Collection[str]) -> Iterator[Arrays]:
         """The tapped values of every batch; the stream then stands behind the segment."""
         piece = _piece(self.model, segment, {*taps, *self._later[segment.number]})
-        session = Unoptimized(piece)
+        # what the last segment computes may be nobody's input
+        session = Unoptimized(piece) if len(piece.graph) else None
         names = [str(value.name) for value in piece.graph.inputs]
 
         def compute(batch: dict[str, Array]) -> dict[str, Array]:
-            return session.run({name: batch[name] for name in names})
+            return {} if session is None else session.run({name: batch[name] for name in names})
 
         for number, batch in enumerate(self.batches):
             made = compute(batch)

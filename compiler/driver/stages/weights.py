@@ -17,7 +17,7 @@ from compiler.driver.stages.calibrate import Batches
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.files import load_stage, save_stage
 from compiler.driver.stages.quantize import PLAN
-from compiler.errors import DataError, InternalError, UnsupportedModel
+from compiler.errors import DataError, InternalError
 from compiler.evaluate import Dataset
 from compiler.model.decoder import find_decoder
 from compiler.plan import Plan
@@ -98,12 +98,6 @@ def _needs(context: BuildContext, plan: Plan) -> tuple[QuantScheme, WeightChoice
     scheme, data = plan.rule.scheme, context.data.calibration
     if scheme is None or scheme.weights is None:
         raise InternalError(f"{plan.precision} has no formats of weights")
-    if context.job.device.generation is None:
-        raise UnsupportedModel(
-            f"{plan.precision} is chosen by the answers of a language model, and the fleet file names no use as one",
-            where=context.name,
-            remedy="Add `generation: {context: 1024, prefill: 256}`, or take another precision.",
-        )
     if data is None:
         raise DataError("weights are fitted on calibration data, and the fleet file names none", where=context.name)
     return scheme, scheme.weights, data
