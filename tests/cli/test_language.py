@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +48,13 @@ def test_it_is_delivered_inside_its_limits(built: Place) -> None:
     gates = {gate["name"]: gate for gate in manifest["gates"]}
     assert gates["memory: process"]["passed"] and gates["memory: process"]["unit"] == "MiB"
     assert gates["accuracy"]["passed"]
-    (trial,) = (row for row in manifest["search"]["trials"] if row["precision"] == "int4-weights")
+    (trial,) = (row for row in manifest["trials"] if row["precision"] == "int4-weights")
     details = trial["accuracy"]["drop"]["candidate"]["details"]
     assert 0 <= details["KL in nats a token, low"] <= details["KL in nats a token"] < 0.5
 
 
 def test_each_weight_has_its_format_and_reason(built: Place) -> None:
-    layers = json.loads((built.dist / "phone" / "manifest.json").read_text())["layers"]
-    reasons = [layer["reason"] for layer in layers if "nats a token" in layer["reason"]]
+    reasons = [layer["why"] for layer in built.manifest("phone")["layers"] if "nats a token" in layer["why"]]
     assert len(reasons) == 8 and all("bits, blocks of" in reason for reason in reasons)
 
 
@@ -93,10 +91,17 @@ def test_a_prompt_that_does_not_fit_is_refused(built: Place, prompt: str, said: 
 
 
 def test_a_memory_limit_that_no_format_holds_ends_in_5(built: Place) -> None:
-    (built.root / "small.yaml").write_text(FLEET.replace("MEMORY", "64.2"))
+    (built.root / "small.yaml").write_text(FLEET.replace("MEMORY", "64.05"))
     outcome = built.run("build", "small.yaml", "-o", "small", "--repeat", "1")
     assert outcome.code == 5
     assert "their smallest formats take" in outcome.err and "expected divergence" in outcome.err
+
+
+def test_it_is_judged_again_by_another_text(built: Place) -> None:
+    np.save(built.root / "other.npy", tiny_text(300, seed=3))
+    outcome = built.run("verify", "dist/phone", "--model", "decoder.onnx", "--evaluation", "other.npy", "--json")
+    assert outcome.code == 0, outcome.err
+    assert "KL in nats a token" in outcome.json["accuracy"]["drop"]["candidate"]["details"]
 
 
 def test_a_language_models_limits_need_its_data(built: Place) -> None:

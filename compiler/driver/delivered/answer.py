@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compiler.artifact.manifest import BORDER
-from compiler.driver.delivered.operate import complete, read_artifact
+from compiler.artifact.manifest import BORDER, read_artifact
+from compiler.driver.delivered.operate import complete
 from compiler.errors import DataError
 from compiler.evaluate.text import encode, load_tokenizer
 from compiler.model.decoder import find_decoder
