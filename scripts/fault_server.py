@@ -29,6 +29,7 @@ import psutil
 from onnx import helper
 
 from server.connection import Connection, Refusal, Unreachable
+from server.fork_server import NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICES = ("one", "two")
@@ -96,7 +97,7 @@ class Site:
             with contextlib.suppress(psutil.NoSuchProcess):
                 for child in psutil.Process(owner.pid).children(recursive=True):
                     with contextlib.suppress(psutil.NoSuchProcess):
-                        is_build = "server.child" in child.cmdline()
+                        is_build = child.name() == NAME
                         found += [child] if is_build == (kind == "build") else []
         return found
 

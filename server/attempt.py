@@ -24,6 +24,7 @@ from compiler.errors import CompilerError, ToolchainFailed
 from compiler.fleet.machine import available_memory_bytes
 from server.artifacts import pack
 from server.connection import Connection, Refusal
+from server.forks import ForkServer
 from server.inputs import lay_out
 from server.process import BuildProcess
 from server.schema import BuildSettings, JobRequest, Order, Outcome
@@ -60,6 +61,7 @@ class Workplace:
         slots: How many attempts it runs at a time.
         ca: File of the authority that signed the server's certificate.
         stopping: Set when the worker is to give up what it runs.
+        forks: Where the processes of builds are forked from.
     """
 
     url: str
@@ -67,6 +69,7 @@ class Workplace:
     slots: int = 1
     ca: Path | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
+    forks: ForkServer = field(default_factory=ForkServer)
 
     def cache(self, project: str) -> Path:
         """The cache of a project; what is timed is timed alone on this machine, whatever the project."""
@@ -123,7 +126,7 @@ class _Attempt:
         files = self._folder / "inputs"
         files.mkdir()
         fleet = lay_out(files, self._request(), self._fetch())
-        process = BuildProcess(self._arguments(fleet), self._folder, self._shared_cache())
+        process = BuildProcess(self._workplace.forks, self._arguments(fleet), self._folder, self._shared_cache())
         try:
             code = self._watch(process)
             if code is None:
@@ -172,7 +175,7 @@ class _Attempt:
         options = [f"{name}={value}" for name, value in given.items() if value not in ("", None)]
         options += [f"--skip-pass={name}" for name in settings.skip_passes]
         options += ["--strict"] if settings.strict else []
-        return ["build", str(fleet), "--json", "--json-events", *options]
+        return ["build", str(fleet), "--json", "--json-events", "--no-report", *options]
 
     def _shared_cache(self) -> dict[str, str]:
         """The server's cache of the project, for what other workers have finished.

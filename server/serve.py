@@ -117,6 +117,7 @@ def _run(settings: Settings, database: Database, listener: socket.socket, *, rea
     workplace = place if settings.slots else None
     if workplace is not None:
         clear_attempts(workplace.folder)
+        workplace.forks.start()
     labels = find_labels() | set(settings.labels) if workplace else frozenset[str]()
     key = signing_key(settings.data)
     engine = DaskEngine(workplace, labels, **_join(settings))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from compiler.model.onnx_runtime import OnnxRuntimeSession
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
+    from compiler.passes.decompose_operators import DecomposeOperators
     from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
     from compiler.passes.pipelines import load_passes
     from compiler.passes.quantized import is_quantized
@@ -79,6 +80,7 @@ _PLACES = {
     "Cpu": "compiler.fleet.profile",
     "DECOMPOSE_QUANTIZED": "compiler.passes.decompose_quantized",
     "DataError": "compiler.errors",
+    "DecomposeOperators": "compiler.passes.decompose_operators",
     "DeviceType": "compiler.tune",
     "Evidence": "compiler.artifact.artifact",
     "FleetError": "compiler.errors",
@@ -154,6 +156,7 @@ __all__ = [
     "CountsInstructions",
     "Cpu",
     "DataError",
+    "DecomposeOperators",
     "DeviceType",
     "Evidence",
     "FleetError",

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from fault_server import run
 
+from server.fork_server import NAME
 from tests.server.conftest import Server, wait_until
 
 slow = pytest.mark.skipif(not os.environ.get("FLEETC_SLOW"), reason="takes long: FLEETC_SLOW=1 runs it")
@@ -25,7 +26,7 @@ def hanging(server: Server) -> tuple[str, list[psutil.Process]]:
     job = server.submit()
     wait_until(lambda: start.exists() and len(start.read_text().split()) == 2)
     build, tool = (psutil.Process(int(pid)) for pid in start.read_text().split())
-    return job["id"], [tool, *(one for one in build.parents() if "server.child" in one.cmdline()), build]
+    return job["id"], [tool, *(one for one in build.parents() if one.name() == NAME), build]
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:

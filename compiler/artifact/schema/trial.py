@@ -62,6 +62,7 @@ class Footprint:
         run_evidence: Where that was measured.
         why: Why there is no such figure.
         process_bytes: What the whole process took at the largest sizes; None where no limit asks.
+        process_evidence: Where that was measured.
     """
 
     weights_bytes: int
@@ -70,6 +71,7 @@ class Footprint:
     run_evidence: Evidence
     why: str = ""
     process_bytes: int | None = None
+    process_evidence: Evidence = Evidence.NONE
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ weights   bytes of `payload/`; of the border models where nothing was built
 run       peak resident memory of a process that loads the artifact and runs it, less that of the same runtime with a
           model of one node, the heaviest operator. Of mapped files only the artifact's own are counted: which pages of
           a runtime's libraries are resident is no property of the model. The least of several runs on this machine,
-          since what else a process touches only adds; the largest of several under an emulator, whose program is
-          looked at from outside, so that a peak may be missed.
+          since what else a process touches only adds; the largest of many looks under an emulator, whose program is
+          looked at from outside while it runs for a second or more.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -35,10 +36,10 @@ from compiler.store import StageName, file_digest
 from compiler.store.scratch import scratch_folder
 from compiler.target.request import FootprintAnswer, FootprintTask
 
-# a process varies by pages it happens to touch, always upwards; of an emulated one the looks may miss the peak
+# a process varies by pages it happens to touch, always upwards
 RUNS = 3
 RULE = f"minimum of {RUNS} runs"
-RULE_EMULATED = f"maximum of {RUNS} runs"
+RULE_EMULATED = "maximum of many looks at one run"
 
 MIB = 1 << 20
 
@@ -60,8 +61,13 @@ _ONE_NODE = {
 _INPUTS = {"Conv": (1, 16, 8, 8), "MatMul": (1, 16), "Relu": (1, 16)}
 
 
-def measure_footprint(context: BuildContext, made: BuiltCandidate) -> Footprint:
+def measure_footprint(context: BuildContext, made: BuiltCandidate, original: Footprint | None) -> Footprint:
     """Measures an artifact's memory, or takes it from the store.
+
+    Args:
+        context: The device.
+        made: The artifact.
+        original: The float original's memory; None where the artifact is the original, or there is none.
 
     Raises:
         CompilerError: A full disk, or a bug: a gate that is not judged holds, and neither may make it hold.
@@ -69,17 +75,17 @@ def measure_footprint(context: BuildContext, made: BuiltCandidate) -> Footprint:
     weights, evidence = _weights(made)
     if made.verdict.evidence == Evidence.NONE:
         return Footprint(weights, evidence, None, Evidence.NONE, made.verdict.reason)
+    noise = _too_small(original.run_bytes) if original and _is_noise(original.run_bytes) else ""
+    process, its_evidence = None, Evidence.NONE
     try:
-        op = _heaviest(made)
-        # what the runtime takes by itself is no merit or fault of a precision
-        empty, _ = _peak(context, _one_node(context, op), {"x": np.zeros(_INPUTS[op], np.float32)})
-        peak, where = _peak(context, made.built, made.typical.inputs)
-        is_limited = context.job.plan.constraints.limits.memory_mib is not None
-        process = _peak(context, made.built, made.points[-1].inputs)[0] if is_limited else None
+        if context.job.plan.constraints.limits.memory_mib is not None:
+            process, its_evidence = _peak(context, made.built, made.points[-1].inputs, runs=RUNS)
+        run, where = (None, Evidence.NONE) if noise else _run_bytes(context, made)
     except (TargetUnavailable, ToolchainFailed) as error:  # no such counter here, or a runtime that fails at it
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
     # two processes differ by chance: a tiny model may come out below the empty one
-    return Footprint(weights, evidence, max(0, peak - empty), where, process_bytes=process)
+    least = None if run is None else max(0, run)
+    return Footprint(weights, evidence, least, where, noise, process_bytes=process, process_evidence=its_evidence)
 
 
 def unbuilt_footprint(made: BuiltCandidate) -> Footprint:
@@ -125,7 +131,7 @@ def process_figure(footprint: Footprint) -> Figure:
     if footprint.process_bytes is None:
         return Figure(None, Evidence.NONE, RULE, footprint.why)
     why = "at the largest sizes, the runtime's own memory in it, its mapped libraries not"
-    return Figure(footprint.process_bytes / MIB, footprint.run_evidence, RULE, why)
+    return Figure(footprint.process_bytes / MIB, footprint.process_evidence, RULE, why)
 
 
 def _weights_saved(original: Footprint, candidate: Footprint) -> Figure:
@@ -136,13 +142,20 @@ def _weights_saved(original: Footprint, candidate: Footprint) -> Figure:
 
 
 def _run_saved(original: Footprint, candidate: Footprint) -> Figure:
+    if _is_noise(original.run_bytes):
+        return Figure(None, Evidence.NONE, RULE, _too_small(original.run_bytes))
     if original.run_bytes is None or candidate.run_bytes is None:
         return Figure(None, Evidence.NONE, RULE, original.why or candidate.why)
-    if original.run_bytes < SMALLEST_BYTES:
-        why = f"the float model itself takes {original.run_bytes / MIB:.1f} MiB, less than can be told from noise"
-        return Figure(None, Evidence.NONE, RULE, why)
     rule = RULE_EMULATED if candidate.run_evidence == Evidence.EMULATOR else RULE
     return Figure(100.0 * (1.0 - candidate.run_bytes / original.run_bytes), candidate.run_evidence, rule)
+
+
+def _is_noise(run_bytes: int | None) -> TypeGuard[int]:
+    return run_bytes is not None and run_bytes < SMALLEST_BYTES
+
+
+def _too_small(run_bytes: int) -> str:
+    return f"the float model itself takes {run_bytes / MIB:.1f} MiB, less than can be told from noise"
 
 
 def _weights(made: BuiltCandidate) -> tuple[int, Evidence]:
@@ -198,16 +211,29 @@ def _with_weights(model: ir.Model) -> ir.Model:
     return model
 
 
-def _peak(context: BuildContext, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
-    """Peak bytes of a process that runs an artifact, and where it ran."""
+def _run_bytes(context: BuildContext, made: BuiltCandidate) -> tuple[int, Evidence]:
+    """What a run takes beyond the runtime itself, in bytes, and where it ran."""
+    op = _heaviest(made)
+    # what the runtime takes by itself is no merit or fault of a precision
+    empty = _one_node(context, op), {"x": np.zeros(_INPUTS[op], np.float32)}
+    whole = made.built, made.typical.inputs
+    first, where = _peak(context, *whole, runs=1)
+    least, _ = _peak(context, *empty, runs=1)
+    # of an emulated program every look counts, and more runs would only lengthen it; nor do they tell noise apart
+    if where == Evidence.EMULATOR or first - least < SMALLEST_BYTES // 2:
+        return first - least, where
+    more = RUNS - 1
+    return min(first, _peak(context, *whole, runs=more)[0]) - min(least, _peak(context, *empty, runs=more)[0]), where
+
+
+def _peak(context: BuildContext, built: Built, inputs: Arrays, *, runs: int) -> tuple[int, Evidence]:
+    """Peak bytes of a process that runs an artifact, the least of some, and where it ran."""
     answers = measure_in_child(
         context,
         StageName.MEMORY,
         FootprintAnswer,
         [(built, inputs)],
         lambda paths: FootprintTask(built.artifact, paths[0]),
-        times=RUNS,
+        times=runs,
     )
-    evidence = answers[0].evidence
-    choose = max if evidence == Evidence.EMULATOR else min
-    return choose(answer.peak_bytes for answer in answers), evidence
+    return min(answer.peak_bytes for answer in answers), answers[0].evidence

@@ -56,7 +56,7 @@ def fit_memory(
     for _ in range(MAX_BUILDS):
         least, given = _least_bytes(attempt), attempt.plan.target_plan.payload_bytes
         with context.clock.timed(StageName.MEMORY):
-            footprint = measure_footprint(context, attempt)
+            footprint = measure_footprint(context, attempt, original)
         excess = excess_bytes(reference_footprint(attempt, original), footprint, limits)
         if excess <= 0:
             return attempt

@@ -205,7 +205,7 @@ def measure_candidate(
         speed = measure_speed(context, made, original.made if original else None)
         latency = latency_figure(context, made, speed)
     with context.clock.timed(StageName.MEMORY):
-        footprint = measure_footprint(context, made)
+        footprint = measure_footprint(context, made, None if made.plan.is_baseline else _footprint(original))
         figures = _memory(context, footprint, made, original) | {GateName.LATENCY: latency}
         figures[GateName.MEMORY_PEAK] = process_figure(footprint)
     if accuracy:

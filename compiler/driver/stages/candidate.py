@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import onnx_ir as ir
@@ -15,7 +15,14 @@ from compiler.driver.stages.border_parity import hold_to_model, judge_border
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.inputs import sizes_label
-from compiler.driver.stages.kernels import bound_payload, choose_schedule, list_kernels, lower_payload, tuning_log
+from compiler.driver.stages.kernels import (
+    Kernels,
+    bound_payload,
+    choose_schedule,
+    list_kernels,
+    lower_payload,
+    tuning_log,
+)
 from compiler.driver.stages.proof import weak_proofs
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
@@ -28,7 +35,7 @@ from compiler.fleet.profile import Cpu
 from compiler.plan import Plan
 from compiler.store import BORDER_STAGES, Entry, StageName
 from compiler.target.capability import refuse_unsupported
-from compiler.tune import Curve, Scheduled
+from compiler.tune import Curve, Scheduled, TuningLog
 
 
 @dataclass(frozen=True)
@@ -98,10 +105,10 @@ def make(
     with context.clock.timed(StageName.REFERENCE):
         imported = _reference_cases(context, ready.model, ready.digest)
         border_parity = judge_border(border, plan, ready, imported, where=f"{context.name}: verify", stages=stages)
-    with context.clock.timed(StageName.KERNELS):
-        tunables = list_kernels(border, plan, job.profile, job.target, stages=stages, child_limits=limits)
-        kernels = choose_schedule(tunables, plan, job.profile, tuning_log(context.options.cache))
-        plan = kernels.plan
+    # without records every kernel is the target's first choice, and listing them takes seconds: see `with_kernels`
+    log = tuning_log(context.options.cache)
+    kernels = _schedule(context, border, plan, log) if log.records() else Kernels(plan, ())
+    plan = kernels.plan
     with context.clock.timed(StageName.COMPILE):
         built = build_artifact(border, plan, job.profile, job.target, stages=stages, child_limits=limits)
     with context.clock.timed(StageName.REFERENCE):
@@ -110,6 +117,25 @@ def make(
         verdict = _verify(context, plan, border, built, points, explain=explain)
     weak = weak_proofs(points, is_random=ready.inputs.is_random)
     return BuiltCandidate(plan, border, built, points, verdict, border_parity, weak, kernels.scheduled, kernels.curves)
+
+
+def with_kernels(context: BuildContext, made: BuiltCandidate) -> BuiltCandidate:
+    """A candidate with the list of its kernels, which its build had no need of where the tuning log is empty.
+
+    Raises:
+        CompilerError: Whatever the target raised.
+    """
+    if made.kernels:
+        return made
+    kernels = _schedule(context, made.border, made.plan, tuning_log(context.options.cache))
+    return replace(made, plan=kernels.plan, kernels=kernels.scheduled, curves=kernels.curves)
+
+
+def _schedule(context: BuildContext, border: Border, plan: Plan, log: TuningLog) -> Kernels:
+    job, limits = context.job, context.options.child_limits
+    with context.clock.timed(StageName.KERNELS):
+        tunables = list_kernels(border, plan, job.profile, job.target, stages=context.stages, child_limits=limits)
+        return choose_schedule(tunables, plan, job.profile, log)
 
 
 def _reference_cases(context: BuildContext, model: ir.Model, digest: str) -> tuple[ParityCase, ...]:
