@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ class Signature:
         """Symbolic dimension → its smallest size for 0, its largest for 1."""
         return {name: ends[place] for name, ends in self.sizes.items()}
 
-    @property
+    @cached_property
     def most_bytes(self) -> int:
         """Bytes of the largest body that makes sense, in JSON or in binary."""
         elements = sum(math.prod(shape) for _, _, shape in self.shapes(self.steps(1)))
@@ -360,7 +361,8 @@ def _as_dtype(given: Array, dtype: np.dtype[Any], name: str) -> Array:
 
 def _checked(array: Array, name: str) -> Array:
     """Infinities may be meant, as in a mask; NaN never is."""
-    if array.dtype.kind == "f" and bool(np.isnan(array).any()):
+    # the least of numbers is NaN where one of them is: no array of truth values in between
+    if array.dtype.kind == "f" and array.size and bool(np.isnan(array.min())):
         raise BadRequest(f"input '{name}': holds NaN")
     if array.dtype.kind == "b" and array.size and bool((array.view(np.uint8) > 1).any()):
         raise BadRequest(f"input '{name}': holds bytes that are neither 0 nor 1")
