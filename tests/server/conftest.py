@@ -19,7 +19,7 @@ from compiler.target.testing import install_plugin
 from server.connection import Connection
 from tests.cli.conftest import PLUGIN, Place, make_place
 
-PATIENCE_S = 240.0
+PATIENCE_S = 100.0
 """Longest time to wait for anything: other tests share the machine."""
 
 

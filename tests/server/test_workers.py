@@ -114,6 +114,8 @@ def test_a_plan_says_what_the_cache_has_and_who_could_do_the_rest(lab: Server, s
     request, _ = job_request(place.fleet, settings={"repeat": 1})
     one, two = lab.connection.post("/v1/plan", request)["devices"]
     assert set(one["workers"]) == {"embedded", "second"} and one["missing"] == []
+    labels = {worker["name"]: worker["labels"] for worker in lab.connection.get("/v1/workers")}
+    assert "timing" in labels["embedded"] and "timing" not in labels["second"]
     assert one["original"] and one["seconds"] > 0
     assert {"rewrite", "compile"} <= set(one["cached"]) and all(one["cached"].values())
     assert (two["original"], two["cached"]) == ("", {})
@@ -145,7 +147,7 @@ def test_a_worker_that_vanishes_with_its_network_is_given_up_and_ends_its_build_
 
 def test_a_cancel_says_whose_worker_has_not_answered(lab: Server, second: subprocess.Popen[str]) -> None:
     place = lab.place
-    start = place.root / "start"
+    start = place.root / "start-cancelled"
     place.write_fleet({"slow": place.profile("slow", start=str(start))})
     job = lab.submit()["id"]
     wait_until(lambda: start.exists() and len(start.read_text().split()) == 2)
