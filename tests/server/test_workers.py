@@ -14,7 +14,7 @@ import urllib3
 from fault_server import free_port
 
 from server.fork_server import NAME
-from tests.server.conftest import Server, serving, wait_until
+from tests.server.conftest import Server, serving, slow, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,7 @@ def test_a_rebuild_waits_for_another_worker_and_adds_its_signature(lab: Server, 
     assert len(builders) == 2
 
 
+@slow
 def test_a_rebuild_makes_everything_but_what_was_observed(lab: Server, second: object) -> None:
     place = lab.place
     log = place.root / "builds"
@@ -145,6 +146,7 @@ def test_a_worker_that_vanishes_with_its_network_is_given_up_and_ends_its_build_
     start.unlink()
 
 
+@slow
 def test_a_cancel_says_whose_worker_has_not_answered(lab: Server, second: subprocess.Popen[str]) -> None:
     place = lab.place
     start = place.root / "start-cancelled"
