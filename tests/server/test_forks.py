@@ -34,8 +34,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def forks(source: Path) -> ForkServer:
-    return ForkServer()
+def forks(source: Path) -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 def finished(process: BuildProcess) -> int:
