@@ -3,11 +3,14 @@
 
 scripts/fuzz_models.py --graphs 10000                      passes alone, together, half precision and pruning
 scripts/fuzz_models.py --targets reference,openvino:int8   targets too, at fp32 or the precision behind the colon
+scripts/fuzz_models.py --output FIGURES.json --resume  the seeds that it has not judged yet, or judged with a failure
 scripts/fuzz_models.py --replay failures/FILE.onnx         one saved failure again, on the check that failed
 
 Graphs are drawn from the seed, in batches. Each batch runs in a child process: one that crashes, or that takes longer
 than --graph-seconds for a graph, is a failure with the graph it was at. The oracles are ONNX Runtime without
 optimizations and ONNX's own evaluator; nodes that they refuse or disagree on are left out and counted.
+Figures are written after every batch, so a run that is killed still counts. A batch that ends with a failure counts as
+that failure alone: its seed is judged again by --resume, once the fault is repaired.
 Exit code 1: something is wrong, faulty, crashed or hung.
 """
 
@@ -28,12 +31,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from bench_record import commit, machine, versions
+from fuzzing.sketch import OPSETS
 
-BATCH = 50
+BATCH = 100
 """Graphs of one child process: its start takes as long as some ten of them."""
 SOMETIMES = 4
-"""Pruning, half precision, reading and onnxsim are tried on every so many-th graph; they take longest."""
-ONNXSIM_EVERY = 20
+"""Pruning and half precision are tried on every so many-th graph; they take longest."""
+ONNXSIM_EVERY = 50
+"""onnxsim and reading take a child process, as long as ten graphs."""
 STILL_S = 0.5
 """Less processor time than that in the whole time for a graph is a child that waits for ever."""
 PATIENCE = 10
@@ -44,25 +50,63 @@ START_S = 60.0
 
 @dataclass
 class Total:
-    """What all batches came to."""
+    """What all batches came to.
+
+    Args:
+        graphs: How many graphs were judged without a failure in their batch.
+        seconds: Wall time of all runs.
+        seeds: The batches that count; the same seed gives the same graphs.
+        graphs_by_commit: Commit of the code that judged → how many graphs.
+        checks: Check → outcome → how many.
+        drawn: Operator → nodes in graphs.
+        disagreed: Operator → nodes left out because the oracles differ.
+        refused: Operator → nodes left out because an oracle does not run them.
+        failures: The failure of each batch that ended with one.
+    """
 
     graphs: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    seeds: set[int] = field(default_factory=set)
+    graphs_by_commit: Counter[str] = field(default_factory=Counter)
     checks: dict[str, Counter[str]] = field(default_factory=dict)
     drawn: Counter[str] = field(default_factory=Counter)
     disagreed: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
-    failures: list[dict[str, str]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, answer: dict[str, Any]) -> None:
+    def add(self, answer: dict[str, Any], *, seed: int, commit: str) -> None:
         """Adds what a child wrote at its end."""
+        if answer["failures"]:
+            self.failures += [{**failure, "seed": seed} for failure in answer["failures"]]
+            return
         self.graphs += answer["graphs"]
+        self.seeds.add(seed)
+        self.graphs_by_commit[commit] += answer["graphs"]
         for check, outcome, count in answer["verdicts"]:
-            self.outcomes[outcome] += count
             self.checks.setdefault(check, Counter())[outcome] += count
         for name in ("drawn", "disagreed", "refused"):
             getattr(self, name).update(answer[name])
-        self.failures += answer["failures"]
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """Outcome → how many checks, failures among them."""
+        outcomes = sum(self.checks.values(), Counter[str]())
+        outcomes.update(str(failure["message"]).partition(":")[0].partition(",")[0] for failure in self.failures)
+        return outcomes
+
+    @classmethod
+    def of(cls, figures: dict[str, Any]) -> Total:
+        """What earlier runs came to; their failures are left out, so that their seeds are judged again."""
+        return cls(
+            figures["graphs"],
+            figures["seconds"],
+            {seed for first, last in figures["seeds"] for seed in range(first, last + 1)},
+            Counter(figures["graphs_by_commit"]),
+            {check: Counter(outcomes) for check, outcomes in figures["checks"].items()},
+            Counter(figures["nodes_by_operator"]),
+            Counter(figures["oracles_disagree"]),
+            Counter(figures["oracle_refuses"]),
+        )
 
 
 def main() -> int:
@@ -87,6 +131,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--failures", type=Path, default=Path("fuzz-failures"), help="folder for failures")
     parser.add_argument("--output", type=Path, help="JSON file for the figures; its other sections stay")
     parser.add_argument("--section", default="passes", help="name of this run in that file (passes)")
+    parser.add_argument("--resume", action="store_true", help="go on with that section: --graphs counts what it has")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run one saved failure again")
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--current", type=Path, help=argparse.SUPPRESS)
@@ -144,8 +189,9 @@ def _child(arguments: argparse.Namespace) -> int:
 
 
 def _fuzz(arguments: argparse.Namespace) -> int:
-    total, lock, started = Total(), threading.Lock(), time.monotonic()
-    numbers = iter(range(arguments.seed, 10**9))
+    total, lock, started = _earlier(arguments), threading.Lock(), time.monotonic()
+    earlier_s, revision = total.seconds, str(commit()["commit"])
+    numbers = (number for number in range(arguments.seed, 10**9) if number not in total.seeds)
 
     def work() -> None:
         while True:
@@ -156,17 +202,41 @@ def _fuzz(arguments: argparse.Namespace) -> int:
                 return
             answer = _run_child(arguments, number)
             with lock:
-                total.add(answer)
-                for failure in answer["failures"]:
-                    print(f"{failure['file']}: {failure['message'][:300]}", flush=True)
+                total.add(answer, seed=number, commit=revision)
+                total.seconds = earlier_s + time.monotonic() - started
+                _report(total, answer, number)
+                _write(arguments, total)
 
     workers = [threading.Thread(target=work) for _ in range(arguments.jobs)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    _write(arguments, total, time.monotonic() - started)
     return 1 if total.failures else 0
+
+
+def _earlier(arguments: argparse.Namespace) -> Total:
+    """What --resume goes on from."""
+    sections = _sections(arguments)
+    if not arguments.resume or arguments.section not in sections:
+        return Total()
+    figures = sections[arguments.section]
+    if figures["targets"] != arguments.targets or figures["batch"] != BATCH:
+        sys.exit(f"section '{arguments.section}' is of other targets or batches: name another one with --section")
+    return Total.of(figures)
+
+
+def _sections(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.output is None or not arguments.output.exists():
+        return {}
+    sections: dict[str, Any] = json.loads(arguments.output.read_text("utf-8"))
+    return sections
+
+
+def _report(total: Total, answer: dict[str, Any], number: int) -> None:
+    for failure in answer["failures"]:
+        print(f"batch {number}: {failure['file']}: {failure['message'][:300]}", flush=True)
+    print(f"batch {number}: {total.graphs} graphs in {total.seconds:.0f} s: {dict(total.outcomes)}", flush=True)
 
 
 def _run_child(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
@@ -264,20 +334,22 @@ def _replay(path: Path) -> int:
     return 1 if any(verdict.outcome in BAD for verdict in verdicts) else 0
 
 
-def _write(arguments: argparse.Namespace, total: Total, seconds: float) -> None:
-    from bench_record import commit, machine, versions
-    from fuzzing.sketch import OPSETS
-
+def _write(arguments: argparse.Namespace, total: Total) -> None:
+    """The figures so far, beside the other sections of the file; whoever is killed leaves the old file or the new."""
+    if arguments.output is None:
+        return
     figures = {
         "what": "random graphs through passes and targets, against ONNX Runtime and ONNX's evaluator",
         **commit(),
         "machine": machine(),
         "versions": versions(["onnx", "onnxruntime", "onnxsim", "onnx-ir", "onnxscript", "hypothesis", "numpy"]),
-        "seed": arguments.seed,
         "targets": arguments.targets,
         "opsets": list(OPSETS),
-        "seconds": round(seconds, 1),
+        "batch": BATCH,
+        "seeds": _ranges(total.seeds),
+        "seconds": round(total.seconds, 1),
         "graphs": total.graphs,
+        "graphs_by_commit": dict(total.graphs_by_commit),
         "outcomes": dict(total.outcomes.most_common()),
         "checks": {check: dict(outcomes) for check, outcomes in sorted(total.checks.items())},
         "nodes_by_operator": dict(total.drawn.most_common()),
@@ -285,11 +357,21 @@ def _write(arguments: argparse.Namespace, total: Total, seconds: float) -> None:
         "oracle_refuses": dict(total.refused.most_common()),
         "failures": total.failures,
     }
-    if arguments.output:
-        others = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else {}
-        text = json.dumps({**others, arguments.section: figures}, indent=1) + "\n"
-        arguments.output.write_text(text, encoding="utf-8")
-    print(f"{total.graphs} graphs in {seconds:.0f} s: {dict(total.outcomes.most_common())}")
+    text = json.dumps({**_sections(arguments), arguments.section: figures}, indent=1) + "\n"
+    beside = arguments.output.with_suffix(".part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(arguments.output)
+
+
+def _ranges(seeds: set[int]) -> list[list[int]]:
+    """First and last of each run of seeds without a gap."""
+    ranges: list[list[int]] = []
+    for seed in sorted(seeds):
+        if ranges and ranges[-1][1] == seed - 1:
+            ranges[-1][1] = seed
+        else:
+            ranges.append([seed, seed])
+    return ranges
 
 
 if __name__ == "__main__":

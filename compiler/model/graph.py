@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -90,7 +90,10 @@ def skeleton(model: ir.Model, *, keep_bytes: int = SMALL_TENSOR_BYTES) -> onnx.M
 
 def graph_digest(model: ir.Model) -> str:
     """SHA-256 (64 hex digits) of the graph without weights, then of every weight, in bounded memory."""
-    digest = hashlib.sha256(skeleton(model, keep_bytes=-1).SerializeToString(deterministic=True))
+    bare = skeleton(model, keep_bytes=-1)
+    for nodes in (bare.graph.node, *(function.node for function in bare.functions)):
+        _drop_tensor_names(nodes)
+    digest = hashlib.sha256(bare.SerializeToString(deterministic=True))
     for graph in (model.graph, *model.graph.subgraphs()):
         for name, value in sorted(graph.initializers.items()):
             if value.const_value is not None:
@@ -140,6 +143,15 @@ def _longest_vector(graph: onnx.GraphProto) -> int:
     inner = (attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g"))
     lengths = (dims[0].dim_value for dims in shapes if len(dims) == 1)
     return max((*lengths, *map(_longest_vector, inner)), default=0)
+
+
+def _drop_tensor_names(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Names of tensors inside attributes mean nothing, and clones share the tensors: a pass on one names all."""
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else ())):
+            tensor.ClearField("name")
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+            _drop_tensor_names(graph.node)
 
 
 def _raw(tensor: ir.TensorProtocol) -> bytes | memoryview:

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
-    from compiler.model.onnx_runtime import OnnxRuntimeSession
+    from compiler.model.onnx_runtime import OnnxRuntimeSession, onnx_runtime_operators
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
+    from compiler.passes.decompose_operators import DecomposeOperators
     from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
     from compiler.passes.pipelines import load_passes
     from compiler.passes.quantized import is_quantized
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
         TimesLayers,
         TimesRuns,
     )
-    from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
+    from compiler.target.scheme import BITS_KEY, BlockFormat, OpScheme, QuantScheme, TensorFormat, WeightChoices
     from compiler.target.target import (
         API_VERSION,
         Backend,
@@ -69,7 +70,9 @@ _PLACES = {
     "Array": "compiler.model.numerics",
     "Arrays": "compiler.model.numerics",
     "Artifact": "compiler.artifact.artifact",
+    "BITS_KEY": "compiler.target.scheme",
     "Backend": "compiler.target.target",
+    "BlockFormat": "compiler.target.scheme",
     "Capability": "compiler.target.capability",
     "Choice": "compiler.tune",
     "CompilerError": "compiler.errors",
@@ -77,6 +80,7 @@ _PLACES = {
     "Cpu": "compiler.fleet.profile",
     "DECOMPOSE_QUANTIZED": "compiler.passes.decompose_quantized",
     "DataError": "compiler.errors",
+    "DecomposeOperators": "compiler.passes.decompose_operators",
     "DeviceType": "compiler.tune",
     "Evidence": "compiler.artifact.artifact",
     "FleetError": "compiler.errors",
@@ -112,6 +116,7 @@ _PLACES = {
     "Tunes": "compiler.target.target",
     "UnrollLoops": "compiler.passes.unroll_loops",
     "UnsupportedModel": "compiler.errors",
+    "WeightChoices": "compiler.target.scheme",
     "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
     "constant_of": "compiler.passes.values",
@@ -125,6 +130,7 @@ _PLACES = {
     "load_passes": "compiler.passes.pipelines",
     "load_profile": "compiler.fleet.profile",
     "missing_isa": "compiler.fleet.detect",
+    "onnx_runtime_operators": "compiler.model.onnx_runtime",
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
     "raise_refusals": "compiler.target.capability",
@@ -137,18 +143,21 @@ _PLACES = {
 
 __all__ = [
     "API_VERSION",
+    "BITS_KEY",
     "DECOMPOSE_QUANTIZED",
     "SHIFT_QUANTIZED",
     "Array",
     "Arrays",
     "Artifact",
     "Backend",
+    "BlockFormat",
     "Capability",
     "Choice",
     "CompilerError",
     "CountsInstructions",
     "Cpu",
     "DataError",
+    "DecomposeOperators",
     "DeviceType",
     "Evidence",
     "FleetError",
@@ -183,6 +192,7 @@ __all__ = [
     "Tunes",
     "UnrollLoops",
     "UnsupportedModel",
+    "WeightChoices",
     "available_cpus",
     "combine",
     "constant_of",
@@ -196,6 +206,7 @@ __all__ = [
     "load_passes",
     "load_profile",
     "missing_isa",
+    "onnx_runtime_operators",
     "op_key",
     "profile_device",
     "raise_refusals",

@@ -23,7 +23,7 @@ from compiler.compress.quant import quantize
 from compiler.errors import CompilerError, InternalError, ToolchainFailed
 from compiler.fleet.profile import HardwareProfile, load_profile, validate_options
 from compiler.model.frontend import read_model
-from compiler.model.graph import check_model, graph_digest
+from compiler.model.graph import check_model
 from compiler.model.numerics import TOLERANCES, Array, Arrays, compare_all, is_floating
 from compiler.model.reference import Unoptimized
 from compiler.passes.decompose_operators import DecomposeOperators
@@ -31,7 +31,9 @@ from compiler.passes.pipelines import PORTABLE, load_passes, precision_passes
 from compiler.passes.probe import tolerance_of
 from compiler.passes.quantized import is_quantized
 from compiler.passes.run import run_passes
+from compiler.passes.select_branches import SelectBranches
 from compiler.passes.unroll_loops import UnrollLoops
+from compiler.passes.use_float32 import UseFloat32
 from compiler.target import TargetPlan, TargetUnavailable, find_target
 from compiler.target.capability import is_refused, refuse_unsupported
 from fuzzing.sketch import Graph, run_runtime
@@ -89,13 +91,15 @@ def pass_checks() -> tuple[str, ...]:
 def judge(graph: Graph, checks: Sequence[str]) -> Iterator[Verdict]:
     """The verdict of each check; those of single passes are made on a model whose opset is raised."""
     models = [ir.from_proto(graph.model)]
+    before = b""
     if any(check.startswith(("pass:", "half:")) for check in checks):
         verdict = _verdict("prepare", lambda: models.append(_prepared(models[0])))
         if len(models) == 1:
             yield verdict
             checks = [check for check in checks if not check.startswith(("pass:", "half:"))]
+        before = _bytes(models[-1])
     for check in checks:
-        yield _verdict(check, lambda check=check: _run(check, graph, models))
+        yield _verdict(check, lambda check=check: _run(check, graph, models, before=before))
 
 
 def _verdict(check: str, work: Callable[[], object]) -> Verdict:
@@ -130,8 +134,8 @@ def _place(error: BaseException) -> str:
     return " < ".join(reversed(frames[-4:]))
 
 
-def _run(check: str, graph: Graph, models: Sequence[ir.Model]) -> None:
-    """One check, on the model as it is, or with its types known and its opset raised."""
+def _run(check: str, graph: Graph, models: Sequence[ir.Model], *, before: bytes) -> None:
+    """One check, on the model as it is, or with its types known and its opset raised; `before` has its bytes."""
     model, prepared = models[0], models[-1]
     kind, _, rest = check.partition(":")
     if kind == "read":
@@ -143,7 +147,7 @@ def _run(check: str, graph: Graph, models: Sequence[ir.Model]) -> None:
     elif kind == "onnxsim":
         _pipeline(graph, model, PORTABLE)
     elif kind == "pass":
-        _one_pass(graph, prepared, rest)
+        _one_pass(graph, prepared, rest, before=before)
     elif kind == "half":
         _half(prepared, rest)
     elif kind == "prune":
@@ -188,12 +192,12 @@ def _prepared(model: ir.Model) -> ir.Model:
     return copy
 
 
-def _one_pass(graph: Graph, model: ir.Model, name: str) -> None:
+def _one_pass(graph: Graph, model: ir.Model, name: str, *, before: bytes) -> None:
     """One pass: valid, right, and truthful about whether it changed anything."""
     copy = model.clone()
-    before, interface = graph_digest(copy), _interface(copy)
+    interface = _interface(copy)
     result = load_passes([name])[0](copy)
-    if result.modified != (graph_digest(copy) != before):
+    if result.modified != (_bytes(copy) != before):
         raise _Wrong(f"the pass says modified={result.modified}, which is not so")
     if not result.modified:
         return
@@ -201,6 +205,21 @@ def _one_pass(graph: Graph, model: ir.Model, name: str) -> None:
     if _interface(copy) != interface:
         raise _Wrong(f"the interface was {interface}, and is {_interface(copy)}")
     _hold(graph, Unoptimized(copy).run(graph.inputs), copy)
+
+
+def _bytes(model: ir.Model) -> bytes:
+    """The model, weights and all; names of tensors inside attributes are left out, since clones share the tensors."""
+    proto = ir.to_proto(model)
+    _drop_tensor_names(proto.graph)
+    return proto.SerializeToString(deterministic=True)
+
+
+def _drop_tensor_names(graph: onnx.GraphProto) -> None:
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        if attribute.HasField("t"):
+            attribute.t.ClearField("name")
+        if attribute.HasField("g"):
+            _drop_tensor_names(attribute.g)
 
 
 def _interface(model: ir.Model) -> list[tuple[str | None, str]]:
@@ -266,7 +285,8 @@ def _target(graph: Graph, model: ir.Model, name: str, precision: str, folder: Pa
         return is_refused(node, capability, opset)
 
     needed = any(refuses(node) for node in border.graph.all_nodes())
-    own = [UnrollLoops(refuses), DecomposeOperators(refuses)] if needed else []
+    steps = (UseFloat32(refuses), SelectBranches(refuses), UnrollLoops(refuses), DecomposeOperators(refuses))
+    own = steps if needed else ()
     judged_by = border.clone() if rule.scheme is not None else None
     run_passes(border, [*own, *target.passes(profile)])
     refuse_unsupported(border, capability, target=name)

@@ -27,7 +27,7 @@ from compiler.target import (
     validate_options,
 )
 from targets.nvidia_tensorrt.network import MODULES, PACKAGES, BuildSettings, build_engine, input_ranges
-from targets.nvidia_tensorrt.refusals import refuse_unbuildable
+from targets.nvidia_tensorrt.refusals import must_be_written_out, refuse_unbuildable
 from targets.nvidia_tensorrt.rules import AHEAD_OF_TIME, capability_of
 from targets.nvidia_tensorrt.signature import agree, model_signature
 
@@ -93,8 +93,11 @@ class TensorRT:
         return capability_of(options.library, options.compute_capability, tf32=options.tf32)
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
-        """None: TensorRT does its own fusions."""
-        return ()
+        """What the parser does not take, in operators that it takes; TensorRT does its own fusions."""
+        from compiler.target import DecomposeOperators
+        from targets.nvidia_tensorrt.passes import RewriteForTensorRT
+
+        return (DecomposeOperators(must_be_written_out), RewriteForTensorRT())
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Builds the engine, or defers it where the library needs a GPU that is not here.

@@ -23,22 +23,27 @@ _TYPES = _FLOATS | {"INT32", "INT64", "INT8", "BOOL"}
 _QUANTIZED = _FLOATS | {"INT8", "INT4", "FLOAT8E4M3FN"}
 
 _OPERATORS = """
-Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh BatchNormalization BlackmanWindow CastLike Ceil Clip Concat
-Constant ConstantOfShape Cos Cosh CumSum DepthToSpace Div Dropout Elu Equal Erf Exp Expand EyeLike Flatten Floor Gather
-GatherElements GatherND Gelu GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample
-GroupNormalization HammingWindow HannWindow HardSigmoid HardSwish Hardmax Identity If InstanceNormalization IsInf IsNaN
-LRN LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax Loop LpNormalization LpPool Max Mean
-MeanVarianceNormalization Min Mish Mod Mul Neg Not OneHot Or PRelu Pad Pow RMSNormalization Range Reciprocal ReduceL1
-ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape
-ReverseSequence Round ScatterElements ScatterND Scan Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice
-Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK Transpose
-Trilu Unsqueeze Where Xor
+Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh BlackmanWindow CastLike Ceil Concat Constant ConstantOfShape
+Cos Cosh CumSum DepthToSpace Div Dropout Elu Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND
+Gelu GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization HammingWindow
+HannWindow HardSigmoid HardSwish Hardmax Identity If InstanceNormalization IsInf IsNaN LRN LeakyRelu Less LessOrEqual
+Log LogSoftmax Loop LpNormalization Max Mean MeanVarianceNormalization Min Mish Mod Mul Neg Not OneHot Or PRelu Pad Pow
+RMSNormalization Reciprocal Relu Reshape ReverseSequence Round Scan Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice
+Softmax Softplus Softsign SpaceToDepth Split Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu
+Where Xor
 """
 
+_REDUCTIONS = """
+ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare
+"""
 _RECURRENT = ("GRU", "LSTM", "RNN")
-_PRODUCTS = ("Attention", "Einsum", "Gemm", "MatMul")
+_PRODUCTS = ("Einsum", "Gemm", "MatMul")
 """Operators that are computed as matrix products."""
 
+_ATTENTION: Mapping[str, tuple[object, ...]] = {"softcap": (0.0,), "softmax_precision": ()}
+_RECURRENT_ATTRIBUTES = {"layout": (0,), "input_forget": (0,)}
+_WHOLE_AXES = tuple(tuple(range(rank)) for rank in range(1, 9))
+"""All axes in order: what Resize means where it names none."""
 _NO_DILATION = {"dilations": ((1,), (1, 1), (1, 1, 1))}
 _RESIZE = {
     "antialias": (0,),
@@ -49,20 +54,31 @@ _RESIZE = {
         "pytorch_half_pixel",
         "tf_half_pixel_for_nn",
     ),
+    "axes": _WHOLE_AXES,
     "exclude_outside": (0,),
     "keep_aspect_ratio_policy": ("stretch",),
 }
 
 _SPECIAL: Mapping[str, OpRule] = {
+    **dict.fromkeys(_REDUCTIONS.split(), OpRule(dtypes=_TYPES, constant_inputs=(1,))),
     "AveragePool": OpRule(dtypes=_TYPES, attributes=_NO_DILATION),
+    "BatchNormalization": OpRule(dtypes=_TYPES, attributes={"training_mode": (0,)}, outputs_max=1),
     "Cast": OpRule(dtypes=_TYPES | {"UINT8"}),
     "Celu": OpRule(dtypes=frozenset({"FLOAT"})),
+    "Clip": OpRule(dtypes=_TYPES - {"INT8"}),
     "Conv": OpRule(dtypes=_FLOATS),
     "ConvTranspose": OpRule(dtypes=_FLOATS),
     "DequantizeLinear": OpRule(dtypes=_QUANTIZED, zero_inputs=(2,)),
-    "MaxPool": OpRule(dtypes=_TYPES, attributes={**_NO_DILATION, "storage_order": (0,)}),
+    "LayerNormalization": OpRule(dtypes=_TYPES, outputs_max=1),
+    "LpPool": OpRule(dtypes=_TYPES, attributes={**_NO_DILATION, "p": (1, 2)}),
+    "MaxPool": OpRule(dtypes=_TYPES, attributes={**_NO_DILATION, "storage_order": (0,)}, outputs_max=1),
     "QuantizeLinear": OpRule(dtypes=_QUANTIZED, zero_inputs=(2,)),
-    "Resize": OpRule(dtypes=_FLOATS | {"INT64"}, attributes=_RESIZE),
+    "Range": OpRule(dtypes=frozenset({"INT32", "INT64"})),
+    "Resize": OpRule(dtypes=_FLOATS | {"INT64"}, constant_inputs=(2,), attributes=_RESIZE),
+    "ScatterElements": OpRule(dtypes=_TYPES, attributes={"reduction": ("none", "add")}),
+    "ScatterND": OpRule(dtypes=_TYPES, attributes={"reduction": ("none",)}),
+    "Squeeze": OpRule(dtypes=_TYPES, constant_inputs=(1,)),
+    "Unsqueeze": OpRule(dtypes=_TYPES, constant_inputs=(1,)),
 }
 
 
@@ -97,7 +113,8 @@ def _operators(no_fp32_products: bool) -> dict[str, OpRule]:
     return {
         **{name: OpRule(dtypes=_TYPES) for name in _OPERATORS.split()},
         **{name: OpRule(dtypes=_FLOATS - left_out) for name in _PRODUCTS},
-        **{name: OpRule(dtypes=(_FLOATS | {"INT32"}) - left_out) for name in _RECURRENT},
+        "Attention": OpRule(dtypes=_FLOATS - left_out, attributes=_ATTENTION, inputs_max=4, outputs_max=1),
+        **dict.fromkeys(_RECURRENT, OpRule((_FLOATS | {"INT32"}) - left_out, attributes=_RECURRENT_ATTRIBUTES)),
         **_SPECIAL,
     }
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from compiler.target import Capability, HardwareProfile, OpRule, OpScheme, PrecisionRule, QuantScheme, TensorFormat
-
-_NO_KERNEL = frozenset({"BitCast", "Bernoulli", "ImageDecoder", "RoiAlign"})
-"""Operators of ONNX that the CPU provider neither has nor can expand into others (at `_OPSET_MAX`)."""
+from compiler.target import (
+    BlockFormat,
+    Capability,
+    HardwareProfile,
+    OpRule,
+    OpScheme,
+    PrecisionRule,
+    QuantScheme,
+    TensorFormat,
+    WeightChoices,
+    onnx_runtime_operators,
+)
 
 _OPSET_MAX = 27
-
-_MICROSOFT = """
-    Attention AttnLSTM BiasGelu CDist ConvTransposeWithDynamicPads CropAndResize DecoderMaskedMultiHeadAttention
-    DequantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul EmbedLayerNormalization ExpandDims FastGelu FusedConv
-    FusedGemm FusedMatMul GatherBlockQuantized GatherND Gelu GridSample GroupQueryAttention Inverse LinearAttention
-    MatMulBnb4 MatMulFpQ4 MatMulInteger16 MatMulIntegerToFloat MatMulNBits MaxpoolWithMask MoE MultiHeadAttention
-    NGramRepeatBlock NhwcMaxPool Pad QAttention QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool
-    QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearSoftmax
-    QLinearWhere QMoE QuantizeLinear QuickGelu Range RotaryEmbedding SkipLayerNormalization
-    SkipSimplifiedLayerNormalization SparseAttention TransposeMatMul Trilu UnfoldTensor Unique WordConvEmbedding
-"""
-"""Operators of `com.microsoft` with a CPU kernel, without random ones, text, and whole decoders."""
 
 _RULES = {name: OpRule(attributes={"layout": (0,)}) for name in ("GRU", "LSTM", "RNN")}
 
@@ -51,18 +47,22 @@ INT8 = QuantScheme(
 """Activations unsigned with zero points, weights signed by channel: the form its kernels are written for (ONNX Runtime,
 Quantize ONNX Models, "Data type selection")."""
 
+_WIDE = BlockFormat(8, 64, symmetric=True)
+_NARROW = BlockFormat(4, 32)
+
+WEIGHTS = QuantScheme(
+    "onnxruntime-weights", {}, weights=WeightChoices((_NARROW, BlockFormat(4, 64), _WIDE), (_WIDE, _NARROW))
+)
+"""What MatMulNBits and GatherBlockQuantized read; blocks of 64 are a part of every usual width, and none is padded."""
+
 VNNI = ("avx512_vnni", "avx_vnni")
 _ARM = ("asimd", "neon")
 
 
 def capability_of(profile: HardwareProfile) -> Capability:
     """The capability on one CPU: the operators are the same for all, 8 bits go by the instruction set."""
-    import onnx
-
     isa = set(profile.cpu.isa if profile.cpu else ())
-    standard = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain and not schema.deprecated}
-    ops = {name: _RULES.get(name, OpRule()) for name in sorted(standard - _NO_KERNEL)}
-    ops |= {f"com.microsoft::{name}": OpRule() for name in _MICROSOFT.split()}
+    ops = {name: _RULES.get(name, OpRule()) for name in sorted(onnx_runtime_operators())}
     fp32 = PrecisionRule("fp32", "the model's own precision", converts_graph=False, tolerance="fp32")
     int8 = PrecisionRule(
         "int8",
@@ -72,10 +72,18 @@ def capability_of(profile: HardwareProfile) -> Capability:
         gain=2.5,
         scheme=INT8,
     )
+    weights = PrecisionRule(
+        "int4-weights",
+        "weights of 4 and 8 bits in blocks, as limits on memory and accuracy allow; sums of 8-bit activations",
+        converts_graph=False,
+        tolerance="int8",
+        gain=2.0,
+        scheme=WEIGHTS,
+    )
     reason = f"the CPU of {profile.name} has neither {' nor '.join(VNNI)}: sums of two products saturate at 16 bits"
     return Capability(
         ops=ops,
-        precisions=(fp32, int8) if multiplies_8_bits(isa) else (fp32,),
+        precisions=(fp32, int8, weights) if multiplies_8_bits(isa) else (fp32, weights),
         precision_refusals={} if multiplies_8_bits(isa) else {"int8": reason},
         dynamic_dims=True,
         opset_max=_OPSET_MAX,

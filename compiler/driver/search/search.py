@@ -26,7 +26,7 @@ from compiler.driver.search.prune_ratio import search_ratio
 from compiler.driver.search.select import beaten_by, choose_trial, describe, explain_choice, explain_failure
 from compiler.driver.search.trial import Trial, is_missing, run_trial
 from compiler.driver.stages.border_parity import hold_to_model
-from compiler.driver.stages.candidate import BuiltCandidate, make_candidate_border
+from compiler.driver.stages.candidate import BuiltCandidate, make_candidate_border, with_kernels
 from compiler.driver.stages.context import BuildContext, with_plan
 from compiler.driver.stages.quantize import Variant
 from compiler.driver.stages.recover import read_pruning
@@ -119,6 +119,7 @@ def _result(
     settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
     decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
     made = replace(chosen.made, plan=hold_to_model(settle_pruning(settled, decided), context.ready.model))
+    made = with_kernels(context, made)
     with context.clock.timed(StageName.LAYERS):
         layers = list_layers(context, made, sqnr_db=_errors(context, chosen.made))
     explains = context.job.plan.constraints.explains
@@ -130,6 +131,8 @@ def _errors(context: BuildContext, made: BuiltCandidate) -> dict[str, float]:
     """Layer → signal-to-noise ratio of the outputs when it alone is quantized; empty where no gate asks."""
     rule = made.plan.rule
     if rule.scheme is None or context.is_quantized or not context.job.plan.constraints.any:
+        return {}
+    if rule.scheme.weights is not None:  # what each layer costs is in its reason
         return {}
     border = make_candidate_border(context, made.plan, Variant())
     return {layer.node: layer.sqnr_db for layer in rank_layers(context, rule, Variant(), border.entries)}
@@ -169,8 +172,9 @@ def _with_others(context: BuildContext, trials: Sequence[Trial], original: Trial
     if judge is None or limit is None:
         return tuple(extended)
     for place, first in enumerate(trials):
-        is_quantized = first.made is not None and first.made.plan.rule.scheme is not None
-        if not is_quantized or judged_drop(first) <= limit:
+        scheme = first.made.plan.rule.scheme if first.made is not None else None
+        # formats of weights were chosen as well as the bytes allow: there is no other form
+        if scheme is None or scheme.weights is not None or judged_drop(first) <= limit:
             continue
         if (better := beaten_by(first, extended)) is not None:
             note = f"no other form is tried: {better.precision} passes, and is faster, or measured where this is not"

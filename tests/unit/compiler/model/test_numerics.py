@@ -166,3 +166,11 @@ def test_bfloat16_is_a_floating_point_number() -> None:
     """NumPy gives it the kind of a structure, so outputs in it had to be equal to the bit."""
     assert is_floating(np.zeros(2, ir.DataType.BFLOAT16.numpy()))
     assert not is_floating(np.zeros(2, ir.DataType.INT4.numpy()))
+
+
+@pytest.mark.parametrize("tiny", [1e-200, 5e-324])
+def test_a_difference_whose_square_is_zero_is_very_small_and_no_crash(tiny: float) -> None:
+    """Beside 1e200 the noise is 0 in float64, and the logarithm of 0 ended the build."""
+    stats = compare(np.array([1e200, tiny]), np.array([1e200, 0.0]))
+    assert 1000.0 < stats.sqnr_db < np.inf
+    assert TOLERANCES["fp32"].accepts(stats) and not TOLERANCES["exact"].accepts(stats)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from pass_cases import apply, assert_left_alone, assert_same, parse
 
+from compiler.model.graph import graph_digest
 from compiler.passes.fold_constants import FOLD_CONSTANTS, FoldConstants
 from compiler.passes.infer_shapes import infer_shapes
 from compiler.passes.remove_dead_nodes import REMOVE_DEAD_NODES
@@ -121,3 +123,16 @@ def test_sizes_keep_their_rank_through_unsqueeze_and_squeeze(chain: str) -> None
     )
     assert result.modified
     assert model.graph.initializers["m"].const_value.numpy().tolist() == [[4]]
+
+
+def test_the_digest_of_a_model_stays_when_a_clone_is_folded() -> None:
+    """Clones share the tensor of a Constant, and the pass on one named it: another key for a device built later."""
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[2] x, bool b) => (float[2] y)
+        { c = Constant<value=float[1] {2.0}>() n = Neg(c) m = Add(x, c) z = Mul(m, n)
+          y = If (b) <then_branch = t () => (float[2] p) { d = Constant<value=float[1] {3.0}>() p = Mul(z, d) },
+                      else_branch = e () => (float[2] q) { q = Neg(z) }> }"""
+    )
+    before = graph_digest(model)
+    assert FOLD_CONSTANTS(model.clone()).modified
+    assert graph_digest(model) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from pass_cases import with_weight
@@ -103,6 +104,18 @@ def test_what_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(module, "raised", faulty)
     with pytest.raises(UnsupportedModel, match="computes something else"):
+        RAISE_OPSET(old("LeakyRelu<alpha=0.1>(x)", "float[4] x", 9))
+
+
+def test_what_the_converter_does_not_read_is_refused_with_both_opsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ConvertError is no RuntimeError, and ended the build as a fault of ours."""
+    version_converter = onnx.version_converter
+
+    def refuse(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+        raise version_converter.ConvertError("Input w is undefined!")
+
+    monkeypatch.setattr(version_converter, "convert_version", refuse)
+    with pytest.raises(UnsupportedModel, match=r"opset 9 cannot be raised to 11.*w is undefined"):
         RAISE_OPSET(old("LeakyRelu<alpha=0.1>(x)", "float[4] x", 9))
 
 

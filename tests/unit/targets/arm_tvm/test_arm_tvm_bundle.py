@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from arm_tvm_models import conv_model, make, needs_aarch64, reference
 from onnx import TensorProto, helper
@@ -16,6 +17,9 @@ from compiler.artifact import Artifact, Evidence
 from compiler.errors import DataError, ToolchainFailed, UnsupportedModel
 from compiler.fleet.profile import HardwareProfile
 from compiler.model.numerics import TOLERANCES, compare_all, write_arrays
+from compiler.passes.infer_shapes import INFER_SHAPES
+from compiler.passes.run import run_passes
+from compiler.passes.select_branches import SelectBranches
 from compiler.target import TargetPlan
 from compiler.target.request import ExecuteTask
 from compiler.target.worker import execute
@@ -128,6 +132,23 @@ def test_same_model_gives_the_same_bytes_in_another_folder_and_another_cache(opt
 
 def digests(artifact: Artifact) -> dict[str, str]:
     return {name: hashlib.sha256((artifact.root / name).read_bytes()).hexdigest() for name in artifact.files}
+
+
+@needs_aarch64
+@pytest.mark.needs_emulator
+def test_a_condition_that_data_decide_takes_either_branch(tmp_path, cache_dir, pi5):
+    """TVM imports no If: the model of both branches is what a build gives it."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[1,4] x) => (float[1,4] y) <float zero = {0}>
+        { m = ReduceMax<keepdims = 0>(x) c = Greater(m, zero)
+          y = If(c) <then_branch = t () => (float[1,4] p) { h = Exp(x) p = Neg(h) },
+                     else_branch = e () => (float[1,4] q) { a = Abs(x) q = Sqrt(a) }> }"""
+    source, model = ir.from_onnx_text(text), ir.from_onnx_text(text)
+    run_passes(model, [INFER_SHAPES, SelectBranches(lambda node: node.op_type == "If"), *TARGET.passes(pi5)])
+    runner = TARGET.load(build(model, PI5, tmp_path / "out", cache_dir, pi5))
+    for sign in (1, -1):
+        inputs = {"x": sign * np.array([[0.5, 1.5, 0.25, 4.0]], np.float32)}
+        (stats,) = compare_all(reference(source, inputs), runner.run(inputs)).values()
+        assert TOLERANCES["fp32"].accepts(stats)
 
 
 @needs_aarch64
