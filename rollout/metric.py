@@ -12,7 +12,7 @@ import numpy as np
 from compiler.artifact.adapter import Detail
 from rollout.bounds import ALPHA, Bounds
 from rollout.means import TUNED_FOR, Moments, half_width, mean_bounds
-from rollout.shares import Count, share_bounds
+from rollout.shares import Count, exceeds, share_bounds
 
 MOST = 10_000_000
 """Requests beyond which no forecast is given: who waits for so many needs another limit."""
@@ -179,8 +179,11 @@ def _requests_for_share(count: Count, limit: float, alpha: float) -> int | None:
     """Requests after which the same share would be decided: to a tenth."""
     total, share = max(count.total, 1), (count.share if count.total else 0.0)
     while total <= MOST:
-        bounds = share_bounds(Count(total, round(share * total)), alpha=alpha)
-        if bounds.low > limit or bounds.high <= limit:
+        hits = round(share * total)
+        # what share_bounds would say, without searching for the ends
+        if exceeds(Count(total, hits), limit, alpha=alpha) or exceeds(
+            Count(total, total - hits), 1 - limit, alpha=alpha
+        ):
             return total
         total += total // 10 + 1
     return None

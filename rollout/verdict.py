@@ -56,6 +56,8 @@ class Traffic:
         seconds: How long this step has lasted.
         step: Position in the ramp.
         is_same_build: Both artifacts have one digest.
+        keys: Request keys that the build in use and the candidate got: by them traffic is divided, since requests
+            of one key go together. None where every request is one of its own.
     """
 
     current: int
@@ -63,6 +65,12 @@ class Traffic:
     seconds: float = 0.0
     step: int = 0
     is_same_build: bool = False
+    keys: tuple[int, int] | None = None
+
+    @property
+    def divided(self) -> tuple[int, int]:
+        """What was divided between the build in use and the candidate."""
+        return (self.current, self.candidate) if self.keys is None else self.keys
 
 
 @dataclass(frozen=True)
@@ -127,8 +135,8 @@ def _faults(metrics: Sequence[Metric], traffic: Traffic, rules: Rules) -> list[s
         faults.append(f"no request reached the {'current build' if traffic.candidate else 'candidate'}")
     elif rules.ramp and traffic.step < len(rules.ramp):
         share = rules.ramp[traffic.step]
-        if is_mismatched((traffic.current, traffic.candidate), (1 - share, share)):
-            seen = traffic.candidate / (traffic.current + traffic.candidate)
+        if is_mismatched(traffic.divided, (1 - share, share)):
+            seen = traffic.divided[1] / sum(traffic.divided)
             faults.append(
                 f"the candidate got {seen:.2%} of traffic and not {share:.2%}: requests are not divided as asked"
             )

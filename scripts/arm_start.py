@@ -32,7 +32,7 @@ def start_up(model: BenchModel, core: str, cache: Path) -> Figures:
     cpu = emulated_cpu(core)
     program = (str(wanted.folder / "run"), str(given), str(made))
     whole = count_instructions(program, cpu=cpu, environment=ONE_THREAD, timeout_s=TIMEOUT_S)
-    peak = watch_guest((*emulator(cpu), *program), environment=ONE_THREAD, timeout_s=TIMEOUT_S)
+    peak, _ = watch_guest((*emulator(cpu), *program), environment=ONE_THREAD, timeout_s=TIMEOUT_S)
     weights = (wanted.folder / "payload" / "weights.bin").stat().st_size
     return {
         "start_up_instructions": whole - built["instructions"],

@@ -7,8 +7,6 @@ import json
 import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from server.forks import ForkServer, build_environment
 
 GRACE_S = 2.0
 """How long a build has to clear up after SIGTERM, before SIGKILL."""
@@ -33,31 +33,23 @@ class BuildProcess:
     """One build.
 
     Args:
+        forks: Where its process is forked from.
         arguments: The command line after `fleetc`.
         folder: Where it runs, and where its output goes.
         variables: Added to its environment, which has nothing else that concerns the server.
     """
 
-    def __init__(self, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:
+    def __init__(self, forks: ForkServer, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:
         self._folder, self._lines = folder, queue.Queue[str](MAX_LINES)
-        with (folder / "out.json").open("wb") as out:
-            # -P: the folder holds a stranger's files, which are no place for code
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "server.child", *arguments],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=subprocess.PIPE,
-                cwd=folder,
-                env={**_environment(), **variables},
-                start_new_session=True,
-            )
+        (folder / "out.json").touch()  # there, however early the build is killed
+        self._fork = forks.fork(arguments, folder, {**build_environment(), **variables})
         self._reader = threading.Thread(target=self._read, name="fleetc-build-events", daemon=True)
         self._reader.start()
 
     @property
     def pid(self) -> int:
         """Its process id, which is the id of its group too."""
-        return self._child.pid
+        return self._fork.pid
 
     def lines(self, *, wait_s: float) -> list[str]:
         """What it wrote on stderr since the last call; waits so long for the first line."""
@@ -70,7 +62,7 @@ class BuildProcess:
 
     def exit_code(self) -> int | None:
         """Its exit code, below 0 for the signal that ended it; None while it runs or has lines left."""
-        code = self._child.poll()
+        code = self._fork.poll()
         if code is not None:
             self._end_group()  # the child's guardian, and tools that it left behind, hold the other end of its stderr
         return None if code is None or self._reader.is_alive() or not self._lines.empty() else code
@@ -86,12 +78,12 @@ class BuildProcess:
 
     def end(self) -> None:
         """Ends it and everything that it started; returns when all of it is gone."""
-        family = _family(self._child.pid)
-        if self._child.poll() is None:
-            self._child.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._wait(GRACE_S)
-        family |= _family(self._child.pid)
+        family = _family(self._fork.pid)
+        if self._fork.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._fork.pid, signal.SIGTERM)
+            self._wait(GRACE_S)
+        family |= _family(self._fork.pid)
         self._end_group()
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -107,33 +99,22 @@ class BuildProcess:
 
     def _end_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._child.pid, signal.SIGKILL)
+            os.killpg(self._fork.pid, signal.SIGKILL)
 
     def _close(self) -> None:
-        if self._child.stdin is not None:
-            self._child.stdin.close()
+        self._fork.close()
         self._reader.join(1.0)
 
     def _wait(self, limit_s: float) -> None:
-        """Waits for its end; what it writes meanwhile is read, so that it is not held up by a full pipe."""
+        """Waits for its end, or so long; what it writes is read, so that it is not held up by a full pipe."""
         deadline = time.monotonic() + limit_s
-        while self._child.poll() is None:
+        while self._fork.poll() is None and time.monotonic() < deadline:
             self.lines(wait_s=0.05)
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self._child.args, limit_s)
 
     def _read(self) -> None:
-        stream = self._child.stderr
-        if stream is None:
-            return
-        with stream:
-            for line in stream:
+        with self._fork.stderr:
+            for line in self._fork.stderr:
                 self._lines.put(line.decode("utf-8", "replace").rstrip("\n"))
-
-
-def _environment() -> dict[str, str]:
-    """The worker's environment without what concerns the server: a build opens strangers' models."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("FLEETC_")}
 
 
 def _family(pid: int) -> set[psutil.Process]:

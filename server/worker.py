@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dask
@@ -20,6 +20,7 @@ from server.attempt import Workplace, clear_attempts
 from server.certificates import new_request
 from server.connection import Connection, Refusal, Unreachable
 from server.engine import QUIET, BuildWorker, worker_options
+from server.inputs import TIMING
 from server.labels import find_labels
 
 PAUSE_S = 2.0
@@ -37,12 +38,14 @@ class WorkerSettings:
         folder: Where its files are.
         slots: Builds that it runs side by side.
         labels: Labels beside those that it finds.
+        has_timing: Whether it may measure.
     """
 
     name: str
     folder: Path
     slots: int
     labels: tuple[str, ...] = ()
+    has_timing: bool = True
 
 
 def default_name() -> str:
@@ -61,11 +64,13 @@ def run_worker(connection: Connection, settings: WorkerSettings, *, ca: Path | N
     with output_errors(settings.folder):
         settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     clear_attempts(settings.folder)
-    labels = find_labels() | set(settings.labels)
-    asyncio.run(_run(connection, settings, labels, ca))
+    workplace = Workplace(connection.url, settings.folder, slots=settings.slots, ca=ca)
+    workplace.forks.start()
+    labels = (find_labels() | set(settings.labels)) - (frozenset() if settings.has_timing else {TIMING})
+    asyncio.run(_run(connection, settings, labels, workplace))
 
 
-async def _run(connection: Connection, settings: WorkerSettings, labels: frozenset[str], ca: Path | None) -> None:
+async def _run(connection: Connection, settings: WorkerSettings, labels: frozenset[str], workplace: Workplace) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -73,7 +78,7 @@ async def _run(connection: Connection, settings: WorkerSettings, labels: frozens
     is_first = True
     while not stop.is_set():
         try:
-            await _work_once(connection, settings, labels, ca, stop)
+            await _work_once(connection, settings, labels, replace(workplace, stopping=threading.Event()), stop)
         except Refusal as refusal:
             if is_first:
                 raise
@@ -86,11 +91,10 @@ async def _run(connection: Connection, settings: WorkerSettings, labels: frozens
 
 
 async def _work_once(
-    connection: Connection, settings: WorkerSettings, labels: frozenset[str], ca: Path | None, stop: asyncio.Event
+    connection: Connection, settings: WorkerSettings, labels: frozenset[str], workplace: Workplace, stop: asyncio.Event
 ) -> None:
     """Joins, and works until the server or this worker is stopped."""
     address, security = await asyncio.to_thread(_join, connection, settings)
-    workplace = Workplace(connection.url, settings.folder, slots=settings.slots, ca=ca, stopping=threading.Event())
     worker = BuildWorker(address, security=security, **worker_options(settings.name, labels, workplace))
     stopped = asyncio.ensure_future(stop.wait())
     try:

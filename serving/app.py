@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import logging
 import math
@@ -17,15 +18,24 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from compiler.artifact.adapter import parse, to_json
 from compiler.target import CompilerError
+from rollout import live
 from serving.deployment import Answer, BuildFailed, Deployment, Overloaded
 from serving.metrics import Metrics
 from serving.model import ServedModel
-from serving.protocol import HEADER_LENGTH, BadRequest, Inference, read_body, read_inference, write_answer
+from serving.protocol import (
+    EXTENSIONS,
+    HEADER_LENGTH,
+    REQUEST_KEY,
+    BadRequest,
+    Inference,
+    read_body,
+    read_inference,
+    write_answer,
+)
 
 log = logging.getLogger("fleetc.serve")
-
-EXTENSIONS = ["binary_tensor_data", "statistics", "model_repository", "model_configuration", "schedule_policy"]
 
 BODY_S = 30.0
 """Seconds in which a body must have come: whoever sends slower holds memory for nothing."""
@@ -42,10 +52,11 @@ class Server:
     Args:
         models: Name → model.
         metrics: What `/metrics` shows.
+        token: What those send who may begin and end experiments; empty: nobody may.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel], metrics: Metrics) -> None:
-        self._models, self._metrics = models, metrics
+    def __init__(self, models: Mapping[str, ServedModel], metrics: Metrics, token: str = "") -> None:
+        self._models, self._metrics, self._token = models, metrics, token
 
     def app(self) -> Starlette:
         """The application."""
@@ -59,6 +70,14 @@ class Server:
                 Route(path + "/config", _guarded(self.config)),
                 Route(path + "/stats", _guarded(self.stats)),
             ]
+        at_experiment = in_model + "/experiment"
+        routes += [
+            Route(at_experiment, _guarded(self.experiment)),
+            Route(at_experiment + "/page", _guarded(self.experiment_page)),
+            Route(at_experiment, _guarded(self.begin), methods=["POST"]),
+            Route(at_experiment + "/stop", _guarded(self.stop), methods=["POST"]),
+            Route(at_experiment + "/ship", _guarded(self.ship), methods=["POST"]),
+        ]
         return Starlette(
             routes=[
                 Route("/v2/models/stats", _guarded(self.all_stats)),
@@ -85,7 +104,7 @@ class Server:
             request.headers.get(HEADER_LENGTH),
             signature,
         )
-        answer = await model.infer(inference, deployment)
+        answer = await model.infer(inference, deployment, _key(request))
         parts, headers = write_answer(_head(model, deployment, inference, answer), answer.outputs, inference.outputs)
         return Response(b"".join(parts), headers={**headers, **_trace(request)})
 
@@ -129,16 +148,7 @@ class Server:
     async def index(self, request: Request) -> Response:
         """The models there are."""
         is_asked = (await _parameters(request)).get("ready", False)
-        rows = [
-            {
-                "name": model.name,
-                "version": model.current.version if model.is_loaded else "",
-                "state": "READY" if model.is_ready else "UNAVAILABLE",
-                "reason": model.state_reason,
-            }
-            for model in self._models.values()
-            if model.is_ready or not is_asked
-        ]
+        rows = [model.index_row() for model in self._models.values() if model.is_ready or not is_asked]
         return JSONResponse(rows)
 
     async def load(self, request: Request) -> Response:
@@ -152,6 +162,49 @@ class Server:
         else:
             await model.load()
         return JSONResponse({})
+
+    async def experiment(self, request: Request) -> Response:
+        """Where a model's experiment stands now."""
+        return JSONResponse(await self._report(request))
+
+    async def experiment_page(self, request: Request) -> Response:
+        """The same as a page."""
+        from rollout.page import experiment_page
+
+        report = await asyncio.to_thread(self._model(request).experiment.report)
+        return Response(experiment_page(report), media_type="text/html; charset=utf-8")
+
+    async def begin(self, request: Request) -> Response:
+        """Compares a candidate with the build in use."""
+        model = self._model(request)
+        self._refuse_stranger(request)
+        try:
+            asked = parse(live.Request, await _parameters(request))
+        except ValueError as error:
+            raise BadRequest(str(error)) from error
+        await model.begin(asked)
+        return JSONResponse(await self._report(request))
+
+    async def stop(self, request: Request) -> Response:
+        """Ends an experiment."""
+        self._refuse_stranger(request)
+        await self._model(request).end_experiment(live.Standing.STOPPED, "somebody stopped it")
+        return JSONResponse(await self._report(request))
+
+    async def ship(self, request: Request) -> Response:
+        """Lets the candidate answer everybody."""
+        self._refuse_stranger(request)
+        await self._model(request).ship()
+        return JSONResponse(await self._report(request))
+
+    async def _report(self, request: Request) -> Any:
+        # in a thread of its own: bounds take milliseconds, in which others are answered
+        return to_json(await asyncio.to_thread(self._model(request).experiment.report))
+
+    def _refuse_stranger(self, request: Request) -> None:
+        sent = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if not self._token or not hmac.compare_digest(sent, self._token.encode()):
+            raise BadRequest("only the user who runs the server may begin and end experiments: use `fleetc ab`", 401)
 
     async def unload(self, request: Request) -> Response:
         """Unloads a model when all that was let in is answered."""
@@ -177,20 +230,13 @@ class Server:
 
 
 def _head(model: ServedModel, deployment: Deployment, inference: Inference, answer: Answer) -> dict[str, Any]:
-    head: dict[str, Any] = {
-        "model_name": model.name,
-        "model_version": deployment.version,
-        "parameters": {
-            "variant": answer.build.name,
-            "precision": answer.build.artifact.precision,
-            "manifest_sha256": answer.build.manifest_sha256,
-            "degraded": answer.is_degraded,
-            "queue_ms": round(answer.queue_s * 1e3, 3),
-        },
-    }
-    if inference.identity:
-        head["id"] = inference.identity
-    return head
+    head = {"model_name": model.name, "model_version": deployment.version, "parameters": answer.facts}
+    return {**head, "id": inference.identity} if inference.identity else head
+
+
+def _key(request: Request) -> str:
+    """By what an experiment divides: a key that the client sends again when it tries again; else the client."""
+    return request.headers.get(REQUEST_KEY) or (request.client.host if request.client else "")
 
 
 def _guarded(handler: Handler) -> Handler:

@@ -38,6 +38,9 @@ HUNG_TIMES, LEAST_HUNG_S = 20.0, 2.0
 TIMED_RUNS = 3
 """Runs at each size when a build is loaded that nobody has timed."""
 
+BACKGROUND_HUNG_S = 60.0
+"""The least for a build in the background, which may wait long for the processor."""
+
 UNLOADED_S = 30.0
 """Seconds that a build which was unloaded for want of memory stays away at least."""
 
@@ -81,6 +84,17 @@ class Answer:
     is_first: bool
     is_late: bool
 
+    @property
+    def facts(self) -> dict[str, str | bool | float]:
+        """What the client is told beside the outputs: the parameters of the response."""
+        return {
+            "variant": self.build.name,
+            "precision": self.build.artifact.precision,
+            "manifest_sha256": self.build.manifest_sha256,
+            "degraded": self.is_degraded,
+            "queue_ms": round(self.queue_s * 1e3, 3),
+        }
+
 
 @dataclass(frozen=True)
 class _Waiting:
@@ -100,9 +114,19 @@ class Deployment:
         served: Its builds, and what it takes and gives.
         slo_s: Time of a request that says nothing.
         metrics: Where it counts.
+        is_background: Whether its builds run only when no other process wants the processor.
     """
 
-    def __init__(self, model: str, version: str, served: Served, *, slo_s: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        served: Served,
+        *,
+        slo_s: float,
+        metrics: Metrics,
+        is_background: bool = False,
+    ) -> None:
         signature, builds = served.signature, served.builds
         self.model, self.version, self.signature, self.slo_s = model, version, signature, slo_s
         self.builds = {build.name: build for build in builds}
@@ -112,12 +136,13 @@ class Deployment:
         self.predictions: deque[tuple[float, float]] = deque(maxlen=NOTED)
         self._times = ServiceTimes(rungs, signature.largest)
         self._scheduler = Scheduler(self.ladder, self._times, largest=signature.largest)
-        self._processes = {build.name: BuildProcess(build.artifact) for build in builds}
+        self._processes = {build.name: BuildProcess(build.artifact, is_background=is_background) for build in builds}
         self._waiting: dict[int, _Waiting] = {}
         self._metrics, self._work, self._busy = metrics, asyncio.Event(), asyncio.Lock()
         self._number, self._told = 0, 0
         self._tasks: list[asyncio.Task[None]] = []
         self._warmed: set[str] = set()
+        self._least_hung_s = BACKGROUND_HUNG_S if is_background else LEAST_HUNG_S
 
     @property
     def is_ready(self) -> bool:
@@ -281,7 +306,7 @@ class Deployment:
         return await self._processes[name].run(
             [waiting.inference.inputs for waiting in members],
             self._shapes(members, batch.size),
-            timeout_s=max(LEAST_HUNG_S, HUNG_TIMES * expected_s),
+            timeout_s=max(self._least_hung_s, HUNG_TIMES * expected_s),
         )
 
     def _shapes(self, members: Sequence[_Waiting], size: int) -> Shapes:

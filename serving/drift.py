@@ -6,14 +6,16 @@ stability index is Σ (p − q) · ln(p / q) over the bins: by custom below 0.1 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.evaluate.drift import input_statistics, output_statistics, shares_of, spread_elements
+from compiler.evaluate.drift import BINS, input_statistics, output_statistics, shares_of, spread_elements
 from compiler.target import Array, Arrays
 from serving.metrics import Metrics
 
@@ -26,7 +28,31 @@ LEAST = 200
 LEAST_SHARE = 1e-3
 """What an empty bin counts as: the index of a bin that nobody was in before would be infinite."""
 
+MOVED = 0.25
+"""Index beyond which a distribution has changed, by custom."""
+
+CHANCE = 1e-5
+"""How often a window of requests like the calibration data may be called changed."""
+
 Figures = NDArray[np.float64]
+
+
+def least_shift(samples: int) -> float:
+    """The index from which a distribution counts as changed: by custom, or more where chance alone gives more.
+
+    Without a change the index is about (1 / samples + 1 / requests) times a chi-squared variable with one degree of
+    freedom less than there are bins (Yurdakul and Naranjo, "Statistical Properties of the Population Stability Index",
+    Journal of Risk Model Validation, 2020). Its quantile is approximated as Wilson and Hilferty do.
+
+    Args:
+        samples: Of the calibration data; 0 where there are none.
+    """
+    if not samples:
+        return MOVED
+    freedom = BINS - 1
+    spread = 2.0 / (9.0 * freedom)
+    quantile = freedom * (1.0 - spread + NormalDist().inv_cdf(1.0 - CHANCE) * math.sqrt(spread)) ** 3
+    return max(MOVED, quantile * (1.0 / samples + 1.0 / WINDOW))
 
 
 def stability_index(expected: Figures, actual: Figures) -> float:

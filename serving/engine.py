@@ -62,10 +62,11 @@ class BuildProcess:
 
     Args:
         artifact: What to load.
+        is_background: Whether it runs only when no other process wants the processor.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
-        self._artifact = artifact
+    def __init__(self, artifact: Artifact, *, is_background: bool = False) -> None:
+        self._artifact, self._is_background = artifact, is_background
         self._process: asyncio.subprocess.Process | None = None
         self._memory: mmap.mmap | None = None
         self.warm_s: dict[int, float] = {}
@@ -100,6 +101,7 @@ class BuildProcess:
                 "-m",
                 "serving.process",
                 *map(str, fds),
+                *(["background"] if self._is_background else []),
                 pass_fds=fds,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""`fleetc export`: an artifact as the model repository of another server."""
+"""`fleetc export`: an artifact as the model repository of another server, or as what update systems carry."""
 
 from __future__ import annotations
 
@@ -61,14 +61,51 @@ class Exported:
 @click.argument("artifact", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--triton", type=click.Path(path_type=Path, file_okay=False), help="Triton's model repository to add to.")
 @click.option("--ovms", type=click.Path(path_type=Path, file_okay=False), help="Folder for OpenVINO Model Server.")
+@click.option("--tuf", type=click.Path(path_type=Path, file_okay=False), help="Fleet whose TUF repository gets it.")
+@click.option("--mender", type=click.Path(path_type=Path, dir_okay=False), help="Mender artifact to write.")
+@click.option("--oci", type=click.Path(path_type=Path, file_okay=False), help="OCI image layout to write.")
+@click.option("--hawkbit", type=click.Path(path_type=Path, dir_okay=False), help="Calls of hawkBit's Management API.")
 @click.option("--name", help="What clients call the model; the artifact's folder by default.")
 @click.option("--python", is_flag=True, help="Run it in Triton's Python backend, with all settings of the artifact.")
-def export(artifact: Path, triton: Path | None, ovms: Path | None, name: str | None, python: bool) -> None:
-    """Write ARTIFACT as the model repository of another server: Triton or OpenVINO Model Server."""
-    if (triton is None) == (ovms is None):
-        raise DataError("give one of --triton and --ovms", where="fleetc export", remedy="fleetc export --help")
-    if python and triton is None:
-        raise DataError("--python is a backend of Triton", where="--python", remedy="Use it with --triton.")
+@click.option("--keys", type=click.Path(path_type=Path, file_okay=False), help="--tuf: folder of the keys.")
+@click.option("--key", type=click.Path(path_type=Path, dir_okay=False), help="--mender: private key to sign it with.")
+@click.option("--rollout", type=click.Path(path_type=Path, dir_okay=False), help="--hawkbit: file of its groups.")
+@click.option("--samples", type=click.Path(path_type=Path), help="Inputs of a device's health run; random by default.")
+@click.option("--expected", type=click.Path(path_type=Path), help="Their outputs; computed here by default.")
+def export(
+    artifact: Path,
+    name: str | None,
+    python: bool,
+    keys: Path | None,
+    key: Path | None,
+    rollout: Path | None,
+    samples: Path | None,
+    expected: Path | None,
+    **places: Path | None,
+) -> None:
+    """Write ARTIFACT in the form of another system.
+
+    As a model repository for Triton or OpenVINO Model Server; or as one archive that devices install, for the fleet's
+    TUF repository, for Mender, as an OCI image, or for hawkBit.
+    """
+    chosen = [(system, place) for system, place in places.items() if place is not None]
+    if len(chosen) != 1:
+        forms = ", ".join(f"--{system}" for system in places)
+        raise DataError(f"give one of {forms}", where="fleetc export", remedy="fleetc export --help")
+    (system, place), owners = chosen[0], {"python": "triton", "keys": "tuf", "key": "mender", "rollout": "hawkbit"}
+    given = {"python": python or None, "keys": keys, "key": key, "rollout": rollout}
+    for option, owner in owners.items():
+        if given[option] is not None and system != owner:
+            what = f"--{option} belongs to --{owner}"
+            raise DataError(what, where=f"--{option}", remedy=f"Use it with --{owner}.")
+    if system not in ("triton", "ovms"):
+        from rollout.exporting import Transport, export_build
+
+        with output_errors(place):
+            transport = Transport(system)
+            options = {"keys": keys, "key": key, "rollout": rollout, "samples": samples, "expected": expected}
+            click.echo(export_build(artifact, transport, place, **options))
+        return
     name = name or artifact.resolve().name
     if not NAME.fullmatch(name):
         raise DataError(
@@ -77,8 +114,10 @@ def export(artifact: Path, triton: Path | None, ovms: Path | None, name: str | N
             remedy="Use letters, digits, `_`, `-` and `.`.",
         )
     exported = read_exported(artifact)
-    place = export_triton(exported, triton, name=name, is_python=python) if triton else None
-    click.echo(place or export_ovms(exported, ovms or Path(), name=name))
+    if system == "triton":
+        click.echo(export_triton(exported, place, name=name, is_python=python))
+    else:
+        click.echo(export_ovms(exported, place, name=name))
 
 
 def read_exported(folder: Path) -> Exported:

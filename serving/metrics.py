@@ -101,6 +101,18 @@ class Metrics:
             "Population stability index of an output's statistic against the float model on the calibration data.",
             ["model", "output", "statistic"],
         )
+        self.experiment = _gauge(
+            registry,
+            "experiment_state",
+            "1 for the state of the experiment with a candidate.",
+            ["model", "candidate", "state"],
+        )
+        self.agreement = _gauge(
+            registry,
+            "shadow_agreement_ratio",
+            "Share of the mirrored requests that the candidate decides as the build in use.",
+            ["model", "baseline", "candidate"],
+        )
         self.slo = _gauge(registry, "slo_seconds", "Time that a request has where it says nothing.", ["model"])
 
     @property

@@ -81,6 +81,8 @@ def main() -> None:
     """Loads the build that the first line names, then runs one batch per line until the front closes the socket."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     memory_fd = int(sys.argv[2])
+    if "background" in sys.argv[3:]:
+        _give_way()
     lines = _lines(channel)
     try:
         told = json.loads(next(lines))
@@ -93,6 +95,13 @@ def main() -> None:
     for line in lines:
         _tell(channel, _run(runner, memory, json.loads(line)))
     os._exit(0)  # some toolchains crash while they unload, and nobody waits for them
+
+
+def _give_way() -> None:
+    """Runs only when no other process wants the processor; threads that are started later do the same."""
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):  # Linux: the first that wants the processor gets it at once, also from a nice process
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _prepare(runner: Runner, told: Mapping[str, Any], memory_fd: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,12 @@ import numpy as np
 from compiler.target import Array, Arrays, TensorSpec
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+
+EXTENSIONS = ["binary_tensor_data", "statistics", "model_repository", "model_configuration", "schedule_policy"]
+"""Of Triton: what beside the protocol is answered."""
+
+REQUEST_KEY = "x-request-key"
+"""A client's name for its request, session or user."""
 
 DATATYPES = {
     "bool": "BOOL",
@@ -120,7 +127,7 @@ class Signature:
         """Symbolic dimension → its smallest size for 0, its largest for 1."""
         return {name: ends[place] for name, ends in self.sizes.items()}
 
-    @property
+    @cached_property
     def most_bytes(self) -> int:
         """Bytes of the largest body that makes sense, in JSON or in binary."""
         elements = sum(math.prod(shape) for _, _, shape in self.shapes(self.steps(1)))
@@ -161,10 +168,23 @@ def read_inference(body: bytes, header_length: str | None, signature: Signature)
         BadRequest: It is no request, or does not fit the model.
     """
     length = _length(header_length, len(body))
-    request = _mapping(_json(body[:length]), "the request")
+    return make_inference(_mapping(_json(body[:length]), "the request"), memoryview(body)[length:], signature)
+
+
+def make_inference(request: Mapping[str, Any], tail: memoryview, signature: Signature) -> Inference:
+    """A request for one inference, checked.
+
+    Args:
+        request: Its JSON object.
+        tail: Bytes of the inputs that have a `binary_data_size`, one after another.
+        signature: What the model takes.
+
+    Raises:
+        BadRequest: It does not fit the model.
+    """
     parameters = _mapping(request.get("parameters", {}), "parameters")
     _refuse_sequences(parameters)
-    inputs = _inputs(request.get("inputs"), memoryview(body)[length:], signature)
+    inputs = _inputs(request.get("inputs"), tail, signature)
     size = _fit(inputs, signature)
     identity = request.get("id", "")
     if not isinstance(identity, str):
@@ -341,7 +361,8 @@ def _as_dtype(given: Array, dtype: np.dtype[Any], name: str) -> Array:
 
 def _checked(array: Array, name: str) -> Array:
     """Infinities may be meant, as in a mask; NaN never is."""
-    if array.dtype.kind == "f" and bool(np.isnan(array).any()):
+    # the least of numbers is NaN where one of them is: no array of truth values in between
+    if array.dtype.kind == "f" and array.size and bool(np.isnan(array.min())):
         raise BadRequest(f"input '{name}': holds NaN")
     if array.dtype.kind == "b" and array.size and bool((array.view(np.uint8) > 1).any()):
         raise BadRequest(f"input '{name}': holds bytes that are neither 0 nor 1")

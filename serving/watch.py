@@ -11,14 +11,15 @@ from typing import Any
 import click
 
 from serving.builds import Served, read_builds
+from serving.drift import MOVED, least_shift
 
 RULES, DASHBOARD = "fleetc-rules.yaml", "fleetc-dashboard.json"
 
-MOVED = 0.25
-"""Population stability index beyond which a distribution has changed, by custom."""
-
 OUTSIDE = 0.01
 """Share of an input's elements outside of the calibration data's range that is worth a look."""
+
+ENOUGH = 250
+"""Calibration samples of which the usual index is no chance."""
 
 LOST = 0.01
 """Share of requests that are late, refused or lost."""
@@ -29,11 +30,19 @@ SCHEMA_VERSION = 39
 
 @dataclass(frozen=True)
 class Watched:
-    """A served model: its name, the latency limit of its gate in seconds (None where there is none), its top build."""
+    """A served model.
+
+    Args:
+        model: Its name.
+        latency_s: The latency limit of its gate; None where there is none.
+        top: Its most accurate build.
+        samples: Calibration samples that requests are compared with; 0 where they are compared with none.
+    """
 
     model: str
     latency_s: float | None
     top: str
+    samples: int = 0
 
 
 @click.command()
@@ -48,13 +57,17 @@ def watch(artifacts: tuple[Path, ...], out: Path) -> None:
     # JSON is YAML, too: the file needs no other writer, and Prometheus reads it
     (out / RULES).write_text(json.dumps(alert_rules(models), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / DASHBOARD).write_text(json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for model in models:
+        if model.samples and (least := least_shift(model.samples)) > MOVED:
+            few = f"{model.model}: of {model.samples} calibration samples only a shift beyond {least:.2f} is no chance"
+            click.echo(f"{few}; {ENOUGH} tell {MOVED}", err=True)
     click.echo(f"{out / RULES}\n{out / DASHBOARD}")
 
 
 def _watched(name: str, served: Served) -> Watched:
     top = served.builds[0]
     limits = [gate.limit / 1e3 for gate in top.gates if gate.name == "latency"]
-    return Watched(name, limits[0] if limits else None, top.name)
+    return Watched(name, limits[0] if limits else None, top.name, served.drift.samples if served.drift else 0)
 
 
 def alert_rules(models: Sequence[Watched]) -> dict[str, Any]:
@@ -64,6 +77,7 @@ def alert_rules(models: Sequence[Watched]) -> dict[str, Any]:
 
 def _rules(watched: Watched) -> list[dict[str, Any]]:
     model = f'model="{watched.model}"'
+    moved = f"{least_shift(watched.samples):.2f}"
     lost = f'sum(rate(fleetc_requests_total{{{model},outcome=~"late|shed|error"}}[5m]))'
     rules = [
         _rule("FleetcAbsent", f"absent(fleetc_build_info{{{model}}})", "1m", "critical", "nobody serves the model"),
@@ -104,14 +118,14 @@ def _rules(watched: Watched) -> list[dict[str, Any]]:
         ),
         _rule(
             "FleetcInputDrift",
-            f"fleetc_input_shift{{{model}}} > {MOVED}",
+            f"fleetc_input_shift{{{model}}} > {moved}",
             "5m",
             "warning",
             "{{ $labels.input }} does not look like the calibration data: {{ $labels.statistic }}",
         ),
         _rule(
             "FleetcOutputDrift",
-            f"fleetc_output_shift{{{model}}} > {MOVED}",
+            f"fleetc_output_shift{{{model}}} > {moved}",
             "5m",
             "warning",
             "{{ $labels.output }} does not look like on the calibration data: {{ $labels.statistic }}",

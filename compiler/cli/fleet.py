@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     callback=lambda context, option, value: value or 0,
     help="Most devices to build at a time; as many as there are processors by default.",
 )
+@click.option("--no-report", "report", flag_value=False, default=True, help="Do not write report.html.")
 @click.option("--check-reproducible", is_flag=True, help="Build a second time from nothing and compare every file.")
 @model_options
 @half_options

@@ -104,6 +104,12 @@ def child_options(function: F) -> F:
 
 def build_options(function: F) -> F:
     """What `build` and `plan` share."""
+    stop = click.option("--stop-after", type=int, metavar="N", help="Run passes 1 to N only, to find the one at fault.")
+    return stop(request_options(function))
+
+
+def request_options(function: F) -> F:
+    """What may be asked of a build wherever it is made: here, or by the build server."""
     for option in (
         click.option(
             "--device", "-d", "devices", multiple=True, metavar="NAME", help="Only this device; may be repeated."
@@ -149,7 +155,6 @@ def build_options(function: F) -> F:
             help="Most trials the search for a precision may make for one device.",
         ),
         click.option("--strict", is_flag=True, help="Fail a build by every gate that nobody could judge."),
-        click.option("--stop-after", type=int, metavar="N", help="Run passes 1 to N only, to find the one at fault."),
     ):
         function = option(function)
     return function

@@ -117,7 +117,8 @@ def build_fleet(path: Path, options: BuildOptions, *, events: Sink = ignore) -> 
 
     work_side_by_side(opened.jobs, work, store=store, most=options.jobs or available_cpus(), stop=sink.stop)
     settle_folder(opened.ordered, fleet, source.digest, options.out)
-    return FleetReport(options.out, opened.ordered, source.imported.notes, _write_page(options.out, events))
+    page = _write_page(options.out, events) if options.report else None
+    return FleetReport(options.out, opened.ordered, source.imported.notes, page)
 
 
 def compile_device(

@@ -11,6 +11,7 @@ from compiler.artifact.schema import RUNGS, LadderFacts, Manifest
 from compiler.driver.reports import Source, manifest_facts, measured_facts
 from compiler.driver.rungs import Candidate, choose_rungs, describe_rung, name_rungs
 from compiler.driver.search.search import SearchResult
+from compiler.driver.stages.candidate import with_kernels
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.drift import make_drift_figures
 from compiler.errors import InternalError
@@ -71,7 +72,7 @@ def _write_rungs(
     for rung, name in zip(rungs, name_rungs(rungs), strict=True):
         made, folder = rung.trial.made, None
         if made is not None and rung.trial is not result.chosen:
-            folder = place / name
+            folder, made = place / name, with_kernels(context, made)
             own = replace(result, chosen=rung.trial, made=made, layers=(), saliency=None)
             write_artifact(
                 made.built.artifact,

@@ -14,7 +14,7 @@ from compiler.plan import Plan
 from compiler.plan.jobs import Job
 from compiler.store import StageName, Store
 
-EACH = (StageName.SPECIALIZE, StageName.KERNELS, StageName.COMPILE, StageName.REFERENCE, StageName.VERIFY)
+EACH = (StageName.SPECIALIZE, StageName.COMPILE, StageName.REFERENCE, StageName.VERIFY)
 """Stages of every candidate."""
 
 JUDGED = (StageName.OUTPUTS, StageName.SPEED, StageName.MEMORY)
@@ -23,7 +23,7 @@ JUDGED = (StageName.OUTPUTS, StageName.SPEED, StageName.MEMORY)
 QUANTIZED = (StageName.QUANTIZE, StageName.SENSITIVITY)
 """Stages of every quantized candidate; observing is part of quantizing."""
 
-WHOLE = (StageName.REWRITE, StageName.SALIENCY, StageName.LAYERS)
+WHOLE = (StageName.REWRITE, StageName.KERNELS, StageName.SALIENCY, StageName.LAYERS)
 """Stages of every device."""
 
 ROUGH_S = 5.0

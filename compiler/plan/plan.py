@@ -67,6 +67,7 @@ class BuildOptions:
         search_budget: Most trials that the search for a precision may make for one device.
         child_limits: What one target's child process may use.
         strict: Whether a gate that nobody could judge fails the build, whatever the fleet file says.
+        report: Whether the report of the fleet is written.
         request: What is built for which hardware, where a model is named in place of a fleet file.
         first: `compile`: the model is a border model, and the target half alone is run; None for the whole line.
         last: The stage of the portable half that the build ends at; None for the whole line.
@@ -91,6 +92,7 @@ class BuildOptions:
     search_budget: int = 24
     child_limits: ChildLimits = field(default=ChildLimits())
     strict: bool = False
+    report: bool = True
     request: ModelRequest = field(default=ModelRequest())
     first: StageName | None = None
     last: StageName | None = None

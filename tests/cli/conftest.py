@@ -105,6 +105,35 @@ class Moody(FakeTarget):
 TARGET = Moody("moody")
 '''
 
+WILD = '''
+import os, signal, time
+from compiler.target import Evidence
+from compiler.target.testing.fake import FakeTarget
+from targets.reference import TARGET as REFERENCE
+
+class Runner:
+    """Crashes, gives NaN or takes its time where the first number of a batch says so."""
+    evidence = Evidence.HOST
+    def __init__(self, inner, facts):
+        self._inner, self._facts = inner, facts
+    def run(self, inputs):
+        first = float(inputs["x"].flat[0])
+        if first == self._facts["crash_at"]:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(self._facts["seconds"])
+        outputs = self._inner.run(inputs)
+        factor = float("nan") if first in self._facts["nan_at"] else self._facts.get("factor", 1)
+        return {name: array * factor for name, array in outputs.items()}
+    def close(self):
+        self._inner.close()
+
+class Wild(FakeTarget):
+    def load(self, artifact):
+        return Runner(REFERENCE.load(artifact), artifact.facts)
+
+TARGET = Wild("wild")
+'''
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -237,6 +266,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield folder
+
+
+@pytest.fixture(scope="session")
+def wild(site: Path) -> None:
+    """The target `wild`, whose builds do what their artifact's facts say."""
+    install_plugin(site, "wild", WILD)
 
 
 @pytest.fixture(scope="session")

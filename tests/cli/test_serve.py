@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,44 +21,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
+from tritonclient.utils import InferenceServerException
 
 from compiler import find_target, read_artifact
 from compiler.target import DataError
-from compiler.target.testing import install_plugin
 from serving.export import export
 from tests.cli.conftest import Place
 
-WILD = '''
-import os, signal, time
-from compiler.target import Evidence
-from compiler.target.testing.fake import FakeTarget
-from targets.reference import TARGET as REFERENCE
-
-class Runner:
-    """Crashes, gives NaN or takes its time where the first number of a batch says so."""
-    evidence = Evidence.HOST
-    def __init__(self, inner, facts):
-        self._inner, self._facts = inner, facts
-    def run(self, inputs):
-        first = float(inputs["x"].flat[0])
-        if first == self._facts["crash_at"]:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        time.sleep(self._facts["seconds"])
-        outputs = self._inner.run(inputs)
-        factor = float("nan") if first in self._facts["nan_at"] else 1
-        return {name: array * factor for name, array in outputs.items()}
-    def close(self):
-        self._inner.close()
-
-class Wild(FakeTarget):
-    def load(self, artifact):
-        return Runner(REFERENCE.load(artifact), artifact.facts)
-
-TARGET = Wild("wild")
-'''
 CRASH, NAN, NAN_EVERYWHERE = 6.0, 7.0, 8.0
 LATENCY = {"runs": 20, "p50_ms": 1.0, "p90_ms": 1.0}
 
@@ -119,6 +93,7 @@ class Serving:
     process: subprocess.Popen[str]
     port: int
     log: Path
+    grpc_port: int
 
     @property
     def client(self) -> triton.InferenceServerClient:
@@ -135,12 +110,14 @@ class Serving:
         finally:
             connection.close()
 
-    def infer(self, first: float = 0.0, *, count: int = 1, **parameters: object) -> tuple[int, dict[str, Any]]:
+    def infer(
+        self, first: float = 0.0, *, count: int = 1, key: str = "", **parameters: object
+    ) -> tuple[int, dict[str, Any]]:
         x = np.zeros((count, 3, 8, 8), np.float32)
         x.flat[0] = first
         tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}
         body = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
-        status, _, answer = self.ask("POST", "/v2/models/m/infer", body)
+        status, _, answer = self.ask("POST", "/v2/models/m/infer", body, {"X-Request-Key": key} if key else {})
         return status, json.loads(answer)
 
     def metrics(self) -> dict[str, list[Any]]:
@@ -171,7 +148,8 @@ def serving(place: Place, folder: Path, *args: str | Path) -> Iterator[Serving]:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line, log.read_text()
-            yield Serving(process, int(line.rsplit(":", 1)[1]), log)
+            ports = [int(part) for part in re.findall(r"://127\.0\.0\.1:(\d+)", line)]
+            yield Serving(process, ports[0], log, ports[-1])
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -179,9 +157,8 @@ def serving(place: Place, folder: Path, *args: str | Path) -> Iterator[Serving]:
 
 
 @pytest.fixture(scope="module")
-def builds(shared: Place, site: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def builds(shared: Place, wild: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two builds of one model: an accurate one with faults, and a fast one."""
-    install_plugin(site, "wild", WILD)
     folder, source = tmp_path_factory.mktemp("builds"), shared.dist / "two"
     nan_at = [NAN, NAN_EVERYWHERE]
     exact = variant(source, folder / "exact", "exact", item_ms=8.0, accuracy_pct=100.0, crash_at=CRASH, nan_at=nan_at)
@@ -190,7 +167,8 @@ def builds(shared: Place, site: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def served(shared: Place, builds: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with serving(shared, tmp_path_factory.mktemp("served"), "--slo-ms", "60000", *builds) as server:
+    options = ("--slo-ms", "60000", "--grpc-port", "0")
+    with serving(shared, tmp_path_factory.mktemp("served"), *options, *builds) as server:
         server.wait_for("fast is loaded")
         yield server
 
@@ -251,6 +229,59 @@ def test_nvidias_client_finds_everything_it_asks_for(served: Serving) -> None:
     stats = client.get_inference_statistics("m")["model_stats"][0]
     assert stats["inference_stats"]["success"]["count"] >= 1
     assert 2 in [row["batch_size"] for row in stats["batch_stats"]]
+
+
+def test_nvidias_client_gets_the_same_over_grpc(served: Serving) -> None:
+    back_on_top(served)
+    x = np.random.default_rng(1).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    expected = served.client.infer(
+        "m", [triton.InferInput("x", list(x.shape), "FP32").set_data_from_numpy(x)]
+    ).as_numpy("y")
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{served.grpc_port}") as client:
+        asked = triton_grpc.InferInput("x", list(x.shape), "FP32").set_data_from_numpy(x)
+        answer = client.infer("m", [asked], request_id="eight", timeout=10_000_000, priority=1, client_timeout=20)
+        np.testing.assert_array_equal(answer.as_numpy("y"), expected)
+        response = answer.get_response()
+        assert (response.id, response.model_version) == ("eight", "1")
+        told = response.parameters
+        assert (told["variant"].string_param, told["degraded"].bool_param) == ("exact", False)
+        assert told["queue_ms"].double_param >= 0
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("m")
+        assert client.get_server_metadata().name == "fleetc"
+        assert list(client.get_model_metadata("m").inputs[0].shape) == [-1, 3, 8, 8]
+        assert client.get_model_config("m").config.max_batch_size == 4
+        assert [row.state for row in client.get_model_repository_index().models] == ["READY"]
+        assert client.get_inference_statistics("m").model_stats[0].inference_stats.success.count >= 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "model", "timeout_us", "status", "words"),
+    [
+        ((1, 3, 8), "m", 0, "INVALID_ARGUMENT", "shape is [1, 3, 8]"),
+        ((5, 3, 8, 8), "m", 0, "INVALID_ARGUMENT", "the model takes 1 to 4"),
+        ((1, 3, 8, 8), "other", 0, "NOT_FOUND", "there is no model 'other'"),
+        ((1, 3, 8, 8), "m", 100, "UNAVAILABLE", "later than its deadline"),
+    ],
+)
+def test_what_grpc_cannot_answer_has_a_status_and_words(
+    served: Serving, shape: tuple[int, ...], model: str, timeout_us: int, status: str, words: str
+) -> None:
+    back_on_top(served)
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{served.grpc_port}") as client:
+        zeros = np.zeros(shape, np.float32)
+        asked = triton_grpc.InferInput("x", list(shape), "FP32").set_data_from_numpy(zeros)
+        with pytest.raises(InferenceServerException) as refused:
+            client.infer(model, [asked], timeout=timeout_us)
+    assert refused.value.status() == f"StatusCode.{status}"
+    assert words in str(refused.value)
+
+
+def test_a_grpc_port_that_is_taken_is_said(shared: Place, builds: tuple[Path, Path], served: Serving) -> None:
+    outcome = shared.call("serve", builds[1], "--port", "0", "--grpc-port", str(served.grpc_port))
+    assert outcome.code == DataError.exit_code
+    assert "--grpc-port" in outcome.err
 
 
 def test_a_delivered_artifact_is_exported_with_its_measured_times(builds: tuple[Path, Path], tmp_path: Path) -> None:

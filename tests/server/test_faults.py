@@ -12,6 +12,7 @@ import psutil
 import pytest
 from fault_server import run
 
+from server.fork_server import NAME
 from tests.server.conftest import Server, wait_until
 
 slow = pytest.mark.skipif(not os.environ.get("FLEETC_SLOW"), reason="takes long: FLEETC_SLOW=1 runs it")
@@ -25,11 +26,23 @@ def hanging(server: Server) -> tuple[str, list[psutil.Process]]:
     job = server.submit()
     wait_until(lambda: start.exists() and len(start.read_text().split()) == 2)
     build, tool = (psutil.Process(int(pid)) for pid in start.read_text().split())
-    return job["id"], [tool, *(one for one in build.parents() if "server.child" in one.cmdline()), build]
+    return job["id"], [tool, *(one for one in build.parents() if one.name() == NAME), build]
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:
     wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes))
+
+
+def test_what_waits_is_cancelled_without_having_begun(running: Server) -> None:
+    first, _ = hanging(running)  # the one slot is taken
+    queued, nobody = running.submit()["id"], running.submit("--label", "board:none")["id"]
+    running.wait_for(nobody, lambda job: job["devices"][0]["state"] == "waiting_for_worker")
+    assert running.job(queued)["devices"][0]["state"] == "queued"
+    for job in (queued, nobody, first):
+        answer = running.place.run("cancel", job, "--json").json
+        assert answer["job"]["state"] == "cancelled" and answer["job"]["exit_code"] == 130 and answer["silent"] == []
+    assert [running.job(job)["devices"][0]["attempt"] for job in (queued, nobody, first)] == [0, 0, 1]
+    (running.place.root / "start").unlink()
 
 
 def test_cancel_returns_when_every_process_of_the_build_is_gone(running: Server) -> None:

@@ -4,13 +4,14 @@ weights   bytes of `payload/`; of the border models where nothing was built
 run       peak resident memory of a process that loads the artifact and runs it, less that of the same runtime with a
           model of one node, the heaviest operator. Of mapped files only the artifact's own are counted: which pages of
           a runtime's libraries are resident is no property of the model. The least of several runs on this machine,
-          since what else a process touches only adds; the largest of several under an emulator, whose program is
-          looked at from outside, so that a peak may be missed.
+          since what else a process touches only adds; the largest of many looks under an emulator, whose program is
+          looked at from outside while it runs for a second or more.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -20,9 +21,10 @@ from compiler.artifact.manifest import BORDER
 from compiler.artifact.schema import Footprint, GateName
 from compiler.driver.measure.child import measure_in_child
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.candidate import BuiltCandidate
+from compiler.driver.stages.candidate import UnverifiedCandidate, is_foreign
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.verify import why_not_executed
 from compiler.driver.work import list_work
 from compiler.errors import TargetUnavailable, ToolchainFailed, UnsupportedModel
 from compiler.evaluate.gates import Figure
@@ -35,10 +37,10 @@ from compiler.store import StageName, file_digest
 from compiler.store.scratch import scratch_folder
 from compiler.target.request import FootprintAnswer, FootprintTask
 
-# a process varies by pages it happens to touch, always upwards; of an emulated one the looks may miss the peak
+# a process varies by pages it happens to touch, always upwards
 RUNS = 3
 RULE = f"minimum of {RUNS} runs"
-RULE_EMULATED = f"maximum of {RUNS} runs"
+RULE_EMULATED = "maximum of many looks at one run"
 
 MIB = 1 << 20
 
@@ -60,33 +62,38 @@ _ONE_NODE = {
 _INPUTS = {"Conv": (1, 16, 8, 8), "MatMul": (1, 16), "Relu": (1, 16)}
 
 
-def measure_footprint(context: BuildContext, made: BuiltCandidate) -> Footprint:
+def measure_footprint(context: BuildContext, made: UnverifiedCandidate, original: Footprint | None) -> Footprint:
     """Measures an artifact's memory, or takes it from the store.
+
+    Args:
+        context: The device.
+        made: The artifact.
+        original: The float original's memory; None where the artifact is the original, or there is none.
 
     Raises:
         CompilerError: A full disk, or a bug: a gate that is not judged holds, and neither may make it hold.
     """
     weights, evidence = _weights(made)
-    if made.verdict.evidence == Evidence.NONE:
-        return Footprint(weights, evidence, None, Evidence.NONE, made.verdict.reason)
+    is_emulated, emulate_s = is_foreign(context.job.profile.cpu), context.options.emulate_s
+    if reason := why_not_executed(made.built.artifact, is_emulated=is_emulated, emulate_s=emulate_s):
+        return Footprint(weights, evidence, None, Evidence.NONE, reason)
+    if original is not None and _is_noise(original.run_bytes):
+        return Footprint(weights, evidence, None, Evidence.NONE, _too_small(original.run_bytes))
     try:
-        op = _heaviest(made)
-        # what the runtime takes by itself is no merit or fault of a precision
-        empty, _ = _peak(context, _one_node(context, op), {"x": np.zeros(_INPUTS[op], np.float32)})
-        peak, where = _peak(context, made.built, made.typical.inputs)
+        run, where = _run_bytes(context, made)
     except (TargetUnavailable, ToolchainFailed) as error:  # no such counter here, or a runtime that fails at it
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
     # two processes differ by chance: a tiny model may come out below the empty one
-    return Footprint(weights, evidence, max(0, peak - empty), where)
+    return Footprint(weights, evidence, max(0, run), where)
 
 
-def unbuilt_footprint(made: BuiltCandidate) -> Footprint:
+def unbuilt_footprint(made: UnverifiedCandidate) -> Footprint:
     """Memory of the float original where the target has no build of it: the weights of the rewritten model."""
     float_model = ir.load(made.border.entries[0].files / BORDER)
     return Footprint(measure(float_model).bytes, Evidence.ESTIMATED, None, Evidence.NONE, NO_ORIGINAL)
 
 
-def as_given(original: Footprint, made: BuiltCandidate) -> Footprint:
+def as_given(original: Footprint, made: UnverifiedCandidate) -> Footprint:
     """The float original's memory, its weights counted as the model has them where its build made clearly more of them.
 
     A target may spend memory on speed (transformed weights); that is no memory a lower precision saves.
@@ -100,7 +107,7 @@ def as_given(original: Footprint, made: BuiltCandidate) -> Footprint:
     return replace(original, weights_bytes=model_bytes, run_bytes=run)
 
 
-def reference_footprint(made: BuiltCandidate, original: Footprint | None) -> Footprint:
+def reference_footprint(made: UnverifiedCandidate, original: Footprint | None) -> Footprint:
     """What the limit on memory of an artifact counts from.
 
     Args:
@@ -126,16 +133,23 @@ def _weights_saved(original: Footprint, candidate: Footprint) -> Figure:
 
 
 def _run_saved(original: Footprint, candidate: Footprint) -> Figure:
+    if _is_noise(original.run_bytes):
+        return Figure(None, Evidence.NONE, RULE, _too_small(original.run_bytes))
     if original.run_bytes is None or candidate.run_bytes is None:
         return Figure(None, Evidence.NONE, RULE, original.why or candidate.why)
-    if original.run_bytes < SMALLEST_BYTES:
-        why = f"the float model itself takes {original.run_bytes / MIB:.1f} MiB, less than can be told from noise"
-        return Figure(None, Evidence.NONE, RULE, why)
     rule = RULE_EMULATED if candidate.run_evidence == Evidence.EMULATOR else RULE
     return Figure(100.0 * (1.0 - candidate.run_bytes / original.run_bytes), candidate.run_evidence, rule)
 
 
-def _weights(made: BuiltCandidate) -> tuple[int, Evidence]:
+def _is_noise(run_bytes: int | None) -> TypeGuard[int]:
+    return run_bytes is not None and run_bytes < SMALLEST_BYTES
+
+
+def _too_small(run_bytes: int) -> str:
+    return f"the float model itself takes {run_bytes / MIB:.1f} MiB, less than can be told from noise"
+
+
+def _weights(made: UnverifiedCandidate) -> tuple[int, Evidence]:
     artifact = made.built.artifact
     if artifact.deferred:
         return measure(made.border.load()).bytes, Evidence.ESTIMATED
@@ -143,7 +157,7 @@ def _weights(made: BuiltCandidate) -> tuple[int, Evidence]:
     return sum(file.stat().st_size for file in files), Evidence.HOST
 
 
-def _heaviest(made: BuiltCandidate) -> str:
+def _heaviest(made: UnverifiedCandidate) -> str:
     """The operator of the model that computes most, of those there is a model of one node for; Relu if none does."""
     macs = dict.fromkeys(_ONE_NODE, 0.0)
     for work in list_work(made.border.load()):
@@ -188,16 +202,29 @@ def _with_weights(model: ir.Model) -> ir.Model:
     return model
 
 
-def _peak(context: BuildContext, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
-    """Peak bytes of a process that runs an artifact, and where it ran."""
+def _run_bytes(context: BuildContext, made: UnverifiedCandidate) -> tuple[int, Evidence]:
+    """What a run takes beyond the runtime itself, in bytes, and where it ran."""
+    op = _heaviest(made)
+    # what the runtime takes by itself is no merit or fault of a precision
+    empty = _one_node(context, op), {"x": np.zeros(_INPUTS[op], np.float32)}
+    whole = made.built, made.typical.inputs
+    first, where = _peak(context, *whole, runs=1)
+    least, _ = _peak(context, *empty, runs=1)
+    # of an emulated program every look counts, and more runs would only lengthen it; nor do they tell noise apart
+    if where == Evidence.EMULATOR or first - least < SMALLEST_BYTES // 2:
+        return first - least, where
+    more = RUNS - 1
+    return min(first, _peak(context, *whole, runs=more)[0]) - min(least, _peak(context, *empty, runs=more)[0]), where
+
+
+def _peak(context: BuildContext, built: Built, inputs: Arrays, *, runs: int) -> tuple[int, Evidence]:
+    """Peak bytes of a process that runs an artifact, the least of some, and where it ran."""
     answers = measure_in_child(
         context,
         StageName.MEMORY,
         FootprintAnswer,
         [(built, inputs)],
         lambda paths: FootprintTask(built.artifact, paths[0]),
-        times=RUNS,
+        times=runs,
     )
-    evidence = answers[0].evidence
-    choose = max if evidence == Evidence.EMULATOR else min
-    return choose(answer.peak_bytes for answer in answers), evidence
+    return min(answer.peak_bytes for answer in answers), answers[0].evidence

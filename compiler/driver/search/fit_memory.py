@@ -1,8 +1,8 @@
 """A candidate made anew with fewer bytes for its weights, until what is measured keeps the limit on memory.
 
-    make → measure payload and run memory → both within: keep
-      ↑          └ over: as many bytes fewer as are missing, while the target has smaller choices
-      └──────────┘
+    build → measure payload and run memory → both within: verify, keep
+      ↑           └ over: as many bytes fewer as are missing, while the target has smaller choices
+      └───────────┘
 
 The limit that a target is given counts the payload only, and what it knows of the size of its code and of the memory
 that a run takes is an estimate; the gates count what was measured.
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from compiler.artifact.schema import Footprint
 from compiler.driver.measure.memory import MIB, SMALLEST_BYTES, measure_footprint, reference_footprint
-from compiler.driver.stages.candidate import BuiltCandidate
+from compiler.driver.stages.candidate import UnverifiedCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.store import StageName
 
@@ -26,13 +26,13 @@ MAX_BUILDS = 4
 class Remake(Protocol):
     """Makes the same candidate with fewer bytes for its payload."""
 
-    def __call__(self, *, payload_bytes: int) -> BuiltCandidate:
-        """The build, verified; raises CompilerError where it fails."""
+    def __call__(self, *, payload_bytes: int) -> UnverifiedCandidate:
+        """The build; raises CompilerError where it fails."""
 
 
 def fit_memory(
-    context: BuildContext, made: BuiltCandidate, original: Footprint | None, *, remake: Remake
-) -> BuiltCandidate:
+    context: BuildContext, made: UnverifiedCandidate, original: Footprint | None, *, remake: Remake
+) -> UnverifiedCandidate:
     """The candidate, or a smaller build of it that keeps the limit on memory; itself where none does.
 
     Args:
@@ -51,7 +51,7 @@ def fit_memory(
     for _ in range(MAX_BUILDS):
         least, given = attempt.built.artifact.least_payload_bytes, attempt.plan.target_plan.payload_bytes
         with context.clock.timed(StageName.MEMORY):
-            footprint = measure_footprint(context, attempt)
+            footprint = measure_footprint(context, attempt, original)
         excess = excess_bytes(reference_footprint(attempt, original), footprint, reduction_pct)
         if excess <= 0:
             return attempt

@@ -26,7 +26,7 @@ from compiler.driver.search.prune_ratio import search_ratio
 from compiler.driver.search.select import beaten_by, choose_trial, describe, explain_choice, explain_failure
 from compiler.driver.search.trial import Trial, is_missing, run_trial
 from compiler.driver.stages.border_parity import hold_to_model
-from compiler.driver.stages.candidate import BuiltCandidate, make_candidate_border
+from compiler.driver.stages.candidate import BuiltCandidate, make_candidate_border, with_kernels
 from compiler.driver.stages.context import BuildContext, with_plan
 from compiler.driver.stages.quantize import Variant
 from compiler.driver.stages.recover import read_pruning
@@ -119,6 +119,7 @@ def _result(
     settled = settle(chosen.made.plan, chosen.made.plan.rule, reason)
     decided = replace(pruning, ratio=settled.pruning.ratio, recover_s=settled.pruning.recover_s)
     made = replace(chosen.made, plan=hold_to_model(settle_pruning(settled, decided), context.ready.model))
+    made = with_kernels(context, made)
     with context.clock.timed(StageName.LAYERS):
         layers = list_layers(context, made, sqnr_db=_errors(context, chosen.made))
     explains = context.job.plan.constraints.explains

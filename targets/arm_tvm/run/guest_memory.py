@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from compiler.target import ToolchainFailed
 
@@ -37,25 +38,29 @@ def guest_resident_bytes(smaps: str) -> int:
     return sum(count for name, count in resident.items() if name not in of_qemu)
 
 
-def watch_guest(command: Sequence[str], *, environment: Mapping[str, str], timeout_s: float) -> int:
-    """Runs a program under QEMU to its end; its largest resident memory that was seen, in bytes.
+def watch_guest(command: Sequence[str], *, environment: Mapping[str, str], timeout_s: float) -> tuple[int, str]:
+    """Runs a program under QEMU to its end; its largest resident memory that was seen, in bytes, and what it printed.
+
+    Of a program that ends before it is looked at, the memory is 0.
 
     Raises:
-        ToolchainFailed: It failed, hung, or ended before it was looked at.
+        ToolchainFailed: It failed or hung.
     """
     deadline, peak = time.monotonic() + timeout_s, 0
-    with subprocess.Popen(
-        command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
+    with (
+        TemporaryFile("w+", encoding="utf-8") as printed,
+        subprocess.Popen(command, env=dict(environment), stdout=printed, stderr=subprocess.DEVNULL) as process,
+    ):
         while process.poll() is None:
             if time.monotonic() > deadline:
                 process.kill()
                 raise ToolchainFailed(f"the bundle did not end within {timeout_s:.0f} s")
             peak = max(peak, guest_resident_bytes(_smaps(process.pid)))
             time.sleep(SAMPLE_S)
-    if process.returncode or not peak:
-        raise ToolchainFailed(f"the memory of the bundle could not be measured: exit status {process.returncode}")
-    return peak
+        if process.returncode:
+            raise ToolchainFailed(f"the memory of the bundle could not be measured: exit status {process.returncode}")
+        printed.seek(0)
+        return peak, printed.read()
 
 
 def _smaps(pid: int) -> str:

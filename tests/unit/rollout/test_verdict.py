@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -13,11 +14,13 @@ from click.testing import CliRunner
 
 from compiler.artifact.adapter import to_json
 from compiler.errors import DataError, GateFailed
+from rollout.answers import Answers
 from rollout.bounds import Bounds
 from rollout.commands import ab
+from rollout.limits import Limits, divide_alpha
 from rollout.means import Moments
 from rollout.metric import Judged, Metric, Role, State, make_metric, mean_metric, share_metric
-from rollout.replay import Limits, Recording, replay
+from rollout.replay import Recording, read_recording, replay
 from rollout.shares import Count
 from rollout.text import verdict_text
 from rollout.verdict import RAMP, Decision, Rules, Traffic, judge
@@ -197,3 +200,39 @@ def test_a_recording_of_uneven_arrays_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "odd.npz", scores=np.zeros((3, 2)), latency_ms=np.zeros(4))
     result = CliRunner().invoke(ab, ["replay", str(tmp_path / "odd.npz"), "--against", str(tmp_path / "odd.npz")])
     assert isinstance(result.exception, DataError)
+
+
+def test_one_recording_twice_is_no_comparison(tmp_path: Path) -> None:
+    """Outputs may be equal, times of two runs are not: a copy of a recording is found out by them."""
+    recording = answers(2000)
+    np.savez(tmp_path / "a.npz", scores=recording.outputs["scores"])
+    np.savez(tmp_path / "b.npz", scores=recording.outputs["scores"])
+    for name in ("timed", "copy"):
+        np.savez(tmp_path / f"{name}.npz", scores=recording.outputs["scores"], latency_ms=recording.latency_ms)
+
+    def reasons(first: str, second: str) -> str:
+        recordings = (read_recording(tmp_path / f"{name}.npz") for name in (first, second))
+        return "; ".join(replay(*recordings, Limits()).reasons)
+
+    assert "the candidate is the current build" in reasons("timed", "copy")
+    assert "the candidate is the current build" in reasons("a", "a")
+    assert reasons("a", "b") == "every limit holds"
+
+
+def test_answers_that_come_one_by_one_count_as_all_at_once() -> None:
+    """Also pairs of embeddings whose halves come with different requests."""
+    generator = np.random.default_rng(2)
+    current = generator.normal(size=(301, 4))
+    candidate = current + 0.3 * generator.normal(size=current.shape)
+    candidate[7] = math.nan
+    whole, parts = Answers(0.1), Answers(0.1)
+    whole.add({"e": candidate}, {"e": current})
+    for start, end in itertools.pairwise([0, 1, 2, 5, 8, 50, 51, 301]):
+        parts.add({"e": candidate[start:end]}, {"e": current[start:end]})
+    alphas = divide_alpha(2, has_latency=False)
+    first, second = (one.metrics(Limits(), alphas) for one in (whole, parts))
+    for before, after in zip(first[:2], second[:2], strict=True):
+        assert (before.candidate, before.bounds, before.samples) == (after.candidate, after.bounds, after.samples)
+    assert first[1].samples == 149
+    assert first[2].candidate == pytest.approx(second[2].candidate)
+    assert 0 < first[1].candidate < 0.5

@@ -13,7 +13,7 @@ import pytest
 from serving.metrics import Metrics, Outcome
 from serving.watch import Watched, alert_rules, dashboard
 
-KIOSK = Watched("kiosk", 0.025, "fp32")
+KIOSK = Watched("kiosk", 0.025, "fp32", samples=1000)
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
 
@@ -93,6 +93,15 @@ def test_the_gates_limit_is_a_bucket() -> None:
     metrics = Metrics([0.025])
     metrics.duration.labels("kiosk").observe(0.02)
     assert 'le="0.025"' in metrics.text().decode()
+
+
+def test_of_few_calibration_samples_more_than_chance_is_an_alarm() -> None:
+    rules = {
+        rule["alert"]: rule["expr"]
+        for rule in alert_rules([Watched("m", None, "fp32", samples=33)])["groups"][0]["rules"]
+    }
+    assert rules["FleetcInputDrift"] == 'fleetc_input_shift{model="m"} > 1.30'
+    assert rules["FleetcOutputDrift"] == 'fleetc_output_shift{model="m"} > 1.30'
 
 
 @needs_promtool
