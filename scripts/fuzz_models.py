@@ -290,12 +290,13 @@ def _read(child: subprocess.Popen[str], graph_s: float) -> tuple[int, dict[str, 
 
 
 def _cpu_s(pid: int) -> float:
-    """Processor time of a child; 0 where it has ended."""
+    """Processor time of a child and of the tools that it started or starts; 0 where it has ended."""
     try:
-        times = psutil.Process(pid).cpu_times()
+        child = psutil.Process(pid)
+        times = [process.cpu_times() for process in (child, *child.children(recursive=True))]
     except psutil.Error:
         return 0.0
-    return float(times.user + times.system)
+    return float(sum(time.user + time.system + time.children_user + time.children_system for time in times))
 
 
 def _lost(arguments: argparse.Namespace, current: Path, outcome: str, message: str, graphs: int) -> dict[str, Any]:
