@@ -78,19 +78,58 @@ def verify(
 
 @click.command()
 @click.argument("artifact", type=FOLDER)
-@click.argument("inputs", type=FILE)
-@click.argument("outputs", type=FILE)
+@click.argument("inputs", type=FILE, required=False)
+@click.argument("outputs", type=FILE, required=False)
+@click.option("--prompt", help="Have a language model answer this text instead.")
+@click.option("--tokenizer", type=FILE, help="With --prompt: the model's tokenizer.json; without, it is ids.")
+@click.option(
+    "--tokens", type=click.IntRange(min=1), default=64, show_default=True, help="With --prompt: most tokens to answer."
+)
 @child_options
 @json_option
-def run(artifact: Path, inputs: Path, outputs: Path, as_json: bool, **limits: Any) -> None:
-    """Run an ARTIFACT once on INPUTS (.npz, or .npy for one input) and write OUTPUTS."""
+def run(
+    artifact: Path,
+    inputs: Path | None,
+    outputs: Path | None,
+    as_json: bool,
+    prompt: str | None,
+    tokenizer: Path | None,
+    tokens: int,
+    **limits: Any,
+) -> None:
+    """Run an ARTIFACT once on INPUTS (.npz, or .npy for one input) and write OUTPUTS; or let it answer a --prompt."""
     from compiler.driver.delivered.operate import run_delivered
 
+    if prompt is not None:
+        _answer(artifact, prompt, tokenizer, tokens, limits, as_json=as_json)
+        return
+    if inputs is None or outputs is None:
+        raise UsageError(
+            "there is nothing to run it on",
+            where="run",
+            remedy="Give INPUTS and OUTPUTS; to a language model --prompt, and its --tokenizer.",
+        )
     specs = run_delivered(artifact, inputs, outputs, child_limits=limits_of(limits))
     if as_json:
         print_json({"outputs": [asdict(spec) for spec in specs], "file": str(outputs)})
     else:
         click.echo(f"{outputs}: {', '.join(spec.name for spec in specs)}")
+
+
+def _answer(
+    artifact: Path, prompt: str, tokenizer: Path | None, tokens: int, limits: dict[str, Any], *, as_json: bool
+) -> None:
+    from compiler.artifact.adapter import to_json
+    from compiler.driver.delivered.answer import answer_prompt
+
+    reply = answer_prompt(artifact, prompt, tokenizer=tokenizer, tokens=tokens, child_limits=limits_of(limits))
+    if as_json:
+        print_json({"text": reply.text, "tokens_per_s": reply.tokens_per_s, **to_json(reply.answer)})
+        return
+    click.echo(reply.text)
+    count, prompt_ms = len(reply.answer.tokens), reply.answer.prompt_ms
+    times = f"{count} tokens, {reply.tokens_per_s:.1f} tokens/s; prompt {prompt_ms:.0f} ms ({reply.answer.evidence})"
+    click.echo(times, err=True)
 
 
 @click.command()

@@ -151,7 +151,7 @@ def read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, Co
         UsageError: Sizes fit it for no device, or data do not fit it.
     """
     imported = read_original(fleet)
-    sharing = [job.device.name for job in jobs if may_share(job.plan)]
+    sharing = [job.device.name for job in jobs if may_share(job.plan) and job.device.generation is None]
     prepared, failed = prepare(fleet, imported.model, [job.device for job in jobs], sharing=sharing)
     fitting = [job for job in jobs if job.device.name in prepared]
     return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, fitting, prepared)), failed

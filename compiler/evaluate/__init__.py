@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compiler.artifact.schema import AccuracyDrop, Score, SplitKind
-    from compiler.evaluate.data import open_calibration, open_dataset, open_evaluation, open_images
+    from compiler.evaluate.data import TextInputs, open_calibration, open_dataset, open_evaluation, open_images
     from compiler.evaluate.dataset import Dataset
     from compiler.evaluate.find import find_task
     from compiler.evaluate.run import run_dataset
@@ -30,6 +30,7 @@ _PLACES = {
     "Split": "compiler.evaluate.split",
     "SplitKind": "compiler.artifact.schema",
     "Task": "compiler.evaluate.task",
+    "TextInputs": "compiler.evaluate.data",
     "find_task": "compiler.evaluate.find",
     "halves": "compiler.evaluate.subset",
     "make_split": "compiler.evaluate.split",
@@ -51,6 +52,7 @@ __all__ = [
     "Split",
     "SplitKind",
     "Task",
+    "TextInputs",
     "find_task",
     "halves",
     "make_split",

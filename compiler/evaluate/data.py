@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compiler.errors import DataError
@@ -14,7 +14,9 @@ from compiler.evaluate.function import open_function
 from compiler.evaluate.saliency import IMAGES, Images
 from compiler.evaluate.saliency_maps import find_picture
 from compiler.evaluate.samples import SUFFIXES as ARRAY_SUFFIXES
-from compiler.fleet.data import Calibration, Evaluation, Preprocess, is_function
+from compiler.evaluate.text import open_text
+from compiler.fleet.data import GENERATION, Calibration, Evaluation, Preprocess, is_function
+from compiler.model.decoder import Decoder
 from compiler.model.spec import TensorSpec
 
 _NEEDS_LABELS = {"verification": True, "classification": True, "embedding": False}
@@ -61,21 +63,60 @@ def open_dataset(
     return open_arrays(place, inputs, labelled=labelled, count=count)
 
 
+@dataclass(frozen=True)
+class TextInputs:
+    """What makes samples of a text: the meaning of a model's inputs, and the tokens of a window."""
+
+    decoder: Decoder
+    window: int
+
+
 def open_calibration(
-    calibration: Calibration, inputs: Sequence[TensorSpec], preprocess: Preprocess | None = None
+    calibration: Calibration,
+    inputs: Sequence[TensorSpec],
+    preprocess: Preprocess | None = None,
+    text: TextInputs | None = None,
 ) -> Dataset:
-    """The samples that a fleet file names for calibration; raises as `open_dataset`."""
+    """The samples that a fleet file names for calibration, windows for a decoder; raises as `open_dataset`."""
+    if text is not None and calibration.path.suffix != ".npz":
+        return open_text(
+            calibration.path,
+            inputs,
+            text.decoder,
+            window=text.window,
+            tokenizer=calibration.tokenizer,
+            count=calibration.samples,
+        )
     return open_dataset(calibration.path, inputs, preprocess=preprocess, count=calibration.samples)
 
 
 def open_evaluation(
-    evaluation: Evaluation, inputs: Sequence[TensorSpec], preprocess: Preprocess | None = None
+    evaluation: Evaluation,
+    inputs: Sequence[TensorSpec],
+    preprocess: Preprocess | None = None,
+    text: TextInputs | None = None,
 ) -> Dataset:
     """The samples that a fleet file names for evaluation; labelled where its task needs labels.
 
     Raises:
-        DataError: As `open_dataset`.
+        DataError: As `open_dataset`; or the task is one of language models, and the fleet file does not say how the
+            model is used.
     """
+    if evaluation.task == GENERATION:
+        if text is None:
+            raise DataError(
+                "text is cut into windows, and the fleet file does not say how long they are",
+                where="evaluation.task",
+                remedy="Add `generation: {context: 1024, prefill: 256}`.",
+            )
+        return open_text(
+            evaluation.path,
+            inputs,
+            text.decoder,
+            window=text.window,
+            tokenizer=evaluation.tokenizer,
+            count=evaluation.samples,
+        )
     return open_dataset(
         evaluation.path,
         inputs,

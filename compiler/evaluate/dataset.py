@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compiler.errors import CompilerError, DataError, combine
+from compiler.evaluate.judged import OutputPart
 from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Array, Arrays
@@ -41,6 +42,7 @@ class Dataset:
         warnings: What is odd about them and no error.
         in_order: Whether steps must run one after another.
         whole: Whether inputs are complete as they stand, without an axis that counts samples.
+        judged: What is kept of the outputs; None keeps all.
     """
 
     count: int
@@ -52,6 +54,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     in_order: bool = True
     whole: bool = False
+    judged: OutputPart | None = None
 
     def batches(self, size: int) -> Iterator[Arrays]:
         """Input name → `size` samples, read while the caller works on earlier ones.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from compiler.errors import DataError
-from compiler.evaluate import classification, custom, embedding, verification
+from compiler.evaluate import classification, custom, embedding, generation, verification
 from compiler.evaluate.dataset import Dataset
 from compiler.evaluate.function import check_function
 from compiler.evaluate.task import Task
-from compiler.fleet.data import Evaluation, is_function
+from compiler.fleet.data import GENERATION, TASKS, Evaluation, is_function
 
 
 def find_task(evaluation: Evaluation) -> Task:
@@ -29,8 +29,10 @@ def find_task(evaluation: Evaluation) -> Task:
         return Task(name, "top-1", judge, partial(classification.check, classes=classes), rule)
     if name == "embedding":
         return Task(name, embedding.METRIC, partial(embedding.measure, output=output), _nothing_odd, rule)
+    if name == GENERATION:
+        return Task(name, generation.METRIC, generation.measure, generation.check, rule)
     if not is_function(name):
-        remedy = "Known: verification, classification, embedding, or module:function."
+        remedy = f"Known: {', '.join(TASKS)}, or module:function."
         raise DataError(f"there is no task '{name}'", where="evaluation.task", remedy=remedy)
     folder = evaluation.path.parent
     check_function(name, folder)

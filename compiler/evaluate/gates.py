@@ -14,6 +14,7 @@ from compiler.artifact import Evidence
 from compiler.artifact.schema import Constraints, Gate, GateData, GateName, GateUnit, is_floor
 from compiler.errors import FleetError
 from compiler.fleet import DeviceClass, Fleet, Limits, Unjudged, WhenUnjudged
+from compiler.fleet.data import GENERATION
 
 __all__ = [
     "DEFAULTS",
@@ -31,6 +32,9 @@ __all__ = [
 
 DEFAULTS = Limits(accuracy_drop_pct=2.0, memory_reduction_pct=40.0)
 """What holds where the fleet file has an evaluation and states no limit of its own."""
+
+GENERATION_DEFAULTS = Limits(accuracy_drop_pct=2.0)
+"""The same for text: 2 percent more perplexity. What its weights may take depends on the device alone."""
 
 EMBEDDING = "embedding"
 """The task that compares outputs with the float model's: it needs no labels."""
@@ -82,6 +86,7 @@ _KINDS: Mapping[GateName, _Kind] = {
     GateName.MEMORY_WEIGHTS: _Kind("memory_reduction_pct", "memory", GateUnit.PERCENT_LESS),
     GateName.MEMORY_RUN: _Kind("memory_reduction_pct", "memory", GateUnit.PERCENT_LESS),
     GateName.LATENCY: _Kind("latency_ms", "latency", GateUnit.MS),
+    GateName.MEMORY_PEAK: _Kind("memory_mib", "memory", GateUnit.MIB),
     GateName.SALIENCY: _Kind("saliency_correlation_min", "saliency", GateUnit.CORRELATION, lowest=-1.0, places=2),
 }
 """Gate → the limit it judges by."""
@@ -119,11 +124,46 @@ def _outcome(limit: str, unjudged: Unjudged) -> str:
     return f"where it cannot be judged: {getattr(unjudged, key) or WhenUnjudged.DELIVER}"
 
 
+def _of_generation(fleet: Fleet, device: DeviceClass) -> tuple[Limits, dict[str, str]]:
+    """The limits with those of language models said by what they limit, and where each is from.
+
+    Raises:
+        FleetError: They are stated, and the task or the use of a language model is not.
+    """
+    limits = device.limits
+    reasons = {name: "stated in the fleet file" for name, value in asdict(limits).items() if value is not None}
+    pairs = {
+        "perplexity_increase_pct": ("accuracy_drop_pct", limits.perplexity_increase_pct, min),
+        "tokens_per_s_min": ("latency_ms", limits.tokens_per_s_min and 1e3 / limits.tokens_per_s_min, min),
+    }
+    task = fleet.evaluation.task if fleet.evaluation else ""
+    if limits.perplexity_increase_pct is not None and task != GENERATION:
+        raise FleetError(
+            "perplexity_increase_pct limits the perplexity of a text, and none is named",
+            where=device.place,
+            remedy="Add `evaluation: {task: generation, path: text.txt, tokenizer: tokenizer.json}`.",
+        )
+    if limits.tokens_per_s_min is not None and device.generation is None:
+        raise FleetError(
+            "tokens_per_s_min is of a language model, and the file does not say how it is used",
+            where=device.place,
+            remedy="Add `generation: {context: 1024, prefill: 256}`.",
+        )
+    for name, (meant, value, stricter) in pairs.items():
+        if value is None:
+            continue
+        own = getattr(limits, meant)
+        limits = replace(limits, **{meant: value if own is None else stricter(own, value), name: None})
+        reasons[meant] = f"by {name}, {reasons.pop(name)}"
+    return limits, reasons
+
+
 def _limits_of(fleet: Fleet, device: DeviceClass) -> Constraints:
-    stated = {name: value for name, value in asdict(device.limits).items() if value is not None}
-    reasons = dict.fromkeys(stated, "stated in the fleet file")
+    limits, reasons = _of_generation(fleet, device)
+    stated = {name: value for name, value in asdict(limits).items() if value is not None}
     if fleet.evaluation is not None:
-        defaults = {name: value for name, value in asdict(DEFAULTS).items() if value is not None and name not in stated}
+        usual = GENERATION_DEFAULTS if fleet.evaluation.task == GENERATION else DEFAULTS
+        defaults = {name: value for name, value in asdict(usual).items() if value is not None and name not in stated}
         reasons |= dict.fromkeys(defaults, "the default where the fleet file has an evaluation")
         if fleet.calibration is not None and fleet.calibration.path == fleet.evaluation.path:
             reasons = {name: f"{why}; {SAME_DATA}" if name in _NEED_DATA else why for name, why in reasons.items()}

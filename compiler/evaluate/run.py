@@ -32,7 +32,7 @@ def run_dataset(model: ir.Model, dataset: Dataset, *, batch: int = 8) -> dict[st
     """
     fixed = _fixed_batch(dataset) or _fixed_in(model, dataset)
     session, workers = Unoptimized(model), available_cpus()
-    steps = (partial(_run, session, inputs, fixed, dataset.whole) for inputs in dataset.batches(fixed or batch))
+    steps = (partial(_run, session, inputs, fixed, dataset) for inputs in dataset.batches(fixed or batch))
     stacks: dict[str, list[Array]] = {}
     for outputs in run_ahead(steps, workers=workers, ahead=2 * workers):
         for name, array in outputs.items():
@@ -53,9 +53,9 @@ def _fixed_in(model: ir.Model, dataset: Dataset) -> int | None:
     return next((int(shape[0]) for shape in shapes if isinstance(shape[0], int)), None)
 
 
-def _run(session: Unoptimized, inputs: Arrays, fixed: int | None, whole: bool) -> dict[str, Array]:
+def _run(session: Unoptimized, inputs: Arrays, fixed: int | None, dataset: Dataset) -> dict[str, Array]:
     """The outputs of one batch, whose last samples are repeated to fill a fixed one and then left out."""
-    if whole:
+    if dataset.whole:
         return {
             name: array[None] if array.ndim == 0 or len(array) != 1 else array
             for name, array in session.run(inputs).items()
@@ -63,7 +63,9 @@ def _run(session: Unoptimized, inputs: Arrays, fixed: int | None, whole: bool) -
     rows = len(next(iter(inputs.values())))
     full = inputs if fixed in (None, rows) else {name: _filled(array, fixed or rows) for name, array in inputs.items()}
     size = len(next(iter(full.values())))
-    return {name: _by_sample(array, name, size)[:rows] for name, array in session.run(full).items()}
+    outputs = session.run(full)
+    kept = dataset.judged.of(outputs) if dataset.judged else outputs
+    return {name: _by_sample(array, name, size)[:rows] for name, array in kept.items()}
 
 
 def _filled(array: Array, size: int) -> Array:

@@ -23,7 +23,10 @@ def is_function(text: str) -> bool:
     return bool(_FUNCTION.fullmatch(text))
 
 
-TASKS = ("verification", "classification", "embedding")
+GENERATION = "generation"
+"""The task of decoder language models: text, judged by its perplexity."""
+
+TASKS = ("verification", "classification", "embedding", GENERATION)
 
 
 def _known_task(name: str) -> str:
@@ -38,9 +41,16 @@ class Calibration:
 
     path: Annotated[
         Path,
-        Field(description="A .npz or .npy file, a folder of them or of pictures, or `module:function`; relative."),
+        Field(
+            description="A .npz or .npy file, a folder of them or of pictures, or `module:function`; of a language "
+            "model a text, or a .npy of token ids; relative."
+        ),
     ]
     samples: Annotated[int | None, Field(ge=1, description="Number of samples to use; all when absent.")] = None
+    tokenizer: Annotated[
+        Path | None,
+        Field(description="A language model's `tokenizer.json` for a text; the evaluation's own when absent."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +61,15 @@ class Evaluation:
         str,
         AfterValidator(_known_task),
         Field(
-            description="`verification`, `classification`, `embedding`, or a metric of your own as `module:function`."
+            description="`verification`, `classification`, `embedding`, `generation`, or a metric of your own as "
+            "`module:function`."
         ),
     ]
     path: Annotated[
         Path,
         Field(
             description="Labelled data: a folder of pictures per class or person, a file of pairs, a .npz with "
-            "`labels`, or `module:function`; relative."
+            "`labels`, or `module:function`; for generation a text, or a .npy of token ids; relative."
         ),
     ]
     images: Annotated[
@@ -81,6 +92,9 @@ class Evaluation:
             description="classification: a text file of class names in the order of the model's outputs, one a line."
         ),
     ] = None
+    tokenizer: Annotated[
+        Path | None, Field(description="generation: the `tokenizer.json` of a text; token ids need none.")
+    ] = None
     rule: Annotated[
         Rule,
         Field(
@@ -95,6 +109,20 @@ class Evaluation:
             "(default true)."
         ),
     ] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How a decoder language model is used: the sizes of its cache and of a prompt's parts."""
+
+    context: Annotated[int, Field(ge=2, description="Tokens of prompt and answer together.")]
+    prefill: Annotated[
+        int, Field(ge=2, description="Tokens of a prompt that are computed at once; also of a window that is judged.")
+    ] = 256
+
+    def __post_init__(self) -> None:
+        if self.prefill > self.context:
+            raise ValueError(f"prefill is {self.prefill}, and must not be above context, {self.context}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from compiler.errors import FleetError, ProfileError, combine
 from compiler.fleet.cut import Cut
-from compiler.fleet.data import Calibration, Evaluation, Preprocess, is_function
+from compiler.fleet.data import Calibration, Evaluation, Generation, Preprocess, is_function
 from compiler.fleet.profile import find_profile, is_path
 from compiler.fleet.sizes import ONE, Range, resolve_sums
 from compiler.fleet.validate import validate
@@ -48,6 +48,23 @@ class Limits:
             description="Least rank correlation between the given model's saliency maps and the build's, for models "
             "of pictures.",
         ),
+    ] = None
+    memory_mib: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="Most memory of the running process at the largest sizes, in MiB; weights are chosen by it.",
+        ),
+    ] = None
+    perplexity_increase_pct: Annotated[
+        float | None,
+        Field(
+            ge=0, le=100, description="generation: largest increase of the perplexity, in percent of the given model's."
+        ),
+    ] = None
+    tokens_per_s_min: Annotated[
+        float | None,
+        Field(gt=0, description="generation: least tokens per second, one at a time, with a half full cache."),
     ] = None
 
 
@@ -114,6 +131,7 @@ class DeviceClass:
         limits: The fleet's limits with the device's own over them.
         unjudged: What becomes of a build by the gate that nobody could judge, the device's own over the fleet's.
         serve: How its builds are served, the device's own in place of the fleet's; None where nothing is said.
+        generation: How a language model is used on it; None for other models.
         origin: The fleet file; its key path there is `("devices", name)`.
     """
 
@@ -128,6 +146,7 @@ class DeviceClass:
     limits: Limits = Limits()
     unjudged: Unjudged = Unjudged()
     serve: Serve | None = None
+    generation: Generation | None = None
     origin: Origin = field(default=Origin(), compare=False, repr=False)
 
     @property
@@ -147,6 +166,7 @@ class Fleet:
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     preprocess: Preprocess | None = None
+    generation: Generation | None = None
     limits: Limits = Limits()
     origin: Origin = field(default=Origin(), compare=False, repr=False)
 
@@ -234,6 +254,9 @@ _Pruned: TypeAlias = Annotated[
 ]
 
 _Served: TypeAlias = Annotated[Serve | None, Field(description="How `fleetc serve` answers with the builds.")]
+_Generated: TypeAlias = Annotated[
+    Generation | None, Field(description="How a decoder language model is used; it sizes its dimensions.")
+]
 _Recovered: TypeAlias = Annotated[
     Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
     Field(
@@ -257,6 +280,7 @@ class DeviceEntry:
     precision: _Asked = None
     prune: _Pruned = None
     recover_minutes: _Recovered = None
+    generation: _Generated = None
     limits: Annotated[Limits, Field(description="Limits of this device class, over the fleet's.")] = Limits()
     unjudged: _Unjudged = Unjudged()
     serve: _Served = None
@@ -285,6 +309,7 @@ class FleetFile:
     preprocess: Annotated[
         Preprocess | None, Field(description="How pictures of calibration and evaluation become inputs.")
     ] = None
+    generation: _Generated = None
     limits: Annotated[Limits, Field(description="Limits of every device class.")] = Limits()
     unjudged: _Unjudged = Unjudged()
     batch: _Batch = None
@@ -332,22 +357,30 @@ def _resolve(written: FleetFile, origin: Origin) -> Fleet:
         model=path.parent / written.model,
         devices={name: _device(name, entry, written, origin) for name, entry in written.devices.items()},
         cut=written.cut,
-        calibration=calibration and replace(calibration, path=path.parent / calibration.path),
+        calibration=calibration and _calibration(path.parent, calibration, evaluation),
         evaluation=evaluation and _beside(path.parent, evaluation),
         preprocess=written.preprocess,
+        generation=written.generation,
         limits=written.limits,
         origin=origin,
     )
 
 
+def _calibration(folder: Path, calibration: Calibration, evaluation: Evaluation | None) -> Calibration:
+    """The calibration with absolute paths; a text's tokenizer is the evaluation's where it names none."""
+    tokenizer = calibration.tokenizer or (evaluation.tokenizer if evaluation else None)
+    return replace(calibration, path=folder / calibration.path, tokenizer=tokenizer and folder / tokenizer)
+
+
 def _beside(folder: Path, evaluation: Evaluation) -> Evaluation:
     """The evaluation with absolute paths; `module:function` becomes a path too, whose folder is searched first."""
-    images, classes = evaluation.images, evaluation.classes
+    images, classes, tokenizer = evaluation.images, evaluation.classes, evaluation.tokenizer
     return replace(
         evaluation,
         path=folder / evaluation.path,
         images=images and folder / images,
         classes=classes and folder / classes,
+        tokenizer=tokenizer and folder / tokenizer,
     )
 
 
@@ -370,6 +403,7 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
             fleet.unjudged, **{gate: value for gate, value in vars(entry.unjudged).items() if value is not None}
         ),
         serve=entry.serve or fleet.serve,
+        generation=entry.generation or fleet.generation,
         origin=origin,
     )
 
@@ -409,7 +443,7 @@ def _text_at(value: object, keys: KeyPath) -> str | None:
 
 
 def _holds_samples(path: Path) -> bool:
-    is_arrays = path.suffix in (".npz", ".npy") and _is_file(path)
+    is_arrays = path.suffix in (".npz", ".npy", ".txt") and _is_file(path)
     return is_arrays or _is_folder(path) or is_function(path.name)
 
 
@@ -438,10 +472,12 @@ _NAMED: tuple[tuple[KeyPath, Callable[[Path], bool], str], ...] = (
     (
         ("calibration", "path"),
         _holds_samples,
-        "expected a .npz or .npy file, a folder or module:function, found none at",
+        "expected a .npz or .npy file, a text, a folder or module:function, found none at",
     ),
     (("evaluation", "path"), _holds_labels, f"expected a file, {_OR} at"),
     (("evaluation", "images"), _is_folder, "there is no folder"),
     (("evaluation", "classes"), _is_file, "there is no file"),
+    (("evaluation", "tokenizer"), _is_file, "there is no file"),
+    (("calibration", "tokenizer"), _is_file, "there is no file"),
 )
 """What a fleet file names by path: where, whether it is there, and what to say if it is not."""

@@ -65,7 +65,7 @@ def choose_candidates(
         )
         return Candidates((first,), first.name, reason, {})
     # left out with the reason, not dropped: the plan and the manifest name what was not tried
-    left_out = {rule.name: why for rule in capability.precisions if (why := _why_not(rule, fleet, constraints))}
+    left_out = {rule.name: why for rule in capability.precisions if (why := _why_not(rule, fleet, device, constraints))}
     rules = tuple(
         sorted((rule for rule in capability.precisions if rule.name not in left_out), key=lambda rule: -rule.gain)
     )
@@ -91,16 +91,29 @@ def _forced(asked: str, capability: Capability, fleet: Fleet | None, device: Dev
             where=where,
             remedy="Add `calibration: {path: …}` with a hundred or more typical inputs.",
         )
+    if fleet is not None and _lacks_use(rules[asked], device):
+        raise FleetError(
+            f"precision {asked} is chosen by the answers of a language model, and the fleet file names no use as one",
+            where=where,
+            remedy="Add `generation: {context: 1024, prefill: 256}`, or take another precision.",
+        )
     return Candidates((rules[asked],), asked, f"asked for; {rules[asked].reason}", {})
 
 
-def _why_not(rule: PrecisionRule, fleet: Fleet, constraints: Constraints) -> str:
+def _why_not(rule: PrecisionRule, fleet: Fleet, device: DeviceClass, constraints: Constraints) -> str:
     """Why a search does not try a precision; empty where it does."""
     if _lacks_data(rule, fleet):
         return "the fleet file names no calibration data"
+    if _lacks_use(rule, device):
+        return "its formats are chosen by a language model's answers, and the fleet file has no `generation`"
     if rule.scheme is not None and not constraints.task:
         return "no evaluation and no limit on accuracy: nothing would judge what it costs"
     return ""
+
+
+def _lacks_use(rule: PrecisionRule, device: DeviceClass) -> bool:
+    """Whether formats of weights would be chosen by answers that the model does not give."""
+    return rule.scheme is not None and rule.scheme.weights is not None and device.generation is None
 
 
 def _lacks_data(rule: PrecisionRule, fleet: Fleet) -> bool:

@@ -349,6 +349,12 @@ def _border_precision(rule: PrecisionRule) -> Decision:
 
 def _refuse_ranges(device: DeviceClass, capability: Capability, target: Target) -> None:
     ranges = {name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed}
+    if device.generation is not None and not capability.dynamic_dims:
+        raise FleetError(
+            f"target '{target.name}' builds fixed shapes only, and a language model's cache grows",
+            where=device.place,
+            remedy="Build it for a target with ranges: openvino or onnxruntime.",
+        )
     if ranges and not capability.dynamic_dims:
         raise FleetError(
             f"target '{target.name}' builds fixed shapes only, and these are ranges: "

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         TimesLayers,
         TimesRuns,
     )
-    from compiler.target.scheme import OpScheme, QuantScheme, TensorFormat
+    from compiler.target.scheme import BITS_KEY, BlockFormat, OpScheme, QuantScheme, TensorFormat, WeightChoices
     from compiler.target.target import (
         API_VERSION,
         Backend,
@@ -70,7 +70,9 @@ _PLACES = {
     "Array": "compiler.model.numerics",
     "Arrays": "compiler.model.numerics",
     "Artifact": "compiler.artifact.artifact",
+    "BITS_KEY": "compiler.target.scheme",
     "Backend": "compiler.target.target",
+    "BlockFormat": "compiler.target.scheme",
     "Capability": "compiler.target.capability",
     "Choice": "compiler.tune",
     "CompilerError": "compiler.errors",
@@ -114,6 +116,7 @@ _PLACES = {
     "Tunes": "compiler.target.target",
     "UnrollLoops": "compiler.passes.unroll_loops",
     "UnsupportedModel": "compiler.errors",
+    "WeightChoices": "compiler.target.scheme",
     "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
     "constant_of": "compiler.passes.values",
@@ -140,12 +143,14 @@ _PLACES = {
 
 __all__ = [
     "API_VERSION",
+    "BITS_KEY",
     "DECOMPOSE_QUANTIZED",
     "SHIFT_QUANTIZED",
     "Array",
     "Arrays",
     "Artifact",
     "Backend",
+    "BlockFormat",
     "Capability",
     "Choice",
     "CompilerError",
@@ -187,6 +192,7 @@ __all__ = [
     "Tunes",
     "UnrollLoops",
     "UnsupportedModel",
+    "WeightChoices",
     "available_cpus",
     "combine",
     "constant_of",

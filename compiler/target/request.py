@@ -16,7 +16,9 @@ from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 from compiler.artifact import Artifact, Evidence, artifact_from_dict, artifact_to_dict
 from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import BuildSettings
+from compiler.evaluate.judged import OutputPart
 from compiler.fleet.profile import HardwareProfile, to_yaml
+from compiler.model.decoder import Decoder
 from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits, run_child
 from compiler.target.runner import LayerTime
@@ -123,12 +125,21 @@ class ExecuteTask:
 
 @dataclass(frozen=True)
 class EvaluateTask:
-    """Run an artifact on stacked samples, `batch` at a time, and write its outputs stacked alike."""
+    """Run an artifact on stacked samples, `batch` at a time, and write its outputs stacked alike.
+
+    Args:
+        artifact: The artifact.
+        inputs: The samples.
+        outputs: Where the outputs are written.
+        batch: Samples of one run.
+        judged: The part of the outputs that is written; None writes all.
+    """
 
     artifact: ArtifactWithRoot
     inputs: Path
     outputs: Path
     batch: int
+    judged: OutputPart | None = None
     work: Literal["evaluate"] = "evaluate"
 
 
@@ -139,6 +150,30 @@ class FootprintTask:
     artifact: ArtifactWithRoot
     inputs: Path
     work: Literal["footprint"] = "footprint"
+
+
+@dataclass(frozen=True)
+class GenerateTask:
+    """Answer a prompt with a decoder.
+
+    Args:
+        artifact: The artifact.
+        decoder: What its inputs and outputs mean.
+        prompt: Token ids.
+        tokens: Most tokens of the answer.
+        prefill: Tokens of the prompt that are read at once.
+        context: Tokens of prompt and answer together.
+        stop: Tokens that end an answer.
+    """
+
+    artifact: ArtifactWithRoot
+    decoder: Decoder
+    prompt: tuple[int, ...]
+    tokens: int
+    prefill: int
+    context: int
+    stop: tuple[int, ...]
+    work: Literal["generate"] = "generate"
 
 
 @dataclass(frozen=True)
@@ -242,6 +277,23 @@ class FootprintAnswer:
 
 
 @dataclass(frozen=True)
+class GenerateAnswer:
+    """An answer.
+
+    Args:
+        evidence: Where it ran.
+        tokens: Its token ids.
+        prompt_ms: Milliseconds that the prompt took, in which the first token is made.
+        token_ms: Milliseconds of every other token.
+    """
+
+    evidence: Evidence
+    tokens: tuple[int, ...]
+    prompt_ms: float
+    token_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class LayerTimesAnswer:
     """Time of every kernel, and where it ran; none where the runner cannot tell."""
 
@@ -259,7 +311,15 @@ class RaceAnswer:
 
 
 Task: TypeAlias = (
-    BuildTask | KernelsTask | TuneTask | ExecuteTask | EvaluateTask | FootprintTask | LayerTimesTask | RaceTask
+    BuildTask
+    | KernelsTask
+    | TuneTask
+    | ExecuteTask
+    | EvaluateTask
+    | FootprintTask
+    | GenerateTask
+    | LayerTimesTask
+    | RaceTask
 )
 
 

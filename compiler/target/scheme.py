@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+BITS_KEY = "fleetc.bits"
+"""Metadata of a DequantizeLinear of weights in blocks: bits that its integers need."""
+
 Granularity: TypeAlias = Literal["tensor", "channel", "block"]
 
 
@@ -28,6 +31,49 @@ class TensorFormat:
     narrow: bool = False
     block_size: int = 0
     positive: str = ""
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """Weights in few bits, with a scale for each block of inputs of each output.
+
+    Args:
+        bits: Of one weight, 2 to 8.
+        block: Inputs that share a scale; 0: all inputs of an output.
+        symmetric: Whether the zero point is the middle of the range, and is not stored.
+        scale_bits: Of a stored scale.
+    """
+
+    bits: int
+    block: int = 32
+    symmetric: bool = False
+    scale_bits: int = 16
+
+    def __str__(self) -> str:
+        block = f"blocks of {self.block}" if self.block else "by output"
+        return f"{self.bits} bits, {block}" + (", symmetric" if self.symmetric else "")
+
+    def blocks_of(self, inputs: int) -> int:
+        """How many scales an output has."""
+        return -(-inputs // self.block) if self.block else 1
+
+    def bytes_of(self, outputs: int, inputs: int) -> int:
+        """Bytes of a matrix: weights, scales and zero points."""
+        each = self.scale_bits + (0 if self.symmetric else self.bits)
+        return outputs * (-(-inputs * self.bits // 8) + -(-self.blocks_of(inputs) * each // 8))
+
+
+@dataclass(frozen=True)
+class WeightChoices:
+    """The formats a target reads weights in while it computes in floating point, for a search to choose from by layer.
+
+    Args:
+        products: Of weights that activations are multiplied with.
+        tables: Of a table of vectors that tokens are looked up in, and of a product that shares its weights.
+    """
+
+    products: tuple[BlockFormat, ...]
+    tables: tuple[BlockFormat, ...]
 
 
 @dataclass(frozen=True)
@@ -66,6 +112,7 @@ class QuantScheme:
         needs_calibration: Whether ranges of activations must be observed on data.
         min_inputs: Terms of a product (inputs × window) from which a Conv, Gemm or MatMul is quantized; below it the
             work of quantizing its input outweighs the gain.
+        weights: Formats of weights alone, chosen layer by layer under a limit of bytes; `ops` is empty then.
     """
 
     name: str
@@ -73,3 +120,4 @@ class QuantScheme:
     compute: str = "fp32"
     needs_calibration: bool = True
     min_inputs: int = 0
+    weights: WeightChoices | None = None

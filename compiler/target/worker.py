@@ -26,6 +26,7 @@ from compiler.target.request import (
     ExecuteAnswer,
     ExecuteTask,
     FootprintTask,
+    GenerateTask,
     KernelsTask,
     LayerTimesTask,
     RaceTask,
@@ -37,6 +38,7 @@ from compiler.target.request import (
 )
 from compiler.target.runner import CountsInstructions, HasNote, Runner
 from compiler.target.target import Measurer, Target, TargetPlan, Tunes, find_target
+from compiler.target.worker_generate import generate
 from compiler.target.worker_measure import evaluate, footprint, read_npz, time_layers, times_ms
 from compiler.tune import Tunable
 
@@ -132,6 +134,7 @@ WORK: Mapping[type[Any], Callable[[Any], object]] = {
     ExecuteTask: execute,
     EvaluateTask: evaluate,
     FootprintTask: footprint,
+    GenerateTask: generate,
     LayerTimesTask: time_layers,
     RaceTask: race,
 }

@@ -55,7 +55,8 @@ def evaluate(task: EvaluateTask) -> EvaluateAnswer:
         samples = read_npz(task.inputs)
         count = len(next(iter(samples.values())))
         rows = [np.arange(start, start + task.batch) % count for start in range(0, count, task.batch)]
-        batches = [runner.run({name: array[index] for name, array in samples.items()}) for index in rows]
+        part = task.judged.of if task.judged else dict
+        batches = [part(runner.run({name: array[index] for name, array in samples.items()})) for index in rows]
         stacked = {name: np.concatenate([batch[name] for batch in batches])[:count] for name in batches[0]}
         write_arrays(task.outputs, stacked)
         return EvaluateAnswer(runner.evidence)

@@ -78,11 +78,13 @@ class OnnxRuntime:
             UnsupportedModel: ONNX Runtime refuses the model.
         """
         from compiler.target import OnnxRuntimeSession, save_model
+        from targets.onnxruntime_cpu.blocks import pack_weights
         from targets.onnxruntime_cpu.session import threads_of
 
         config = _config(plan)
         path = workdir / _MODEL
         path.parent.mkdir(parents=True, exist_ok=True)
+        model = pack_weights(model)
         files = save_model(model, path, external_above_bytes=_EXTERNAL_ABOVE_BYTES)
         (workdir / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         threads, operators = threads_of(config)

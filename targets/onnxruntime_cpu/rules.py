@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 from compiler.target import (
+    BlockFormat,
     Capability,
     HardwareProfile,
     OpRule,
@@ -12,6 +13,7 @@ from compiler.target import (
     PrecisionRule,
     QuantScheme,
     TensorFormat,
+    WeightChoices,
     onnx_runtime_operators,
 )
 
@@ -45,6 +47,14 @@ INT8 = QuantScheme(
 """Activations unsigned with zero points, weights signed by channel: the form its kernels are written for (ONNX Runtime,
 Quantize ONNX Models, "Data type selection")."""
 
+_WIDE = BlockFormat(8, 64, symmetric=True)
+_NARROW = BlockFormat(4, 32)
+
+WEIGHTS = QuantScheme(
+    "onnxruntime-weights", {}, weights=WeightChoices((_NARROW, BlockFormat(4, 64), _WIDE), (_WIDE, _NARROW))
+)
+"""What MatMulNBits and GatherBlockQuantized read; blocks of 64 are a part of every usual width, and none is padded."""
+
 VNNI = ("avx512_vnni", "avx_vnni")
 _ARM = ("asimd", "neon")
 
@@ -62,10 +72,18 @@ def capability_of(profile: HardwareProfile) -> Capability:
         gain=2.5,
         scheme=INT8,
     )
+    weights = PrecisionRule(
+        "int4-weights",
+        "weights of 4 and 8 bits in blocks, as limits on memory and accuracy allow; sums of 8-bit activations",
+        converts_graph=False,
+        tolerance="int8",
+        gain=2.0,
+        scheme=WEIGHTS,
+    )
     reason = f"the CPU of {profile.name} has neither {' nor '.join(VNNI)}: sums of two products saturate at 16 bits"
     return Capability(
         ops=ops,
-        precisions=(fp32, int8) if multiplies_8_bits(isa) else (fp32,),
+        precisions=(fp32, int8, weights) if multiplies_8_bits(isa) else (fp32, weights),
         precision_refusals={} if multiplies_8_bits(isa) else {"int8": reason},
         dynamic_dims=True,
         opset_max=_OPSET_MAX,

@@ -32,6 +32,7 @@ GATED = {
     GateName.ACCURACY: ("accuracy", "limit.accuracy_drop_pct"),
     GateName.MEMORY_WEIGHTS: ("size", "limit.memory_reduction_pct"),
     GateName.MEMORY_RUN: ("memory when run", "limit.memory_reduction_pct"),
+    GateName.MEMORY_PEAK: ("memory when run", "limit.memory_mib"),
     GateName.LATENCY: ("latency", "instructions", "limit.latency_ms"),
     GateName.SALIENCY: ("saliency", "limit.saliency_correlation_min"),
 }
@@ -41,6 +42,7 @@ TRIED = {
     GateName.ACCURACY: ("{}.accuracy", "limit.accuracy_drop_pct"),
     GateName.MEMORY_WEIGHTS: ("{}.size", "limit.memory_reduction_pct"),
     GateName.MEMORY_RUN: ("{}.memory", "limit.memory_reduction_pct"),
+    GateName.MEMORY_PEAK: ("{}.memory", "limit.memory_mib"),
     GateName.LATENCY: ("{}.speed", "limit.latency_ms"),
     GateName.SALIENCY: ("{}.saliency", "limit.saliency_correlation_min"),
 }

@@ -21,6 +21,7 @@ class GateName(StrEnum):
     ACCURACY = "accuracy"
     MEMORY_WEIGHTS = "memory: weights"
     MEMORY_RUN = "memory: run"
+    MEMORY_PEAK = "memory: process"
     LATENCY = "latency"
     SALIENCY = "saliency"
 
@@ -31,6 +32,7 @@ class GateUnit(StrEnum):
     POINTS_LOST = "points lost"
     PERCENT_LESS = "% less"
     MS = "ms"
+    MIB = "MiB"
     CORRELATION = "correlation"
 
 
@@ -91,6 +93,7 @@ _WORDINGS = {
     GateUnit.POINTS_LOST: _Wording(2, opposite="points gained", singular="point lost"),
     GateUnit.PERCENT_LESS: _Wording(1, is_floor=True, opposite="% more"),
     GateUnit.MS: _Wording(2),
+    GateUnit.MIB: _Wording(1),
     GateUnit.CORRELATION: _Wording(3, is_floor=True),
 }
 

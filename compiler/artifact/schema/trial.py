@@ -61,6 +61,8 @@ class Footprint:
         run_bytes: What the model itself takes when it runs; None where nobody could measure it.
         run_evidence: Where that was measured.
         why: Why there is no such figure.
+        process_bytes: What the whole process took at the largest sizes; None where no limit asks.
+        process_evidence: Where that was measured.
     """
 
     weights_bytes: int
@@ -68,6 +70,8 @@ class Footprint:
     run_bytes: int | None
     run_evidence: Evidence
     why: str = ""
+    process_bytes: int | None = None
+    process_evidence: Evidence = Evidence.NONE
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ H is summed batch by batch, so memory is a few matrices of (terms, terms) for an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,12 +61,16 @@ def factorize(layout: Layout, read: Sequence[Array]) -> Factor:
         layout: Of the layer.
         read: What the layer reads in the quantized model, one array per batch; one at least.
     """
-    gram = _sum_grams(layout, read)
+    return factor_of(_sum_grams(layout, read))
+
+
+def factor_of(gram: Floats) -> Factor:
+    """The factor of sums X̂·X̂ᵀ (groups, terms, terms)."""
     diagonal = np.diagonal(gram, axis1=1, axis2=2)
     order = np.argsort(-diagonal, axis=1, kind="stable")[:, ::-1]
     sorted_ = np.take_along_axis(np.take_along_axis(gram, order[:, :, None], 1), order[:, None, :], 2)
     mean = diagonal.mean(axis=1)
-    places = np.arange(layout.terms)
+    places = np.arange(gram.shape[1])
     # an input that is always zero says nothing about its weights: any λ > 0 leaves them rounded to nearest
     sorted_[:, places, places] += np.where(mean > 0, DAMPING * mean, 1.0)[:, None].astype(np.float32)
     lower = np.asarray(np.linalg.cholesky(sorted_), np.float32)
@@ -89,12 +93,22 @@ def compensate(weight: Floats, quant: TensorQuant, layout: Layout, factor: Facto
         for array in (weight, np.broadcast_to(spread(quant, weight.shape), weight.shape))
     )
     rounded = np.empty_like(wanted)
-    np.put_along_axis(rounded, order, _round_in_turn(wanted, scales, factor.lower, quant), 1)
+
+    def on_lattice(row: Floats, place: slice) -> Floats:
+        return _on_lattice(row, scales[:, place], quant)
+
+    np.put_along_axis(rounded, order, round_in_turn(wanted, factor.lower, on_lattice), 1)
     return layout.weight(np.ascontiguousarray(np.swapaxes(rounded, 1, 2)))
 
 
-def _round_in_turn(wanted: Floats, scales: Floats, lower: Floats, quant: TensorQuant) -> Floats:
-    """Weights (groups, terms, outputs) rounded from the last term to the first."""
+def round_in_turn(wanted: Floats, lower: Floats, on_lattice: Callable[[Floats, slice], Floats]) -> Floats:
+    """Weights (groups, terms, outputs) rounded from the last term to the first.
+
+    Args:
+        wanted: The weights, their terms in the order of the factor.
+        lower: Of the factor.
+        on_lattice: Rounds one term's weights (groups, 1, outputs); the slice says which term it is.
+    """
     rounded, errors = np.empty_like(wanted), np.empty_like(wanted)
     terms = wanted.shape[1]
     for last in range(terms, 0, -_BLOCK):
@@ -104,7 +118,7 @@ def _round_in_turn(wanted: Floats, scales: Floats, lower: Floats, quant: TensorQ
         for j in range(last - first - 1, -1, -1):
             row = target[:, j : j + 1] + inside[:, j : j + 1, j + 1 :] @ errors[:, first + j + 1 : last]
             place = slice(first + j, first + j + 1)
-            rounded[:, place] = _on_lattice(row, scales[:, place], quant)
+            rounded[:, place] = on_lattice(row, place)
             errors[:, place] = wanted[:, place] - rounded[:, place]
     return rounded
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx_ir as ir
+
 from compiler.artifact.manifest import Delivered, read_artifact
 from compiler.artifact.schema import Accuracy, Gate, GateName, MeasuredOn
 from compiler.driver.delivered.operate import complete, original_of
 from compiler.driver.measure.accuracy import accuracy_figure, run_artifact
 from compiler.errors import ArtifactError, GateFailed
-from compiler.evaluate import AccuracyDrop, Preprocess, find_task, open_evaluation, run_dataset
+from compiler.evaluate import AccuracyDrop, Preprocess, TextInputs, find_task, open_evaluation, run_dataset
 from compiler.evaluate.gates import DEFAULTS, judge_gates, limits_text, nearest_limits
 from compiler.fleet import Limits
-from compiler.fleet.data import Evaluation
+from compiler.fleet.data import GENERATION, Evaluation
+from compiler.model.decoder import find_decoder
 from compiler.model.frontend import describe_inputs
 from compiler.target.isolate import ChildLimits
 
@@ -39,7 +42,8 @@ def recheck_accuracy(
     artifact = complete(delivered)
     evaluation, preprocess = _evaluation(delivered, data, task)
     original = original_of(delivered, model)
-    dataset = open_evaluation(evaluation, describe_inputs(original), preprocess)
+    text = _text_inputs(delivered, original) if evaluation.task == GENERATION else None
+    dataset = open_evaluation(evaluation, describe_inputs(original), preprocess, text)
     metric = find_task(evaluation)
     metric.check(dataset)
     limit = _limit_pct(delivered)
@@ -74,6 +78,12 @@ def _evaluation(delivered: Delivered, data: Path, task: str) -> tuple[Evaluation
         raise ArtifactError(
             f"the manifest's evaluation cannot be read: {error}", where=str(delivered.folder)
         ) from error
+
+
+def _text_inputs(delivered: Delivered, original: ir.Model) -> TextInputs:
+    """Windows as long as those the artifact was judged by: what it reads of a prompt at once."""
+    decoder = find_decoder(original)
+    return TextInputs(decoder, delivered.manifest.plan.dims[decoder.sequence].max)
 
 
 def _limit_pct(delivered: Delivered) -> float:

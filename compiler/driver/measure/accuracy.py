@@ -22,6 +22,7 @@ from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.outputs import drop_of, model_outputs, read_outputs
 from compiler.evaluate import Dataset
 from compiler.evaluate.gates import Figure
+from compiler.evaluate.judged import OutputPart
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Array, Arrays, write_arrays
 from compiler.store import StageName
@@ -133,17 +134,17 @@ def run_artifact(
     sizes = [spec.shape[0] for spec in artifact.inputs if spec.shape]
     fixed = next((size for size in sizes if isinstance(size, int)), None)
     chunks = dataset.batches(_chunk_rows(artifact))
-    runs = [_run_chunk(artifact, chunk, fixed or batch, where, child_limits) for chunk in chunks]
+    runs = [_run_chunk(artifact, chunk, fixed or batch, dataset.judged, where, child_limits) for chunk in chunks]
     stacked = {name: np.concatenate([outputs[name] for outputs, _ in runs]) for name in runs[0][0]}
     return stacked, runs[0][1]
 
 
 def _run_chunk(
-    artifact: Artifact, samples: Arrays, batch: int, where: str, child_limits: ChildLimits
+    artifact: Artifact, samples: Arrays, batch: int, judged: OutputPart | None, where: str, child_limits: ChildLimits
 ) -> tuple[dict[str, Array], Evidence]:
     with scratch_folder() as folder:
         write_arrays(folder / "in.npz", samples)
-        task = EvaluateTask(artifact, folder / "in.npz", folder / "outputs.npz", batch)
+        task = EvaluateTask(artifact, folder / "in.npz", folder / "outputs.npz", batch, judged)
         answer = ask(task, EvaluateAnswer, folder=folder, child_limits=child_limits, where=where)
         return read_outputs(folder), answer.evidence
 

@@ -77,14 +77,17 @@ def measure_footprint(context: BuildContext, made: UnverifiedCandidate, original
     is_emulated, emulate_s = is_foreign(context.job.profile.cpu), context.options.emulate_s
     if reason := why_not_executed(made.built.artifact, is_emulated=is_emulated, emulate_s=emulate_s):
         return Footprint(weights, evidence, None, Evidence.NONE, reason)
-    if original is not None and _is_noise(original.run_bytes):
-        return Footprint(weights, evidence, None, Evidence.NONE, _too_small(original.run_bytes))
+    noise = _too_small(original.run_bytes) if original and _is_noise(original.run_bytes) else ""
+    process, its_evidence = None, Evidence.NONE
     try:
-        run, where = _run_bytes(context, made)
+        if context.job.plan.constraints.limits.memory_mib is not None:
+            process, its_evidence = _peak(context, made.built, made.points[-1].inputs, runs=RUNS)
+        run, where = (None, Evidence.NONE) if noise else _run_bytes(context, made)
     except (TargetUnavailable, ToolchainFailed) as error:  # no such counter here, or a runtime that fails at it
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
     # two processes differ by chance: a tiny model may come out below the empty one
-    return Footprint(weights, evidence, max(0, run), where)
+    least = None if run is None else max(0, run)
+    return Footprint(weights, evidence, least, where, noise, process_bytes=process, process_evidence=its_evidence)
 
 
 def unbuilt_footprint(made: UnverifiedCandidate) -> Footprint:
@@ -123,6 +126,14 @@ def compare_footprints(original: Footprint, candidate: Footprint) -> dict[GateNa
         GateName.MEMORY_WEIGHTS: _weights_saved(original, candidate),
         GateName.MEMORY_RUN: _run_saved(original, candidate),
     }
+
+
+def process_figure(footprint: Footprint) -> Figure:
+    """What the gate on the memory of the whole process judges, in MiB."""
+    if footprint.process_bytes is None:
+        return Figure(None, Evidence.NONE, RULE, footprint.why)
+    why = "at the largest sizes, the runtime's own memory in it, its mapped libraries not"
+    return Figure(footprint.process_bytes / MIB, footprint.process_evidence, RULE, why)
 
 
 def _weights_saved(original: Footprint, candidate: Footprint) -> Figure:

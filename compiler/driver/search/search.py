@@ -132,6 +132,8 @@ def _errors(context: BuildContext, made: BuiltCandidate) -> dict[str, float]:
     rule = made.plan.rule
     if rule.scheme is None or context.is_quantized or not context.job.plan.constraints.any:
         return {}
+    if rule.scheme.weights is not None:  # what each layer costs is in its reason
+        return {}
     border = make_candidate_border(context, made.plan, Variant())
     return {layer.node: layer.sqnr_db for layer in rank_layers(context, rule, Variant(), border.entries)}
 
@@ -170,8 +172,9 @@ def _with_others(context: BuildContext, trials: Sequence[Trial], original: Trial
     if judge is None or limit is None:
         return tuple(extended)
     for place, first in enumerate(trials):
-        is_quantized = first.made is not None and first.made.plan.rule.scheme is not None
-        if not is_quantized or judged_drop(first) <= limit:
+        scheme = first.made.plan.rule.scheme if first.made is not None else None
+        # formats of weights were chosen as well as the bytes allow: there is no other form
+        if scheme is None or scheme.weights is not None or judged_drop(first) <= limit:
             continue
         if (better := beaten_by(first, extended)) is not None:
             note = f"no other form is tried: {better.precision} passes, and is faster, or measured where this is not"

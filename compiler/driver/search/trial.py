@@ -23,7 +23,7 @@ from compiler.artifact.schema import (
 )
 from compiler.driver.events import Level, TrialJudged, TrialStarted
 from compiler.driver.measure.accuracy import accuracy_figure, measure_accuracy
-from compiler.driver.measure.memory import compare_footprints, measure_footprint, reference_footprint
+from compiler.driver.measure.memory import compare_footprints, measure_footprint, process_figure, reference_footprint
 from compiler.driver.measure.saliency import measure_saliency, saliency_figure
 from compiler.driver.measure.speed import latency_figure, measure_speed
 from compiler.driver.search.fit_memory import fit_memory
@@ -209,6 +209,7 @@ def measure_candidate(
     with context.clock.timed(StageName.MEMORY):
         footprint = measure_footprint(context, made, None if made.plan.is_baseline else _footprint(original))
         figures = _memory(context, footprint, made, original) | {GateName.LATENCY: latency}
+        figures[GateName.MEMORY_PEAK] = process_figure(footprint)
     if accuracy:
         figures[GateName.ACCURACY] = accuracy_figure(accuracy)
     elif context.data.unjudged:

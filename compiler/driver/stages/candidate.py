@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -27,6 +28,7 @@ from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
 from compiler.driver.stages.reference import ParityCase, reference_cases
 from compiler.driver.stages.verify import Verification, verify_artifact
+from compiler.driver.stages.weights import weights_entry
 from compiler.errors import GateFailed, UnsupportedModel
 from compiler.fleet.detect import host_isa
 from compiler.fleet.profile import Cpu
@@ -118,7 +120,7 @@ def build(
         CompilerError: It cannot be built.
     """
     job, ready = context.job, context.ready
-    plan = hold_to_model(bound_payload(plan, ready.model), ready.model)
+    plan = hold_to_model(bound_payload(plan, ready.model, context.job.device.generation), ready.model)
     plan = plan if payload_bytes is None else lower_payload(plan, payload_bytes)
     border = make_candidate_border(context, plan, variant)
     refuse_unsupported(border.load(), job.target.capability(job.profile), target=job.target.name)
@@ -204,10 +206,17 @@ def make_candidate_border(
         inputs=any_batch.probe if any_batch else ready.inputs.probe,
         stages=context.stages,
         prune=partial(pruned_search_entries, context, plan, recovers=recovers) if prunes else None,
-        quantize=partial(quantized_entry, context, plan.rule, variant) if quantizes else None,
+        quantize=_quantizer(context, plan, variant) if quantizes else None,
         specializes=specializes,
         batch=plan.dims["batch"].opt if any_batch else None,
     )
+
+
+def _quantizer(context: BuildContext, plan: Plan, variant: Variant) -> Callable[[Entry], Entry]:
+    """What makes the quantized form of a float model: of weights alone, or of activations too."""
+    if plan.rule.scheme is not None and plan.rule.scheme.weights is not None:
+        return partial(weights_entry, context, plan)
+    return partial(quantized_entry, context, plan.rule, variant)
 
 
 def is_foreign(cpu: Cpu | None) -> bool:

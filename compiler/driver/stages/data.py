@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from compiler.driver.stages.inputs import BuildStart
 from compiler.errors import CompilerError, InternalError, UsageError, combine
@@ -14,6 +15,7 @@ from compiler.evaluate import (
     Split,
     SplitKind,
     Task,
+    TextInputs,
     find_task,
     halves,
     make_split,
@@ -26,6 +28,7 @@ from compiler.evaluate.gates import EMBEDDING, Constraints
 from compiler.evaluate.split import Groups
 from compiler.fleet import Fleet
 from compiler.fleet.data import Calibration, Evaluation
+from compiler.model.decoder import find_decoder
 from compiler.model.frontend import describe_inputs
 from compiler.model.spec import TensorSpec
 from compiler.plan.jobs import Job
@@ -115,9 +118,12 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, BuildSta
         ready, constraints = prepared[job.device.name], job.plan.constraints
         calibrates = job.plan.pruning.reads_data or any(rule.scheme is not None for rule in job.plan.candidates)
         trains, limit = job.plan.pruning.recovers, constraints.limits.accuracy_drop_pct
-        key = (id(ready), constraints.task, calibrates, constraints.explains, trains, limit)
+        generation = job.device.generation
+        key = (id(ready), constraints.task, calibrates, constraints.explains, trains, limit, generation)
         try:
-            known[key] = known.get(key) or _open(fleet, ready, constraints, calibrates=calibrates, trains=trains)
+            text = TextInputs(find_decoder(ready.model), generation.prefill) if generation else None
+            opening = partial(_open, fleet, ready, constraints, calibrates=calibrates, trains=trains, text=text)
+            known[key] = known.get(key) or opening()
             by_device[job.device.name] = known[key]
         except UsageError as error:
             problems.setdefault(str(error), error)
@@ -128,14 +134,22 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, BuildSta
     return by_device
 
 
-def _open(fleet: Fleet, ready: BuildStart, constraints: Constraints, *, calibrates: bool, trains: bool) -> Data:
+def _open(
+    fleet: Fleet,
+    ready: BuildStart,
+    constraints: Constraints,
+    *,
+    calibrates: bool,
+    trains: bool,
+    text: TextInputs | None = None,
+) -> Data:
     specs = describe_inputs(ready.any_batch.model if ready.any_batch else ready.model)
     source = fleet.calibration if calibrates else None
-    calibration = open_calibration(source, specs, fleet.preprocess) if source else None
+    calibration = open_calibration(source, specs, fleet.preprocess, text) if source else None
     if not (constraints.task or constraints.explains):
         return Data(calibration=calibration)
     evaluation = fleet.evaluation or _embedding(fleet.calibration)
-    dataset = open_evaluation(evaluation, specs, fleet.preprocess)
+    dataset = open_evaluation(evaluation, specs, fleet.preprocess, text)
     images = open_images(evaluation, dataset, specs, fleet.preprocess) if constraints.explains else UNASKED
     if not constraints.task:
         return Data(None, calibration, images)

@@ -15,6 +15,7 @@ from compiler.evaluate.samples import SUFFIXES, Samples, batch_of, load_samples,
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.data import Calibration
 from compiler.fleet.sizes import sum_of
+from compiler.model.decoder import find_decoder
 from compiler.model.frontend import (
     Imported,
     bind_shapes,
@@ -132,7 +133,8 @@ def prepare(
     for device in devices:
         try:
             fixed = fix_inputs(model, device.inputs, where=device.place)
-            sums = _sums_in(fixed.model, device)
+            spoken = _generation_dims(fixed.model, device)
+            sums = spoken | _sums_in(fixed.model, replace(device, dims={**device.dims, **spoken}))
             sized = _sized_by_samples(fleet, fixed.model, replace(device, dims={**device.dims, **sums}))
             shares = device.name in sharing
             key = (*_key(fixed.model, sized), shares)
@@ -153,6 +155,25 @@ def _sums_in(model: ir.Model, device: DeviceClass) -> dict[str, Range]:
     return {name: size for name, size in sums.items() if size is not None}
 
 
+def _generation_dims(model: ir.Model, device: DeviceClass) -> dict[str, Range]:
+    """Sizes of a decoder's dimensions that the fleet file does not state: new tokens, and those in the cache.
+
+    Raises:
+        UnsupportedModel: The model is no decoder.
+    """
+    used = device.generation
+    if used is None:
+        return {}
+    decoder, context = find_decoder(model), used.context
+    sizes = {
+        decoder.sequence: Range(1, 1, used.prefill),
+        decoder.past: Range(0, context // 2, context - 1),
+    }
+    if decoder.total and "+" not in decoder.total:
+        sizes[decoder.total] = sizes[decoder.sequence] + sizes[decoder.past]
+    return {name: size for name, size in sizes.items() if name and name not in device.dims}
+
+
 def _sized_by_samples(fleet: Fleet, model: ir.Model, device: DeviceClass) -> DeviceClass:
     """The device with a size for each first dimension that is another length in the samples than they are many.
 
@@ -160,7 +181,7 @@ def _sized_by_samples(fleet: Fleet, model: ir.Model, device: DeviceClass) -> Dev
     samples; an array of another length is complete, and its length is the size.
     """
     names = [name for name in first_dims(model) if name not in device.dims]
-    path = None if fleet.calibration is None else fleet.calibration.path
+    path = None if fleet.calibration is None or device.generation else fleet.calibration.path
     if len(names) < 2 or path is None or path.suffix != ".npz" or not path.is_file():
         return device
     shapes = array_shapes(path)
@@ -200,7 +221,8 @@ def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> V
     steps = {step: {name: getattr(sizes, step) for name, sizes in free.items()} for step in ("min", "opt", "max")}
     labelled = {sizes_label(sizes): sizes for sizes in steps.values()}
     smallest = sizes_label(steps["min"])
-    if fleet.calibration is not None:
+    # a window of text has one length; the sizes of a decoder are many
+    if fleet.calibration is not None and device.generation is None:
         drawn = dict.fromkeys(labelled, _calibration(fleet, fleet.calibration, specs))
         return _points(drawn, specs, labelled, smallest, device)
     candidates = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -15,7 +16,9 @@ from compiler.artifact.schema import Basis
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.compile import target_inputs
 from compiler.driver.stages.run import Stages
+from compiler.fleet.data import Generation
 from compiler.fleet.profile import HardwareProfile
+from compiler.model.decoder import find_decoder
 from compiler.passes.instrument import measure
 from compiler.plan import Decision, Plan, options_to_dict
 from compiler.store import StageName, canonical_json, read_result, write_result
@@ -27,6 +30,9 @@ from compiler.tune import Curve, DeviceType, Scheduled, Tunable, TuningKey, Tuni
 
 KERNELS = "kernels.json"
 MIB = 1 << 20
+
+RUNTIME_BYTES = 64 << 20
+"""What a runtime is reckoned with before anything is measured: a first guess, which the measurement then corrects."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +53,48 @@ def tuning_log(cache: Path) -> TuningLog:
     return TuningLog(cache / "tuning")
 
 
-def bound_payload(plan: Plan, original: ir.Model) -> Plan:
+def bound_payload(plan: Plan, original: ir.Model, generation: Generation | None = None) -> Plan:
     """The plan with the bytes that its build's payload may take, where a limit on memory holds.
 
     Args:
         plan: A device's plan.
         original: The model as imported, whose weights the limit counts from.
+        generation: How a language model is used: its cache takes memory too.
     """
+    memory_mib = plan.constraints.limits.memory_mib
+    if memory_mib is not None:
+        cache = 2 * cache_bytes(original, generation) if generation else 0  # the one before a token and the one after
+        most = max(1, int(memory_mib * MIB) - cache - RUNTIME_BYTES)
+        reason = (
+            f"memory_mib is {memory_mib:g}; the cache takes {cache / MIB:.1f} MiB, and the runtime is reckoned with "
+            f"{RUNTIME_BYTES // MIB}"
+        )
+        decisions = {**plan.decisions, "payload": Decision(f"at most {most / MIB:.1f} MiB", reason)}
+        plan = replace(plan, decisions=decisions, target_plan=replace(plan.target_plan, payload_bytes=most))
     reduction_pct = plan.constraints.limits.memory_reduction_pct
     if reduction_pct is None:
         return plan
     model_bytes = measure(original).bytes
     most = int(model_bytes * (1 - reduction_pct / 100))
+    if plan.target_plan.payload_bytes is not None and plan.target_plan.payload_bytes <= most:
+        return plan
     reason = f"memory_reduction_pct is {reduction_pct:g}, and the model's weights take {model_bytes / MIB:.1f} MiB"
     decisions = {**plan.decisions, "payload": Decision(f"at most {most / MIB:.1f} MiB", reason)}
     return replace(plan, decisions=decisions, target_plan=replace(plan.target_plan, payload_bytes=most))
+
+
+def cache_bytes(model: ir.Model, generation: Generation) -> int:
+    """Bytes of a decoder's keys and values at its full context."""
+    pairs = {pair.past: pair.axis for pair in find_decoder(model).pairs}
+    total = 0
+    for value in model.graph.inputs:
+        if value.name in pairs and value.shape is not None and value.dtype is not None:
+            sizes = [
+                generation.context if axis == pairs[str(value.name)] else size if isinstance(size, int) else 1
+                for axis, size in enumerate(value.shape)
+            ]
+            total += int(math.prod(sizes) * value.dtype.itemsize)
+    return total
 
 
 def lower_payload(plan: Plan, most: int) -> Plan:

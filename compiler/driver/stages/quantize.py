@@ -23,7 +23,8 @@ from compiler.target.scheme import QuantScheme
 FLOAT_STAGES = (StageName.REWRITE, StageName.PRUNE, StageName.RECOVER)
 """What leaves a float model that may be quantized."""
 
-_PLAN = "quant.json"
+PLAN = "quant.json"
+"""The quantizer's plan and warnings, in the entry of a quantized model."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def quantized_entry(context: BuildContext, rule: PrecisionRule, variant: Variant
             load_stage(rewritten), batches, scheme, variant.options, keep_float=variant.kept, calibrated=calibrated
         )
         save_stage(quantized.model, folder)
-        write_result(folder, _PLAN, {"plan": quantized.plan.to_dict(), "warnings": list(quantized.warnings)})
+        write_result(folder, PLAN, {"plan": quantized.plan.to_dict(), "warnings": list(quantized.warnings)})
 
     return context.stages.run(StageName.QUANTIZE, make, **quantizer_inputs(rewritten, scheme, data, variant))
 
@@ -61,7 +62,7 @@ def read_plan(entries: Iterable[Entry]) -> tuple[QuantPlan, tuple[str, ...]] | N
     """The quantizer's plan and warnings, of a border model's entries; None where it is not quantized."""
     for entry in entries:
         if entry.stage == StageName.QUANTIZE:
-            value = read_result(entry, _PLAN)
+            value = read_result(entry, PLAN)
             return plan_from_dict(value["plan"]), tuple(value["warnings"])
     return None
 
@@ -74,7 +75,7 @@ def quantizer_warnings(context: BuildContext, rule: PrecisionRule, entries: Iter
         return ()
     _, warnings = quantized
     data, judge = context.data.calibration, context.data.judge
-    if data is None or judge is None or not rule.scheme.needs_calibration:
+    if data is None or judge is None or not rule.scheme.needs_calibration or rule.scheme.weights:
         return warnings
     rewritten = float_entry(stages)
     return (*warnings, *coverage(context.stages, rewritten, rule.scheme, data, judge.dataset))

@@ -11,6 +11,8 @@ from compiler.artifact import Artifact, Evidence
 from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import BuildSettings
 from compiler.errors import TargetNotFound
+from compiler.evaluate.judged import OutputPart
+from compiler.model.decoder import CachePair, Decoder
 from compiler.model.spec import TensorSpec
 from compiler.target import (
     Backend,
@@ -36,6 +38,8 @@ from compiler.target.request import (
     ExecuteTask,
     FootprintAnswer,
     FootprintTask,
+    GenerateAnswer,
+    GenerateTask,
     KernelsTask,
     LayerTimesAnswer,
     LayerTimesTask,
@@ -67,13 +71,15 @@ SETTINGS = BuildSettings("int8", {"batch": Range(1, 2, 4)}, 4, {"abc": {"tile": 
 PLAN = BuildRequest(SETTINGS, Path("/cache"))
 ON = BorderWork(Path("/border.onnx"), Path("/profile.yaml"), PLAN)
 KERNEL = Tunable("conv", "abc", ({"tile": 4}, {"tile": 8}), 2, 0.5)
+DECODER = Decoder("ids", "logits", (CachePair("past", "present"),), past="past")
 TASKS: tuple[Task, ...] = (
     BuildTask(ON, Path("/work")),
     KernelsTask(ON),
     TuneTask(ON, Backend("rpc", "lab:9190", "pi"), 3, 4),
     ExecuteTask(ARTIFACT, (Path("/in"),), (Path("/out"),), 5, instructions=True),
-    EvaluateTask(ARTIFACT, Path("/in"), Path("/out"), 8),
+    EvaluateTask(ARTIFACT, Path("/in"), Path("/out"), 8, OutputPart("logits", 65)),
     FootprintTask(ARTIFACT, Path("/in")),
+    GenerateTask(ARTIFACT, DECODER, (1, 2, 3), 8, 16, 64, (0,)),
     LayerTimesTask(ARTIFACT, Path("/in")),
     RaceTask((ARTIFACT, ARTIFACT), (Path("/a"), Path("/b")), RaceUntil(5, 60, 12.0, 0.02), 2),
 )
@@ -86,6 +92,7 @@ ANSWERS = (
     ExecuteAnswer(Evidence.EMULATOR, "", ((1.0,), ()), 12),
     EvaluateAnswer(Evidence.HOST),
     FootprintAnswer(Evidence.HOST, 1 << 20),
+    GenerateAnswer(Evidence.HOST, (5, 6), 12.5, (3.0,)),
     LayerTimesAnswer(Evidence.HOST, (LayerTime(("a", "b"), 2.5, "fused"),)),
     RaceAnswer(((1.0, 2.0), (3.0, 4.0)), ((1.0, 1.0), (3.0, 3.0)), "stolen time"),
 )

@@ -1,0 +1,13 @@
+"""Weights in few bits with activations in float: blocks, formats chosen by measured sensitivity under a byte limit."""
+
+from __future__ import annotations
+
+from compiler.compress.weight_only.plan import WeightChoice, WeightPlan
+from compiler.compress.weight_only.quantize import (
+    WeightOptions,
+    WeightsQuantized,
+    measure_weights,
+    quantize_weights,
+)
+
+__all__ = ["WeightChoice", "WeightOptions", "WeightPlan", "WeightsQuantized", "measure_weights", "quantize_weights"]

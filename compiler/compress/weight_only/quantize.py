@@ -1,0 +1,387 @@
+"""Weights of a language model in few bits, each in its own format, as accurate as a limit of bytes allows.
+
+    1  segment by segment: what every matrix reads on calibration data (H), its rounding error in every format,
+       and the matrix itself in the first format, its rounding compensated (GPTQ)
+    2  trials: the divergence of the model's answers when the weights of one role and depth are in the first format.
+       Divergence / Σ tr(ΔW·H·ΔWᵀ) is the price of an error there
+    3  the format of each weight: the least expected divergence in the bytes (choose.py)
+    4  segment by segment again: every matrix in its format
+
+Sums of one segment are in memory at a time, and what is finished lies in a folder, so that a run that was killed goes
+on behind the last finished segment, and comes to the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from compiler.compress.quant.apply import at_opset
+from compiler.compress.quant.compensate import factor_of, round_in_turn
+from compiler.compress.threads import one_blas_thread
+from compiler.compress.weight_only.apply import OPSET, apply_weights
+from compiler.compress.weight_only.choose import Option, choose_formats
+from compiler.compress.weight_only.divergence import Trials
+from compiler.compress.weight_only.fit import BlockScales, fit_blocks, rounding_loss
+from compiler.compress.weight_only.layers import WeightKind, WeightLayer, find_layers
+from compiler.compress.weight_only.plan import WeightChoice, WeightPlan
+from compiler.compress.weight_only.segments import Segment, Stream, cut_segments, sum_squares
+from compiler.errors import DataError, UnsupportedModel
+from compiler.model.numerics import Array, Arrays
+from compiler.passes.instrument import measure as measure_model
+from compiler.passes.values import constant_of
+from compiler.store.atomic import write_atomic
+from compiler.target.scheme import BlockFormat, WeightChoices
+
+Floats = NDArray[np.float32]
+Stored = tuple[NDArray[np.uint8], BlockScales]
+
+SEGMENT_BYTES = 48 << 20
+"""Float weights of one segment; its sums take about as much again."""
+
+TRIAL_BATCHES = 4
+"""Batches that trials are run on: with 256 tokens each, the divergence of a group is known to some percent."""
+
+DEPTHS = 3
+"""Parts of the depth whose weights have a price of their own: first layers of a decoder are others than the last."""
+
+_QUICK = (1.0, 0.85)
+"""Ranges tried where only the error of a format is asked for."""
+
+_SOME = 4
+"""One output of so many is enough to tell the errors of two formats from each other."""
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """How weights are put in few bits.
+
+    Args:
+        compensate: Whether roundings compensate each other (GPTQ).
+        batches: Batches of calibration data that are used.
+    """
+
+    compensate: bool = True
+    batches: int = 24
+
+
+@dataclass(frozen=True)
+class WeightsQuantized:
+    """A model with its weights in few bits, and what was decided."""
+
+    model: ir.Model
+    plan: WeightPlan
+
+
+Tell = Callable[[str], None]
+
+
+def measure_weights(
+    model: ir.Model,
+    batches: Iterable[Arrays],
+    choices: WeightChoices,
+    options: WeightOptions,
+    *,
+    logits: str,
+    folder: Path,
+    result: Path,
+    tell: Tell,
+) -> None:
+    """Measures what each format of each weight costs (steps 1 and 2), and writes that to a file.
+
+    Args:
+        model: In float32, types and shapes inferred, every node named; left as it is.
+        batches: Inputs of the model.
+        choices: Formats that the target reads.
+        options: How.
+        logits: The output whose divergence is to be small.
+        folder: Where finished segments are kept; empty, or of the same work.
+        result: The file.
+        tell: Is told what happens.
+
+    Raises:
+        UnsupportedModel: Nothing can be quantized, or weights are not finite.
+        DataError: There are no calibration data.
+    """
+    work = _begin(model, batches, options, folder, tell)
+    with one_blas_thread():
+        curves = work.measure(choices, logits)
+    rows = {name: [[astuple(option.format), option.bytes, option.kl] for option in row] for name, row in curves.items()}
+    write_atomic(result, json.dumps(rows).encode())
+
+
+def quantize_weights(
+    model: ir.Model,
+    batches: Iterable[Arrays],
+    measured: Path,
+    options: WeightOptions,
+    *,
+    budget_bytes: int | None,
+    scheme: str,
+    folder: Path,
+    tell: Tell,
+) -> WeightsQuantized:
+    """Puts the weights of a model in few bits (steps 3 and 4).
+
+    Args:
+        model: The same.
+        batches: The same.
+        measured: The file that `measure_weights` wrote.
+        options: The same.
+        budget_bytes: What all weights may take; None where nothing limits them.
+        scheme: Its name, for the plan.
+        folder: Where finished segments are kept; empty, or of the same work.
+        tell: Is told what happens.
+
+    Raises:
+        GateFailed: The smallest formats take more.
+    """
+    work = _begin(model, batches, options, folder, tell)
+    curves = {
+        name: [Option(BlockFormat(*format_), size, kl) for format_, size, kl in row]
+        for name, row in json.loads(measured.read_bytes()).items()
+    }
+    chosen = choose_formats(curves, None if budget_bytes is None else budget_bytes - work.other_bytes)
+    with one_blas_thread():
+        stored = work.fit_all({name: option.format for name, (option, _) in chosen.items()})
+    made = apply_weights(work.model, {layer.name: layer for layer in work.layers}, stored)
+    rows = tuple(
+        WeightChoice(layer.name, layer.node, layer.op, option.format, option.bytes, option.kl, reason)
+        for layer in work.layers
+        for option, reason in [chosen[layer.name]]
+    )
+    return WeightsQuantized(made, WeightPlan(scheme, budget_bytes, work.other_bytes, rows, sum(row.kl for row in rows)))
+
+
+def _begin(model: ir.Model, batches: Iterable[Arrays], options: WeightOptions, folder: Path, tell: Tell) -> _Work:
+    folder.mkdir(parents=True, exist_ok=True)
+    held = [dict(batch) for batch in islice(batches, options.batches)]
+    if not held:
+        raise DataError("weights are fitted on calibration data, and there are none", where="calibration")
+    raised = at_opset(model, OPSET)
+    layers = find_layers(raised)
+    if not layers:
+        raise UnsupportedModel("the model has no matrix in float32 that weights in blocks could stand for")
+    _refuse_not_finite(raised, layers)
+    return _Work(raised, layers, held, options, folder, tell)
+
+
+def _refuse_not_finite(model: ir.Model, layers: Sequence[WeightLayer]) -> None:
+    problems = []
+    for layer in layers:
+        weight = constant_of(model.graph.initializers[layer.name])
+        if weight is not None and not np.isfinite(weight).all():
+            problems.append(f"{layer.name} ({int((~np.isfinite(weight)).sum())})")
+    if problems:
+        raise UnsupportedModel(f"weights are NaN or infinite: {', '.join(problems)}")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """All that one quantization works on."""
+
+    model: ir.Model
+    layers: tuple[WeightLayer, ...]
+    batches: list[dict[str, Array]]
+    options: WeightOptions
+    folder: Path
+    tell: Tell
+
+    @property
+    def products(self) -> tuple[WeightLayer, ...]:
+        return tuple(layer for layer in self.layers if layer.kind == WeightKind.PRODUCT)
+
+    @property
+    def tables(self) -> tuple[WeightLayer, ...]:
+        return tuple(layer for layer in self.layers if layer.kind == WeightKind.TABLE)
+
+    @property
+    def other_bytes(self) -> int:
+        """Of weights that stay as they are."""
+        return measure_model(self.model).bytes - sum(4 * layer.elements for layer in self.layers)
+
+    def weight(self, layer: WeightLayer) -> Floats:
+        """The matrix (outputs, inputs)."""
+        array = constant_of(self.model.graph.initializers[layer.name])
+        assert array is not None  # noqa: S101  layers are made of constants
+        floats = array.astype(np.float32, copy=False)
+        return np.ascontiguousarray(floats.T) if layer.is_turned else floats
+
+    def measure(self, choices: WeightChoices, logits: str) -> dict[str, list[Option]]:
+        """What each format of each weight costs."""
+        first = choices.products[0]
+        losses = self._losses(choices.products)
+        trials = Trials(self.model, logits, self.batches[:TRIAL_BATCHES])
+        curves = {layer.name: self._table_curve(layer, choices.tables, trials) for layer in self.tables}
+        for group in self._groups():
+            kl = trials.measure({layer.name: self._first_values(layer) for layer in group})
+            total = sum(losses[layer.name][str(first)] for layer in group)
+            self.tell(f"{group[0].role} ×{len(group)} in {first}: {kl:.4f} nats a token")
+            price = kl / total if total > 0 else 0.0
+            for layer in group:
+                row = losses[layer.name]
+                curves[layer.name] = [
+                    _option(layer, format_, price * row[str(format_)]) for format_ in choices.products
+                ]
+        return curves
+
+    def fit_all(self, formats: Mapping[str, BlockFormat]) -> dict[str, Stored]:
+        """Every weight in its format."""
+        stored = {layer.name: self._fit_table(layer, formats[layer.name]) for layer in self.tables}
+        for segment, sums in self._segments(lambda segment: self._is_kept("final", segment, formats)):
+            for layer in segment.layers:
+                if layer.kind == WeightKind.PRODUCT:
+                    self._keep("final", layer, *self._fitted(layer, formats[layer.name], sums[layer.reads]))
+            self.tell(f"weights of segment {segment.number} are in their formats")
+        return stored | {layer.name: self._kept("final", layer) for layer in self.products}
+
+    def _groups(self) -> Iterator[list[WeightLayer]]:
+        """Products of one role and depth."""
+        by_role: dict[str, list[WeightLayer]] = defaultdict(list)
+        for layer in self.products:
+            by_role[layer.role].append(layer)
+        for alike in by_role.values():
+            size = math.ceil(len(alike) / DEPTHS)
+            yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+    def _segments(self, is_done: Callable[[Segment], bool]) -> Iterator[tuple[Segment, dict[str, Floats]]]:
+        """Every segment with the mean squares of what its products read; those behind the last unfinished are left."""
+        segments = cut_segments(self.model, self.layers, most_bytes=SEGMENT_BYTES)
+        todo = [
+            segment
+            for segment in segments
+            if any(x.kind == WeightKind.PRODUCT for x in segment.layers) and not is_done(segment)
+        ]
+        if not todo:
+            return
+        stream = Stream(self.model, segments, [dict(batch) for batch in self.batches])
+        for segment in segments[: todo[-1].number + 1]:
+            reads = sorted({layer.reads for layer in segment.layers if layer.kind == WeightKind.PRODUCT})
+            tapped = reads if segment in todo else []
+            sums = sum_squares(stream.run(segment, tapped), tapped)
+            if segment in todo:
+                yield segment, sums
+
+    def _losses(self, formats: Sequence[BlockFormat]) -> dict[str, dict[str, float]]:
+        """Weight → format → tr(ΔW·H·ΔWᵀ); in the first format measured, in others by the ratio of plain rounding."""
+        for segment, sums in self._segments(lambda segment: all(self._has_losses(x) for x in segment.layers)):
+            for layer in segment.layers:
+                if layer.kind == WeightKind.PRODUCT:
+                    self._keep_losses(layer, self._measure(layer, formats, sums[layer.reads]))
+            self.tell(f"errors of segment {segment.number} are known")
+        return {layer.name: self._read_losses(layer) for layer in self.products}
+
+    def _measure(self, layer: WeightLayer, formats: Sequence[BlockFormat], gram: Floats) -> dict[str, float]:
+        first = formats[0]
+        weight, squares = self.weight(layer), np.diagonal(gram).copy()
+        integers, scales = self._fitted(layer, first, gram)
+        self._keep("first", layer, integers, scales)
+        error = weight - scales.values(integers)
+        measured = float(np.einsum("ij,ij->", error @ gram, error))
+        some = weight[::_SOME]
+        plain = {
+            str(format_): rounding_loss(some, squares, fit_blocks(some, squares, format_, shrinks=_QUICK))
+            for format_ in formats
+        }
+        base = max(plain[str(first)], 1e-30)
+        return {name: measured * loss / base for name, loss in plain.items()}
+
+    def _fitted(self, layer: WeightLayer, format_: BlockFormat, gram: Floats) -> Stored:
+        """A product's weights in a format: scales by weighted error, roundings that compensate each other."""
+        weight = self.weight(layer)
+        scales = fit_blocks(weight, np.diagonal(gram).copy(), format_)
+        if not self.options.compensate:
+            return scales.integers(weight), scales
+        return compensated(weight, scales, gram), scales
+
+    def _first_values(self, layer: WeightLayer) -> Floats:
+        integers, scales = self._kept("first", layer)
+        values = scales.values(integers)
+        return np.ascontiguousarray(values.T) if layer.is_turned else values
+
+    def _table_curve(self, layer: WeightLayer, formats: Sequence[BlockFormat], trials: Trials) -> list[Option]:
+        options = []
+        for format_ in formats:
+            integers, scales = self._fit_table(layer, format_)
+            kl = trials.measure({layer.name: scales.values(integers)})
+            self.tell(f"{layer.name} in {format_}: {kl:.4f} nats a token")
+            options.append(_option(layer, format_, kl))
+        return options
+
+    def _fit_table(self, layer: WeightLayer, format_: BlockFormat) -> Stored:
+        """A table's vectors: every one is looked up by itself, so that all its elements count alike."""
+        weight = self.weight(layer)
+        scales = fit_blocks(weight, np.ones(layer.inputs, np.float32), format_)
+        return scales.integers(weight), scales
+
+    def _place(self, kind: str, layer: WeightLayer) -> Path:
+        number = next(index for index, other in enumerate(self.layers) if other.name == layer.name)
+        return self.folder / f"{kind}-{number:04d}.npz"
+
+    def _keep(self, kind: str, layer: WeightLayer, integers: NDArray[np.uint8], scales: BlockScales) -> None:
+        format_ = scales.format
+        facts = np.array([format_.bits, format_.block, format_.symmetric, format_.scale_bits], np.int64)
+        arrays: dict[str, Any] = {"integers": integers, "scale": scales.scale, "zero": scales.zero, "format": facts}
+        write_atomic(self._place(kind, layer), lambda file: np.savez(file, **arrays))
+
+    def _kept(self, kind: str, layer: WeightLayer) -> Stored:
+        with np.load(self._place(kind, layer), allow_pickle=False) as file:
+            bits, block, symmetric, scale_bits = (int(number) for number in file["format"])
+            format_ = BlockFormat(bits, block, bool(symmetric), scale_bits)
+            return file["integers"], BlockScales(format_, file["scale"], file["zero"], layer.inputs)
+
+    def _is_kept(self, kind: str, segment: Segment, formats: Mapping[str, BlockFormat]) -> bool:
+        products = [layer for layer in segment.layers if layer.kind == WeightKind.PRODUCT]
+        return all(
+            self._place(kind, layer).exists() and self._kept(kind, layer)[1].format == formats[layer.name]
+            for layer in products
+        )
+
+    def _has_losses(self, layer: WeightLayer) -> bool:
+        return layer.kind == WeightKind.TABLE or self._place("losses", layer).exists()
+
+    def _keep_losses(self, layer: WeightLayer, losses: Mapping[str, float]) -> None:
+        arrays: dict[str, Any] = {"names": np.array(list(losses)), "values": np.array(list(losses.values()))}
+        write_atomic(self._place("losses", layer), lambda file: np.savez(file, **arrays))
+
+    def _read_losses(self, layer: WeightLayer) -> dict[str, float]:
+        with np.load(self._place("losses", layer), allow_pickle=False) as file:
+            return dict(zip(file["names"].tolist(), file["values"].tolist(), strict=True))
+
+
+def _option(layer: WeightLayer, format_: BlockFormat, kl: float) -> Option:
+    return Option(format_, format_.bytes_of(layer.outputs, layer.inputs), kl)
+
+
+def compensated(weight: Floats, scales: BlockScales, gram: Floats) -> NDArray[np.uint8]:
+    """The integers of the least tr(ΔW·H·ΔWᵀ), rounded one input after another.
+
+    Args:
+        weight: (outputs, inputs).
+        scales: Its lattice.
+        gram: H (inputs, inputs).
+    """
+    factor = factor_of(gram[None].copy())
+    order = factor.order[0]
+    by_input = [scales.spread(array)[:, order].T for array in (scales.scale, scales.zero)]
+    scale, zero = (np.ascontiguousarray(array)[None] for array in by_input)
+    integers = np.empty((weight.shape[1], weight.shape[0]), np.uint8)
+
+    def on_lattice(row: Floats, place: slice) -> Floats:
+        moved = np.clip(np.rint(row / scale[:, place]) + zero[:, place], 0, scales.top)
+        integers[order[place]] = moved[0].astype(np.uint8)
+        values: Floats = (moved - zero[:, place]) * scale[:, place]
+        return values
+
+    round_in_turn(np.ascontiguousarray(weight[:, order].T)[None], factor.lower, on_lattice)
+    return np.ascontiguousarray(integers.T)

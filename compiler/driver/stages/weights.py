@@ -1,0 +1,119 @@
+"""The border model of a candidate whose weights alone are in few bits, each in a format of its own.
+
+What each format costs is measured once for all limits on memory; then formats are chosen and weights are fitted. Both
+go on where they were after a kill, segment by segment.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from compiler.compress.quant import LayerQuant, QuantPlan
+from compiler.compress.weight_only import WeightOptions, WeightPlan, measure_weights, quantize_weights
+from compiler.driver.stages.calibrate import Batches
+from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.files import load_stage, save_stage
+from compiler.driver.stages.quantize import PLAN
+from compiler.errors import DataError, InternalError
+from compiler.evaluate import Dataset
+from compiler.model.decoder import find_decoder
+from compiler.plan import Plan
+from compiler.store import Entry, Stage, StageName, stage_key, write_result
+from compiler.target.scheme import QuantScheme, WeightChoices
+
+_COSTS = "weights.json"
+
+
+def weights_entry(context: BuildContext, plan: Plan, rewritten: Entry) -> Entry:
+    """The rewritten model with its weights in few bits, and why each is in its format beside it.
+
+    Raises:
+        GateFailed: The smallest formats do not fit into the bytes that the limit on memory leaves.
+        UnsupportedModel: The model is no decoder, or has no weights to put in few bits.
+        DataError: There are no calibration data.
+    """
+    scheme, choices, data = _needs(context, plan)
+    options, budget = WeightOptions(), plan.target_plan.payload_bytes
+    costs = _costs_entry(context, rewritten, choices, data, options)
+
+    inputs: dict[str, object] = {"model": rewritten.digest, "costs": costs.digest, "data": [data.digest, data.count]}
+    inputs |= {"options": asdict(options), "budget": budget}
+
+    def make(files: Path) -> None:
+        made = quantize_weights(
+            load_stage(rewritten),
+            Batches(data),
+            costs.files / _COSTS,
+            options,
+            budget_bytes=budget,
+            scheme=scheme.name,
+            folder=folder,
+            tell=context.clock.note,
+        )
+        save_stage(made.model, files)
+        write_result(files, PLAN, {"plan": quant_plan(made.plan).to_dict(), "warnings": []})
+
+    stage = stage_key(StageName.QUANTIZE, make, inputs)
+    folder = context.store.workspace(stage)
+    return _obtained(context, stage, make)
+
+
+def _costs_entry(
+    context: BuildContext, rewritten: Entry, choices: WeightChoices, data: Dataset, options: WeightOptions
+) -> Entry:
+    """What each format of each weight costs in divergence."""
+    inputs: dict[str, object] = {"model": rewritten.digest, "data": [data.digest, data.count]}
+    inputs |= {"options": asdict(options), "choices": asdict(choices)}
+
+    def make(files: Path) -> None:
+        model = load_stage(rewritten)
+        measure_weights(
+            model,
+            Batches(data),
+            choices,
+            options,
+            logits=find_decoder(model).logits,
+            folder=folder,
+            result=files / _COSTS,
+            tell=context.clock.note,
+        )
+
+    stage = stage_key(StageName.SENSITIVITY, make, inputs)
+    folder = context.store.workspace(stage)
+    return _obtained(context, stage, make)
+
+
+def _obtained(context: BuildContext, stage: Stage, make: Callable[[Path], None]) -> Entry:
+    """The stage's result; what it kept to go on from is removed."""
+    entry = context.stages.obtain(stage, make)
+    shutil.rmtree(context.store.workspace(stage), ignore_errors=True)
+    return entry
+
+
+def _needs(context: BuildContext, plan: Plan) -> tuple[QuantScheme, WeightChoices, Dataset]:
+    """The scheme, its formats, and the calibration data."""
+    scheme, data = plan.rule.scheme, context.data.calibration
+    if scheme is None or scheme.weights is None:
+        raise InternalError(f"{plan.precision} has no formats of weights")
+    if data is None:
+        raise DataError("weights are fitted on calibration data, and the fleet file names none", where=context.name)
+    return scheme, scheme.weights, data
+
+
+def quant_plan(plan: WeightPlan) -> QuantPlan:
+    """The choices in the form that every quantized candidate has: a line for each layer, with its reason."""
+    layers = tuple(
+        LayerQuant(
+            node=choice.node,
+            op=choice.op,
+            precision=f"int{choice.format.bits}-weights",
+            reason=f"{choice.format}, {choice.bytes} bytes, divergence {choice.kl:.2g} nats a token; {choice.reason}",
+        )
+        for choice in plan.choices
+    )
+    limit = f" of {plan.budget_bytes} that it may take" if plan.budget_bytes is not None else ""
+    note = f"weights take {plan.bytes} bytes{limit}; expected divergence {plan.kl:.3g} nats a token"
+    return QuantPlan(plan.scheme, layers, {}, {}, {}, opset=21, notes=(note,))

@@ -1,0 +1,188 @@
+"""Weights in blocks as ONNX Runtime's own operators read them: packed bits, multiplied without being expanded.
+
+    DequantizeLinear → MatMul               MatMulNBits
+    DequantizeLinear → Gather               GatherBlockQuantized
+    DequantizeLinear → Transpose → MatMul   MatMulNBits, on the table that Gather reads
+
+As standard operators a table would be expanded at every token. Scales stay float16 in the file; a Cast makes them the
+float32 that the operators want, once, when the model is opened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from compiler.target import BITS_KEY, constant_of
+
+_DOMAIN = "com.microsoft"
+_ACCURACY = 4
+"""`accuracy_level` of MatMulNBits: activations in 8 bits by block, so that products are of integers."""
+
+_MIDDLE = {4: 8, 8: 128}
+"""Bits → the zero point that the operators assume where none is given."""
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass
+class _Matrix:
+    """One weight in blocks, as the operators want it.
+
+    Args:
+        bits: Of one weight.
+        block: Inputs that share a scale.
+        outputs: Rows.
+        inputs: Columns.
+        packed: (outputs, blocks, bytes of a block).
+        scale: (outputs, blocks).
+        zero: Packed zero points (outputs, bytes); None where all are the middle.
+        zeros: The same unpacked (outputs, blocks).
+    """
+
+    bits: int
+    block: int
+    outputs: int
+    inputs: int
+    packed: ir.Value
+    scale: ir.Value
+    zero: ir.Value | None
+    zeros: Bytes | None
+
+
+def pack_weights(model: ir.Model) -> ir.Model:
+    """The model with its weights in blocks packed; itself where it has none."""
+    if not any(_is_blocks(node) for node in model.graph):
+        return model
+    copy = model.clone()
+    copy.graph.opset_imports.setdefault(_DOMAIN, 1)
+    for node in [node for node in copy.graph if _is_blocks(node)]:
+        _pack(copy, node)
+    return copy
+
+
+def _is_blocks(node: ir.Node) -> bool:
+    return node.op_type == "DequantizeLinear" and node.metadata_props.get(BITS_KEY, "") in ("4", "8")
+
+
+def _pack(model: ir.Model, node: ir.Node) -> None:
+    """Replaces what reads one dequantized weight; then the weight itself, if nothing else reads it."""
+    matrix: _Matrix | None = None
+    for reader, _ in list(node.outputs[0].uses()):
+        if matrix is None:
+            matrix = _matrix(model, node)
+        if reader.op_type == "Gather":
+            _replace(model, reader, *_gather(model, reader, matrix))
+        elif reader.op_type == "MatMul":
+            _replace(model, reader, _product(reader, matrix))
+        elif reader.op_type == "Transpose":
+            for product, _ in list(reader.outputs[0].uses()):
+                _replace(model, product, _product(product, matrix))
+            model.graph.remove(reader, safe=True)
+    _remove(model, node)
+
+
+def _matrix(model: ir.Model, node: ir.Node) -> _Matrix:
+    integers, zero = constant_of(node.inputs[0]), constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    cast = node.inputs[1].producer() if node.inputs[1] is not None else None
+    scale = constant_of(cast.inputs[0] if cast is not None else node.inputs[1])
+    assert integers is not None and scale is not None  # noqa: S101  the quantizer makes them constants
+    bits, block = int(node.metadata_props[BITS_KEY]), node.attributes.get_int("block_size", 0)
+    is_turned = node.attributes.get_int("axis", 1) == 0
+    rows, scales = (array.T if is_turned else array for array in (integers, scale))
+    zeros = None if zero is None else zero.T if is_turned else zero
+    outputs, inputs = rows.shape
+    whole = np.ascontiguousarray(rows).astype(np.int16) + (_MIDDLE[bits] if zero is None else 0)
+    filled = np.pad(whole, ((0, 0), (0, -inputs % block))).astype(np.uint8)
+    name = str(node.inputs[0].name)  # type: ignore[union-attr]  # it has been read
+    blocks = _packed(filled, bits).reshape(outputs, scales.shape[1], block * bits // 8)
+    half = _constant(model, f"{name}_half", np.ascontiguousarray(scales).astype(np.float16))
+    wide = ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)}, name=f"Cast:{name}")
+    wide.outputs[0].name, wide.outputs[0].dtype, wide.outputs[0].shape = f"{name}_wide", ir.DataType.FLOAT, half.shape
+    model.graph.insert_before(model.graph[0], wide)
+    plain = None if zeros is None else np.ascontiguousarray(zeros).astype(np.uint8)
+    return _Matrix(
+        bits,
+        block,
+        outputs,
+        inputs,
+        _constant(model, f"{name}_packed", blocks),
+        wide.outputs[0],
+        None if plain is None else _constant(model, f"{name}_zeros", _packed(plain, bits)),
+        plain,
+    )
+
+
+def _packed(integers: Bytes, bits: int) -> Bytes:
+    """Integers of the last axis, two to a byte where they have 4 bits, the first in the low half."""
+    if bits == 8:
+        return integers
+    even = np.pad(integers, ((0, 0), (0, integers.shape[1] % 2)))
+    return np.ascontiguousarray(even[:, 0::2] | (even[:, 1::2] << 4))
+
+
+def _product(reader: ir.Node, matrix: _Matrix) -> ir.Node:
+    attributes = {
+        "K": matrix.inputs,
+        "N": matrix.outputs,
+        "bits": matrix.bits,
+        "block_size": matrix.block,
+        "accuracy_level": _ACCURACY,
+    }
+    inputs = [reader.inputs[0], matrix.packed, matrix.scale, *([matrix.zero] if matrix.zero is not None else [])]
+    return ir.node("MatMulNBits", inputs, attributes, domain=_DOMAIN, name=reader.name)
+
+
+def _gather(model: ir.Model, reader: ir.Node, matrix: _Matrix) -> tuple[ir.Node, ...]:
+    """The table's vectors, block by block: it is the very tensor that a product reads, which has an axis for blocks."""
+    name = str(reader.outputs[0].name)
+    attributes = {"gather_axis": 0, "quantize_axis": 2, "block_size": matrix.block, "bits": matrix.bits}
+    column = _constant(model, f"{name}_column", np.array([matrix.outputs, -1, 1], np.int64))
+    scale = _made("Reshape", [matrix.scale, column], f"{name}_scale")
+    inputs = [matrix.packed, reader.inputs[1], scale.outputs[0]]
+    if matrix.zeros is not None:
+        inputs.append(_constant(model, f"{name}_zeros", matrix.zeros[:, :, None]))
+    gather = ir.node("GatherBlockQuantized", inputs, attributes, domain=_DOMAIN, name=reader.name)
+    gather.outputs[0].name = f"{name}_blocks"
+    shape = _constant(model, f"{name}_shape", np.array([0, 0, matrix.inputs], np.int64))
+    return scale, gather, _made("Reshape", [gather.outputs[0], shape], f"{name}_whole")
+
+
+def _made(op: str, inputs: list[ir.Value], name: str) -> ir.Node:
+    node = ir.node(op, inputs, name=f"{op}:{name}")
+    node.outputs[0].name = name
+    return node
+
+
+def _constant(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
+    model.graph.register_initializer(value)
+    return value
+
+
+def _replace(model: ir.Model, old: ir.Node, *new: ir.Node) -> None:
+    """Puts nodes in the place of one; the last of them gives its result."""
+    model.graph.insert_before(old, new)
+    before, after = old.outputs[0], new[-1].outputs[0]
+    name, after.shape, after.type = before.name, before.shape, before.type
+    before.replace_all_uses_with(after, replace_graph_outputs=True)
+    before.name, after.name = None, name
+    model.graph.remove(old, safe=True)
+
+
+def _remove(model: ir.Model, node: ir.Node) -> None:
+    """Removes a dequantizer that nobody reads any more, and the constants behind it."""
+    read = [value for value in node.inputs if value is not None]
+    model.graph.remove(node, safe=True)
+    for value in read:
+        producer = value.producer()
+        if producer is not None and not value.uses():
+            read += [value for value in producer.inputs if value is not None]
+            model.graph.remove(producer, safe=True)
+    for value in read:
+        if not value.uses():
+            model.graph.initializers.pop(str(value.name), None)

@@ -1,0 +1,39 @@
+"""A small decoder with weights that have structure, and text for it as token ids."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from decoder_graph import DecoderSize, drawn_weights, make_decoder
+
+from compiler.evaluate.text import empty_cache, token_inputs
+from compiler.model.decoder import find_decoder
+from compiler.model.frontend import describe_inputs
+from compiler.model.frontend.infer import infer_shapes
+
+SIZE = DecoderSize(layers=2, width=128, heads=4, kv_heads=2, hidden=192, vocabulary=256)
+
+
+def tiny_decoder(size: DecoderSize = SIZE) -> ir.Model:
+    model = make_decoder(size, drawn_weights(size))
+    infer_shapes(model)
+    return model
+
+
+def tiny_text(tokens: int, *, seed: int = 0, vocabulary: int = SIZE.vocabulary) -> np.ndarray:
+    return np.random.default_rng(seed).zipf(1.4, tokens) % vocabulary
+
+
+def windows(model: ir.Model, count: int, *, length: int = 16, past: int = 0) -> list[Mapping[str, np.ndarray]]:
+    """Tokens with a cache of random numbers of that many positions."""
+    decoder, inputs = find_decoder(model), describe_inputs(model)
+    random = np.random.default_rng(1)
+    made = []
+    for number in range(count):
+        ids = tiny_text(length, seed=number)[None]
+        cache = {
+            name: random.standard_normal((*array.shape[:2], past, array.shape[3])).astype(np.float32)
+            for name, array in empty_cache(inputs, decoder).items()
+        }
+        made.append({**token_inputs(ids, past, inputs, decoder), **cache})
+    return made
