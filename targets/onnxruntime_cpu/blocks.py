@@ -107,9 +107,8 @@ def _parts(model: ir.Model, node: ir.Node) -> list[_Matrix]:
     wide = _widened(model, name, scales)
     for part in _PARTS[bits]:
         rest -= part
-        mask = np.uint8(2**part - 1)
-        zero_part = None if zeros is None else (zeros >> rest) & mask
-        packed = _packed((filled >> rest) & mask, part).reshape(outputs, -1, block * part // 8)
+        zero_part = None if zeros is None else _bits_at(zeros, rest, part)
+        packed = _packed(_bits_at(filled, rest, part), part).reshape(outputs, -1, block * part // 8)
         made.append(
             _Matrix(
                 part,
@@ -145,6 +144,12 @@ def _first(model: ir.Model, node: ir.Node, name: str) -> ir.Value:
     node.outputs[0].name, node.outputs[0].dtype = name, ir.DataType.FLOAT
     model.graph.insert_before(model.graph[0], node)
     return node.outputs[0]
+
+
+def _bits_at(integers: Bytes, first: int, bits: int) -> Bytes:
+    """Some neighbouring bits of integers."""
+    cut: Bytes = (integers >> np.uint8(first)) & np.uint8(2**bits - 1)
+    return cut
 
 
 def _packed(integers: Bytes, bits: int) -> Bytes:
