@@ -5,9 +5,9 @@
     scripts/bench_language.py examples/language --work /tmp/language --budgets-mb 92 105.5 112
 
 Formats are those that the target onnxruntime reads (4, 6 and 8 bits), and all that the quantizer makes (3 to 8 bits,
-which no target runs so far). Bytes are of all weights, with scales and zero points, as `BlockFormat.bytes_of` counts them.
-Figures are of border models under ONNX Runtime: all tokens of windows of 256, of the text that judges and, with
-`--other`, of a text of another domain. What a run finished lies in the work folder, and is not computed again.
+which no target runs so far). Bytes are of all weights, with scales and zero points (`BlockFormat.bytes_of`). Figures
+are of border models under ONNX Runtime: all tokens of windows of 256, of the text that judges and, with `--other`, of a
+text of another domain. What a run finished lies in the work folder, and is not computed again.
 """
 
 from __future__ import annotations
