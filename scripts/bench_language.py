@@ -109,6 +109,11 @@ def _with_interval(values: Array, places: int) -> list[float]:
     return [round(number, places) for number in (float(values.mean()), low, high)]
 
 
+def _write(place: Path, rows: list[Figures]) -> None:
+    record = {**commit(), "machine": machine(), "versions": versions(["onnxruntime", "numpy"]), "rows": rows}
+    place.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
 def main() -> None:
     """Quantizes the model for every set of formats and budget, judges each, and writes the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -163,8 +168,7 @@ def main() -> None:
                 row["bar"] = bar(f"{what} at {budget:g} MB", found, limit)
             print(json.dumps(row, indent=1), flush=True)
             rows.append(row)
-    record = {**commit(), "machine": machine(), "versions": versions(["onnxruntime", "numpy"]), "rows": rows}
-    options.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+            _write(options.out, rows)
 
 
 if __name__ == "__main__":
