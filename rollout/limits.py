@@ -59,7 +59,7 @@ class Alphas:
     signal: float
 
 
-LATE_PART = 0.6
+LATE_PART = 0.7
 """Lateness has a limit that a good build comes near to, and needs the most requests; errors and other decisions of a
 broken build are many. Fixed beforehand, so that the parts may differ."""
 

@@ -1,7 +1,8 @@
 """Bounds for the mean of paired differences that may be read after every pair.
 
 The asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform central limit
-theory and asymptotic confidence sequences", Annals of Statistics 52(6), 2024 (arXiv 2103.06476), Theorem 2.2:
+theory and asymptotic confidence sequences", Annals of Statistics 52(6), 2024 (arXiv 2103.06476), in the form of their
+own package `sequential.causal` (`std_conjmix_margin`):
 
     mean ± sd * sqrt(2 (n r² + 1) / (n² r²) * ln(sqrt(n r² + 1) / alpha))
 
@@ -86,6 +87,6 @@ def half_width(counts: NDArray[np.integer], *, alpha: float = ALPHA, tuned_for: 
 
 
 def _precision(alpha: float, tuned_for: int) -> float:
-    # Appendix B.2 of the paper: the first terms of the exact optimum, which needs Lambert's W.
+    # The first terms of the exact optimum, which needs Lambert's W (`best_rho2_approx` of the authors' package).
     weight = -2 * math.log(alpha)
     return (weight + math.log(weight + 1)) / tuned_for

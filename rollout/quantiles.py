@@ -1,8 +1,8 @@
 """Bounds for quantiles that people read (the median, p99) that may be read after every request.
 
 Howard and Ramdas, "Sequential estimation of quantiles with applications to A/B testing and best-arm identification",
-Bernoulli 28(3), 2022 (arXiv 1906.09712), the closed form of their introduction: the quantile p is, at all moments
-together, between the sample quantiles p - f and p + f,
+Bernoulli 28(3), 2022 (arXiv 1906.09712), in a closed form for a quantile that is chosen before: the quantile p is, at
+all moments together, between the sample quantiles p - f and p + f,
 
     f = 1.5 sqrt(p (1 - p) l) + 0.8 l,      l = (1.4 ln ln(2.1 n) + ln(10 / alpha)) / n
 

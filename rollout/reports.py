@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import unquote
 
 from pydantic import Field
 
@@ -77,6 +78,9 @@ def read_reports(folder: Path) -> tuple[dict[str, DeviceReport], list[str]]:
             report = parse(DeviceReport, _read(path))
         except (OSError, ValueError, DataError) as error:
             problems.append(f"the report of {path.stem} makes no sense: {error}")
+            continue
+        if unquote(path.stem) != report.device:
+            problems.append(f"the report of {path.stem} is of another device: {report.device}")
             continue
         reports[report.device] = report
     return reports, problems

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from tuf.repository import Repository
 from compiler.errors import DataError
 from compiler.store.atomic import write_atomic
 from compiler.store.keys import generate_key, read_private_key, write_key_pair
+from compiler.store.locks import exclusive
 
 TOP_ROLES = ("root", "targets", "snapshot", "timestamp")
 
@@ -48,6 +50,9 @@ VALID = {
 CLASS_VALID = timedelta(days=90)
 
 ASSIGNMENT = "assignment.json"
+
+LOCK_S = 60.0
+"""Longest time to wait for another process that writes metadata."""
 
 
 class FleetRepository(Repository):
@@ -72,25 +77,33 @@ class FleetRepository(Repository):
         return tuple(delegations.roles or ()) if delegations else ()
 
     def create(self) -> None:
-        """Makes keys and metadata, where there are none."""
-        if self._path("root").exists():
-            return
+        """Makes keys and metadata, as far as they are not there."""
         self._metadata.mkdir(parents=True, exist_ok=True)
-        for role in TOP_ROLES:
-            self._make_key(role)
-        with self.edit_root() as root:
-            for role in TOP_ROLES:
-                root.add_key(self._signer(role).public_key, role)
-        for role in TOP_ROLES[1:]:
-            with self.edit(role):
-                pass
-        self._publish()
-        write_atomic(self.fleet / "root.json", (self._metadata / "1.root.json").read_bytes())
+        with self._alone():
+            if not self._path("root").exists():
+                for role in TOP_ROLES:
+                    self._make_key(role)
+                with self.edit_root() as root:
+                    for role in TOP_ROLES:
+                        root.add_key(self._signer(role).public_key, role)
+            for role in TOP_ROLES[1:]:
+                if not self._path(role).exists():
+                    with self.edit(role):
+                        pass
+            self._publish()
+            write_atomic(self.fleet / "root.json", (self._metadata / "1.root.json").read_bytes())
 
     def add_class(self, name: str) -> None:
         """Delegates a device class to a key of its own, where that is not done yet."""
-        if name in self.classes:
-            return
+        with self._alone():
+            if name not in self.classes:
+                self._delegate(name)
+            if not self._path(name).exists():
+                with self.edit_targets(name):
+                    pass
+            self._publish()
+
+    def _delegate(self, name: str) -> None:
         self._make_key(f"class-{name}")
         key = self._signer(f"class-{name}").public_key
         with self.edit_targets() as targets:
@@ -100,9 +113,6 @@ class FleetRepository(Repository):
                 name: DelegatedRole(name, [key.keyid], 1, terminating=True, paths=[f"{name}/*"]),
             }
             targets.delegations = Delegations({**delegations.keys, key.keyid: key}, roles)
-        with self.edit_targets(name):
-            pass
-        self._publish()
 
     def add_build(self, device_class: str, digest: str, archive: bytes, custom: Mapping[str, Any]) -> None:
         """Signs a build for a class.
@@ -114,7 +124,8 @@ class FleetRepository(Repository):
             custom: What its target says of it.
         """
         path = f"{device_class}/{digest}.tar"
-        self._add(device_class, {path: self._store(path, archive, custom)})
+        with self._alone():
+            self._add(device_class, {path: self._store(path, archive, custom)})
 
     def assignment(self, device_class: str) -> dict[str, Any]:
         """What the devices of a class are told now; empty before the first."""
@@ -127,12 +138,14 @@ class FleetRepository(Repository):
 
     def assign(self, device_class: str, assignment: Mapping[str, Any]) -> bool:
         """Tells the devices of a class what to run. Whether that is new."""
-        if dict(assignment) == self.assignment(device_class):
-            return False
         path = f"{device_class}/{ASSIGNMENT}"
-        raw = json.dumps(assignment, sort_keys=True).encode()
-        self._add(device_class, {path: self._store(path, raw, {"device_class": device_class})})
-        return True
+        with self._alone():
+            if dict(assignment) == self.assignment(device_class):
+                self._publish()  # whoever wrote it may have been killed before snapshot and timestamp
+                return False
+            raw = json.dumps(assignment, sort_keys=True).encode()
+            self._add(device_class, {path: self._store(path, raw, {"device_class": device_class})})
+            return True
 
     def builds(self, device_class: str) -> dict[str, Mapping[str, Any]]:
         """Digest → what its target says, of every build of a class."""
@@ -143,8 +156,9 @@ class FleetRepository(Repository):
 
     def refresh(self) -> None:
         """Signs snapshot and timestamp again, so that they do not expire."""
-        self.do_snapshot(force=True)
-        self.do_timestamp(force=True)
+        with self._alone():
+            self.do_snapshot(force=True)
+            self.do_timestamp(force=True)
 
     @property
     def targets_infos(self) -> dict[str, MetaFile]:
@@ -174,6 +188,10 @@ class FleetRepository(Repository):
         md.sign(self._signer(role if role in TOP_ROLES else f"class-{role}"))
         name = f"{role}.json" if role == "timestamp" else f"{md.signed.version}.{role}.json"
         write_atomic(self._metadata / name, md.to_bytes(JSONSerializer()))
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Metadata is read, changed and written by one process at a time."""
+        return exclusive(self.fleet / ".repository.lock", purpose="the fleet's metadata", limit_s=LOCK_S)
 
     def _add(self, device_class: str, targets: Mapping[str, TargetFile]) -> None:
         with self.edit_targets(device_class) as metadata:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,9 +67,10 @@ def start(file: Path, keys: Path | None, poll_s: float, as_json: bool) -> None:
     from rollout.journal import Event
 
     spec, controller, document = _read(file, keys)
-    controller.create(spec, _build_of(spec, file), document)
-    controller.journal.append(Event.STARTED)
-    _run(controller, poll_s, as_json)
+    with _alone(controller):
+        controller.create(spec, _build_of(spec, file), document)
+        controller.journal.append(Event.STARTED)
+        _run(controller, poll_s, as_json)
 
 
 @rollout.command()
@@ -99,9 +102,10 @@ def resume(file: Path, keys: Path | None, poll_s: float, as_json: bool) -> None:
     spec, controller, document = _read(file, keys)
     standing = controller.journal.standing()
     refuse_other_plan(standing, spec, where=document.origin.path)
-    if standing.state in (State.PAUSED, State.READY):
-        controller.journal.append(Event.RESUMED)
-    _run(controller, poll_s, as_json)
+    with _alone(controller):
+        if standing.state in (State.PAUSED, State.READY):
+            controller.journal.append(Event.RESUMED)
+        _run(controller, poll_s, as_json)
 
 
 @rollout.command()
@@ -113,7 +117,11 @@ def rollback(file: Path, keys: Path | None, poll_s: float, as_json: bool) -> Non
     """Send every device that has the build back to the one before; exit code 5 when all are."""
     _order(file, "ROLLBACK", "running paused ready", "somebody rolled it back")
     _, controller, _ = _read(file, keys)
-    _run(controller, poll_s, as_json)
+    try:
+        with _alone(controller):
+            _run(controller, poll_s, as_json)
+    except _Busy:
+        click.echo("ordered: the process that sees to the rollout sends the devices back", err=True)
 
 
 @rollout.command()
@@ -179,9 +187,33 @@ def _order(file: Path, event: str, states: str, why: str) -> None:
     controller.journal.append(Event[event], why=why)
 
 
-def _run(controller: Controller, poll_s: float, as_json: bool) -> None:
+class _Busy(DataError):
+    """Another process sees to the rollouts of the fleet."""
+
+
+@contextlib.contextmanager
+def _alone(controller: Controller) -> Iterator[None]:
+    """One process sees to the rollouts of a fleet."""
     from filelock import FileLock, Timeout
 
+    place = controller.fleet / "rollouts" / ".controller.lock"
+    place.parent.mkdir(exist_ok=True)
+    lock = FileLock(place, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise _Busy(
+            "another process sees to the rollouts of this fleet",
+            where=str(controller.fleet),
+            remedy="`fleetc rollout status` shows what it does; pause and rollback reach it.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(controller: Controller, poll_s: float, as_json: bool) -> None:
     from rollout.journal import State
     from rollout.rolling_text import event_text
 
@@ -193,15 +225,7 @@ def _run(controller: Controller, poll_s: float, as_json: bool) -> None:
             click.echo(event_text(record), err=True)
         said = standing.lines
 
-    try:
-        with FileLock(controller.fleet / "rollouts" / ".controller.lock", timeout=0):
-            standing = controller.run(poll_s=poll_s, say=say)
-    except Timeout as error:
-        raise DataError(
-            "another process sees to the rollouts of this fleet",
-            where=str(controller.fleet),
-            remedy="`fleetc rollout status` shows what it does; pause and rollback reach it.",
-        ) from error
+    standing = controller.run(poll_s=poll_s, say=say)
     _show(controller, standing, as_json)
     if standing.state == State.STOPPED:
         raise GateFailed(standing.why, where=standing.name, remedy="Every device that reports is on the build before.")

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from compiler.errors import DataError
 from rollout.bounds import ALPHA, Bounds, check_alpha
 
-BETS = ((1.05, 1), (1.3, 2), (1.8, 8), (2.2, 10), (2.8, 8), (4.0, 4), (10.0, 2))
-"""Odds of each bet over those of the limit, and its weight: most near twice the limit, where a gate has to decide soon;
-a little near the limit, so that bounds go on narrowing."""
+BETS = ((1.05, 1), (1.3, 1), (1.9, 8), (3.0, 24), (6.0, 2))
+"""Odds of each bet over those of the limit, and its weight: most at two to three times the limit, where a gate has to
+decide soon; a little near the limit, so that bounds go on narrowing."""
 
 WEIGHTS = sum(weight for _, weight in BETS)
 

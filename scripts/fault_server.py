@@ -64,8 +64,8 @@ class Site:
         """A command line."""
         return [sys.executable, "-P", "-c", "from compiler.cli import main; main()", *map(str, arguments)]
 
-    def start(self, kind: str) -> None:
-        """Starts the server or the worker; both log to a file."""
+    def start(self, kind: str, *more: str) -> None:
+        """Starts the server or the worker, with further options; both log to a file."""
         data, address = self.root / kind, f"127.0.0.1:{self.join}"
         if kind == "server":
             options = [
@@ -84,7 +84,7 @@ class Site:
             options = ["--data", data, "--name", "second"]
         with (self.root / f"{kind}.log").open("ab") as log:
             self.processes[kind] = subprocess.Popen(
-                self.fleetc(kind, *options), cwd=self.root, env=self.env, stdout=log, stderr=log
+                self.fleetc(kind, *options, *more), cwd=self.root, env=self.env, stdout=log, stderr=log
             )
 
     def victims(self, kind: str) -> list[psutil.Process]:

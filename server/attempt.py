@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from compiler.driver.events import event_json, event_of
 from compiler.errors import CompilerError, ToolchainFailed
 from compiler.fleet.machine import available_memory_bytes
+from compiler.store.disk import storage_errors
 from server.artifacts import pack
 from server.connection import Connection, Refusal
 from server.forks import ForkServer
@@ -36,6 +37,12 @@ BEAT_S = 0.5
 """How often an attempt says that it lives, and so hears that it is to stop."""
 
 POLL_S = 0.1
+TOOLCHAINS = "toolchains"
+"""Folder of a cache that holds downloads."""
+
+REFUSED = 422
+"""The server has looked at an artifact and says what is wrong with it."""
+
 GONE = (401, 404, 409)
 """Answers that mean that the attempt is no longer wanted."""
 
@@ -95,15 +102,28 @@ def run_call(text: str, workplace: Workplace) -> None:
         Unreachable: The server does not answer any more; it will give the attempt up.
     """
     call = Call(**json.loads(text))
-    connection = Connection(workplace.url, call.token, ca=workplace.ca, patience_s=SILENCE_S)
+    connection = Connection(
+        workplace.url, call.token, ca=workplace.ca, patience_s=SILENCE_S, stopping=workplace.stopping
+    )
     try:
         order = _ORDERS.validate_python(connection.get(f"/v1/attempts/{call.attempt}"))
-        (workplace.folder / "attempts").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=workplace.folder / "attempts", ignore_cleanup_errors=True) as folder:
-            _Attempt(connection, call, order, workplace, Path(folder)).run()
+        outcome = _run(connection, call, order, workplace)
+        connection.post(f"/v1/attempts/{call.attempt}/outcome", _OUTCOMES.dump_python(outcome, mode="json"))
     except Refusal as refusal:
         if refusal.status not in GONE:
             raise
+
+
+def _run(connection: Connection, call: Call, order: Order, workplace: Workplace) -> Outcome:
+    """Builds and delivers; what goes wrong on the worker itself, such as a full disk, is an outcome too."""
+    attempts = workplace.folder / "attempts"
+    try:
+        with storage_errors(workplace.folder):
+            attempts.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=attempts, ignore_cleanup_errors=True) as folder:
+                return _Attempt(connection, call, order, workplace, Path(folder)).build()
+    except CompilerError as error:
+        return Outcome(error.exit_code, error=error.to_dict())
 
 
 class _Attempt:
@@ -114,15 +134,8 @@ class _Attempt:
         self._order, self._workplace, self._folder = order, workplace, folder
         self._began, self._beat = time.monotonic(), time.monotonic()
 
-    def run(self) -> None:
-        """Builds, delivers, and reports how it ended."""
-        try:
-            outcome = self._build()
-        except CompilerError as error:  # of the worker itself: its disk is full
-            outcome = Outcome(error.exit_code, error=error.to_dict())
-        self._connection.post(f"{self._place}/outcome", _OUTCOMES.dump_python(outcome, mode="json"))
-
-    def _build(self) -> Outcome:
+    def build(self) -> Outcome:
+        """Builds and delivers."""
         files = self._folder / "inputs"
         files.mkdir()
         fleet = lay_out(files, self._request(), self._fetch())
@@ -131,8 +144,6 @@ class _Attempt:
             code = self._watch(process)
             if code is None:
                 process.end()
-                # a server that is being stopped answers no more, and gives the attempt up by itself
-                self._connection.patience_s = 0 if self._workplace.stopping.is_set() else SILENCE_S
                 return self._stopped()
             outcome = self._outcome(code, process.result())
         except BaseException:
@@ -160,7 +171,7 @@ class _Attempt:
         settings: BuildSettings = self._order.settings
         given = {
             "--out": self._folder / "dist",
-            "--cache": self._workplace.cache(self._order.project).absolute(),
+            "--cache": self._cache().absolute(),
             "--device": self._order.device,
             "--jobs": 1,
             "--repeat": settings.repeat,
@@ -176,6 +187,18 @@ class _Attempt:
         options += [f"--skip-pass={name}" for name in settings.skip_passes]
         options += ["--strict"] if settings.strict else []
         return ["build", str(fleet), "--json", "--json-events", "--no-report", *options]
+
+    def _cache(self) -> Path:
+        """The worker's cache of the project; an empty one where nothing of earlier builds is to be used."""
+        usual = self._workplace.cache(self._order.project)
+        if not self._order.from_nothing:
+            return usual
+        empty = self._folder / "cache"
+        empty.mkdir()
+        for shared in ("timing", TOOLCHAINS):  # one gate for all that is timed here; downloads are no results
+            (usual / shared).mkdir(exist_ok=True)
+            (empty / shared).symlink_to((usual / shared).absolute(), target_is_directory=True)
+        return empty
 
     def _shared_cache(self) -> dict[str, str]:
         """The server's cache of the project, for what other workers have finished.
@@ -247,7 +270,12 @@ class _Attempt:
             return
         tar = self._folder / "artifact.tar"
         pack(out, self._order.device, tar)
-        self._connection.upload(f"{self._place}/artifact", tar)
+        try:
+            self._connection.upload(f"{self._place}/artifact", tar)
+        except Refusal as refusal:
+            if refusal.status != REFUSED:
+                raise
+            raise refusal.error(self._connection.url) from refusal
 
 
 def _events(lines: list[str]) -> list[str]:
@@ -260,5 +288,7 @@ def _events(lines: list[str]) -> list[str]:
 
 
 def clear_attempts(folder: Path) -> None:
-    """Removes what attempts of a killed worker left."""
+    """Removes what attempts of a killed worker left: their folders, and files that were being fetched."""
     shutil.rmtree(folder / "attempts", ignore_errors=True)
+    for draft in folder.glob("inputs/*/.*"):
+        draft.unlink(missing_ok=True)

@@ -164,6 +164,17 @@ def give_up(database: Database, attempt: Attempt, why: str, *, most_losses: int)
         set_state(connection, attempt.job, attempt.device, state, attempt.number, why=why, **changes)
 
 
+def silent_workers(database: Database, job: str) -> set[str]:
+    """Workers of a cancelled job that were given up since: whether their builds have ended, nobody knows."""
+    query = (
+        select(attempts.c.worker)
+        .join(jobs, jobs.c.id == attempts.c.job)
+        .where(attempts.c.job == job, attempts.c.state == GIVEN_UP, attempts.c.finished >= jobs.c.cancel_requested)
+    )
+    with database.reading() as connection:
+        return set(connection.execute(query).scalars())
+
+
 def _hold(connection: Connection, attempt: Attempt) -> Row[Any]:
     """The device of an attempt.
 

@@ -32,6 +32,9 @@ TRIES = 20
 
 RECONNECT_S = 0.5
 
+FOLLOW_S = 120.0
+"""How long who follows a job waits for a server that is being started again."""
+
 
 @dataclass(frozen=True)
 class Followed:
@@ -178,7 +181,7 @@ def follow(connection: Connection, job: str) -> Iterator[Followed]:
         Refusal: The server refuses.
         Unreachable: The server does not answer any more.
     """
-    last = 0
+    last, connection.patience_s = 0, max(connection.patience_s, FOLLOW_S)
     while True:
         try:
             for identity, kind, text in connection.events(f"/v1/jobs/{job}/events", last=last):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,11 +13,14 @@ import urllib3
 
 from compiler.errors import CompilerError, ServerError, from_dict
 from compiler.store.atomic import write_atomic
+from compiler.store.disk import storage_errors
 
 T = TypeVar("T")
 TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 CHUNK_BYTES = 1 << 20
+LATER = (429, 503)
+"""Answers of a server that is asked too often, or is being stopped or started."""
 
 
 class Refusal(Exception):
@@ -53,10 +57,19 @@ class Connection:
         token: Sent as bearer.
         ca: File of the authority that signed the server's certificate; None for those of the system.
         patience_s: How long a call that gets no answer is tried again; may be changed.
+        stopping: Once it is set, nothing is tried again.
     """
 
-    def __init__(self, url: str, token: str, *, ca: Path | None = None, patience_s: float = 0.0) -> None:
-        self.url, self.patience_s = url.rstrip("/"), patience_s
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        ca: Path | None = None,
+        patience_s: float = 0.0,
+        stopping: threading.Event | None = None,
+    ) -> None:
+        self.url, self.patience_s, self._stopping = url.rstrip("/"), patience_s, stopping or threading.Event()
         self._headers = {"Authorization": f"Bearer {token}"}
         self._pool = urllib3.PoolManager(
             ca_certs=str(ca) if ca else None, timeout=TIMEOUT, retries=False, maxsize=4, block=False
@@ -109,7 +122,13 @@ class Connection:
         return _value(answer.status, answer.data)
 
     def download(self, path: str, target: Path) -> None:
-        """GETs a file, which is there whole or not at all."""
+        """GETs a file, which is there whole or not at all.
+
+        Raises:
+            StorageError: The disk is full, or may not be written.
+            Refusal: The server refuses.
+            Unreachable: No whole answer came, however often it was tried.
+        """
 
         def once() -> None:
             answer = self._pool.request(
@@ -118,8 +137,10 @@ class Connection:
             try:
                 if answer.status != 200:
                     _value(answer.status, answer.read(1 << 16))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(target, lambda file: _copy(answer, file))
+                # what the disk says is no fault of the network, and is not tried again
+                with storage_errors(target.parent):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomic(target, lambda file: _copy(answer, file))
             finally:
                 answer.release_conn()
 
@@ -150,15 +171,16 @@ class Connection:
     def _patiently(self, once: Callable[[], T]) -> T:
         deadline, pause = time.monotonic() + self.patience_s, FIRST_PAUSE_S
         while True:
+            is_last = time.monotonic() + pause > deadline or self._stopping.is_set()
             try:
                 return once()
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                if time.monotonic() + pause > deadline:
+                if is_last:
                     raise Unreachable(str(error)) from error
             except Refusal as refusal:
-                if refusal.status != 503 or time.monotonic() + pause > deadline:
+                if refusal.status not in LATER or is_last:
                     raise
-            time.sleep(pause)
+            self._stopping.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
 

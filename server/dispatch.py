@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -65,6 +65,7 @@ class Dispatcher:
     bell: Bell
     _stop: threading.Event = field(default_factory=threading.Event)
     _absent: Counter[str] = field(default_factory=Counter)
+    _silent_since: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -105,7 +106,7 @@ class Dispatcher:
             busy = Counter(row.worker for row in running(connection))
             waiting = queue(connection)
             shares = _shares(connection) if self.rules.quota else Counter[str]()
-        usable = [worker for worker in workers if worker.version == version("fleetc")]
+        usable = [worker for worker in workers if worker.version == version("fleetc") and self._is_heard(worker)]
         for device in waiting:
             if self._stop.is_set():
                 return
@@ -121,6 +122,10 @@ class Dispatcher:
                 busy[worker.name] += 1
                 shares[device.project] += 1
 
+    def _is_heard(self, worker: WorkerFacts) -> bool:
+        """Whether a worker was heard of since it lost an attempt by its silence: it would lose the next one, too."""
+        return worker.seen > self._silent_since[worker.name]
+
     def _begin(self, device: Waiting, worker: WorkerFacts) -> bool:
         begun = begin_attempt(self.database, device, worker.name)
         if begun is None:
@@ -134,7 +139,7 @@ class Dispatcher:
 
     def _explain(self, device: Waiting, workers: Sequence[WorkerFacts]) -> None:
         """Says at once where no worker could do it, however long one waits."""
-        missing = missing_labels(device.labels, workers)
+        missing = missing_labels(device.labels, workers, not_on=device.not_on)
         if missing != device.waiting_for:
             set_waiting_for(self.database, device, missing)
             self.bell.ring_listeners()
@@ -146,6 +151,8 @@ class Dispatcher:
             self._absent[row.worker] = 0 if row.worker in present else self._absent[row.worker] + 1
         for row in rows:
             silent = time.time() - row.heard > self.rules.silence_s
+            if silent:
+                self._silent_since[row.worker] = time.time()
             if silent or self._absent[row.worker] >= GONE_TICKS:
                 self._give_up(_attempt(row), "it was not heard of any more" if silent else "its worker is gone")
 
@@ -164,11 +171,15 @@ class Dispatcher:
         self.bell.ring()
 
 
-def missing_labels(labels: Iterable[str], workers: Sequence[WorkerFacts]) -> tuple[str, ...]:
-    """Labels that keep a device waiting: those that no worker has, or all where no worker has them together."""
+def missing_labels(labels: Iterable[str], workers: Sequence[WorkerFacts], *, not_on: str = "") -> tuple[str, ...]:
+    """Labels that keep a device waiting: those that no worker has, or all where no worker has them together.
+
+    Where the one worker that has them must not do it, that is said as a label of its own.
+    """
     needed = set(labels)
-    if any(needed <= worker.labels for worker in workers):
-        return ()
+    able = {worker.name for worker in workers if needed <= worker.labels}
+    if able:
+        return () if able - {not_on} else (f"other-than:{not_on}",)
     offered = {label for worker in workers for label in worker.labels}
     return tuple(sorted(needed - offered or needed)) or ("worker",)
 
@@ -178,7 +189,7 @@ def _choose(device: Waiting, workers: Sequence[WorkerFacts], busy: Counter[str])
     free = [
         (worker.slots - busy[worker.name], worker.name, worker)
         for worker in workers
-        if set(device.labels) <= worker.labels and busy[worker.name] < worker.slots
+        if set(device.labels) <= worker.labels and worker.name != device.not_on and busy[worker.name] < worker.slots
     ]
     return max(free, key=lambda one: one[:2])[2] if free else None
 

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import select, update
 
@@ -41,6 +42,18 @@ class Retention:
 
 
 KEEP = Retention()
+
+
+DRAFTS = ("scratch/*", "cache/*/tmp/*", "reports/.draft-*", "artifacts/*/*/.*", ".signing-*")
+"""Files and folders that a request makes and removes again. Parts of uploads are none: clients go on with them."""
+
+
+def clear_drafts(data: Path) -> int:
+    """Removes what requests of a killed server left. Returns how many files and folders that were."""
+    left = [path for pattern in DRAFTS for path in data.glob(pattern)]
+    for path in left:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return len(left)
 
 
 def start_housekeeping(site: Site, retention: Retention) -> None:

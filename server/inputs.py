@@ -39,12 +39,14 @@ class Planned:
         plans: Device class → its plan as JSON; those that could be planned here.
         failed: Device class → why no plan can be made.
         forecast: About how long a build from nothing takes.
+        recovering: Device classes whose builds do not repeat: they train for a time.
     """
 
     labels: Mapping[str, tuple[str, ...]]
     plans: Mapping[str, Any]
     failed: Mapping[str, CompilerError]
     forecast: Mapping[str, Any]
+    recovering: tuple[str, ...] = ()
 
 
 def lay_out(folder: Path, request: JobRequest, find: Mapping[str, Path]) -> Path:
@@ -92,7 +94,8 @@ def plan_request(request: JobRequest, project: str, *, blobs: Blobs, scratch: Pa
         labels = {name: _labels(fleet, name, request) for name in selected}
         expected = forecast(planned, Store(scratch / "none"), most=1)
         plans = {one.device.name: _plan_json(one.plan) for one in planned}
-    return Planned(labels, plans, failed, vars(expected))
+        recovering = tuple(one.device.name for one in planned if one.plan.pruning.recovers)
+    return Planned(labels, plans, failed, vars(expected), recovering)
 
 
 def plan_options(request: JobRequest, folder: Path) -> BuildOptions:

@@ -38,6 +38,7 @@ class Waiting:
     waiting_for: tuple[str, ...]
     created: float
     attempt: int
+    not_on: str
     deadline_queued_s: float | None
 
 
@@ -48,6 +49,7 @@ def add_job(
     *,
     labels: Mapping[str, Sequence[str]],
     idempotency_key: str | None = None,
+    originals: Mapping[str, tuple[str, str]] | None = None,
 ) -> tuple[str, bool]:
     """Puts a job into the queue.
 
@@ -57,6 +59,7 @@ def add_job(
         who: Whose job it is.
         labels: Device class → the labels that its worker needs, in the fleet's order.
         idempotency_key: The client's; the same key and request give the same job.
+        originals: Device class → the job whose build it repeats, and the worker that must not do it.
 
     Returns:
         The job's id, and whether it is new.
@@ -84,7 +87,9 @@ def add_job(
         with database.writing() as connection:
             connection.execute(insert(jobs).values(row))
             for place, (name, needed) in enumerate(labels.items()):
+                original, not_on = (originals or {}).get(name, ("", ""))
                 values = {"job": identity, "name": name, "place": place, "labels": list(needed), "waiting_for": []}
+                values |= {"original": original, "not_on": not_on}
                 connection.execute(insert(devices).values(state=DeviceState.QUEUED, **values))
             note(connection, identity, {"event": "job-queued", "devices": list(labels)})
     except IntegrityError:
@@ -131,6 +136,7 @@ def queue(connection: Connection) -> list[Waiting]:
             devices.c.labels,
             devices.c.waiting_for,
             devices.c.attempt,
+            devices.c.not_on,
             jobs.c.project,
             jobs.c.fleet,
             jobs.c.created,
@@ -150,6 +156,7 @@ def queue(connection: Connection) -> list[Waiting]:
             waiting_for=tuple(row.waiting_for),
             created=row.created,
             attempt=row.attempt,
+            not_on=row.not_on,
             deadline_queued_s=row.deadline_queued_s,
         )
         for row in rows

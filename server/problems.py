@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from compiler.errors import CompilerError, InternalError, MissingError, ServerError, StorageError
 
 MEDIA_TYPE = "application/problem+json"
 MAX_SHOWN = 20
 """Most problems of one request that are listed."""
+
+
+@dataclass(frozen=True)
+class ProblemView:
+    """A refusal as RFC 9457 writes it, with the class and the exit code of our errors.
+
+    Args:
+        type: Page about the class of the error; `about:blank` where the status says all.
+        status: The HTTP status.
+        detail: What is wrong.
+        remedy: What the client can do.
+        title: The class of the error, where it is one of the compiler's.
+        error: The same.
+        exit_code: That of a command which ends by it.
+        problems: What is wrong with each field of the request.
+    """
+
+    type: str
+    status: int
+    detail: str
+    remedy: str = ""
+    title: str = ""
+    error: str = ""
+    exit_code: int = 0
+    problems: tuple[dict[str, str], ...] = ()
 
 
 class Problem(Exception):
@@ -63,7 +90,9 @@ def add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def refused_by_framework(request: Request, error: HTTPException) -> JSONResponse:
-        headers = dict(error.headers) if error.headers else None
+        headers = dict(error.headers) if error.headers else {}
+        if error.status_code == 405:  # of the first route alone that has this path
+            headers["Allow"] = ", ".join(sorted(_methods(request)))
         return problem_response(error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(RequestValidationError)
@@ -72,3 +101,9 @@ def add_problems(app: FastAPI) -> None:
         facts: dict[str, Any] = {"error": "UsageError", "exit_code": 2, "problems": rows[:MAX_SHOWN]}
         detail = "; ".join(f"{row['at']}: {row['what']}" for row in rows[:3])
         return problem_response(422, detail or "the request is not valid", **facts)
+
+
+def _methods(request: Request) -> set[str]:
+    """What may be asked of the path of a request."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    return {name for route in routes if route.matches(request.scope)[0] != Match.NONE for name in route.methods or ()}

@@ -112,6 +112,8 @@ class JobRequest:
         priority: Higher ones begin earlier.
         deadline_running_s: Longest time one attempt may run.
         deadline_queued_s: Longest time a device may wait for its first attempt.
+        reproduce: Whether what was delivered of these inputs is built again, from nothing and on another worker, to be
+            compared and signed a second time.
     """
 
     fleet: FleetText
@@ -122,6 +124,7 @@ class JobRequest:
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     deadline_running_s: _Seconds | None = None
     deadline_queued_s: _Seconds | None = None
+    reproduce: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class DeviceView:
         figures: Row of the fleet's table: precision, bytes, latency and so on.
         manifest: SHA-256 of the artifact's manifest; empty where there is none.
         size: Bytes of the artifact as a tar file.
+        original: The job whose build this one repeats; empty where it repeats none.
     """
 
     name: str
@@ -165,6 +169,7 @@ class DeviceView:
     figures: Mapping[str, Any] | None = None
     manifest: str = ""
     size: int = 0
+    original: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,6 +213,7 @@ class Order:
         settings: Options of the build.
         deadline_s: Longest time it may run; None for ever.
         trusted_key: The server's public key, PEM: entries of the shared cache that it has signed are used.
+        from_nothing: Whether it must not use what earlier builds left on the worker.
     """
 
     project: str
@@ -217,6 +223,7 @@ class Order:
     settings: BuildSettings
     deadline_s: float | None
     trusted_key: str
+    from_nothing: bool = False
 
 
 @dataclass(frozen=True, config=_FROM_OUTSIDE)

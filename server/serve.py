@@ -29,12 +29,13 @@ from server.blobs import Blobs
 from server.certificates import server_certificate
 from server.dispatch import Dispatcher, Rules
 from server.engine import DaskEngine, folder_of
-from server.housekeeping import KEEP, Retention, start_housekeeping
+from server.housekeeping import KEEP, Retention, clear_drafts, start_housekeeping
 from server.keys import create_key, list_keys
 from server.labels import find_labels
 from server.metrics import Metrics
+from server.rate import RateLimit
 from server.schema import Scope
-from server.signing import signing_key
+from server.signing import rebuild_key, signing_key
 from server.tables import Database, open_database
 from server.worker import security_of
 
@@ -60,6 +61,7 @@ class Settings:
             for one of the server's own authority.
         most_losses: Attempts of a device that may be lost.
         quota: Attempts that a project may have at a time; 0 for no bound.
+        rate: Requests a second that a key may make; 0 for no bound.
         retention: What becomes of old artifacts and files.
         silence_s: How long an attempt may say nothing.
     """
@@ -75,6 +77,7 @@ class Settings:
     certificate: tuple[Path, Path] | None = None
     most_losses: int = 5
     quota: int = 0
+    rate: float = 200.0
     retention: Retention = KEEP
     silence_s: float = 30.0
 
@@ -112,6 +115,7 @@ def serve(settings: Settings, *, ready: Callable[[Started], None]) -> None:
 
 
 def _run(settings: Settings, database: Database, listener: socket.socket, *, ready: Callable[[str], None]) -> None:
+    clear_drafts(settings.data)
     url = _url(settings, listener)
     place = Workplace(url, folder_of(settings.data), slots=settings.slots, ca=_own_authority(settings))
     workplace = place if settings.slots else None
@@ -119,7 +123,6 @@ def _run(settings: Settings, database: Database, listener: socket.socket, *, rea
         clear_attempts(workplace.folder)
         workplace.forks.start()
     labels = find_labels() | set(settings.labels) if workplace else frozenset[str]()
-    key = signing_key(settings.data)
     engine = DaskEngine(workplace, labels, **_join(settings))
     bell, blobs = Bell(), Blobs(settings.data / "blobs", most_bytes=64 << 30)
     (settings.data / "blobs").mkdir(exist_ok=True)
@@ -137,7 +140,9 @@ def _run(settings: Settings, database: Database, listener: socket.socket, *, rea
         version=version("fleetc"),
         hosts=names,
         url=url,
-        key=key,
+        key=signing_key(settings.data),
+        rebuilt_key=rebuild_key(settings.data),
+        rate=RateLimit(settings.rate),
     )
     server = _Server(_config(settings, site), bell)
     dispatcher.start()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from compiler.artifact.signing import sign_artifact
@@ -27,13 +28,32 @@ def signing_key(data: Path) -> PrivateKey:
         UsageError: The file is no key.
         OutputError: The data folder cannot be written.
     """
-    folder = public_key_file(data).parent
+    return _key(public_key_file(data).parent, NAME)
+
+
+def rebuild_key(data: Path) -> PrivateKey:
+    """The key that signs what second builders state; made at the first start.
+
+    Raises:
+        UsageError: The file is no key.
+        OutputError: The data folder cannot be written.
+    """
+    return _key(data / "signing-rebuilt", "rebuilt")
+
+
+def _key(folder: Path, name: str) -> PrivateKey:
+    """The key in a folder; made where there is no such folder.
+
+    Raises:
+        UsageError: The file is no key.
+        OutputError: The data folder cannot be written.
+    """
     if not folder.is_dir():
         with output_errors(folder):
-            draft = Path(tempfile.mkdtemp(dir=data, prefix=".signing-"))
-            write_key_pair(generate_key(), draft / f"{NAME}.pem")
+            draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".signing-"))
+            write_key_pair(generate_key(), draft / f"{name}.pem")
             draft.rename(folder)  # both files at once, whenever the server is killed
-    return read_private_key(folder / f"{NAME}.pem")
+    return read_private_key(folder / f"{name}.pem")
 
 
 def sign_tar(tar: Path, device: str, key: PrivateKey, *, builder: str, scratch: Path) -> Checked:
@@ -55,15 +75,24 @@ def sign_tar(tar: Path, device: str, key: PrivateKey, *, builder: str, scratch: 
     facts = check(tar, device)
     if not facts.manifest:
         return facts
-    scratch.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=scratch, prefix="sign-"))
-    try:
-        unpack(tar, device, folder)
-        (folder / BUILD).write_text(facts.build, encoding="utf-8")
+    with unpacked(tar, device, scratch) as folder:
         sign_artifact(folder / device, key, builder=builder)
         pack(folder, device, tar)
         with tar.open("rb") as file:
             os.fsync(file.fileno())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return facts
+
+
+@contextmanager
+def unpacked(tar: Path, device: str, scratch: Path) -> Iterator[Path]:
+    """The files of a tar file, `build.json` among them, in a folder of their own for as long as the block runs.
+
+    Raises:
+        ArtifactError: It is no artifact, or has bytes that its manifest does not state.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="sign-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        facts = unpack(tar, device, folder)
+        (folder / BUILD).write_text(facts.build, encoding="utf-8")
+        yield folder

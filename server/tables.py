@@ -33,9 +33,11 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    inspect,
     text,
 )
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.schema import CreateColumn
 
 from compiler.errors import ServerError, StorageError
 
@@ -98,6 +100,8 @@ devices = Table(
     Column("manifest", String(64), nullable=False, default=""),
     Column("size", Integer, nullable=False, default=0),
     Column("finished", Float),
+    Column("original", String(16), nullable=False, default="", server_default=""),
+    Column("not_on", String(200), nullable=False, default="", server_default=""),
     Index("devices_by_state", "state"),
 )
 
@@ -205,6 +209,7 @@ def open_database(url: str, folder: Path) -> Database:
             undone.callback(engine.dispose)
             held = [lock, undone.enter_context(_lock_server(engine))] if url else [lock]
             metadata.create_all(engine)
+            _add_columns(engine)
             undone.pop_all()
     except SQLAlchemyError as error:
         raise ServerError(
@@ -213,6 +218,17 @@ def open_database(url: str, folder: Path) -> Database:
             remedy="A URL is postgresql://USER:PASSWORD@HOST/DATABASE.",
         ) from error
     return Database(engine, held)
+
+
+def _add_columns(engine: Engine) -> None:
+    """Columns that an older server's tables do not have."""
+    for table in metadata.sorted_tables:
+        present = {column["name"] for column in inspect(engine).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in present:
+                definition = CreateColumn(column).compile(engine)
+                with engine.begin() as connection:
+                    connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
 
 
 def _driver(url: str) -> str:

@@ -110,6 +110,7 @@ def _device_view(row: Row[Any], place: int | None, usual: float | None, slots: i
         figures=row.figures,
         manifest=row.manifest if row.state == DeviceState.SUCCEEDED else "",
         size=row.size if row.state == DeviceState.SUCCEEDED else 0,
+        original=row.original,
     )
 
 

@@ -20,6 +20,7 @@ from server.attempt import Workplace, clear_attempts
 from server.certificates import new_request
 from server.connection import Connection, Refusal, Unreachable
 from server.engine import QUIET, BuildWorker, worker_options
+from server.inputs import TIMING
 from server.labels import find_labels
 
 PAUSE_S = 2.0
@@ -37,12 +38,14 @@ class WorkerSettings:
         folder: Where its files are.
         slots: Builds that it runs side by side.
         labels: Labels beside those that it finds.
+        has_timing: Whether it may measure.
     """
 
     name: str
     folder: Path
     slots: int
     labels: tuple[str, ...] = ()
+    has_timing: bool = True
 
 
 def default_name() -> str:
@@ -63,7 +66,7 @@ def run_worker(connection: Connection, settings: WorkerSettings, *, ca: Path | N
     clear_attempts(settings.folder)
     workplace = Workplace(connection.url, settings.folder, slots=settings.slots, ca=ca)
     workplace.forks.start()
-    labels = find_labels() | set(settings.labels)
+    labels = (find_labels() | set(settings.labels)) - (frozenset() if settings.has_timing else {TIMING})
     asyncio.run(_run(connection, settings, labels, workplace))
 
 

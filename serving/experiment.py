@@ -14,7 +14,6 @@ reads it, and once a second.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import random
@@ -150,6 +149,11 @@ class Experiment:
             except asyncio.QueueFull:
                 self._skipped += 1
 
+    def see_failure(self, key: str, seconds: float) -> None:
+        """Notes a request that the version in use lost."""
+        if self.is_running and self._is_split:
+            self._see(CURRENT, key, 1e3 * seconds, failed=1)
+
     async def end(self, standing: Standing, why: str) -> None:
         """Ends it, and the candidate's processes; the last verdict stays."""
         self._finish(standing, why)
@@ -263,8 +267,7 @@ class Experiment:
                 self._answers.add_failed(rows)
             except Overloaded as error:  # its process is being started again
                 self._skipped += 1
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.sleep(min(1.0, error.retry_after_s or IDLE_LOOK_S))
+                await asyncio.sleep(min(1.0, error.retry_after_s or IDLE_LOOK_S))
                 continue
             self._counts[CANDIDATE] += 1
             self._judge_quickly()

@@ -246,7 +246,11 @@ class ServedModel:
             # what the candidate cannot answer, the version in use does: an experiment costs nobody an answer
             return await experiment.ask(inference, key) or await deployment.infer(inference)
         started_s = time.monotonic()
-        answer = await deployment.infer(inference)
+        try:
+            answer = await deployment.infer(inference)
+        except BuildFailed:
+            experiment.see_failure(key, time.monotonic() - started_s)
+            raise
         experiment.see(inference, answer, key, time.monotonic() - started_s)
         return answer
 
@@ -379,14 +383,14 @@ class ServedModel:
 
 
 def _refuse_incomparable(request: Request, served: Served, current: Deployment) -> None:
-    digest, candidate = first_build(current).manifest_sha256, served.builds[0].manifest_sha256
-    if digest != request.against:
+    digests = [build.manifest_sha256 for build in current.builds.values()]
+    if request.against not in digests:
         raise BadRequest(
-            f"the build in use has the manifest {digest[:16]} and not {request.against[:16]}: "
+            f"the build in use has the manifest {digests[0][:16]} and not {request.against[:16]}: "
             "name the folder that is served with --against",
             409,
         )
-    if candidate == digest:
+    if served.builds[0].manifest_sha256 in digests:
         raise BadRequest("the candidate is the current build: there is nothing to compare", 409)
     if served.signature != current.signature:
         raise BadRequest("the candidate takes or gives other tensors than the build in use", 409)

@@ -26,15 +26,13 @@ from compiler.target import (
     TargetPlan,
     TargetUnavailable,
     installed_version,
+    onnx_runtime_operators,
 )
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from compiler.target import Pass
-
-_NO_KERNEL = frozenset({"BitCast", "Bernoulli", "ImageDecoder", "RoiAlign"})
-"""Operators of ONNX that ONNX Runtime's CPU provider neither has nor can expand into others (at `_OPSET_MAX`)."""
 
 _RULES = {name: OpRule(attributes={"layout": (0,)}) for name in ("GRU", "LSTM", "RNN")}
 _OPSET_MAX = 27
@@ -63,11 +61,8 @@ class Reference:
             raise TargetUnavailable("ONNX Runtime is not installed", remedy="pip install fleetc")
 
     def capability(self, profile: HardwareProfile) -> Capability:
-        """Every operator of ONNX itself, few left out; no other domain."""
-        import onnx
-
-        names = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain and not schema.deprecated}
-        ops = {name: _RULES.get(name, OpRule()) for name in sorted(names - _NO_KERNEL)}
+        """Every operator that ONNX Runtime computes: of ONNX itself, few left out, and of `com.microsoft`."""
+        ops = {name: _RULES.get(name, OpRule()) for name in sorted(onnx_runtime_operators())}
         return Capability(ops=ops, precisions=(_FP32,), dynamic_dims=True, opset_max=_OPSET_MAX)
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:

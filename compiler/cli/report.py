@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from compiler.cli.options import FOLDER, json_option
+from compiler.cli.options import FILE, FOLDER, json_option
 from compiler.cli.output import print_json
 from compiler.errors import UsageError, combine
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     type=click.Choice(["md", "junit", "yaml"]),
     help="Also print Markdown for a pull request, JUnit XML of the gates, or YAML as device clouds write it.",
 )
+@click.option("--metrics", type=FILE, help="What a server of the build gave under /metrics: shown beside.")
 @json_option
-def report(dist: Path, previous: Path | None, summary: str | None, as_json: bool) -> None:
+def report(dist: Path, previous: Path | None, metrics: Path | None, summary: str | None, as_json: bool) -> None:
     """Make report.html of a build again from its manifests."""
     from compiler.artifact.report import read_build, write_report
 
@@ -32,7 +33,7 @@ def report(dist: Path, previous: Path | None, summary: str | None, as_json: bool
         raise UsageError("--summary and --json both want stdout", where="fleetc report", remedy="Choose one of them.")
     build = read_build(dist)
     before = read_build(previous) if previous else None
-    page = write_report(build, previous=before)
+    page = write_report(build, previous=before, metrics=metrics)
     if summary:
         click.echo(_summary(summary, build, before), nl=False)
     elif as_json:

@@ -15,6 +15,20 @@ from compiler.model.spec import TensorSpec
 _NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
+_NO_KERNEL = frozenset({"BitCast", "Bernoulli", "ImageDecoder", "RoiAlign"})
+"""Operators of ONNX that the CPU provider neither has nor can expand into others (at opset 27)."""
+_MICROSOFT = """
+    Attention AttnLSTM BiasGelu CDist ConvTransposeWithDynamicPads CropAndResize DecoderMaskedMultiHeadAttention
+    DequantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul EmbedLayerNormalization ExpandDims FastGelu FusedConv
+    FusedGemm FusedMatMul GatherBlockQuantized GatherND Gelu GridSample GroupQueryAttention Inverse LinearAttention
+    MatMulBnb4 MatMulFpQ4 MatMulInteger16 MatMulIntegerToFloat MatMulNBits MaxpoolWithMask MoE MultiHeadAttention
+    NGramRepeatBlock NhwcMaxPool Pad QAttention QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool
+    QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearSoftmax
+    QLinearWhere QMoE QuantizeLinear QuickGelu Range RotaryEmbedding SkipLayerNormalization
+    SkipSimplifiedLayerNormalization SparseAttention TransposeMatMul Trilu UnfoldTensor Unique WordConvEmbedding
+"""
+"""Operators of `com.microsoft` with a CPU kernel, without random ones, text, and whole decoders."""
+
 
 class OnnxRuntimeSession:
     """A model file, opened on this machine's CPU.
@@ -52,6 +66,14 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Frees the session."""
         del self._session
+
+
+def onnx_runtime_operators() -> frozenset[str]:
+    """The operators that the CPU provider computes: `Conv` of ONNX itself, `com.microsoft::FusedConv` of its own."""
+    import onnx
+
+    standard = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain and not schema.deprecated}
+    return frozenset((standard - _NO_KERNEL) | {f"com.microsoft::{name}" for name in _MICROSOFT.split()})
 
 
 def open_session(model: str | bytes, *, is_optimized: bool, threads: int = 1, operators: int = 1) -> Any:

@@ -30,6 +30,8 @@ from compiler.passes.values import Names, constant_of, display_name, graphs_of, 
 
 _OWN, _MICROSOFT = "", "com.microsoft"
 _FLOAT = ir.DataType.FLOAT
+_CHANNELS_OPSET = 13
+"""Since then DequantizeLinear takes one scale for each channel."""
 
 Operand = tuple[ir.Value | None, ir.Value | None, ir.Value | None]
 """Integers, scale and zero point."""
@@ -41,10 +43,11 @@ class Builder:
     Args:
         node: The node that they replace.
         names: Of the model.
+        opset: Of the model.
     """
 
-    def __init__(self, node: ir.Node, names: Names) -> None:
-        self.node, self._names = node, names
+    def __init__(self, node: ir.Node, names: Names, *, opset: int) -> None:
+        self.node, self._names, self._opset = node, names, opset
         graph = node.graph
         if not isinstance(graph, ir.Graph):
             raise Refused("it is in a function")
@@ -78,7 +81,11 @@ class Builder:
         """D of an operand; with one scale for each channel they are those of this axis."""
         integers, scale, zero = operand
         inputs = [integers, scale] if zero is None else [integers, scale, zero]
-        value = self.op("DequantizeLinear", inputs, **_axis_of(scale, axis))
+        attributes = _axis_of(scale, axis)
+        if attributes and self._opset < _CHANNELS_OPSET:
+            text = "has no DequantizeLinear for channels; export the model with opset 13 or newer"
+            raise Refused(f"opset {self._opset} {text}")
+        value = self.op("DequantizeLinear", inputs, **attributes)
         value.type, value.shape = ir.TensorType(_FLOAT), integers.shape if integers is not None else None
         return value
 
@@ -285,7 +292,7 @@ def decompose_quantized(model: ir.Model, chooses: Chooses = lambda node: True) -
                 dynamic += [made[0], made[2]] if len(made) == 3 else []
                 modified = True
             except Refused as refusal:
-                notes.append(f"{display_name(node)}: {node.op_type} stays: {refusal}")
+                notes.append(f"{display_name(node)}: {node.op_type} stays: {refusal.reason}")
         for value in dynamic:
             keep_float(graph, value)
     return PassResult(modified, tuple(notes))
@@ -293,9 +300,7 @@ def decompose_quantized(model: ir.Model, chooses: Chooses = lambda node: True) -
 
 def _replace(graph: ir.Graph, node: ir.Node, names: Names, opset: int) -> tuple[ir.Value, ...]:
     """Puts what stands for a node in its place; its results."""
-    if opset < 13:
-        raise Refused(f"opset {opset} has no DequantizeLinear for channels; export the model with opset 13 or newer")
-    build = Builder(node, names)
+    build = Builder(node, names, opset=opset)
     try:
         rewrite = _SINGLE.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
         made = (rewrite(build, node),) if rewrite else _dynamic(build, node)

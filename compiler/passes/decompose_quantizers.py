@@ -33,9 +33,9 @@ def decompose_quantizers(model: ir.Model, chooses: Chooses) -> PassResult:
             if node.domain != "" or node.op_type not in _QUANTIZERS or not chooses(node):
                 continue
             try:
-                new = _written_out(node, names)
+                new = _written_out(node, names, opset=model.graph.opset_imports.get("", 1))
             except Refused as refusal:
-                notes.append(f"{display_name(node)}: {node.op_type} stays: {refusal}")
+                notes.append(f"{display_name(node)}: {node.op_type} stays: {refusal.reason}")
                 continue
             integers += [new] if node.op_type == "QuantizeLinear" else []
             take_over(node.outputs[0], new)
@@ -46,8 +46,8 @@ def decompose_quantizers(model: ir.Model, chooses: Chooses) -> PassResult:
     return PassResult(modified, tuple(notes))
 
 
-def _written_out(node: ir.Node, names: Names) -> ir.Value:
-    build = Builder(node, names)
+def _written_out(node: ir.Node, names: Names, *, opset: int) -> ir.Value:
+    build = Builder(node, names, opset=opset)
     scale, zero = constant_of(node.inputs[1]), constant_of(node.inputs[2] if len(node.inputs) > 2 else None)
     integers = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
     if integers is None or integers.dtype not in _BYTES:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
-    from compiler.model.onnx_runtime import OnnxRuntimeSession
+    from compiler.model.onnx_runtime import OnnxRuntimeSession, onnx_runtime_operators
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
     from compiler.passes.decompose_operators import DecomposeOperators
@@ -130,6 +130,7 @@ _PLACES = {
     "load_passes": "compiler.passes.pipelines",
     "load_profile": "compiler.fleet.profile",
     "missing_isa": "compiler.fleet.detect",
+    "onnx_runtime_operators": "compiler.model.onnx_runtime",
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
     "raise_refusals": "compiler.target.capability",
@@ -205,6 +206,7 @@ __all__ = [
     "load_passes",
     "load_profile",
     "missing_isa",
+    "onnx_runtime_operators",
     "op_key",
     "profile_device",
     "raise_refusals",

@@ -113,7 +113,7 @@ def arithmetic(sketch: Sketch) -> None:
         made = sketch.of(operands[1])
         operands[1] = sketch.constant(np.where(made == 0, made.dtype.type(2), made))
     elif operator == "Pow":
-        operands[1] = sketch.constant(np.array(sketch.choice(2, 3, 1, 0, 0.5, -1), sketch.of(first).dtype))
+        operands[1] = sketch.constant(np.array(sketch.choice(2, 3, 1, 0, 0.5, -1)).astype(sketch.of(first).dtype))
     elif operator in ("Max", "Min", "Mean", "Sum"):
         operands = operands[: sketch.integer(1, 2)] + [other_operand(sketch, first)] * sketch.integer(0, 1)
     elif operator not in ("PRelu",) and sketch.chance(40):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
+from pydantic import TypeAdapter
 
-from server.api import artifacts, attempts, blobs, jobs, machines
+from server.api import artifacts, attempts, blobs, jobs, machines, plan
 from server.api.cache import mount_cache
 from server.api.site import Site
 from server.page import routes
-from server.problems import add_problems, problem_response
+from server.problems import MEDIA_TYPE, ProblemView, add_problems, problem_response
 
 MAX_JSON_BYTES = 16 << 20
 """Size of the largest body that is no file: a fleet of some ten thousand files."""
@@ -25,9 +27,25 @@ HEADERS = {
 }
 
 
+REFUSAL: dict[str, Any] = {
+    "description": "It is refused, or cannot be done now: a problem as in RFC 9457.",
+    "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemView"}}},
+}
+
+
+class _Api(FastAPI):
+    """An application whose document says what a refusal looks like: FastAPI knows its own alone."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        schema = TypeAdapter(ProblemView).json_schema()
+        document["components"]["schemas"].setdefault(ProblemView.__name__, schema)
+        return document
+
+
 def make_app(site: Site | None, *, version: str) -> FastAPI:
     """The application of a site; without one, for its OpenAPI document."""
-    app = FastAPI(
+    app = _Api(
         title="fleetc build server",
         version=version,
         summary="Compiles one ONNX model for every device class of a fleet.",
@@ -35,9 +53,10 @@ def make_app(site: Site | None, *, version: str) -> FastAPI:
         redoc_url=None,
         openapi_url="/v1/openapi.json",
         max_body_size=MAX_JSON_BYTES,
+        responses={"4XX": REFUSAL, "5XX": REFUSAL},
     )
     app.state.site = site
-    for part in (jobs, blobs, artifacts, attempts, machines, routes):
+    for part in (jobs, plan, blobs, artifacts, attempts, machines, routes):
         app.include_router(part.router)
     if site is not None:
         mount_cache(app, site)

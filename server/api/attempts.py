@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -14,11 +15,13 @@ from starlette.requests import ClientDisconnect
 
 from compiler.driver.events import event_of
 from compiler.store.disk import storage_errors
+from server.api.artifacts import device_of
 from server.api.blobs import MAX_BLOB_BYTES
 from server.api.site import AttemptDep, Site, SiteDep, superseded
-from server.artifacts import MEASUREMENTS, read_member
+from server.artifacts import MEASUREMENTS, Checked, read_member
 from server.attempt_rows import Attempt, Superseded, end_attempt, hear, note_artifact
 from server.problems import Problem
+from server.reproduce import confirm
 from server.schema import Answer, JobRequest, News, Order, Outcome
 from server.signing import sign_tar
 from server.views import read_request, view_job
@@ -41,6 +44,7 @@ def order(attempt: AttemptDep, site: SiteDep) -> Order:
         settings=request.settings,
         deadline_s=request.deadline_running_s,
         trusted_key=site.key.public.pem.decode(),
+        from_nothing=request.reproduce,
     )
 
 
@@ -91,8 +95,8 @@ async def artifact(attempt: AttemptDep, request: Request, site: SiteDep) -> Answ
     return Answer(False)
 
 
-def _accept(site: Site, attempt: Attempt, draft: Any, final: Any) -> None:
-    facts = sign_tar(draft, attempt.device, site.key, builder=site.url, scratch=site.scratch)
+def _accept(site: Site, attempt: Attempt, draft: Path, final: Path) -> None:
+    facts = _sign(site, attempt, draft)
     size = draft.stat().st_size
     try:
         note_artifact(site.database, attempt, manifest=facts.manifest, size=size)
@@ -101,6 +105,24 @@ def _accept(site: Site, attempt: Attempt, draft: Any, final: Any) -> None:
     draft.replace(final)
     measured = read_member(final, f"{attempt.device}/{MEASUREMENTS}")
     site.metrics.note_stages(json.loads(measured) if measured else {})
+
+
+def _sign(site: Site, attempt: Attempt, draft: Path) -> Checked:
+    """Signs what was delivered or, where it repeats a build, has that one signed a second time."""
+    view = view_job(site.database, attempt.job)
+    original = device_of(view, attempt.device).original
+    if not original:
+        return sign_tar(draft, attempt.device, site.key, builder=site.url, scratch=site.scratch)
+    delivered = site.artifact(view.project, original, attempt.device)
+    with site.confirming:
+        return confirm(
+            delivered,
+            draft,
+            attempt.device,
+            site.rebuilt_key,
+            builder=f"{site.url}/workers/{attempt.worker}",
+            scratch=site.scratch,
+        )
 
 
 @router.post("/outcome")

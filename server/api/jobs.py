@@ -6,20 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
+from server.api.plan import originals_of, plan_job
 from server.api.site import OwnJob, ReadableJob, Reader, Site, SiteDep, Submitter, scope_project
-from server.dispatch import missing_labels
-from server.inputs import Planned, plan_request
+from server.attempt_rows import silent_workers
 from server.jobs import OtherBody, add_job, cancel_job, find_by_idempotency_key, request_digest, set_pinned
 from server.keys import Principal
 from server.problems import Problem
-from server.schema import FINAL, JobRequest, JobView, Scope
+from server.schema import FINAL, JobRequest, JobView
 from server.views import has_event, list_jobs, read_events, view_job
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
@@ -29,37 +29,6 @@ PING_S = 15.0
 
 LONGEST_CANCEL_S = 30.0
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
-
-
-@dataclass(frozen=True)
-class PlannedDevice:
-    """What a plan says of one device class.
-
-    Args:
-        name: The device class.
-        labels: Labels that its worker needs.
-        workers: Connected workers that have them.
-        missing: Labels that none has; then it would wait.
-        plan: Its plan, as in the manifest; None where none can be made.
-        error: Why none can be made.
-    """
-
-    name: str
-    labels: tuple[str, ...]
-    workers: tuple[str, ...]
-    missing: tuple[str, ...]
-    plan: Any = None
-    error: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class PlanView:
-    """A plan for every device class, about how long a build from nothing takes, and how many devices are ahead."""
-
-    devices: tuple[PlannedDevice, ...]
-    seconds: float
-    basis: str
-    ahead: int
 
 
 @dataclass(frozen=True)
@@ -84,35 +53,23 @@ def submit(
             response.status_code = 200
             return view_job(site.database, earlier, slots=site.slots())
     _refuse_short_key(who, body)
-    planned = _plan(site, who, body)
+    planned = plan_job(site, who, body)
+    originals = originals_of(site, who, body, planned) if body.reproduce else {}
     try:
-        job, is_new = add_job(site.database, body, who, labels=planned.labels, idempotency_key=idempotency_key)
+        job, is_new = add_job(
+            site.database,
+            body,
+            who,
+            labels=planned.labels,
+            idempotency_key=idempotency_key,
+            originals={name: (original.job, original.worker) for name, original in originals.items()},
+        )
     except OtherBody as error:
         raise _other_body() from error
     site.bell.ring()
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{job}"
     return view_job(site.database, job, slots=site.slots())
-
-
-@router.post("/plan")
-def plan(body: JobRequest, site: SiteDep, who: Submitter) -> PlanView:
-    """Plans a job without building it: reasons, labels, and which workers could do it."""
-    planned, workers = _plan(site, who, body), site.engine.capacity()
-    devices = tuple(
-        PlannedDevice(
-            name,
-            labels,
-            tuple(worker.name for worker in workers if set(labels) <= worker.labels),
-            missing_labels(labels, workers),
-            planned.plans.get(name),
-            planned.failed[name].to_dict() if name in planned.failed else None,
-        )
-        for name, labels in planned.labels.items()
-    )
-    waiting = [job for job in list_jobs(site.database, None, limit=1000) if job.finished is None]
-    ahead = sum(device.position is not None for job in waiting for device in job.devices)
-    return PlanView(devices, planned.forecast["seconds"], planned.forecast["basis"], ahead)
 
 
 @router.get("/jobs")
@@ -163,9 +120,10 @@ async def cancel_and_wait(site: Site, job: str, *, wait_s: float) -> Cancelled:
         while True:
             changed.clear()
             view = await run_in_threadpool(view_job, site.database, job)
-            running = tuple(sorted({device.worker for device in view.devices if device.state not in FINAL}))
+            running = {device.worker for device in view.devices if device.state not in FINAL}
             if not running or time.monotonic() >= deadline or site.bell.is_closing:
-                return Cancelled(view, running)
+                silent = running | await run_in_threadpool(silent_workers, site.database, job)
+                return Cancelled(view, tuple(sorted(silent)))
             await wait_for(changed, min(1.0, max(0.0, deadline - time.monotonic())))
 
 
@@ -211,12 +169,6 @@ async def wait_for(changed: asyncio.Event, limit_s: float) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def _plan(site: Site, who: Principal, body: JobRequest) -> Planned:
-    site.scratch.mkdir(exist_ok=True)
-    may = who.may(Scope.CODE)
-    return plan_request(body, who.project, blobs=site.blobs, scratch=site.scratch, may_run_code=may)
 
 
 def _refuse_short_key(who: Principal, body: JobRequest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -66,6 +67,13 @@ class Joined:
     ca: str
 
 
+class Signer(StrEnum):
+    """The server's own keys."""
+
+    SERVER = "server"
+    REBUILT = "rebuilt"
+
+
 @dataclass(frozen=True)
 class Secret:
     """A new key's text, which is not shown again."""
@@ -119,10 +127,13 @@ def keys(site: SiteDep, who: Admin) -> tuple[KeyView, ...]:
     return list_keys(site.database)
 
 
-@router.get("/v1/keys/public", response_class=PlainTextResponse)
-def public_key(site: SiteDep) -> str:
-    """The key, PEM, that verifies what the server signs: artifacts, and entries of the shared cache."""
-    return site.key.public.pem.decode()
+@router.get("/v1/public-keys/{signer}", response_class=PlainTextResponse)
+def public_key(site: SiteDep, signer: Signer) -> str:
+    """A key, PEM, that verifies.
+
+    `server` is that of artifacts and of entries of the shared cache; `rebuilt` that of what second builders state.
+    """
+    return (site.key if signer is Signer.SERVER else site.rebuilt_key).public.pem.decode()
 
 
 @router.post("/v1/keys", status_code=201)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -20,6 +22,7 @@ from server.engine import BuildEngine
 from server.keys import Principal, find_key
 from server.metrics import Metrics
 from server.problems import Problem
+from server.rate import RateLimit
 from server.schema import Scope
 from server.tables import Database
 from server.views import job_exists
@@ -44,6 +47,9 @@ class Site:
         hosts: Names by which it may be called.
         url: Its address, by which signatures name it as the builder.
         key: Signs artifacts, and entries of the shared cache.
+        rebuilt_key: Signs what second builders state.
+        rate: How many requests a key may make.
+        confirming: Held while a delivered artifact gets a second builder's statement.
     """
 
     folder: Path
@@ -57,6 +63,9 @@ class Site:
     hosts: frozenset[str]
     url: str
     key: PrivateKey
+    rebuilt_key: PrivateKey
+    rate: RateLimit
+    confirming: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def scratch(self) -> Path:
@@ -93,7 +102,7 @@ def principal_of(request: Request, site: SiteDep) -> Principal:
     """Who asks: the key of the `Authorization` header, or of the page's cookie.
 
     Raises:
-        Problem: There is no key, or none that is valid.
+        Problem: There is no key, or none that is valid, or it asks too often.
     """
     kind, _, text = request.headers.get("authorization", "").partition(" ")
     text = text.strip() if kind.lower() == "bearer" else request.cookies.get(COOKIE, "")
@@ -101,6 +110,9 @@ def principal_of(request: Request, site: SiteDep) -> Principal:
     if who is None:
         what = "the key is not valid" if text else "a key is needed"
         raise Problem(401, what, headers={"WWW-Authenticate": "Bearer"})
+    wait_s = site.rate.take(who.key)
+    if wait_s:
+        raise Problem(429, "the key makes too many requests", headers={"Retry-After": str(math.ceil(wait_s))})
     return who
 
 

@@ -52,9 +52,8 @@ def cancel(session: Session, connection: Connection, /, job_id: str, as_json: bo
     """Cancel a job; returns when nothing of it runs any more."""
     _read(connection, job_id)
     answer = connection.post(f"/v1/jobs/{job_id}/cancel?wait_s=30")
-    if as_json:
-        print_json(answer)
-    else:
+    session.partial.update(answer)  # where workers are silent, that goes into the same document
+    if not as_json:
         click.echo(job_text(answer["job"]))
     if answer["silent"]:
         raise ServerError(
@@ -62,6 +61,8 @@ def cancel(session: Session, connection: Connection, /, job_id: str, as_json: bo
             where=job_id,
             remedy="What they run is given up when they have been silent for long enough.",
         )
+    if as_json:
+        print_json(answer)
 
 
 @click.command()

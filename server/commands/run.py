@@ -36,6 +36,13 @@ from server.commands.options import client_file_option, connect, require_extra, 
 )
 @click.option("--quota", type=click.IntRange(min=0), default=0, help="Builds of one project at a time; 0: no bound.")
 @click.option(
+    "--rate",
+    type=click.FloatRange(min=0),
+    default=200.0,
+    show_default=True,
+    help="Requests a second of one key, above which it is told to wait; 0: no bound.",
+)
+@click.option(
     "--keep-days",
     type=click.FloatRange(min=0),
     default=30.0,
@@ -94,13 +101,20 @@ def server(session: Session, /, client_file: Path, as_json: bool, **options: Any
 @click.option("--slots", type=click.IntRange(min=1), default=1, show_default=True, help="Builds at a time.")
 @click.option("--name", default="", metavar="NAME", help="Its name; the machine's by default.")
 @click.option("--label", "labels", multiple=True, metavar="NAME", help="A further label, as board:rpi5; repeatable.")
+@click.option(
+    "--timing/--no-timing",
+    "has_timing",
+    default=True,
+    show_default=True,
+    help="Whether it may measure: not where others share the machine.",
+)
 @click.option("--data", "folder", type=FOLDER, default=lambda: user_data_path("fleetc") / "worker", help="Its folder.")
 @server_options
 @click.pass_obj
 def worker(session: Session, /, name: str, **options: Any) -> None:
     """Build for the build server on this machine, until Ctrl-C."""
     ca = options["ca"]
-    chosen = {key: options.pop(key) for key in ("slots", "labels", "folder")}
+    chosen = {key: options.pop(key) for key in ("slots", "labels", "folder", "has_timing")}
     connection = connect(options)
     from server.client import say_errors
     from server.connection import Refusal, Unreachable

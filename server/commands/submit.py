@@ -43,6 +43,12 @@ def _seconds(name: str, variable: str, text: str) -> Callable[[F], F]:
 )
 @_seconds("--deadline", "deadline_running_s", "Longest time one attempt may run.")
 @_seconds("--queue-deadline", "deadline_queued_s", "Longest time a device may wait for its first attempt.")
+@click.option(
+    "--reproduce",
+    is_flag=True,
+    help="Build what was delivered of these inputs once more, from nothing and on another worker: a second signature, "
+    "or the files that differ.",
+)
 @click.option("--idempotency-key", default="", metavar="TEXT", help="The same text again gives the same job.")
 @events_option
 @calls_server

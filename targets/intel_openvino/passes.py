@@ -1,9 +1,13 @@
 """Operators that OpenVINO reads as something else, written so that it computes what they mean.
 
+TopK, ArgMax, ArgMin, Hardmax   over channels, rank 3 and more: where the plugin keeps values in blocks of channels,
+                its AVX2 kernel takes the wrong elements: op(x, axis 1) → Squeeze(op(Unsqueeze(x), axis 2))
+MatMul          a quantized vector by a matrix has a dimension too many: → of a matrix of one row, by Reshape
 PRelu           a slope of shape (C,) belongs to the last axis; OpenVINO takes axis 1 where that has C channels, too:
                 slope (C,) → (1, …, 1, C)
 AveragePool     with ceil_mode and count_include_pad, windows that reach behind the pads are divided by too much:
                 AveragePool(x, pads) → AveragePool(Pad(x, pads)), which counts all there is, and has no pads
+Div             of constant integers: OpenVINO folds it and rounds down, ONNX rounds towards 0: → their quotient
 Mul, Div        one channel by a constant of C channels, before a convolution: the plugin puts the constant into the
                 convolution's weights and forgets to make C channels: Mul → a convolution of 1 × 1
 Selu            alpha or gamma 0 is taken for the default: → γ · max(0, x)
@@ -20,12 +24,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compiler.target import PassResult, record_origin
+from compiler.target import PassResult, constant_of, record_origin
 
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _SELU_GAMMA = 1.05070102214813232421875
 """ONNX's default."""
+_AXES_OPSET = 13
+"""Since then Squeeze and Unsqueeze take their axes as an input."""
 _COUNT_OPSET = 18
 """Since then Split must be told how many outputs of one size it has."""
 
@@ -139,6 +145,16 @@ def _spread_by_convolution(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
     return True
 
 
+def _divide(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
+    """Constant integers are divided here: OpenVINO folds them and rounds down, ONNX rounds towards 0."""
+    dividend, divisor = map(constant_of, node.inputs)
+    if dividend is None or divisor is None or dividend.dtype.kind not in "iu" or not divisor.all():
+        return _spread_by_convolution(node, graph, opset)
+    quotient = (np.abs(dividend) // np.abs(divisor) * np.sign(dividend) * np.sign(divisor)).astype(dividend.dtype)
+    _become(node, "Identity", [_Builder(node, graph).constant("quotient", quotient)])
+    return True
+
+
 def _one_channel_and_factors(node: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
     """Data of one channel and what makes C of it, as the weights of a convolution, (C, 1, 1, …)."""
     for place in (0,) if node.op_type == "Div" else (0, 1):
@@ -176,11 +192,62 @@ def _copy_for(data: ir.Value, nodes: Sequence[ir.Node], graph: ir.Graph, opset: 
         node.replace_input_with(0, copy)
 
 
+def _leave_channel_axis(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
+    """Another axis before the channels: the plugin then keeps the values in the model's own order."""
+    data = node.inputs[0]
+    if data is None or data.shape is None or len(data.shape) < 3:
+        return False
+    rank, default = len(data.shape), 0 if node.op_type.startswith("Arg") else -1
+    if node.attributes.get_int("axis", default) % rank != 1:
+        return False
+    builder = _Builder(node, graph)
+    sizes = list(data.shape)
+    (apart,) = builder.insert_axis(data, opset, ir.Shape([sizes[0], 1, *sizes[1:]]))
+    node.replace_input_with(0, apart)
+    node.attributes["axis"] = ir.AttrInt64("axis", 2)
+    for output in node.outputs:
+        if output.name:
+            builder.remove_axis(output, opset)
+    return True
+
+
+def _quantizers(value: ir.Value) -> tuple[ir.Node, ...]:
+    """QuantizeLinear and DequantizeLinear behind which a value stands; none otherwise."""
+    last = value.producer()
+    before = last.inputs[0] if last is not None and last.op_type == "DequantizeLinear" else None
+    first = before.producer() if before is not None else None
+    return (first, last) if last is not None and first is not None and first.op_type == "QuantizeLinear" else ()
+
+
+def _lift_vector(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
+    vector, matrix = node.inputs
+    if vector is None or matrix is None or vector.shape is None or matrix.shape is None:
+        return False
+    if len(vector.shape) != 1 or len(matrix.shape) < 2:
+        return False
+    builder, shape = _Builder(node, graph), ir.Shape([1, *vector.shape])
+    quantizers = _quantizers(vector)
+    source = quantizers[0].inputs[0] if quantizers else vector  # behind them the plugin takes the Reshape out again
+    row = builder.constant("row", np.array([1, -1], np.int64))
+    (rows,) = builder.add("Reshape", [source, row], "in_rows", shape=shape, like=source)
+    for quantizer in quantizers:
+        inputs, name = [rows, *quantizer.inputs[1:]], f"rows_{quantizer.op_type}"
+        (rows,) = builder.add(quantizer.op_type, inputs, name, shape=shape, like=quantizer.outputs[0])
+    *leading, _, columns = matrix.shape
+    shape = ir.Shape([*leading, 1, columns])
+    (made,) = builder.add("MatMul", [rows, matrix], "of_rows", shape=shape, like=node.outputs[0])
+    sizes = [*[0] * len(leading), -1]  # 0: the size that the product has there
+    _become(node, "Reshape", [made, builder.constant("back", np.array(sizes, np.int64))])
+    return True
+
+
 _REWRITES: Mapping[str, Callable[[ir.Node, ir.Graph, int], bool]] = {
+    **dict.fromkeys(("ArgMax", "ArgMin", "Hardmax", "TopK"), _leave_channel_axis),
     "AveragePool": _pad_before_pooling,
-    "Div": _spread_by_convolution,
+    "Div": _divide,
     "Mul": _spread_by_convolution,
     "HardSigmoid": _write_hard_sigmoid,
+    "MatMul": _lift_vector,
     "PRelu": _spread_slope,
     "Selu": _scale_relu,
 }
@@ -191,6 +258,8 @@ class _Builder:
 
     def __init__(self, node: ir.Node, graph: ir.Graph) -> None:
         self._node, self._graph = node, graph
+        self._name = next(str(value.name) for value in node.outputs if value.name)
+        self._axes: ir.Value | None = None
 
     def constant(self, name: str, values: np.ndarray) -> ir.Value:
         """A new initializer."""
@@ -225,5 +294,38 @@ class _Builder:
         self._graph.insert_before(self._node, node)
         return outputs
 
+    def insert_axis(self, value: ir.Value, opset: int, shape: ir.Shape) -> Sequence[ir.Value]:
+        """The value with an axis of size 1 in place 1, before the node."""
+        inputs, attributes = self._axis(opset)
+        return self.add("Unsqueeze", [value, *inputs], "apart", attributes, shape=shape, like=value)
+
+    def remove_axis(self, output: ir.Value, opset: int) -> None:
+        """The node's output gets that axis, too; a Squeeze behind it gives what it was, under its name."""
+        inputs, attributes = self._axis(opset)
+        sizes = None if output.shape is None else list(output.shape)
+        whole = ir.Value(type=output.type, shape=output.shape)
+        name, output.name = str(output.name), f"{output.name}.openvino.in_place_1"
+        whole.name = name
+        squeeze = ir.node(
+            "Squeeze",
+            [output, *inputs],
+            attributes,  # type: ignore[arg-type]
+            outputs=[whole],
+            name=f"{name}.openvino.together",
+        )
+        record_origin(squeeze, [self._node])
+        output.replace_all_uses_with(whole, replace_graph_outputs=True)
+        squeeze.replace_input_with(0, output)
+        output.shape = None if sizes is None else ir.Shape([sizes[0], 1, *sizes[1:]])
+        self._graph.insert_after(self._node, squeeze)
+
+    def _axis(self, opset: int) -> tuple[list[ir.Value], dict[str, object]]:
+        """Axis 1 as Squeeze and Unsqueeze take it: an input since opset 13, an attribute before."""
+        if opset < _AXES_OPSET:
+            return [], {"axes": [1]}
+        if self._axes is None:
+            self._axes = self.constant("axis", np.array([1], np.int64))
+        return [self._axes], {}
+
     def _unique(self, name: str) -> str:
-        return f"{self._node.outputs[0].name}.openvino.{name}"
+        return f"{self._name}.openvino.{name}"

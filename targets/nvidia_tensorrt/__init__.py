@@ -18,7 +18,6 @@ from compiler.target import (
     API_VERSION,
     Artifact,
     Capability,
-    DecomposeOperators,
     HardwareProfile,
     Runner,
     TargetPlan,
@@ -28,7 +27,6 @@ from compiler.target import (
     validate_options,
 )
 from targets.nvidia_tensorrt.network import MODULES, PACKAGES, BuildSettings, build_engine, input_ranges
-from targets.nvidia_tensorrt.passes import RewriteForTensorRT
 from targets.nvidia_tensorrt.refusals import must_be_written_out, refuse_unbuildable
 from targets.nvidia_tensorrt.rules import AHEAD_OF_TIME, capability_of
 from targets.nvidia_tensorrt.signature import agree, model_signature
@@ -96,6 +94,9 @@ class TensorRT:
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
         """What the parser does not take, in operators that it takes; TensorRT does its own fusions."""
+        from compiler.target import DecomposeOperators
+        from targets.nvidia_tensorrt.passes import RewriteForTensorRT
+
         return (DecomposeOperators(must_be_written_out), RewriteForTensorRT())
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:

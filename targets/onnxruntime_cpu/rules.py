@@ -14,24 +14,10 @@ from compiler.target import (
     QuantScheme,
     TensorFormat,
     WeightChoices,
+    onnx_runtime_operators,
 )
 
-_NO_KERNEL = frozenset({"BitCast", "Bernoulli", "ImageDecoder", "RoiAlign"})
-"""Operators of ONNX that the CPU provider neither has nor can expand into others (at `_OPSET_MAX`)."""
-
 _OPSET_MAX = 27
-
-_MICROSOFT = """
-    Attention AttnLSTM BiasGelu CDist ConvTransposeWithDynamicPads CropAndResize DecoderMaskedMultiHeadAttention
-    DequantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul EmbedLayerNormalization ExpandDims FastGelu FusedConv
-    FusedGemm FusedMatMul GatherBlockQuantized GatherND Gelu GridSample GroupQueryAttention Inverse LinearAttention
-    MatMulBnb4 MatMulFpQ4 MatMulInteger16 MatMulIntegerToFloat MatMulNBits MaxpoolWithMask MoE MultiHeadAttention
-    NGramRepeatBlock NhwcMaxPool Pad QAttention QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool
-    QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearSoftmax
-    QLinearWhere QMoE QuantizeLinear QuickGelu Range RotaryEmbedding SkipLayerNormalization
-    SkipSimplifiedLayerNormalization SparseAttention TransposeMatMul Trilu UnfoldTensor Unique WordConvEmbedding
-"""
-"""Operators of `com.microsoft` with a CPU kernel, without random ones, text, and whole decoders."""
 
 _RULES = {name: OpRule(attributes={"layout": (0,)}) for name in ("GRU", "LSTM", "RNN")}
 
@@ -77,12 +63,8 @@ _ARM = ("asimd", "neon")
 
 def capability_of(profile: HardwareProfile) -> Capability:
     """The capability on one CPU: the operators are the same for all, 8 bits go by the instruction set."""
-    import onnx
-
     isa = set(profile.cpu.isa if profile.cpu else ())
-    standard = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain and not schema.deprecated}
-    ops = {name: _RULES.get(name, OpRule()) for name in sorted(standard - _NO_KERNEL)}
-    ops |= {f"com.microsoft::{name}": OpRule() for name in _MICROSOFT.split()}
+    ops = {name: _RULES.get(name, OpRule()) for name in sorted(onnx_runtime_operators())}
     fp32 = PrecisionRule("fp32", "the model's own precision", converts_graph=False, tolerance="fp32")
     int8 = PrecisionRule(
         "int8",

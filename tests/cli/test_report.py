@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -56,3 +57,31 @@ def test_what_is_no_build_ends_with_two(mixed: Place, tmp_path: Path) -> None:
         outcome = mixed.run("report", folder)
         assert outcome.code == 2 and "there is no build.json" in outcome.err
     assert mixed.run("report", mixed.dist, "--previous", tmp_path).code == 2
+
+
+def test_metrics_of_a_server_stand_beside_what_was_measured_here(mixed: Place, tmp_path: Path) -> None:
+    digest = hashlib.sha256((mixed.dist / "good" / "manifest.json").read_bytes()).hexdigest()
+    info = f'fleetc_build_info{{model="m",variant="v",manifest_sha256="{digest}"}} 1.0'
+    lines = [
+        "# HELP fleetc_build_info 1 for each build that is served.",
+        info,
+        'fleetc_requests_total{model="m",variant="v",outcome="ok"} 990.0',
+        'fleetc_requests_total{model="m",variant="v",outcome="late"} 10.0',
+        'fleetc_request_duration_seconds_bucket{model="m",le="0.005"} 600.0',
+        'fleetc_request_duration_seconds_bucket{model="m",le="0.02"} 995.0',
+        'fleetc_request_duration_seconds_bucket{model="m",le="+Inf"} 1000.0',
+        'fleetc_build_resident_memory_bytes{model="m",variant="v"} 5.24288e+06',
+    ]
+    path = tmp_path / "metrics"
+    path.write_text("\n".join(lines) + "\n")
+    before = (mixed.dist / "report.html").read_text()
+    assert mixed.run("report", mixed.dist, "--metrics", path).code == 0
+    page = (mixed.dist / "report.html").read_text()
+    (mixed.dist / "report.html").write_text(before)
+    assert "In production" not in before
+    for text in ("1,000: late 1.00%, ok 99.00%", "at most 5 ms", "at most 20 ms", "5.0 MiB"):
+        assert f"<td>{text}</td>" in page
+    path.write_text(info.replace(digest, "0" * 64))
+    assert "the metrics are of other builds: 0000000000000000" in mixed.run("report", mixed.dist, "--metrics", path).err
+    path.write_text("up 1\n")
+    assert "there is no fleetc_build_info in it" in mixed.run("report", mixed.dist, "--metrics", path).err

@@ -39,7 +39,7 @@ class Step:
     reason: str = ""
 
 
-def _steps(text: str) -> list[Step]:
+def steps_of(text: str) -> list[Step]:
     steps: list[Step] = []
     files: list[tuple[str, str]] = []
     for block in BLOCK.finditer(text):
@@ -53,19 +53,19 @@ def _steps(text: str) -> list[Step]:
     return steps
 
 
-STEPS = _steps(GUIDE.read_text(encoding="utf-8"))
+STEPS = steps_of(GUIDE.read_text(encoding="utf-8"))
 
 
 class Walk:
     """Runs the steps in order, each once, also when a later one is asked for alone."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, steps: list[Step]) -> None:
+        self.folder, self._steps = folder, steps
         self.results: list[subprocess.CompletedProcess[str] | None] = []
 
     def result(self, index: int) -> subprocess.CompletedProcess[str] | None:
         while len(self.results) <= index:
-            self.results.append(self._run(STEPS[len(self.results)]))
+            self.results.append(self._run(self._steps[len(self.results)]))
         return self.results[index]
 
     def _run(self, step: Step) -> subprocess.CompletedProcess[str] | None:
@@ -95,6 +95,12 @@ class Walk:
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
     pytest.importorskip("openvino", reason="the guide's devices are built with OpenVINO")
     folder = tmp_path_factory.mktemp("guide")
+    write_model(folder / "model.onnx")
+    return Walk(folder, STEPS)
+
+
+def write_model(path: Path) -> None:
+    """The model that the pages speak of."""
     model = ir.from_onnx_text(MODEL)
     random = np.random.default_rng(0)
     for value in list(model.graph.inputs)[1:]:
@@ -102,13 +108,16 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
         assert value.name is not None and value.shape is not None
         value.const_value = ir.tensor(random.normal(size=value.shape.numpy()).astype(np.float32), name=value.name)
         model.graph.register_initializer(value)
-    ir.save(model, folder / "model.onnx")
-    return Walk(folder)
+    ir.save(model, path)
 
 
 @pytest.mark.parametrize("index", range(len(STEPS)), ids=[step.command[:60] for step in STEPS])
 def test_a_command_of_the_guide_ends_as_it_says(index: int, walk: Walk) -> None:
-    result, step = walk.result(index), STEPS[index]
+    check(walk.result(index), STEPS[index])
+
+
+def check(result: subprocess.CompletedProcess[str] | None, step: Step) -> None:
+    """It ended as the page says."""
     if result is None:
         pytest.skip(step.reason)
     said = EXPECTED_CODE.search(step.command)

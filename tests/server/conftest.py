@@ -103,7 +103,7 @@ def wait_until(condition: Callable[[], Any], describe: Callable[[], str] = lambd
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, describe()
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def serving(root: Path, site: Path, *options: str) -> Server:
@@ -134,7 +134,7 @@ def slow_factor() -> int:
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Iterator[Server]:
     """One server for all tests of a worker that leave it as it was."""
-    server = serving(tmp_path_factory.mktemp("server"), site)
+    server = serving(tmp_path_factory.mktemp("server"), site, "--rate", "0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEETC_CLIENT_FILE", str(server.client_file))
         server.start()

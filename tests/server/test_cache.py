@@ -12,8 +12,9 @@ import pytest
 import urllib3
 
 from server.api.app import MAX_JSON_BYTES
+from server.certificates import server_certificate
 from tests.cli.conftest import Outcome
-from tests.server.conftest import Server
+from tests.server.conftest import Server, serving
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def built(running: Server, dist: Path) -> Server:
 def public(built: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The server's public key, as anybody gets it."""
     path = tmp_path_factory.mktemp("keys") / "server.pub"
-    path.write_bytes(urllib3.request("GET", f"{built.url}/v1/keys/public").data)
+    path.write_bytes(urllib3.request("GET", f"{built.url}/v1/public-keys/server").data)
     return path
 
 
@@ -126,3 +127,41 @@ def test_the_key_is_its_owners_alone_and_stays(built: Server, public: Path) -> N
     folder = built.data / "signing"
     assert stat.S_IMODE((folder / "server.pem").stat().st_mode) == 0o600
     assert (folder / "server.pub").read_bytes() == public.read_bytes()
+
+
+def test_a_cache_behind_an_authority_of_its_own_is_used_by_whoever_names_that(tmp_path: Path, site: Path) -> None:
+    server = serving(tmp_path / "own", site, "--slots", "0")
+    certificate, key = server_certificate(server.data / "tls", ["127.0.0.1"])
+    server.options += ("--certificate", str(certificate), "--certificate-key", str(key))
+    server.start()
+    try:
+        assert server.url.startswith("https://")
+        place, public = server.place, server.data / "signing" / "server.pub"
+        place.write_fleet({"one": place.profile("one")})
+        shared = ("--remote-cache", f"{server.url}/cache", "--remote-cache-token", server.key, "--trusted-key", public)
+        named = ("--remote-cache-ca", server.data / "tls" / "ca.pem")
+        runs = {
+            "first": (*shared, *named),  # it makes all of it, and offers it
+            "second": (*shared, *named),
+            "third": shared,
+        }
+        outcomes = {
+            name: place.call(
+                "build",
+                place.fleet,
+                "-o",
+                tmp_path / name,
+                "--cache",
+                tmp_path / name / "cache",
+                "--repeat",
+                "1",
+                *more,
+            )
+            for name, more in runs.items()
+        }
+    finally:
+        server.kill()
+    assert [outcome.code for outcome in outcomes.values()] == [0, 0, 0], outcomes["third"].err
+    assert all(stages(tmp_path / "second")) and not any(stages(tmp_path / "first") + stages(tmp_path / "third"))
+    assert "warning" not in outcomes["first"].err + outcomes["second"].err
+    assert outcomes["third"].err.count("certificate verify failed") == 1

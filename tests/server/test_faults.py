@@ -33,6 +33,18 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes))
 
 
+def test_what_waits_is_cancelled_without_having_begun(running: Server) -> None:
+    first, _ = hanging(running)  # the one slot is taken
+    queued, nobody = running.submit()["id"], running.submit("--label", "board:none")["id"]
+    running.wait_for(nobody, lambda job: job["devices"][0]["state"] == "waiting_for_worker")
+    assert running.job(queued)["devices"][0]["state"] == "queued"
+    for job in (queued, nobody, first):
+        answer = running.place.run("cancel", job, "--json").json
+        assert answer["job"]["state"] == "cancelled" and answer["job"]["exit_code"] == 130 and answer["silent"] == []
+    assert [running.job(job)["devices"][0]["attempt"] for job in (queued, nobody, first)] == [0, 0, 1]
+    (running.place.root / "start").unlink()
+
+
 def test_cancel_returns_when_every_process_of_the_build_is_gone(running: Server) -> None:
     identity, processes = hanging(running)
     assert len(processes) == 3

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from compiler.errors import ServerError
 from server.attempt_rows import Attempt, Superseded, begin_attempt, end_attempt, find_attempt, give_up, hear
@@ -114,6 +115,21 @@ def test_an_attempt_that_was_given_up_can_write_nothing(database: Database) -> N
     with pytest.raises(Superseded):
         end(database, second, 3, FAILED)
     assert view_job(database, job).devices[0].state is DeviceState.SUCCEEDED
+
+
+def test_tables_of_an_older_server_get_the_columns_that_they_lack(database: Database, tmp_path: Path) -> None:
+    job = add(database, "a")
+    with database.writing() as connection:
+        connection.execute(text("ALTER TABLE devices DROP COLUMN original"))
+        connection.execute(text("ALTER TABLE devices DROP COLUMN not_on"))
+    url = database.engine.url.render_as_string(hide_password=False) if database.engine.name == "postgresql" else ""
+    database.close()
+    opened = open_database(url, tmp_path)
+    try:
+        assert view_job(opened, job).devices[0].original == ""
+        assert waiting(opened, job)[0].not_on == ""
+    finally:
+        opened.close()
 
 
 def test_a_device_begins_once_however_many_ask(database: Database) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from compiler.artifact.report import plots, saliency, words
+from compiler.artifact.report.production import Comparison
 from compiler.artifact.report.read import Build
 from compiler.artifact.report.rows import Row, rows_of
 from compiler.artifact.schema import ModelFile, PassFacts, gate_text
@@ -19,7 +20,8 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Section:
-    """One device's part of the page: its row, its words, its figures as SVG text (empty where there is nothing)."""
+    """One device's part of the page: its row, its words, its figures as SVG text (empty where there is nothing), and
+    what is measured in production beside it (none where nobody gave metrics)."""
 
     row: Row
     anchor: str
@@ -31,11 +33,17 @@ class Section:
     memory_plot: str
     layers_plot: str
     tuning_plot: str
+    production: tuple[Comparison, ...]
 
 
-def render_page(build: Build, previous: Build | None = None) -> str:
-    """A build as one HTML page."""
-    sections = [_section(row, f"device-{number}") for number, row in enumerate(rows_of(build, previous), 1)]
+def render_page(
+    build: Build, previous: Build | None = None, production: Mapping[str, tuple[Comparison, ...]] | None = None
+) -> str:
+    """A build as one HTML page; `production` has what a server counted, for each device that there are metrics of."""
+    rows, compared = rows_of(build, previous), production or {}
+    sections = [
+        _section(row, f"device-{number}", compared.get(row.device.name, ())) for number, row in enumerate(rows, 1)
+    ]
     page = _templates().get_template("report.html")
     seen = words.evidence_texts([section.row for section in sections])
     return page.render(
@@ -43,7 +51,7 @@ def render_page(build: Build, previous: Build | None = None) -> str:
     )
 
 
-def _section(row: Row, anchor: str) -> Section:
+def _section(row: Row, anchor: str, production: tuple[Comparison, ...]) -> Section:
     device, searched = row.device, row.device.searched
     return Section(
         row=row,
@@ -56,6 +64,7 @@ def _section(row: Row, anchor: str) -> Section:
         memory_plot=plots.memory_plot(searched, device.name) if searched else "",
         layers_plot=plots.layers_plot(searched.layers, device.name) if searched else "",
         tuning_plot=plots.tuning_plot(device.measurements.tuning, device.name),
+        production=production,
     )
 
 

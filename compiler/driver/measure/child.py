@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from compiler.artifact.adapter import parse, to_json
+from compiler.driver.stages.candidate import is_foreign
 from compiler.driver.stages.compile import Built
 from compiler.driver.stages.context import BuildContext
 from compiler.fleet.detect import host_fingerprint
@@ -50,6 +52,8 @@ def measure_in_child(
 
     def make(folder: Path) -> None:
         where, limits = f"{context.name}: {stage}", context.options.child_limits
+        if is_foreign(context.job.profile.cpu):
+            limits = replace(limits, timeout_s=min(limits.timeout_s, context.options.emulate_s))
         with scratch_folder() as scratch:
             paths = tuple(scratch / f"in{index}.npz" for index in range(len(builds)))
             for path, (_, inputs) in zip(paths, builds, strict=True):

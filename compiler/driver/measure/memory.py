@@ -21,9 +21,10 @@ from compiler.artifact.manifest import BORDER
 from compiler.artifact.schema import Footprint, GateName
 from compiler.driver.measure.child import measure_in_child
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.candidate import BuiltCandidate
+from compiler.driver.stages.candidate import UnverifiedCandidate, is_foreign
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.verify import why_not_executed
 from compiler.driver.work import list_work
 from compiler.errors import TargetUnavailable, ToolchainFailed, UnsupportedModel
 from compiler.evaluate.gates import Figure
@@ -61,7 +62,7 @@ _ONE_NODE = {
 _INPUTS = {"Conv": (1, 16, 8, 8), "MatMul": (1, 16), "Relu": (1, 16)}
 
 
-def measure_footprint(context: BuildContext, made: BuiltCandidate, original: Footprint | None) -> Footprint:
+def measure_footprint(context: BuildContext, made: UnverifiedCandidate, original: Footprint | None) -> Footprint:
     """Measures an artifact's memory, or takes it from the store.
 
     Args:
@@ -73,8 +74,9 @@ def measure_footprint(context: BuildContext, made: BuiltCandidate, original: Foo
         CompilerError: A full disk, or a bug: a gate that is not judged holds, and neither may make it hold.
     """
     weights, evidence = _weights(made)
-    if made.verdict.evidence == Evidence.NONE:
-        return Footprint(weights, evidence, None, Evidence.NONE, made.verdict.reason)
+    is_emulated, emulate_s = is_foreign(context.job.profile.cpu), context.options.emulate_s
+    if reason := why_not_executed(made.built.artifact, is_emulated=is_emulated, emulate_s=emulate_s):
+        return Footprint(weights, evidence, None, Evidence.NONE, reason)
     noise = _too_small(original.run_bytes) if original and _is_noise(original.run_bytes) else ""
     process, its_evidence = None, Evidence.NONE
     try:
@@ -88,13 +90,13 @@ def measure_footprint(context: BuildContext, made: BuiltCandidate, original: Foo
     return Footprint(weights, evidence, least, where, noise, process_bytes=process, process_evidence=its_evidence)
 
 
-def unbuilt_footprint(made: BuiltCandidate) -> Footprint:
+def unbuilt_footprint(made: UnverifiedCandidate) -> Footprint:
     """Memory of the float original where the target has no build of it: the weights of the rewritten model."""
     float_model = ir.load(made.border.entries[0].files / BORDER)
     return Footprint(measure(float_model).bytes, Evidence.ESTIMATED, None, Evidence.NONE, NO_ORIGINAL)
 
 
-def as_given(original: Footprint, made: BuiltCandidate) -> Footprint:
+def as_given(original: Footprint, made: UnverifiedCandidate) -> Footprint:
     """The float original's memory, its weights counted as the model has them where its build made clearly more of them.
 
     A target may spend memory on speed (transformed weights); that is no memory a lower precision saves.
@@ -108,7 +110,7 @@ def as_given(original: Footprint, made: BuiltCandidate) -> Footprint:
     return replace(original, weights_bytes=model_bytes, run_bytes=run)
 
 
-def reference_footprint(made: BuiltCandidate, original: Footprint | None) -> Footprint:
+def reference_footprint(made: UnverifiedCandidate, original: Footprint | None) -> Footprint:
     """What the limit on memory of an artifact counts from.
 
     Args:
@@ -158,7 +160,7 @@ def _too_small(run_bytes: int) -> str:
     return f"the float model itself takes {run_bytes / MIB:.1f} MiB, less than can be told from noise"
 
 
-def _weights(made: BuiltCandidate) -> tuple[int, Evidence]:
+def _weights(made: UnverifiedCandidate) -> tuple[int, Evidence]:
     artifact = made.built.artifact
     if artifact.deferred:
         return measure(made.border.load()).bytes, Evidence.ESTIMATED
@@ -166,7 +168,7 @@ def _weights(made: BuiltCandidate) -> tuple[int, Evidence]:
     return sum(file.stat().st_size for file in files), Evidence.HOST
 
 
-def _heaviest(made: BuiltCandidate) -> str:
+def _heaviest(made: UnverifiedCandidate) -> str:
     """The operator of the model that computes most, of those there is a model of one node for; Relu if none does."""
     macs = dict.fromkeys(_ONE_NODE, 0.0)
     for work in list_work(made.border.load()):
@@ -211,7 +213,7 @@ def _with_weights(model: ir.Model) -> ir.Model:
     return model
 
 
-def _run_bytes(context: BuildContext, made: BuiltCandidate) -> tuple[int, Evidence]:
+def _run_bytes(context: BuildContext, made: UnverifiedCandidate) -> tuple[int, Evidence]:
     """What a run takes beyond the runtime itself, in bytes, and where it ran."""
     op = _heaviest(made)
     # what the runtime takes by itself is no merit or fault of a precision

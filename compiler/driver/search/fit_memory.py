@@ -1,8 +1,8 @@
 """A candidate made anew with fewer bytes for its weights, until what is measured keeps the limit on memory.
 
-    make → measure payload and run memory → both within: keep
-      ↑          └ over: as many bytes fewer as are missing, while the target has smaller choices
-      └──────────┘
+    build → measure payload and run memory → both within: verify, keep
+      ↑           └ over: as many bytes fewer as are missing, while the target has smaller choices
+      └───────────┘
 
 The limit that a target is given counts the payload only, and what it knows of the size of its code and of the memory
 that a run takes is an estimate; the gates count what was measured.
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from compiler.artifact.schema import Footprint
 from compiler.driver.measure.memory import MIB, SMALLEST_BYTES, measure_footprint, reference_footprint
-from compiler.driver.stages.candidate import BuiltCandidate
+from compiler.driver.stages.candidate import UnverifiedCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.fleet import Limits
 from compiler.store import StageName
@@ -27,13 +27,13 @@ MAX_BUILDS = 4
 class Remake(Protocol):
     """Makes the same candidate with fewer bytes for its payload."""
 
-    def __call__(self, *, payload_bytes: int) -> BuiltCandidate:
-        """The build, verified; raises CompilerError where it fails."""
+    def __call__(self, *, payload_bytes: int) -> UnverifiedCandidate:
+        """The build; raises CompilerError where it fails."""
 
 
 def fit_memory(
-    context: BuildContext, made: BuiltCandidate, original: Footprint | None, *, remake: Remake
-) -> BuiltCandidate:
+    context: BuildContext, made: UnverifiedCandidate, original: Footprint | None, *, remake: Remake
+) -> UnverifiedCandidate:
     """The candidate, or a smaller build of it that keeps the limit on memory; itself where none does.
 
     Args:
@@ -71,7 +71,7 @@ def fit_memory(
     return made
 
 
-def _least_bytes(made: BuiltCandidate) -> int | None:
+def _least_bytes(made: UnverifiedCandidate) -> int | None:
     """The least payload that another build may have; 0 where weights are chosen by bytes, and the choice says it."""
     scheme = made.plan.rule.scheme
     return 0 if scheme is not None and scheme.weights is not None else made.built.artifact.least_payload_bytes

@@ -28,7 +28,7 @@ from compiler.driver.measure.saliency import measure_saliency, saliency_figure
 from compiler.driver.measure.speed import latency_figure, measure_speed
 from compiler.driver.search.fit_memory import fit_memory
 from compiler.driver.stages.border import Border
-from compiler.driver.stages.candidate import BuiltCandidate, make
+from compiler.driver.stages.candidate import BuiltCandidate, build, verify
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import Variant, options_to_dict, quantizer_warnings
 from compiler.driver.stages.recover import read_pruning
@@ -166,8 +166,10 @@ def run_trial(
     plan = settle(context.job.plan, rule, "tried by the search" if not is_only else context.job.plan.reason)
     context.clock.emit(TrialStarted(context.name, number, rule.name, purpose, pruned=plan.pruning.ratio))
     try:
-        remake = partial(make, context, plan, how or Variant(), explain=is_only)
-        made = fit_memory(context, remake(), _footprint(original), remake=remake)
+        remake = partial(build, context, plan, how or Variant())
+        # what takes too much memory is built anew before it is verified, which takes longer than to weigh it
+        fitting = fit_memory(context, remake(), _footprint(original), remake=remake)
+        made = verify(context, fitting, explain=is_only)
         trial = measure_candidate(context, made, original=original, number=number, purpose=purpose)
         context.clock.emit(TrialJudged(context.name, number, rule.name, purpose, trial.status, trial.why))
         trial = replace(trial, variant=how, **read_notes(context, rule, made.border))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import onnx_ir as ir
@@ -39,15 +39,14 @@ from compiler.tune import Curve, Scheduled, TuningLog
 
 
 @dataclass(frozen=True)
-class BuiltCandidate:
-    """A candidate, built and verified.
+class UnverifiedCandidate:
+    """A candidate, built.
 
     Args:
         plan: The plan it was made by, its precision settled.
         border: What the target was given.
         built: The artifact.
-        points: Inputs and expected outputs it was compared on.
-        verdict: Parity, and what was timed or counted beside.
+        points: Inputs and expected outputs to compare it on.
         border_parity: Parity of the border model with the imported one, in ONNX Runtime.
         weak_proofs: Why some of that parity says little.
         kernels: What each of its kernels is built with, and by which record; none where the target cannot be tuned.
@@ -58,7 +57,6 @@ class BuiltCandidate:
     border: Border
     built: Built
     points: tuple[ParityCase, ...]
-    verdict: Verification
     border_parity: Parity
     weak_proofs: tuple[str, ...] = ()
     kernels: tuple[Scheduled, ...] = ()
@@ -81,9 +79,18 @@ class BuiltCandidate:
         return (*self.border.entries, self.built.entry)
 
 
-def make(
-    context: BuildContext, plan: Plan, variant: Variant, *, explain: bool, payload_bytes: int | None = None
-) -> BuiltCandidate:
+@dataclass(frozen=True)
+class BuiltCandidate(UnverifiedCandidate):
+    """A candidate, built and verified.
+
+    Args:
+        verdict: Parity, and what was timed or counted beside.
+    """
+
+    verdict: Verification = field(kw_only=True)
+
+
+def make(context: BuildContext, plan: Plan, variant: Variant, *, explain: bool) -> BuiltCandidate:
     """Makes and verifies one candidate, from the store where it was made before.
 
     Args:
@@ -91,10 +98,26 @@ def make(
         plan: Its plan with the precision settled.
         variant: How it is quantized, where its precision has a scheme.
         explain: Whether to look for the first operator that diverges if parity fails.
-        payload_bytes: Most bytes of its payload, below what the limit on memory gives; None: what the limit gives.
 
     Raises:
         CompilerError: It cannot be built, or differs from what it was made of.
+    """
+    return verify(context, build(context, plan, variant), explain=explain)
+
+
+def build(
+    context: BuildContext, plan: Plan, variant: Variant, *, payload_bytes: int | None = None
+) -> UnverifiedCandidate:
+    """Makes one candidate, from the store where it was made before.
+
+    Args:
+        context: The device.
+        plan: Its plan with the precision settled.
+        variant: How it is quantized, where its precision has a scheme.
+        payload_bytes: Most bytes of its payload, below what the limit on memory gives; None: what the limit gives.
+
+    Raises:
+        CompilerError: It cannot be built.
     """
     job, ready = context.job, context.ready
     plan = hold_to_model(bound_payload(plan, ready.model, context.job.device.generation), ready.model)
@@ -113,10 +136,8 @@ def make(
         built = build_artifact(border, plan, job.profile, job.target, stages=stages, child_limits=limits)
     with context.clock.timed(StageName.REFERENCE):
         points = _reference_cases(context, border.load(), border.digest) if plan.changes_results else imported
-    with context.clock.timed(StageName.VERIFY):
-        verdict = _verify(context, plan, border, built, points, explain=explain)
     weak = weak_proofs(points, is_random=ready.inputs.is_random)
-    return BuiltCandidate(plan, border, built, points, verdict, border_parity, weak, kernels.scheduled, kernels.curves)
+    return UnverifiedCandidate(plan, border, built, points, border_parity, weak, kernels.scheduled, kernels.curves)
 
 
 def with_kernels(context: BuildContext, made: BuiltCandidate) -> BuiltCandidate:
@@ -198,34 +219,44 @@ def _quantizer(context: BuildContext, plan: Plan, variant: Variant) -> Callable[
     return partial(quantized_entry, context, plan.rule, variant)
 
 
-def _is_foreign(cpu: Cpu | None) -> bool:
+def is_foreign(cpu: Cpu | None) -> bool:
     """Whether a device's processor is an ARM and this machine's is none, or the other way round."""
     return cpu is not None and ("asimd" in cpu.isa) != ("asimd" in host_isa())
 
 
-def _verify(
-    context: BuildContext, plan: Plan, border: Border, built: Built, points: tuple[ParityCase, ...], *, explain: bool
-) -> Verification:
-    options = context.options
+def verify(context: BuildContext, made: UnverifiedCandidate, *, explain: bool) -> BuiltCandidate:
+    """Runs a candidate where it can run here, and compares it with what it was made of.
+
+    Args:
+        context: The device.
+        made: The candidate.
+        explain: Whether to look for the first operator that diverges if parity fails.
+
+    Raises:
+        CompilerError: It differs from what it was made of, or cannot be run.
+    """
+    options, plan = context.options, made.plan
     try:
-        return verify_artifact(
-            built.artifact,
-            built.entry.digest,
-            points,
-            tolerance=plan.tolerance,
-            repeat=options.repeat,
-            where=f"{context.name}: verify",
-            stages=context.stages,
-            child_limits=options.child_limits,
-            is_emulated=_is_foreign(context.job.profile.cpu),
-            emulate_s=options.emulate_s,
-        )
+        with context.clock.timed(StageName.VERIFY):
+            verdict = verify_artifact(
+                made.built.artifact,
+                made.built.entry.digest,
+                made.points,
+                tolerance=plan.tolerance,
+                repeat=options.repeat,
+                where=f"{context.name}: verify",
+                stages=context.stages,
+                child_limits=options.child_limits,
+                is_emulated=is_foreign(context.job.profile.cpu),
+                emulate_s=options.emulate_s,
+            )
+        return BuiltCandidate(**vars(made), verdict=verdict)
     except GateFailed as error:
         if explain:
             context.clock.note("looking for the first operator that diverges")
             with context.clock.timed(StageName.BISECT):
                 where = explain_divergence(
-                    border.load(), points, plan, context.job.profile, child_limits=options.child_limits
+                    made.border.load(), made.points, plan, context.job.profile, child_limits=options.child_limits
                 )
             error.what += "\n" + where
         raise

@@ -121,8 +121,7 @@ def verify_artifact(
     Raises:
         GateFailed: An output is outside the tolerance; the message gives every such output's figures.
     """
-    left_out = "the emulator was left out by --no-emulate" if is_emulated and emulate_s == 0 else ""
-    if reason := artifact.deferred or _unavailable_here(artifact) or left_out:
+    if reason := why_not_executed(artifact, is_emulated=is_emulated, emulate_s=emulate_s):
         stages.clock.note(f"not executed: {reason}")
         return _not_executed(tolerance, reason)
 
@@ -148,6 +147,18 @@ def verify_artifact(
         stages.clock.note(f"not executed: {error.what}")
         return _not_executed(tolerance, error.what)
     return parse(Verification, read_result(entry, _VERDICT))
+
+
+def why_not_executed(artifact: Artifact, *, is_emulated: bool, emulate_s: float) -> str:
+    """Why an artifact is not run on this machine; empty where it is.
+
+    Args:
+        artifact: What was built.
+        is_emulated: Whether it can run in an emulator at best.
+        emulate_s: Longest time for the emulator; 0 emulates nothing.
+    """
+    left_out = "the emulator was left out by --no-emulate" if is_emulated and emulate_s == 0 else ""
+    return artifact.deferred or _unavailable_here(artifact) or left_out
 
 
 def _emulated(check: Callable[..., Verification], child_limits: ChildLimits, seconds: float) -> Verification:

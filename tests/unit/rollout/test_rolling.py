@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from rollout.journal import Event, Journal, Standing, State
 from rollout.repository import FleetRepository
 from rollout.rolling import rollout
 from rollout.spec import divide, read_spec
-from tests.unit.rollout.fleet import CLASS, fake_build, make_agent, make_repository, verified_build
+from tests.unit.rollout.fleet import CLASS, assign, fake_build, make_agent, make_repository, verified_build
 
 ONE, TWO, SICK = fake_build("one"), fake_build("two"), fake_build("sick", factor=2.0)
 DEVICES = [f"d{number:02}" for number in range(20)]
@@ -56,7 +57,7 @@ class Fleet:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.fleet = folder, folder / "fleet"
-        self.repository = make_repository(self.fleet, ONE, TWO, SICK)
+        self.repository = FleetRepository(self.fleet)
         self.builds = dict.fromkeys(DEVICES, ONE.digest)
 
     def controller(self, **changes: str) -> Controller:
@@ -75,14 +76,32 @@ class Fleet:
                 self.builds[name] = told["devices"].get(name, told["default"])
                 self.report(name, rollout=told["rollout"], **figures)
 
+    def said(self, name: str) -> dict[str, Any]:
+        """What a device that follows the rollout reports."""
+        return {
+            "device": name,
+            "device_class": CLASS,
+            "build": self.builds[name],
+            "state": "success",
+            "rollout": "second",
+        }
+
     def report(self, name: str, **changes: Any) -> None:
-        report = {"device": name, "device_class": CLASS, "build": self.builds[name], "state": "success", **changes}
+        report = {**self.said(name), "rollout": "", **changes}
         (self.fleet / "reports").mkdir(exist_ok=True)
         write_json(self.fleet / "reports" / f"{name}.json", report)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    make_repository(folder, ONE, TWO, SICK)
+    return folder
+
+
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
+def fleet(tmp_path: Path, made: Path) -> Fleet:
+    shutil.copytree(made, tmp_path / "fleet")
     return Fleet(tmp_path)
 
 
@@ -151,9 +170,8 @@ def test_devices_that_fail_are_counted_and_those_that_only_lost_the_repository_a
     assert controller.tick().why == "1 of 1 devices of lab failed: d00: the health run failed"
 
 
-def test_a_gate_of_the_build_that_a_device_is_beyond_counts_as_a_failure(tmp_path: Path) -> None:
+def test_a_gate_of_the_build_that_a_device_is_beyond_counts_as_a_failure(fleet: Fleet) -> None:
     """The manifest's limit against the exporter's fleetc_gate_observed; a floor the other way round."""
-    fleet = Fleet(tmp_path)
     gates = {
         "latency": {"limit": "5.0", "unit": "ms", "observed": "3.0"},
         "memory: run": {"limit": "40.0", "unit": "% less", "observed": "50.0"},
@@ -176,6 +194,9 @@ def test_figures_that_are_no_numbers_count_as_silence(fleet: Fleet) -> None:
     assert list(controller.tick().installed) == []
     fleet.obey(requests=5, late=6)
     assert list(controller.tick().installed) == []
+    fleet.obey(silent=("d00",))
+    write_json(fleet.fleet / "reports" / "d01.json", {**fleet.said("d00"), "build": TWO.digest})
+    assert list(controller.tick().installed) == []  # a device speaks for itself alone
     fleet.obey(requests=0)  # no traffic: nothing can be judged
     standing = controller.tick()
     assert list(standing.installed) == ["lab"] and not standing.finished
@@ -334,6 +355,31 @@ def test_kill_of_the_controller_at_every_step_loses_no_decision(fleet: Fleet) ->
     assert kills > 20
     assert controller.journal.standing().finished == ("lab", "canary", "rest")
     assert set(fleet.builds.values()) == {TWO.digest}
+
+
+def test_what_a_killed_writer_left_of_the_metadata_is_published_by_the_next(fleet: Fleet) -> None:
+    """SIGKILL before each change of a file while an assignment is signed: the same assignment again reaches devices."""
+    changes, step, killed = {"open", "os.rename"}, 0, True
+    while killed:
+        build = (ONE, TWO)[step % 2]
+        child = os.fork()
+        if child == 0:
+            left = [step]
+
+            def count(event: str, args: object, left: list[int] = left) -> None:
+                if event in changes and (event != "open" or args[1] not in ("r", "rb", None)):  # type: ignore[index]
+                    left[0] -= 1
+                    if left[0] < 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(count)
+            assign(fleet.repository, build, f"step {step}")
+            os._exit(0)
+        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        assign(fleet.repository, build, f"step {step}")
+        assert make_agent(fleet.fleet, fleet.folder / "device").look()["build"] == build.digest, step
+        step += 1
+    assert step > 5
 
 
 def test_metadata_is_signed_again_before_it_expires(fleet: Fleet) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from compiler.model.numerics import TOLERANCES, compare_all
+from compiler.passes.infer_shapes import infer_shapes
 from compiler.passes.probe import run_unoptimized
 from compiler.target import Array
 from targets.intel_openvino.passes import RewriteForOpenVino
@@ -140,3 +147,75 @@ def test_a_product_that_adds_no_channels_stays(shape, sizes, weights) -> None:
         w=normal(*weights),
     )
     assert not RewriteForOpenVino()(model).modified
+
+
+OVER_CHANNELS = {
+    "TopK": ("float[1,2,6,6] y, int64[1,2,6,6] z", "p = MaxPool<kernel_shape=[1,1]>(x) y, z = TopK<axis=1>(p, two)"),
+    "ArgMax": ("int64[1,1,6,6] y", "p = MaxPool<kernel_shape=[1,1]>(x) y = ArgMax<axis=1>(p)"),
+    "ArgMin": ("int64[1,6,6] y", "p = MaxPool<kernel_shape=[1,1]>(x) y = ArgMin<axis=-3, keepdims=0>(p)"),
+    "Hardmax": ("float[1,8,6,6] y", "p = MaxPool<kernel_shape=[1,1]>(x) y = Hardmax<axis=1>(p)"),
+}
+
+IN_CHILD = """
+import sys, numpy, openvino
+compiled = openvino.Core().compile_model(openvino.Core().read_model(sys.argv[1]), "CPU")
+found = compiled(dict(numpy.load(sys.argv[2])))
+numpy.savez(sys.argv[3], **{port.any_name: found[port] for port in compiled.outputs})
+"""
+
+
+def infer_with_avx2(model: ir.Model, inputs: dict[str, Array], folder: Path) -> dict[str, Array]:
+    """oneDNN reads the limit once in a process, so it is another one."""
+    pytest.importorskip("openvino")
+    ir.save(model, folder / "model.onnx")
+    np.savez(folder / "in.npz", **inputs)
+    files = [str(folder / name) for name in ("model.onnx", "in.npz", "out.npz")]
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    subprocess.run([sys.executable, "-c", IN_CHILD, *files], check=True, env=environment)
+    return dict(np.load(folder / "out.npz"))
+
+
+def test_places_among_channels_are_right_with_avx2(tmp_path: Path) -> None:
+    """Of values in blocks of channels, as pools and convolutions give them, its kernel took other elements."""
+    outputs, bodies = [], []
+    for number, (heads, body) in enumerate(OVER_CHANNELS.values()):
+        for name in "yzp":
+            heads, body = (
+                heads.replace(f"] {name}", f"] {name}{number}"),
+                re.sub(rf"\b{name}\b", f"{name}{number}", body),
+            )
+        outputs.append(heads)
+        bodies.append(body)
+    model = read(f"(float[1,8,6,6] x) => ({', '.join(outputs)})", " ".join(bodies), two=np.array([2], np.int64))
+    infer_shapes(model)
+    inputs = {"x": normal(1, 8, 6, 6)}
+    expected = run_unoptimized(model, inputs)
+    assert RewriteForOpenVino()(model).modified and not RewriteForOpenVino()(model).modified
+    for actual in (run_unoptimized(model, inputs), infer_with_avx2(model, inputs, tmp_path)):
+        for name, array in expected.items():
+            np.testing.assert_array_equal(actual[name], array, err_msg=name)
+    assert [node.op_type for node in model.graph].count("Squeeze") == 5
+
+
+@pytest.mark.parametrize("body", ["y = Softmax<axis=1>(x)", "y = Hardmax<axis=2>(x)", "y = Hardmax<axis=-1>(x)"])
+def test_other_axes_and_operators_stay(body: str) -> None:
+    assert not RewriteForOpenVino()(read("(float[1,8,6,6] x) => (float[1,8,6,6] y)", body)).modified
+
+
+def test_a_quantized_vector_by_a_matrix_has_one_dimension() -> None:
+    """OpenVINO gave [1, 3], and takes a Reshape behind the quantizers out again."""
+    body = """q = QuantizeLinear(x, s, n) d = DequantizeLinear(q, s, n) e = DequantizeLinear<axis=1>(w, t)
+        m = MatMul(d, e) y = Sigmoid(m)"""
+    weights = {"s": np.float32(0.02), "n": np.uint8(128), "t": np.full(3, 0.01, np.float32)}
+    weights["w"] = RANDOM.integers(-100, 100, (5, 3)).astype(np.int8)
+    model = read("(float[5] x) => (float[3] y)", body, **{name: np.asarray(array) for name, array in weights.items()})
+    infer_shapes(model)
+    assert check(model, {"x": normal(5)}, tolerance="int8").count("Reshape") == 2
+
+
+def test_constant_integers_are_divided_towards_zero() -> None:
+    """It folded 1 / -4 to -1."""
+    numbers = {"a": np.array([1, -7, 7, -8, 6]), "b": np.array([-4, 2, -2, 3, 3])}
+    model = read("(int64[5] x) => (int64[5] y)", "[it] c = Div(a, b) y = Add(x, c)", **numbers)
+    infer_shapes(model)
+    assert check(model, {"x": np.zeros(5, np.int64)}, tolerance="exact") == ["Identity", "Add"]

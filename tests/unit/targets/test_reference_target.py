@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from compiler.artifact import Artifact, Evidence
 from compiler.errors import DataError, UnsupportedModel
 from compiler.fleet.profile import HardwareProfile
 from compiler.target import TargetPlan, find_target
+from compiler.target.capability import find_unsupported
 from compiler.target.testing import Case, text_case
 from targets.reference import TARGET, Options
 
@@ -62,11 +64,27 @@ def test_operator_without_a_kernel_is_refused_by_the_build(tmp_path: Path) -> No
         _build(tmp_path, case)
 
 
+def test_operators_of_microsofts_domain_are_run(tmp_path: Path) -> None:
+    """It is ONNX Runtime itself: models of its quantizer and optimizer were refused."""
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]> g (float[2,3] x) => (float[2,3] y)
+        { y = com.microsoft.QuickGelu<alpha = 2.0>(x) }"""
+    )
+    assert find_unsupported(model, TARGET.capability(_PROFILE)) == ()
+    x = np.array([[0.1, -0.2, 0.3], [1.0, -2.0, 3.0]], np.float32)
+    found = TARGET.load(TARGET.build(model, TargetPlan("fp32", Options()), _PROFILE, workdir=tmp_path)).run({"x": x})
+    np.testing.assert_allclose(found["y"], x / (1 + np.exp(-2 * x)), rtol=1e-5, atol=1e-6)
+
+
 def test_capability_names_only_operators_onnxruntime_has_or_can_expand() -> None:
     import onnx
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    kernels = {kernel.op_name for kernel in state.get_all_opkernel_def() if kernel.provider == "CPUExecutionProvider"}
+    kernels = {
+        f"{kernel.domain}::{kernel.op_name}" if kernel.domain else kernel.op_name
+        for kernel in state.get_all_opkernel_def()
+        if kernel.provider == "CPUExecutionProvider"
+    }
     schemas = {schema.name: schema for schema in onnx.defs.get_all_schemas() if not schema.domain}
     expandable = {
         name

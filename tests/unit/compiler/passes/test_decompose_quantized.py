@@ -44,6 +44,7 @@ def model_of(
     *,
     type_: int = 0,
     rank: int = 0,
+    opset: int = 21,
 ) -> ir.Model:
     """What nobody reads is an output, of a type that onnx infers or that is given; a first size is open."""
     made = [name for node in nodes for name in node.output]
@@ -62,7 +63,7 @@ def model_of(
     )
     for output in () if type_ else graph.output:
         output.ClearField("type")
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=False))
 
@@ -232,6 +233,34 @@ def test_a_product_that_is_quantized_dynamically(low: float, high: float) -> Non
     assert not is_quantized(found)
     types = {value.dtype for node in found.graph for value in node.outputs}
     assert ir.DataType.UINT8 not in types, "the integers stay floats where only a product reads them"
+
+
+def test_integer_products_of_opset_11_need_no_quantizer_of_channels() -> None:
+    """They were left alone, as ONNX Runtime's quantizer leaves a model of opset 11 or 12."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("ConvInteger", ["q", "w", "z"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=1),
+        helper.make_node("Mul", ["f", "s"], ["y"]),
+    ]
+    inputs = {"x": RNG.normal(size=(1, 2, 5, 5)).astype(np.float32)}
+    found = assert_same(model_of(nodes, inputs, {"w": integers("i8", 3, 2, 3, 3)}, opset=11), inputs)
+    assert "Conv" in [node.op_type for node in found.graph]
+
+
+def test_scales_of_channels_before_opset_13_are_left_alone_and_named() -> None:
+    constants = {"xs": scale(), "xz": zero("u8"), "w": integers("i8", 3, 2, 3, 3), "ws": scale(3), "wz": zero("i8", 3)}
+    names = ["x", "xs", "xz", "w", "ws", "wz", "xs", "xz"]
+    model = model_of(
+        [helper.make_node("QLinearConv", names, ["y"], name="c")],
+        {"x": integers("u8", 1, 2, 5, 5)},
+        constants,
+        opset=12,
+    )
+    result = DECOMPOSE_QUANTIZED(model)
+    assert not result.modified
+    reason = "opset 12 has no DequantizeLinear for channels; export the model with opset 13 or newer"
+    assert result.notes == (f"c: QLinearConv stays: {reason}",)
 
 
 @pytest.mark.parametrize("between", ["Flatten", "Cast"])

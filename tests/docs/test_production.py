@@ -1,0 +1,39 @@
+"""Every command of docs/production.md is run, in order: served, mirrored, rolled out, and come back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.test_guide import GUIDE, Walk, check, steps_of, write_model
+
+STEPS = steps_of((GUIDE.parent / "production.md").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
+    folder = tmp_path_factory.mktemp("production")
+    write_model(folder / "model.onnx")
+    yield Walk(folder, STEPS)
+    for file in folder.glob("*.pid"):  # servers and agents that a failure left
+        for number in file.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(number), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("index", range(len(STEPS)), ids=[step.command[:60] for step in STEPS])
+def test_a_command_of_the_page_ends_as_it_says(index: int, walk: Walk) -> None:
+    check(walk.result(index), STEPS[index])
+
+
+def test_every_device_is_where_the_page_leaves_it(walk: Walk) -> None:
+    walk.result(len(STEPS) - 1)
+    builds = {(device / "current").readlink().name for device in (walk.folder / "devices").iterdir()}
+    assert len(builds) == 1
+    shipped = Path(walk.folder, "devices", "d1", "current", "artifact", "manifest.json").read_bytes()
+    assert shipped == (walk.folder / "v2" / "kiosk" / "manifest.json").read_bytes()
