@@ -150,7 +150,8 @@ def _border_and_kernels(
     """The job's plan with what the model adds to it, its border model, and the kernels of that."""
     stages, target, profile = Stages(Store(cache), Clock(job.device.name, events)), job.target, job.profile
     ready = prepare(fleet, read_original(fleet).model, [job.device])[0][job.device.name]
-    plan, passes = bound_payload(job.plan, ready.model), target.passes(profile)
+    plan = bound_payload(job.plan, ready.model, job.device.generation)
+    passes = target.passes(profile)
     capability, inputs = target.capability(profile), ready.inputs.probe
     border = make_border(ready.model, ready.digest, plan, passes, capability=capability, inputs=inputs, stages=stages)
     refuse_unsupported(border.load(), capability, target=target.name)

@@ -130,13 +130,13 @@ def encode(tokenizer: Any, text: str) -> TokenIds:
     return np.array(tokenizer.encode(text).ids, np.int64)
 
 
-def empty_cache(inputs: Sequence[TensorSpec], decoder: Decoder) -> dict[str, Array]:
-    """The inputs of the cache before the first token."""
+def empty_cache(inputs: Sequence[TensorSpec], decoder: Decoder, *, rows: int = 1) -> dict[str, Array]:
+    """The inputs of the cache of some sequences before their first token."""
     cached = {pair.past: pair.axis for pair in decoder.pairs}
     return {
         spec.name: np.zeros(
             [
-                0 if axis == cached[spec.name] else size if isinstance(size, int) else 1
+                0 if axis == cached[spec.name] else size if isinstance(size, int) else rows
                 for axis, size in enumerate(spec.shape)
             ],
             spec.dtype,

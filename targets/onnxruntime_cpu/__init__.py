@@ -84,8 +84,10 @@ class OnnxRuntime:
         config = _config(plan)
         path = workdir / _MODEL
         path.parent.mkdir(parents=True, exist_ok=True)
-        model = pack_weights(model)
-        files = save_model(model, path, external_above_bytes=_EXTERNAL_ABOVE_BYTES)
+        packed = pack_weights(model)
+        # a language model's weights are mapped from a file of their own: inside the message they are in memory twice
+        above = _EXTERNAL_ABOVE_BYTES if packed is model else 0
+        files = save_model(packed, path, external_above_bytes=above)
         (workdir / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         threads, operators = threads_of(config)
         session = OnnxRuntimeSession(path, is_optimized=True, threads=threads, operators=operators)

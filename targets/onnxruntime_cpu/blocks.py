@@ -4,6 +4,9 @@
     DequantizeLinear → Gather               GatherBlockQuantized
     DequantizeLinear → Transpose → MatMul   MatMulNBits, on the table that Gather reads
 
+The operators have 2, 4 and 8 bits. 6 bits are two products, of the upper four bits at four times the scale and of the
+lower two: q − z = 4·(q₄ − z₄) + (q₂ − z₂), in the same bytes.
+
 As standard operators a table would be expanded at every token. Scales stay float16 in the file; a Cast makes them the
 float32 that the operators want, once, when the model is opened.
 """
@@ -21,6 +24,9 @@ from compiler.target import BITS_KEY, constant_of
 _DOMAIN = "com.microsoft"
 _ACCURACY = 4
 """`accuracy_level` of MatMulNBits: activations in 8 bits by block, so that products are of integers."""
+
+_PARTS = {4: (4,), 6: (4, 2), 8: (8,)}
+"""Bits of a weight → bits of the products it becomes, the upper ones first."""
 
 _MIDDLE = {4: 8, 8: 128}
 """Bits → the zero point that the operators assume where none is given."""
@@ -65,66 +71,104 @@ def pack_weights(model: ir.Model) -> ir.Model:
 
 
 def _is_blocks(node: ir.Node) -> bool:
-    return node.op_type == "DequantizeLinear" and node.metadata_props.get(BITS_KEY, "") in ("4", "8")
+    return node.op_type == "DequantizeLinear" and node.metadata_props.get(BITS_KEY, "") in map(str, _PARTS)
 
 
 def _pack(model: ir.Model, node: ir.Node) -> None:
     """Replaces what reads one dequantized weight; then the weight itself, if nothing else reads it."""
-    matrix: _Matrix | None = None
+    parts = _parts(model, node)
     for reader, _ in list(node.outputs[0].uses()):
-        if matrix is None:
-            matrix = _matrix(model, node)
         if reader.op_type == "Gather":
-            _replace(model, reader, *_gather(model, reader, matrix))
+            (table,) = parts  # the quantizer is told of no table in 6 bits
+            _replace(model, reader, *_gather(model, reader, table))
         elif reader.op_type == "MatMul":
-            _replace(model, reader, _product(reader, matrix))
+            _replace(model, reader, *_products(reader, parts))
         elif reader.op_type == "Transpose":
             for product, _ in list(reader.outputs[0].uses()):
-                _replace(model, product, _product(product, matrix))
+                _replace(model, product, *_products(product, parts))
             model.graph.remove(reader, safe=True)
     _remove(model, node)
 
 
-def _matrix(model: ir.Model, node: ir.Node) -> _Matrix:
+def _parts(model: ir.Model, node: ir.Node) -> list[_Matrix]:
+    """The matrices whose products add up to that of a weight."""
     integers, zero = constant_of(node.inputs[0]), constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
     cast = node.inputs[1].producer() if node.inputs[1] is not None else None
     scale = constant_of(cast.inputs[0] if cast is not None else node.inputs[1])
     assert integers is not None and scale is not None  # noqa: S101  the quantizer makes them constants
     bits, block = int(node.metadata_props[BITS_KEY]), node.attributes.get_int("block_size", 0)
     is_turned = node.attributes.get_int("axis", 1) == 0
-    rows, scales = (array.T if is_turned else array for array in (integers, scale))
-    zeros = None if zero is None else zero.T if is_turned else zero
+    rows, scales = (np.ascontiguousarray(array.T if is_turned else array) for array in (integers, scale))
+    zeros = None if zero is None else np.ascontiguousarray(zero.T if is_turned else zero).astype(np.uint8)
     outputs, inputs = rows.shape
-    whole = np.ascontiguousarray(rows).astype(np.int16) + (_MIDDLE[bits] if zero is None else 0)
+    whole = rows.astype(np.int16) + (_MIDDLE[bits] if zeros is None else 0)
     filled = np.pad(whole, ((0, 0), (0, -inputs % block))).astype(np.uint8)
-    name = str(node.inputs[0].name)  # type: ignore[union-attr]  # it has been read
-    blocks = _packed(filled, bits).reshape(outputs, scales.shape[1], block * bits // 8)
-    half = _constant(model, f"{name}_half", np.ascontiguousarray(scales).astype(np.float16))
-    wide = ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)}, name=f"Cast:{name}")
-    wide.outputs[0].name, wide.outputs[0].dtype, wide.outputs[0].shape = f"{name}_wide", ir.DataType.FLOAT, half.shape
-    model.graph.insert_before(model.graph[0], wide)
-    plain = None if zeros is None else np.ascontiguousarray(zeros).astype(np.uint8)
-    return _Matrix(
-        bits,
-        block,
-        outputs,
-        inputs,
-        _constant(model, f"{name}_packed", blocks),
-        wide.outputs[0],
-        None if plain is None else _constant(model, f"{name}_zeros", _packed(plain, bits)),
-        plain,
-    )
+    name, rest, made = str(node.inputs[0].name), bits, []  # type: ignore[union-attr]  # it has been read
+    wide = _widened(model, name, scales)
+    for part in _PARTS[bits]:
+        rest -= part
+        zero_part = None if zeros is None else _bits_at(zeros, rest, part)
+        packed = _packed(_bits_at(filled, rest, part), part).reshape(outputs, -1, block * part // 8)
+        made.append(
+            _Matrix(
+                part,
+                block,
+                outputs,
+                inputs,
+                _constant(model, f"{name}_packed{rest}", packed),
+                wide if not rest else _times(model, wide, 2**rest),
+                None if zero_part is None else _constant(model, f"{name}_zeros{rest}", _packed(zero_part, part)),
+                zero_part,
+            )
+        )
+    return made
+
+
+def _widened(model: ir.Model, name: str, scales: NDArray[np.generic]) -> ir.Value:
+    """The scales in float32, of those in float16 that the file has."""
+    half = _constant(model, f"{name}_half", scales.astype(np.float16))
+    return _first(model, ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)}, name=f"Cast:{name}"), f"{name}_wide")
+
+
+def _times(model: ir.Model, scale: ir.Value, factor: int) -> ir.Value:
+    """Scales of the upper bits: worked out when the model is opened, not stored."""
+    number = _constant(model, f"{scale.name}_factor", np.array(factor, np.float32))
+    node = ir.node("Mul", [scale, number], name=f"Mul:{scale.name}")
+    model.graph.insert_after(scale.producer() or model.graph[0], node)
+    node.outputs[0].name, node.outputs[0].dtype = f"{scale.name}_upper", ir.DataType.FLOAT
+    return node.outputs[0]
+
+
+def _first(model: ir.Model, node: ir.Node, name: str) -> ir.Value:
+    """The result of a node that is put before all others."""
+    node.outputs[0].name, node.outputs[0].dtype = name, ir.DataType.FLOAT
+    model.graph.insert_before(model.graph[0], node)
+    return node.outputs[0]
+
+
+def _bits_at(integers: Bytes, first: int, bits: int) -> Bytes:
+    """Some neighbouring bits of integers."""
+    cut: Bytes = (integers >> np.uint8(first)) & np.uint8(2**bits - 1)
+    return cut
 
 
 def _packed(integers: Bytes, bits: int) -> Bytes:
-    """Integers of the last axis, two to a byte where they have 4 bits, the first in the low half."""
-    if bits == 8:
-        return integers
-    even = np.pad(integers, ((0, 0), (0, integers.shape[1] % 2)))
-    return np.ascontiguousarray(even[:, 0::2] | (even[:, 1::2] << 4))
+    """Integers of the last axis, as many to a byte as fit, the first in the lowest bits."""
+    each = 8 // bits
+    filled = np.pad(integers, ((0, 0), (0, -integers.shape[1] % each)))
+    columns = [filled[:, place::each] << np.uint8(place * bits) for place in range(each)]
+    return np.ascontiguousarray(np.bitwise_or.reduce(columns))
 
 
-def _product(reader: ir.Node, matrix: _Matrix) -> ir.Node:
+def _products(reader: ir.Node, parts: list[_Matrix]) -> list[ir.Node]:
+    """The products of all parts, and their sum."""
+    made = [_product(reader, part, number) for number, part in enumerate(parts)]
+    if len(made) == 1:
+        return made
+    return [*made, ir.node("Add", [node.outputs[0] for node in made], name=f"{reader.name}_sum")]
+
+
+def _product(reader: ir.Node, matrix: _Matrix, number: int) -> ir.Node:
     attributes = {
         "K": matrix.inputs,
         "N": matrix.outputs,
@@ -133,7 +177,10 @@ def _product(reader: ir.Node, matrix: _Matrix) -> ir.Node:
         "accuracy_level": _ACCURACY,
     }
     inputs = [reader.inputs[0], matrix.packed, matrix.scale, *([matrix.zero] if matrix.zero is not None else [])]
-    return ir.node("MatMulNBits", inputs, attributes, domain=_DOMAIN, name=reader.name)
+    name = f"{reader.name}_{number}" if number else reader.name
+    node = ir.node("MatMulNBits", inputs, attributes, domain=_DOMAIN, name=name)
+    node.outputs[0].name = f"{reader.outputs[0].name}_part{number}"
+    return node
 
 
 def _gather(model: ir.Model, reader: ir.Node, matrix: _Matrix) -> tuple[ir.Node, ...]:

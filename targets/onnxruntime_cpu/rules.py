@@ -51,7 +51,9 @@ _WIDE = BlockFormat(8, 64, symmetric=True)
 _NARROW = BlockFormat(4, 32)
 
 WEIGHTS = QuantScheme(
-    "onnxruntime-weights", {}, weights=WeightChoices((_NARROW, BlockFormat(4, 64), _WIDE), (_WIDE, _NARROW))
+    "onnxruntime-weights",
+    {},
+    weights=WeightChoices((_NARROW, BlockFormat(4, 64), BlockFormat(6, 64), _WIDE), (_WIDE, _NARROW)),
 )
 """What MatMulNBits and GatherBlockQuantized read; blocks of 64 are a part of every usual width, and none is padded."""
 
@@ -74,7 +76,7 @@ def capability_of(profile: HardwareProfile) -> Capability:
     )
     weights = PrecisionRule(
         "int4-weights",
-        "weights of 4 and 8 bits in blocks, as limits on memory and accuracy allow; sums of 8-bit activations",
+        "weights of 4, 6 and 8 bits in blocks, as limits on memory and accuracy allow; sums of 8-bit activations",
         converts_graph=False,
         tolerance="int8",
         gain=2.0,

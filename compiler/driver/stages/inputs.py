@@ -6,12 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import CompilerError, FleetError, ModelError, UnsupportedModel, UsageError, combine
 from compiler.evaluate import open_calibration
 from compiler.evaluate.arrays import array_shapes
 from compiler.evaluate.samples import SUFFIXES, Samples, batch_of, load_samples, make_samples
+from compiler.evaluate.text import empty_cache, read_tokens, token_inputs
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.data import Calibration
 from compiler.fleet.sizes import sum_of
@@ -221,8 +223,10 @@ def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> V
     steps = {step: {name: getattr(sizes, step) for name, sizes in free.items()} for step in ("min", "opt", "max")}
     labelled = {sizes_label(sizes): sizes for sizes in steps.values()}
     smallest = sizes_label(steps["min"])
-    # a window of text has one length; the sizes of a decoder are many
-    if fleet.calibration is not None and device.generation is None:
+    is_text = fleet.calibration is not None and fleet.calibration.path.suffix != ".npz"
+    if fleet.calibration is not None and device.generation is not None and is_text:
+        return _text_points(fleet.calibration, model, labelled, smallest)
+    if fleet.calibration is not None:
         drawn = dict.fromkeys(labelled, _calibration(fleet, fleet.calibration, specs))
         return _points(drawn, specs, labelled, smallest, device)
     candidates = [
@@ -237,6 +241,30 @@ def verification_inputs(fleet: Fleet, model: ir.Model, device: DeviceClass) -> V
     ]
     # numbers of a wrong kind may be no input of the model at all: an index beyond a table that is computed
     return next((inputs for inputs in candidates if run_or_none(model, inputs.probe) is not None), candidates[0])
+
+
+def _text_points(
+    calibration: Calibration, model: ir.Model, labelled: Mapping[str, Mapping[str, int]], smallest: str
+) -> VerificationInputs:
+    """Tokens of a text behind a cache that the model itself made of those before them.
+
+    A cache of random numbers is nothing that a decoder ever sees: errors of rounding grow by it from layer to layer, as
+    they do by no text.
+    """
+    decoder, specs = find_decoder(model), describe_inputs(model)
+    ids = read_tokens(calibration.path, calibration.tokenizer)
+
+    def point(sizes: Mapping[str, int]) -> Arrays:
+        rows, length, past = (sizes.get(name, 1) for name in ("batch", decoder.sequence, decoder.past))
+        text = np.resize(ids, (rows, past + length))
+        cache = empty_cache(specs, decoder, rows=rows)
+        if past:
+            outputs = run_unoptimized(model, {**token_inputs(text[:, :past], 0, specs, decoder), **cache})
+            cache = {pair.past: outputs[pair.present] for pair in decoder.pairs}
+        return {**token_inputs(text[:, past:], past, specs, decoder), **cache}
+
+    points = {label: point(sizes) for label, sizes in labelled.items()}
+    return VerificationInputs(points, points[smallest], f"{calibration.path.name}, caches by the model itself", ())
 
 
 def _points(
