@@ -141,10 +141,11 @@ def _declared(graph: onnx.GraphProto) -> set[str]:
 
 
 def _opset_problems(imports: Sequence[onnx.OperatorSetIdProto]) -> Iterator[ModelError]:
-    counts = Counter("" if item.domain in DEFAULT_DOMAINS else item.domain for item in imports)
-    for domain, count in counts.items():
+    # tools that merge models import a domain once more in the same version, which says nothing new
+    distinct = {("" if item.domain in DEFAULT_DOMAINS else item.domain, item.version) for item in imports}
+    for domain, count in Counter(domain for domain, _ in sorted(distinct)).items():
         if count > 1:
-            yield InvalidModel(f"the model imports the domain '{domain or 'ai.onnx'}' {count} times")
+            yield InvalidModel(f"the model imports the domain '{domain or 'ai.onnx'}' in {count} versions")
     if not imports:
         yield InvalidModel("the model does not say which operator sets it uses", remedy="Export it again.")
     for domain, version in imported_opsets(imports).items():

@@ -165,6 +165,10 @@ def _spell_default_domain(proto: onnx.ModelProto) -> None:
     imports = [proto.opset_import, *(function.opset_import for function in proto.functions)]
     for item in (item for group in imports for item in group):
         item.domain = "" if item.domain in DEFAULT_DOMAINS else item.domain
+    for group in imports:
+        distinct = {item.domain: item.version for item in group}
+        del group[:]
+        group.extend(onnx.helper.make_opsetid(domain, version) for domain, version in distinct.items())
     for node in [*_with_inner(proto.graph.node), *(n for f in proto.functions for n in _with_inner(f.node))]:
         node.domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
 
