@@ -52,20 +52,21 @@ def main() -> int:
     parser.add_argument("--upload-mib", type=int, default=1024)
     parser.add_argument("--section", choices=("server", "workers"))
     options = parser.parse_args()
-    value: Figures = {}
-    if options.section and options.out is not None and options.out.is_file():
-        value = json.loads(options.out.read_text("utf-8"))
-    value |= {"machine": machine(), "versions": versions(PACKAGES)}
     for name, measure in (("server", measure_server), ("workers", measure_workers)):
         if options.section in (None, name):
             head = {**commit(), "load_average_before": [round(load, 2) for load in os.getloadavg()]}
+            head |= {"machine": machine(), "versions": versions(PACKAGES)}
             with tempfile.TemporaryDirectory(prefix="fleetc-bench-", ignore_cleanup_errors=True) as folder:
-                value[name] = {**head, **measure(Path(folder), options)}
-    text = json.dumps(value, indent=1) + "\n"
-    if options.out is not None:
-        options.out.write_text(text, "utf-8")
-    print(text, end="")
+                record(name, {**head, **measure(Path(folder), options)}, options.out)
     return 0
+
+
+def record(name: str, figures: Figures, out: Path | None) -> None:
+    """Prints a section, and puts it into the file; other sections of it stay."""
+    print(json.dumps({name: figures}, indent=1))
+    if out is not None:
+        value = json.loads(out.read_text("utf-8")) if out.is_file() else {}
+        out.write_text(json.dumps({**value, name: figures}, indent=1) + "\n", "utf-8")
 
 
 def measure_server(root: Path, options: argparse.Namespace) -> Figures:

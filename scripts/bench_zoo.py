@@ -254,12 +254,12 @@ with tempfile.TemporaryDirectory() as folder:
     MNN.Interpreter(made).createSession()
 """,
     "ncnn": """
-import json, pathlib, shutil, subprocess, sys, tempfile
+import importlib.util, json, pathlib, shutil, subprocess, sys, tempfile
 import ncnn
 with tempfile.TemporaryDirectory() as folder:
     model = shutil.copy(sys.argv[1], f"{folder}/m.onnx")
     shapes = ",".join(f"[{','.join(map(str, shape))}]" for shape in json.loads(sys.argv[2]))
-    tool = str(pathlib.Path(sys.executable).parent / "pnnx")
+    tool = str(pathlib.Path(importlib.util.find_spec("pnnx").origin).parent / "pnnx")  # the module itself wants torch
     done = subprocess.run([tool, model, f"inputshape={shapes}"],
                           cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     param = pathlib.Path(folder, "m.ncnn.param")

@@ -189,7 +189,7 @@ def _child(arguments: argparse.Namespace) -> int:
 
 
 def _fuzz(arguments: argparse.Namespace) -> int:
-    total, lock, started = _earlier(arguments), threading.Lock(), time.monotonic()
+    total, lock, started = earlier_total(arguments), threading.Lock(), time.monotonic()
     earlier_s, revision = total.seconds, str(commit()["commit"])
     numbers = (number for number in range(arguments.seed, 10**9) if number not in total.seeds)
 
@@ -205,7 +205,7 @@ def _fuzz(arguments: argparse.Namespace) -> int:
                 total.add(answer, seed=number, commit=revision)
                 total.seconds = earlier_s + time.monotonic() - started
                 _report(total, answer, number)
-                _write(arguments, total)
+                write_figures(arguments, total)
 
     workers = [threading.Thread(target=work) for _ in range(arguments.jobs)]
     for worker in workers:
@@ -215,7 +215,7 @@ def _fuzz(arguments: argparse.Namespace) -> int:
     return 1 if total.failures else 0
 
 
-def _earlier(arguments: argparse.Namespace) -> Total:
+def earlier_total(arguments: argparse.Namespace) -> Total:
     """What --resume goes on from."""
     sections = _sections(arguments)
     if not arguments.resume or arguments.section not in sections:
@@ -290,12 +290,13 @@ def _read(child: subprocess.Popen[str], graph_s: float) -> tuple[int, dict[str, 
 
 
 def _cpu_s(pid: int) -> float:
-    """Processor time of a child; 0 where it has ended."""
+    """Processor time of a child and of the tools that it started or starts; 0 where it has ended."""
     try:
-        times = psutil.Process(pid).cpu_times()
+        child = psutil.Process(pid)
+        times = [process.cpu_times() for process in (child, *child.children(recursive=True))]
     except psutil.Error:
         return 0.0
-    return float(times.user + times.system)
+    return float(sum(time.user + time.system + time.children_user + time.children_system for time in times))
 
 
 def _lost(arguments: argparse.Namespace, current: Path, outcome: str, message: str, graphs: int) -> dict[str, Any]:
@@ -334,7 +335,7 @@ def _replay(path: Path) -> int:
     return 1 if any(verdict.outcome in BAD for verdict in verdicts) else 0
 
 
-def _write(arguments: argparse.Namespace, total: Total) -> None:
+def write_figures(arguments: argparse.Namespace, total: Total) -> None:
     """The figures so far, beside the other sections of the file; whoever is killed leaves the old file or the new."""
     if arguments.output is None:
         return

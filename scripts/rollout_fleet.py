@@ -191,8 +191,8 @@ def killing() -> dict[str, Any]:
             rounds += 1
             controller = here.begin(names, requests=0)
             while (standing := controller.journal.standing()).state not in ENDS and sum(hits.values()) < KILLS:
-                hits["controller"] += killed(controller.tick, draw)
                 for name in names:
+                    hits["controller"] += killed(controller.tick, draw)
                     hits["agent"] += killed(functools.partial(look_once, here, name), draw)
                     broken += verified_build(here.folder / name) not in here.digests
             standing = finish(here, controller, names)
@@ -215,13 +215,28 @@ def look_once(here: Scene, name: str) -> None:
 
 def killed(work: Any, draw: random.Random) -> bool:
     """Does something in a process that is killed at a random moment. Whether it was hit before it had ended."""
+    started = time.monotonic()
+    undisturbed_s = LASTS.get(work_name(work), 0.0)
     child = os.fork()
     if child == 0:
         work()
         os._exit(0)
-    time.sleep(draw.uniform(0, 0.15))
+    if not undisturbed_s:  # the first shows how long it takes
+        os.waitpid(child, 0)
+        LASTS[work_name(work)] = time.monotonic() - started
+        return False
+    time.sleep(draw.uniform(0, 1.5 * undisturbed_s))
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+LASTS: dict[str, float] = {}
+"""Seconds that an agent's look, and the controller's, take undisturbed: kills are spread over all of that time."""
+
+
+def work_name(work: Any) -> str:
+    """Of a function, also where arguments are bound to it."""
+    return str(getattr(work, "func", work).__name__)
 
 
 def finish(here: Scene, controller: Controller, names: list[str]) -> Standing:

@@ -1,11 +1,13 @@
 """Whether mirroring slows clients down: p99 of the same requests, with and without a candidate in the shadow.
 
-Rounds with and without take turns, so that what else the machine does meets both alike.
+Rounds with and without take turns, and each is compared with the one before it: what else the machine does meets both
+alike, and one disturbed round does not decide.
 """
 
 from __future__ import annotations
 
 import http.client
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,12 @@ from rollout.client import Client, read_control
 from rollout.live import Mode, Request
 from serving.builds import manifest_digest, read_builds
 
-ROUNDS, REQUESTS, SHARE = 12, 400, 0.1
+ROUNDS, REQUESTS, SHARE = 20, 300, 0.1
 PAUSE_S = 0.004
 """Between two requests: the server is idle for about as long as it works."""
+
+SETTLE_S = 1.0
+"""Before each round: to load a candidate and to end its process is no part of mirroring."""
 
 
 def mirrored(artifact: Path, candidate: Path) -> dict[str, Any]:
@@ -36,28 +41,40 @@ def mirrored(artifact: Path, candidate: Path) -> dict[str, Any]:
         client = Client(read_control(server.port), None)
         request = Request(str(candidate.absolute()), manifest_digest(artifact), Mode.SHADOW, SHARE)
         ask(server.port, body, head)  # the first requests of a server are slower
-        times: dict[bool, list[float]] = {True: [], False: []}
+        rounds: dict[bool, list[list[float]]] = {True: [], False: []}
         skipped = seen = 0
         for place in range(2 * ROUNDS):
             is_mirrored = place % 2 == 1
             if is_mirrored:
                 client.begin(request)
-            times[is_mirrored] += ask(server.port, body, head)
+            time.sleep(SETTLE_S)
+            rounds[is_mirrored].append(ask(server.port, body, head))
             if is_mirrored:
                 report = client.stop()
                 skipped, seen = skipped + report.skipped, seen + report.verdict.traffic.candidate
-        p99 = {key: np.quantile(values, 0.99) for key, values in times.items()}
-        p50 = {key: np.quantile(values, 0.5) for key, values in times.items()}
         return {
-            "requests": len(times[True]),
+            "requests": ROUNDS * REQUESTS,
             "mirrored": seen,
             "skipped": skipped,
-            "p50_ms": [round(p50[False], 3), round(p50[True], 3)],
-            "p99_ms": [round(p99[False], 3), round(p99[True], 3)],
-            "p99_change_pct": round(100 * float(p99[True] / p99[False] - 1), 2),
+            "load_average": round(os.getloadavg()[1], 1),
+            **{name: compared(rounds, share) for name, share in (("p50", 0.5), ("p99", 0.99))},
         }
     finally:
         server.close()
+
+
+def compared(rounds: dict[bool, list[list[float]]], share: float) -> dict[str, Any]:
+    """A quantile without and with mirroring, of all requests, and by how much it changes from round to round."""
+    pooled = {key: float(np.quantile(np.concatenate(values), share)) for key, values in rounds.items()}
+    each = {key: np.array([np.quantile(times, share) for times in values]) for key, values in rounds.items()}
+    changes = 100 * (each[True] / each[False] - 1)
+    return {
+        "without_ms": round(pooled[False], 3),
+        "with_ms": round(pooled[True], 3),
+        "pooled_change_pct": round(100 * (pooled[True] / pooled[False] - 1), 2),
+        "median_change_pct": round(float(np.median(changes)), 2),
+        "quartiles_pct": [round(float(end), 1) for end in np.quantile(changes, (0.25, 0.75))],
+    }
 
 
 def ask(port: int, body: bytes, head: str) -> list[float]:

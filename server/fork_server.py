@@ -36,7 +36,6 @@ would wait for them for ever."""
 NAME = "fleetc-build"
 """What `ps` and `top` call the process of a build."""
 
-
 STAGES = "compiler.driver.stages."
 """Modules whose sources are part of the keys of stages."""
 
@@ -44,12 +43,12 @@ STAGES = "compiler.driver.stages."
 def main() -> None:
     """Serves until the worker is gone or its sources have changed; in a forked process, builds."""
     worker = socket.socket(fileno=os.dup(0))
-    sources = _load()
+    sources = load()
     if _Forks(worker, sources).serve():
         _build()
 
 
-def _load() -> dict[str, int]:
+def load() -> dict[str, int]:
     """Imports what builds need, and reads its sources for their keys. Returns all files of it by the time of change."""
     for module in NEEDED:
         importlib.import_module(module)
@@ -109,7 +108,7 @@ class _Forks:
             pid = os.fork()
         if pid:
             self._running[pid] = answers
-            os.write(answers, b"%d\n" % pid)
+            _tell(answers, pid)
             _close([stdin, stderr])
             return False
         waker = signal.set_wakeup_fd(-1)
@@ -133,9 +132,13 @@ class _Forks:
         os.read(self._woken, 1 << 12)
         for pid, code in _ended():
             answers = self._running.pop(pid)
-            with contextlib.suppress(OSError):  # nobody wants to know any more
-                os.write(answers, b"%d\n" % code)
+            _tell(answers, code)
             os.close(answers)
+
+
+def _tell(answers: int, number: int) -> None:
+    with contextlib.suppress(OSError):  # nobody wants to know any more
+        os.write(answers, b"%d\n" % number)
 
 
 def _close(files: Iterable[int]) -> None:
@@ -173,6 +176,7 @@ def _build() -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = ["fleetc", *request["arguments"]]
+    sys.modules["__main__"].__package__ = None  # or usage errors would call it `python -m server.fleetc`
     from compiler.cli import main as run
 
     run()

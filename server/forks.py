@@ -54,7 +54,7 @@ class Fork:
 class ForkServer:
     """The process that one worker's builds are forked from: started when first needed, and again where it was killed.
 
-    It ends when this object is gone, however that comes.
+    It ends when this process does, however that comes.
     """
 
     def __init__(self) -> None:
@@ -66,6 +66,16 @@ class ForkServer:
         """Starts it if it does not run; it imports what builds need while the worker goes on."""
         with self._lock:
             self._connect()
+
+    def close(self) -> None:
+        """Ends it, and with it the builds that still run."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+            for process in self._processes:
+                process.kill()
+                process.wait()
 
     def fork(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Fork:
         """Begins a build.

@@ -24,7 +24,7 @@ from server.signing import unpacked
 from server.tables import Database, devices, jobs
 
 MOST_LOOKED_AT = 200
-"""Builds of a fleet, the latest first, that are compared with a request."""
+"""Builds of a fleet, the latest ones, that are compared with a request."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,11 @@ def find_originals(database: Database, project: str, request: JobRequest) -> Map
         .join(devices, devices.c.job == jobs.c.id)
         .where(jobs.c.project == project, jobs.c.fleet == request.fleet.name, jobs.c.emptied.is_(None))
         .where(devices.c.state == DeviceState.SUCCEEDED, devices.c.manifest != "", devices.c.original == "")
-        .order_by(jobs.c.created)
+        .order_by(jobs.c.created.desc())
+        .limit(MOST_LOOKED_AT)
     )
     with database.reading() as connection:
-        rows = connection.execute(query).all()[-MOST_LOOKED_AT:]
+        rows = connection.execute(query).all()[::-1]
     same = {row.id for row in rows if _inputs(REQUESTS.validate_json(row.request, strict=False)) == _inputs(request)}
     return {row.name: Original(row.id, row.worker, row.seconds or 0.0, row.manifest) for row in rows if row.id in same}
 

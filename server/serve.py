@@ -154,6 +154,7 @@ def _run(settings: Settings, database: Database, listener: socket.socket, *, rea
     finally:
         dispatcher.stop()
         engine.close()
+        place.forks.close()
         # what ran is not lost: the next server, or another worker, goes on from the last finished stage
         dispatcher.give_up_all("the server was stopped")
 

@@ -67,7 +67,10 @@ def run_worker(connection: Connection, settings: WorkerSettings, *, ca: Path | N
     workplace = Workplace(connection.url, settings.folder, slots=settings.slots, ca=ca)
     workplace.forks.start()
     labels = (find_labels() | set(settings.labels)) - (frozenset() if settings.has_timing else {TIMING})
-    asyncio.run(_run(connection, settings, labels, workplace))
+    try:
+        asyncio.run(_run(connection, settings, labels, workplace))
+    finally:
+        workplace.forks.close()
 
 
 async def _run(connection: Connection, settings: WorkerSettings, labels: frozenset[str], workplace: Workplace) -> None:

@@ -9,8 +9,10 @@ With D(q, s, z) = (q − z)·s, DequantizeLinear, and Q(x, s, z) = saturate(roun
    the sum is rounded to 24 bits. The Cast to int32 is left out where all that read it are Casts to float.
 3. DynamicQuantizeLinear:   s = (max(x, 0) − min(x, 0)) / 255, or 1;   z = round(clip(−min(x, 0) / s));   q = Q(x, s, z)
    in operators on floats, since the scale is computed; x̂ is uint8 only where others than 2. read it.
+4. DynamicQuantizeLSTM of com.microsoft:   LSTM of the weights (q − z)·s.   What it quantizes on the way, its input and
+   its state at every step, stays float: the result is nearer to the model before it was quantized.
 
-Results are those of the integer operator but for roundings of a tie, which differ by one step of the result. Operators
+Results of 1. to 3. are those of the integer operator but for roundings of a tie, which differ by one step. Operators
 whose scales are not of one number or one per channel are left alone, and named.
 """
 
@@ -23,7 +25,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from compiler.errors import InternalError
 from compiler.model.graph import FunctionPass, PassResult
+from compiler.model.numerics import Array
 from compiler.passes.matching import Refused
 from compiler.passes.shift_quantized import connected, hands_on, is_moved
 from compiler.passes.values import Names, constant_of, display_name, graphs_of, record_origin
@@ -67,6 +71,17 @@ class Builder:
         self._graph.insert_before(self.node, made)
         self._nodes.append(made)
         return made.outputs[0]
+
+    def results(self, kind: str, inputs: Sequence[ir.Value | None], count: int, **attributes: Any) -> list[ir.Value]:
+        """All outputs of a new node."""
+        first = self.op(kind, inputs, **attributes)
+        made = first.producer()
+        if made is None:
+            raise InternalError(f"the new {kind} of '{self.node.name}' has no node")
+        made.resize_outputs(count)
+        for output in made.outputs[1:]:
+            output.name = self._names.fresh(f"{self.node.outputs[0].name}_{kind}")
+        return list(made.outputs)
 
     def constant(self, array: Any) -> ir.Value:
         """A new initializer."""
@@ -257,6 +272,31 @@ def _dynamic(build: Builder, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Valu
     return integers, scale, build.op("Cast", [point], to=ir.DataType.UINT8)
 
 
+def _dynamic_lstm(build: Builder, node: ir.Node) -> tuple[ir.Value, ...]:
+    weights = [_lstm_weights(node, index, scale) for index, scale in ((1, 8), (2, 10))]
+    inputs = [node.inputs[0], *map(build.constant, weights), *(_optional(node, index) for index in range(3, 8))]
+    while inputs[-1] is None:
+        inputs.pop()
+    return tuple(build.results("LSTM", inputs, len(node.outputs), **_attributes(node)))
+
+
+def _lstm_weights(node: ir.Node, index: int, scale_index: int) -> Array:
+    """Those of input or state as floats, (directions, 4·units, inputs); the operator has the last two the other way."""
+    integers, scale, zero = (constant_of(_optional(node, place)) for place in (index, scale_index, scale_index + 1))
+    if integers is None or scale is None or zero is None:
+        raise Refused("its weights, their scales or their zero points are computed")
+    directions = integers.shape[0]
+    factors, offsets = (array.astype(np.float32).reshape(directions, 1, -1) for array in (scale, zero))
+    floats = (integers.astype(np.float32) - offsets) * factors
+    return np.ascontiguousarray(floats.transpose(0, 2, 1))
+
+
+_SEVERAL: Mapping[tuple[str, str], Callable[[Builder, ir.Node], tuple[ir.Value, ...]]] = {
+    (_OWN, "DynamicQuantizeLinear"): _dynamic,
+    (_MICROSOFT, "DynamicQuantizeLSTM"): _dynamic_lstm,
+}
+"""Operators of several results."""
+
 _SINGLE: Mapping[tuple[str, str], Callable[[Builder, ir.Node], ir.Value]] = {
     (_OWN, "QLinearConv"): _conv,
     (_OWN, "QLinearMatMul"): _matmul,
@@ -285,11 +325,11 @@ def decompose_quantized(model: ir.Model, chooses: Chooses = lambda node: True) -
         dynamic = list[ir.Value]()
         for node in list(graph):
             key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
-            if (key not in _SINGLE and key != (_OWN, "DynamicQuantizeLinear")) or not chooses(node):
+            if (key not in _SINGLE and key not in _SEVERAL) or not chooses(node):
                 continue
             try:
                 made = _replace(graph, node, names, opset)
-                dynamic += [made[0], made[2]] if len(made) == 3 else []
+                dynamic += [made[0], made[2]] if key == (_OWN, "DynamicQuantizeLinear") else []
                 modified = True
             except Refused as refusal:
                 notes.append(f"{display_name(node)}: {node.op_type} stays: {refusal.reason}")
@@ -302,8 +342,8 @@ def _replace(graph: ir.Graph, node: ir.Node, names: Names, opset: int) -> tuple[
     """Puts what stands for a node in its place; its results."""
     build = Builder(node, names, opset=opset)
     try:
-        rewrite = _SINGLE.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
-        made = (rewrite(build, node),) if rewrite else _dynamic(build, node)
+        key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
+        made = (_SINGLE[key](build, node),) if key in _SINGLE else _SEVERAL[key](build, node)
     except Refused:
         build.undo()
         raise

@@ -9,6 +9,7 @@ QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLi
 
 QUANTIZED_OPS = QUANTIZERS | {
     "ConvInteger",
+    "DynamicQuantizeLSTM",
     "MatMulInteger",
     "MatMulNBits",
     "QGemm",

@@ -25,6 +25,9 @@ SUCCESS, FAILURE, ALREADY = "success", "failure", "already-installed"
 CLOCK_SLACK_S = 86400
 """A clock may be set back by so much without a word: summer time, a first answer of NTP."""
 
+SEEN_EVERY_S = 3600
+"""How often the time of a look is written down: flash wears out by writing."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -81,7 +84,8 @@ class Agent:
             self._source.refresh()
             assignment = self._source.assignment()
             self._obey(assignment)
-            self._save(seen=time.time())
+            if time.time() - self._state.get("seen", 0) > SEEN_EVERY_S:
+                self._save(seen=time.time())
         except Unavailable as unavailable:
             self._report["problem"] = unavailable.what
         except Refused as refused:

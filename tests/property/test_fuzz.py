@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from fuzz_models import checks_of
+from fuzz_models import Total, checks_of, earlier_total, write_figures
 from fuzzing.batch import run_batch
 from fuzzing.failure import load_failure, save_failure
 from fuzzing.judge import Outcome, Verdict, difference, judge
@@ -41,6 +43,25 @@ def test_a_result_that_differs_is_seen() -> None:
     assert not difference(graph, graph.expected, model)
     assert "SQNR" in difference(graph, {name: array * 1.01}, model)
     assert "float64" in difference(graph, {name: array.astype("float64")}, model)
+
+
+def test_a_killed_run_goes_on_with_the_seeds_that_have_no_figures_or_a_failure(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(output=tmp_path / "fuzz.json", section="passes", targets="", resume=True)
+    clean = {"graphs": 5, "verdicts": [["passes", "right", 5]], "drawn": {"Abs": 9}, "disagreed": {}, "refused": {}}
+    total = Total(seconds=3.0)
+    for seed, failures in ((0, []), (1, [{"file": "f", "check": "passes", "message": "wrong: 3 dB"}]), (2, [])):
+        total.add({**clean, "failures": failures}, seed=seed, commit="abc")
+    assert total.outcomes == {"right": 10, "wrong": 1}
+    write_figures(arguments, total)
+    resumed = earlier_total(arguments)
+    assert resumed.seeds == {0, 2} and resumed.graphs == 10 and not resumed.failures
+    assert (resumed.graphs_by_commit, resumed.drawn, resumed.seconds) == ({"abc": 10}, {"Abs": 18}, 3.0)
+    arguments.section = "targets"
+    write_figures(arguments, Total())
+    assert earlier_total(arguments).graphs == 0 and set(json.loads(arguments.output.read_text())) == {
+        "passes",
+        "targets",
+    }
 
 
 def some_graph() -> Graph:

@@ -140,28 +140,12 @@ def test_a_cache_behind_an_authority_of_its_own_is_used_by_whoever_names_that(tm
         place.write_fleet({"one": place.profile("one")})
         shared = ("--remote-cache", f"{server.url}/cache", "--remote-cache-token", server.key, "--trusted-key", public)
         named = ("--remote-cache-ca", server.data / "tls" / "ca.pem")
-        runs = {
-            "first": (*shared, *named),  # it makes all of it, and offers it
-            "second": (*shared, *named),
-            "third": shared,
-        }
-        outcomes = {
-            name: place.call(
-                "build",
-                place.fleet,
-                "-o",
-                tmp_path / name,
-                "--cache",
-                tmp_path / name / "cache",
-                "--repeat",
-                "1",
-                *more,
-            )
-            for name, more in runs.items()
-        }
+        outcomes = {}
+        for name in ("first", "second"):  # the first makes all of it, and offers it
+            folders = ("-o", tmp_path / name, "--cache", tmp_path / name / "cache")
+            outcomes[name] = place.call("build", place.fleet, *folders, "--repeat", "1", *shared, *named)
     finally:
         server.kill()
-    assert [outcome.code for outcome in outcomes.values()] == [0, 0, 0], outcomes["third"].err
-    assert all(stages(tmp_path / "second")) and not any(stages(tmp_path / "first") + stages(tmp_path / "third"))
+    assert [outcome.code for outcome in outcomes.values()] == [0, 0], outcomes["second"].err
+    assert all(stages(tmp_path / "second")) and not any(stages(tmp_path / "first"))
     assert "warning" not in outcomes["first"].err + outcomes["second"].err
-    assert outcomes["third"].err.count("certificate verify failed") == 1

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
 from pathlib import Path
 
 import psutil
-import pytest
 from fault_server import run
 
 from server.fork_server import NAME
-from tests.server.conftest import Server, wait_until
-
-slow = pytest.mark.skipif(not os.environ.get("FLEETC_SLOW"), reason="takes long: FLEETC_SLOW=1 runs it")
+from tests.server.conftest import Server, slow, wait_until
 
 
 def hanging(server: Server) -> tuple[str, list[psutil.Process]]:

@@ -14,7 +14,7 @@ import urllib3
 from fault_server import free_port
 
 from server.fork_server import NAME
-from tests.server.conftest import Server, serving, wait_until
+from tests.server.conftest import Server, serving, slow, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,7 @@ def test_a_rebuild_waits_for_another_worker_and_adds_its_signature(lab: Server, 
     assert len(builders) == 2
 
 
+@slow
 def test_a_rebuild_makes_everything_but_what_was_observed(lab: Server, second: object) -> None:
     place = lab.place
     log = place.root / "builds"
@@ -114,6 +115,8 @@ def test_a_plan_says_what_the_cache_has_and_who_could_do_the_rest(lab: Server, s
     request, _ = job_request(place.fleet, settings={"repeat": 1})
     one, two = lab.connection.post("/v1/plan", request)["devices"]
     assert set(one["workers"]) == {"embedded", "second"} and one["missing"] == []
+    labels = {worker["name"]: worker["labels"] for worker in lab.connection.get("/v1/workers")}
+    assert "timing" in labels["embedded"] and "timing" not in labels["second"]
     assert one["original"] and one["seconds"] > 0
     assert {"rewrite", "compile"} <= set(one["cached"]) and all(one["cached"].values())
     assert (two["original"], two["cached"]) == ("", {})
@@ -143,9 +146,10 @@ def test_a_worker_that_vanishes_with_its_network_is_given_up_and_ends_its_build_
     start.unlink()
 
 
+@slow
 def test_a_cancel_says_whose_worker_has_not_answered(lab: Server, second: subprocess.Popen[str]) -> None:
     place = lab.place
-    start = place.root / "start"
+    start = place.root / "start-cancelled"
     place.write_fleet({"slow": place.profile("slow", start=str(start))})
     job = lab.submit()["id"]
     wait_until(lambda: start.exists() and len(start.read_text().split()) == 2)

@@ -122,14 +122,14 @@ def _rows(device: Device, served: _Served) -> list[Comparison]:
     for gate in device.manifest.gates if device.manifest else ():
         if gate.name == GateName.LATENCY:
             here = "–" if gate.value is None else f"{gate.value:.3g} ms, limit {gate.limit:g} ms"
-            rows.append(Comparison("Latency gate", here, _above(served, gate.limit / 1e3)))
+            rows.append(Comparison("Latency gate, of the median", here, _above(served, gate.limit / 1e3)))
     trial = chosen_trial(device)
     run_bytes = trial.footprint.run_bytes if trial and trial.footprint else None
     resident = served.values("fleetc_build_resident_memory_bytes", variant=served.variant)
     here = "–" if run_bytes is None else f"{run_bytes / MIB:.1f} MiB"
     rows.append(Comparison("Memory when run", here, f"{resident[0].value / MIB:.1f} MiB" if resident else "–"))
     outside = [sample.value for sample in served.values("fleetc_input_out_of_range_ratio")]
-    rows.append(Comparison("Inputs out of the calibration's range", "0 %", f"{max(outside):.2%}" if outside else "–"))
+    rows.append(Comparison("Inputs out of the calibration's range", "–", f"{max(outside):.2%}" if outside else "–"))
     return rows
 
 
