@@ -5,8 +5,13 @@ The names below are the public API; everything else may change. Each is imported
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime (since 1.29) sends the names and digests of the models it opens to its maker, unless told not to before
+# it is imported; whoever wants that sets the variable to 0. Child processes inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from compiler.artifact.manifest import read_artifact

@@ -79,6 +79,7 @@ def _open_ir(folder: Path, settings: dict[str, str], outputs: list[str]) -> Any:
 
 
 def _open_onnx(folder: Path, settings: dict[str, int], outputs: list[str]) -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would send the model's name and digests to its maker
     import onnxruntime
 
     here = len(os.sched_getaffinity(0))
