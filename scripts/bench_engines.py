@@ -4,7 +4,7 @@ python scripts/bench_engines.py --ray-python X/bin/python [--out benchmarks/serv
 
 Ray lives in an environment of its own: `python -m venv X; X/bin/pip install ray psutil`. An attempt here is what the
 server sends to a worker: one JSON text to a function, which starts a process and waits for it. Each engine is measured
-five times, in a process of its own, with two slots on this machine.
+three times, in a process of its own, with two slots on this machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench_record import Figures, commit, machine
 
-RUNS = 5
+RUNS = 3
 COMMON = """
 import json, os, subprocess, sys, time
 import psutil

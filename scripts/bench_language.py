@@ -25,7 +25,7 @@ import onnx_ir as ir
 from bench_record import bar, commit, machine, versions
 
 from compiler.compress.weight_only import WeightOptions, measure_weights, quantize_weights
-from compiler.evaluate.bootstrap import Measured, interval, resampled
+from compiler.evaluate.bootstrap import Measured, Values, Weights, interval, resampled
 from compiler.evaluate.generation import divergences, log_softmax
 from compiler.evaluate.text import empty_cache, read_tokens, token_inputs
 from compiler.model.decoder import find_decoder
@@ -101,9 +101,10 @@ def windows(path: Path, tokenizer: Path, count: int) -> Array:
     return np.stack([ids[start : start + WINDOW] for start in starts])
 
 
-def _with_interval(values: Array, places: int) -> list[float]:
-    def mean(weights: Array) -> Array:
-        return (weights @ values) / weights.sum(axis=1)
+def _with_interval(values: Values, places: int) -> list[float]:
+    def mean(weights: Weights) -> Values:
+        means: Values = (weights @ values) / weights.sum(axis=1)
+        return means
 
     low, high = interval(resampled([Measured(float(values.mean()), {}, len(values), len(values), mean)])[0])
     return [round(number, places) for number in (float(values.mean()), low, high)]

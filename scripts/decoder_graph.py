@@ -133,7 +133,7 @@ class _Exporter:
                 ("position_ids", "sequence"),
             )
         )
-        cache = ["batch", size.kv_heads, "past", size.head_width]
+        cache: list[int | str] = ["batch", size.kv_heads, "past", size.head_width]
         pasts = [
             ir.val(f"past_key_values.{number}.{kind}", ir.DataType.FLOAT, cache)
             for number in range(size.layers)
@@ -142,15 +142,15 @@ class _Exporter:
         x = self.op("Gather", self.table, ids, axis=0)
         bias = self.mask_bias(ids, mask)
         turns = self.rotations(positions)
-        presents = []
+        presents: list[ir.Value] = []
         for number in range(size.layers):
-            x, *present = self.block(x, number, bias, turns, pasts[2 * number : 2 * number + 2])
-            presents += present
+            x, *of_block = self.block(x, number, bias, turns, pasts[2 * number : 2 * number + 2])
+            presents += of_block
         self.module = "lm_head"
         x = self.normalize(x, "model.norm.weight")
         logits = self.op("MatMul", x, self.op("Transpose", self.table, perm=[1, 0]))
         self.name_output(logits, "logits", ["batch", "sequence", size.vocabulary])
-        grown = ["batch", size.kv_heads, "past + sequence", size.head_width]
+        grown: list[int | str] = ["batch", size.kv_heads, "past + sequence", size.head_width]
         for number, present in enumerate(presents):
             self.name_output(present, f"present.{number // 2}.{('key', 'value')[number % 2]}", grown)
         return ir.Graph(

@@ -4,8 +4,8 @@
     DequantizeLinear → Gather               GatherBlockQuantized
     DequantizeLinear → Transpose → MatMul   MatMulNBits, on the table that Gather reads
 
-The operators have 2, 4 and 8 bits. 6 bits are two products, of the upper four bits at four times the scale and of the
-lower two: q − z = 4·(q₄ − z₄) + (q₂ − z₂), in the same bytes.
+The operators have 2, 4 and 8 bits. 6 bits are two of them and a sum, of the upper four bits at four times the scale and
+of the lower two: q − z = 4·(q₄ − z₄) + (q₂ − z₂), in the same bytes.
 
 As standard operators a table would be expanded at every token. Scales stay float16 in the file; a Cast makes them the
 float32 that the operators want, once, when the model is opened.
@@ -79,8 +79,7 @@ def _pack(model: ir.Model, node: ir.Node) -> None:
     parts = _parts(model, node)
     for reader, _ in list(node.outputs[0].uses()):
         if reader.op_type == "Gather":
-            (table,) = parts  # the quantizer is told of no table in 6 bits
-            _replace(model, reader, *_gather(model, reader, table))
+            _replace(model, reader, *_look_ups(model, reader, parts))
         elif reader.op_type == "MatMul":
             _replace(model, reader, *_products(reader, parts))
         elif reader.op_type == "Transpose":
@@ -183,19 +182,31 @@ def _product(reader: ir.Node, matrix: _Matrix, number: int) -> ir.Node:
     return node
 
 
-def _gather(model: ir.Model, reader: ir.Node, matrix: _Matrix) -> tuple[ir.Node, ...]:
+def _look_ups(model: ir.Model, reader: ir.Node, parts: list[_Matrix]) -> list[ir.Node]:
     """The table's vectors, block by block: it is the very tensor that a product reads, which has an axis for blocks."""
     name = str(reader.outputs[0].name)
+    nodes: list[ir.Node] = []
+    found: list[ir.Value] = []
+    for number, part in enumerate(parts):
+        scale, gather = _look_up(model, reader, part, f"{name}_part{number}")
+        nodes += [scale, gather]
+        found.append(gather.outputs[0])
+    if len(found) > 1:
+        nodes.append(_made("Add", found, f"{name}_sum"))
+    shape = _constant(model, f"{name}_shape", np.array([0, 0, parts[0].inputs], np.int64))
+    return [*nodes, _made("Reshape", [nodes[-1].outputs[0], shape], f"{name}_whole")]
+
+
+def _look_up(model: ir.Model, reader: ir.Node, matrix: _Matrix, name: str) -> tuple[ir.Node, ir.Node]:
     attributes = {"gather_axis": 0, "quantize_axis": 2, "block_size": matrix.block, "bits": matrix.bits}
     column = _constant(model, f"{name}_column", np.array([matrix.outputs, -1, 1], np.int64))
     scale = _made("Reshape", [matrix.scale, column], f"{name}_scale")
     inputs = [matrix.packed, reader.inputs[1], scale.outputs[0]]
     if matrix.zeros is not None:
         inputs.append(_constant(model, f"{name}_zeros", matrix.zeros[:, :, None]))
-    gather = ir.node("GatherBlockQuantized", inputs, attributes, domain=_DOMAIN, name=reader.name)
+    gather = ir.node("GatherBlockQuantized", inputs, attributes, domain=_DOMAIN, name=f"GatherBlockQuantized:{name}")
     gather.outputs[0].name = f"{name}_blocks"
-    shape = _constant(model, f"{name}_shape", np.array([0, 0, matrix.inputs], np.int64))
-    return scale, gather, _made("Reshape", [gather.outputs[0], shape], f"{name}_whole")
+    return scale, gather
 
 
 def _made(op: str, inputs: list[ir.Value], name: str) -> ir.Node:

@@ -48,12 +48,13 @@ INT8 = QuantScheme(
 Quantize ONNX Models, "Data type selection")."""
 
 _WIDE = BlockFormat(8, 64, symmetric=True)
+_MIDDLE = BlockFormat(6, 64)
 _NARROW = BlockFormat(4, 32)
 
 WEIGHTS = QuantScheme(
     "onnxruntime-weights",
     {},
-    weights=WeightChoices((_NARROW, BlockFormat(4, 64), BlockFormat(6, 64), _WIDE), (_WIDE, _NARROW)),
+    weights=WeightChoices((_NARROW, BlockFormat(4, 64), _MIDDLE, _WIDE), (_WIDE, _MIDDLE, _NARROW)),
 )
 """What MatMulNBits and GatherBlockQuantized read; blocks of 64 are a part of every usual width, and none is padded."""
 

@@ -105,12 +105,14 @@ def test_a_full_disk_of_a_worker_fails_its_builds_by_name_and_no_others(lab: Ser
     with small_disk(tmp_path / "disk", mib=32) as small, (tmp_path / "log").open("w") as log:
         options = ("--name", "small", "--label", "board:small", "--data", small / "data")
         worker = place.start("worker", *options, stdout=log, stderr=log)
-        wait_until(lambda: "small" in {one["name"] for one in lab.connection.get("/v1/workers")})
-        with full(small):
-            job = lab.finished(lab.submit("--label", "board:small")["id"])
-            device = job["devices"][0]
-            assert (device["state"], device["exit_code"], device["error"]["error"]) == ("failed", 4, "StorageError")
-            assert device["attempt"] == 2 and "full" in device["error"]["what"]
-        assert lab.finished(lab.submit("--label", "board:small")["id"])["state"] == "succeeded"
-        worker.terminate()
-        worker.wait(60)
+        try:
+            wait_until(lambda: "small" in {one["name"] for one in lab.connection.get("/v1/workers")})
+            with full(small):
+                job = lab.finished(lab.submit("--label", "board:small")["id"])
+                device = job["devices"][0]
+                assert (device["state"], device["exit_code"], device["error"]["error"]) == ("failed", 4, "StorageError")
+                assert device["attempt"] == 2 and "full" in device["error"]["what"]
+            assert lab.finished(lab.submit("--label", "board:small")["id"])["state"] == "succeeded"
+        finally:
+            worker.terminate()
+            worker.wait(60)

@@ -8,7 +8,7 @@ from language_models import tiny_decoder, windows
 from compiler.compress.quant.apply import at_opset
 from compiler.compress.weight_only.apply import apply_weights
 from compiler.compress.weight_only.fit import fit_blocks
-from compiler.compress.weight_only.layers import WeightKind, find_layers
+from compiler.compress.weight_only.layers import find_layers
 from compiler.model.numerics import compare
 from compiler.model.onnx_runtime import OnnxRuntimeSession
 from compiler.model.reference import Unoptimized
@@ -31,9 +31,7 @@ def in_blocks(format_: BlockFormat) -> ir.Model:
     for name, layer in layers.items():
         array = model.graph.initializers[name].const_value.numpy()
         weight = np.ascontiguousarray(array.T) if layer.is_turned else array
-        # a table is looked up by an operator without 6 bits
-        own = BlockFormat(8, 64) if format_.bits == 6 and layer.kind == WeightKind.TABLE else format_
-        scales = fit_blocks(weight, np.ones(layer.inputs, np.float32), own)
+        scales = fit_blocks(weight, np.ones(layer.inputs, np.float32), format_)
         stored[name] = (scales.integers(weight), scales)
     return apply_weights(model, layers, stored)
 
@@ -43,8 +41,8 @@ def test_packed_weights_compute_what_the_border_model_does(format_, tmp_path):
     border = in_blocks(format_)
     packed = pack_weights(border)
     operators = [node.op_type for node in packed.graph]
-    assert operators.count("MatMulNBits") == (1 + 14 * 2 if format_.bits == 6 else 15)
-    assert operators.count("GatherBlockQuantized") == 1
+    assert operators.count("MatMulNBits") == (30 if format_.bits == 6 else 15)
+    assert operators.count("GatherBlockQuantized") == (2 if format_.bits == 6 else 1)
     assert "DequantizeLinear" not in operators
     inputs = windows(border, 1, length=8, past=4)[0]
     save_model(packed, tmp_path / "packed.onnx")
