@@ -14,9 +14,9 @@ from compiler.store import BORDER_STAGES, StageName, Store, read_result, stage_k
 DRIVER = Path(next(iter(compiler.driver.__path__)))
 NO_STAGES = {
     *("__init__", "any_batch", "border", "border_parity", "candidate", "context", "data", "files", "inputs", "proof"),
-    "run",
+    *("run", "weights"),
 }
-"""Files of `driver/stages` that hold what several stages share."""
+"""Files of `driver/stages` that hold what several stages share, or another form of some."""
 
 
 def test_every_stage_is_a_file_and_every_file_a_stage() -> None:
