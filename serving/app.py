@@ -214,8 +214,7 @@ class Server:
     async def metrics(self, request: Request) -> Response:
         """What Prometheus reads."""
         for model in self._models.values():
-            if model.is_loaded:
-                model.current.tell_state()
+            model.tell_state()
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def _model(self, request: Request) -> ServedModel:

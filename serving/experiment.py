@@ -99,7 +99,7 @@ class Experiment:
         self._tasks = [asyncio.create_task(self._go_on())]
         if not self._is_split:
             self._tasks.append(asyncio.create_task(self._mirror()))
-        self._tell()
+        self.tell_state()
 
     @property
     def is_running(self) -> bool:
@@ -235,7 +235,7 @@ class Experiment:
         self._last = self.verdict() if standing != Standing.ROLLED_BACK else self._last
         self.standing, self._why, self._ended_s = standing, why, time.monotonic()
         log.warning("%s: the experiment is %s: %s", self._model, standing, why)
-        self._tell()
+        self.tell_state()
 
     async def _go_on(self) -> None:
         """Takes the next step of the ramp when the verdict allows it."""
@@ -245,7 +245,7 @@ class Experiment:
                 verdict = self.verdict()
                 if verdict.decision == Decision.KEEP_GOING and verdict.next_share is not None:
                     self._climb()
-            self._tell()
+            self.tell_state()
 
     def _climb(self) -> None:
         self._step += 1
@@ -278,7 +278,8 @@ class Experiment:
             return outputs
         return {name: array[None] for name, array in outputs.items()}
 
-    def _tell(self) -> None:
+    def tell_state(self) -> None:
+        """Writes where it stands as metrics."""
         metrics, name = self._metrics, first_build(self.candidate).manifest_sha256[:16]
         for standing in Standing:
             metrics.experiment.labels(self._model, name, str(standing)).set(standing == self.standing)

@@ -289,6 +289,13 @@ class ServedModel:
             "instance_group": [{"name": self.name, "kind": "KIND_CPU", "count": 1}],
         }
 
+    def tell_state(self) -> None:
+        """Writes as metrics what changes without a request: its version, and an experiment that runs."""
+        if self._current is not None:
+            self._current.tell_state()
+        if self._experiment is not None and self._experiment.is_running:
+            self._experiment.tell_state()
+
     def index_row(self) -> dict[str, str]:
         """The model in the repository's index."""
         return {

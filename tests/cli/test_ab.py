@@ -55,9 +55,12 @@ def told(server: Serving, *args: str | Path) -> Any:
 @contextmanager
 def experiment(server: Serving, builds: Builds, candidate: str, *args: str) -> Iterator[Any]:
     """An experiment that is stopped at the end if it still runs."""
-    yield told(server, builds[candidate], "--against", builds["current"], *args)
-    if told(server, "verdict")["standing"] == "running":
-        told(server, "stop")
+    begun = told(server, builds[candidate], "--against", builds["current"], *args)
+    try:
+        yield begun
+    finally:
+        if told(server, "verdict")["standing"] == "running":
+            told(server, "stop")
 
 
 def ask_until(server: Serving, is_enough: Callable[[Any], bool], *, keys: int = 1) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import subprocess
@@ -14,9 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cli.conftest import Outcome, Place, checked
-
-SLOW = pytest.mark.skipif("FLEETC_SLOW" not in os.environ, reason="takes half a minute; FLEETC_SLOW=1 runs it")
+from tests.cli.conftest import SLOW, Outcome, Place, checked
 
 PATIENCE_S = 100.0
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.cli.conftest import Place, write_model
-
-SLOW = pytest.mark.skipif("FLEETC_SLOW" not in os.environ, reason="takes half a minute; FLEETC_SLOW=1 runs it")
+from tests.cli.conftest import SLOW, Place, write_model
 
 BODY = """(float[batch, 3, 8, 8] x) => (float[batch, 4] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)

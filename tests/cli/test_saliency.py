@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.conftest import Place, make_place, write_model
+from tests.cli.conftest import SLOW, Place, make_place, write_model
 
 
 def write_images(place: Place) -> None:
@@ -69,6 +69,7 @@ def test_a_gate_that_holds_keeps_figures_and_pictures_and_repeats_from_the_store
     assert images.digests() == before
 
 
+@SLOW
 def test_pictures_are_kept_out_where_the_fleet_file_says_so_and_the_figures_stay(place: Place) -> None:
     images = place  # a store of its own: no picture of another test is in it
     write_images(images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cli.conftest import Place, checked, write_model
+from tests.cli.conftest import SLOW, Place, checked, write_model
 from tests.cli.test_interrupts import end, wait_for
-
-SLOW = pytest.mark.skipif("FLEETC_SLOW" not in os.environ, reason="takes half a minute; FLEETC_SLOW=1 runs it")
 
 WIDE = "(float[batch, 96] x) => (float[batch, 96] y) { a = MatMul(x, w1) r = Relu(a) y = MatMul(r, w2) }"
 
@@ -154,7 +151,7 @@ def test_a_candidate_that_cannot_be_built_is_recorded_and_the_others_are_tried(w
     ]
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sign", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=SLOW)])
 def test_a_search_ended_in_the_middle_goes_on_without_repeating_finished_trials(
     wide: Place, sign: signal.Signals
 ) -> None:
@@ -233,6 +230,7 @@ def test_an_evaluation_alone_brings_default_gates_and_accuracy_is_judged_on_the_
     assert "lost while choosing:" in told and "5 of 5 folds chose it" in told
 
 
+@SLOW
 def test_a_gate_that_nobody_could_judge_fails_a_strict_build_and_delivers_another(wide: Place) -> None:
     profile = wide.profile("one", load="unavailable")
     limited(wide, {"memory_reduction_pct": 40}, one={"load": "unavailable"})

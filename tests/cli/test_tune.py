@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from compiler.target.testing import install_plugin
-from tests.cli.conftest import Place, make_place
+from tests.cli.conftest import SLOW, Place, make_place
 
 PLUGIN = "from compiler.target.testing import FakeTunedTarget\nTARGET = FakeTunedTarget('tuned')\n"
 BEST = {"tile": 3}
@@ -69,7 +69,8 @@ def test_a_second_run_repeats_no_trial(lab: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trial", "said"), [("fail", "as it was told to"), ("crash", "SIGSEGV"), ("hang", "did not finish within")]
+    ("trial", "said"),
+    [("fail", "as it was told to"), ("crash", "SIGSEGV"), pytest.param("hang", "did not finish within", marks=SLOW)],
 )
 def test_a_trial_that_goes_wrong_is_remembered_as_an_error_and_the_run_goes_on(
     lab: Place, trial: str, said: str
@@ -119,6 +120,7 @@ def test_two_tuners_on_one_log_repeat_nothing_and_tear_nothing(lab: Place) -> No
     assert len(trials) == len(set(trials)) == len(lines(lab)) == 12
 
 
+@SLOW
 def test_plateau_trials_and_budget_stop_each_kernel_and_say_so(lab: Place) -> None:
     few = tune(lab, "--trials", "2").json["kernels"]
     assert {(one["tried"], one["stopped"]) for one in few} == {(2, "trials")}
