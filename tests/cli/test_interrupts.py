@@ -101,6 +101,7 @@ def test_build_killed_at_any_moment_ends_in_the_digests_of_an_undisturbed_one(pl
     assert place.digests() == wanted, f"seed {seed}"
 
 
+@SLOW
 def test_two_builds_at_once_on_one_store_and_output_agree(place: Place) -> None:
     log = place.root / "built.log"
     place.moody({"one": {"log": str(log), "seconds": 0.5}})

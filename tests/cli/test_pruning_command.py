@@ -110,6 +110,7 @@ def test_auto_climbs_the_ladder_and_delivers_what_is_faster_on_that_device(conv:
     assert "pruned" in manifest["decision"]["reason"]
 
 
+@SLOW
 def test_auto_ships_unpruned_where_nothing_tells_a_gain_and_says_so(conv: Place) -> None:
     auto(conv, modelled(conv))
     outcome = conv.build("--search-budget", "3")
@@ -129,6 +130,7 @@ def test_auto_ships_unpruned_where_any_cut_breaks_the_limit(conv: Place) -> None
     assert [trial["status"] for trial in manifest["trials"]][1:] == ["refused"] * (len(manifest["trials"]) - 1)
 
 
+@SLOW
 def test_a_forced_ratio_that_a_gate_refuses_fails_with_both_numbers(conv: Place) -> None:
     fleet(conv, limit=0.001, prune=0.5)
     conv.write_fleet(

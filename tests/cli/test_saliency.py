@@ -86,6 +86,7 @@ def test_pictures_are_kept_out_where_the_fleet_file_says_so_and_the_figures_stay
     assert questions and all(json.loads(one.read_text(encoding="utf-8"))["pictures"] == [] for one in questions)
 
 
+@SLOW
 def test_a_model_without_an_image_input_is_not_judged_and_says_why(images: Place) -> None:
     write_model(images.root / "model.onnx", "(float[batch, 6] x) => (float[batch, 6] y) { y = MatMul(x, w) }", w=(6, 6))
     np.savez(images.root / "images.npz", x=np.ones((4, 6), np.float32))
@@ -95,6 +96,7 @@ def test_a_model_without_an_image_input_is_not_judged_and_says_why(images: Place
     assert gate["passed"] is None and "no image input" in gate["why"]
 
 
+@SLOW
 def test_pictures_of_one_colour_leave_the_gate_open(images: Place) -> None:
     np.savez(images.root / "images.npz", x=np.full((6, 3, 8, 8), 0.5, np.float32))
     limited(images, 0.9, precision="fp32")

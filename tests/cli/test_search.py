@@ -70,6 +70,7 @@ def test_a_target_that_exceeds_the_limit_by_what_it_does_not_count_builds_smalle
     assert (wide.root / "built.log").read_text().split() == ["one"] * 4
 
 
+@SLOW
 def test_a_limit_that_the_smallest_build_exceeds_is_refused_with_the_first_build(wide: Place) -> None:
     limited(wide, {"memory_reduction_pct": 40}, one={"code": 60000})
     outcome = wide.build("--json")
@@ -130,6 +131,7 @@ def test_a_candidate_of_which_less_is_expected_than_what_passes_is_not_made_unle
     assert len(log.read_text().split()) == made + 1
 
 
+@SLOW
 def test_a_forced_precision_that_a_gate_refuses_fails_with_both_numbers(wide: Place) -> None:
     limited(wide, {"memory_reduction_pct": 40})
     outcome = wide.build("--precision", "fp32")
@@ -210,6 +212,7 @@ def labelled(place: Place, classes: int = 4, count: int = 48) -> dict[str, objec
     return {"task": "classification", "path": "labelled.npz"}
 
 
+@SLOW
 def test_an_evaluation_alone_brings_default_gates_and_accuracy_is_judged_on_the_artifact(wide: Place) -> None:
     wide.write_fleet({"one": wide.profile("one")}, evaluation=labelled(wide))
     outcome = wide.build()
@@ -277,6 +280,7 @@ def test_accuracy_is_judged_again_on_other_data_and_the_limit_still_holds(wide: 
     assert other.code == 5, "the artifact is not that model's"
 
 
+@SLOW
 def test_a_metric_of_ones_own_that_raises_is_named_and_nothing_is_delivered(wide: Place) -> None:
     (wide.root / "mymetric.py").write_text("def score(outputs, labels):\n    raise KeyError('scores')\n")
     labelled(wide)

@@ -109,6 +109,7 @@ def test_after_kill_9_the_same_command_goes_on_without_repeating_a_finished_tria
     assert all(one["tried"] == 4 for one in resumed.json["kernels"])
 
 
+@SLOW
 def test_two_tuners_on_one_log_repeat_nothing_and_tear_nothing(lab: Place) -> None:
     log = lab.root / "trials.txt"
     profile = lab.profile("board", target="tuned", trials_log=str(log), seconds_per_trial=0.1)
@@ -183,6 +184,7 @@ def _replace_target(path: Path, to: Path) -> int:
     return scratch.export(to)
 
 
+@SLOW
 def test_a_lab_tunes_and_a_build_server_builds(lab: Place, tuned_site: Path) -> None:
     assert tune(lab, "--export", lab.root / "lab.jsonl").json["exported"] == 12
     server = make_place(lab.root / "server", tuned_site)
@@ -215,6 +217,7 @@ def test_the_tuner_goes_on_behind_a_torn_line(lab: Place) -> None:
     assert len(tune(lab).json["kernels"]) == 3
 
 
+@SLOW
 def test_instructions_are_never_mixed_with_times(lab: Place) -> None:
     assert tune(lab, "--backend", "emulator").json["unit"] == "instructions"
     after = tune(lab)

@@ -92,6 +92,7 @@ def test_a_rebuild_makes_everything_but_what_was_observed(lab: Server, second: o
     assert log.read_text().count("logged") == 2
 
 
+@slow
 def test_a_rebuild_with_other_bytes_names_the_files_and_leaves_what_was_delivered(
     lab: Server, second: object, tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_plan_says_what_the_cache_has_and_who_could_do_the_rest(lab: Server, s
     assert (two["original"], two["cached"]) == ("", {})
 
 
+@slow
 def test_a_worker_that_vanishes_with_its_network_is_given_up_and_ends_its_build_when_it_is_back(
     lab: Server, second: subprocess.Popen[str]
 ) -> None:
