@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as messages
 
@@ -113,14 +114,10 @@ class GrpcFront:
             name: grpc.unary_unary_rpc_method_handler(
                 _guarded(method),
                 request_deserializer=getattr(messages, described[name].input_type.name).FromString,
-                response_serializer=type(self)._serialize,
+                response_serializer=_to_bytes,
             )
             for name, method in methods.items()
         }
-
-    @staticmethod
-    def _serialize(message: Message) -> bytes:
-        return bytes(message.SerializeToString())
 
     def _model(self, name: str) -> ServedModel:
         if name not in self._models:
@@ -146,15 +143,11 @@ class GrpcFront:
         return messages.ModelMetadataResponse(**model.metadata(model.deployment(request.version)))
 
     async def _config(self, request: Any, context: Context) -> Message:
-        from google.protobuf.json_format import ParseDict
-
         model = self._model(request.name)
         config = model.config(model.deployment(request.version))
         return ParseDict({"config": config}, messages.ModelConfigResponse())
 
     async def _statistics(self, request: Any, context: Context) -> Message:
-        from google.protobuf.json_format import ParseDict
-
         named = [self._model(request.name)] if request.name else self._models.values()
         rows = [model.stats() for model in named if model.is_loaded]
         return ParseDict({"model_stats": rows}, messages.ModelStatisticsResponse())
@@ -220,6 +213,10 @@ def write_message(model: str, version: str, inference: Inference, answer: Answer
         response.outputs.add(name=want.name, datatype=DATATYPES[array.dtype.name], shape=array.shape)
         response.raw_output_contents.append(array.tobytes())
     return response
+
+
+def _to_bytes(message: Message) -> bytes:
+    return bytes(message.SerializeToString())
 
 
 def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:

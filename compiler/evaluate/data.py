@@ -79,14 +79,7 @@ def open_calibration(
 ) -> Dataset:
     """The samples that a fleet file names for calibration, windows for a decoder; raises as `open_dataset`."""
     if text is not None and calibration.path.suffix != ".npz":
-        return open_text(
-            calibration.path,
-            inputs,
-            text.decoder,
-            window=text.window,
-            tokenizer=calibration.tokenizer,
-            count=calibration.samples,
-        )
+        return _open_windows(calibration, inputs, text)
     return open_dataset(calibration.path, inputs, preprocess=preprocess, count=calibration.samples)
 
 
@@ -109,14 +102,7 @@ def open_evaluation(
                 where="evaluation.task",
                 remedy="Add `generation: {context: 1024, prefill: 256}`.",
             )
-        return open_text(
-            evaluation.path,
-            inputs,
-            text.decoder,
-            window=text.window,
-            tokenizer=evaluation.tokenizer,
-            count=evaluation.samples,
-        )
+        return _open_windows(evaluation, inputs, text)
     return open_dataset(
         evaluation.path,
         inputs,
@@ -124,6 +110,12 @@ def open_evaluation(
         labelled=_NEEDS_LABELS.get(evaluation.task),
         count=evaluation.samples,
         images=evaluation.images,
+    )
+
+
+def _open_windows(source: Calibration | Evaluation, inputs: Sequence[TensorSpec], text: TextInputs) -> Dataset:
+    return open_text(
+        source.path, inputs, text.decoder, window=text.window, tokenizer=source.tokenizer, count=source.samples
     )
 
 
