@@ -91,3 +91,6 @@ def verified_build(folder: Path) -> str | None:
     for name, file in json.loads(raw)["files"].items():
         assert hashlib.sha256((artifact / name).read_bytes()).hexdigest() == file["sha256"], name
     return digest
+
+
+ONE, TWO, SICK = fake_build("one"), fake_build("two"), fake_build("sick", factor=2.0)

@@ -21,17 +21,7 @@ from rollout import repository as repository_module
 from rollout.bundle import pack
 from rollout.device.files import read_json, write_json
 from rollout.repository import FleetRepository
-from tests.unit.rollout.fleet import CLASS, Fake, assign, fake_build, make_agent, make_repository, verified_build
-
-ONE, TWO, SICK = fake_build("one"), fake_build("two"), fake_build("sick", factor=2.0)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fleet with three builds; tests copy it."""
-    folder = tmp_path_factory.mktemp("fleet")
-    make_repository(folder, ONE, TWO, SICK)
-    return folder
+from tests.unit.rollout.fleet import CLASS, ONE, SICK, TWO, Fake, assign, fake_build, make_agent, verified_build
 
 
 @pytest.fixture

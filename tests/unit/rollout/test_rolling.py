@@ -23,9 +23,8 @@ from rollout.journal import Event, Journal, Standing, State
 from rollout.repository import FleetRepository
 from rollout.rolling import rollout
 from rollout.spec import divide, read_spec
-from tests.unit.rollout.fleet import CLASS, assign, fake_build, make_agent, make_repository, verified_build
+from tests.unit.rollout.fleet import CLASS, ONE, SICK, TWO, assign, make_agent, verified_build
 
-ONE, TWO, SICK = fake_build("one"), fake_build("two"), fake_build("sick", factor=2.0)
 DEVICES = [f"d{number:02}" for number in range(20)]
 FILE = """schema: 1
 name: {name}
@@ -90,13 +89,6 @@ class Fleet:
         report = {**self.said(name), "rollout": "", **changes}
         (self.fleet / "reports").mkdir(exist_ok=True)
         write_json(self.fleet / "reports" / f"{name}.json", report)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    make_repository(folder, ONE, TWO, SICK)
-    return folder
 
 
 @pytest.fixture
