@@ -47,6 +47,7 @@ class Tvm:
 
     name = "tvm"
     api_version = API_VERSION
+    holds_to_isa = True
     Options = Options
 
     def toolchain(self) -> Mapping[str, str]:

@@ -220,7 +220,7 @@ def _made(manifest: Manifest) -> Iterator[Fact]:
     for name, version in manifest.artifact.tools.items():
         yield Fact("tools", f"tool.{name}", version, alone=GIVEN)
     files = {name: file.sha256 for name, file in manifest.files.items() if name.startswith("payload/")}
-    whole = ("precision", "border model", "kernel", "decision.threads", "profile", "dims", "tool", "fleetc")
+    whole = ("target", "precision", "border model", "kernel", "decision.threads", "profile", "dims", "tool", "fleetc")
     digest = hashlib.sha256(canonical_json(files).encode()).hexdigest()
     yield Fact("artifact", "files", digest, whole, is_opaque=True, shown=digest[:12])
 

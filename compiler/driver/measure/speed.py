@@ -17,6 +17,7 @@ from compiler.artifact import Evidence
 from compiler.artifact.manifest import BORDER
 from compiler.artifact.schema import Speed, SpeedUnit
 from compiler.driver.measure.child import measure_in_child
+from compiler.driver.measure.instruction_sets import on_device
 from compiler.driver.roofline import describe_machine, model_seconds
 from compiler.driver.stages.candidate import BuiltCandidate, UnverifiedCandidate, is_foreign
 from compiler.driver.stages.context import BuildContext
@@ -112,26 +113,27 @@ def _race(context: BuildContext, made: BuiltCandidate, original: BuiltCandidate)
     if made.built.entry.digest == original.built.entry.digest and times:
         return Speed(1.0, times[0], times[0], SpeedUnit.MS, Evidence.HOST, made.verdict.reason, low=1.0, high=1.0)
     until = RaceUntil(LEAST_PAIRS, MOST_PAIRS, context.options.race_s, NARROW)
-    return race_speed(_raced(context, made, original, until), note=made.verdict.reason)
+    speed = race_speed(_raced(context, made, original, until), note=made.verdict.reason)
+    return on_device(context.job.profile, speed, made, original)
 
 
-def race_targets(context: BuildContext, made: UnverifiedCandidate, reference: UnverifiedCandidate) -> Speed:
+def race_targets(context: BuildContext, made: UnverifiedCandidate, baseline: UnverifiedCandidate) -> Speed:
     """The first build of a target against that of another, in a race that is short.
 
     Args:
         context: The device through the first of the two.
         made: Its build.
-        reference: The other target's build.
+        baseline: The other target's build.
 
     Raises:
         TargetUnavailable: One of the two cannot be run on this machine as the device runs it.
     """
     if is_foreign(context.job.profile.cpu):
         raise TargetUnavailable("the device has another kind of processor than this machine")
-    if reason := next((side.built.artifact.deferred for side in (made, reference) if side.built.artifact.deferred), ""):
+    if reason := next((side.built.artifact.deferred for side in (made, baseline) if side.built.artifact.deferred), ""):
         raise TargetUnavailable(f"the device must finish the build first: {reason}")
     until = replace(FIRST_RACE, budget_s=min(FIRST_RACE.budget_s, context.options.race_s))
-    return race_speed(_raced(context, made, reference, until), note="")
+    return on_device(context.job.profile, race_speed(_raced(context, made, baseline, until), note=""), made, baseline)
 
 
 def _raced(

@@ -78,7 +78,8 @@ class Entrant:
         if self.race is None:
             return ""
         doubt = ", disturbed" if self.race.disturbed else ""
-        return f"{self.race.ratio_figure} × the speed of {self.against} ({self.race.evidence}{doubt})"
+        note = f"; {self.race.note}" if self.race.note else ""
+        return f"{self.race.ratio_figure} × the speed of {self.against} ({self.race.evidence}{doubt}{note})"
 
 
 def enter_targets(
