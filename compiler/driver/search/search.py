@@ -6,8 +6,8 @@
                                               └ of those that break the accuracy limit and would be faster than what
                                                 passes: other options, then worst layers back to float
 
-It is the one loop of a build outside tuning. Every part of a trial is a stage in the store, so a search that was killed
-goes on where it was.
+Of several targets all are in one search (`contest.py`). It is the one loop of a build outside tuning. Every part of a
+trial is a stage in the store, so a search that was killed goes on where it was.
 """
 
 from __future__ import annotations
