@@ -5,6 +5,7 @@ from __future__ import annotations
 from compiler.artifact.artifact import Artifact, Evidence
 from compiler.artifact.schema.accuracy import Accuracy, AccuracyDrop, Certified, MeasuredOn, Score, SplitKind
 from compiler.artifact.schema.build import DeviceRow, DeviceStatus, Failure, Summary
+from compiler.artifact.schema.contest import Competitor, Standing
 from compiler.artifact.schema.gate import (
     Gate,
     GateName,
@@ -38,6 +39,7 @@ from compiler.artifact.schema.manifest import (
     Samples,
     StageRun,
 )
+from compiler.artifact.schema.measured import Footprint, Speed, SpeedUnit
 from compiler.artifact.schema.parity import (
     ExactOutput,
     Latency,
@@ -56,17 +58,15 @@ from compiler.artifact.schema.plan import (
     GateData,
     PlanFacts,
     PlannedPass,
+    PlannedTarget,
 )
 from compiler.artifact.schema.pruning import Check, Group, Pruning, Recovered, Repaired
 from compiler.artifact.schema.saliency import Saliency, Shown
 from compiler.artifact.schema.trial import (
-    Footprint,
     Layer,
     Purpose,
     Searched,
     Selection,
-    Speed,
-    SpeedUnit,
     StageDigest,
     TrialFacts,
     TrialStatus,
@@ -85,6 +85,7 @@ __all__ = [
     "Candidate",
     "Certified",
     "Check",
+    "Competitor",
     "Constraints",
     "Curve",
     "Decision",
@@ -120,6 +121,7 @@ __all__ = [
     "PassFacts",
     "PlanFacts",
     "PlannedPass",
+    "PlannedTarget",
     "Profile",
     "Pruning",
     "Purpose",
@@ -139,6 +141,7 @@ __all__ = [
     "SplitKind",
     "StageDigest",
     "StageRun",
+    "Standing",
     "Summary",
     "TensorFigures",
     "TrialFacts",

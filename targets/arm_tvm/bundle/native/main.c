@@ -9,12 +9,13 @@
 
 #include "cores.h"
 #include "model.h"
+#include "processor.h"
 #include "tensor.h"
 
 enum { MAX_REPEAT = 100000 };
 
 typedef struct {
-  char model[PATH_MAX], signature[PATH_MAX], extra[PATH_MAX], weights[PATH_MAX], cores[PATH_MAX];
+  char model[PATH_MAX], signature[PATH_MAX], extra[PATH_MAX], weights[PATH_MAX], cores[PATH_MAX], processor[PATH_MAX];
 } Places;
 
 static Signature signature;
@@ -24,15 +25,15 @@ static double load_us, first_us;
 /* Everything stands beside the executable, wherever the folder was copied to. */
 static Places find_places(void) {
   static const char *const names[] = {"payload/model.so", "payload/io.txt", "runtime/libtvm_runtime_extra.so",
-                                      "payload/weights.bin", "payload/cores.txt"};
+                                      "payload/weights.bin", "payload/cores.txt", "payload/cpu.txt"};
   char self[PATH_MAX - 64];
   Places places;
   ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
   if (length <= 0) fail(EXIT_RUNTIME, "cannot tell where this program is: %s", strerror(errno));
   self[length] = '\0';
   *strrchr(self, '/') = '\0';
-  char *const into[] = {places.model, places.signature, places.extra, places.weights, places.cores};
-  for (int i = 0; i < 5; ++i) snprintf(into[i], PATH_MAX, "%s/%s", self, names[i]);
+  char *const into[] = {places.model, places.signature, places.extra, places.weights, places.cores, places.processor};
+  for (int i = 0; i < 6; ++i) snprintf(into[i], PATH_MAX, "%s/%s", self, names[i]);
   return places;
 }
 
@@ -120,6 +121,7 @@ static long parse_repeat(const char *text) {
 static void load(const Places *places) {
   void **data = calloc((size_t)signature.num_weights + 1, sizeof *data);
   if (!data) fail(EXIT_RUNTIME, "out of memory");
+  require_processor(places->processor);
   cores = use_fast_cores(places->cores);
   map_weights(places->weights, signature.weights, signature.num_weights, data);
   for (int i = 0; i < signature.num_weights; ++i)
