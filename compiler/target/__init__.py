@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         LayerTime,
         ReportsPeakMemory,
         Runner,
+        StaysLoaded,
         TimesLayers,
         TimesRuns,
     )
@@ -107,6 +108,7 @@ _PLACES = {
     "ReportsPeakMemory": "compiler.target.runner",
     "Runner": "compiler.target.runner",
     "SHIFT_QUANTIZED": "compiler.passes.shift_quantized",
+    "StaysLoaded": "compiler.target.runner",
     "StorageError": "compiler.errors",
     "Target": "compiler.target.target",
     "TargetPlan": "compiler.target.target",
@@ -185,6 +187,7 @@ __all__ = [
     "Refusal",
     "ReportsPeakMemory",
     "Runner",
+    "StaysLoaded",
     "StorageError",
     "Target",
     "TargetPlan",

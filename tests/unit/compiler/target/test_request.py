@@ -22,6 +22,7 @@ from compiler.target import (
     LayerTime,
     Range,
     ReportsPeakMemory,
+    StaysLoaded,
     TimesLayers,
     TimesRuns,
     Tunable,
@@ -142,8 +143,11 @@ class Full:
     def layer_times(self, inputs: object) -> list[LayerTime]:
         return []
 
+    def stay_loaded(self) -> Full:
+        return self
 
-@pytest.mark.parametrize("offer", [HasNote, TimesRuns, CountsInstructions, ReportsPeakMemory, TimesLayers])
+
+@pytest.mark.parametrize("offer", [HasNote, TimesRuns, CountsInstructions, ReportsPeakMemory, TimesLayers, StaysLoaded])
 def test_what_a_runner_offers_is_told_by_its_members(offer: type) -> None:
     assert isinstance(Full(), offer)
     assert not isinstance(object(), offer)
