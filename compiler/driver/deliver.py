@@ -73,7 +73,7 @@ def _write_rungs(
         made, folder = rung.trial.made, None
         if made is not None and rung.trial is not result.chosen:
             folder, made = place / name, with_kernels(context, made)
-            own = replace(result, chosen=rung.trial, made=made, layers=(), saliency=None)
+            own = replace(result, chosen=rung.trial, made=made, layers=(), saliency=None, generation=None)
             write_artifact(
                 made.built.artifact,
                 made.border.path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compiler.artifact.artifact import Artifact, Evidence
-from compiler.artifact.schema.accuracy import Accuracy, AccuracyDrop, Certified, MeasuredOn, Score, SplitKind
+from compiler.artifact.schema.accuracy import Accuracy, AccuracyDrop, Certified, MeasuredOn, Score, SplitKind, TextScore
 from compiler.artifact.schema.build import DeviceRow, DeviceStatus, Failure, Summary
 from compiler.artifact.schema.gate import (
     Gate,
@@ -14,6 +14,7 @@ from compiler.artifact.schema.gate import (
     less_text,
     verdict_text,
 )
+from compiler.artifact.schema.generation import GenerationFacts, ProcessMemory, PromptAnswers, WeightFacts
 from compiler.artifact.schema.kernels import Basis, Curve, Scheduled
 from compiler.artifact.schema.ladder import (
     RUNGS,
@@ -101,6 +102,7 @@ __all__ = [
     "GateData",
     "GateName",
     "GateUnit",
+    "GenerationFacts",
     "GraphStats",
     "Group",
     "Histogram",
@@ -120,7 +122,9 @@ __all__ = [
     "PassFacts",
     "PlanFacts",
     "PlannedPass",
+    "ProcessMemory",
     "Profile",
+    "PromptAnswers",
     "Pruning",
     "Purpose",
     "Recovered",
@@ -141,9 +145,11 @@ __all__ = [
     "StageRun",
     "Summary",
     "TensorFigures",
+    "TextScore",
     "TrialFacts",
     "TrialStatus",
     "Verdict",
+    "WeightFacts",
     "gate_text",
     "is_floor",
     "less_text",

@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compiler.artifact.schema import Layer, Purpose, Saliency
+from compiler.artifact.schema import GenerationFacts, Layer, Purpose, Saliency
+from compiler.driver.measure.answers import describe_generation
 from compiler.driver.measure.layers import list_layers
 from compiler.driver.measure.saliency import show_saliency
 from compiler.driver.search.certify import choose_certified
@@ -52,6 +53,7 @@ class SearchResult:
         error: Why none passed.
         layers: Every layer of what is delivered.
         saliency: How similar its saliency maps are to the float model's; None where nothing asks.
+        generation: What was seen of a language model; None of another model.
     """
 
     trials: tuple[Trial, ...]
@@ -60,6 +62,7 @@ class SearchResult:
     error: CompilerError | None = None
     layers: tuple[Layer, ...] = ()
     saliency: Saliency | None = None
+    generation: GenerationFacts | None = None
 
     def __post_init__(self) -> None:
         if (self.made is None) != (self.error is not None):
@@ -124,7 +127,8 @@ def _result(
         layers = list_layers(context, made, sqnr_db=_errors(context, chosen.made))
     explains = context.job.plan.constraints.explains
     saliency = chosen.saliency or (show_saliency(context, chosen.made) if explains else None)
-    return SearchResult(trials, chosen, made, layers=layers, saliency=saliency)
+    generation = describe_generation(context, made)
+    return SearchResult(trials, chosen, made, layers=layers, saliency=saliency, generation=generation)
 
 
 def _errors(context: BuildContext, made: BuiltCandidate) -> dict[str, float]:
