@@ -8,6 +8,7 @@ from pydantic import FiniteFloat
 
 from compiler.artifact.adapter import Number
 from compiler.artifact.artifact import Evidence
+from compiler.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class GenerationFacts:
     Args:
         context: Tokens of prompt and answer together.
         prefill: Tokens of a prompt that are read at once.
+        decoder: What the model's inputs and outputs mean.
         memory: Of the running process.
         tokens_per_s: Answered tokens behind the first of each answer, by the median time; None where nothing ran.
         prompt_tokens_per_s: Tokens of prompts, all together; None where nothing ran.
@@ -88,6 +90,7 @@ class GenerationFacts:
 
     context: int
     prefill: int
+    decoder: Decoder
     memory: ProcessMemory
     tokens_per_s: Number
     prompt_tokens_per_s: Number

@@ -39,6 +39,7 @@ def describe_generation(context: BuildContext, made: BuiltCandidate) -> Generati
     return GenerationFacts(
         context=used.context,
         prefill=used.prefill,
+        decoder=decoder,
         memory=_memory(context, made, decoder),
         tokens_per_s=_rate([ms for reply in replies for ms in reply.token_ms]),
         prompt_tokens_per_s=_prompt_rate(asked, replies),
