@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -106,8 +106,17 @@ def open_prompts(path: Path, tokenizer: Path | None, decoder: Decoder, used: Gen
     return Prompts(tuple(texts), asked, codec)
 
 
-class Conversation:
-    """A decoder's cache between two steps.
+class Conversation(Protocol):
+    """A decoder between two steps; `past` is how many tokens it has read."""
+
+    past: int
+
+    def step(self, ids: TokenIds) -> int:
+        """Reads tokens (1, tokens), and gives the most probable next one."""
+
+
+class FedBack:
+    """A conversation whose cache is among the model's outputs, and goes back in with its inputs.
 
     Args:
         run: Inputs → outputs of the model, by name.
@@ -129,18 +138,28 @@ class Conversation:
         return int(outputs[decoder.logits][0, -1].argmax())
 
 
-def answer(
-    run: Callable[[Arrays], Arrays], inputs: Sequence[TensorSpec], decoder: Decoder, *, asked: Asked
-) -> Answered:
-    """The answer of a decoder whose cache is among its inputs and outputs.
+class Following:
+    """A conversation whose cache stays inside the model.
 
     Args:
-        run: Inputs → outputs of the model, by name.
-        inputs: What it takes.
+        run: Ids, mask and positions of the next tokens → logits.
+        inputs: What the model takes.
         decoder: What its inputs and outputs mean.
-        asked: The prompt.
     """
-    talk = Conversation(run, inputs, decoder)
+
+    def __init__(self, run: Callable[[Arrays], Arrays], inputs: Sequence[TensorSpec], decoder: Decoder) -> None:
+        self._run, self._decoder, self._inputs = run, decoder, inputs
+        self.past = 0
+
+    def step(self, ids: TokenIds) -> int:
+        """Reads tokens (1, tokens), and gives the most probable next one."""
+        outputs = self._run(token_inputs(ids, self.past, self._inputs, self._decoder))
+        self.past += ids.shape[1]
+        return int(outputs[self._decoder.logits][0, -1].argmax())
+
+
+def answer(talk: Conversation, asked: Asked) -> Answered:
+    """The answer to a prompt, from a conversation that has not begun."""
     started = time.perf_counter()
     prompt = np.array([asked.prompt], np.int64)
     for start in range(0, prompt.shape[1], asked.prefill):

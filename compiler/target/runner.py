@@ -34,7 +34,8 @@ class LayerTime:
 class Runner(Protocol):
     """An artifact loaded for execution.
 
-    A runner may also be `TimesRuns`, `CountsInstructions`, `ReportsPeakMemory`, `TimesLayers` and `HasNote`.
+    A runner may also be `TimesRuns`, `CountsInstructions`, `ReportsPeakMemory`, `TimesLayers`, `KeepsCache`
+    and `HasNote`.
     """
 
     evidence: Evidence
@@ -76,6 +77,17 @@ class TimesLayers(Protocol):
 
     def layer_times(self, inputs: Arrays) -> Sequence[LayerTime]:
         """Time of every kernel in one inference."""
+
+
+@runtime_checkable
+class KeepsCache(Protocol):
+    """A runner of a decoder whose keys and values stay inside from one run to the next."""
+
+    def forget(self) -> None:
+        """Begins anew, with an empty cache."""
+
+    def follow(self, inputs: Arrays) -> dict[str, Array]:
+        """Executes tokens behind those seen since `forget`; neither inputs nor outputs have the cache."""
 
 
 @runtime_checkable

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from compiler.evaluate.answers import answer
+from compiler.evaluate.answers import Conversation, FedBack, Following, answer
 from compiler.target.request import GenerateAnswer, GenerateTask
+from compiler.target.runner import KeepsCache, Runner
 from compiler.target.target import find_target
 
 
@@ -11,7 +12,14 @@ def generate(task: GenerateTask) -> GenerateAnswer:
     """Answers prompts, one after another, each from an empty cache."""
     runner = find_target(task.artifact.target).load(task.artifact)
     try:
-        replies = [answer(runner.run, task.artifact.inputs, task.decoder, asked=asked) for asked in task.asked]
+        replies = [answer(_begun(runner, task), asked) for asked in task.asked]
         return GenerateAnswer(runner.evidence, tuple(replies))
     finally:
         runner.close()
+
+
+def _begun(runner: Runner, task: GenerateTask) -> Conversation:
+    if isinstance(runner, KeepsCache):
+        runner.forget()
+        return Following(runner.follow, task.artifact.inputs, task.decoder)
+    return FedBack(runner.run, task.artifact.inputs, task.decoder)

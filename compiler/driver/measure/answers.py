@@ -16,7 +16,7 @@ from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.weights import read_weights
 from compiler.errors import TargetUnavailable, ToolchainFailed
-from compiler.evaluate.answers import Answered, Asked, Prompts, answer
+from compiler.evaluate.answers import Answered, Asked, FedBack, Prompts, answer
 from compiler.evaluate.text import empty_cache, token_inputs
 from compiler.model.decoder import Decoder, find_decoder
 from compiler.model.frontend import describe_inputs
@@ -76,7 +76,7 @@ def _by_original(context: BuildContext, decoder: Decoder, asked: tuple[Asked, ..
 
     def make(folder: Path) -> None:
         run, inputs = Unoptimized(model).run, describe_inputs(model)
-        replies = [answer(run, inputs, decoder, asked=one) for one in asked]
+        replies = [answer(FedBack(run, inputs, decoder), one) for one in asked]
         write_result(folder, _ANSWERS, [to_json(reply) for reply in replies])
 
     entry = context.stages.run(StageName.ANSWERS, make, model=digest, asked=[asdict(one) for one in asked])
