@@ -37,17 +37,14 @@ def make_stateful(source: Path, target: Path, *, ids: str, pairs: Mapping[str, s
 
     ov = openvino()
     network = ov.Core().read_model(source)
+    known = {node.get_friendly_name() for node in network.get_ops()} | {BEAM}
     _choose_sequences(network, ids, pairs)
     apply_make_stateful_transformation(network, dict(pairs))
     _start_empty(network, ids)
     for index, node in enumerate(network.get_ordered_ops()):
-        if node.get_type_name() in _NEW:
+        if node.get_friendly_name() not in known:  # OpenVINO's own names count up per process
             node.set_friendly_name(f"{node.get_type_name()}:cache{index}")
     ov.save_model(network, target, compress_to_fp16=False)
-
-
-_NEW = ("Assign", "Broadcast", "Concat", "Constant", "Gather", "ReadValue", "ShapeOf")
-"""Operators that are added; OpenVINO's own names for them count up per process."""
 
 
 def _choose_sequences(network: Any, ids: str, pairs: Mapping[str, str]) -> None:
