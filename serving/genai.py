@@ -63,7 +63,6 @@ def genai_config(artifact: Artifact, facts: GenerationFacts | None, *, special: 
             "decoder": {
                 "filename": MODEL,
                 "head_size": _size(cache, 3),
-                "num_attention_heads": _size(cache, 1),
                 "num_key_value_heads": _size(cache, 1),
                 "num_hidden_layers": len(keys),
                 "session_options": {"intra_op_num_threads": threads, "provider_options": []},
@@ -95,7 +94,7 @@ def tokenizer_settings(special: Mapping[str, int]) -> dict[str, Any]:
 def _pattern(names: list[str]) -> str:
     """`past.%d.key` for the names of all layers, in their order."""
     pattern = _NUMBER.sub("%d", names[0], count=1)
-    if [pattern % number for number in range(len(names))] != names:
+    if [pattern.replace("%d", str(number)) for number in range(len(names))] != names:
         raise DataError(
             f"names of the cache are not numbered from 0, layer by layer: {', '.join(names[:3])}",
             where="fleetc export --ort-genai",
