@@ -94,7 +94,7 @@ def tokenizer_settings(special: Mapping[str, int]) -> dict[str, Any]:
 def _pattern(names: list[str]) -> str:
     """`past.%d.key` for the names of all layers, in their order."""
     pattern = _NUMBER.sub("%d", names[0], count=1)
-    if [pattern.replace("%d", str(number)) for number in range(len(names))] != names:
+    if "%d" not in pattern or [pattern.replace("%d", str(number)) for number in range(len(names))] != names:
         raise DataError(
             f"names of the cache are not numbered from 0, layer by layer: {', '.join(names[:3])}",
             where="fleetc export --ort-genai",
