@@ -122,12 +122,13 @@ def _memory(context: BuildContext, made: BuiltCandidate, decoder: Decoder) -> Pr
         return ProcessMemory(None, None, None, Evidence.NONE, made.verdict.reason or "it was not executed here")
     full = made.points[-1].inputs
     specs = made.built.artifact.inputs
-    first = {**token_inputs(full[decoder.ids], 0, specs, decoder), **empty_cache(specs, decoder)}
+    ids = full[decoder.ids].astype(np.int64)
+    first = {**token_inputs(ids, 0, specs, decoder), **empty_cache(specs, decoder)}
     try:
-        peaks = [_peak(context, made, inputs) for inputs in ({}, first, full)]
+        load, prefill, last = (_peak(context, made, inputs) for inputs in ({}, first, full))
     except (TargetUnavailable, ToolchainFailed) as error:
         return ProcessMemory(None, None, None, Evidence.NONE, error.what.splitlines()[0])
-    return ProcessMemory(*peaks, Evidence.HOST)
+    return ProcessMemory(load, prefill, last, Evidence.HOST)
 
 
 def _peak(context: BuildContext, made: BuiltCandidate, inputs: Arrays) -> int:
