@@ -20,6 +20,9 @@ from targets.intel_openvino.runner import CompiledRunner
 from targets.intel_openvino.toolchain import first_lines, openvino
 
 BEAM = "beam_idx"
+POSITIONS = 2
+"""The axis of the cache that grows."""
+
 CACHE = "cache"
 """The artifact's fact: input of the cache → output that it grows into."""
 
@@ -56,6 +59,9 @@ def _choose_sequences(network: Any, ids: str, pairs: Mapping[str, str]) -> None:
     beam = ops.parameter(ov.PartialShape([batch]), ov.Type.i32, name=BEAM)
     beam.output(0).get_tensor().add_names({BEAM})
     network.add_parameters([beam])
+    # a variable has one shape for what is read and what is written, which is longer by the new tokens
+    open_shapes = {name: _with_open_axis(network.input(name).get_partial_shape()) for name in pairs}
+    network.reshape({network.input(name): shape for name, shape in open_shapes.items()})
     for name in pairs:
         port = network.input(name)
         readers = port.get_target_inputs()
@@ -63,6 +69,12 @@ def _choose_sequences(network: Any, ids: str, pairs: Mapping[str, str]) -> None:
         for reader in readers:
             reader.replace_source_output(chosen.output(0))
     network.validate_nodes_and_infer_types()
+
+
+def _with_open_axis(shape: Any) -> Any:
+    """The shape of a cache (batch, heads, positions, head) of any number of positions."""
+    ov = openvino()
+    return ov.PartialShape([ov.Dimension() if axis == POSITIONS else size for axis, size in enumerate(shape)])
 
 
 def _start_empty(network: Any, ids: str) -> None:

@@ -153,6 +153,16 @@ def test_prompts_that_do_not_fit_are_refused_before_anything_is_built(built: Pla
     assert outcome.code == 2 and said in outcome.err and not (built.root / "bad" / "phone").exists()
 
 
+@pytest.mark.parametrize("precision", ["int4-weights", "auto"])
+def test_a_target_of_fixed_sizes_refuses_a_language_model_in_one_sentence(built: Place, precision: str) -> None:
+    text = FLEET.replace("MEMORY", "400").replace("phone.yaml", "raspberry-pi-5")
+    (built.root / "board.yaml").write_text(text.replace("int4-weights", precision))
+    outcome = built.run("plan", "board.yaml")
+    assert outcome.code == 2
+    assert "target 'tvm' builds fixed shapes only, and a language model's cache grows" in outcome.err
+    assert "Build it for a target with ranges: onnxruntime" in outcome.err and "has no such precision" not in outcome.err
+
+
 def test_other_texts_and_prompts_are_of_language_models_alone(built: Place) -> None:
     text = FLEET.replace("MEMORY", "400").replace("task: generation", "task: classification")
     (built.root / "pictures.yaml").write_text(text)
