@@ -336,7 +336,7 @@ def ask(task: Task, answer: type[A], *, folder: Path, child_limits: ChildLimits,
 def _is_measured(task: Task) -> bool:
     """Whether the time or the memory of the process that does it is a figure."""
     match task:
-        case FootprintTask() | LayerTimesTask() | RaceTask():
+        case FootprintTask() | GenerateTask() | LayerTimesTask() | RaceTask():
             return True
         case ExecuteTask(repeat=repeat):
             return repeat > 0
