@@ -12,10 +12,10 @@ onnxruntime     MatMulNBitsQuantizer on the products, run by ONNX Runtime with i
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +200,7 @@ def _last_line(text: str) -> str:
 
 
 def find_quantizer() -> Path | None:
-    """The program `llama-quantize` of ik-llama-cpp-python where it is installed."""
-    places = [Path(entry) for entry in sys.path if entry]
-    return next((file for place in places for file in place.glob("**/llama-quantize") if file.is_file()), None)
+    """The program `llama-quantize` of ik-llama-cpp-python where that is installed."""
+    spec = find_spec("ik_llama_cpp")
+    program = Path(spec.origin).parent / "bin/llama-quantize" if spec is not None and spec.origin is not None else None
+    return program if program is not None and program.is_file() else None

@@ -11,8 +11,9 @@ import pytest
 from decoder_graph import DecoderSize
 from language_models import tiny_decoder, tiny_text, windows
 
+from compiler.model.onnx_runtime import OnnxRuntimeSession
 from compiler.model.reference import Unoptimized
-from tests.cli.conftest import Place, make_place
+from tests.cli.conftest import SLOW, Place, make_place
 
 FLEET = """schema: 1
 model: decoder.onnx
@@ -92,14 +93,14 @@ def test_memory_formats_and_answers_are_in_manifest_and_report(built: Place) -> 
     assert f"{sum(row['bytes'] for row in spoken['weights']) / (1 << 20):.1f} MiB</summary>" in page
 
 
-def test_it_answers_with_the_tokens_of_its_border_model(built: Place) -> None:
+def answers_as_its_border_model(place: Place, folder: str) -> None:
+    """A prompt of 20 tokens, read in two parts, and four tokens of the answer."""
     prompt = tiny_text(20, seed=7)
-    words = " ".join(map(str, prompt))
-    outcome = built.run("run", "dist/phone", "--prompt", words, "--tokens", "4", "--json")
+    outcome = place.run("run", folder, "--prompt", " ".join(map(str, prompt)), "--tokens", "4", "--json")
     assert outcome.code == 0, outcome.err
     answer = outcome.json
     assert len(answer["tokens"]) == 4 and len(answer["token_ms"]) == 3
-    border = ir.load(built.dist / "phone" / "border.onnx")
+    border = ir.load(place.root / folder / "border.onnx")
     # the whole text at once: what the cache was built from in two parts must give the same next token
     text = np.concatenate([prompt, answer["tokens"][:-1]])
     (inputs,) = windows(border, 1, length=len(text))
@@ -108,6 +109,35 @@ def test_it_answers_with_the_tokens_of_its_border_model(built: Place) -> None:
     chosen = expected[np.arange(4), answer["tokens"]]
     # rounding of activations may turn a tie: what was chosen is the best but for that
     assert (expected.max(axis=1) - chosen < 0.1 * expected.std()).all()
+
+
+def test_it_answers_with_the_tokens_of_its_border_model(built: Place) -> None:
+    answers_as_its_border_model(built, "dist/phone")
+
+
+@SLOW
+@pytest.mark.needs_openvino
+def test_openvino_answers_with_its_cache_inside(built: Place) -> None:
+    (built.root / "kiosk.yaml").write_text(FLEET.replace("MEMORY", "400").replace("phone.yaml", "intel-n100"))
+    outcome = built.run("build", "kiosk.yaml", "-o", "kiosk", "--repeat", "1")
+    assert outcome.code == 0, outcome.err
+    facts = json.loads((built.root / "kiosk" / "phone" / "manifest.json").read_text())
+    assert facts["artifact"]["precision"] == "int4-weights" and facts["artifact"]["facts"]["cache"]
+    answers_as_its_border_model(built, "kiosk/phone")
+
+
+def test_it_is_exported_for_onnxruntime_genai(built: Place) -> None:
+    tokenizer = built.root / "tokenizer.json"
+    tokenizer.write_text(json.dumps({"added_tokens": [{"id": 3, "content": "<end>", "special": True}]}))
+    outcome = built.run("export", "dist/phone", "--ort-genai", "genai", "--tokenizer", "tokenizer.json")
+    assert outcome.code == 0, outcome.err
+    place = built.root / "genai"
+    config = json.loads((place / "genai_config.json").read_text())
+    assert config["model"]["decoder"]["num_hidden_layers"] == SIZE.layers and config["model"]["eos_token_id"] == [3]
+    session = OnnxRuntimeSession(place / config["model"]["decoder"]["filename"], is_optimized=True)
+    assert "past_key_values.0.key" in {spec.name for spec in session.inputs}
+    again = built.run("export", "dist/phone", "--ort-genai", "genai")
+    assert again.code == 2 and "no tokenizer is named" in again.err
 
 
 @pytest.mark.parametrize(
