@@ -75,7 +75,7 @@ def _write_rungs(
         if made is not None and rung.trial is not result.chosen:
             own_context = context.through(made.plan)
             folder, made = place / name, with_kernels(own_context, made)
-            own = replace(result, chosen=rung.trial, made=made, layers=(), saliency=None)
+            own = replace(result, chosen=rung.trial, made=made, layers=(), saliency=None, generation=None)
             write_artifact(
                 made.built.artifact,
                 made.border.path,

@@ -144,6 +144,7 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: BuiltCandidate,
         stages=tuple(StageDigest(entry.stage, entry.digest) for entry in made.entries),
         tuning=made.kernels,
         pruning=parse(Pruning, pruning) if pruning else None,
+        generation=result.generation,
     )
 
 

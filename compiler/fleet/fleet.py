@@ -391,14 +391,9 @@ def _calibration(folder: Path, calibration: Calibration, evaluation: Evaluation 
 
 def _beside(folder: Path, evaluation: Evaluation) -> Evaluation:
     """The evaluation with absolute paths; `module:function` becomes a path too, whose folder is searched first."""
-    images, classes, tokenizer = evaluation.images, evaluation.classes, evaluation.tokenizer
-    return replace(
-        evaluation,
-        path=folder / evaluation.path,
-        images=images and folder / images,
-        classes=classes and folder / classes,
-        tokenizer=tokenizer and folder / tokenizer,
-    )
+    named = {name: getattr(evaluation, name) for name in ("images", "classes", "tokenizer", "other", "prompts")}
+    beside = {name: folder / path for name, path in named.items() if path is not None}
+    return replace(evaluation, path=folder / evaluation.path, **beside)
 
 
 def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> DeviceClass:
@@ -496,6 +491,8 @@ _NAMED: tuple[tuple[KeyPath, Callable[[Path], bool], str], ...] = (
     (("evaluation", "images"), _is_folder, "there is no folder"),
     (("evaluation", "classes"), _is_file, "there is no file"),
     (("evaluation", "tokenizer"), _is_file, "there is no file"),
+    (("evaluation", "other"), _is_file, "there is no file"),
+    (("evaluation", "prompts"), _is_file, "there is no file"),
     (("calibration", "tokenizer"), _is_file, "there is no file"),
 )
 """What a fleet file names by path: where, whether it is there, and what to say if it is not."""

@@ -220,6 +220,7 @@ def make_plan(
         TargetUnavailable: Recovery is asked for, and PyTorch is not installed.
     """
     capability = target.capability(profile)
+    _refuse_generation(device, capability, target)  # before its precisions, which are refused for lack of it
     constraints = make_constraints(fleet, device, strict=options.strict)
     candidates = choose_candidates(
         options.precision or device.precision,
@@ -369,14 +370,17 @@ def _border_precision(rule: PrecisionRule) -> Decision:
     return Decision("as imported", "the target converts while it builds, or nothing is to be converted")
 
 
-def _refuse_ranges(device: DeviceClass, capability: Capability, target: Target) -> None:
-    ranges = {name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed}
+def _refuse_generation(device: DeviceClass, capability: Capability, target: Target) -> None:
     if device.generation is not None and not capability.dynamic_dims:
         raise FleetError(
             f"target '{target.name}' builds fixed shapes only, and a language model's cache grows",
             where=device.place,
-            remedy="Build it for a target with ranges: openvino or onnxruntime.",
+            remedy="Build it for a target with ranges: onnxruntime, which runs on ARM too, or openvino.",
         )
+
+
+def _refuse_ranges(device: DeviceClass, capability: Capability, target: Target) -> None:
+    ranges = {name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed}
     if ranges and not capability.dynamic_dims:
         raise FleetError(
             f"target '{target.name}' builds fixed shapes only, and these are ranges: "

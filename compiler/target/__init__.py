@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
     from compiler.fleet.machine import available_cpus
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
+    from compiler.model.decoder import Decoder, find_decoder, is_decoder
     from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
     from compiler.model.onnx_runtime import OnnxRuntimeSession, onnx_runtime_operators
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from compiler.target.runner import (
         CountsInstructions,
         HasNote,
+        KeepsCache,
         KnowsWhereItRuns,
         LayerTime,
         ReportsPeakMemory,
@@ -83,6 +85,7 @@ _PLACES = {
     "Cpu": "compiler.fleet.profile",
     "DECOMPOSE_QUANTIZED": "compiler.passes.decompose_quantized",
     "DataError": "compiler.errors",
+    "Decoder": "compiler.model.decoder",
     "DecomposeOperators": "compiler.passes.decompose_operators",
     "DeviceType": "compiler.tune",
     "Evidence": "compiler.artifact.artifact",
@@ -91,6 +94,7 @@ _PLACES = {
     "HasAlternatives": "compiler.target.target",
     "HasNote": "compiler.target.runner",
     "HoldsToIsa": "compiler.target.target",
+    "KeepsCache": "compiler.target.runner",
     "KnowsWhereItRuns": "compiler.target.runner",
     "LayerTime": "compiler.target.runner",
     "Measurement": "compiler.tune",
@@ -127,10 +131,12 @@ _PLACES = {
     "combine": "compiler.errors",
     "constant_of": "compiler.passes.values",
     "detect_profile": "compiler.fleet.detect",
+    "find_decoder": "compiler.model.decoder",
     "find_target": "compiler.target.target",
     "graph_digest": "compiler.model.graph",
     "host_isa": "compiler.fleet.detect",
     "installed_version": "compiler.target.target",
+    "is_decoder": "compiler.model.decoder",
     "is_quantized": "compiler.passes.quantized",
     "list_targets": "compiler.target.target",
     "load_passes": "compiler.passes.pipelines",
@@ -163,6 +169,7 @@ __all__ = [
     "CountsInstructions",
     "Cpu",
     "DataError",
+    "Decoder",
     "DecomposeOperators",
     "DeviceType",
     "Evidence",
@@ -171,6 +178,7 @@ __all__ = [
     "HasAlternatives",
     "HasNote",
     "HoldsToIsa",
+    "KeepsCache",
     "KnowsWhereItRuns",
     "LayerTime",
     "Measurement",
@@ -206,10 +214,12 @@ __all__ = [
     "combine",
     "constant_of",
     "detect_profile",
+    "find_decoder",
     "find_target",
     "graph_digest",
     "host_isa",
     "installed_version",
+    "is_decoder",
     "is_quantized",
     "list_targets",
     "load_passes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compiler.artifact.artifact import Artifact, Evidence
-from compiler.artifact.schema.accuracy import Accuracy, AccuracyDrop, Certified, MeasuredOn, Score, SplitKind
+from compiler.artifact.schema.accuracy import Accuracy, AccuracyDrop, Certified, MeasuredOn, Score, SplitKind, TextScore
 from compiler.artifact.schema.build import DeviceRow, DeviceStatus, Failure, Summary
 from compiler.artifact.schema.contest import Competitor, Standing
 from compiler.artifact.schema.gate import (
@@ -15,6 +15,7 @@ from compiler.artifact.schema.gate import (
     less_text,
     verdict_text,
 )
+from compiler.artifact.schema.generation import GenerationFacts, ProcessMemory, PromptAnswers, WeightFacts
 from compiler.artifact.schema.kernels import Basis, Curve, Scheduled
 from compiler.artifact.schema.ladder import (
     RUNGS,
@@ -102,6 +103,7 @@ __all__ = [
     "GateData",
     "GateName",
     "GateUnit",
+    "GenerationFacts",
     "GraphStats",
     "Group",
     "Histogram",
@@ -122,7 +124,9 @@ __all__ = [
     "PlanFacts",
     "PlannedPass",
     "PlannedTarget",
+    "ProcessMemory",
     "Profile",
+    "PromptAnswers",
     "Pruning",
     "Purpose",
     "Recovered",
@@ -144,9 +148,11 @@ __all__ = [
     "Standing",
     "Summary",
     "TensorFigures",
+    "TextScore",
     "TrialFacts",
     "TrialStatus",
     "Verdict",
+    "WeightFacts",
     "gate_text",
     "is_floor",
     "less_text",

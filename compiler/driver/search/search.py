@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compiler.artifact.schema import Competitor, Layer, Saliency
+from compiler.artifact.schema import Competitor, GenerationFacts, Layer, Purpose, Saliency
+from compiler.driver.measure.answers import describe_generation
 from compiler.driver.measure.layers import list_layers
 from compiler.driver.measure.saliency import show_saliency
 from compiler.driver.search.certify import choose_certified
@@ -50,6 +51,7 @@ class SearchResult:
         layers: Every layer of what is delivered.
         saliency: How similar its saliency maps are to the float model's; None where nothing asks.
         contest: How each target of the device came out; none where it has one.
+        generation: What was seen of a language model; None of another model.
     """
 
     trials: tuple[Trial, ...]
@@ -59,6 +61,7 @@ class SearchResult:
     layers: tuple[Layer, ...] = ()
     saliency: Saliency | None = None
     contest: tuple[Competitor, ...] = ()
+    generation: GenerationFacts | None = None
 
     def __post_init__(self) -> None:
         if (self.made is None) != (self.error is not None):
@@ -142,7 +145,8 @@ def _result(
         layers = list_layers(context, made, sqnr_db=_errors(context, chosen.made))
     explains = context.job.plan.constraints.explains
     saliency = chosen.saliency or (show_saliency(context, chosen.made) if explains else None)
-    return SearchResult(trials, chosen, made, layers=layers, saliency=saliency, contest=contest)
+    generation = describe_generation(context, made)
+    return SearchResult(trials, chosen, made, layers=layers, saliency=saliency, generation=generation, contest=contest)
 
 
 def _errors(context: BuildContext, made: BuiltCandidate) -> dict[str, float]:
