@@ -57,6 +57,7 @@ def why_left_out(
     if best is None or best.speed is None:
         return ""
     source = "by the roofline" if expected == (estimate or 0.0) * first_speedup else "by the target's expectation"
+    source += f", its float32 build being {first_speedup:.2f} × as fast" if first_speedup != 1.0 else ""
     return (
         f"not made: {expected:.2f} × float32 at most is expected of it ({source}), and {best.label} passes with "
         f"{best.speed.speedup:.2f} × ({best.speed.evidence}); --search thorough tries it"
