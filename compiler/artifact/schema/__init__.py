@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from compiler.artifact.artifact import Artifact, Evidence
-from compiler.artifact.schema.accuracy import Accuracy, AccuracyDrop, Certified, MeasuredOn, Score, SplitKind
+from compiler.artifact.schema.accuracy import (
+    Accuracy,
+    AccuracyDrop,
+    Certified,
+    MeasuredOn,
+    Score,
+    SplitKind,
+    Threshold,
+)
 from compiler.artifact.schema.build import DeviceRow, DeviceStatus, Failure, Summary
 from compiler.artifact.schema.gate import (
     Gate,
@@ -141,6 +149,7 @@ __all__ = [
     "StageRun",
     "Summary",
     "TensorFigures",
+    "Threshold",
     "TrialFacts",
     "TrialStatus",
     "Verdict",

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import FiniteFloat
 
 from compiler.artifact.artifact import Artifact, Evidence
+from compiler.artifact.schema.accuracy import Threshold
 from compiler.artifact.schema.kernels import Curve, Scheduled
 from compiler.artifact.schema.ladder import DriftFigures, LadderFacts
 from compiler.artifact.schema.parity import Latency, Verdict
@@ -127,6 +128,7 @@ class Manifest(Searched):
         ladder: The builds that serve the device; None where the fleet file asks for none.
         drift: What the calibration data look like, for a server to compare with; None where nothing asks, or there
             are none.
+        threshold: Similarity that accepts a pair, of a fleet that is judged by verification; None of another.
     """
 
     device: str
@@ -143,6 +145,7 @@ class Manifest(Searched):
     pruning: Pruning | None
     ladder: LadderFacts | None = None
     drift: DriftFigures | None = None
+    threshold: Threshold | None = None
 
 
 @dataclass(frozen=True)
