@@ -210,25 +210,55 @@ def ask(method: str, url: str, body: bytes | None = None, **headers: str) -> tup
         return dict(answer.headers), answer.read()
 
 
+def push(layout: Path, url: str) -> tuple[dict[str, Any], bytes]:
+    """The image into a registry, as `two:v1`, by its API. Returns its entry in the index, and its manifest."""
+    entry = json.loads((layout / "index.json").read_text())["manifests"][0]
+    manifest = (layout / "blobs" / "sha256" / entry["digest"].removeprefix("sha256:")).read_bytes()
+    for blob in [json.loads(manifest)["config"], *json.loads(manifest)["layers"]]:
+        place = ask("POST", f"{url}/v2/two/blobs/uploads/", b"")[0]["Location"]
+        raw = (layout / "blobs" / "sha256" / blob["digest"].removeprefix("sha256:")).read_bytes()
+        assert len(raw) == blob["size"]
+        mark = "&" if "?" in place else "?"
+        ask("PUT", f"{place}{mark}digest={blob['digest']}", raw, Content_Type="application/octet-stream")
+    ask("PUT", f"{url}/v2/two/manifests/v1", manifest, Content_Type=entry["mediaType"])
+    return entry, manifest
+
+
 def test_an_oci_registry_takes_the_image_and_gives_it_back(artifact: Path, tmp_path: Path) -> None:
     said = exported(artifact, "--oci", tmp_path / "image")
-    layout = tmp_path / "image"
-    entry = json.loads((layout / "index.json").read_text())["manifests"][0]
-    assert entry["digest"] in said
-    manifest = (layout / "blobs" / "sha256" / entry["digest"].removeprefix("sha256:")).read_bytes()
-    blobs = [json.loads(manifest)["config"], *json.loads(manifest)["layers"]]
     with registry(tmp_path) as url:
-        for blob in blobs:
-            place = ask("POST", f"{url}/v2/two/blobs/uploads/", b"")[0]["Location"]
-            raw = (layout / "blobs" / "sha256" / blob["digest"].removeprefix("sha256:")).read_bytes()
-            assert len(raw) == blob["size"]
-            mark = "&" if "?" in place else "?"
-            ask("PUT", f"{place}{mark}digest={blob['digest']}", raw, Content_Type="application/octet-stream")
-        ask("PUT", f"{url}/v2/two/manifests/v1", manifest, Content_Type=entry["mediaType"])
+        entry, manifest = push(tmp_path / "image", url)
         headers, pulled = ask("GET", f"{url}/v2/two/manifests/v1", Accept=entry["mediaType"])
-        layer = ask("GET", f"{url}/v2/two/blobs/{blobs[1]['digest']}")[1]
+        layer = ask("GET", f"{url}/v2/two/blobs/{json.loads(manifest)['layers'][0]['digest']}")[1]
+    assert entry["digest"] in said
     assert (headers["Docker-Content-Digest"], pulled) == (entry["digest"], manifest)
     assert layer == make_bundle(artifact).archive
+
+
+def test_oras_pulls_the_archive_from_the_registry(artifact: Path, tmp_path: Path) -> None:
+    """A client that others wrote, and that knows nothing of fleetc."""
+    client = pytest.importorskip("oras.client", reason="oras is not installed (pip install oras)")
+    exported(artifact, "--oci", tmp_path / "image")
+    with registry(tmp_path) as url:
+        push(tmp_path / "image", url)
+        host = url.removeprefix("http://")
+        (pulled,) = client.OrasClient(hostname=host, insecure=True).pull(f"{host}/two:v1", outdir=str(tmp_path / "out"))
+    assert Path(pulled).name == "fleetc-build.tar"
+    assert Path(pulled).read_bytes() == make_bundle(artifact).archive
+
+
+def test_skopeo_copies_the_layout_into_a_registry_as_it_is(artifact: Path, tmp_path: Path) -> None:
+    skopeo = program("skopeo")
+    exported(artifact, "--oci", tmp_path / "image")
+    entry = json.loads((tmp_path / "image" / "index.json").read_text())["manifests"][0]
+    source = f"oci:{tmp_path}/image:{entry['annotations']['org.opencontainers.image.ref.name']}"
+    with registry(tmp_path) as url:
+        place = f"docker://{url.removeprefix('http://')}/two:v1"
+        options = ["--insecure-policy", "copy", "--dest-tls-verify=false"]
+        done = subprocess.run([skopeo, *options, source, place], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        headers, _ = ask("GET", f"{url}/v2/two/manifests/v1", Accept=entry["mediaType"])
+    assert headers["Docker-Content-Digest"] == entry["digest"]
 
 
 ROLLOUT = """schema: 1
