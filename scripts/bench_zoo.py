@@ -82,15 +82,15 @@ PROFILES = {
 """Target → the profile that is built for; empty: one that says nothing."""
 REMARKS = {
     "ch_PP-OCRv4_det_infer.onnx": (
-        "its output is a Sigmoid that is nearly zero on random samples (at most 6e-5, 1.5e-8 in the mean). ONNX Runtime's "
-        "Sigmoid is right to the last place of 1: ONNX Runtime differs from itself by 33 dB with optimizations, and when "
-        "every input moves by its last place. `right` is within that noise; on a picture of text ONNX Runtime differs from "
-        "itself by 112 dB."
+        "its output is a Sigmoid that is nearly zero on random samples (at most 6e-5, 1.5e-8 in the mean). ONNX "
+        "Runtime's Sigmoid is right to the last place of 1: ONNX Runtime differs from itself by 33 dB with "
+        "optimizations, and when every input moves by its last place. `right` is within that noise; on a picture "
+        "of text ONNX Runtime differs from itself by 112 dB."
     ),
     "embedder.int8.onnx": (
-        "it quantizes its state at each of 40 steps in three layers, and its results move by 3 to 16 dB when its inputs "
-        "move by half a step of 8 bits. Targets without DynamicQuantizeLSTM compute the layers in floats, 7 to 16 dB from "
-        "it: within its own noise."
+        "it quantizes its state at each of 40 steps in three layers, and its results move by 3 to 16 dB when its "
+        "inputs move by half a step of 8 bits. Targets without DynamicQuantizeLSTM compute the layers in floats, "
+        "7 to 16 dB from it: within its own noise."
     ),
 }
 """End of a file's path → what a reader of its row must know."""
