@@ -6,10 +6,9 @@ import logging
 from collections.abc import Callable
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
-from pass_cases import parse
+from pass_cases import parse, recurrent
 
 from compiler.model.graph import FunctionPass, PassResult, graph_digest
 from compiler.passes.convert_to_half import convert_precision
@@ -91,29 +90,6 @@ def test_a_pass_after_which_the_model_does_not_run_is_undone_where_that_is_asked
     (record,) = run_passes(model, (rename_operator("Foreign"),), probe=probe, undo=True, strict=strict)
     assert bool(record.left_out) == is_undone
     assert model.graph[-1].op_type == ("Relu" if is_undone else "Foreign")
-
-
-def recurrent() -> ir.Model:
-    """Three layers that quantize at each of forty steps: their noise grows from step to step."""
-    random, nodes, constants = np.random.default_rng(0), [], {"axes": np.array([1], np.int64)}
-    for layer in range(3):
-        weights = {key: random.integers(-127, 128, (1, 8, 32)).astype(np.int8) for key in ("w", "r")}
-        scales = {f"{key}s": np.full(1, 0.04, np.float32) for key in weights}
-        zeros = {f"{key}z": np.zeros(1, np.int8) for key in weights}
-        constants |= {f"{key}{layer}": array for key, array in (weights | scales | zeros).items()}
-        inputs = ["w", "r", "", "", "", "", "", "ws", "wz", "rs", "rz"]
-        names = [f"h{layer}", *(f"{key}{layer}" if key else "" for key in inputs)]
-        nodes += [
-            onnx.helper.make_node("DynamicQuantizeLSTM", names, [f"y{layer}"], domain="com.microsoft", hidden_size=8),
-            onnx.helper.make_node("Squeeze", [f"y{layer}", "axes"], [f"h{layer + 1}"]),
-        ]
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [40, 1, 8]) for name in ("h0", "h3")]
-    weights = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
-    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
-    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10))
-    infer_shapes(model)
-    return model
 
 
 def scaled(step: FunctionPass, pick: Callable[[ir.Model], ir.Value], factor: float) -> FunctionPass:
