@@ -20,9 +20,9 @@ from compiler.evaluate.judged import OutputPart
 from compiler.fleet.profile import HardwareProfile, to_yaml
 from compiler.model.decoder import Decoder
 from compiler.store.scratch import scratch_folder
-from compiler.target.isolate import ChildLimits, run_child
+from compiler.target.isolate import ChildLimits, fork_server, run_child
 from compiler.target.runner import LayerTime
-from compiler.target.target import Backend, TargetPlan
+from compiler.target.target import Backend, Prepares, TargetPlan, find_target
 from compiler.tune import Choice, DeviceType, Tunable
 
 A = TypeVar("A")
@@ -333,7 +333,7 @@ def task_of(text: str) -> Task:
     return _tasks().validate_json(text)
 
 
-def ask(task: Task, answer: type[A], *, folder: Path, child_limits: ChildLimits, where: str) -> A:
+def ask(task: Task, answer: type[A], *, folder: Path, child_limits: ChildLimits, where: str, builds_for: str = "") -> A:
     """Has a child process do a task.
 
     Args:
@@ -342,6 +342,7 @@ def ask(task: Task, answer: type[A], *, folder: Path, child_limits: ChildLimits,
         folder: Scratch folder of this child; must exist.
         child_limits: When to kill it.
         where: Device and step, for messages.
+        builds_for: The target whose toolchain the task needs, if it needs one.
 
     Raises:
         ToolchainFailed: The child crashed, hung, or used too much memory.
@@ -349,7 +350,25 @@ def ask(task: Task, answer: type[A], *, folder: Path, child_limits: ChildLimits,
     """
     arguments: dict[str, Any] = to_json(task)
     work = str(arguments.pop("work"))
-    return parse(answer, run_child(work, arguments, folder=folder, child_limits=child_limits, where=where))
+    forks = None if _is_measured(task) else fork_server(_prepared(builds_for))
+    value = run_child(work, arguments, folder=folder, child_limits=child_limits, where=where, forks=forks)
+    return parse(answer, value)
+
+
+def _is_measured(task: Task) -> bool:
+    """Whether the time or the memory of the process that does it is a figure."""
+    match task:
+        case FootprintTask() | LayerTimesTask() | RaceTask():
+            return True
+        case ExecuteTask(repeat=repeat):
+            return repeat > 0
+        case _:
+            return False
+
+
+def _prepared(target: str) -> str:
+    """The target, if its toolchain may be imported before a process is forked for it."""
+    return target if target and isinstance(find_target(target), Prepares) else ""
 
 
 def build_in_child(
@@ -368,7 +387,14 @@ def build_in_child(
     """
     with scratch_folder() as scratch:
         task = BuildTask(border_work(border, request, profile, scratch), workdir.absolute())
-        answer = ask(task, BuildAnswer, folder=scratch, child_limits=child_limits, where=where)
+        answer = ask(
+            task,
+            BuildAnswer,
+            folder=scratch,
+            child_limits=child_limits,
+            where=where,
+            builds_for=profile.target,
+        )
     return replace(answer.artifact, root=workdir)
 
 

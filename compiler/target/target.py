@@ -150,6 +150,14 @@ class Target(Protocol):
         """Loads a built artifact where it can run. Raises TargetUnavailable saying why it cannot run here."""
 
 
+@runtime_checkable
+class Prepares(Protocol):
+    """A target whose toolchain may be imported once, in a process that those which build are forked from."""
+
+    def prepare(self) -> None:
+        """Imports what building needs. Must start no thread: a forked process would wait for it for ever."""
+
+
 def list_targets() -> dict[str, EntryPoint]:
     """Installed targets by name, none of them loaded; of a name that two packages claim, the first."""
     return {name: points[0] for name, points in _claims().items()}

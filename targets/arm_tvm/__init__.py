@@ -8,6 +8,7 @@ how many threads run on how many of the fastest cores; `./run --help` explains i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,11 @@ class Tvm:
         from targets.arm_tvm.graph.fold_shapes import FOLD_SHAPES
 
         return (FOLD_SHAPES, UnrollLoops())  # sizes first: numbers of iterations may be computed from them
+
+    def prepare(self) -> None:
+        """Imports TVM, which takes longer than to compile a small model."""
+        for module in ("targets.arm_tvm.bundle.folder", "tvm.relax.frontend.onnx"):
+            import_module(module)
 
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Compiles the model, links it, and writes the bundle."""

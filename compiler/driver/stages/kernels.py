@@ -125,7 +125,12 @@ def list_kernels(
             work = border_work(border.path, BuildRequest.of(plan.target_plan), profile, scratch)
             where = f"{plan.device}: {StageName.KERNELS}"
             tunables = ask(
-                KernelsTask(work), tuple[Tunable, ...], folder=scratch, child_limits=child_limits, where=where
+                KernelsTask(work),
+                tuple[Tunable, ...],
+                folder=scratch,
+                child_limits=child_limits,
+                where=where,
+                builds_for=profile.target,
             )
         write_result(folder, KERNELS, to_json(tunables))
 
