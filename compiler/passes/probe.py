@@ -115,6 +115,8 @@ def own_noise_db(model: ir.Model, inputs: Arrays, expected: Arrays) -> dict[str,
 
 def least_db(tolerance: Tolerance, noise_db: float) -> float:
     """What an output must hold where the model's own noise allows no more; never less than a quantized model must."""
+    if math.isinf(tolerance.sqnr_db_min):
+        return tolerance.sqnr_db_min
     return min(tolerance.sqnr_db_min, max(TOLERANCES["quantized"].sqnr_db_min, noise_db - _MARGIN_DB))
 
 

@@ -287,9 +287,12 @@ def leave_own_noise(differing: Differences, reference: ir.Model, level: Toleranc
     beyond, noises_db = [], []
     for case, outputs in differing:
         noise_db = own_noise_db(reference, case.inputs, case.expected)
-        least = {name: least_db(level, noise_db.get(name, math.inf)) for name in outputs}
-        more = {name: stats for name, stats in outputs.items() if not stats.sqnr_db >= least[name]}
-        noises_db += [noise_db[name] for name in outputs if name not in more]
+        # integers and booleans must be equal, whatever the noise
+        within = {
+            name for name in noise_db.keys() & outputs if outputs[name].sqnr_db >= least_db(level, noise_db[name])
+        }
+        more = {name: stats for name, stats in outputs.items() if name not in within}
+        noises_db += [noise_db[name] for name in within]
         beyond += [(case, more)] if more else []
     if not noises_db:
         return beyond, ""

@@ -13,6 +13,10 @@ from compiler.passes.probe import run_unoptimized
 LEVEL = TOLERANCES["fp32"]
 TEXT = """<ir_version: 10, opset_import: ["": 18]>
 g (float[1,256] x) => (float[1,256] y) <float c = {-1.0}> { m = Mul(x, x) n = Mul(m, c) y = Sigmoid(n) }"""
+INTEGERS = """<ir_version: 10, opset_import: ["": 18]>
+g (float[1,256] x) => (float[1,256] y, int64[1,256] i) <float c = {-1.0}, float k = {1000000.0}> {
+    m = Mul(x, x) n = Mul(m, c) y = Sigmoid(n) l = Mul(m, k) i = Cast<to = 7>(l)
+}"""
 
 
 def case_of(mean: float) -> tuple[ir.Model, ParityCase]:
@@ -41,6 +45,16 @@ def test_a_wrong_output_is_wrong_where_the_reference_is_unsure_too() -> None:
     outside = failures(case.expected, exact(case, factor=3.0), LEVEL.name)
     left, words = leave_own_noise([(case, outside)], model, LEVEL)
     assert [(one.label, list(outputs)) for one, outputs in left] == [("fixed", ["y"])] and words == ""
+
+
+def test_integers_must_be_equal_whatever_the_noise() -> None:
+    model = ir.from_onnx_text(INTEGERS)
+    inputs: Arrays = {"x": (4 + 0.05 * np.random.default_rng(0).standard_normal((1, 256))).astype(np.float32)}
+    case = ParityCase("fixed", inputs, run_unoptimized(model, inputs))
+    wrong = {"y": case.expected["y"], "i": case.expected["i"] + np.eye(1, 256, dtype=np.int64)}
+    outside = failures(case.expected, wrong, LEVEL.name)
+    assert list(outside) == ["i"] and outside["i"].sqnr_db > LEVEL.sqnr_db_min
+    assert leave_own_noise([(case, outside)], model, LEVEL) == ([(case, outside)], "")
 
 
 def test_an_output_that_the_reference_is_sure_of_is_held_to_the_tolerance() -> None:
