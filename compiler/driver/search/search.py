@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compiler.artifact.schema import Competitor, GenerationFacts, Layer, Purpose, Saliency
+from compiler.artifact.schema import Competitor, GenerationFacts, Layer, Saliency
 from compiler.driver.measure.answers import describe_generation
 from compiler.driver.measure.layers import list_layers
 from compiler.driver.measure.saliency import show_saliency
