@@ -34,8 +34,8 @@ class LayerTime:
 class Runner(Protocol):
     """An artifact loaded for execution.
 
-    A runner may also be `TimesRuns`, `CountsInstructions`, `ReportsPeakMemory`, `TimesLayers`, `KeepsCache`
-    and `HasNote`.
+    A runner may also be `TimesRuns`, `CountsInstructions`, `ReportsPeakMemory`, `TimesLayers`, `StaysLoaded`,
+    `KeepsCache` and `HasNote`.
     """
 
     evidence: Evidence
@@ -77,6 +77,14 @@ class TimesLayers(Protocol):
 
     def layer_times(self, inputs: Arrays) -> Sequence[LayerTime]:
         """Time of every kernel in one inference."""
+
+
+@runtime_checkable
+class StaysLoaded(Protocol):
+    """A runner whose `run` starts a program: for a server it has another one that stays loaded."""
+
+    def stay_loaded(self) -> Runner:
+        """The same artifact, loaded once for many runs; `run` raises ConnectionError where its program is gone."""
 
 
 @runtime_checkable

@@ -64,6 +64,7 @@ class OpenVino:
 
     name = "openvino"
     api_version = API_VERSION
+    holds_to_isa = True
     Options = Options
 
     def toolchain(self) -> Mapping[str, str]:

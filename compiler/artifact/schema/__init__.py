@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from compiler.artifact.artifact import Artifact, Evidence
-from compiler.artifact.schema.accuracy import Accuracy, AccuracyDrop, Certified, MeasuredOn, Score, SplitKind, TextScore
+from compiler.artifact.schema.accuracy import (
+    Accuracy,
+    AccuracyDrop,
+    Certified,
+    MeasuredOn,
+    Score,
+    SplitKind,
+    TextScore,
+    Threshold,
+)
 from compiler.artifact.schema.build import DeviceRow, DeviceStatus, Failure, Summary
+from compiler.artifact.schema.contest import Competitor, Standing
 from compiler.artifact.schema.gate import (
     Gate,
     GateName,
@@ -39,6 +49,7 @@ from compiler.artifact.schema.manifest import (
     Samples,
     StageRun,
 )
+from compiler.artifact.schema.measured import Footprint, Speed, SpeedUnit
 from compiler.artifact.schema.parity import (
     ExactOutput,
     Latency,
@@ -57,17 +68,15 @@ from compiler.artifact.schema.plan import (
     GateData,
     PlanFacts,
     PlannedPass,
+    PlannedTarget,
 )
 from compiler.artifact.schema.pruning import Check, Group, Pruning, Recovered, Repaired
 from compiler.artifact.schema.saliency import Saliency, Shown
 from compiler.artifact.schema.trial import (
-    Footprint,
     Layer,
     Purpose,
     Searched,
     Selection,
-    Speed,
-    SpeedUnit,
     StageDigest,
     TrialFacts,
     TrialStatus,
@@ -86,6 +95,7 @@ __all__ = [
     "Candidate",
     "Certified",
     "Check",
+    "Competitor",
     "Constraints",
     "Curve",
     "Decision",
@@ -122,6 +132,7 @@ __all__ = [
     "PassFacts",
     "PlanFacts",
     "PlannedPass",
+    "PlannedTarget",
     "ProcessMemory",
     "Profile",
     "PromptAnswers",
@@ -143,9 +154,11 @@ __all__ = [
     "SplitKind",
     "StageDigest",
     "StageRun",
+    "Standing",
     "Summary",
     "TensorFigures",
     "TextScore",
+    "Threshold",
     "TrialFacts",
     "TrialStatus",
     "Verdict",

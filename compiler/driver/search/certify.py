@@ -44,7 +44,7 @@ def choose_certified(context: BuildContext, trials: Sequence[Trial]) -> tuple[tu
         known[known.index(chosen)] = judged
         if judged.passed:
             return tuple(known), judged
-        log.info("%s: %s: %s", context.name, judged.precision, judged.why)
+        log.info("%s: %s: %s", context.name, judged.label, judged.why)
     return tuple(known), None
 
 
@@ -88,7 +88,7 @@ def _held_out(
 ) -> Certified | None:
     if chosen.made is None:
         return None
-    drop = measure_accuracy(context, judge.certifying, chosen.made).drop
+    drop = measure_accuracy(context.through(chosen.made.plan), judge.certifying, chosen.made).drop
     if drop is None:
         return None
     certified = certify_held_out(drop, split, asked=judge.task.rule, limit_pct=limit, rank=rank, looks=looks)
@@ -139,7 +139,7 @@ def alternatives(chosen: Trial, trials: Sequence[Trial]) -> list[Trial]:
     They are the other forms of its precision. What other precisions lose is no figure of this build: that they were
     refused flatters it no more than a look at it alone would.
     """
-    return [trial for trial in preference(trials) if trial.precision == chosen.precision]
+    return [trial for trial in preference(trials) if trial.label == chosen.label]
 
 
 def _contender(trial: Trial) -> Contender | None:

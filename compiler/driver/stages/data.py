@@ -122,7 +122,8 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, BuildSta
     by_device: dict[str, Data] = {}
     for job in jobs:
         ready, constraints = prepared[job.device.name], job.plan.constraints
-        calibrates = job.plan.pruning.reads_data or any(rule.scheme is not None for rule in job.plan.candidates)
+        rules = [rule for own in job.by_target for rule in own.plan.candidates]
+        calibrates = job.plan.pruning.reads_data or any(rule.scheme is not None for rule in rules)
         trains, limit = job.plan.pruning.recovers, constraints.limits.accuracy_drop_pct
         generation = job.device.generation
         key = (id(ready), constraints.task, calibrates, constraints.explains, trains, limit, generation)
