@@ -28,8 +28,8 @@ import onnx
 import psutil
 from onnx import helper
 
+from server.builds import NAME
 from server.connection import Connection, Refusal, Unreachable
-from server.fork_server import NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICES = ("one", "two")

@@ -22,10 +22,11 @@ from pydantic import TypeAdapter
 from compiler.driver.events import event_json, event_of
 from compiler.errors import CompilerError, ToolchainFailed
 from compiler.fleet.machine import available_memory_bytes
+from compiler.model.forks import ForkServer
 from compiler.store.disk import storage_errors
 from server.artifacts import pack
+from server.builds import fork_server
 from server.connection import Connection, Refusal
-from server.forks import ForkServer
 from server.inputs import lay_out
 from server.process import BuildProcess
 from server.schema import BuildSettings, JobRequest, Order, Outcome
@@ -76,7 +77,7 @@ class Workplace:
     slots: int = 1
     ca: Path | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
-    forks: ForkServer = field(default_factory=ForkServer)
+    forks: ForkServer = field(default_factory=fork_server)
 
     def cache(self, project: str) -> Path:
         """The cache of a project; what is timed is timed alone on this machine, whatever the project."""

@@ -10,12 +10,14 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from server.forks import ForkServer, build_environment
+from compiler.model.forks import Fork, ForkServer
+from server.builds import build_environment
 
 GRACE_S = 2.0
 """How long a build has to clear up after SIGTERM, before SIGKILL."""
@@ -41,8 +43,7 @@ class BuildProcess:
 
     def __init__(self, forks: ForkServer, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:
         self._folder, self._lines = folder, queue.Queue[str](MAX_LINES)
-        (folder / "out.json").touch()  # there, however early the build is killed
-        self._fork = forks.fork(arguments, folder, {**build_environment(), **variables})
+        self._fork, self._stderr = _begin(forks, arguments, folder, {**build_environment(), **variables})
         self._reader = threading.Thread(target=self._read, name="fleetc-build-events", daemon=True)
         self._reader.start()
 
@@ -112,9 +113,33 @@ class BuildProcess:
             self.lines(wait_s=0.05)
 
     def _read(self) -> None:
-        with self._fork.stderr:
-            for line in self._fork.stderr:
+        with self._stderr:
+            for line in self._stderr:
                 self._lines.put(line.decode("utf-8", "replace").rstrip("\n"))
+
+
+def _begin(
+    forks: ForkServer, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]
+) -> tuple[Fork, BufferedReader]:
+    """The process of a build, and what it writes on stderr."""
+    stderr, errors = os.pipe()
+    reader = os.fdopen(stderr, "rb")
+    try:
+        with (folder / "out.json").open("wb") as output:
+            fork = forks.fork(
+                "server.builds:build",
+                arguments,
+                folder=folder,
+                environment=environment,
+                output=output.fileno(),
+                errors=errors,
+            )
+    except BaseException:
+        reader.close()
+        raise
+    finally:
+        os.close(errors)
+    return fork, reader
 
 
 def _family(pid: int) -> set[psutil.Process]:

@@ -26,6 +26,7 @@ from server.api.site import Site
 from server.attempt import Workplace, clear_attempts
 from server.bell import Bell
 from server.blobs import Blobs
+from server.builds import build_environment
 from server.certificates import server_certificate
 from server.dispatch import Dispatcher, Rules
 from server.engine import DaskEngine, folder_of
@@ -121,7 +122,7 @@ def _run(settings: Settings, database: Database, listener: socket.socket, *, rea
     workplace = place if settings.slots else None
     if workplace is not None:
         clear_attempts(workplace.folder)
-        workplace.forks.start()
+        workplace.forks.start(build_environment())
     labels = find_labels() | set(settings.labels) if workplace else frozenset[str]()
     engine = DaskEngine(workplace, labels, **_join(settings))
     bell, blobs = Bell(), Blobs(settings.data / "blobs", most_bytes=64 << 30)

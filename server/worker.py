@@ -17,6 +17,7 @@ import distributed
 from compiler.errors import ServerError
 from compiler.store.disk import output_errors
 from server.attempt import Workplace, clear_attempts
+from server.builds import build_environment
 from server.certificates import new_request
 from server.connection import Connection, Refusal, Unreachable
 from server.engine import QUIET, BuildWorker, worker_options
@@ -65,7 +66,7 @@ def run_worker(connection: Connection, settings: WorkerSettings, *, ca: Path | N
         settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     clear_attempts(settings.folder)
     workplace = Workplace(connection.url, settings.folder, slots=settings.slots, ca=ca)
-    workplace.forks.start()
+    workplace.forks.start(build_environment())
     labels = (find_labels() | set(settings.labels)) - (frozenset() if settings.has_timing else {TIMING})
     try:
         asyncio.run(_run(connection, settings, labels, workplace))

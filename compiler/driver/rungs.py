@@ -55,7 +55,7 @@ def choose_rungs(context: BuildContext, serve: Serve, result: SearchResult) -> t
     others, left_out = _allowed(context, serve, result)
     chosen = [(result.chosen, False)] if result.chosen else []
     candidates = [
-        Candidate(trial, *measure_service(context, trial.made), is_degraded)
+        Candidate(trial, *measure_service(context.through(trial.made.plan), trial.made), is_degraded)
         for trial, is_degraded in (*chosen, *others)
         if trial.made
     ]
@@ -104,9 +104,9 @@ def _is_within(gate: Gate, limit: float) -> bool:
 
 
 def trial_name(trial: Trial) -> str:
-    """A trial as answers and folders call it."""
+    """A trial as answers and folders call it, with its target where the device has several."""
     pruned = f"-pruned-{round(100 * trial.pruned)}" if trial.pruned else ""
-    return f"{trial.precision}{pruned}"
+    return f"{trial.label.replace(' ', '-')}{pruned}"
 
 
 def accuracy_ratio(trial: Trial) -> float:

@@ -17,15 +17,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import psutil
 
 from compiler.fleet.machine import available_memory_bytes
+from compiler.model.forks import Fork, ForkServer
 
 # short beside any build, and 20 looks a second cost no measurable time
 POLL_S = 0.05
 FAMILY_S = 0.25
-"""How long a list of a child's children is good for: to make one, all of /proc is read."""
+"""How long a list of a child's children is good for."""
 
 FIRST_TO_GO = "1000"
 """The kernel's highest `oom_score_adj`."""
@@ -37,7 +39,8 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 """Colours and other control characters, which a vendor's log may hold and a message must not."""
 
 MIB = 1 << 20
-_running: set[subprocess.Popen[bytes]] = set()
+Child: TypeAlias = subprocess.Popen[bytes] | Fork
+_running: set[Child] = set()
 """Children that were started and not ended yet, for an interrupt that reaches another thread than theirs."""
 
 SHARE = 0.9
@@ -84,11 +87,34 @@ def start_child(module: str, folder: Path, *, pass_fds: Sequence[int] = ()) -> s
             start_new_session=True,
             pass_fds=tuple(pass_fds),
         )
+    _note(child)
+    return child
+
+
+def fork_child(forks: ForkServer, function: str, folder: Path) -> Fork:
+    """Has a process forked that calls `MODULE:FUNCTION` with the folder; its output goes to the folder's `log.txt`.
+
+    Raises:
+        ToolchainFailed: No process can be forked.
+    """
+    with (folder / "log.txt").open("wb") as output:
+        child = forks.fork(
+            function,
+            [str(folder)],
+            folder=Path.cwd(),
+            environment=os.environ,
+            output=output.fileno(),
+            errors=output.fileno(),
+        )
+    _note(child)
+    return child
+
+
+def _note(child: Child) -> None:
     _running.add(child)
     # where memory runs out before we look, the kernel shall choose the child and not us (Linux; any process may do so)
     with contextlib.suppress(OSError):
         Path(f"/proc/{child.pid}/oom_score_adj").write_text(FIRST_TO_GO, encoding="ascii")
-    return child
 
 
 class Watch:
@@ -99,7 +125,7 @@ class Watch:
         child_limits: What it may use.
     """
 
-    def __init__(self, child: subprocess.Popen[bytes], child_limits: ChildLimits) -> None:
+    def __init__(self, child: Child, child_limits: ChildLimits) -> None:
         self._limits, self._ceiling, self._family = child_limits, child_limits.memory_bytes(), Family(child.pid)
         self.restart()
 
@@ -132,8 +158,7 @@ class Family:
         total = 0
         with contextlib.suppress(psutil.Error):  # one ended between two looks
             if time.monotonic() - self._found_at > FAMILY_S:
-                parent = psutil.Process(self._pid)
-                self._members = (parent, *parent.children(recursive=True))
+                self._members = (psutil.Process(self._pid), *descendants(self._pid))
                 self._found_at = time.monotonic()
         for process in self._members:
             with contextlib.suppress(psutil.Error):
@@ -141,13 +166,31 @@ class Family:
         return total
 
 
-def kill_child(child: subprocess.Popen[bytes]) -> None:
+def descendants(pid: int) -> list[psutil.Process]:
+    """All processes below one. Raises psutil.Error where it is gone."""
+    if not Path(f"/proc/{pid}/task/{pid}/children").exists():  # another system, or a kernel that does not list them
+        return psutil.Process(pid).children(recursive=True)
+    found, waiting = list[psutil.Process](), [pid]
+    while waiting:
+        parent = waiting.pop()
+        # psutil would read the parent of every process of the machine: a tenth of a build's own time on a busy one
+        for listed in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError, psutil.Error):  # it ended meanwhile
+                children = [int(child) for child in listed.read_text(encoding="ascii").split()]
+                found += [psutil.Process(child) for child in children]
+                waiting += children
+    return found
+
+
+def kill_child(child: Child) -> None:
     """Kills a child and all tools of its session, and waits for it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     if child.stdin:
         child.stdin.close()
     child.wait()
+    if isinstance(child, Fork):
+        child.close()
     _running.discard(child)
 
 

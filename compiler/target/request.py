@@ -16,13 +16,14 @@ from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 from compiler.artifact import Artifact, Evidence, artifact_from_dict, artifact_to_dict
 from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import BuildSettings
+from compiler.evaluate.answers import Answered, Asked
 from compiler.evaluate.judged import OutputPart
 from compiler.fleet.profile import HardwareProfile, to_yaml
 from compiler.model.decoder import Decoder
 from compiler.store.scratch import scratch_folder
-from compiler.target.isolate import ChildLimits, run_child
+from compiler.target.isolate import ChildLimits, fork_server, run_child
 from compiler.target.runner import LayerTime
-from compiler.target.target import Backend, TargetPlan
+from compiler.target.target import Backend, Prepares, TargetPlan, find_target
 from compiler.tune import Choice, DeviceType, Tunable
 
 A = TypeVar("A")
@@ -145,7 +146,7 @@ class EvaluateTask:
 
 @dataclass(frozen=True)
 class FootprintTask:
-    """Run an artifact once and tell the peak memory that it took."""
+    """Run an artifact once, or only load it where there are no inputs, and tell the peak memory that it took."""
 
     artifact: ArtifactWithRoot
     inputs: Path
@@ -154,25 +155,11 @@ class FootprintTask:
 
 @dataclass(frozen=True)
 class GenerateTask:
-    """Answer a prompt with a decoder.
-
-    Args:
-        artifact: The artifact.
-        decoder: What its inputs and outputs mean.
-        prompt: Token ids.
-        tokens: Most tokens of the answer.
-        prefill: Tokens of the prompt that are read at once.
-        context: Tokens of prompt and answer together.
-        stop: Tokens that end an answer.
-    """
+    """Answer prompts with a decoder, one after another."""
 
     artifact: ArtifactWithRoot
     decoder: Decoder
-    prompt: tuple[int, ...]
-    tokens: int
-    prefill: int
-    context: int
-    stop: tuple[int, ...]
+    asked: tuple[Asked, ...]
     work: Literal["generate"] = "generate"
 
 
@@ -278,19 +265,10 @@ class FootprintAnswer:
 
 @dataclass(frozen=True)
 class GenerateAnswer:
-    """An answer.
-
-    Args:
-        evidence: Where it ran.
-        tokens: Its token ids.
-        prompt_ms: Milliseconds that the prompt took, in which the first token is made.
-        token_ms: Milliseconds of every other token.
-    """
+    """Where prompts were answered, and the answers in their order."""
 
     evidence: Evidence
-    tokens: tuple[int, ...]
-    prompt_ms: float
-    token_ms: tuple[float, ...]
+    answers: tuple[Answered, ...]
 
 
 @dataclass(frozen=True)
@@ -333,7 +311,7 @@ def task_of(text: str) -> Task:
     return _tasks().validate_json(text)
 
 
-def ask(task: Task, answer: type[A], *, folder: Path, child_limits: ChildLimits, where: str) -> A:
+def ask(task: Task, answer: type[A], *, folder: Path, child_limits: ChildLimits, where: str, builds_for: str = "") -> A:
     """Has a child process do a task.
 
     Args:
@@ -342,6 +320,7 @@ def ask(task: Task, answer: type[A], *, folder: Path, child_limits: ChildLimits,
         folder: Scratch folder of this child; must exist.
         child_limits: When to kill it.
         where: Device and step, for messages.
+        builds_for: The target whose toolchain the task needs, if it needs one.
 
     Raises:
         ToolchainFailed: The child crashed, hung, or used too much memory.
@@ -349,7 +328,25 @@ def ask(task: Task, answer: type[A], *, folder: Path, child_limits: ChildLimits,
     """
     arguments: dict[str, Any] = to_json(task)
     work = str(arguments.pop("work"))
-    return parse(answer, run_child(work, arguments, folder=folder, child_limits=child_limits, where=where))
+    forks = None if _is_measured(task) else fork_server(_prepared(builds_for))
+    value = run_child(work, arguments, folder=folder, child_limits=child_limits, where=where, forks=forks)
+    return parse(answer, value)
+
+
+def _is_measured(task: Task) -> bool:
+    """Whether the time or the memory of the process that does it is a figure."""
+    match task:
+        case FootprintTask() | GenerateTask() | LayerTimesTask() | RaceTask():
+            return True
+        case ExecuteTask(repeat=repeat):
+            return repeat > 0
+        case _:
+            return False
+
+
+def _prepared(target: str) -> str:
+    """The target, if its toolchain may be imported before a process is forked for it."""
+    return target if target and isinstance(find_target(target), Prepares) else ""
 
 
 def build_in_child(
@@ -368,7 +365,14 @@ def build_in_child(
     """
     with scratch_folder() as scratch:
         task = BuildTask(border_work(border, request, profile, scratch), workdir.absolute())
-        answer = ask(task, BuildAnswer, folder=scratch, child_limits=child_limits, where=where)
+        answer = ask(
+            task,
+            BuildAnswer,
+            folder=scratch,
+            child_limits=child_limits,
+            where=where,
+            builds_for=profile.target,
+        )
     return replace(answer.artifact, root=workdir)
 
 

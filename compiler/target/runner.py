@@ -34,8 +34,8 @@ class LayerTime:
 class Runner(Protocol):
     """An artifact loaded for execution.
 
-    A runner may also be `TimesRuns`, `CountsInstructions`, `ReportsPeakMemory`, `TimesLayers`, `StaysLoaded` and
-    `HasNote`.
+    A runner may also be `TimesRuns`, `CountsInstructions`, `ReportsPeakMemory`, `TimesLayers`, `StaysLoaded`,
+    `KeepsCache` and `HasNote`.
     """
 
     evidence: Evidence
@@ -85,6 +85,17 @@ class StaysLoaded(Protocol):
 
     def stay_loaded(self) -> Runner:
         """The same artifact, loaded once for many runs; `run` raises ConnectionError where its program is gone."""
+
+
+@runtime_checkable
+class KeepsCache(Protocol):
+    """A runner of a decoder whose keys and values stay inside from one run to the next."""
+
+    def forget(self) -> None:
+        """Begins anew, with an empty cache."""
+
+    def follow(self, inputs: Arrays) -> dict[str, Array]:
+        """Executes tokens behind those seen since `forget`; neither inputs nor outputs have the cache."""
 
 
 @runtime_checkable

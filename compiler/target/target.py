@@ -120,11 +120,24 @@ class HasAlternatives(Protocol):
 
 
 @runtime_checkable
+class HoldsToIsa(Protocol):
+    """What a target offers beside `Target`'s members if its builds use no instruction that the profile's ISA lacks.
+
+    Speed that is measured here then has no part of what this machine has beyond the device.
+
+    Args:
+        holds_to_isa: True.
+    """
+
+    holds_to_isa: bool
+
+
+@runtime_checkable
 class Target(Protocol):
     """One toolchain and the devices it builds for.
 
-    A target may also be `KnowsWhereItRuns`, `Tunes` where its kernels can be built in several ways, and
-    `HasAlternatives` where it needs one of several packages.
+    A target may also be `KnowsWhereItRuns`, `Tunes` where its kernels can be built in several ways, `HasAlternatives`
+    where it needs one of several packages, and `HoldsToIsa`.
     """
 
     name: str
@@ -148,6 +161,14 @@ class Target(Protocol):
 
     def load(self, artifact: Artifact) -> Runner:
         """Loads a built artifact where it can run. Raises TargetUnavailable saying why it cannot run here."""
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A target whose toolchain may be imported once, in a process that those which build are forked from."""
+
+    def prepare(self) -> None:
+        """Imports what building needs. Must start no thread: a forked process would wait for it for ever."""
 
 
 def list_targets() -> dict[str, EntryPoint]:

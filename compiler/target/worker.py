@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import sys
@@ -37,7 +39,7 @@ from compiler.target.request import (
     task_of,
 )
 from compiler.target.runner import CountsInstructions, HasNote, Runner
-from compiler.target.target import Measurer, Target, TargetPlan, Tunes, find_target
+from compiler.target.target import Measurer, Prepares, Target, TargetPlan, Tunes, find_target
 from compiler.target.worker_generate import generate
 from compiler.target.worker_measure import evaluate, footprint, read_npz, time_layers, times_ms
 from compiler.tune import Tunable
@@ -140,18 +142,37 @@ WORK: Mapping[type[Any], Callable[[Any], object]] = {
 }
 
 
-def main(folder: Path) -> None:
-    """Reads the request, does the work, writes the response."""
-    follow_parent()
+def prepare(name: str = "") -> tuple[str, ...]:
+    """Imports what every piece of work needs, and the toolchain of a target that is `Prepares`.
+
+    Other runtimes and toolchains are left out: a fork has none of their threads, and would wait for them for ever.
+
+    Returns:
+        No file that must not change: whoever asks for work has read the same code long ago.
+    """
+    importlib.import_module("onnx_ir")
+    with contextlib.suppress(ValueError):
+        task_of("{}")  # builds what reads tasks
+    if name:
+        with contextlib.suppress(CompilerError, ImportError):  # the work says it again
+            target = find_target(name)
+            if isinstance(target, Prepares):
+                target.prepare()
+    return ()
+
+
+def work(folder: str) -> None:
+    """Reads the request, does the work, writes the response, and ends this process."""
+    place = Path(folder)
     try:
-        task = task_of((folder / "request.json").read_text(encoding="utf-8"))
+        task = task_of((place / "request.json").read_text(encoding="utf-8"))
         response: dict[str, Any] = {"value": to_json(WORK[type(task)](task))}
     except CompilerError as error:
         response = {"error": error.to_dict()}
     except Exception as error:  # whatever a toolchain raises must reach the parent as one message
         traceback.print_exc()
         response = {"error": InternalError(f"{type(error).__name__}: {error}").to_dict()}
-    write_atomic(folder / "response.json", json.dumps(response).encode())
+    write_atomic(place / "response.json", json.dumps(response).encode())
     # os._exit writes no buffers out
     sys.stdout.flush()
     os._exit(0)  # some toolchains crash while they unload; the work is done and written
@@ -164,4 +185,5 @@ def _run_once(runner: Runner, source: Path, destination: Path, repeat: int) -> l
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    follow_parent()
+    work(sys.argv[1])

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from fault_server import run
 
-from server.fork_server import NAME
+from server.builds import NAME
 from tests.server.conftest import Server, slow, wait_until
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.forks import ForkServer
+from compiler.model.forks import ForkServer
+from server.builds import fork_server
 from server.process import BuildProcess
 from tests.server.conftest import wait_until
 
 THREADS = """import os, sys
-from server.fork_server import load
-load()
+from server.builds import prepare
+prepare()
 print(len(os.listdir("/proc/self/task")), {"onnxruntime", "openvino", "tvm", "torch", "matplotlib"} & set(sys.modules))
 """
 
@@ -35,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def forks(source: Path) -> Iterator[ForkServer]:
-    server = ForkServer()
+    server = fork_server()
     yield server
     server.close()
 

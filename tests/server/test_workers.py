@@ -13,7 +13,7 @@ import pytest
 import urllib3
 from fault_server import free_port
 
-from server.fork_server import NAME
+from server.builds import NAME
 from tests.server.conftest import Server, serving, slow, wait_until
 
 

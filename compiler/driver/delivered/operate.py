@@ -28,7 +28,7 @@ from compiler.driver.stages.verify import (
 )
 from compiler.errors import ArtifactError, DataError, OutputError
 from compiler.evaluate.samples import batch_of, load_samples, make_samples, read_arrays
-from compiler.fleet.profile import profile_of
+from compiler.fleet.profile import profile_for, profile_of
 from compiler.fleet.yamlfile import Document, Origin
 from compiler.model.frontend import (
     bind_shapes,
@@ -169,7 +169,13 @@ def verify_delivered(
     reference = ir.load(border_of(folder)) if original is None or was_changed else original
     points = _points(delivered, reference, samples)
     return delivered, check_parity(
-        artifact, points, tolerance=_tolerance(delivered), repeat=0, where=str(folder), child_limits=child_limits
+        artifact,
+        points,
+        reference=reference,
+        tolerance=_tolerance(delivered),
+        repeat=0,
+        where=str(folder),
+        child_limits=child_limits,
     )
 
 
@@ -192,9 +198,15 @@ def finish_delivered(folder: Path, *, cache: Path, child_limits: ChildLimits) ->
     border = Border(border_of(folder), delivered.manifest.border.sha256, (), ())
     with scratch_folder() as scratch:
         artifact = _build_again(delivered, border, scratch, cache, child_limits)
-        points, tolerance = _points(delivered, border.load(), None), _tolerance(delivered)
+        reference = border.load()
         verification = check_parity(
-            artifact, points, tolerance=tolerance, repeat=REPEAT, where=str(folder), child_limits=child_limits
+            artifact,
+            _points(delivered, reference, None),
+            reference=reference,
+            tolerance=_tolerance(delivered),
+            repeat=REPEAT,
+            where=str(folder),
+            child_limits=child_limits,
         )
         write_artifact(
             artifact,
@@ -221,7 +233,8 @@ def _build_again(
     delivered: Delivered, border: Border, folder: Path, cache: Path, child_limits: ChildLimits
 ) -> Artifact:
     manifest, place = delivered.manifest, str(delivered.folder)
-    profile = profile_of(Document(dict(manifest.inputs.profile.facts), Origin(place)))
+    whole = profile_of(Document(dict(manifest.inputs.profile.facts), Origin(place)))
+    profile = profile_for(whole, manifest.artifact.target)
     target = find_target(profile.target, where=place)
     target.check(profile)
     artifact = build_in_child(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from compiler.target import (
     TargetUnavailable,
     ToolchainFailed,
     available_cpus,
+    host_isa,
     scratch_folder,
 )
 from targets.arm_tvm.run.emulate import (
@@ -181,12 +182,23 @@ def load_bundle(artifact: Artifact) -> BundleRunner:
     if reason:
         raise TargetUnavailable(f"the bundle cannot run here: {reason}", remedy=REMEDY if arch == "aarch64" else "")
     on_host, threads = arch == host_arch(), int(str(artifact.facts["threads"]))
+    if on_host and (missing := missing_flags(artifact, host_isa())):
+        raise TargetUnavailable(
+            f"this machine's processor lacks {', '.join(missing)}, which the bundle is compiled for",
+            remedy="Verify this artifact on a machine that has them, or build it for this machine's core.",
+        )
     return BundleRunner(
         artifact,
         Evidence.HOST if on_host else Evidence.EMULATOR,
         "" if on_host else emulated_cpu(mcpu),
         min(threads, available_cpus()) if on_host else threads,
     )
+
+
+def missing_flags(artifact: Artifact, host: Collection[str]) -> list[str]:
+    """What a bundle needs of a processor that this one lacks; nothing where its flags are not known."""
+    needs = artifact.facts.get("needs")
+    return [str(flag) for flag in needs if flag not in host] if host and isinstance(needs, list) else []
 
 
 def _execute(command: Sequence[str], environment: dict[str, str]) -> str:

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "model.h"
+#include "processor.h"
 
 enum { LONGEST_NAME = 64 };
 
@@ -20,21 +21,22 @@ static void find_program(char *folder, size_t room) {
 
 Places find_places(const char *folder) {
   static const char *const names[] = {"payload/model.so", "payload/io.txt", "runtime/libtvm_runtime_extra.so",
-                                      "payload/weights.bin", "payload/cores.txt"};
+                                      "payload/weights.bin", "payload/cores.txt", "payload/cpu.txt"};
   char place[PATH_MAX - LONGEST_NAME];
   Places places;
   if (!folder)
     find_program(place, sizeof place);
   else if ((size_t)snprintf(place, sizeof place, "%s", folder) >= sizeof place)
     fail(EXIT_USAGE, "the name of the folder is too long: %s", folder);
-  char *const into[] = {places.model, places.signature, places.extra, places.weights, places.cores};
-  for (int i = 0; i < 5; ++i) snprintf(into[i], PATH_MAX, "%s/%s", place, names[i]);
+  char *const into[] = {places.model, places.signature, places.extra, places.weights, places.cores, places.processor};
+  for (int i = 0; i < 6; ++i) snprintf(into[i], PATH_MAX, "%s/%s", place, names[i]);
   return places;
 }
 
 Cores load_bundle(const Places *places, const Signature *signature) {
   void **data = calloc((size_t)signature->num_weights + 1, sizeof *data);
   if (!data) fail(EXIT_RUNTIME, "out of memory");
+  require_processor(places->processor);
   Cores cores = use_fast_cores(places->cores);
   map_weights(places->weights, signature->weights, signature->num_weights, data);
   for (int i = 0; i < signature->num_weights; ++i)

@@ -8,7 +8,7 @@
 #include "tensor.h"
 
 typedef struct {
-  char model[PATH_MAX], signature[PATH_MAX], extra[PATH_MAX], weights[PATH_MAX], cores[PATH_MAX];
+  char model[PATH_MAX], signature[PATH_MAX], extra[PATH_MAX], weights[PATH_MAX], cores[PATH_MAX], processor[PATH_MAX];
 } Places;
 
 /* The files of the bundle in a folder; of the folder that holds this program where it is NULL. */

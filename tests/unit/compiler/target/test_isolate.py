@@ -8,38 +8,55 @@ import pytest
 
 from compiler.errors import InternalError, TargetNotFound, ToolchainFailed
 from compiler.fleet.machine import available_memory_bytes
-from compiler.target.isolate import CONTROL, ChildLimits, run_child
+from compiler.model.forks import ForkServer
+from compiler.target.isolate import CONTROL, ChildLimits, fork_server, run_child
 from compiler.target.testing import install_plugin
 from tests.control_group import memory_group, start_in
 
 MIB = 1 << 20
 
 
-def test_error_of_the_child_comes_back_in_its_own_class_with_the_place(tmp_path: Path) -> None:
+@pytest.fixture(params=["forked", "sharing nothing"])
+def forks(request: pytest.FixtureRequest) -> ForkServer | None:
+    return fork_server() if request.param == "forked" else None
+
+
+def test_error_of_the_child_comes_back_in_its_own_class_with_the_place(
+    tmp_path: Path, forks: ForkServer | None
+) -> None:
     request = {"artifact": _artifact("no_such_target"), "inputs": [], "outputs": [], "repeat": 0, "instructions": False}
     with pytest.raises(TargetNotFound, match="no_such_target") as raised:
-        run_child("execute", request, folder=tmp_path, child_limits=ChildLimits(), where="kiosk: verify")
+        run_child("execute", request, folder=tmp_path, child_limits=ChildLimits(), where="kiosk: verify", forks=forks)
     assert raised.value.where == "kiosk: verify"
 
 
-def test_unexpected_error_of_the_child_is_our_bug_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_unexpected_error_of_the_child_is_our_bug_with_the_end_of_its_log(
+    tmp_path: Path, forks: ForkServer | None
+) -> None:
     with pytest.raises(InternalError, match="ValidationError") as raised:
-        run_child("execute", {}, folder=tmp_path, child_limits=ChildLimits(), where="kiosk: verify")
+        run_child("execute", {}, folder=tmp_path, child_limits=ChildLimits(), where="kiosk: verify", forks=forks)
     assert "last lines of its log" in raised.value.what
 
 
-def test_child_over_its_time_is_killed_and_the_option_named(tmp_path: Path) -> None:
-    with pytest.raises(ToolchainFailed, match=r"did not finish within 0\.05 s") as raised:
-        run_child("execute", {}, folder=tmp_path, child_limits=ChildLimits(timeout_s=0.05), where="kiosk: verify")
+def test_child_over_its_time_is_killed_and_the_option_named(
+    tmp_path: Path, forks: ForkServer | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_plugin(tmp_path, "sleeper", "import time\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    request = {"artifact": _artifact("sleeper"), "inputs": "none.npz"}
+    with pytest.raises(ToolchainFailed, match=r"did not finish within 2 s") as raised:
+        run_child("footprint", request, folder=tmp_path, child_limits=ChildLimits(timeout_s=2), where="x", forks=forks)
     assert "--build-timeout" in raised.value.remedy
 
 
-def test_module_of_the_current_folder_does_not_reach_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_of_the_current_folder_does_not_reach_the_child(
+    tmp_path: Path, forks: ForkServer | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('taken over')\n")
     (tmp_path / "numpy.py").write_text("raise SystemExit('taken over')\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InternalError, match="ValidationError"):
-        run_child("execute", {}, folder=tmp_path, child_limits=ChildLimits(), where="kiosk: verify")
+        run_child("execute", {}, folder=tmp_path, child_limits=ChildLimits(), where="kiosk: verify", forks=forks)
 
 
 def test_memory_limit_defaults_to_what_this_machine_has() -> None:

@@ -1,9 +1,13 @@
-"""The process that builds are forked from: it has imported what every build needs, so that a build begins at once.
+"""A process that others are forked from: it has imported what each of them needs, so that their work begins at once.
 
-`server.forks` starts it, on the worker's machine, with a socket as its standard input. Each message there brings three
-files: the standard input and the standard error of a build, and where its process id and, later, its exit code are
-written. A build reads from its standard input what it is to do; all of its processes end when the other end of that
-is closed, or when this process ends.
+`compiler.model.forks` starts it, with a socket as its standard input. Each message there brings four files: the
+standard input, output and error of a new process, and where its process id and, later, its exit code are written. A
+fork reads from its standard input what it is to do; all of its processes end when the other end of that is closed, or
+when this process ends.
+
+`multiprocessing.forkserver` forks in the same way. It is not used because it imports the parent's main module in every
+process, so that a script that calls fleetc without a guard would run once more, and because its processes outlive a
+killed parent.
 """
 
 from __future__ import annotations
@@ -22,42 +26,31 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from compiler.model.child import follow_parent
-from compiler.store.digests import closure_digest, find_closure
 
-NEEDED = (
-    "compiler.cli",
-    "compiler.driver.build",
-    "compiler.passes.pipelines",
-    "compiler.store.remote.client",
-)
-"""What a build imports whatever its target. Runtimes and toolchains are left out: a fork has none of their threads, and
-would wait for them for ever."""
-
-NAME = "fleetc-build"
-"""What `ps` and `top` call the process of a build."""
-
-STAGES = "compiler.driver.stages."
-"""Modules whose sources are part of the keys of stages."""
+FORK, LEAVE = b"f", b"l"
+"""Messages: with four files, fork a process; with none, end as soon as every fork has ended."""
 
 
-def main() -> None:
-    """Serves until the worker is gone or its sources have changed; in a forked process, builds."""
-    worker = socket.socket(fileno=os.dup(0))
-    sources = load()
-    if _Forks(worker, sources).serve():
-        _build()
+def main(name: str, prepare: str, *arguments: str) -> None:
+    """Serves until the parent is gone or its sources have changed; in a forked process, does the work.
 
-
-def load() -> dict[str, int]:
-    """Imports what builds need, and reads its sources for their keys. Returns all files of it by the time of change."""
-    for module in NEEDED:
-        importlib.import_module(module)
-    files = {str(file) for module in sys.modules.values() if (file := getattr(module, "__file__", None))}
-    for name in [name for name in sys.modules if name.startswith(STAGES)]:
-        closure_digest(name)
-        files |= {str(path) for _, path in find_closure(name).files}
+    Args:
+        name: What `ps` and `top` call a forked process.
+        prepare: `MODULE:FUNCTION` that imports what the work needs, and returns the files that must not change.
+        arguments: What that function is given.
+    """
+    parent = socket.socket(fileno=os.dup(0))
+    sources = {file: _changed(file) for file in _call(prepare, *arguments)}
     gc.freeze()  # a collection in a fork would copy every page of what is shared
-    return {file: _changed(file) for file in files}
+    if _Forks(parent, sources, name).serve():
+        _work()
+
+
+def _call(function: str, *arguments: str) -> Iterable[str]:
+    """What `MODULE:FUNCTION` returns."""
+    module, _, attribute = function.partition(":")
+    result: Iterable[str] = getattr(importlib.import_module(module), attribute)(*arguments)
+    return result
 
 
 def _changed(file: str) -> int:
@@ -71,12 +64,13 @@ class _Forks:
     """The processes that were forked and have not ended.
 
     Args:
-        worker: Where messages come from.
+        parent: Where messages come from.
         sources: Files that this process has read, by the time of their change.
+        name: What forked processes are called.
     """
 
-    def __init__(self, worker: socket.socket, sources: dict[str, int]) -> None:
-        self._worker, self._sources = worker, sources
+    def __init__(self, parent: socket.socket, sources: dict[str, int], name: str) -> None:
+        self._parent, self._sources, self._name = parent, sources, name
         self._running: dict[int, int] = {}
         self._woken, waker = os.pipe()
         for end in (self._woken, waker):
@@ -87,21 +81,21 @@ class _Forks:
     def serve(self) -> bool:
         """Forks a process for each message. Returns True in a fork, and False when there is no more to do."""
         while True:
-            ready, _, _ = select.select([self._worker.fileno(), self._woken], [], [])
+            ready, _, _ = select.select([self._parent.fileno(), self._woken], [], [])
             if self._woken in ready:
                 self._reap()
-            if self._worker.fileno() in ready:
-                message, files, _, _ = socket.recv_fds(self._worker, 1, 3)
-                if not message:
-                    return False
-                if self._is_stale():
-                    _close(files)  # the worker sees it, and starts another server
+            if self._parent.fileno() not in ready:
+                continue
+            message, files, _, _ = socket.recv_fds(self._parent, 1, 4)
+            if message != FORK or self._is_stale():
+                _close(files)  # where a source has changed, the parent sees it, and starts another server
+                if message:
                     self._drain()
-                    return False
-                if self._fork(*files):
-                    return True
+                return False
+            if self._fork(files[:3], files[3]):
+                return True
 
-    def _fork(self, stdin: int, stderr: int, answers: int) -> bool:
+    def _fork(self, streams: list[int], answers: int) -> bool:
         """Returns True in the fork."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # BLAS has threads, and knows of forks
@@ -109,13 +103,13 @@ class _Forks:
         if pid:
             self._running[pid] = answers
             _tell(answers, pid)
-            _close([stdin, stderr])
+            _close(streams)
             return False
         waker = signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self._worker.close()
+        self._parent.close()
         _close([self._woken, waker, answers, *self._running.values()])
-        _become_build(stdin, stderr)
+        _become(streams, self._name)
         return True
 
     def _is_stale(self) -> bool:
@@ -156,30 +150,25 @@ def _ended() -> Iterator[tuple[int, int]]:
             yield pid, os.waitstatus_to_exitcode(status)
 
 
-def _become_build(stdin: int, stderr: int) -> None:
+def _become(streams: list[int], name: str) -> None:
     """A session of its own, with the files that were sent in place of those of this process."""
     os.setsid()
-    for file, place in ((stdin, 0), (stderr, 2)):
+    for place, file in enumerate(streams):
         os.dup2(file, place)
         os.close(file)
     with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(NAME, encoding="ascii")
+        Path("/proc/self/comm").write_text(name, encoding="ascii")
 
 
-def _build() -> None:
-    """Reads what is to be built, and runs the command line."""
+def _work() -> None:
+    """Reads what is to be done, and does it."""
     request = json.loads(_read_line())
     follow_parent()
     os.chdir(request["folder"])
-    with Path("out.json").open("wb") as out:
-        os.dup2(out.fileno(), 1)
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.argv = ["fleetc", *request["arguments"]]
-    sys.modules["__main__"].__package__ = None  # or usage errors would call it `python -m server.fleetc`
-    from compiler.cli import main as run
-
-    run()
+    importlib.invalidate_caches()
+    _call(request["function"], *request["arguments"])
 
 
 def _read_line() -> bytes:
@@ -194,4 +183,4 @@ def _read_line() -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
