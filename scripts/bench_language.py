@@ -1,44 +1,47 @@
 #!/usr/bin/env python3
-"""How near a decoder stays to its float form by the bytes of its weights, into benchmarks/language.json.
+"""How near a decoder stays to its float form by the bytes of its weights, beside peers, into benchmarks/language.json.
 
     scripts/make_language_model.py examples/language
-    scripts/bench_language.py examples/language --work /tmp/language --budgets-mb 92 105.5 112
+    python -m venv peers && peers/bin/pip install nncf==3.4.0 openvino==2026.4.1
+    pip install --target llama --no-deps ik-llama-cpp-python==0.1.5
+    PYTHONPATH=.:llama scripts/bench_language.py examples/language --work /tmp/language --nncf peers/bin/python
 
-Formats are those that the target onnxruntime reads (4, 6 and 8 bits), and all that the quantizer makes (3 to 8 bits,
-which no target runs so far). Bytes are of all weights, with scales and zero points (`BlockFormat.bytes_of`). Figures
-are of border models under ONNX Runtime: all tokens of windows of 256, of the text that judges and, with `--other`, of a
-text of another domain. What a run finished lies in the work folder, and is not computed again.
+Three kinds of text: formats are chosen and weights fitted on `calibration.txt`; `evaluation.txt` (of the same manual)
+and `other.txt` (of another domain) choose nothing and judge. Ours is judged as it is delivered: weights packed as
+target onnxruntime packs them, run by ONNX Runtime with its optimizations. Bytes are of all weights, with scales and
+zero points. Peers whose packages are absent are left out, and named. What a run finished lies in the work folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from bench_record import bar, commit, machine, versions
+from decoder_graph import DecoderSize
+from language_judge import DIVERGENCE, MORE, Figures, Judge, Run, by_reference, feeds_of, windows
+from language_peers import Peer, find_quantizer, llama_peers, nncf_peers, onnxruntime_peer, run_session
 
 from compiler.compress.weight_only import WeightOptions, measure_weights, quantize_weights
-from compiler.evaluate.bootstrap import Measured, Values, Weights, interval, resampled
-from compiler.evaluate.generation import divergences, log_softmax
-from compiler.evaluate.text import empty_cache, read_tokens, token_inputs
 from compiler.model.decoder import find_decoder
 from compiler.model.frontend import describe_inputs
-from compiler.model.frontend.extract import extract_prefix
-from compiler.model.numerics import Array, Arrays
-from compiler.model.reference import Unoptimized
+from compiler.model.numerics import Array
+from compiler.model.save import save_model
 from compiler.target.scheme import BlockFormat, WeightChoices
+from targets.onnxruntime_cpu.blocks import pack_weights
 from targets.onnxruntime_cpu.rules import WEIGHTS
 
-WINDOW = 256
 CALIBRATION, JUDGED = 24, 12
 ROOT = Path(__file__).resolve().parent.parent
+JUDGES = "evaluation.txt"
 
 _WIDE = BlockFormat(8, 64, symmetric=True)
 _NARROW = [BlockFormat(4, 32), BlockFormat(4, 64), BlockFormat(3, 32), BlockFormat(5, 32), BlockFormat(5, 64)]
@@ -46,130 +49,140 @@ ANY = WeightChoices(
     (*_NARROW, BlockFormat(6, 32), BlockFormat(6, 64), _WIDE),
     (_WIDE, BlockFormat(7, 64), BlockFormat(6, 64), BlockFormat(5, 32), BlockFormat(4, 32)),
 )
+"""All that the quantizer makes; no target runs 3, 5 and 7 bits, so that these are judged as border models."""
+
 SETS = {"onnxruntime": WEIGHTS.weights or ANY, "any": ANY}
-BARS = {92.0: ("KL in nats a token", 0.05), 105.5: ("KL in nats a token", 0.02), 112.0: ("more perplexity in %", 1.0)}
-
-Figures = dict[str, Any]
+BARS = {92.0: (DIVERGENCE, 0.05), 105.5: (DIVERGENCE, 0.02), 112.0: (MORE, 1.0)}
 
 
-class Judge:
-    """The float model's logits for every window of a text.
+def ours(
+    model: ir.Model, calibration: Array, name: str, budgets: list[float], work: Path
+) -> Iterator[tuple[Figures, Run]]:
+    """Our quantizer at every budget, with a set of formats."""
+    decoder, inputs = find_decoder(model), describe_inputs(model)
+    folder, how = work / name, WeightOptions(batches=len(calibration))
+    folder.mkdir(parents=True, exist_ok=True)
+    costs = folder / "costs.json"
 
-    Args:
-        model: In float32.
-        rows: Token ids (windows, tokens).
-    """
+    def feeds() -> Iterator[Mapping[str, Array]]:
+        return feeds_of(calibration, inputs, decoder)
 
-    def __init__(self, model: ir.Model, rows: Array) -> None:
-        self._rows, self._decoder = rows, find_decoder(model)
-        self._inputs = describe_inputs(model)
-        self._expected = [logits.astype(np.float16) for logits in self._logits(model)]
-
-    def _logits(self, model: ir.Model) -> Iterator[Array]:
-        session = Unoptimized(extract_prefix(model, [self._decoder.logits]))
-        for feeds in feeds_of(self._rows, self._inputs, self._decoder):
-            yield session.run(feeds)[self._decoder.logits][0]
-
-    def figures(self, model: ir.Model) -> Figures:
-        """Perplexity, divergence and agreement, with 95 % intervals over windows."""
-        own, base, kl, same = [], [], [], []
-        for ids, wanted, logits in zip(self._rows, self._expected, self._logits(model), strict=True):
-            expected, places = wanted.astype(np.float32), np.arange(len(ids) - 1)
-            own.append(-log_softmax(logits[:-1])[places, ids[1:]].mean())
-            base.append(-log_softmax(expected[:-1])[places, ids[1:]].mean())
-            kl.append(divergences(expected, logits).mean())
-            same.append(100 * (expected.argmax(1) == logits.argmax(1)).mean())
-        more = 100 * (np.exp(np.mean(own) - np.mean(base)) - 1)
-        return {
-            "perplexity": round(float(np.exp(np.mean(own))), 4),
-            "more perplexity in %": round(float(more), 3),
-            "KL in nats a token": _with_interval(np.array(kl, np.float64), 5),
-            "same top token in %": _with_interval(np.array(same, np.float64), 2),
+    if not costs.exists():
+        measure_weights(model, feeds(), SETS[name], how, logits=decoder.logits, folder=folder, result=costs, tell=_tell)
+    for budget in budgets:
+        started, place = time.monotonic(), folder / f"{budget:g}"
+        made = quantize_weights(
+            model, feeds(), costs, how, budget_bytes=int(budget * 1e6), scheme=name, folder=place, tell=_tell
+        )
+        row: Figures = {
+            "who": f"fleetc, formats of {name}",
+            "budget_mb": budget,
+            "bytes": made.plan.bytes,
+            "formats": dict(Counter(str(choice.format) for choice in made.plan.choices)),
+            "expected KL": round(made.plan.kl, 5),
+            "seconds": round(time.monotonic() - started),
         }
+        if name == "onnxruntime":
+            packed, *files = save_model(pack_weights(made.model), place / "model.onnx", external_above_bytes=0)
+            row |= {"file_bytes": sum(file.stat().st_size for file in (packed, *files)), "note": "as delivered"}
+            yield row, run_session(packed)
+        else:
+            yield row | {"note": "border model, activations in float"}, by_reference(made.model)
 
 
-def feeds_of(rows: Array, inputs: Any, decoder: Any) -> Iterator[Arrays]:
-    """Windows with an empty cache."""
-    cache = empty_cache(inputs, decoder)
-    return ({**token_inputs(row[None], 0, inputs, decoder), **cache} for row in rows)
+def peers(options: argparse.Namespace, model: ir.Model, calibration: Array) -> Iterator[Peer | str]:
+    """Every peer that is installed; of the others, what is missing."""
+    source, work = options.folder / "smollm2.onnx", options.work / "peers"
+    work.mkdir(parents=True, exist_ok=True)
+    yield onnxruntime_peer(source, work)
+    program = find_quantizer()
+    if program is None or find_spec("gguf") is None:
+        yield "llama.cpp: pip install gguf; pip install --no-deps ik-llama-cpp-python"
+    else:
+        yield from llama_peers(model, size_of(model), program, work)
+    if options.nncf is None:
+        yield "NNCF: --nncf names no interpreter"
+    else:
+        rows = work / "calibration.npy"
+        np.save(rows, calibration)
+        yield from nncf_peers(source, rows, options.nncf, work)
 
 
-def windows(path: Path, tokenizer: Path, count: int) -> Array:
-    """Windows spread evenly over a text (windows, tokens)."""
-    ids = read_tokens(path, tokenizer)
-    starts = np.arange(count) * ((len(ids) - WINDOW) // count)
-    return np.stack([ids[start : start + WINDOW] for start in starts])
+def size_of(model: ir.Model) -> DecoderSize:
+    """The size of a decoder that `decoder_graph` wrote."""
+    shapes = {name: tuple(value.shape.numpy()) for name, value in model.graph.initializers.items() if value.shape}
+    cache = next(value.shape for value in model.graph.inputs if str(value.name).startswith("past") and value.shape)
+    layers = sum(name.endswith("q_proj.weight") for name in shapes)
+    vocabulary, width = shapes["model.embed_tokens.weight"]
+    hidden = shapes["model.layers.0.mlp.up_proj.weight"][1]
+    return DecoderSize(layers, width, width // int(cache[3]), int(cache[1]), hidden, vocabulary)
 
 
-def _with_interval(values: Values, places: int) -> list[float]:
-    def mean(weights: Weights) -> Values:
-        means: Values = (weights @ values) / weights.sum(axis=1)
-        return means
-
-    low, high = interval(resampled([Measured(float(values.mean()), {}, len(values), len(values), mean)])[0])
-    return [round(number, places) for number in (float(values.mean()), low, high)]
+def best_at(rows: list[Figures], limit: int) -> str:
+    """Who has the lowest divergence of all whose weights take no more than a limit."""
+    fitting = [row for row in rows if row.get("bytes", limit + 1) <= limit]
+    return str(min(fitting, key=lambda row: row["texts"][JUDGES][DIVERGENCE][0])["who"]) if fitting else ""
 
 
-def _write(place: Path, rows: list[Figures]) -> None:
-    record = {**commit(), "machine": machine(), "versions": versions(["onnxruntime", "numpy"]), "rows": rows}
+def _tell(text: str) -> None:
+    print(text, flush=True)
+
+
+def _write(place: Path, rows: list[Figures], absent: list[str]) -> None:
+    record = {
+        **commit(),
+        "machine": machine(),
+        "load average": [round(number, 1) for number in os.getloadavg()],
+        "versions": versions(["onnxruntime", "openvino", "numpy"]),
+        "left out": absent,
+        "rows": rows,
+    }
     place.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
+def _with_bar(row: Figures) -> Figures:
+    if row.get("budget_mb") in BARS and row["who"].endswith("onnxruntime"):
+        what, limit = BARS[row["budget_mb"]]
+        figure = row["texts"][JUDGES][what]
+        figure = figure[0] if isinstance(figure, list) else figure
+        row["bar"] = bar(f"{what} at {row['budget_mb']:g} MB", figure, limit)
+    return row
+
+
 def main() -> None:
-    """Quantizes the model for every set of formats and budget, judges each, and writes the file."""
+    """Quantizes the model for every set of formats and budget, and by every peer; judges each, and writes the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="smollm2.onnx, tokenizer.json, calibration.txt, evaluation.txt")
+    parser.add_argument("folder", type=Path, help="what make_language_model.py wrote")
     parser.add_argument("--work", type=Path, required=True, help="where finished parts are kept")
     parser.add_argument("--budgets-mb", type=float, nargs="+", default=sorted(BARS))
-    parser.add_argument("--formats", nargs="+", choices=SETS, default=["any", "onnxruntime"])
-    parser.add_argument("--other", type=Path, help="a text of another domain")
+    parser.add_argument("--formats", nargs="+", choices=SETS, default=["onnxruntime"])
+    parser.add_argument("--nncf", type=Path, help="the interpreter of an environment with nncf and openvino")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/language.json")
     options = parser.parse_args()
     model, tokenizer = ir.load(options.folder / "smollm2.onnx"), options.folder / "tokenizer.json"
-    decoder, inputs = find_decoder(model), describe_inputs(model)
     calibration = windows(options.folder / "calibration.txt", tokenizer, CALIBRATION)
-    texts = {"evaluation.txt": options.folder / "evaluation.txt"}
-    texts |= {options.other.name: options.other} if options.other else {}
-    judges = {name: Judge(model, windows(path, tokenizer, JUDGED)) for name, path in texts.items()}
-    rows = [{"formats": "float32", "texts": {name: judge.figures(model) for name, judge in judges.items()}}]
+    judges = {name: Judge(model, windows(options.folder / name, tokenizer, JUDGED)) for name in (JUDGES, "other.txt")}
+    rows: list[Figures] = []
+    absent: list[str] = []
+
+    def judge(row: Figures, run: Run) -> None:
+        row["texts"] = {name: judge.figures(run) for name, judge in judges.items()}
+        rows.append(_with_bar(row))
+        _tell(json.dumps(row))
+        _write(options.out, rows, absent)
+
+    judge({"who": "float32", "bytes": size_of(model).weight_bytes}, by_reference(model))
     for name in options.formats:
-        folder = options.work / name
-        folder.mkdir(parents=True, exist_ok=True)
-        costs, how = folder / "costs.json", WeightOptions(batches=CALIBRATION)
-        if not costs.exists():
-            feeds = feeds_of(calibration, inputs, decoder)
-            measure_weights(
-                model, feeds, SETS[name], how, logits=decoder.logits, folder=folder, result=costs, tell=print
-            )
-        for budget in options.budgets_mb:
-            started = time.monotonic()
-            made = quantize_weights(
-                model,
-                feeds_of(calibration, inputs, decoder),
-                costs,
-                how,
-                budget_bytes=int(budget * 1e6),
-                scheme=name,
-                folder=folder / f"{budget:g}",
-                tell=lambda text: None,
-            )
-            row: Figures = {
-                "formats": name,
-                "budget_mb": budget,
-                "bytes": made.plan.bytes,
-                "weights in each format": dict(Counter(str(choice.format) for choice in made.plan.choices)),
-                "expected KL": round(made.plan.kl, 5),
-                "seconds": round(time.monotonic() - started),
-                "texts": {text: judge.figures(made.model) for text, judge in judges.items()},
-            }
-            if budget in BARS:
-                what, limit = BARS[budget]
-                figure = row["texts"]["evaluation.txt"][what]
-                found = figure[0] if isinstance(figure, list) else figure
-                row["bar"] = bar(f"{what} at {budget:g} MB", found, limit)
-            print(json.dumps(row, indent=1), flush=True)
-            rows.append(row)
-            _write(options.out, rows)
+        for row, run in ours(model, calibration, name, options.budgets_mb, options.work):
+            judge(row, run)
+    for peer in peers(options, model, calibration):
+        if isinstance(peer, str):
+            absent.append(peer)
+        else:
+            judge({"who": peer.name, "bytes": peer.bytes, "note": peer.note}, peer.run)
+    for row in rows:
+        row["lowest KL at these bytes"] = best_at(rows, row["bytes"])
+    _write(options.out, rows, absent)
 
 
 if __name__ == "__main__":

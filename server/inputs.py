@@ -175,7 +175,8 @@ def _labels(fleet: Fleet, name: str, request: JobRequest) -> tuple[str, ...]:
     device = fleet.devices[name]
     timed = (TIMING,) if device.limits.latency_ms is not None else ()
     try:
-        target: tuple[str, ...] = (load_profile(device.profile).target,)
+        # of several targets the first: without the others of them the rest still compete, and the manifest says so
+        target: tuple[str, ...] = (device.targets or load_profile(device.profile).targets)[:1]
     except UsageError:  # its build says what is wrong with the profile
         target = ()
     return tuple(dict.fromkeys((*target, *timed, *request.labels)))

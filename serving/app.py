@@ -21,9 +21,10 @@ from starlette.routing import Route
 from compiler.artifact.adapter import parse, to_json
 from compiler.target import CompilerError
 from rollout import live
-from serving.deployment import Answer, BuildFailed, Deployment, Overloaded
+from serving.answers import Answer, BuildFailed, Overloaded
+from serving.deployment import Deployment
 from serving.metrics import Metrics
-from serving.model import ServedModel
+from serving.model import ServedModel, find_model
 from serving.protocol import (
     EXTENSIONS,
     HEADER_LENGTH,
@@ -218,10 +219,7 @@ class Server:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def _model(self, request: Request) -> ServedModel:
-        name = request.path_params["model"]
-        if name not in self._models:
-            raise BadRequest(f"there is no model {name[:80]!r}", 404)
-        return self._models[name]
+        return find_model(self._models, request.path_params["model"])
 
     def _deployment(self, request: Request) -> tuple[ServedModel, Deployment]:
         model = self._model(request)

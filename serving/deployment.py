@@ -1,8 +1,8 @@
-"""One version of a model at work: its queue, its builds' processes, and the loop that gives them batches.
+"""One version of a model at work: its queue, and the loop that gives batches to its builds.
 
 One batch runs at a time: each build was measured with all of the device's threads. A build that crashes costs the
-batch that it had, is taken out and started again; of NaN another build is asked for a second opinion, since the input
-may be at fault as well as the build.
+batch that it had; of NaN another build is asked for a second opinion, since the input may be at fault as well as the
+build.
 """
 
 from __future__ import annotations
@@ -16,84 +16,25 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compiler.target import Array, Arrays, CompilerError
-from serving.batching import Batch, Refusal, Request, Scheduler
-from serving.builds import Build, Served
+from compiler.target import Array, Arrays
+from serving.answers import Answer, BuildFailed, Overloaded, overloaded
+from serving.batching import Batch, Request, Scheduler
+from serving.builds import Served
 from serving.drift import DriftMonitor
-from serving.engine import BuildGone, BuildProcess, BuildRefused, Ran, Shapes
+from serving.engine import BuildGone, BuildRefused, Ran, Shapes
 from serving.ladder import Ladder, Reason, ServiceTimes
 from serving.metrics import Metrics
 from serving.process import has_nan
 from serving.protocol import BadRequest, Inference
-from serving.resources import Memory, read_memory, resident_bytes
+from serving.running import RunningBuilds
 
 log = logging.getLogger("fleetc.serve")
 
-WATCH_S = 0.25
-"""Seconds between two looks at processes and memory."""
-
-HUNG_TIMES, LEAST_HUNG_S = 20.0, 2.0
-"""A run that takes so many times what was predicted, and so many seconds at least, hangs."""
-
-TIMED_RUNS = 3
-"""Runs at each size when a build is loaded that nobody has timed."""
-
-BACKGROUND_HUNG_S = 60.0
-"""The least for a build in the background, which may wait long for the processor."""
-
-UNLOADED_S = 30.0
-"""Seconds that a build which was unloaded for want of memory stays away at least."""
+WAIT_S = 0.25
+"""Seconds between two looks at a queue that waits for a build."""
 
 NOTED = 10_000
 """Predictions and what happened of the last batches, for whoever measures the server."""
-
-
-class Overloaded(Exception):
-    """A request that is refused or given up: the answer is 503 and says when to try again."""
-
-    def __init__(self, what: str, retry_after_s: float, wait_s: float) -> None:
-        super().__init__(what)
-        self.what, self.retry_after_s, self.wait_s = what, retry_after_s, wait_s
-
-
-class BuildFailed(Exception):
-    """The batch of this request is lost with its build: the answer is 503."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of a request.
-
-    Args:
-        build: Which build answered.
-        outputs: Name → array.
-        is_degraded: Whether a more accurate build is on the ladder.
-        queue_s: Seconds it waited.
-        run_s: Seconds its batch took.
-        batch: Items in that batch.
-        is_first: Whether it is the first of its batch.
-        is_late: Whether its deadline has passed.
-    """
-
-    build: Build
-    outputs: Arrays
-    is_degraded: bool
-    queue_s: float
-    run_s: float
-    batch: int
-    is_first: bool
-    is_late: bool
-
-    @property
-    def facts(self) -> dict[str, str | bool | float]:
-        """What the client is told beside the outputs: the parameters of the response."""
-        return {
-            "variant": self.build.name,
-            "precision": self.build.artifact.precision,
-            "manifest_sha256": self.build.manifest_sha256,
-            "degraded": self.is_degraded,
-            "queue_ms": round(self.queue_s * 1e3, 3),
-        }
 
 
 @dataclass(frozen=True)
@@ -134,15 +75,21 @@ class Deployment:
         rungs = [build.rung for build in builds]
         self.ladder = Ladder(rungs)
         self.predictions: deque[tuple[float, float]] = deque(maxlen=NOTED)
-        self._times = ServiceTimes(rungs, signature.largest)
-        self._scheduler = Scheduler(self.ladder, self._times, largest=signature.largest)
-        self._processes = {build.name: BuildProcess(build.artifact, is_background=is_background) for build in builds}
+        times = ServiceTimes(rungs, signature.largest)
+        self._scheduler = Scheduler(self.ladder, times, largest=signature.largest)
         self._waiting: dict[int, _Waiting] = {}
-        self._metrics, self._work, self._busy = metrics, asyncio.Event(), asyncio.Lock()
-        self._number, self._told = 0, 0
+        self._metrics, self._work, self._number = metrics, asyncio.Event(), 0
         self._tasks: list[asyncio.Task[None]] = []
-        self._warmed: set[str] = set()
-        self._least_hung_s = BACKGROUND_HUNG_S if is_background else LEAST_HUNG_S
+        self._running = RunningBuilds(
+            model,
+            self.builds,
+            signature=signature,
+            ladder=self.ladder,
+            times=times,
+            metrics=metrics,
+            available=self._work,
+            is_background=is_background,
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -156,7 +103,7 @@ class Deployment:
 
     def process_of(self, name: str) -> int | None:
         """Id of a build's process; None where it has none."""
-        return self._processes[name].pid
+        return self._running.process_of(name)
 
     async def start(self) -> None:
         """Loads the first build that can be loaded; the others follow while it serves.
@@ -164,20 +111,9 @@ class Deployment:
         Raises:
             CompilerError: No build can be loaded; the first one's reason.
         """
-        errors = list[CompilerError]()
-        self.ladder.expect_all(time.monotonic())
-        for name in self.builds:
-            try:
-                await self._load(name)
-                break
-            except CompilerError as error:
-                log.warning("%s: %s cannot be loaded: %s", self.model, name, error)
-                errors.append(error)
-                self.ladder.take_out(name, Reason.CRASHED, time.monotonic())
-        else:
-            raise errors[0]
-        self._tasks = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._watch())]
-        self._tell_switches()
+        await self._running.start()
+        self._tasks = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._running.watch())]
+        self._running.tell_switches()
 
     async def infer(self, inference: Inference) -> Answer:
         """Answers a request.
@@ -198,7 +134,7 @@ class Deployment:
             group=self._group(inference),
         )
         if (refusal := self._scheduler.offer(request, now_s)) is not None:
-            raise _overloaded(refusal)
+            raise overloaded(refusal)
         waiting = _Waiting(request, inference, asyncio.get_running_loop().create_future())
         self._waiting[request.number] = waiting
         self._work.set()
@@ -219,33 +155,12 @@ class Deployment:
         self._tasks = []
         for waiting in tuple(self._waiting.values()):
             self._fail(waiting, Overloaded("the model is unloaded", 1.0, math.inf))
-        await asyncio.gather(*(process.close() for process in self._processes.values()))
+        await self._running.close()
 
     def _group(self, inference: Inference) -> tuple[object, ...]:
         """Requests whose items have the same shapes run together."""
         shapes = tuple(array.shape[1:] if self.signature.batch else array.shape for array in inference.inputs.values())
         return tuple(zip(inference.inputs, shapes, strict=True))
-
-    async def _load(self, name: str) -> None:
-        """Starts a build's process; where nobody has timed the build, its first runs are."""
-        is_timed = bool(self.builds[name].rung.service_s)
-        process = self._processes[name]
-        await process.start(self._warm_up(), timed_runs=0 if is_timed else TIMED_RUNS)
-        if not is_timed and name not in self._warmed:
-            self._times.rebase(name, process.warm_s)
-        self._warmed.add(name)
-        self.ladder.put_back(name, time.monotonic())
-        self._work.set()
-
-    def _warm_up(self) -> dict[int, Shapes]:
-        """Batch size → inputs: powers of two up to the largest, other dimensions at their largest."""
-        signature = self.signature
-        if not signature.batch:
-            return {1: signature.shapes(signature.steps(1))}
-        sizes = [signature.smallest]
-        while sizes[-1] < signature.largest:
-            sizes.append(min(2 * sizes[-1], signature.largest))
-        return {size: signature.shapes({**signature.steps(1), signature.batch: size}) for size in sizes}
 
     async def _dispatch(self) -> None:
         """Gives batches to builds, one at a time, for ever."""
@@ -255,13 +170,13 @@ class Deployment:
                 late = Overloaded("it would be late", 0.0, now_s - request.arrival_s)
                 self._fail(self._waiting[request.number], late)
             batch = self._scheduler.next_batch(now_s)
-            self._tell_switches()
+            self._running.tell_switches()
             if batch is None:
                 self._work.clear()
                 with contextlib.suppress(TimeoutError):  # somebody may wait for a build that is being started
-                    await asyncio.wait_for(self._work.wait(), WATCH_S if len(self._scheduler) else None)
+                    await asyncio.wait_for(self._work.wait(), WAIT_S if len(self._scheduler) else None)
                 continue
-            async with self._busy:
+            async with self._running.busy:
                 await self._run_guarded(batch, now_s)
 
     async def _run_guarded(self, batch: Batch, started_s: float) -> None:
@@ -280,7 +195,7 @@ class Deployment:
             ran = await self._run_on(batch.rung, members, batch, started_s)
         except BuildGone as error:
             self._scheduler.failed()
-            self._lose(batch.rung, error.what)
+            self._running.lose(batch.rung, error.what)
             for waiting in members:
                 self._fail(waiting, BuildFailed(f"the build {batch.rung} {error.what} while it ran this request"))
             return
@@ -302,11 +217,11 @@ class Deployment:
         self._answer(batch.rung, members, ran, batch.size, started_s)
 
     async def _run_on(self, name: str, members: Sequence[_Waiting], batch: Batch, started_s: float) -> Ran:
-        expected_s = max(0.0, batch.expected_s - started_s)
-        return await self._processes[name].run(
+        return await self._running.run(
+            name,
             [waiting.inference.inputs for waiting in members],
             self._shapes(members, batch.size),
-            timeout_s=max(self._least_hung_s, HUNG_TIMES * expected_s),
+            expected_s=max(0.0, batch.expected_s - started_s),
         )
 
     def _shapes(self, members: Sequence[_Waiting], size: int) -> Shapes:
@@ -326,13 +241,13 @@ class Deployment:
             try:
                 second = await self._run_on(name, members, batch, started_s)
             except BuildGone as error:
-                self._lose(name, error.what)
+                self._running.lose(name, error.what)
                 continue
             except BuildRefused:
                 continue
             if not second.has_nan:
                 log.error("%s: %s gives NaN where %s does not", self.model, batch.rung, name)
-                self._take_out(batch.rung, Reason.NAN)
+                self._running.take_out(batch.rung, Reason.NAN)
                 self._answer(name, members, second, batch.size, started_s)
                 return
             break
@@ -368,81 +283,13 @@ class Deployment:
             return dict(outputs)
         return {name: array[offset : offset + size] for name, array in outputs.items()}
 
-    def _lose(self, name: str, what: str) -> None:
-        log.error("%s: %s %s", self.model, name, what)
-        self.ladder.take_out(name, Reason.CRASHED, time.monotonic())
-        self._tell_switches()
-
-    def _take_out(self, name: str, reason: Reason, for_s: float | None = None) -> None:
-        """No longer uses a build; its process is ended once it runs nothing."""
-        self.ladder.take_out(name, reason, time.monotonic(), for_s=for_s)
-        self._tell_switches()
-
     def _fail(self, waiting: _Waiting, error: Exception) -> None:
         self._waiting.pop(waiting.request.number, None)
         if not waiting.future.done():
             waiting.future.set_exception(error)
 
-    async def _watch(self) -> None:
-        """Starts absent builds again when they are due, and unloads one where memory is short."""
-        while True:
-            for name, process in self._processes.items():
-                if not process.is_alive and self.ladder.absence(name) is None:
-                    self._lose(name, "ended while nothing ran")
-                if process.is_alive and self.ladder.absence(name) is not None:
-                    async with self._busy:  # a batch that it has is answered
-                        await process.close()
-            memory = read_memory()
-            self._spare(memory)
-            for name in self.ladder.due(time.monotonic()):
-                await self._try_again(name, memory)
-            await asyncio.sleep(0.02 if not self.is_ready else WATCH_S)
-
-    def _spare(self, memory: Memory) -> None:
-        usable = [self.ladder.rungs[place].name for place in self.ladder.usable()]
-        if not memory.is_short or len(usable) < 2:
-            return
-        costliest = max(usable[:-1], key=lambda name: resident_bytes(self._processes[name].pid or 0))
-        log.warning("%s: memory is short (%d MiB free): %s is unloaded", self.model, memory.free_bytes >> 20, costliest)
-        self._take_out(costliest, Reason.MEMORY, for_s=UNLOADED_S)
-
-    async def _try_again(self, name: str, memory: Memory) -> None:
-        needed = max(self.builds[name].rung.memory_bytes, *(resident_bytes(p.pid or 0) for p in self._running()), 0)
-        if self.is_ready and not memory.has_room(needed):
-            self.ladder.postpone(name, time.monotonic() + UNLOADED_S)
-            return
-        try:
-            await self._load(name)
-            log.info("%s: %s is loaded", self.model, name)
-        except CompilerError as error:
-            log.warning("%s: %s cannot be loaded: %s", self.model, name, error)
-            self.ladder.take_out(name, Reason.CRASHED, time.monotonic())
-        self._tell_switches()
-
-    def _running(self) -> list[BuildProcess]:
-        return [process for process in self._processes.values() if process.is_alive]
-
-    def _tell_switches(self) -> None:
-        """Every switch is an event with its reason, in the log and in the metrics."""
-        for switch in self.ladder.switches[self._told :]:
-            log.info("%s: %s answers instead of %s: %s", self.model, switch.target, switch.source, switch.reason)
-            labels = {"from": switch.source, "to": switch.target, "reason": str(switch.reason)}
-            self._metrics.switches.labels(model=self.model, **labels).inc()
-        self._told = len(self.ladder.switches)
-
     def tell_state(self) -> None:
         """What is so now, as metrics."""
-        metrics, current = self._metrics, self.ladder.current.name
-        self.drift.tell(self.model, metrics)
-        metrics.pending.labels(self.model).set(self.pending)
-        for name, process in self._processes.items():
-            metrics.rung.labels(self.model, name).set(name == current)
-            metrics.available.labels(self.model, name).set(self.ladder.absence(name) is None)
-            metrics.memory.labels(self.model, name).set(resident_bytes(process.pid or 0))
-
-
-def _overloaded(refusal: Refusal) -> Overloaded:
-    if math.isinf(refusal.wait_s):
-        return Overloaded("no build is loaded", refusal.retry_after_s, refusal.wait_s)
-    what = f"it would be answered in {refusal.wait_s * 1e3:.1f} ms, later than its deadline"
-    return Overloaded(what, refusal.retry_after_s, refusal.wait_s)
+        self.drift.tell(self.model, self._metrics)
+        self._metrics.pending.labels(self.model).set(self.pending)
+        self._running.tell_state()

@@ -26,6 +26,10 @@ START_S = 60.0
 LINE_BYTES = 1 << 20
 """Longest message of a process: names and shapes of a model's outputs."""
 
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+"""Of a build's process: glibc keeps an area of freed memory for each thread, and toolchains have many threads; a run
+allocates next to nothing, so that they do not wait for each other.."""
+
 Shapes = list[tuple[str, str, list[int]]]
 """Name, dtype and shape of every input."""
 
@@ -102,6 +106,7 @@ class BuildProcess:
                 "serving.process",
                 *map(str, fds),
                 *(["background"] if self._is_background else []),
+                env={**ENVIRONMENT, **os.environ},
                 pass_fds=fds,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,

@@ -29,8 +29,9 @@ from rollout.live import Mode, Report, Request, Standing, falls_to_candidate
 from rollout.metric import Metric, Role, share_metric
 from rollout.shares import Count, exceeds
 from rollout.verdict import Decision, Traffic, Verdict, judge
+from serving.answers import Answer, BuildFailed, Overloaded
 from serving.builds import Build
-from serving.deployment import Answer, BuildFailed, Deployment, Overloaded
+from serving.deployment import Deployment
 from serving.metrics import Metrics
 from serving.protocol import BadRequest, Inference
 

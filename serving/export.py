@@ -26,6 +26,7 @@ from serving.exporting import (
     to_text,
     triton_config,
 )
+from serving.genai import TOKENIZER, TOKENIZER_SETTINGS, genai_config, special_in, tokenizer_settings
 from serving.ladder import SLO_MS
 from serving.protocol import Signature
 
@@ -61,6 +62,7 @@ class Exported:
 @click.argument("artifact", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--triton", type=click.Path(path_type=Path, file_okay=False), help="Triton's model repository to add to.")
 @click.option("--ovms", type=click.Path(path_type=Path, file_okay=False), help="Folder for OpenVINO Model Server.")
+@click.option("--ort-genai", type=click.Path(path_type=Path, file_okay=False), help="Folder for onnxruntime-genai.")
 @click.option("--tuf", type=click.Path(path_type=Path, file_okay=False), help="Fleet whose TUF repository gets it.")
 @click.option("--mender", type=click.Path(path_type=Path, dir_okay=False), help="Mender artifact to write.")
 @click.option("--oci", type=click.Path(path_type=Path, file_okay=False), help="OCI image layout to write.")
@@ -68,6 +70,7 @@ class Exported:
 @click.option("--swupdate", type=click.Path(path_type=Path, dir_okay=False), help="Image of SWUpdate (.swu) to write.")
 @click.option("--name", help="What clients call the model; the artifact's folder by default.")
 @click.option("--python", is_flag=True, help="Run it in Triton's Python backend, with all settings of the artifact.")
+@click.option("--tokenizer", type=click.Path(path_type=Path, dir_okay=False), help="--ort-genai: tokenizer.json.")
 @click.option("--keys", type=click.Path(path_type=Path, file_okay=False), help="--tuf: folder of the keys.")
 @click.option("--key", type=click.Path(path_type=Path, dir_okay=False), help="--mender: private key to sign it with.")
 @click.option("--rollout", type=click.Path(path_type=Path, dir_okay=False), help="--hawkbit: file of its groups.")
@@ -77,6 +80,7 @@ def export(
     artifact: Path,
     name: str | None,
     python: bool,
+    tokenizer: Path | None,
     keys: Path | None,
     key: Path | None,
     rollout: Path | None,
@@ -86,20 +90,22 @@ def export(
 ) -> None:
     """Write ARTIFACT in the form of another system.
 
-    As a model repository for Triton or OpenVINO Model Server; or as one archive that devices install, for the fleet's
-    TUF repository, for Mender, as an OCI image, for hawkBit, or for SWUpdate.
+    As a model repository for Triton or OpenVINO Model Server; a language model as a folder for onnxruntime-genai; or as
+    one archive that devices install, for the fleet's TUF repository, for Mender, as an OCI image, for hawkBit, or for
+    SWUpdate.
     """
     chosen = [(system, place) for system, place in places.items() if place is not None]
     if len(chosen) != 1:
-        forms = ", ".join(f"--{system}" for system in places)
+        forms = ", ".join(f"--{system.replace('_', '-')}" for system in places)
         raise DataError(f"give one of {forms}", where="fleetc export", remedy="fleetc export --help")
-    (system, place), owners = chosen[0], {"python": "triton", "keys": "tuf", "key": "mender", "rollout": "hawkbit"}
-    given = {"python": python or None, "keys": keys, "key": key, "rollout": rollout}
+    (system, place) = chosen[0]
+    owners = {"python": "triton", "tokenizer": "ort-genai", "keys": "tuf", "key": "mender", "rollout": "hawkbit"}
+    given = {"python": python or None, "tokenizer": tokenizer, "keys": keys, "key": key, "rollout": rollout}
     for option, owner in owners.items():
-        if given[option] is not None and system != owner:
+        if given[option] is not None and system.replace("_", "-") != owner:
             what = f"--{option} belongs to --{owner}"
             raise DataError(what, where=f"--{option}", remedy=f"Use it with --{owner}.")
-    if system not in ("triton", "ovms"):
+    if system not in ("triton", "ovms", "ort_genai"):
         from rollout.exporting import Transport, export_build
 
         with output_errors(place):
@@ -114,6 +120,9 @@ def export(
             where="--name",
             remedy="Use letters, digits, `_`, `-` and `.`.",
         )
+    if system == "ort_genai":
+        click.echo(export_genai(artifact, place, tokenizer=tokenizer, name=name))
+        return
     exported = read_exported(artifact)
     if system == "triton":
         click.echo(export_triton(exported, place, name=name, is_python=python))
@@ -176,6 +185,38 @@ def export_ovms(exported: Exported, place: Path, *, name: str) -> Path:
         _copy_payload(exported.artifact, draft / name / VERSION)
         _write(draft / "config.json", config)
         _write(draft / MARK, _mark(exported, "ovms", name))
+    return place
+
+
+def export_genai(folder: Path, place: Path, *, tokenizer: Path | None, name: str) -> Path:
+    """Writes a folder that onnxruntime-genai opens: the model with its weights, its tokenizer, and what they mean.
+
+    Raises:
+        ArtifactError: The artifact's folder is not whole.
+        DataError: It is no language model for ONNX Runtime, there is no tokenizer, or the place holds something else.
+        OutputError: The place cannot be written.
+    """
+    delivered = read_artifact(folder)
+    artifact = delivered.artifact
+    if tokenizer is None:
+        raise DataError(
+            "onnxruntime-genai reads and writes text, and no tokenizer is named",
+            where="--tokenizer",
+            remedy="Name the model's: --tokenizer tokenizer.json.",
+        )
+    special = special_in(tokenizer)
+    config = genai_config(artifact, delivered.manifest.generation, special=special)
+    mark = {"exported_for": "onnxruntime-genai", "model": name, "manifest_sha256": manifest_digest(folder)}
+    _refuse_foreign(place, {"exported_for": "onnxruntime-genai", "model": name})
+    with output_errors(place), replacing_folder(place) as draft:
+        _copy_payload(artifact, draft / "model")
+        for file in sorted((draft / "model").iterdir()):  # genai wants all files side by side
+            file.rename(draft / file.name)
+        (draft / "model").rmdir()
+        shutil.copyfile(tokenizer, draft / TOKENIZER)
+        _write(draft / TOKENIZER_SETTINGS, tokenizer_settings(special))
+        _write(draft / "genai_config.json", config)
+        _write(draft / MARK, mark)
     return place
 
 

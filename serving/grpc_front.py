@@ -18,8 +18,8 @@ from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as messages
 
 from compiler.target import CompilerError, DataError
-from serving.deployment import Answer, BuildFailed, Overloaded
-from serving.model import ServedModel
+from serving.answers import Answer, BuildFailed, Overloaded
+from serving.model import ServedModel, find_model
 from serving.protocol import DATATYPES, EXTENSIONS, REQUEST_KEY, BadRequest, Inference, Signature, make_inference
 
 SERVICE = "inference.GRPCInferenceService"
@@ -120,9 +120,7 @@ class GrpcFront:
         }
 
     def _model(self, name: str) -> ServedModel:
-        if name not in self._models:
-            raise BadRequest(f"there is no model {name[:80]!r}", 404)
-        return self._models[name]
+        return find_model(self._models, name)
 
     async def _live(self, request: Any, context: Context) -> Message:
         return messages.ServerLiveResponse(live=True)

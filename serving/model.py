@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from compiler.target import CompilerError, DataError, TensorSpec
 from rollout.live import Mode, Request, Standing
+from serving.answers import Answer, BuildFailed, Overloaded
 from serving.builds import Build, Served, read_builds
-from serving.deployment import Answer, BuildFailed, Deployment, Overloaded
+from serving.deployment import Deployment
 from serving.experiment import Experiment, first_build
 from serving.metrics import Metrics, Outcome
 from serving.protocol import DATATYPES, BadRequest, Inference
@@ -410,3 +411,14 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 def _sizes(shape: Sequence[int | str]) -> list[int]:
     """A shape as the protocol has it: -1 for what may vary."""
     return [size if isinstance(size, int) else -1 for size in shape]
+
+
+def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
+    """The model of a name that a client gave.
+
+    Raises:
+        BadRequest: There is none.
+    """
+    if name not in models:
+        raise BadRequest(f"there is no model {name[:80]!r}", 404)
+    return models[name]

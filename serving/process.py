@@ -13,16 +13,17 @@ import json
 import math
 import mmap
 import os
+import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from compiler.target import Array, Artifact, CompilerError, Runner, TensorSpec, find_target
+from compiler.target import Array, Artifact, CompilerError, Runner, StaysLoaded, TensorSpec, find_target
 
 ALIGNMENT = 64
 """Bytes at which every tensor begins: a cache line, and what vector instructions like."""
@@ -86,15 +87,31 @@ def main() -> None:
     lines = _lines(channel)
     try:
         told = json.loads(next(lines))
-        runner = find_target(told["artifact"]["target"]).load(artifact_from_json(told["artifact"]))
+        runner = _load(artifact_from_json(told["artifact"]))
         _tell(channel, _prepare(runner, told, memory_fd))
     except CompilerError as error:
         _tell(channel, {"error": str(error)})
         os._exit(0)
     memory = mmap.mmap(memory_fd, 0)
     for line in lines:
-        _tell(channel, _run(runner, memory, json.loads(line)))
-    os._exit(0)  # some toolchains crash while they unload, and nobody waits for them
+        try:
+            _tell(channel, _run(runner, memory, json.loads(line)))
+        except ConnectionError as error:  # the program that it asks is gone: so is this process, for the front
+            sys.stderr.write(f"{told['artifact']['root']}: {error}\n")
+            _end_all(1)
+    _end_all(0)
+
+
+def _load(artifact: Artifact) -> Runner:
+    runner = find_target(artifact.target).load(artifact)
+    return runner.stay_loaded() if isinstance(runner, StaysLoaded) else runner
+
+
+def _end_all(code: int) -> NoReturn:
+    """Ends at once, with all that this process started: some toolchains crash while they unload, and nobody waits."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(code)
 
 
 def _give_way() -> None:

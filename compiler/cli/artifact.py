@@ -124,11 +124,12 @@ def _answer(
 
     reply = answer_prompt(artifact, prompt, tokenizer=tokenizer, tokens=tokens, child_limits=limits_of(limits))
     if as_json:
-        print_json({"text": reply.text, "tokens_per_s": reply.tokens_per_s, **to_json(reply.answer)})
+        where = {"evidence": str(reply.evidence)}
+        print_json({"text": reply.text, "tokens_per_s": reply.tokens_per_s, **where, **to_json(reply.answer)})
         return
     click.echo(reply.text)
     count, prompt_ms = len(reply.answer.tokens), reply.answer.prompt_ms
-    times = f"{count} tokens, {reply.tokens_per_s:.1f} tokens/s; prompt {prompt_ms:.0f} ms ({reply.answer.evidence})"
+    times = f"{count} tokens, {reply.tokens_per_s:.1f} tokens/s; prompt {prompt_ms:.0f} ms ({reply.evidence})"
     click.echo(times, err=True)
 
 

@@ -95,13 +95,14 @@ def profiles_detect(as_json: bool, out: Path | None, gpu: bool) -> None:
 def profiles_check(files: tuple[str, ...], as_json: bool) -> None:
     """Check profile FILES (or names): every key, unit, provenance and target option."""
     from compiler.errors import combine
-    from compiler.fleet.profile import load_profile, validate_options
+    from compiler.fleet.profile import load_profile, profile_for, validate_options
 
     problems: list[CompilerError] = []
     for file in files:
         try:
             profile = load_profile(file)
-            validate_options(find_target(profile.target, where=file).Options, profile)
+            for target in profile.targets:
+                validate_options(find_target(target, where=file).Options, profile_for(profile, target))
         except CompilerError as error:
             problems.append(error)
     if problems:

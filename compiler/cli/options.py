@@ -105,7 +105,15 @@ def child_options(function: F) -> F:
 def build_options(function: F) -> F:
     """What `build` and `plan` share."""
     stop = click.option("--stop-after", type=int, metavar="N", help="Run passes 1 to N only, to find the one at fault.")
-    return stop(request_options(function))
+    target = click.option(
+        "--target",
+        "targets",
+        multiple=True,
+        metavar="NAME",
+        callback=lambda context, option, value: tuple(dict.fromkeys(value)),
+        help="Target of every device, over the profile's and the fleet file's; of several the best is delivered.",
+    )
+    return target(stop(request_options(function)))
 
 
 def request_options(function: F) -> F:

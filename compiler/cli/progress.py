@@ -189,10 +189,10 @@ def event_text(event: Event) -> str:
         case DeviceFinished():
             return f"{event.device} failed: {event.error}" if event.error else ""
         case TrialStarted():
-            return f"{event.device}: trial {event.number}: {event.precision}{_variant_text(event)}"
+            return f"{event.device}: trial {event.number}: {_candidate_text(event)}{_variant_text(event)}"
         case TrialJudged():
             verdict = ": ".join(filter(None, (event.status, event.why)))
-            return f"{event.device}: trial {event.number}: {event.precision} {verdict}"
+            return f"{event.device}: trial {event.number}: {_candidate_text(event)} {verdict}"
         case Note():
             return f"{event.device}: {event.text}" if event.device else event.text
     return ""
@@ -208,6 +208,11 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _candidate_text(event: TrialStarted | TrialJudged) -> str:
+    """The precision, with the target before it where several compete."""
+    return f"{event.target} {event.precision}".strip()
 
 
 def _variant_text(event: TrialStarted) -> str:

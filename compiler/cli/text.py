@@ -78,13 +78,15 @@ def _minutes(seconds: float) -> str:
 
 def plan_text(plan: Plan, *, search: SearchEffort) -> str:
     """A plan with its reasons, and what the search may leave out."""
-    lines = [f"{plan.device}: {plan.profile} through target '{plan.target}'"]
+    names = [target.target for target in plan.targets if not target.left_out] or [plan.target]
+    lines = [f"{plan.device}: {plan.profile} through target {' or '.join(map(repr, names))}"]
     lines += [f"  {name:<17} {sizes}" for name, sizes in plan.dims.items()]
     lines += [f"  {name:<17} {decision.value}: {decision.reason}" for name, decision in plan.decisions.items()]
     if len(plan.candidates) > 1 and search == "quick" and not plan.pruning.ratio:
         expected = ", ".join(f"{rule.name} {rule.gain:g} ×" for rule in plan.candidates)
         why = "not made where another passes and is faster than can be expected of it"
         lines += [f"  {'may be left out':<17} {expected}: {why}"]
+    lines += _others_lines(plan)
     lines += [f"  {'toolchain':<17} " + ", ".join(f"{name} {version}" for name, version in plan.toolchain.items())]
     lines += ["  passes"]
     lines += [
@@ -93,6 +95,16 @@ def plan_text(plan: Plan, *, search: SearchEffort) -> str:
     ]
     lines += [f"        {name} (the target's own)" for name in plan.target_passes]
     return "\n".join(lines)
+
+
+def _others_lines(plan: Plan) -> list[str]:
+    """The candidates and tools of the targets that compete with the plan's own."""
+    others = [target for target in plan.targets if target.target != plan.target and not target.left_out]
+    return [
+        f"  {target.target:<17} {target.reason}; toolchain "
+        + ", ".join(f"{name} {version}" for name, version in target.toolchain.items())
+        for target in others
+    ]
 
 
 def manifest_text(manifest: Manifest, measurements: Measurements) -> str:
@@ -158,6 +170,7 @@ def search_text(searched: Searched) -> str:
     """What was tried, how each trial was judged, and the gates of what was delivered."""
     head = ("trial", "precision", "status", "speed", "MiB", "run MiB", "points lost")
     lines = [table([_trial_row(trial) for trial in searched.trials], head)]
+    lines += [f"  {competitor}" for competitor in searched.contest]
     lines += [f"  {trial.number}: {trial.why}" for trial in searched.trials if trial.why]
     lines += [line for trial in searched.trials if (line := _speed_line(trial))]
     lines += [f"  {gate}" for gate in searched.gates]
@@ -282,7 +295,7 @@ def _trial_row(trial: TrialFacts) -> tuple[str, ...]:
     pruned = f" -{trial.pruned:.0%}" if trial.pruned else ""
     return (
         str(trial.number),
-        trial.precision + float_layers + pruned,
+        trial.label + float_layers + pruned,
         trial.status,
         (speed.short_words if speed else "") or "-",
         f"{memory.weights_bytes / MIB:.1f}" if memory else "-",

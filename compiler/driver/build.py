@@ -25,7 +25,7 @@ from compiler.driver.side_by_side import work_side_by_side
 from compiler.driver.stages.any_batch import may_share, share_batch
 from compiler.driver.stages.border import dump_passes
 from compiler.driver.stages.data import open_data
-from compiler.driver.stages.inputs import prepare, read_original
+from compiler.driver.stages.inputs import BuildStart, prepare, read_original
 from compiler.errors import CompilerError, InternalError
 from compiler.fleet import DeviceClass, Fleet
 from compiler.fleet.machine import available_cpus
@@ -91,7 +91,7 @@ def open_build(path: Path, options: BuildOptions, events: Sink) -> Opened:
         jobs,
         source,
         store=Store(options.cache, wait_s=options.cache_wait_s, remote=open_remote(options.remote)),
-        sink=Pace({job.device.name: job.plan.pieces for job in jobs}, events),
+        sink=Pace({job.device.name: job.pieces for job in jobs}, events),
         reports={name: DeviceReport(name, options.out / name, error) for name, error in (failed | unfit).items()},
     )
 
@@ -151,7 +151,11 @@ def read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, Co
         UsageError: Sizes fit it for no device, or data do not fit it.
     """
     imported = read_original(fleet)
-    sharing = [job.device.name for job in jobs if may_share(job.plan) and job.device.generation is None]
+    sharing = [
+        job.device.name
+        for job in jobs
+        if any(may_share(own.plan) for own in job.by_target) and job.device.generation is None
+    ]
     prepared, failed = prepare(fleet, imported.model, [job.device for job in jobs], sharing=sharing)
     fitting = [job for job in jobs if job.device.name in prepared]
     return Source(imported, file_digest(fleet.model), prepared, open_data(fleet, fitting, prepared)), failed
@@ -160,7 +164,12 @@ def read_source(fleet: Fleet, jobs: Sequence[Job]) -> tuple[Source, dict[str, Co
 def sized_jobs(jobs: Sequence[Job], source: Source) -> tuple[Job, ...]:
     """The jobs whose sizes fit the model, each plan with the sizes that only the model names."""
     fitting = [(job, source.prepared[job.device.name]) for job in jobs if job.device.name in source.prepared]
-    return tuple(replace(job, plan=size_dims(job.plan, ready.sums)) for job, ready in fitting)
+    return tuple(_sized(job, ready) for job, ready in fitting)
+
+
+def _sized(job: Job, ready: BuildStart) -> Job:
+    others = tuple(_sized(other, ready) for other in job.others)
+    return replace(job, plan=size_dims(job.plan, ready.sums), others=others)
 
 
 def _write_page(out: Path, events: Sink) -> Path:

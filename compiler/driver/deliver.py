@@ -32,7 +32,8 @@ def deliver(context: BuildContext, fleet: Fleet, source: Source, result: SearchR
     with clock.timed(StageName.DELIVER), scratch_folder() as scratch:
         written = scratch / RUNGS  # not the scratch folder itself: who writes an artifact locks the folder around it
         ladder = _write_rungs(context, fleet, source, result, rungs, left_out, written)
-        facts = manifest_facts(context.job, fleet, source, made, result)
+        job = context.through(made.plan).job
+        facts = manifest_facts(job, fleet, source, made, result)
         facts = replace(facts, ladder=ladder, drift=drift, threshold=threshold)
         write_artifact(
             made.built.artifact,
@@ -74,12 +75,13 @@ def _write_rungs(
     for rung, name in zip(rungs, name_rungs(rungs), strict=True):
         made, folder = rung.trial.made, None
         if made is not None and rung.trial is not result.chosen:
-            folder, made = place / name, with_kernels(context, made)
-            own = replace(result, chosen=rung.trial, made=made, layers=(), saliency=None)
+            own_context = context.through(made.plan)
+            folder, made = place / name, with_kernels(own_context, made)
+            own = replace(result, chosen=rung.trial, made=made, layers=(), saliency=None, generation=None)
             write_artifact(
                 made.built.artifact,
                 made.border.path,
-                facts=manifest_facts(context.job, fleet, source, made, own),
+                facts=manifest_facts(own_context.job, fleet, source, made, own),
                 measurements=measured_facts(made, {}),
                 folder=folder,
             )

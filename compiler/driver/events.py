@@ -82,6 +82,7 @@ class TrialStarted:
         has_options: Whether the quantizer has other options than its defaults.
         kept_float: How many layers are kept in float.
         pruned: Share of the multiply-accumulates that is to be cut, 0 to 1.
+        target: Through which target; empty where the device has one.
     """
 
     device: str
@@ -91,12 +92,13 @@ class TrialStarted:
     has_options: bool = False
     kept_float: int = 0
     pruned: float = 0.0
+    target: str = ""
     event: Literal["trial-started"] = "trial-started"
 
 
 @dataclass(frozen=True)
 class TrialJudged:
-    """A candidate was judged: `status` as the manifest says it, and `why` it is not delivered, if so."""
+    """A candidate was judged: `status` and `target` as the manifest says them, and `why` it is not delivered, if so."""
 
     device: str
     number: int
@@ -104,6 +106,7 @@ class TrialJudged:
     purpose: str
     status: str
     why: str = ""
+    target: str = ""
     event: Literal["trial-judged"] = "trial-judged"
 
 

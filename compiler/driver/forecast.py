@@ -52,7 +52,7 @@ def forecast(jobs: Sequence[Job], store: Store, *, most: int) -> Forecast:
         most: Devices at a time, ≥ 1.
     """
     known = {name: statistics.median(seconds) for name, seconds in store.durations().items()}
-    total = sum(_device_s(job.plan, known) for job in jobs) / max(1, min(most, len(jobs)))
+    total = sum(_device_s(own.plan, known) for job in jobs for own in job.by_target) / max(1, min(most, len(jobs)))
     if not known:
         return Forecast(total, f"roughly: {ROUGH_S:g} s a stage, since no earlier build is in {store.root}")
     return Forecast(total, f"from nothing, by stages of earlier builds in {store.root}; others {ROUGH_S:g} s each")

@@ -144,6 +144,7 @@ def manifest_facts(job: Job, fleet: Fleet, source: Source, made: BuiltCandidate,
         stages=tuple(StageDigest(entry.stage, entry.digest) for entry in made.entries),
         tuning=made.kernels,
         pruning=parse(Pruning, pruning) if pruning else None,
+        generation=result.generation,
     )
 
 
@@ -161,6 +162,7 @@ def _searched(plan: Plan, result: SearchResult) -> Searched:
         trials=tuple(trial.facts for trial in result.trials),
         layers=result.layers,
         saliency=result.saliency,
+        contest=result.contest,
     )
 
 
@@ -170,7 +172,7 @@ def _inputs(job: Job, fleet: Fleet, source: Source) -> Inputs:
     return Inputs(
         model=ModelFile(fleet.model.name, source.digest, notes, dict(job.device.inputs), fleet.cut),
         samples=Samples(_origin(fleet, inputs), arrays_digest(inputs.probe), inputs.warnings),
-        profile=Profile(job.profile.name, job.plan.profile_digest, to_dict(job.profile)),
+        profile=Profile(job.profile.name, job.plan.profile_digest, to_dict(job.whole_profile)),
         evaluation=_evaluation(source.data[job.device.name], fleet),
     )
 

@@ -8,7 +8,7 @@ device; as a latency it is optimistic, and every figure made of it is labelled e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from compiler.driver.work import LayerWork
@@ -84,6 +84,12 @@ def describe_machine(profile: HardwareProfile) -> Machine | None:
     return _cpu(profile.cpu, profile.memory_bandwidth_gbps) if profile.cpu is not None else None
 
 
+def arithmetic_rate(isa: Collection[str], precision: str) -> float:
+    """Multiply-accumulates per core and cycle in a precision, else in float32; 0 where the flags name no unit."""
+    rates = _rates(isa)
+    return float(rates.get(_SAME_AS.get(precision, precision), rates.get("fp32", 0)))
+
+
 def layer_seconds(layer: LayerWork, machine: Machine, precision: str, *, overlaps: bool = True) -> float:
     """One layer's time at peak rates in a precision; one the machine has no rate for counts as float32.
 
@@ -111,15 +117,19 @@ def model_seconds(layers: Iterable[LayerWork], machine: Machine, precision: str,
 def _cpu(cpu: Cpu, bandwidth_gbps: float | None) -> Machine | None:
     if not cpu.clock_mhz:
         return None
-    table, source = (
-        (_ARM, "Arm Software Optimization Guides") if "asimd" in cpu.isa else (_X86, "Intel Optimization Manual")
-    )
-    rates: dict[str, float] = {}
-    for flag, flag_rates in table:
-        if flag in cpu.isa:
-            rates |= flag_rates
+    source = "Arm Software Optimization Guides" if "asimd" in cpu.isa else "Intel Optimization Manual"
+    rates = _rates(cpu.isa)
     cycles = cpu.cores * cpu.clock_mhz * CYCLES_HZ_PER_MHZ
     return _machine(rates, cycles, bandwidth_gbps, f"cores × clock × MACs per cycle ({source})")
+
+
+def _rates(isa: Collection[str]) -> dict[str, float]:
+    """Precision → multiply-accumulates per core and cycle."""
+    rates: dict[str, float] = {}
+    for flag, flag_rates in _ARM if "asimd" in isa else _X86:
+        if flag in isa:
+            rates |= flag_rates
+    return rates
 
 
 def _gpu(gpu: Accelerator, bandwidth_gbps: float | None) -> Machine | None:

@@ -42,9 +42,12 @@ class Candidate:
     is_degraded: bool
 
     @property
-    def item_ms(self) -> float:
-        """Milliseconds of one item at the best batch size."""
-        return min((time.p95_ms / time.items for time in self.service), default=0.0)
+    def item_cost(self) -> float:
+        """Milliseconds of one item at the best batch size; where nothing was timed what the search compared: the
+        instructions of one inference under an emulator, or a roofline."""
+        speed = self.trial.speed
+        untimed = speed.value if speed and speed.value is not None else 0.0
+        return min((time.p95_ms / time.items for time in self.service), default=untimed)
 
 
 def choose_rungs(context: BuildContext, serve: Serve, result: SearchResult) -> tuple[list[Candidate], dict[str, str]]:
@@ -52,15 +55,15 @@ def choose_rungs(context: BuildContext, serve: Serve, result: SearchResult) -> t
     others, left_out = _allowed(context, serve, result)
     chosen = [(result.chosen, False)] if result.chosen else []
     candidates = [
-        Candidate(trial, *measure_service(context, trial.made), is_degraded)
+        Candidate(trial, *measure_service(context.through(trial.made.plan), trial.made), is_degraded)
         for trial, is_degraded in (*chosen, *others)
         if trial.made
     ]
-    ranked = sorted(candidates, key=lambda one: (-accuracy_ratio(one.trial), one.item_ms))
+    ranked = sorted(candidates, key=lambda one: (-accuracy_ratio(one.trial), one.item_cost))
     rungs: list[Candidate] = []
     for one in ranked:
         above = rungs[-1] if rungs else None
-        if above is None or one.item_ms < above.item_ms * SAME_SPEED:
+        if above is None or one.item_cost < above.item_cost * SAME_SPEED:
             rungs.append(one)
         elif one.trial is result.chosen:  # what is delivered is served, whatever else is
             rungs[-1:] = [one]
@@ -101,9 +104,9 @@ def _is_within(gate: Gate, limit: float) -> bool:
 
 
 def trial_name(trial: Trial) -> str:
-    """A trial as answers and folders call it."""
+    """A trial as answers and folders call it, with its target where the device has several."""
     pruned = f"-pruned-{round(100 * trial.pruned)}" if trial.pruned else ""
-    return f"{trial.precision}{pruned}"
+    return f"{trial.label.replace(' ', '-')}{pruned}"
 
 
 def accuracy_ratio(trial: Trial) -> float:

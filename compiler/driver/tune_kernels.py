@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compiler.artifact import Evidence
@@ -22,7 +22,7 @@ from compiler.driver.stages.kernels import (
 from compiler.driver.stages.run import Stages
 from compiler.errors import FleetError, TargetUnavailable, ToolchainFailed
 from compiler.fleet import DeviceClass, Fleet, load_fleet
-from compiler.fleet.profile import load_profile
+from compiler.fleet.profile import load_profile, profile_digest, profile_for
 from compiler.plan import BuildOptions, Plan, make_plan, settle
 from compiler.plan.jobs import Job
 from compiler.store import Store
@@ -136,12 +136,14 @@ def plan_kernels(job: Job, fleet: Fleet, *, cache: Path, child_limits: ChildLimi
 
 
 def _job(fleet: Fleet, device: DeviceClass, options: TuneOptions) -> Job:
-    profile = load_profile(device.profile)
+    whole = load_profile(device.profile)
+    profile = profile_for(whole, (device.targets or whole.targets)[0])
     target = find_target(profile.target, where=profile.origin.place(("target",)))
     target.check(profile)
     build = BuildOptions(cache=options.cache, precision=options.precision, child_limits=options.child_limits)
     plan = make_plan(build, device, profile, target, fleet=fleet)
-    return Job(device, profile, target, settle(plan, plan.rule, plan.reason))
+    settled = replace(settle(plan, plan.rule, plan.reason), profile_digest=profile_digest(whole))
+    return Job(device, profile, target, settled)
 
 
 def _border_and_kernels(

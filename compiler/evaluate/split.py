@@ -86,7 +86,10 @@ def _held_out(halves: tuple[Groups, Groups], why: str) -> Split:
 
 
 def decision_owners(labels: Array | None, count: int, *, by_person: bool) -> Groups:
-    """The group of every decision: of a genuine pair its person, else of a sample itself."""
+    """The group of every decision: of a genuine pair its person, of a text's token its window, else a sample itself."""
+    if labels is not None and labels.dtype.names:  # windows of text: every judged token of one is a decision
+        tokens: Array = labels[labels.dtype.names[0]]  # type: ignore[call-overload]  # a record for each window
+        return np.repeat(np.arange(count, dtype=np.int64), tokens.shape[1])
     if not by_person or labels is None:
         return np.arange(count, dtype=np.int64)
     if labels.ndim == 2:

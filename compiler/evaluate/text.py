@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,6 +124,42 @@ def load_tokenizer(path: Path) -> Any:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # its Rust library raises bare Exception
         raise DataError(f"the tokenizer cannot be read: {error}", where=str(path)) from error
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    ids: list[int]
+
+
+class TokenNumbers:
+    """What stands in for a tokenizer where there is none: text is token ids."""
+
+    def encode(self, text: str) -> _Encoded:
+        """The numbers of a text; raises DataError where it is none of numbers."""
+        try:
+            return _Encoded([int(word) for word in text.replace(",", " ").split()])
+        except ValueError as error:
+            remedy = "Name the tokenizer: --tokenizer tokenizer.json, or `evaluation: {tokenizer: …}`."
+            raise DataError("without a tokenizer a prompt is token ids", where="--prompt", remedy=remedy) from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The ids as text."""
+        return " ".join(map(str, ids))
+
+    def get_added_tokens_decoder(self) -> dict[int, Any]:
+        """No token is special."""
+        return {}
+
+
+def open_tokenizer(path: Path | None) -> Any:
+    """The tokenizer of a file; without one, what reads and writes token ids. Raises as `load_tokenizer`."""
+    return TokenNumbers() if path is None else load_tokenizer(path)
+
+
+def special_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end an answer: those that the tokenizer marks as special."""
+    added = tokenizer.get_added_tokens_decoder().items()
+    return tuple(sorted(number for number, token in added if token.special))
 
 
 def encode(tokenizer: Any, text: str) -> TokenIds:

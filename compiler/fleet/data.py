@@ -95,6 +95,20 @@ class Evaluation:
     tokenizer: Annotated[
         Path | None, Field(description="generation: the `tokenizer.json` of a text; token ids need none.")
     ] = None
+    other: Annotated[
+        Path | None,
+        Field(
+            description="generation: a text of another domain, or a .npy of token ids, that chooses nothing: what is "
+            "delivered holds the limit on it, too."
+        ),
+    ] = None
+    prompts: Annotated[
+        Path | None,
+        Field(
+            description="generation: a JSON list of prompts; the report shows the given model's answers beside the "
+            "build's."
+        ),
+    ] = None
     rule: Annotated[
         Rule,
         Field(
@@ -109,6 +123,10 @@ class Evaluation:
             "(default true)."
         ),
     ] = True
+
+    def __post_init__(self) -> None:
+        if self.task != GENERATION and (self.other is not None or self.prompts is not None):
+            raise ValueError("other and prompts are of task: generation")
 
 
 @dataclass(frozen=True, kw_only=True)

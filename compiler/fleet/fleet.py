@@ -125,6 +125,7 @@ class DeviceClass:
         batch: Sizes of the batch dimension.
         dims: Sizes of other named dimensions of the model's inputs.
         inputs: Inputs that are fixed when the model is built.
+        targets: Targets that compete for it, the preferred one first; the profile's own where the file names none.
         precision: `auto`, or the number format asked for.
         prune: `off`, `auto`, or the share of the multiply-accumulates to prune; None where the file does not say.
         recover_minutes: Time that a pruned model may be trained for; None where it is not.
@@ -140,6 +141,7 @@ class DeviceClass:
     batch: Range = ONE
     dims: Mapping[str, Range] = field(default_factory=dict)
     inputs: Mapping[str, object] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
     precision: Precision = "auto"
     prune: Prune | None = None
     recover_minutes: float | None = None
@@ -196,6 +198,12 @@ def _all_gates(value: object) -> object:
     return dict.fromkeys(vars(Unjudged()), value) if isinstance(value, str) else value
 
 
+def _once_each(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("names a target twice")
+    return value
+
+
 def read_prune(value: object) -> Prune:
     """`off`, `auto`, or a ratio between 0 and 1.
 
@@ -241,6 +249,14 @@ _Inputs: TypeAlias = Annotated[
         "built model does not take them."
     ),
 ]
+_Targets: TypeAlias = Annotated[
+    tuple[str, ...],
+    AfterValidator(_once_each),
+    Field(
+        description="Targets that compete for it, in place of the profile's, the preferred one first: the best build "
+        "is delivered. One alone is forced."
+    ),
+]
 _Asked: TypeAlias = Annotated[
     Precision | None, Field(description="Number format to build in; auto (the default) lets the plan choose.")
 ]
@@ -277,6 +293,7 @@ class DeviceEntry:
     batch: _Batch = None
     dims: _Dims = field(default_factory=dict)
     inputs: _Inputs = field(default_factory=dict)
+    targets: _Targets = ()
     precision: _Asked = None
     prune: _Pruned = None
     recover_minutes: _Recovered = None
@@ -374,14 +391,9 @@ def _calibration(folder: Path, calibration: Calibration, evaluation: Evaluation 
 
 def _beside(folder: Path, evaluation: Evaluation) -> Evaluation:
     """The evaluation with absolute paths; `module:function` becomes a path too, whose folder is searched first."""
-    images, classes, tokenizer = evaluation.images, evaluation.classes, evaluation.tokenizer
-    return replace(
-        evaluation,
-        path=folder / evaluation.path,
-        images=images and folder / images,
-        classes=classes and folder / classes,
-        tokenizer=tokenizer and folder / tokenizer,
-    )
+    named = {name: getattr(evaluation, name) for name in ("images", "classes", "tokenizer", "other", "prompts")}
+    beside = {name: folder / path for name, path in named.items() if path is not None}
+    return replace(evaluation, path=folder / evaluation.path, **beside)
 
 
 def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> DeviceClass:
@@ -393,6 +405,7 @@ def _device(name: str, entry: DeviceEntry, fleet: FleetFile, origin: Origin) -> 
         batch=entry.batch or fleet.batch or ONE,
         dims=_dims(name, entry, fleet, origin),
         inputs={**fleet.inputs, **entry.inputs},
+        targets=entry.targets,
         precision=entry.precision or fleet.precision or "auto",
         prune=entry.prune or fleet.prune,
         recover_minutes=entry.recover_minutes or (fleet.recover_minutes if entry.prune != "off" else None),
@@ -478,6 +491,8 @@ _NAMED: tuple[tuple[KeyPath, Callable[[Path], bool], str], ...] = (
     (("evaluation", "images"), _is_folder, "there is no folder"),
     (("evaluation", "classes"), _is_file, "there is no file"),
     (("evaluation", "tokenizer"), _is_file, "there is no file"),
+    (("evaluation", "other"), _is_file, "there is no file"),
+    (("evaluation", "prompts"), _is_file, "there is no file"),
     (("calibration", "tokenizer"), _is_file, "there is no file"),
 )
 """What a fleet file names by path: where, whether it is there, and what to say if it is not."""

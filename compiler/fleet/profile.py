@@ -11,11 +11,11 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
@@ -28,8 +28,19 @@ from compiler.fleet.yamlfile import Document, KeyPath, Origin, dotted, read_yaml
 T = TypeVar("T")
 Arithmetic: TypeAlias = Literal["fp64", "tf32", "fp32", "fp16", "bf16", "fp8", "fp4", "int8", "int4"]
 
+TargetOptions: TypeAlias = Mapping[str, Any]
+"""The `target_options` of one target."""
+
 _FACTS = ("cpu", "accelerator", "memory_mib", "memory_bandwidth_gbps", "power_w", "precisions")
 _SUFFIXES = (".yaml", ".yml")
+
+
+def _without_options(value: object) -> object:
+    """A list of names is that of targets without options; what is no name is refused by the type."""
+    if isinstance(value, list) and len(set(map(str, value))) < len(value):
+        raise ValueError("names a target twice")
+    is_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return {name: {} for name in value} if is_names and isinstance(value, list) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +101,7 @@ class Accelerator:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareProfile:
-    """One kind of device: which target builds for it, and what is known of it."""
+    """One kind of device: which targets build for it, and what is known of it."""
 
     schema: Annotated[Literal[1], Field(description="Version of this format.")]
     name: Annotated[
@@ -99,8 +110,19 @@ class HardwareProfile:
     description: Annotated[str, Field(description="One sentence on what the device is.")] = ""
     target: Annotated[str, Field(min_length=1, description="Name of the target that builds for it (`fleetc targets`).")]
     target_options: Annotated[
-        Mapping[str, Any], Field(description="How the target addresses the device; each target checks its own keys.")
+        TargetOptions, Field(description="How the target addresses the device; each target checks its own keys.")
     ] = field(default_factory=dict)
+    also: Annotated[
+        Annotated[
+            Mapping[str, TargetOptions],
+            BeforeValidator(_without_options, json_schema_input_type=list[str] | Mapping[str, TargetOptions]),
+        ]
+        | None,
+        Field(
+            description="Other targets that compete with it: a list of names, or the `target_options` of each by its "
+            "name; the best build of all is delivered."
+        ),
+    ] = None
     cpu: Annotated[Cpu | None, Field(description="The processor; absent where it does not matter.")] = None
     accelerator: Annotated[Accelerator | None, Field(description="The accelerator; absent where there is none.")] = None
     memory_mib: Annotated[int | None, Field(ge=1, description="Main memory of the device, in MiB.")] = None
@@ -121,6 +143,22 @@ class HardwareProfile:
     origin: SkipJsonSchema[Annotated[Origin, Field(exclude=True)]] = field(
         default=Origin(), init=False, compare=False, repr=False
     )
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of all targets that compete for it, the preferred one first."""
+        return (self.target, *(self.also or ()))
+
+
+@dataclass(frozen=True)
+class _OtherOptions(Origin):
+    """Where a target under `also` was written, which is asked for under `target` and `target_options`."""
+
+    target: str = ""
+
+    def place(self, keys: KeyPath) -> str:
+        is_own = keys[:1] in (("target",), ("target_options",))
+        return super().place(("also", self.target, *keys[1:]) if is_own else keys)
 
 
 def load_profile(name_or_path: str | Path) -> HardwareProfile:
@@ -146,7 +184,29 @@ def profile_of(document: Document) -> HardwareProfile:
     problems += _provenance_problems(document)
     if problems or profile is None:
         raise combine(problems)
-    object.__setattr__(profile, "origin", document.origin)  # the only field that is not in the file
+    if profile.target in (profile.also or ()):
+        raise ProfileError(
+            f"names '{profile.target}', the profile's own target", where=document.origin.place(("also",))
+        )
+    return _written_at(profile, document.origin)
+
+
+def profile_for(profile: HardwareProfile, target: str) -> HardwareProfile:
+    """The profile as one of the competing targets sees it: with that target's options, and no other target.
+
+    Args:
+        profile: A device's profile.
+        target: One of its targets, or another one, which then has no options.
+    """
+    if target == profile.target:
+        return _written_at(replace(profile, also=None), profile.origin) if profile.also else profile
+    options, origin = (profile.also or {}).get(target, {}), profile.origin
+    own = replace(profile, target=target, target_options=options, also=None)
+    return _written_at(own, _OtherOptions(origin.path, origin.lines, target))
+
+
+def _written_at(profile: HardwareProfile, origin: Origin) -> HardwareProfile:
+    object.__setattr__(profile, "origin", origin)  # the only field that is not in the file
     return profile
 
 

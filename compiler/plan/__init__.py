@@ -13,6 +13,7 @@ from compiler.plan.plan import (
     plan_passes,
     settle,
     settle_pruning,
+    settle_target,
     settle_tolerance,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "plan_passes",
     "settle",
     "settle_pruning",
+    "settle_target",
     "settle_tolerance",
 ]

@@ -76,11 +76,14 @@ def refuse_undecided(options: BuildOptions, plans: Sequence[Plan]) -> None:
     else:
         problems = []
     if problems:
-        raise combine(problems)
+        # the plans of competing targets have most problems in common
+        raise combine(list({str(problem): problem for problem in problems}.values()))
 
 
 def _searched(last: StageName, plan: Plan) -> Iterator[UsageError]:
     where = f"--to {last}: {plan.device}"
+    if plan.targets:
+        yield _undecided_target(plan, where)
     if len(plan.candidates) > 1:
         names = ", ".join(rule.name for rule in plan.candidates)
         yield UsageError(
@@ -98,6 +101,8 @@ def _searched(last: StageName, plan: Plan) -> Iterator[UsageError]:
 
 def _compared(first: StageName, plan: Plan) -> Iterator[UsageError]:
     where = f"--from {first}: {plan.device}"
+    if plan.targets:
+        yield _undecided_target(plan, where)
     # limits of the fleet file must not be passed over in silence
     if plan.constraints.any:
         yield UsageError(
@@ -107,6 +112,15 @@ def _compared(first: StageName, plan: Plan) -> Iterator[UsageError]:
         )
     if plan.pruning.ratio or plan.pruning.is_searched:
         yield UsageError("a border model is not pruned any more", where=where, remedy="Leave `prune` out.")
+
+
+def _undecided_target(plan: Plan, where: str) -> UsageError:
+    names = ", ".join(target.target for target in plan.targets)
+    return UsageError(
+        f"the target ({names}) is decided by builds of each, and a border model is made for one",
+        where=where,
+        remedy="Name one with --target.",
+    )
 
 
 def _cannot(text: str, verb: str) -> str:

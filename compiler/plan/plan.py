@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.artifact.schema import Candidate, Constraints, Decision, PlanFacts, PlannedPass
+from compiler.artifact.schema import Candidate, Constraints, Decision, PlanFacts, PlannedPass, PlannedTarget
 from compiler.errors import FleetError, UsageError
 from compiler.evaluate.gates import make_constraints
 from compiler.fleet import DeviceClass, Fleet, Range
@@ -51,6 +51,7 @@ class BuildOptions:
         cache_wait_s: Longest time to wait for another process that makes the same stage; None waits for ever.
         remote: The shared cache that is asked for what the store does not have; None: none is.
         devices: Names of the devices to build; empty means all.
+        targets: Targets that compete for every device, over the fleet file's; empty leaves the file's.
         precision: Precision for every device, over the fleet file's; empty leaves the file's.
         prune: `off`, `auto` or a ratio for every device, over the fleet file's; empty leaves the file's.
         recover_minutes: Time that each pruned form may be trained for, over the fleet file's; None leaves the file's.
@@ -78,6 +79,7 @@ class BuildOptions:
     cache_wait_s: float | None = None
     remote: RemoteCache | None = None
     devices: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
     precision: str = ""
     prune: str = ""
     recover_minutes: float | None = None
@@ -118,6 +120,7 @@ class Plan:
         baseline: The float32 build that the candidates are measured against; None if the target has none.
         tolerance: Name of the tolerance that results are judged by; the first candidate's until a search settles it.
         pruning: How much of the model is pruned.
+        targets: The targets that compete for the device, of which this is one; none where it has one.
     """
 
     device: str
@@ -135,6 +138,12 @@ class Plan:
     baseline: PrecisionRule | None
     tolerance: str
     pruning: Pruning = UNPRUNED
+    targets: tuple[PlannedTarget, ...] = ()
+
+    @property
+    def competes_as(self) -> str:
+        """Its target's name where that is one of several; empty where the device has one."""
+        return self.target if self.targets else ""
 
     @property
     def precision(self) -> str:
@@ -189,7 +198,8 @@ class Plan:
             target_options=options_to_dict(self.target_plan.options),
             target_plan=settings_of(self.target_plan),
             gates=self.constraints,
-            candidates=tuple(Candidate(rule.name, rule.reason) for rule in self.candidates),
+            candidates=facts_of(self.candidates),
+            targets=self.targets,
         )
 
 
@@ -210,6 +220,7 @@ def make_plan(
         TargetUnavailable: Recovery is asked for, and PyTorch is not installed.
     """
     capability = target.capability(profile)
+    _refuse_generation(device, capability, target)  # before its precisions, which are refused for lack of it
     constraints = make_constraints(fleet, device, strict=options.strict)
     candidates = choose_candidates(
         options.precision or device.precision,
@@ -262,6 +273,11 @@ def make_plan(
     )
 
 
+def facts_of(candidates: Sequence[PrecisionRule]) -> tuple[Candidate, ...]:
+    """The candidates as the manifest keeps them."""
+    return tuple(Candidate(rule.name, rule.reason) for rule in candidates)
+
+
 def settle(plan: Plan, rule: PrecisionRule, reason: str) -> Plan:
     """The plan with its precision decided: what a trial builds, and what the chosen artifact was built by.
 
@@ -288,6 +304,13 @@ def settle_tolerance(plan: Plan, level: str, reason: str) -> Plan:
         reason: Why this one.
     """
     return replace(plan, tolerance=level, decisions={**plan.decisions, "tolerance": Decision(level, reason)})
+
+
+def settle_target(plan: Plan, reason: str) -> Plan:
+    """The plan with its target decided, where several compete."""
+    if not plan.targets:
+        return plan
+    return replace(plan, decisions={**plan.decisions, "target": Decision(plan.target, reason)})
 
 
 def settle_pruning(plan: Plan, pruning: Pruning) -> Plan:
@@ -347,14 +370,17 @@ def _border_precision(rule: PrecisionRule) -> Decision:
     return Decision("as imported", "the target converts while it builds, or nothing is to be converted")
 
 
-def _refuse_ranges(device: DeviceClass, capability: Capability, target: Target) -> None:
-    ranges = {name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed}
+def _refuse_generation(device: DeviceClass, capability: Capability, target: Target) -> None:
     if device.generation is not None and not capability.dynamic_dims:
         raise FleetError(
             f"target '{target.name}' builds fixed shapes only, and a language model's cache grows",
             where=device.place,
-            remedy="Build it for a target with ranges: openvino or onnxruntime.",
+            remedy="Build it for a target with ranges: onnxruntime, which runs on ARM too, or openvino.",
         )
+
+
+def _refuse_ranges(device: DeviceClass, capability: Capability, target: Target) -> None:
+    ranges = {name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed}
     if ranges and not capability.dynamic_dims:
         raise FleetError(
             f"target '{target.name}' builds fixed shapes only, and these are ranges: "

@@ -40,6 +40,7 @@ class StageName(StrEnum):
     SPEED = "speed"
     MEMORY = "memory"
     SERVICE = "service"
+    ANSWERS = "answers"
     DRIFT = "drift"
     LAYERS = "layers"
     DELIVER = "deliver"
@@ -54,7 +55,7 @@ BORDER_STAGES = (
 )
 """The portable half: those that leave a model, in order. What the last one leaves is the border model."""
 
-MEASURED_STAGES = frozenset({StageName.MEMORY, StageName.SPEED, StageName.SERVICE, StageName.LAYERS})
+MEASURED_STAGES = frozenset({StageName.MEMORY, StageName.SPEED, StageName.SERVICE, StageName.ANSWERS, StageName.LAYERS})
 """Stages whose results are observations of this machine at one time: no second observation is the same."""
 
 

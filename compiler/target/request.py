@@ -16,6 +16,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 from compiler.artifact import Artifact, Evidence, artifact_from_dict, artifact_to_dict
 from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import BuildSettings
+from compiler.evaluate.answers import Answered, Asked
 from compiler.evaluate.judged import OutputPart
 from compiler.fleet.profile import HardwareProfile, to_yaml
 from compiler.model.decoder import Decoder
@@ -145,7 +146,7 @@ class EvaluateTask:
 
 @dataclass(frozen=True)
 class FootprintTask:
-    """Run an artifact once and tell the peak memory that it took."""
+    """Run an artifact once, or only load it where there are no inputs, and tell the peak memory that it took."""
 
     artifact: ArtifactWithRoot
     inputs: Path
@@ -154,25 +155,11 @@ class FootprintTask:
 
 @dataclass(frozen=True)
 class GenerateTask:
-    """Answer a prompt with a decoder.
-
-    Args:
-        artifact: The artifact.
-        decoder: What its inputs and outputs mean.
-        prompt: Token ids.
-        tokens: Most tokens of the answer.
-        prefill: Tokens of the prompt that are read at once.
-        context: Tokens of prompt and answer together.
-        stop: Tokens that end an answer.
-    """
+    """Answer prompts with a decoder, one after another."""
 
     artifact: ArtifactWithRoot
     decoder: Decoder
-    prompt: tuple[int, ...]
-    tokens: int
-    prefill: int
-    context: int
-    stop: tuple[int, ...]
+    asked: tuple[Asked, ...]
     work: Literal["generate"] = "generate"
 
 
@@ -278,19 +265,10 @@ class FootprintAnswer:
 
 @dataclass(frozen=True)
 class GenerateAnswer:
-    """An answer.
-
-    Args:
-        evidence: Where it ran.
-        tokens: Its token ids.
-        prompt_ms: Milliseconds that the prompt took, in which the first token is made.
-        token_ms: Milliseconds of every other token.
-    """
+    """Where prompts were answered, and the answers in their order."""
 
     evidence: Evidence
-    tokens: tuple[int, ...]
-    prompt_ms: float
-    token_ms: tuple[float, ...]
+    answers: tuple[Answered, ...]
 
 
 @dataclass(frozen=True)
@@ -358,7 +336,7 @@ def ask(task: Task, answer: type[A], *, folder: Path, child_limits: ChildLimits,
 def _is_measured(task: Task) -> bool:
     """Whether the time or the memory of the process that does it is a figure."""
     match task:
-        case FootprintTask() | LayerTimesTask() | RaceTask():
+        case FootprintTask() | GenerateTask() | LayerTimesTask() | RaceTask():
             return True
         case ExecuteTask(repeat=repeat):
             return repeat > 0

@@ -34,7 +34,8 @@ class LayerTime:
 class Runner(Protocol):
     """An artifact loaded for execution.
 
-    A runner may also be `TimesRuns`, `CountsInstructions`, `ReportsPeakMemory`, `TimesLayers` and `HasNote`.
+    A runner may also be `TimesRuns`, `CountsInstructions`, `ReportsPeakMemory`, `TimesLayers`, `StaysLoaded`,
+    `KeepsCache` and `HasNote`.
     """
 
     evidence: Evidence
@@ -76,6 +77,25 @@ class TimesLayers(Protocol):
 
     def layer_times(self, inputs: Arrays) -> Sequence[LayerTime]:
         """Time of every kernel in one inference."""
+
+
+@runtime_checkable
+class StaysLoaded(Protocol):
+    """A runner whose `run` starts a program: for a server it has another one that stays loaded."""
+
+    def stay_loaded(self) -> Runner:
+        """The same artifact, loaded once for many runs; `run` raises ConnectionError where its program is gone."""
+
+
+@runtime_checkable
+class KeepsCache(Protocol):
+    """A runner of a decoder whose keys and values stay inside from one run to the next."""
+
+    def forget(self) -> None:
+        """Begins anew, with an empty cache."""
+
+    def follow(self, inputs: Arrays) -> dict[str, Array]:
+        """Executes tokens behind those seen since `forget`; neither inputs nor outputs have the cache."""
 
 
 @runtime_checkable

@@ -120,11 +120,24 @@ class HasAlternatives(Protocol):
 
 
 @runtime_checkable
+class HoldsToIsa(Protocol):
+    """What a target offers beside `Target`'s members if its builds use no instruction that the profile's ISA lacks.
+
+    Speed that is measured here then has no part of what this machine has beyond the device.
+
+    Args:
+        holds_to_isa: True.
+    """
+
+    holds_to_isa: bool
+
+
+@runtime_checkable
 class Target(Protocol):
     """One toolchain and the devices it builds for.
 
-    A target may also be `KnowsWhereItRuns`, `Tunes` where its kernels can be built in several ways, and
-    `HasAlternatives` where it needs one of several packages.
+    A target may also be `KnowsWhereItRuns`, `Tunes` where its kernels can be built in several ways, `HasAlternatives`
+    where it needs one of several packages, and `HoldsToIsa`.
     """
 
     name: str

@@ -31,7 +31,7 @@ _MEMORY_KEYS = ("VmHWM", "RssFile", "RssShmem")
 
 
 def footprint(task: FootprintTask) -> FootprintAnswer:
-    """Loads an artifact, runs it once, and gives this process's peak memory, or that of the runner's program.
+    """Loads an artifact, runs it once if there are inputs, and gives this process's peak memory, or its program's.
 
     Raises:
         TargetUnavailable: The artifact cannot run here, or this system does not report a process's peak memory.
@@ -42,7 +42,8 @@ def footprint(task: FootprintTask) -> FootprintAnswer:
         inputs = read_npz(task.inputs)
         if isinstance(runner, ReportsPeakMemory):
             return FootprintAnswer(runner.evidence, int(runner.peak_memory_bytes(inputs)))
-        runner.run(inputs)
+        if inputs:
+            runner.run(inputs)
         return FootprintAnswer(runner.evidence, peak_bytes(task.artifact.root))
     finally:
         runner.close()

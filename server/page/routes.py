@@ -200,10 +200,10 @@ def log_line(payload: Mapping[str, Any]) -> str:
         return f"job {_words(payload.get('state', 'queued'))}"
     known = {name: value for name, value in payload.items() if name != "attempt"}
     match event_of(json.dumps(known)):
-        case TrialStarted(number=number, precision=precision):
-            return f"{device}: trial {number}: {precision}"
-        case TrialJudged(number=number, precision=precision, status=status, why=why):
-            return f"{device}: trial {number}: {precision} {status}{f': {why}' if why else ''}"
+        case TrialStarted(number=number, precision=precision, target=target):
+            return f"{device}: trial {number}: {f'{target} {precision}'.strip()}"
+        case TrialJudged(number=number, precision=precision, target=target, status=status, why=why):
+            return f"{device}: trial {number}: {f'{target} {precision}'.strip()} {status}{f': {why}' if why else ''}"
         case Note(text=text):
             return f"{device}: {text}"
         case DeviceFinished(error=error) if error:

@@ -2,7 +2,8 @@
 
 The device needs a 64-bit Linux with glibc 2.28 or newer and libstdc++. The weights in
 `payload/weights.bin` are mapped, not copied; `payload/io.txt` says what the model takes and gives; `payload/cores.txt`
-how many threads run on how many of the fastest cores; `./run --help` explains itself.
+how many threads run on how many of the fastest cores; on x86-64 `payload/cpu.txt` which instruction sets are needed;
+`./run --help` explains itself.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Tvm:
 
     name = "tvm"
     api_version = API_VERSION
+    holds_to_isa = True
     Options = Options
 
     def toolchain(self) -> Mapping[str, str]:
@@ -87,8 +89,11 @@ class Tvm:
     def build(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, *, workdir: Path) -> Artifact:
         """Compiles the model, links it, and writes the bundle."""
         from targets.arm_tvm.bundle.folder import Cores, write_bundle
+        from targets.arm_tvm.bundle.processor import needed_flags, refuse_other_processor
 
         options: Options = plan.options
+        needs = needed_flags(options)
+        refuse_other_processor(needs, options, profile)
         cores = Cores(plan.threads, max(plan.threads, profile.cpu.cores if profile.cpu else 1))
         lowered, files = write_bundle(
             model,
@@ -112,6 +117,7 @@ class Tvm:
                 "mcpu": options.mcpu,
                 "mattr": list(options.mattr),
                 "threads": plan.threads,
+                **({"needs": list(needs)} if needs else {}),
             },
             least_payload_bytes=lowered.least_payload_bytes,
         )

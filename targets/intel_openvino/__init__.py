@@ -37,13 +37,13 @@ from targets.intel_openvino.rules import PRECISION_ISA, capability_of, computes
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from compiler.target import Pass
+    from compiler.target import Decoder, Pass
 
 _THREADS_PER_STREAM = 2
 CHOSEN = ("INFERENCE_NUM_THREADS", "NUM_STREAMS")
 """Settings that tuning chooses."""
 
-_HINT = {"fp32": "f32", "fp16-weights": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+_HINT = {"bf16": "bf16", "fp16": "f16"} | dict.fromkeys(("fp32", "fp16-weights", "int4-weights", "int8"), "f32")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class OpenVino:
 
     name = "openvino"
     api_version = API_VERSION
+    holds_to_isa = True
     Options = Options
 
     def toolchain(self) -> Mapping[str, str]:
@@ -90,7 +91,8 @@ class OpenVino:
         from targets.intel_openvino.tuning import list_tunables
 
         options: Options = plan.options
-        if options.num_streams is not None:
+        # a decoder answers one request at a time: its cache is in the request
+        if options.num_streams is not None or _growing(model, plan) is not None:
             return ()
         config = _config(replace(plan, schedule={}))
         return list_tunables(model, plan, {name: config[name] for name in CHOSEN})
@@ -109,14 +111,23 @@ class OpenVino:
         """
         from targets.intel_openvino.convert import read_back, write_ir
         from targets.intel_openvino.integers import refuse_wide_integers
+        from targets.intel_openvino.stateful import CACHE, make_stateful
 
         raise_refusals(model, refuse_wide_integers(model, plan.dims), target=self.name)
         payload = workdir / "payload"
         payload.mkdir(parents=True, exist_ok=True)
-        config = _config(plan)
-        write_ir(model, plan, payload / "model.xml")
+        config, decoder = _config(plan), _growing(model, plan)
+        plain = (workdir if decoder else payload) / "model.xml"
+        write_ir(model, plan, plain)
         (payload / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        inputs, outputs = read_back(payload / "model.xml", model)
+        inputs, outputs = read_back(plain, model)
+        facts: dict[str, object] = {}
+        if decoder is not None:
+            pairs = {pair.past: pair.present for pair in decoder.pairs}
+            make_stateful(plain, payload / "model.xml", ids=decoder.ids, pairs=pairs)
+            plain.unlink()
+            plain.with_suffix(".bin").unlink()
+            facts[CACHE] = pairs
         return Artifact(
             root=workdir,
             target=self.name,
@@ -129,6 +140,7 @@ class OpenVino:
                 "config": config,
                 "isa": list(profile.cpu.isa if profile.cpu else ()),
                 "unused_inputs": sorted({str(value.name) for value in model.graph.inputs} - {i.name for i in inputs}),
+                **facts,
             },
         )
 
@@ -140,6 +152,7 @@ class OpenVino:
             ToolchainFailed: OpenVINO does not compile the IR.
         """
         from targets.intel_openvino.runner import CompiledRunner
+        from targets.intel_openvino.stateful import CACHE, StatefulRunner
 
         host = host_isa()
         if not computes(artifact.precision, host):
@@ -149,7 +162,18 @@ class OpenVino:
                 f"{artifact.precision} as the device does",
                 remedy="Verify this artifact on a machine that has one of them.",
             )
-        return CompiledRunner(artifact, host)
+        return StatefulRunner(artifact, host) if CACHE in artifact.facts else CompiledRunner(artifact, host)
+
+
+def _growing(model: ir.Model, plan: TargetPlan) -> Decoder | None:
+    """The model as a decoder whose cache grows; None of any other model."""
+    from compiler.target import find_decoder, is_decoder
+
+    if not is_decoder(model):
+        return None
+    decoder = find_decoder(model)
+    sizes = plan.dims.get(decoder.past)
+    return None if sizes is None or sizes.is_fixed else decoder
 
 
 def _config(plan: TargetPlan) -> dict[str, str]:

@@ -32,7 +32,8 @@ def write_ir(model: ir.Model, plan: TargetPlan, path: Path) -> None:
             network = ov.Core().read_model(border)
             _name_inputs(network, [str(value.name) for value in model.graph.inputs])
             network.reshape({port: ov.PartialShape(dims) for port, dims in _shapes(network, model, plan)})
-            if is_quantized(model):
+            # weights in blocks are what a kernel reads, and tidied up they would be float again
+            if is_quantized(model) and plan.precision != "int4-weights":
                 _tidy(network)
             _rename(network, {str(model.graph.name), *_names(model)})
             ov.save_model(network, path, compress_to_fp16=plan.precision in _HALF)

@@ -121,8 +121,7 @@ def _type_range(value: ir.Value) -> Interval:
         return UNKNOWN
     if value.dtype == ir.DataType.BOOL:
         return Interval(0, 1)
-    info = np.iinfo(value.dtype.numpy())
-    return Interval(float(info.min), float(info.max))
+    return Interval(float(value.dtype.min), float(value.dtype.max))  # numpy knows no integers of 4 bits
 
 
 def _narrow(interval: Interval, value: ir.Value, dims: Mapping[str, Range]) -> Interval:

@@ -7,7 +7,7 @@ the convolution before it and reads one byte per element. Biases stay float.
 
 from __future__ import annotations
 
-from compiler.target import OpScheme, QuantScheme, TensorFormat
+from compiler.target import BlockFormat, OpScheme, QuantScheme, TensorFormat, WeightChoices
 
 _MOVING = TensorFormat("int8", positive="uint8")
 _WEIGHT = TensorFormat("int8", granularity="channel", narrow=True)
@@ -33,3 +33,11 @@ INT8 = QuantScheme(
         ),
     },
 )
+
+_WIDE = BlockFormat(8, 64, symmetric=True)
+_NARROW = BlockFormat(4, 32)
+
+WEIGHTS = QuantScheme(
+    "openvino-weights", {}, weights=WeightChoices((_NARROW, BlockFormat(4, 64), _WIDE), (_WIDE, _NARROW))
+)
+"""Weights of language models that the plugin multiplies without expanding them; it has no other bits than 4 and 8."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Set
 from dataclasses import replace
 
 from compiler.target import Capability, HardwareProfile, OpRule, PrecisionRule
-from targets.intel_openvino.quantized import INT8
+from targets.intel_openvino.quantized import INT8, WEIGHTS
 
 _OPS = """
     Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool
@@ -45,6 +45,7 @@ _RULES = {
     "BitShift": OpRule(frozenset({"UINT8", "UINT16", "UINT32"})),  # signed shifts are computed as unsigned ones
     "Cast": OpRule(_DTYPES | {"DOUBLE"}),  # in and out of the model; between them float64 is computed as float32
     "Celu": OpRule(frozenset({"FLOAT"})),
+    "DequantizeLinear": OpRule(_DTYPES | {"UINT4", "INT4"}),  # weights in blocks
     "Dropout": OpRule(_DTYPES, constant_inputs=(2,)),
     "GRU": OpRule(_DTYPES, attributes={"layout": (0,), "activations": _activations(2)}),
     "GridSample": OpRule(_DTYPES, rank_max=4),
@@ -135,6 +136,14 @@ def _precisions() -> Iterator[PrecisionRule]:
         tolerance="int8",
         gain=3.0,
         scheme=INT8,
+    )
+    yield PrecisionRule(
+        "int4-weights",
+        "weights of 4 and 8 bits in blocks, as limits on memory and accuracy allow; activations in 8 bits by group",
+        converts_graph=False,
+        tolerance="int8",
+        gain=2.0,
+        scheme=WEIGHTS,
     )
     yield PrecisionRule(
         "fp16-weights", "half the size; arithmetic stays float32", converts_graph=False, tolerance="fp16"

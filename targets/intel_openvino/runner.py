@@ -44,15 +44,19 @@ class CompiledRunner:
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Raises DataError if the inputs do not fit the model."""
-        dtypes = {name: array.dtype.name for name, array in inputs.items() if name not in self._unused}
-        if dtypes != self._inputs:
-            raise DataError(f"the model takes {_listed(self._inputs)}; given: {_listed(dtypes)}")
-        _refuse_wide(inputs)
+        self._check(inputs)
         try:
             outputs = self._request.infer([inputs[name] for name in self._order], share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"OpenVINO does not run these inputs: {first_lines(error)}") from error
         return {name: outputs[index].copy() for index, name in enumerate(self._outputs)}
+
+    def _check(self, inputs: Arrays) -> None:
+        """Raises DataError if the inputs do not fit the model."""
+        dtypes = {name: array.dtype.name for name, array in inputs.items() if name not in self._unused}
+        if dtypes != self._inputs:
+            raise DataError(f"the model takes {_listed(self._inputs)}; given: {_listed(dtypes)}")
+        _refuse_wide(inputs)
 
     def layer_times(self, inputs: Arrays) -> list[LayerTime]:
         """Mean microseconds of each kernel, and the layers that were fused into it, by OpenVINO's own profiling."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 from decoder_graph import DecoderSize
 from language_models import tiny_decoder, tiny_text, windows
 
+from compiler.model.onnx_runtime import OnnxRuntimeSession
 from compiler.model.reference import Unoptimized
-from tests.cli.conftest import Place, make_place
+from tests.cli.conftest import SLOW, Place, make_place
 
 FLEET = """schema: 1
 model: decoder.onnx
 calibration: {path: calibration.npy, samples: 8}
-evaluation: {task: generation, path: evaluation.npy, samples: 10}
+evaluation: {task: generation, path: evaluation.npy, other: other.npy, prompts: prompts.json, samples: 10}
 generation: {context: 32, prefill: 16}
 precision: int4-weights
 limits: {perplexity_increase_pct: 20, memory_mib: MEMORY}
@@ -27,6 +29,7 @@ PROFILE = """schema: 1
 name: phone
 target: onnxruntime
 """
+PROMPTS = [" ".join(map(str, tiny_text(20, seed=5))), "1, 2, 3"]
 SIZE = DecoderSize(layers=1, width=128, heads=4, kv_heads=2, hidden=192, vocabulary=256)
 
 
@@ -36,6 +39,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Place:
     ir.save(tiny_decoder(SIZE), place.root / "decoder.onnx")
     np.save(place.root / "calibration.npy", tiny_text(400))
     np.save(place.root / "evaluation.npy", tiny_text(400, seed=1))
+    np.save(place.root / "other.npy", tiny_text(400, seed=2))
+    (place.root / "prompts.json").write_text(json.dumps(PROMPTS))
     (place.root / "phone.yaml").write_text(PROFILE)
     (place.root / "language.yaml").write_text(FLEET.replace("MEMORY", "400"))
     outcome = place.run("build", "language.yaml", "-o", "dist", "--repeat", "1")
@@ -58,14 +63,44 @@ def test_each_weight_has_its_format_and_reason(built: Place) -> None:
     assert len(reasons) == 8 and all("bits, blocks of" in reason for reason in reasons)
 
 
-def test_it_answers_with_the_tokens_of_its_border_model(built: Place) -> None:
+def test_it_is_certified_on_windows_held_out_and_on_a_text_of_another_domain(built: Place) -> None:
+    manifest = built.manifest("phone")
+    (trial,) = (row for row in manifest["trials"] if row["precision"] == "int4-weights")
+    assert manifest["inputs"]["evaluation"]["split"] == trial["certified"]["how"] == "held out"
+    held_out, other = trial["certified"]["texts"]
+    assert held_out["origin"] == "evaluation.npy, 10 windows of 16 tokens, the half held out"
+    assert other["origin"] == "other.npy, 10 windows of 16 tokens" and other["passed"]
+    # five windows choose, five judge, and ten of the other text judge: eight tokens of each window
+    counts = [score["candidate"]["count"] for score in (trial["accuracy"]["drop"], held_out["drop"], other["drop"])]
+    assert counts == [40, 40, 80]
+    details = other["drop"]["candidate"]["details"]
+    assert details["KL in nats a token, low"] < details["KL in nats a token"] < details["KL in nats a token, high"]
+
+
+def test_memory_formats_and_answers_are_in_manifest_and_report(built: Place) -> None:
+    spoken = built.manifest("phone")["generation"]
+    memory = spoken["memory"]
+    assert 0 < memory["load"] < memory["prefill"] <= memory["full"] and memory["evidence"] == "measured-host"
+    assert spoken["tokens_per_s"] > 0 and spoken["prompt_tokens_per_s"] > 0
+    assert len(spoken["weights"]) == 8 and {row["bits"] for row in spoken["weights"]} <= {4, 6, 8}
+    assert [row["prompt"] for row in spoken["answers"]] == PROMPTS
+    for row in spoken["answers"]:
+        original, build = row["original"].split(), row["build"].split()
+        same = row["same_tokens"]
+        assert original[:same] == build[:same] and len(original) == row["tokens"]
+    page = (built.dist / "report.html").read_text()
+    assert "other.npy, 10 windows of 16 tokens" in page and "2 prompts, answered by the given model" in page
+    assert f"{sum(row['bytes'] for row in spoken['weights']) / (1 << 20):.1f} MiB</summary>" in page
+
+
+def answers_as_its_border_model(place: Place, folder: str) -> None:
+    """A prompt of 20 tokens, read in two parts, and four tokens of the answer."""
     prompt = tiny_text(20, seed=7)
-    words = " ".join(map(str, prompt))
-    outcome = built.run("run", "dist/phone", "--prompt", words, "--tokens", "4", "--json")
+    outcome = place.run("run", folder, "--prompt", " ".join(map(str, prompt)), "--tokens", "4", "--json")
     assert outcome.code == 0, outcome.err
     answer = outcome.json
     assert len(answer["tokens"]) == 4 and len(answer["token_ms"]) == 3
-    border = ir.load(built.dist / "phone" / "border.onnx")
+    border = ir.load(place.root / folder / "border.onnx")
     # the whole text at once: what the cache was built from in two parts must give the same next token
     text = np.concatenate([prompt, answer["tokens"][:-1]])
     (inputs,) = windows(border, 1, length=len(text))
@@ -74,6 +109,35 @@ def test_it_answers_with_the_tokens_of_its_border_model(built: Place) -> None:
     chosen = expected[np.arange(4), answer["tokens"]]
     # rounding of activations may turn a tie: what was chosen is the best but for that
     assert (expected.max(axis=1) - chosen < 0.1 * expected.std()).all()
+
+
+def test_it_answers_with_the_tokens_of_its_border_model(built: Place) -> None:
+    answers_as_its_border_model(built, "dist/phone")
+
+
+@SLOW
+@pytest.mark.needs_openvino
+def test_openvino_answers_with_its_cache_inside(built: Place) -> None:
+    (built.root / "kiosk.yaml").write_text(FLEET.replace("MEMORY", "400").replace("phone.yaml", "intel-n100"))
+    outcome = built.run("build", "kiosk.yaml", "-o", "kiosk", "--repeat", "1")
+    assert outcome.code == 0, outcome.err
+    facts = json.loads((built.root / "kiosk" / "phone" / "manifest.json").read_text())
+    assert facts["artifact"]["precision"] == "int4-weights" and facts["artifact"]["facts"]["cache"]
+    answers_as_its_border_model(built, "kiosk/phone")
+
+
+def test_it_is_exported_for_onnxruntime_genai(built: Place) -> None:
+    tokenizer = built.root / "tokenizer.json"
+    tokenizer.write_text(json.dumps({"added_tokens": [{"id": 3, "content": "<end>", "special": True}]}))
+    outcome = built.run("export", "dist/phone", "--ort-genai", "genai", "--tokenizer", "tokenizer.json")
+    assert outcome.code == 0, outcome.err
+    place = built.root / "genai"
+    config = json.loads((place / "genai_config.json").read_text())
+    assert config["model"]["decoder"]["num_hidden_layers"] == SIZE.layers and config["model"]["eos_token_id"] == [3]
+    session = OnnxRuntimeSession(place / config["model"]["decoder"]["filename"], is_optimized=True)
+    assert "past_key_values.0.key" in {spec.name for spec in session.inputs}
+    again = built.run("export", "dist/phone", "--ort-genai", "genai")
+    assert again.code == 2 and "no tokenizer is named" in again.err
 
 
 @pytest.mark.parametrize(
@@ -102,6 +166,39 @@ def test_it_is_judged_again_by_another_text(built: Place) -> None:
     outcome = built.run("verify", "dist/phone", "--model", "decoder.onnx", "--evaluation", "other.npy", "--json")
     assert outcome.code == 0, outcome.err
     assert "KL in nats a token" in outcome.json["accuracy"]["drop"]["candidate"]["details"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        ('{"a": 1}', "prompts are a JSON list of texts"),
+        ('["300", "1 2"]', "'300': 1 tokens, up to 300"),
+        ('["1 two"]', "without a tokenizer a prompt is token ids"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused_before_anything_is_built(built: Place, prompts: str, said: str) -> None:
+    (built.root / "bad.json").write_text(prompts)
+    (built.root / "bad.yaml").write_text(FLEET.replace("MEMORY", "400").replace("prompts.json", "bad.json"))
+    outcome = built.run("build", "bad.yaml", "-o", "bad", "--repeat", "1")
+    assert outcome.code == 2 and said in outcome.err and not (built.root / "bad" / "phone").exists()
+
+
+@pytest.mark.parametrize("precision", ["int4-weights", "auto"])
+def test_a_target_of_fixed_sizes_refuses_a_language_model_in_one_sentence(built: Place, precision: str) -> None:
+    text = FLEET.replace("MEMORY", "400").replace("phone.yaml", "raspberry-pi-5")
+    (built.root / "board.yaml").write_text(text.replace("int4-weights", precision))
+    outcome = built.run("plan", "board.yaml")
+    assert outcome.code == 2
+    assert "target 'tvm' builds fixed shapes only, and a language model's cache grows" in outcome.err
+    assert "Build it for a target with ranges: onnxruntime" in outcome.err
+    assert "has no such precision" not in outcome.err
+
+
+def test_other_texts_and_prompts_are_of_language_models_alone(built: Place) -> None:
+    text = FLEET.replace("MEMORY", "400").replace("task: generation", "task: classification")
+    (built.root / "pictures.yaml").write_text(text)
+    outcome = built.run("plan", "pictures.yaml")
+    assert outcome.code == 2 and "other and prompts are of task: generation" in outcome.err
 
 
 def test_a_language_models_limits_need_its_data(built: Place) -> None:

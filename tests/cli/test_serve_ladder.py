@@ -13,7 +13,7 @@ from compiler.target import CompilerError
 from compiler.target.testing import install_plugin
 from serving.builds import read_builds
 from serving.drift import DriftMonitor, least_shift
-from tests.cli.conftest import Place, make_place
+from tests.cli.conftest import SLOW, Place, make_place
 
 PACED = '''
 import time
@@ -34,6 +34,29 @@ class Paced(FakeTarget):
         return Runner(super().load(artifact), 0.008 if artifact.precision == "fp32" else 0.002)
 
 TARGET = Paced("paced")
+'''
+
+COUNTED = '''
+from compiler.target import Evidence
+from compiler.target.testing.fake import FakeTarget
+
+class Runner:
+    """Says what an emulator would: no times, and fewer instructions where weights have fewer bits."""
+    evidence = Evidence.EMULATOR
+    def __init__(self, inner, count):
+        self._inner, self._count = inner, count
+    def run(self, inputs):
+        return self._inner.run(inputs)
+    def count_instructions(self, inputs):
+        return self._count
+    def close(self):
+        self._inner.close()
+
+class Counted(FakeTarget):
+    def load(self, artifact):
+        return Runner(super().load(artifact), 4000 if artifact.precision == "fp32" else 1000)
+
+TARGET = Counted("counted")
 '''
 
 
@@ -111,3 +134,26 @@ def test_the_drift_figures_tell_shifted_inputs_from_clean_ones(laddered: Place) 
     assert worst(0.0, 0.0) < limit
     assert worst(0.2, 0.0) > limit
     assert worst(0.0, 0.5) > limit
+
+
+@SLOW
+def test_builds_that_nobody_timed_are_ranked_by_what_their_emulator_counted(site: Path, tmp_path: Path) -> None:
+    install_plugin(site, "counted", COUNTED)
+    place = make_place(tmp_path, site)
+    draw = np.random.default_rng(0)
+    np.savez(place.root / "calibration.npz", x=draw.normal(size=(32, 3, 8, 8)).astype(np.float32))
+    place.write_fleet(
+        {"board": {"profile": place.profile("board", "counted"), "batch": 1}},
+        calibration={"path": "calibration.npz"},
+        limits={"accuracy_drop_pct": 50},
+        serve={"slo_ms": 20, "ladder": "auto"},
+    )
+    outcome = place.build()
+    assert outcome.code == 0, outcome.err
+    ladder = read_artifact(place.dist / "board").manifest.ladder
+    assert ladder is not None
+    assert [rung.service for rung in ladder.rungs] == [(), ()]
+    first, second = ladder.rungs
+    assert first.name in ("fp32", "fp16")
+    assert second.name != first.name
+    assert all(read_artifact(place.dist / "board" / rung.folder) for rung in ladder.rungs)

@@ -22,10 +22,10 @@ TUNED = "the tuning log has other records"
 ASKED = "the fleet file or the command line asks for it"
 UNKNOWN = "nothing that is recorded explains it"
 
-MADE_OF = ("model", "profile", "dims", "samples", "tool", "fleetc")
+MADE_OF = ("model", "profile", "target", "dims", "samples", "tool", "fleetc")
 """What everything that is made follows from."""
 
-BUILT_OF = ("precision", "decision.pruning", "files", "tool", "fleetc")
+BUILT_OF = ("target", "precision", "decision.pruning", "files", "tool", "fleetc")
 """What every figure of the artifact follows from, apart from the chance of measuring it."""
 
 GATED = {
@@ -125,24 +125,39 @@ def _planned(searched: Searched) -> Iterator[Fact]:
     names = [candidate.precision for candidate in plan.candidates]
     feeds = ("profile", "evaluation", "limit", "tool", "fleetc")
     yield Fact("plan", "candidates", names, feeds, ASKED, shown=", ".join(names))
+    competing = [target.target for target in plan.targets]
+    if competing:
+        yield Fact("plan", "targets", competing, ("profile",), ASKED, shown=", ".join(competing))
 
 
 def _searched(searched: Searched) -> Iterator[Fact]:
-    trials = {trial.precision: trial for trial in searched.trials}  # the last of each precision: what it came to
-    trials |= {searched.chosen.precision: searched.chosen} if searched.chosen else {}
+    trials = {trial.label: trial for trial in searched.trials}  # the last of each precision: what it came to
+    trials |= {searched.chosen.label: searched.chosen} if searched.chosen else {}
+    yield from _contest(searched)
     for name, trial in trials.items():
         yield from _trial(f"trial.{name}", trial)
-    chosen = searched.decision.precision
-    tried = (f"trial.{chosen}",) if chosen else tuple(f"=trial.{name}" for name in trials)
-    yield Fact("decision", "precision", chosen, ("candidates", *tried), shown=chosen or "none")
+    chosen, label = searched.decision.precision, searched.chosen.label if searched.chosen else ""
+    tried = (f"trial.{label}",) if chosen else tuple(f"=trial.{name}" for name in trials)
+    yield Fact("decision", "precision", chosen, ("target", "candidates", *tried), shown=chosen or "none")
     for name, decision in searched.plan.decisions.items() if chosen else ():
-        if name not in ("precision", *vars(searched.plan.gates.limits)):
+        if name not in ("precision", "target", *vars(searched.plan.gates.limits)):
             alone = {"tuning": TUNED, "pruning": ASKED}.get(name, UNKNOWN)
             made = ("precision", "profile", "tool", "fleetc")
             yield Fact("decision", f"decision.{name}", decision.value, made, alone)
     for layer in searched.layers:
-        feeds = ("precision", f"trial.{chosen}.variant", "model", "tool", "fleetc")
+        feeds = ("precision", "target", f"trial.{label}.variant", "model", "tool", "fleetc")
         yield Fact("layers", f"layer.{layer.node}", layer.precision, feeds)
+
+
+def _contest(searched: Searched) -> Iterator[Fact]:
+    """Which target won, and what the races showed; nothing where the device has one target."""
+    for competitor in searched.contest:
+        if competitor.race and competitor.race.speedup is not None:
+            ratio = round(competitor.race.speedup, 3)
+            name, shown = f"race.{competitor.target}", f"{ratio:.2f} × the target that was raced against"
+            yield Fact("trials", name, ratio, ("model", "dims", "tool", "fleetc"), MEASURED, shown=shown)
+    if searched.contest and searched.chosen:
+        yield Fact("decision", "target", searched.plan.target, ("race", "trial", "targets"))
 
 
 def _trial(name: str, trial: TrialFacts) -> Iterator[Fact]:
@@ -187,7 +202,7 @@ def _outcome_feeds(name: str, trial: TrialFacts) -> tuple[str, ...]:
 def _made(manifest: Manifest) -> Iterator[Fact]:
     names = [record.name for record in manifest.passes]
     yield Fact("decision", "passes", names, ("precision", "profile", "fleetc"), ASKED, shown=f"{len(names)} passes")
-    variant = f"trial.{manifest.decision.precision}.variant"
+    variant = f"trial.{manifest.chosen.label if manifest.chosen else ''}.variant"
     graph, border = ("precision", variant, "pruned", "recovered", "passes", *MADE_OF), manifest.border
     if manifest.pruning:
         shown = f"{manifest.pruning.ratio:.0%} of the multiply-accumulates"
@@ -205,7 +220,7 @@ def _made(manifest: Manifest) -> Iterator[Fact]:
     for name, version in manifest.artifact.tools.items():
         yield Fact("tools", f"tool.{name}", version, alone=GIVEN)
     files = {name: file.sha256 for name, file in manifest.files.items() if name.startswith("payload/")}
-    whole = ("precision", "border model", "kernel", "decision.threads", "profile", "dims", "tool", "fleetc")
+    whole = ("target", "precision", "border model", "kernel", "decision.threads", "profile", "dims", "tool", "fleetc")
     digest = hashlib.sha256(canonical_json(files).encode()).hexdigest()
     yield Fact("artifact", "files", digest, whole, is_opaque=True, shown=digest[:12])
 

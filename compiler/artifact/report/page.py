@@ -13,6 +13,7 @@ from compiler.artifact.report import plots, saliency, words
 from compiler.artifact.report.production import Comparison
 from compiler.artifact.report.read import Build
 from compiler.artifact.report.rows import Row, rows_of
+from compiler.artifact.report.texts import TextRow, text_rows
 from compiler.artifact.schema import ModelFile, PassFacts, gate_text
 
 MIB = 1 << 20
@@ -34,6 +35,14 @@ class Section:
     layers_plot: str
     tuning_plot: str
     production: tuple[Comparison, ...]
+    texts: tuple[TextRow, ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of a language model's weights in few bits."""
+        manifest = self.row.device.manifest
+        spoken = manifest.generation if manifest else None
+        return sum(weight.bytes for weight in spoken.weights) if spoken else 0
 
 
 def render_page(
@@ -65,6 +74,7 @@ def _section(row: Row, anchor: str, production: tuple[Comparison, ...]) -> Secti
         layers_plot=plots.layers_plot(searched.layers, device.name) if searched else "",
         tuning_plot=plots.tuning_plot(device.measurements.tuning, device.name),
         production=production,
+        texts=text_rows(device),
     )
 
 

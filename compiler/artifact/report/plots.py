@@ -71,7 +71,7 @@ def memory_plot(searched: Searched, name: str) -> str:
                 axes.barh(place + shift, mib, height=0.36, color=color, alpha=alpha)
                 axes.annotate(f" {mib:.1f}", (mib, place + shift), va="center", color=MUTED, fontsize=8)
         _memory_limits(axes, searched, len(executed))
-        labels = [f"{trial.number} {trial.precision}" for trial, _ in executed]
+        labels = [f"{trial.number} {trial.label}" for trial, _ in executed]
         axes.set_yticks(range(len(executed)), labels)
         axes.invert_yaxis()
         axes.margins(x=0.12)
@@ -196,7 +196,7 @@ def _point(axes: Axes, trial: TrialFacts, x: float, drop: AccuracyDrop, is_chose
 
 def _name(axes: Axes, trial: TrialFacts, x: float, drop: float, is_chosen: bool, *, to_left: bool) -> None:
     axes.annotate(
-        f"{trial.number} {trial.precision}" if is_chosen else str(trial.number),
+        f"{trial.number} {trial.label}" if is_chosen else str(trial.number),
         (x, drop),
         xytext=(-6 if to_left else 6, 5),
         textcoords="offset points",

@@ -79,8 +79,15 @@ def decision_text(row: Row) -> str:
     trial = chosen_trial(device)
     if searched is None or len(searched.trials) < 2 or trial is None:
         reason = decision.reason if decision else searched.decision.reason if searched else ""
-        return f"{device.name} gets {row.precision}: {reason}."
-    return f"{device.name} gets {row.precision}, trial {trial.number} of {len(searched.trials)}: {_gains(row, trial)}."
+        return f"{device.name} gets {row.precision}{_through(row)}: {reason}."
+    what = f"{row.precision}{_through(row)}"
+    return f"{device.name} gets {what}, trial {trial.number} of {len(searched.trials)}: {_gains(row, trial)}."
+
+
+def _through(row: Row) -> str:
+    """The target that won, where several competed."""
+    searched = row.device.searched
+    return f" through {row.target}" if searched and searched.contest else ""
 
 
 def others_text(device: Device) -> tuple[str, ...]:
@@ -114,7 +121,7 @@ def _gains(row: Row, trial: TrialFacts) -> str:
 
 
 def _name(trial: TrialFacts) -> str:
-    return f"{trial.precision}, {trial.pruned:.0%} pruned" if trial.pruned else trial.precision
+    return f"{trial.label}, {trial.pruned:.0%} pruned" if trial.pruned else trial.label
 
 
 def _why_not(trial: TrialFacts, chosen: TrialFacts | None) -> str:

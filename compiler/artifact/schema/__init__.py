@@ -10,9 +10,11 @@ from compiler.artifact.schema.accuracy import (
     MeasuredOn,
     Score,
     SplitKind,
+    TextScore,
     Threshold,
 )
 from compiler.artifact.schema.build import DeviceRow, DeviceStatus, Failure, Summary
+from compiler.artifact.schema.contest import Competitor, Standing
 from compiler.artifact.schema.gate import (
     Gate,
     GateName,
@@ -22,6 +24,7 @@ from compiler.artifact.schema.gate import (
     less_text,
     verdict_text,
 )
+from compiler.artifact.schema.generation import GenerationFacts, ProcessMemory, PromptAnswers, WeightFacts
 from compiler.artifact.schema.kernels import Basis, Curve, Scheduled
 from compiler.artifact.schema.ladder import (
     RUNGS,
@@ -46,6 +49,7 @@ from compiler.artifact.schema.manifest import (
     Samples,
     StageRun,
 )
+from compiler.artifact.schema.measured import Footprint, Speed, SpeedUnit
 from compiler.artifact.schema.parity import (
     ExactOutput,
     Latency,
@@ -64,17 +68,15 @@ from compiler.artifact.schema.plan import (
     GateData,
     PlanFacts,
     PlannedPass,
+    PlannedTarget,
 )
 from compiler.artifact.schema.pruning import Check, Group, Pruning, Recovered, Repaired
 from compiler.artifact.schema.saliency import Saliency, Shown
 from compiler.artifact.schema.trial import (
-    Footprint,
     Layer,
     Purpose,
     Searched,
     Selection,
-    Speed,
-    SpeedUnit,
     StageDigest,
     TrialFacts,
     TrialStatus,
@@ -93,6 +95,7 @@ __all__ = [
     "Candidate",
     "Certified",
     "Check",
+    "Competitor",
     "Constraints",
     "Curve",
     "Decision",
@@ -109,6 +112,7 @@ __all__ = [
     "GateData",
     "GateName",
     "GateUnit",
+    "GenerationFacts",
     "GraphStats",
     "Group",
     "Histogram",
@@ -128,7 +132,10 @@ __all__ = [
     "PassFacts",
     "PlanFacts",
     "PlannedPass",
+    "PlannedTarget",
+    "ProcessMemory",
     "Profile",
+    "PromptAnswers",
     "Pruning",
     "Purpose",
     "Recovered",
@@ -147,12 +154,15 @@ __all__ = [
     "SplitKind",
     "StageDigest",
     "StageRun",
+    "Standing",
     "Summary",
     "TensorFigures",
+    "TextScore",
     "Threshold",
     "TrialFacts",
     "TrialStatus",
     "Verdict",
+    "WeightFacts",
     "gate_text",
     "is_floor",
     "less_text",

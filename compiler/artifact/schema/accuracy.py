@@ -79,6 +79,23 @@ class SplitKind(StrEnum):
 
 
 @dataclass(frozen=True)
+class TextScore:
+    """What a language model's build loses on one text that chose nothing.
+
+    Args:
+        origin: The text, and its windows.
+        sha256: Digest of its tokens.
+        drop: The perplexity before and after, with divergence and agreement among the details of the candidate.
+        passed: Whether it holds the limit.
+    """
+
+    origin: str
+    sha256: str
+    drop: AccuracyDrop
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Certified:
     """What the chosen trial loses on data that did not choose it.
 
@@ -96,6 +113,7 @@ class Certified:
         folds: How many folds there are.
         looks: How many trials were scored on the data that chose.
         why: The reason for this rule, and for this way of keeping data apart.
+        texts: Of a language model the same for each text: the windows held out, and the text of another domain.
     """
 
     how: SplitKind
@@ -111,6 +129,7 @@ class Certified:
     folds: int
     looks: int
     why: str
+    texts: tuple[TextScore, ...] = ()
 
     @property
     def words(self) -> str:

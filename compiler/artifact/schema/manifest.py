@@ -10,6 +10,7 @@ from pydantic import FiniteFloat
 
 from compiler.artifact.artifact import Artifact, Evidence
 from compiler.artifact.schema.accuracy import Threshold
+from compiler.artifact.schema.generation import GenerationFacts
 from compiler.artifact.schema.kernels import Curve, Scheduled
 from compiler.artifact.schema.ladder import DriftFigures, LadderFacts
 from compiler.artifact.schema.parity import Latency, Verdict
@@ -128,6 +129,7 @@ class Manifest(Searched):
         ladder: The builds that serve the device; None where the fleet file asks for none.
         drift: What the calibration data look like, for a server to compare with; None where nothing asks, or there
             are none.
+        generation: What was seen of a language model; None of another model.
         threshold: Similarity that accepts a pair, of a fleet that is judged by verification; None of another.
     """
 
@@ -145,6 +147,7 @@ class Manifest(Searched):
     pruning: Pruning | None
     ladder: LadderFacts | None = None
     drift: DriftFigures | None = None
+    generation: GenerationFacts | None = None
     threshold: Threshold | None = None
 
 

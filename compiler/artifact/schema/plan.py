@@ -81,6 +81,25 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class PlannedTarget:
+    """One of the targets that compete for a device.
+
+    Args:
+        target: Its name.
+        candidates: The precisions that it may be tried in, most promising first.
+        reason: Why these.
+        toolchain: Toolchain package → installed version (`absent` if it is not).
+        left_out: Why it does not compete; empty where it does.
+    """
+
+    target: str
+    candidates: tuple[Candidate, ...] = ()
+    reason: str = ""
+    toolchain: Mapping[str, str] = field(default_factory=dict)
+    left_out: str = ""
+
+
+@dataclass(frozen=True)
 class BuildSettings:
     """What a target builds a border model by, beside the profile: an artifact is finished and built again from this.
 
@@ -117,6 +136,7 @@ class PlanFacts:
         target_plan: What the target builds by.
         gates: The gates that must hold.
         candidates: The precisions to try, most promising first.
+        targets: The targets that compete, the preferred one first; none where there is one.
     """
 
     device: str
@@ -132,6 +152,7 @@ class PlanFacts:
     target_plan: BuildSettings
     gates: Constraints
     candidates: tuple[Candidate, ...]
+    targets: tuple[PlannedTarget, ...] = ()
 
     def sizes(self, step: str) -> dict[str, int]:
         """Free dimension → its `min`, `opt` or `max` size."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from compiler.artifact import Evidence
 from compiler.artifact.manifest import BORDER, read_artifact
 from compiler.driver.delivered.operate import complete
 from compiler.errors import DataError
-from compiler.evaluate.text import encode, load_tokenizer
+from compiler.evaluate.answers import Answered, Asked
+from compiler.evaluate.text import encode, open_tokenizer, special_tokens
 from compiler.model.decoder import find_decoder
 from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits
@@ -26,38 +27,18 @@ class Reply:
     Args:
         text: The answer.
         answer: Its tokens and times.
+        evidence: Where it was computed.
     """
 
     text: str
-    answer: GenerateAnswer
+    answer: Answered
+    evidence: Evidence
 
     @property
     def tokens_per_s(self) -> float:
         """Of the tokens behind the first, by the median time; 0 where there are none."""
         times = self.answer.token_ms
         return 1e3 / float(np.median(times)) if times else 0.0
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    ids: list[int]
-
-
-class _Ids:
-    """What stands in for a tokenizer where there is none: text is token ids."""
-
-    def encode(self, text: str) -> _Encoded:
-        try:
-            return _Encoded([int(word) for word in text.replace(",", " ").split()])
-        except ValueError as error:
-            remedy = "Name the tokenizer: --tokenizer tokenizer.json."
-            raise DataError("without a tokenizer a prompt is token ids", where="--prompt", remedy=remedy) from error
-
-    def decode(self, ids: list[int]) -> str:
-        return " ".join(map(str, ids))
-
-    def get_added_tokens_decoder(self) -> dict[int, Any]:
-        return {}
 
 
 def answer_prompt(
@@ -81,7 +62,7 @@ def answer_prompt(
     delivered = read_artifact(folder)
     artifact = complete(delivered)
     decoder = find_decoder(ir.load(delivered.folder / BORDER))
-    codec = _Ids() if tokenizer is None else load_tokenizer(tokenizer)
+    codec = open_tokenizer(tokenizer)
     ids = encode(codec, prompt)
     if decoder.vocabulary and ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < decoder.vocabulary:
         raise DataError(
@@ -97,16 +78,15 @@ def answer_prompt(
             where="--prompt",
             remedy="The context is `generation: {context: …}` of the fleet file.",
         )
-    special = {number for number, token in codec.get_added_tokens_decoder().items() if token.special}
-    task = GenerateTask(
-        artifact=artifact,
-        decoder=decoder,
+    asked = Asked(
         prompt=tuple(map(int, ids)),
         tokens=tokens,
         prefill=sizes[decoder.sequence].max if decoder.sequence in sizes else 1,
         context=context,
-        stop=tuple(sorted(special)),
+        stop=special_tokens(codec),
     )
+    task = GenerateTask(artifact, decoder, (asked,))
     with scratch_folder() as scratch:
         answer = ask(task, GenerateAnswer, folder=scratch, child_limits=child_limits, where=str(folder))
-    return Reply(codec.decode(list(answer.tokens)), answer)
+    (reply,) = answer.answers
+    return Reply(codec.decode(list(reply.tokens)), reply, answer.evidence)

@@ -28,7 +28,7 @@ from compiler.driver.stages.verify import (
 )
 from compiler.errors import ArtifactError, DataError, OutputError
 from compiler.evaluate.samples import batch_of, load_samples, make_samples, read_arrays
-from compiler.fleet.profile import profile_of
+from compiler.fleet.profile import profile_for, profile_of
 from compiler.fleet.yamlfile import Document, Origin
 from compiler.model.frontend import (
     bind_shapes,
@@ -233,7 +233,8 @@ def _build_again(
     delivered: Delivered, border: Border, folder: Path, cache: Path, child_limits: ChildLimits
 ) -> Artifact:
     manifest, place = delivered.manifest, str(delivered.folder)
-    profile = profile_of(Document(dict(manifest.inputs.profile.facts), Origin(place)))
+    whole = profile_of(Document(dict(manifest.inputs.profile.facts), Origin(place)))
+    profile = profile_for(whole, manifest.artifact.target)
     target = find_target(profile.target, where=place)
     target.check(profile)
     artifact = build_in_child(

@@ -9,7 +9,7 @@ estimated           a roofline of the profile
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import onnx_ir as ir
 
@@ -17,10 +17,12 @@ from compiler.artifact import Evidence
 from compiler.artifact.manifest import BORDER
 from compiler.artifact.schema import Speed, SpeedUnit
 from compiler.driver.measure.child import measure_in_child
+from compiler.driver.measure.instruction_sets import on_device
 from compiler.driver.roofline import describe_machine, model_seconds
-from compiler.driver.stages.candidate import BuiltCandidate
+from compiler.driver.stages.candidate import BuiltCandidate, UnverifiedCandidate, is_foreign
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.work import list_work
+from compiler.errors import TargetUnavailable
 from compiler.evaluate.gates import Figure
 from compiler.evaluate.paired import centre_of, ratio_of
 from compiler.fleet.detect import detect_profile
@@ -34,6 +36,9 @@ LEAST_PAIRS = 7
 
 MOST_PAIRS = 60
 """Pairs beyond which an interval narrows too slowly to be worth the time: four times as many halve it."""
+
+FIRST_RACE = RaceUntil(LEAST_PAIRS, 2 * LEAST_PAIRS, 3.0, 0.05)
+"""Of the first builds of two targets: it only sorts out a target that is clearly slower, so that a few seconds do."""
 
 NARROW = 0.01
 """Half of the interval, relative, that is narrow enough: a third of what counts as the same speed."""
@@ -107,10 +112,36 @@ def _race(context: BuildContext, made: BuiltCandidate, original: BuiltCandidate)
     # a candidate that came out as the same artifact: a race would give noise around 1
     if made.built.entry.digest == original.built.entry.digest and times:
         return Speed(1.0, times[0], times[0], SpeedUnit.MS, Evidence.HOST, made.verdict.reason, low=1.0, high=1.0)
+    until = RaceUntil(LEAST_PAIRS, MOST_PAIRS, context.options.race_s, NARROW)
+    speed = race_speed(_raced(context, made, original, until), note=made.verdict.reason)
+    return on_device(context.job.profile, speed, made, original)
+
+
+def race_targets(context: BuildContext, made: UnverifiedCandidate, baseline: UnverifiedCandidate) -> Speed:
+    """The first build of a target against that of another, in a race that is short.
+
+    Args:
+        context: The device through the first of the two.
+        made: Its build.
+        baseline: The other target's build.
+
+    Raises:
+        TargetUnavailable: One of the two cannot be run on this machine as the device runs it.
+    """
+    if is_foreign(context.job.profile.cpu):
+        raise TargetUnavailable("the device has another kind of processor than this machine")
+    if reason := next((side.built.artifact.deferred for side in (made, baseline) if side.built.artifact.deferred), ""):
+        raise TargetUnavailable(f"the device must finish the build first: {reason}")
+    until = replace(FIRST_RACE, budget_s=min(FIRST_RACE.budget_s, context.options.race_s))
+    return on_device(context.job.profile, race_speed(_raced(context, made, baseline, until), note=""), made, baseline)
+
+
+def _raced(
+    context: BuildContext, made: UnverifiedCandidate, original: UnverifiedCandidate, until: RaceUntil
+) -> RaceAnswer:
     builds = [(side.built, side.typical.inputs) for side in (made, original)]
     artifacts = tuple(built.artifact for built, _ in builds)
     threads = min(made.plan.target_plan.threads, available_cpus())
-    until = RaceUntil(LEAST_PAIRS, MOST_PAIRS, context.options.race_s, NARROW)
     (raced,) = measure_in_child(
         context,
         StageName.SPEED,
@@ -120,7 +151,7 @@ def _race(context: BuildContext, made: BuiltCandidate, original: BuiltCandidate)
         until=asdict(until),
         threads=threads,
     )
-    return race_speed(raced, note=made.verdict.reason)
+    return raced
 
 
 def race_speed(raced: RaceAnswer, *, note: str) -> Speed:

@@ -49,7 +49,8 @@ def try_accuracy(
         Unprunable: Nothing of the model can be cut.
         StorageError: The cache's disk is full.
     """
-    trial = Trial(number, purpose, rule.name, variant=variant, pruned=context.job.plan.pruning.ratio)
+    plan = context.job.plan
+    trial = Trial(number, purpose, rule.name, variant=variant, pruned=plan.pruning.ratio, target=plan.competes_as)
     try:
         border, accuracy = _measured(context, rule, judge, variant or Variant(), on_artifact=on_artifact)
         notes = read_notes(context, rule, border)
@@ -57,7 +58,7 @@ def try_accuracy(
         raise
     except CompilerError as error:
         return replace(trial, error=error)
-    figures, unjudged = {GateName.ACCURACY: accuracy_figure(accuracy)}, context.job.plan.constraints.unjudged
+    figures, unjudged = {GateName.ACCURACY: accuracy_figure(accuracy)}, plan.constraints.unjudged
     gates = judge_gates(Limits(accuracy_drop_pct=limit), figures, unjudged=unjudged)
     return replace(trial, gates=gates, accuracy=accuracy, **notes)
 

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from compiler.artifact import Evidence
-from compiler.artifact.schema import Certified
+from compiler.artifact.schema import AccuracyDrop, Certified, TextScore
 from compiler.driver.measure.accuracy import measure_accuracy
 from compiler.driver.search.select import choose_trial, preference
 from compiler.driver.search.trial import Trial
+from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.evaluate import Split, SplitKind
@@ -23,6 +24,7 @@ from compiler.evaluate.certify import Contender, certify_held_out, cross_fit
 from compiler.evaluate.gates import Figure, Gate, GateName, judge_gates
 from compiler.evaluate.task import MeasuredDrop
 from compiler.fleet import Limits
+from compiler.fleet.data import GENERATION
 
 log = logging.getLogger("fleetc.build")
 
@@ -30,6 +32,7 @@ log = logging.getLogger("fleetc.build")
 def choose_certified(context: BuildContext, trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], Trial | None]:
     """The trials, those that were chosen with their certified accuracy, and the one to deliver; None if none passes."""
     known, rank = [*trials], sum(trial.certified is not None for trial in trials)
+    limit = context.job.plan.constraints.limits.accuracy_drop_pct
     while (chosen := choose_trial(known)) is not None:
         if chosen.certified is not None:  # it passed when it was certified
             return tuple(known), chosen
@@ -37,11 +40,11 @@ def choose_certified(context: BuildContext, trials: Sequence[Trial]) -> tuple[tu
         certified = _certify(context, chosen, known, rank)
         if certified is None:
             return tuple(known), chosen
-        judged = _with_certified(context, chosen, certified)
+        judged = with_certified(chosen, certified, limit)
         known[known.index(chosen)] = judged
         if judged.passed:
             return tuple(known), judged
-        log.info("%s: %s: %s", context.name, judged.precision, judged.why)
+        log.info("%s: %s: %s", context.name, judged.label, judged.why)
     return tuple(known), None
 
 
@@ -59,11 +62,12 @@ def certify_others(context: BuildContext, passed: Sequence[Trial], trials: Seque
     if judge is None or judge.split is None or judge.split.kind != SplitKind.HELD_OUT:
         return tuple(passed)
     rank = sum(trial.certified is not None for trial in trials)
+    limit = context.job.plan.constraints.limits.accuracy_drop_pct
     found = []
     for trial in passed:
         rank += trial.certified is None
         certified = None if trial.certified else _certify(context, trial, trials, rank)
-        found.append(_with_certified(context, trial, certified) if certified else trial)
+        found.append(with_certified(trial, certified, limit) if certified else trial)
     return tuple(found)
 
 
@@ -84,10 +88,31 @@ def _held_out(
 ) -> Certified | None:
     if chosen.made is None:
         return None
-    drop = measure_accuracy(context, judge.certifying, chosen.made).drop
+    drop = measure_accuracy(context.through(chosen.made.plan), judge.certifying, chosen.made).drop
     if drop is None:
         return None
-    return certify_held_out(drop, split, asked=judge.task.rule, limit_pct=limit, rank=rank, looks=looks)
+    certified = certify_held_out(drop, split, asked=judge.task.rule, limit_pct=limit, rank=rank, looks=looks)
+    return replace(certified, texts=_texts(context, judge, chosen.made, certified, drop, limit))
+
+
+def _texts(
+    context: BuildContext,
+    judge: AccuracyTest,
+    made: BuiltCandidate,
+    certified: Certified,
+    drop: AccuracyDrop,
+    limit: float,
+) -> tuple[TextScore, ...]:
+    """A language model's figures on each text that chose nothing; none of other models."""
+    if judge.task.name != GENERATION:
+        return ()
+    origin = f"{judge.dataset.origin}, the half held out"
+    texts = [TextScore(origin, judge.dataset.digest, drop, certified.judged_pct <= limit)]
+    other = context.data.other
+    elsewhere = measure_accuracy(context, other, made).drop if other is not None else None
+    if other is not None and elsewhere is not None:
+        texts.append(TextScore(other.dataset.origin, other.dataset.digest, elsewhere, elsewhere.judged_pct <= limit))
+    return tuple(texts)
 
 
 def _cross_fit(
@@ -114,7 +139,7 @@ def alternatives(chosen: Trial, trials: Sequence[Trial]) -> list[Trial]:
     They are the other forms of its precision. What other precisions lose is no figure of this build: that they were
     refused flatters it no more than a look at it alone would.
     """
-    return [trial for trial in preference(trials) if trial.precision == chosen.precision]
+    return [trial for trial in preference(trials) if trial.label == chosen.label]
 
 
 def _contender(trial: Trial) -> Contender | None:
@@ -129,14 +154,18 @@ def _looks(trials: Sequence[Trial]) -> int:
     return sum(trial.accuracy is not None and trial.accuracy.drop is not None for trial in trials)
 
 
-def _with_certified(context: BuildContext, chosen: Trial, certified: Certified) -> Trial:
-    """The trial with its accuracy gate judged again, on the certified drop."""
-    limit = context.job.plan.constraints.limits.accuracy_drop_pct
+def with_certified(chosen: Trial, certified: Certified, limit_pct: float | None) -> Trial:
+    """The trial with its accuracy gate judged again: on the certified drop, or on a text that loses more."""
     evidence = chosen.accuracy.evidence if chosen.accuracy else Evidence.NONE
     measured_on = chosen.accuracy.measured_on if chosen.accuracy else ""
     why = f"certified, {certified.how}: {certified.why}; measured on the {measured_on}"
     figure = Figure(certified.judged_pct, evidence, certified.rule, why)
-    (gate,) = judge_gates(Limits(accuracy_drop_pct=limit), {GateName.ACCURACY: figure})
+    others = [text for text in certified.texts[1:] if text.drop.judged_pct > certified.judged_pct]
+    if others:  # the limit holds for every text
+        worst = max(others, key=lambda text: text.drop.judged_pct)
+        why = f"on {worst.origin}: {worst.drop.why}; measured on the {measured_on}"
+        figure = Figure(worst.drop.judged_pct, evidence, worst.drop.rule, why)
+    (gate,) = judge_gates(Limits(accuracy_drop_pct=limit_pct), {GateName.ACCURACY: figure})
     return replace(chosen, certified=certified, gates=tuple(_replaced(old, gate) for old in chosen.gates))
 
 

@@ -11,10 +11,9 @@ from dataclasses import replace
 
 from compiler.artifact import Evidence
 from compiler.artifact.schema import Purpose
-from compiler.driver.events import TrialJudged
 from compiler.driver.roofline import describe_machine, model_seconds
 from compiler.driver.search.select import out_of_reach
-from compiler.driver.search.trial import Trial
+from compiler.driver.search.trial import Trial, judged_event
 from compiler.driver.stages.candidate import make_candidate_border
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import Variant
@@ -39,32 +38,35 @@ def order_candidates(
     return tuple(sorted(rules, key=lambda rule: -(roofline_speedup(context, rule) or rule.gain)))
 
 
-def why_left_out(context: BuildContext, rule: PrecisionRule, trials: Sequence[Trial]) -> str:
+def why_left_out(
+    context: BuildContext, rule: PrecisionRule, trials: Sequence[Trial], *, first_speedup: float = 1.0
+) -> str:
     """Why a candidate need not be made: what passes is faster than can be expected of it; empty where it must be.
 
     Args:
         context: The device.
         rule: The candidate's precision.
         trials: All so far.
+        first_speedup: How much faster its target's float32 build is than the float original, which may be another's.
     """
     estimate = roofline_speedup(context, rule)
     is_estimated = any(_evidence(trial) == Evidence.ESTIMATED for trial in trials)
     is_judged_by_it = estimate is not None and is_estimated
-    expected = estimate if is_judged_by_it and estimate is not None else max(rule.gain, estimate or 0.0)
+    expected = estimate if is_judged_by_it and estimate is not None else max(rule.gain, estimate or 0.0) * first_speedup
     best = out_of_reach(expected, trials)
     if best is None or best.speed is None:
         return ""
-    source = "by the roofline" if expected == estimate else "by the target's expectation"
+    source = "by the roofline" if expected == (estimate or 0.0) * first_speedup else "by the target's expectation"
     return (
-        f"not made: {expected:.2f} × float32 at most is expected of it ({source}), and {best.precision} passes with "
+        f"not made: {expected:.2f} × float32 at most is expected of it ({source}), and {best.label} passes with "
         f"{best.speed.speedup:.2f} × ({best.speed.evidence}); --search thorough tries it"
     )
 
 
 def skip_trial(context: BuildContext, rule: PrecisionRule, *, number: int, why: str) -> Trial:
     """The trial that stands for a candidate that is not made; says so."""
-    trial = Trial(number, Purpose.CANDIDATE, rule.name, left_out=why)
-    context.clock.emit(TrialJudged(context.name, number, rule.name, trial.purpose, trial.status, why))
+    trial = Trial(number, Purpose.CANDIDATE, rule.name, left_out=why, target=context.job.plan.competes_as)
+    context.clock.emit(judged_event(context, trial))
     return trial
 
 

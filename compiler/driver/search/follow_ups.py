@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from compiler.artifact import Evidence
 from compiler.artifact.schema import Purpose
 from compiler.compress.quant import QuantOptions
-from compiler.driver.events import TrialJudged, TrialStarted
+from compiler.driver.events import TrialStarted
 from compiler.driver.search.accuracy_trial import try_accuracy
-from compiler.driver.search.trial import Trial, run_trial
+from compiler.driver.search.trial import Trial, judged_event, run_trial
 from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
@@ -55,7 +55,7 @@ class FollowUps:
 
     def note(self, text: str) -> None:
         """Says, with the last trial, why the search goes no further there."""
-        self.context.clock.note(f"{self.rule.name}: {text}")
+        self.context.clock.note(f"{self.trials[-1].label}: {text}")
         self.trials[-1] = replace(self.trials[-1], note=text)
 
     def measure(self, context: BuildContext, variant: Variant | None, purpose: Purpose) -> Trial:
@@ -77,6 +77,7 @@ class FollowUps:
                 has_options=bool(variant and variant.options != QuantOptions()),
                 kept_float=len(variant.kept) if variant else 0,
                 pruned=context.job.plan.pruning.ratio,
+                target=context.job.plan.competes_as,
             )
         )
         trial = try_accuracy(
@@ -89,7 +90,7 @@ class FollowUps:
             variant=variant,
             on_artifact=self.start.verdict.evidence == Evidence.HOST,
         )
-        context.clock.emit(TrialJudged(context.name, self.number, self.rule.name, purpose, trial.status, trial.why))
+        context.clock.emit(judged_event(context, trial))
         self.trials.append(trial)
         return trial
 

@@ -59,6 +59,7 @@ def search_ratio(context: BuildContext, trials: Sequence[Trial], original: Trial
         return PruneRatio((), "the model is quantized already: float models are pruned, and quantized afterwards")
     if base is None or base.made is None or judge is None or limit is None:
         return PruneRatio((), "no precision holds the accuracy limit without it, and pruning only loses more")
+    context = context.through(base.made.plan)
     follow_ups = FollowUps(context, base.made, judge, limit, len(trials), [])
 
     def measure(ratio: float) -> Rung:
@@ -112,7 +113,7 @@ def _reason(trial: Trial, base: Trial, ladder: Climb, trials: Sequence[Trial]) -
     speedup, unpruned = (either.speed.speedup if either.speed else None for either in (trial, base))
     if speedup is None or unpruned is None:
         return f"nothing measures or models what pruning gains on this device; {where} {_points(trial)}"
-    gain = f"{speedup / unpruned:.2f} × the speed of {base.precision} unpruned ({trial.speed and trial.speed.evidence})"
+    gain = f"{speedup / unpruned:.2f} × the speed of {base.label} unpruned ({trial.speed and trial.speed.evidence})"
     if not pays(trial, trials):
         return f"no gain to measure: {where} it is {gain} for {_points(trial)}"
     return f"auto: {where} it is {gain} for {_points(trial)}; {_ENDS[ladder.why]}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from compiler.artifact import Evidence
 from compiler.artifact.schema import GateName, Purpose
 from compiler.driver.search.trial import Trial
-from compiler.errors import CompilerError, GateFailed, UnsupportedModel
+from compiler.errors import CompilerError, GateFailed, UnsupportedModel, combine
 from compiler.evaluate.gates import Gate, limits_text, nearest_limits
 
 SAME_SPEED = 0.03
@@ -42,13 +42,13 @@ def preference(trials: Sequence[Trial]) -> list[Trial]:
     pruned form first, then the one with fewer layers in float.
     """
     built = [trial for trial in trials if trial.made and not trial.error and _holds_otherwise(trial)]
-    speeds = {trial.precision: (_rank(trial), _least_speedup(trial)) for trial in reversed(built)}
+    speeds = {trial.label: (_rank(trial), _least_speedup(trial)) for trial in reversed(built)}
     possible = [
         trial
         for trial in trials
         if not trial.error and trial.purpose != Purpose.BASELINE and (trial in built or trial.made is None)
     ]
-    ranked = [(speeds[trial.precision], trial) for trial in possible if trial.precision in speeds]
+    ranked = [(speeds[trial.label], trial) for trial in possible if trial.label in speeds]
     return [trial for _, trial in sorted(ranked, key=lambda item: _place(*item))]
 
 
@@ -106,20 +106,20 @@ def explain_choice(chosen: Trial, trials: Sequence[Trial]) -> str:
     """Why this one, against the others."""
     others = [trial for trial in trials if trial is not chosen and trial.purpose == Purpose.CANDIDATE]
     lines = [f"the search chose it: {describe(chosen)}"]
-    lines += [f"{trial.precision}: {trial.why or _weaker(trial, chosen) or describe(trial)}" for trial in others]
+    lines += [f"{trial.label}: {trial.why or _weaker(trial, chosen) or describe(trial)}" for trial in others]
     return "; ".join(lines)
 
 
 def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
     """The error of a device none of whose candidates passes, with every candidate's figures.
 
-    A device whose every candidate failed to be built has the first one's error.
+    A device whose every candidate failed to be built has the first one's error, of each of its targets.
     """
     judged = [trial for trial in trials if trial.gates and trial.made is not None and trial.purpose != Purpose.BASELINE]
     if not judged:
         return _unbuilt(trials, where)
     shown = [trial for trial in trials if trial.purpose != Purpose.BASELINE and trial.why]
-    lines = [f"  - {trial.precision}{_variant(trial)}: {trial.why}" for trial in shown]
+    lines = [f"  - {trial.label}{_variant(trial)}: {trial.why}" for trial in shown]
     # of equal misses the earlier one: it was the more promising
     nearest = min(judged, key=lambda trial: (sum(map(_miss, trial.gates)), trial.number))
     missed = any(gate.passed is False for gate in nearest.gates)
@@ -127,14 +127,18 @@ def explain_failure(trials: Sequence[Trial], where: str) -> CompilerError:
     return GateFailed(
         "no candidate passes the gates of this device:\n" + "\n".join(lines),
         where=where,
-        remedy=f"Nearest: {nearest.precision}{_variant(nearest)} would pass with `{needed}`.",
+        remedy=f"Nearest: {nearest.label}{_variant(nearest)} would pass with `{needed}`.",
     )
 
 
 def _unbuilt(trials: Sequence[Trial], where: str) -> CompilerError:
-    """Why there is nothing that a gate could judge: the first error, or that no candidate was left to build."""
-    first_error = next((trial.error for trial in trials if trial.error), None)
-    return first_error or UnsupportedModel(
+    """Why there is nothing that a gate could judge: each target's first error, or that there was nothing to build."""
+    errors = {trial.target: trial.error for trial in reversed(trials) if trial.error}
+    if errors:
+        return combine(
+            [errors[target] for target in dict.fromkeys(trial.target for trial in trials) if target in errors]
+        )
+    return UnsupportedModel(
         "the model is quantized already, and every precision of this device would convert it",
         where=where,
         remedy="Give the float model, or a precision of this device that leaves the model as it is.",

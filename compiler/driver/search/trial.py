@@ -56,6 +56,7 @@ class Trial:
         speed: Its speed against the float original.
         accuracy: Its accuracy on the data that choose; None where no gate asks.
         certified: Its accuracy on data that did not choose it; None where it was not chosen.
+        target: Through which target it is made; empty where the device has one.
         saliency: How similar its saliency maps are; None where no gate asks.
         variant: How it was quantized; None where its precision is one of floating point.
         pruned: Share of the multiply-accumulates that was cut, 0 to 1.
@@ -80,6 +81,12 @@ class Trial:
     note: str = ""
     left_out: str = ""
     certified: Certified | None = None
+    target: str = ""
+
+    @property
+    def label(self) -> str:
+        """The precision, with the target before it where several compete."""
+        return f"{self.target} {self.precision}".strip()
 
     @property
     def kept_float(self) -> Mapping[str, str]:
@@ -132,6 +139,7 @@ class Trial:
             speed=self.speed,
             gates=self.gates,
             certified=self.certified,
+            target=self.target,
             stages=tuple(StageDigest(entry.stage, entry.digest) for entry in self.made.entries) if self.made else (),
         )
 
@@ -164,25 +172,33 @@ def run_trial(
     purpose = purpose or (Purpose.CANDIDATE if rule in context.job.plan.candidates else Purpose.BASELINE)
     how = (variant or Variant()) if rule.scheme else None
     plan = settle(context.job.plan, rule, "tried by the search" if not is_only else context.job.plan.reason)
-    context.clock.emit(TrialStarted(context.name, number, rule.name, purpose, pruned=plan.pruning.ratio))
+    target = plan.competes_as
+    context.clock.emit(TrialStarted(context.name, number, rule.name, purpose, pruned=plan.pruning.ratio, target=target))
     try:
         remake = partial(build, context, plan, how or Variant())
         # what takes too much memory is built anew before it is verified, which takes longer than to weigh it
         fitting = fit_memory(context, remake(), _footprint(original), remake=remake)
         made = verify(context, fitting, explain=is_only)
         trial = measure_candidate(context, made, original=original, number=number, purpose=purpose)
-        context.clock.emit(TrialJudged(context.name, number, rule.name, purpose, trial.status, trial.why))
+        context.clock.emit(judged_event(context, trial))
         trial = replace(trial, variant=how, **read_notes(context, rule, made.border))
         for warning in trial.warnings if purpose == Purpose.CANDIDATE else ():
-            context.clock.note(f"{rule.name}: {warning}", Level.WARNING)
+            context.clock.note(f"{trial.label}: {warning}", Level.WARNING)
         return trial
     except CompilerError as error:
         # a full disk would fail every other candidate too, and look like a fault of theirs
         if is_only or isinstance(error, StorageError):
             raise
-        trial = Trial(number, purpose, rule.name, error=error, variant=how, pruned=plan.pruning.ratio)
-        context.clock.emit(TrialJudged(context.name, number, rule.name, purpose, trial.status, trial.why))
+        trial = Trial(number, purpose, rule.name, error=error, variant=how, pruned=plan.pruning.ratio, target=target)
+        context.clock.emit(judged_event(context, trial))
         return trial
+
+
+def judged_event(context: BuildContext, trial: Trial) -> TrialJudged:
+    """What is told of a trial that is over."""
+    return TrialJudged(
+        context.name, trial.number, trial.precision, trial.purpose, trial.status, trial.why, target=trial.target
+    )
 
 
 def read_notes(context: BuildContext, rule: PrecisionRule, border: Border) -> dict[str, Any]:
@@ -198,7 +214,7 @@ def measure_candidate(
     """Measures what was made, and judges the figures by the device's gates."""
     constraints = context.job.plan.constraints
     if not constraints.any:
-        return Trial(number, purpose, made.plan.precision, made)
+        return Trial(number, purpose, made.plan.precision, made, target=made.plan.competes_as)
     judge = context.data.judge
     with context.clock.timed(StageName.ACCURACY):
         accuracy = measure_accuracy(context, judge, made) if judge else None
@@ -227,6 +243,7 @@ def measure_candidate(
         speed=speed,
         accuracy=accuracy,
         saliency=saliency,
+        target=made.plan.competes_as,
     )
 
 

@@ -57,6 +57,15 @@ class BuildContext:
         return self.job.device.name
 
     @property
+    def by_target(self) -> tuple[BuildContext, ...]:
+        """The same device through each of its targets, the preferred one first."""
+        return (self, *(replace(self, job=other) for other in self.job.others))
+
+    def through(self, plan: Plan) -> BuildContext:
+        """The same device through the target of a plan: what works on a build of that target is given."""
+        return next((context for context in self.by_target if context.job.plan.target == plan.target), self)
+
+    @property
     def is_quantized(self) -> bool:
         """Whether the model came with quantizers in it: then it is passed on as it is."""
         return is_quantized(self.ready.model)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from compiler.driver.stages.inputs import BuildStart
-from compiler.errors import CompilerError, InternalError, UsageError, combine
+from compiler.errors import CompilerError, DataError, InternalError, UsageError, combine
 from compiler.evaluate import (
     Dataset,
     Images,
@@ -24,10 +24,11 @@ from compiler.evaluate import (
     open_images,
     sample_digests,
 )
+from compiler.evaluate.answers import Prompts, open_prompts
 from compiler.evaluate.gates import EMBEDDING, Constraints
 from compiler.evaluate.split import Groups
 from compiler.fleet import Fleet
-from compiler.fleet.data import Calibration, Evaluation
+from compiler.fleet.data import Calibration, Evaluation, Generation
 from compiler.model.decoder import find_decoder
 from compiler.model.frontend import describe_inputs
 from compiler.model.spec import TensorSpec
@@ -77,15 +78,19 @@ class Data:
 
     Args:
         judge: What its accuracy is judged by; None where no gate asks.
+        other: A text of another domain that chooses nothing, and that what was chosen is judged by, too.
         calibration: What ranges are observed on, and pruning is repaired on; None where the fleet file names none.
         images: What its saliency is compared on, or why that is not done.
         unjudged: Why its accuracy is not judged although a limit asks.
+        prompts: What a language model is shown to answer; None where the fleet file names none.
     """
 
     judge: AccuracyTest | None = None
+    other: AccuracyTest | None = None
     calibration: Dataset | None = None
     images: Images | str = UNASKED
     unjudged: str = ""
+    prompts: Prompts | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -96,10 +101,11 @@ class Data:
 
 def with_inputs(data: Data, specs: tuple[TensorSpec, ...]) -> Data:
     """The same samples for a model whose inputs have other sizes: a batch that is fixed, where it was open."""
-    judge, images = data.judge, data.images
+    judge, other, images = data.judge, data.other, data.images
     return replace(
         data,
         judge=replace(judge, dataset=replace(judge.dataset, inputs=specs)) if judge else None,
+        other=replace(other, dataset=replace(other.dataset, inputs=specs)) if other else None,
         calibration=replace(data.calibration, inputs=specs) if data.calibration else None,
         images=images if isinstance(images, str) else replace(images, dataset=replace(images.dataset, inputs=specs)),
     )
@@ -116,14 +122,15 @@ def open_data(fleet: Fleet, jobs: Sequence[Job], prepared: Mapping[str, BuildSta
     by_device: dict[str, Data] = {}
     for job in jobs:
         ready, constraints = prepared[job.device.name], job.plan.constraints
-        calibrates = job.plan.pruning.reads_data or any(rule.scheme is not None for rule in job.plan.candidates)
+        rules = [rule for own in job.by_target for rule in own.plan.candidates]
+        calibrates = job.plan.pruning.reads_data or any(rule.scheme is not None for rule in rules)
         trains, limit = job.plan.pruning.recovers, constraints.limits.accuracy_drop_pct
         generation = job.device.generation
         key = (id(ready), constraints.task, calibrates, constraints.explains, trains, limit, generation)
         try:
             text = TextInputs(find_decoder(ready.model), generation.prefill) if generation else None
             opening = partial(_open, fleet, ready, constraints, calibrates=calibrates, trains=trains, text=text)
-            known[key] = known.get(key) or opening()
+            known[key] = known.get(key) or replace(opening(), prompts=_prompts(fleet.evaluation, text, generation))
             by_device[job.device.name] = known[key]
         except UsageError as error:
             problems.setdefault(str(error), error)
@@ -152,26 +159,52 @@ def _open(
     dataset = open_evaluation(evaluation, specs, fleet.preprocess, text)
     images = open_images(evaluation, dataset, specs, fleet.preprocess) if constraints.explains else UNASKED
     if not constraints.task:
-        return Data(None, calibration, images)
+        return Data(calibration=calibration, images=images)
     task = find_task(evaluation)
     shared: tuple[str, ...] = ()
     if calibration is not None and fleet.evaluation is None:
         parts = _divided(dataset)
         if isinstance(parts, str):
-            return Data(None, calibration, images, parts)
+            return Data(calibration=calibration, images=images, unjudged=parts)
         calibration, dataset = parts
     elif calibration is not None:
         shared = _shared(calibration, dataset)
     warnings = (*dataset.warnings, *shared, *task.check(dataset))
-    return Data(AccuracyTest(task, dataset, warnings, *_split(task, dataset, constraints, trains)), calibration, images)
+    other = _other(task, evaluation, specs, text) if evaluation.other is not None else None
+    split = _split(task, dataset, constraints, trains or other is not None)
+    if other is not None and (split[0] is None or split[0].kind != SplitKind.HELD_OUT):
+        raise DataError(
+            "one window of text cannot both choose and judge",
+            where="evaluation.samples",
+            remedy="Give `samples` of 2 or more, and a limit: `limits: {perplexity_increase_pct: …}`.",
+        )
+    return Data(AccuracyTest(task, dataset, warnings, *split), other, calibration, images)
 
 
-def _split(task: Task, dataset: Dataset, constraints: Constraints, trains: bool) -> tuple[Split | None, Groups | None]:
+def _other(
+    task: Task, evaluation: Evaluation, specs: tuple[TensorSpec, ...], text: TextInputs | None
+) -> AccuracyTest | None:
+    """The same task on windows of the text of another domain."""
+    if evaluation.other is None:
+        return None
+    dataset = open_evaluation(replace(evaluation, path=evaluation.other), specs, None, text)
+    return AccuracyTest(task, dataset, task.check(dataset))
+
+
+def _prompts(evaluation: Evaluation | None, text: TextInputs | None, generation: Generation | None) -> Prompts | None:
+    if evaluation is None or evaluation.prompts is None or text is None or generation is None:
+        return None
+    return open_prompts(evaluation.prompts, evaluation.tokenizer, text.decoder, generation)
+
+
+def _split(
+    task: Task, dataset: Dataset, constraints: Constraints, holds_out: bool
+) -> tuple[Split | None, Groups | None]:
     """How the data are divided, and the part that chooses; nothing where no limit chooses."""
     limit = constraints.limits.accuracy_drop_pct
     if limit is None:
         return None, None
-    split = make_split(dataset.labels, dataset.count, by_person=task.by_person, limit_pct=limit, holds_out=trains)
+    split = make_split(dataset.labels, dataset.count, by_person=task.by_person, limit_pct=limit, holds_out=holds_out)
     return split, split.choosing if split.kind == SplitKind.HELD_OUT else None
 
 

@@ -64,10 +64,11 @@ def bound_payload(plan: Plan, original: ir.Model, generation: Generation | None 
     memory_mib = plan.constraints.limits.memory_mib
     if memory_mib is not None:
         cache = 2 * cache_bytes(original, generation) if generation else 0  # the one before a token and the one after
-        most = max(1, int(memory_mib * MIB) - cache - RUNTIME_BYTES)
+        logits = _logits_bytes(original, generation) if generation else 0
+        most = max(1, int(memory_mib * MIB) - cache - logits - RUNTIME_BYTES)
         reason = (
-            f"memory_mib is {memory_mib:g}; the cache takes {cache / MIB:.1f} MiB, and the runtime is reckoned with "
-            f"{RUNTIME_BYTES // MIB}"
+            f"memory_mib is {memory_mib:g}; the cache takes {cache / MIB:.1f} MiB, the logits of a prompt "
+            f"{logits / MIB:.1f}, and the runtime is reckoned with {RUNTIME_BYTES // MIB}"
         )
         decisions = {**plan.decisions, "payload": Decision(f"at most {most / MIB:.1f} MiB", reason)}
         plan = replace(plan, decisions=decisions, target_plan=replace(plan.target_plan, payload_bytes=most))
@@ -81,6 +82,11 @@ def bound_payload(plan: Plan, original: ir.Model, generation: Generation | None 
     reason = f"memory_reduction_pct is {reduction_pct:g}, and the model's weights take {model_bytes / MIB:.1f} MiB"
     decisions = {**plan.decisions, "payload": Decision(f"at most {most / MIB:.1f} MiB", reason)}
     return replace(plan, decisions=decisions, target_plan=replace(plan.target_plan, payload_bytes=most))
+
+
+def _logits_bytes(model: ir.Model, generation: Generation) -> int:
+    """Bytes of what a decoder gives for the tokens of a prompt that are read at once, in float32."""
+    return 4 * generation.prefill * find_decoder(model).vocabulary
 
 
 def cache_bytes(model: ir.Model, generation: Generation) -> int:

@@ -7,12 +7,13 @@ go on where they were after a kill, segment by segment.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from compiler.artifact.adapter import parse, to_json
 from compiler.compress.quant import LayerQuant, QuantPlan
-from compiler.compress.weight_only import WeightOptions, WeightPlan, measure_weights, quantize_weights
+from compiler.compress.weight_only import WeightChoice, WeightOptions, WeightPlan, measure_weights, quantize_weights
 from compiler.driver.stages.calibrate import Batches
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.files import load_stage, save_stage
@@ -21,10 +22,10 @@ from compiler.errors import DataError, InternalError
 from compiler.evaluate import Dataset
 from compiler.model.decoder import find_decoder
 from compiler.plan import Plan
-from compiler.store import Entry, Stage, StageName, stage_key, write_result
+from compiler.store import Entry, Stage, StageName, read_result, stage_key, write_result
 from compiler.target.scheme import QuantScheme, WeightChoices
 
-_COSTS = "weights.json"
+_COSTS, _FORMATS = "weights.json", "formats.json"
 
 
 def weights_entry(context: BuildContext, plan: Plan, rewritten: Entry) -> Entry:
@@ -55,6 +56,7 @@ def weights_entry(context: BuildContext, plan: Plan, rewritten: Entry) -> Entry:
         )
         save_stage(made.model, files)
         write_result(files, PLAN, {"plan": quant_plan(made.plan).to_dict(), "warnings": []})
+        write_result(files, _FORMATS, [to_json(choice) for choice in made.plan.choices])
 
     stage = stage_key(StageName.QUANTIZE, make, inputs)
     folder = context.store.workspace(stage)
@@ -101,6 +103,14 @@ def _needs(context: BuildContext, plan: Plan) -> tuple[QuantScheme, WeightChoice
     if data is None:
         raise DataError("weights are fitted on calibration data, and the fleet file names none", where=context.name)
     return scheme, scheme.weights, data
+
+
+def read_weights(entries: Iterable[Entry]) -> tuple[WeightChoice, ...]:
+    """The format of each weight, of a border model's entries; none where they are not chosen one by one."""
+    for entry in entries:
+        if entry.stage == StageName.QUANTIZE and (entry.files / _FORMATS).exists():
+            return tuple(parse(WeightChoice, row) for row in read_result(entry, _FORMATS))
+    return ()
 
 
 def quant_plan(plan: WeightPlan) -> QuantPlan:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from compiler.target import TensorSpec, scratch_folder
 from targets.arm_tvm.bundle.link import link_model, link_runner, link_server
+from targets.arm_tvm.bundle.processor import needed_flags
 from targets.arm_tvm.bundle.runtime_libraries import EXTRA, runtime_files
 from targets.arm_tvm.bundle.weights_file import write_weights
 from targets.arm_tvm.graph.lower import Lowered, lower
@@ -75,6 +76,8 @@ def pack_bundle(lowered: Lowered, options: Options, cores: Cores, *, workdir: Pa
     weights = write_weights(payload / "weights.bin", lowered.weights)
     (payload / "io.txt").write_text(_signature(lowered, weights), encoding="utf-8")
     (payload / "cores.txt").write_text(f"threads {cores.threads}\nfast_cores {cores.fast}\n", encoding="utf-8")
+    if needs := needed_flags(options):
+        (payload / "cpu.txt").write_text("".join(f"{flag}\n" for flag in needs), encoding="utf-8")
     _copy_runtime(options.arch, runtime, cache_dir=cache_dir, with_extra=_needs_extra(payload / "model.so"))
     link_runner(options.arch, workdir / "run", runtime=runtime, cache_dir=cache_dir)
     files = sorted(path.relative_to(workdir).as_posix() for path in workdir.rglob("*") if path.is_file())

@@ -10,7 +10,10 @@ from compiler.target import TargetUnavailable
 from targets.arm_tvm.bundle.zig import REMEDY, run_zig
 
 NATIVE = Path(__file__).parent / "native"
-RUNNER_SOURCES = ("main.c", "model.c", "tensor.c", "cores.c")
+RUNNER_SOURCES = (
+    *("main.c", "bundle.c", "model.c", "tensor.c", "cores.c", "processor.c"),
+    *("answer.c", "requests.c", "rungs.c", "ladder.c", "memory.c"),
+)
 SERVER_SOURCES = ("serve.c",)
 GLIBC = "2.28"
 """Oldest C library the runner starts with; TVM's own libraries need 2.27."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from compiler.target import (
     Array,
     Arrays,
     Artifact,
-    DataError,
     Evidence,
     TargetUnavailable,
     ToolchainFailed,
     available_cpus,
+    host_isa,
     scratch_folder,
 )
 from targets.arm_tvm.run.emulate import (
@@ -31,6 +31,8 @@ from targets.arm_tvm.run.emulate import (
     why_not_runnable,
 )
 from targets.arm_tvm.run.guest_memory import watch_guest
+from targets.arm_tvm.run.inputs import check_inputs
+from targets.arm_tvm.run.served import ServedBundle
 
 TIMEOUT_S = 600
 COUNTED_RUNS = (1, 2)
@@ -129,6 +131,15 @@ class BundleRunner:
             return f"it ran on {self.threads} threads, as many as this machine has, not on the device's {threads}"
         return f"QEMU has no model of {mcpu}; its CPU '{self.cpu}' stood in" if self.cpu not in ("", mcpu) else ""
 
+    def stay_loaded(self) -> ServedBundle:
+        """The bundle in a process of its own that answers many runs, where `run` starts one for each.
+
+        Raises:
+            ToolchainFailed: It cannot be loaded.
+        """
+        command = (*(emulator(self.cpu) if self.cpu else ()), str(self.artifact.root.resolve() / "run"))
+        return ServedBundle(self.artifact, self.evidence, command=command, environment=self._environment(self.threads))
+
     def close(self) -> None:
         """Nothing is held between runs."""
 
@@ -148,7 +159,7 @@ class BundleRunner:
             return count_instructions(command, cpu=self.cpu, environment=self._environment(1), timeout_s=TIMEOUT_S)
 
     def _program(self, inputs: Arrays, place: Path) -> tuple[str, ...]:
-        _check_inputs(self.artifact, inputs)
+        check_inputs(self.artifact, inputs)
         files = [place / f"in{index}.npy" for index in range(len(self.artifact.inputs))]
         for spec, path in zip(self.artifact.inputs, files, strict=True):
             np.save(path, np.asarray(inputs[spec.name], order="C"), allow_pickle=False)
@@ -171,12 +182,23 @@ def load_bundle(artifact: Artifact) -> BundleRunner:
     if reason:
         raise TargetUnavailable(f"the bundle cannot run here: {reason}", remedy=REMEDY if arch == "aarch64" else "")
     on_host, threads = arch == host_arch(), int(str(artifact.facts["threads"]))
+    if on_host and (missing := missing_flags(artifact, host_isa())):
+        raise TargetUnavailable(
+            f"this machine's processor lacks {', '.join(missing)}, which the bundle is compiled for",
+            remedy="Verify this artifact on a machine that has them, or build it for this machine's core.",
+        )
     return BundleRunner(
         artifact,
         Evidence.HOST if on_host else Evidence.EMULATOR,
         "" if on_host else emulated_cpu(mcpu),
         min(threads, available_cpus()) if on_host else threads,
     )
+
+
+def missing_flags(artifact: Artifact, host: Collection[str]) -> list[str]:
+    """What a bundle needs of a processor that this one lacks; nothing where its flags are not known."""
+    needs = artifact.facts.get("needs")
+    return [str(flag) for flag in needs if flag not in host] if host and isinstance(needs, list) else []
 
 
 def _execute(command: Sequence[str], environment: dict[str, str]) -> str:
@@ -189,15 +211,3 @@ def _execute(command: Sequence[str], environment: dict[str, str]) -> str:
         reason = ended.stderr.strip().removeprefix("run: ") or f"exit status {ended.returncode}"
         raise ToolchainFailed(f"the bundle failed: {crash}{reason[-1000:]}")
     return ended.stdout
-
-
-def _check_inputs(artifact: Artifact, inputs: Arrays) -> None:
-    names = [spec.name for spec in artifact.inputs]
-    if sorted(names) != sorted(inputs):
-        raise DataError(f"the bundle takes inputs {', '.join(names)}; given are {', '.join(inputs) or 'none'}")
-    for spec in artifact.inputs:
-        array = inputs[spec.name]
-        if array.dtype != np.dtype(spec.dtype) or array.shape != spec.shape:
-            raise DataError(
-                f"input '{spec.name}' is {array.dtype} {array.shape}; the bundle takes {spec.dtype} {spec.shape}"
-            )

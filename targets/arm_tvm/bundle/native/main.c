@@ -1,40 +1,20 @@
-#include <dlfcn.h>
-#include <errno.h>
-#include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
+#include "answer.h"
+#include "bundle.h"
 #include "cores.h"
 #include "model.h"
 #include "tensor.h"
 
-enum { MAX_REPEAT = 100000 };
-
-typedef struct {
-  char model[PATH_MAX], signature[PATH_MAX], extra[PATH_MAX], weights[PATH_MAX], cores[PATH_MAX];
-} Places;
+enum { MAX_REPEAT = 100000, MAX_DEADLINE_MS = 3600000, MAX_MEMORY_MIB = 1 << 24 };
 
 static Signature signature;
 static Cores cores;
 static double load_us, first_us;
-
-/* Everything stands beside the executable, wherever the folder was copied to. */
-static Places find_places(void) {
-  static const char *const names[] = {"payload/model.so", "payload/io.txt", "runtime/libtvm_runtime_extra.so",
-                                      "payload/weights.bin", "payload/cores.txt"};
-  char self[PATH_MAX - 64];
-  Places places;
-  ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-  if (length <= 0) fail(EXIT_RUNTIME, "cannot tell where this program is: %s", strerror(errno));
-  self[length] = '\0';
-  *strrchr(self, '/') = '\0';
-  char *const into[] = {places.model, places.signature, places.extra, places.weights, places.cores};
-  for (int i = 0; i < 5; ++i) snprintf(into[i], PATH_MAX, "%s/%s", self, names[i]);
-  return places;
-}
 
 static void print_specs(const char *kind, const Spec *specs, int count) {
   for (int i = 0; i < count; ++i) {
@@ -45,13 +25,20 @@ static void print_specs(const char *kind, const Spec *specs, int count) {
 }
 
 static void print_help(void) {
-  puts("Usage: run [--repeat N] IN.npy... OUT.npy...\n\n"
+  puts("Usage: run [--repeat N] IN.npy... OUT.npy...\n"
+       "       run --serve SOCKET [--rungs FOLDER,FOLDER...] [--deadline-ms N] [--memory-mib N]\n\n"
        "Runs the compiled model once: one .npy file per input, then one per output, in this order:");
   print_specs("input", signature.inputs, signature.num_inputs);
   print_specs("output", signature.outputs, signature.num_outputs);
   puts("\n  --repeat N  run once to warm up and N times measured; print as JSON: percentiles of latency, time to\n"
        "              load and of the first inference, peak resident memory, threads, and the CPUs they are kept on\n"
        "  --help      print this\n\n"
+       "  --serve SOCKET      load the model and answer requests of other programs of this user at a Unix socket, until\n"
+       "                      SIGTERM; what a request looks like is in fleetc's docs/boards.md\n"
+       "  --rungs FOLDERS     folders of bundles of the same model, the most accurate first: the first that is in time\n"
+       "                      answers, or the next where memory is short or one crashes; this bundle alone by default\n"
+       "  --deadline-ms N     time of a request that says nothing; any time by default\n"
+       "  --memory-mib N      most memory that the builds together may take\n\n"
        "It runs on the fast cores of the device (payload/cores.txt), of those it may use: see taskset.\n"
        "TVM_NUM_THREADS in the environment sets how many threads it uses.\n"
        "Exit status: 0 done, 1 the model or its libraries failed, 2 a wrong command line or file.");
@@ -109,51 +96,85 @@ static void measure(long repeat) {
   free(latency_us);
 }
 
-static long parse_repeat(const char *text) {
+static long parse_number(const char *option, const char *text, long most) {
   char *end;
   long value = text ? strtol(text, &end, 10) : 0;
-  if (!text || *end || value < 1 || value > MAX_REPEAT)
-    fail(EXIT_USAGE, "--repeat takes a number from 1 to %d", MAX_REPEAT);
+  if (!text || *end || value < 1 || value > most) fail(EXIT_USAGE, "%s takes a number from 1 to %ld", option, most);
   return value;
 }
 
-static void load(const Places *places) {
-  void **data = calloc((size_t)signature.num_weights + 1, sizeof *data);
-  if (!data) fail(EXIT_RUNTIME, "out of memory");
-  cores = use_fast_cores(places->cores);
-  map_weights(places->weights, signature.weights, signature.num_weights, data);
-  for (int i = 0; i < signature.num_weights; ++i)
-    bind_argument(signature.num_inputs + i, &signature.weights[i], data[i]);
-  free(data);
-  if (access(places->extra, F_OK) == 0 && !dlopen(places->extra, RTLD_NOW | RTLD_GLOBAL)) fail(EXIT_RUNTIME, "%s", dlerror());
-  load_model(places->model);
+/* `.,rungs/int8` → one folder after another. */
+static void parse_rungs(char *text, Service *service) {
+  if (!text || !*text) fail(EXIT_USAGE, "--rungs takes folders of bundles, the most accurate first, with commas between");
+  service->num_folders = 0;
+  for (char *folder = strtok(text, ","); folder; folder = strtok(NULL, ",")) {
+    if (service->num_folders == MAX_RUNGS) fail(EXIT_USAGE, "--rungs takes %d folders at most", MAX_RUNGS);
+    service->folders[service->num_folders++] = folder;
+  }
+  if (!service->num_folders) fail(EXIT_USAGE, "--rungs: %s names no folder", text);
 }
 
-int main(int argc, char **argv) {
-  Places places = find_places();
-  read_signature(places.signature, &signature);
-  long repeat = 0;
+/* Reads the options. Returns how many of the arguments they are, the program's name included. */
+static int parse_options(int argc, char **argv, Service *service, long *repeat) {
+  const char *of_service = NULL;
   int first = 1;
   for (; first < argc && strncmp(argv[first], "--", 2) == 0; ++first) {
-    if (strcmp(argv[first], "--help") == 0) return print_help(), 0;
-    if (strcmp(argv[first], "--repeat") != 0) fail(EXIT_USAGE, "unknown option %s; see --help", argv[first]);
-    repeat = parse_repeat(argv[++first]);
+    const char *option = argv[first];
+    if (strcmp(option, "--help") == 0) {
+      print_help();
+      exit(0);
+    }
+    char *value = first + 1 < argc ? argv[++first] : NULL;
+    if (strcmp(option, "--repeat") == 0) {
+      *repeat = parse_number(option, value, MAX_REPEAT);
+      continue;
+    }
+    of_service = option;
+    if (strcmp(option, "--serve") == 0)
+      service->socket = value ? value : "";
+    else if (strcmp(option, "--rungs") == 0)
+      parse_rungs(value, service);
+    else if (strcmp(option, "--deadline-ms") == 0)
+      service->deadline_us = 1e3 * (double)parse_number(option, value, MAX_DEADLINE_MS);
+    else if (strcmp(option, "--memory-mib") == 0)
+      service->memory_bytes = (long long)parse_number(option, value, MAX_MEMORY_MIB) << 20;
+    else
+      fail(EXIT_USAGE, "unknown option %s; see --help", option);
   }
-  if (argc - first != signature.num_inputs + signature.num_outputs)
-    fail(EXIT_USAGE, "%d input and %d output files are needed, %d were given; see --help", signature.num_inputs,
-         signature.num_outputs, argc - first);
+  if (of_service && !service->socket) fail(EXIT_USAGE, "%s belongs to --serve", of_service);
+  return first;
+}
 
+static void run_files(char **files, long repeat) {
+  Places places = find_places(NULL);
   for (int i = 0; i < signature.num_inputs; ++i)
-    bind_argument(i, &signature.inputs[i], read_npy(argv[first + i], &signature.inputs[i]));
+    bind_argument(i, &signature.inputs[i], read_npy(files[i], &signature.inputs[i]));
   double start_us = now_us();
-  load(&places);
+  cores = load_bundle(&places, &signature);
   double loaded_us = now_us();
   run_model();
   load_us = loaded_us - start_us, first_us = now_us() - loaded_us;
   if (repeat) measure(repeat);
   for (int i = 0; i < signature.num_outputs; ++i) {
     const Spec *spec = &signature.outputs[i];
-    write_npy(argv[first + signature.num_inputs + i], spec, output_data(i, signature.num_outputs, spec));
+    write_npy(files[signature.num_inputs + i], spec, output_data(i, signature.num_outputs, spec));
   }
+}
+
+int main(int argc, char **argv) {
+  Places places = find_places(NULL);
+  read_signature(places.signature, &signature);
+  Service service = {.num_folders = 1, .deadline_us = INFINITY};
+  long repeat = 0;
+  int first = parse_options(argc, argv, &service, &repeat), needed = signature.num_inputs + signature.num_outputs;
+  if (service.socket) {
+    if (first < argc || repeat) fail(EXIT_USAGE, "--serve takes neither files nor --repeat; see --help");
+    answer_requests(&service, &signature);
+    return 0;
+  }
+  if (argc - first != needed)
+    fail(EXIT_USAGE, "%d input and %d output files are needed, %d were given; see --help", signature.num_inputs,
+         signature.num_outputs, argc - first);
+  run_files(argv + first, repeat);
   return 0;
 }

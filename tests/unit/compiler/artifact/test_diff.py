@@ -15,6 +15,7 @@ from compiler.cli.text_changes import changes_text
 from compiler.errors import ArtifactError
 from tests.unit.compiler.artifact.report.conftest import (
     MIB,
+    competitor,
     failure,
     gate,
     layer,
@@ -49,6 +50,25 @@ def tightened(**changes: Any) -> dict[str, Any]:
 
 def newer_tools() -> dict[str, Any]:
     return {**manifest("kiosk")["artifact"], "tools": {"onnxruntime": "1.33.0"}}
+
+
+def test_a_race_that_came_out_otherwise_explains_the_target_and_the_files_of_the_other(tmp_path: Path) -> None:
+    targets = [{"target": "openvino"}, {"target": "reference"}]
+
+    def won(target: str, speedup: float) -> dict[str, Any]:
+        standings = [competitor("openvino", "beaten"), competitor("reference", "won", speedup)]
+        trials = [trial(1, "fp32", target="openvino"), trial(2, "int8", target=target)]
+        return {
+            "plan": {**searched()["plan"], "target": target, "targets": targets},
+            "contest": standings,
+            "trials": trials,
+        }
+
+    files = {"payload/model.xml": {"sha256": "5" * 64, "bytes": 20 * MIB}}
+    found = two(tmp_path, won("openvino", 0.9), {**won("reference", 4.0), "files": files})
+    assert found["race.reference"].note == MEASURED
+    assert found["target"].because[0] == "race.reference"
+    assert found["size"].because == ("target",)
 
 
 def test_the_same_build_twice_is_no_difference(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from language_models import SIZE, tiny_decoder, tiny_text
 
 from compiler.errors import DataError, TargetUnavailable
-from compiler.evaluate import Dataset, find_task, run_dataset
+from compiler.evaluate import Dataset, SplitKind, find_task, make_split, run_dataset
 from compiler.evaluate.generation import check, divergences, measure
 from compiler.evaluate.text import open_text
 from compiler.fleet.data import Evaluation
@@ -67,6 +67,13 @@ def test_the_drop_of_the_task_is_the_increase_with_its_interval(tmp_path):
     assert drop.drop_pct == pytest.approx(100 * (after / before - 1), rel=1e-4)
     assert drop.low_pct < drop.drop_pct < drop.high_pct
     assert check(dataset) == () and "windows" in check(opened(tmp_path, tiny_text(64)))[0]
+
+
+def test_every_judged_token_is_a_decision_so_that_half_of_the_windows_can_be_held_out(tmp_path):
+    dataset = opened(tmp_path, tiny_text(600), count=12)
+    split = make_split(dataset.labels, dataset.count, by_person=False, limit_pct=5.0)
+    assert split.kind == SplitKind.HELD_OUT and "48 decisions" in split.why
+    assert sorted([*split.choosing, *split.folds[0]]) == list(range(12))
 
 
 def test_divergence_of_equal_logits_is_zero():

@@ -23,6 +23,7 @@ from compiler.fleet.profile import (
     list_profiles,
     load_profile,
     profile_digest,
+    profile_for,
     profile_of,
     to_dict,
     to_yaml,
@@ -255,3 +256,28 @@ def test_schemas_and_their_documentation_are_not_stale() -> None:
     command = [sys.executable, str(ROOT / "scripts/generate_schemas.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("also", ["[tvm, reference]", "{tvm: {mtriple: x86_64}, reference: {}}"])
+def test_other_targets_are_names_or_names_with_options(tmp_path: Path, also: str) -> None:
+    path = tmp_path / "board.yaml"
+    path.write_text(f"schema: 1\nname: board\ntarget: openvino\ntarget_options: {{threads: 2}}\nalso: {also}\n")
+    profile = load_profile(path)
+    assert profile.targets == ("openvino", "tvm", "reference")
+    own, other = profile_for(profile, "openvino"), profile_for(profile, "tvm")
+    assert (own.target, own.target_options, own.also) == ("openvino", {"threads": 2}, None)
+    assert (other.target, other.target_options, other.also) == ("tvm", (profile.also or {})["tvm"], None)
+    assert other.origin.place(("target_options", "mtriple")) == f"{path}:5 also.tvm.mtriple"
+    path.write_text(to_yaml(profile))
+    assert load_profile(path) == profile
+
+
+@pytest.mark.parametrize(
+    ("also", "what"),
+    [("[openvino]", "the profile's own target"), ("[tvm, tvm]", "names a target twice"), ("tvm", "expected a mapping")],
+)
+def test_other_targets_that_are_none_are_refused(tmp_path: Path, also: str, what: str) -> None:
+    path = tmp_path / "board.yaml"
+    path.write_text(f"schema: 1\nname: board\ntarget: openvino\nalso: {also}\n")
+    with pytest.raises(ProfileError, match=what):
+        load_profile(path)

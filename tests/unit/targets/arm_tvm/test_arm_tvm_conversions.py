@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from arm_tvm_models import make
 from onnx import helper
 
+from compiler.model.save import save_model
 from targets.arm_tvm.graph.composites import find_composites
 
 pytestmark = pytest.mark.needs_tvm
@@ -95,3 +98,18 @@ def test_transposed_convolution_equals_its_definition() -> None:
     machine = relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())
     expected = np.einsum("ncij,cfpq->nfipjq", x, w).reshape(1, 2, 8, 15) + b[:, None, None]
     np.testing.assert_allclose(machine["main"](tvm.runtime.tensor(x)).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_in_a_file_beside_the_model_are_read_from_wherever_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The importer takes such a file for one of the working folder."""
+    from targets.arm_tvm.graph.lower import import_relax
+
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    model = make([node], {"x": (2, 64)}, {"y": (2, 64)}, {"w": np.ones((64, 64), np.float32)})
+    (tmp_path / "model").mkdir()
+    save_model(model, tmp_path / "model" / "border.onnx", external_above_bytes=0)
+    assert (tmp_path / "model" / "border.data").exists()
+    monkeypatch.chdir(tmp_path)
+    assert "R.matmul(" in import_relax(ir.load(tmp_path / "model" / "border.onnx")).script()

@@ -105,6 +105,13 @@ def searched(**changes: Any) -> dict[str, Any]:
     return {**facts, **changes}
 
 
+def competitor(target: str, standing: str, speedup: float | None = None) -> dict[str, Any]:
+    """A target that competed; with a speed where it was raced."""
+    race = {"speedup": speedup, "value": 1.0, "original": speedup, "unit": "ms", "evidence": "measured-host"}
+    why = f"{speedup} × the speed of the first" if speedup else "the others are measured against its first build"
+    return {"target": target, "standing": standing, "why": why, "race": race if speedup else None, "trial": None}
+
+
 def kernel(name: str, **changes: Any) -> dict[str, Any]:
     facts = {"workload": "6" * 64, "count": 2, "choice": {"tile": 4}, "basis": "measured", "evidence": "measured-host"}
     return {"kernel": name, "reason": "33.3 us, 3 runs, measured-host, 2026-11-24", **facts, **changes}

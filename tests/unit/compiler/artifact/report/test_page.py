@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from compiler.artifact.report import read_build, write_report
-from tests.unit.compiler.artifact.report.conftest import failure, layer, manifest, trial, write_dist
+from tests.unit.compiler.artifact.report.conftest import competitor, failure, layer, manifest, trial, write_dist
 
 NASTY = '<script>alert("x")</script>&amp;$x^2$'
 
@@ -54,6 +54,15 @@ def test_every_device_is_told_with_its_figures_and_their_evidence(dist: Path) ->
         "0" * 64,
     ):
         assert words in re.sub(r"\s+", " ", found.text), words
+
+
+def test_the_targets_that_competed_are_told_with_how_each_came_out(tmp_path: Path) -> None:
+    contest = [competitor("openvino", "beaten"), competitor("reference", "won", 4.0)]
+    trials = [trial(1, "fp32", target="openvino"), trial(2, "int8", target="reference")]
+    found = Elements(page_of(write_dist(tmp_path, {"kiosk": manifest("kiosk", contest=contest, trials=trials)})))
+    text = re.sub(r"\s+", " ", found.text)
+    assert "kiosk gets int8 through reference, trial 2 of 2" in text and "1 openvino fp32: " in text
+    assert "Which target" in text and "4.0 × the speed of the first" in text
 
 
 def test_what_was_pruned_is_told_group_by_group_with_warnings(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from language_models import SIZE, tiny_decoder
 
-from compiler.driver.stages.kernels import bound_payload
+from compiler.driver.stages.kernels import RUNTIME_BYTES, bound_payload
 from compiler.fleet import load_fleet
+from compiler.fleet.data import Generation
 from compiler.fleet.profile import load_profile
 from compiler.plan import BuildOptions, Plan, make_plan
 from targets.arm_tvm import TARGET
@@ -46,3 +48,11 @@ def test_without_a_limit_on_memory_the_plan_stays_as_it_is(tmp_path: Path) -> No
     plan = _plan(tmp_path, "limits: {latency_ms: 40}")
     assert bound_payload(plan, _model()) == plan
     assert plan.target_plan.payload_bytes is None
+
+
+def test_of_a_language_models_limit_its_cache_and_the_logits_of_a_prompt_are_taken_off(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, "limits: {memory_mib: 100}")
+    found = bound_payload(plan, tiny_decoder(), Generation(context=32, prefill=16))
+    cache = 4 * SIZE.layers * 2 * SIZE.kv_heads * 32 * SIZE.head_width
+    logits = 4 * 16 * SIZE.vocabulary
+    assert found.target_plan.payload_bytes == (100 << 20) - 2 * cache - logits - RUNTIME_BYTES

@@ -1,0 +1,56 @@
+"""What code for x86-64 needs of a processor is known, written beside it, and refused by name where it is missing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from arm_tvm_models import make
+from onnx import helper
+
+from compiler.errors import FleetError, TargetUnavailable, ToolchainFailed
+from compiler.fleet.detect import host_isa
+from compiler.fleet.profile import Cpu, HardwareProfile
+from compiler.target import TargetPlan
+from targets.arm_tvm import TARGET, Options
+from targets.arm_tvm.bundle.processor import needed_flags, refuse_other_processor
+
+pytestmark = pytest.mark.needs_tvm
+HASWELL = Options("x86_64-linux-gnu", "haswell")
+NO_SUCH = "avx1024"
+
+
+def board(*isa: str) -> HardwareProfile:
+    return HardwareProfile(schema=1, name="board", target="tvm", cpu=Cpu(model="a core", cores=2, isa=isa))
+
+
+def test_the_flags_are_linux_s_names_of_what_llvm_compiles_for() -> None:
+    assert {"avx2", "fma", "bmi1", "abm", "sse4_2"} <= set(needed_flags(HASWELL))
+    assert "avx512_vnni" in needed_flags(Options("x86_64-linux-gnu", "icelake-server"))
+    assert needed_flags(replace(HASWELL, mcpu="generic")) == ()
+    assert needed_flags(Options("aarch64-linux-gnu", "cortex-a76", ("+dotprod",))) == ()
+
+
+def test_a_core_with_more_than_the_profile_states_is_refused_by_name() -> None:
+    icelake = Options("x86_64-linux-gnu", "icelake-server")
+    with pytest.raises(FleetError, match=r"icelake-server has avx512_vnni.*, which cpu.isa does not state"):
+        refuse_other_processor(["avx2", "avx512_vnni"], icelake, board("sse4_1", "avx2"))
+    refuse_other_processor(["avx2", "abm"], HASWELL, board("avx2"))
+    refuse_other_processor(["avx2"], HASWELL, board())
+
+
+@pytest.mark.skipif(not {"avx2", "fma", "abm"} <= host_isa(), reason="this machine has no AVX2")
+def test_a_processor_without_the_instruction_sets_is_refused_before_the_model_is_loaded(tmp_path, cache_dir) -> None:
+    model = make([helper.make_node("Neg", ["x"], ["y"])], {"x": (2, 2)}, {"y": (2, 2)})
+    plan = TargetPlan("fp32", HASWELL, threads=1, cache_dir=cache_dir)
+    artifact = TARGET.build(model, plan, board("avx", "avx2", "fma", "f16c"), workdir=tmp_path)
+    x = np.arange(4, dtype=np.float32).reshape(2, 2)
+    np.testing.assert_array_equal(TARGET.load(artifact).run({"x": x})["y"], -x)
+
+    newer = replace(artifact, facts={**artifact.facts, "needs": ["avx2", NO_SUCH]})
+    with pytest.raises(TargetUnavailable, match=f"this machine's processor lacks {NO_SUCH}, which"):
+        TARGET.load(newer)
+
+    with (tmp_path / "payload" / "cpu.txt").open("a") as file:
+        file.write(f"{NO_SUCH}\n")
+    with pytest.raises(ToolchainFailed, match=f"this processor lacks {NO_SUCH}, which the model is compiled for"):
+        TARGET.load(artifact).run({"x": x})
