@@ -39,7 +39,27 @@ class Percent(click.ParamType[float]):
         return percent / 100
 
 
+class Similarity(click.ParamType[float]):
+    """A threshold: a number, or an artifact whose manifest has it."""
+
+    name = "number or artifact"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The similarity, from -1 to 1."""
+        try:
+            number = float(str(value))
+        except ValueError:
+            threshold = _threshold_of(Path(str(value)))
+            if threshold is None:
+                self.fail(f"{value} was not built for verification: its manifest has no threshold", param, ctx)
+            return threshold
+        if not -1 <= number <= 1:
+            self.fail(f"{value}: give a similarity from -1 to 1", param, ctx)
+        return number
+
+
 PERCENT = Percent()
+SIMILARITY = Similarity()
 LIMIT_OPTIONS = (
     click.option("--errors-pct", default=1.0, show_default=True, help="Answers that may be no number."),
     click.option("--flips-pct", default=1.0, show_default=True, help="Decisions that may change."),
@@ -47,7 +67,9 @@ LIMIT_OPTIONS = (
         "--cosine-drop", default=0.01, show_default=True, type=click.FloatRange(0, 2), help="Mean of 1 - cosine."
     ),
     click.option("--latency-ms", type=click.FloatRange(0, min_open=True), help="What p99 must keep."),
-    click.option("--threshold", type=click.FloatRange(-1, 1), help="Similarity that accepts a pair of embeddings."),
+    click.option(
+        "--threshold", type=SIMILARITY, help="Similarity that accepts a pair of embeddings, or an artifact that has it."
+    ),
 )
 SERVER_OPTIONS = (
     click.option("--port", default=PORT, show_default=True, help="Where `fleetc serve` listens on this machine."),
@@ -104,14 +126,18 @@ def begin(
     """Compare CANDIDATE with the artifact that a `fleetc serve` of this machine answers with.
 
     The limits of time are for --split; by default the server's --slo-ms, and the limit of the build's latency gate.
+    The threshold is the fleet's by default, which the manifest of a build for verification has.
     """
     from rollout.client import Client, read_control
 
     if (shadow is None) == (split is None):
         raise DataError("give one of --shadow and --split", where="fleetc ab", remedy="fleetc ab begin --help")
+    digest = _digest(against)
+    if threshold is None and (threshold := _threshold_of(against)) is not None:
+        click.echo(f"pairs are accepted above {threshold:.4f}, the fleet's threshold in {against}", err=True)
     limits = Limits(errors_pct / 100, flips_pct / 100, cosine_drop, latency_ms, threshold, median_ms)
     mode, share = (Mode.SHADOW, shadow) if shadow is not None else (Mode.SPLIT, split)
-    request = Request(str(candidate.absolute()), _digest(against), mode, share or 0.0, limits, least_s, least_requests)
+    request = Request(str(candidate.absolute()), digest, mode, share or 0.0, limits, least_s, least_requests)
     client = Client(read_control(port), model)
     report = client.begin(request)
     while wait and report.standing == Standing.RUNNING and report.verdict.decision != Decision.SHIP:
@@ -195,6 +221,17 @@ def _show(report: Report, as_json: bool) -> None:
 def _fail_by_rollback(verdict: Verdict, where: str) -> None:
     if verdict.decision == Decision.ROLL_BACK:
         raise GateFailed("; ".join(verdict.reasons), where=where, remedy="Keep the build in use.")
+
+
+def _threshold_of(folder: Path) -> float | None:
+    """The fleet's threshold in an artifact's manifest; None where it has none, or several outputs.
+
+    Of several outputs nothing says which holds the embedding.
+    """
+    from compiler.artifact.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    return manifest.threshold.similarity if manifest.threshold and len(manifest.artifact.outputs) == 1 else None
 
 
 def _digest(folder: Path) -> str:

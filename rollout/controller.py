@@ -109,7 +109,7 @@ class Controller:
         """Device → its labels: those of the file, or those that have reported."""
         if spec.devices:
             return spec.devices
-        reports, _ = read_reports(self.fleet / "reports")
+        reports, _ = read_reports(self.fleet)
         return {name: {} for name, report in reports.items() if report.device_class == spec.device_class}
 
     def tick(self) -> Standing:
@@ -139,7 +139,7 @@ class Controller:
 
     def reports(self) -> dict[str, DeviceReport]:
         """What the devices said last."""
-        return read_reports(self.fleet / "reports")[0]
+        return read_reports(self.fleet)[0]
 
     def _gates(self, standing: Standing) -> Mapping[str, Mapping[str, Any]]:
         gates = self.repository.builds(standing.device_class).get(standing.build, {}).get("gates", {})

@@ -19,6 +19,7 @@ class Transport(StrEnum):
     MENDER = "mender"
     OCI = "oci"
     HAWKBIT = "hawkbit"
+    SWUPDATE = "swupdate"
 
 
 def export_build(
@@ -55,6 +56,11 @@ def export_build(
 
     if transport == Transport.MENDER:
         write_atomic(place, mender_artifact(bundle, read_private_key(key) if key is not None else None))
+        return str(place)
+    if transport == Transport.SWUPDATE:
+        from rollout.swupdate import swupdate_image
+
+        write_atomic(place, swupdate_image(bundle))
         return str(place)
     if transport == Transport.OCI:
         return f"{place} {write_oci(bundle, place)}"

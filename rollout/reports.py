@@ -1,4 +1,7 @@
-"""What the devices say: one file a device, read anew at each look; one that makes no sense counts as silence."""
+"""What the devices say: one file a device, read anew at each look; one that makes no sense counts as silence.
+
+Where the fleet's folder has `devices/`, a report counts only if it is signed by the key in `devices/DEVICE.pub`.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pydantic import Field
 
 from compiler.artifact.adapter import parse
 from compiler.errors import DataError
+from rollout.device.signing import open_report
 
 Natural = Annotated[int, Field(ge=0)]
 
@@ -70,12 +74,16 @@ class DeviceReport:
             raise DataError(f"{self.late} late and {self.errors} failed of {self.requests} requests")
 
 
-def read_reports(folder: Path) -> tuple[dict[str, DeviceReport], list[str]]:
-    """Device → its report, and what is wrong with those that cannot be read."""
+def read_reports(fleet: Path) -> tuple[dict[str, DeviceReport], list[str]]:
+    """Device → its report, and what is wrong with those that cannot be read or believed.
+
+    Args:
+        fleet: Folder of the fleet: `reports/`, and `devices/` where reports must be signed.
+    """
     reports, problems = dict[str, DeviceReport](), []
-    for path in sorted(folder.glob("[!.]*.json")):
+    for path in sorted((fleet / "reports").glob("[!.]*.json")):
         try:
-            report = parse(DeviceReport, _read(path))
+            report = parse(DeviceReport, open_report(_read(path), _key_of(fleet, unquote(path.stem))))
         except (OSError, ValueError, DataError) as error:
             problems.append(f"the report of {path.stem} makes no sense: {error}")
             continue
@@ -84,6 +92,17 @@ def read_reports(folder: Path) -> tuple[dict[str, DeviceReport], list[str]]:
             continue
         reports[report.device] = report
     return reports, problems
+
+
+def _key_of(fleet: Path, device: str) -> bytes | None:
+    """The public key of a device; None where the fleet has keys of none."""
+    keys = fleet / "devices"
+    if not keys.is_dir():
+        return None
+    try:
+        return (keys / f"{quote(device, safe='')}.pub").read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"the fleet has no key for it in {keys}") from error
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -50,6 +50,9 @@ VALID = {
 CLASS_VALID = timedelta(days=90)
 
 ASSIGNMENT = "assignment.json"
+
+FOLLOWING = ".next"
+"""End of the name of a key that is about to take the place of another."""
 
 LOCK_S = 60.0
 """Longest time to wait for another process that writes metadata."""
@@ -104,8 +107,8 @@ class FleetRepository(Repository):
             self._publish()
 
     def _delegate(self, name: str) -> None:
-        self._make_key(f"class-{name}")
-        key = self._signer(f"class-{name}").public_key
+        self._make_key(_key_of(name))
+        key = self._signer(_key_of(name)).public_key
         with self.edit_targets() as targets:
             delegations = targets.delegations or Delegations({}, {})
             roles = {
@@ -154,6 +157,33 @@ class FleetRepository(Repository):
         customs = (info.unrecognized_fields.get("custom", {}) for info in self.targets(device_class).targets.values())
         return {custom["manifest_sha256"]: custom for custom in customs if "manifest_sha256" in custom}
 
+    def replace_key(self, role: str) -> None:
+        """Gives a role a new key: what the old one signs is believed no more. Killed, it is called again.
+
+        Devices forget the versions that the old key had signed, so that an attacker who raised them is forgotten too.
+
+        Args:
+            role: root, targets, snapshot, timestamp, or a device class.
+
+        Raises:
+            DataError: There is no such role, or the key that must sign the change is not here.
+        """
+        with self._alone():
+            if role not in (*TOP_ROLES, *self.classes):
+                remedy = f"Roles: {', '.join((*TOP_ROLES, *self.classes))}."
+                raise DataError(f"there is no role {role!r}", where=str(self.fleet), remedy=remedy)
+            following = f"{_key_of(role)}{FOLLOWING}"
+            self._make_key(following)
+            with self.edit_root() if role in TOP_ROLES else self.edit_targets() as metadata:
+                _delegate_anew(metadata, role, self._signer(following).public_key)
+            for suffix in (".pem", ".pub"):
+                (self._keys / f"{following}{suffix}").replace(self._keys / f"{_key_of(role)}{suffix}")
+            if role == "targets" or role not in TOP_ROLES:
+                with self.edit(role):
+                    pass
+            self.do_snapshot(force=True)
+            self.do_timestamp(force=True)
+
     def refresh(self) -> None:
         """Signs snapshot and timestamp again, so that they do not expire."""
         with self._alone():
@@ -185,7 +215,11 @@ class FleetRepository(Repository):
         md.signed.version += 1
         md.signed.expires = datetime.now(UTC).replace(microsecond=0) + VALID.get(role, CLASS_VALID)
         md.signatures.clear()
-        md.sign(self._signer(role if role in TOP_ROLES else f"class-{role}"))
+        md.sign(self._signer(_key_of(role)))
+        if role == "root" and (self._keys / f"root{FOLLOWING}.pem").exists():
+            md.sign(
+                self._signer(f"root{FOLLOWING}"), append=True
+            )  # a new root is signed by the old key and the new one
         name = f"{role}.json" if role == "timestamp" else f"{md.signed.version}.{role}.json"
         write_atomic(self._metadata / name, md.to_bytes(JSONSerializer()))
 
@@ -234,6 +268,20 @@ class FleetRepository(Repository):
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         return CryptoSigner(load_pem_private_key(read_private_key(path).pem, None))
+
+
+def _delegate_anew(metadata: Root | Targets, role: str, key: Key) -> None:
+    """Lets one key alone sign for a role."""
+    delegations = metadata.roles if isinstance(metadata, Root) else metadata.delegations and metadata.delegations.roles
+    for old in list(delegations[role].keyids if delegations else ()):
+        if old != key.keyid:
+            metadata.revoke_key(old, role)
+    metadata.add_key(key, role)
+
+
+def _key_of(role: str) -> str:
+    """Name of the key that signs for a role."""
+    return role if role in TOP_ROLES else f"class-{role}"
 
 
 def _stored(info: TargetFile) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from compiler.fleet.yamlfile import Document
     from rollout.controller import Controller
     from rollout.journal import Standing
+    from rollout.repository import FleetRepository
     from rollout.spec import Spec
 
 POLL_S = 5.0
@@ -129,14 +130,31 @@ def rollback(file: Path, keys: Path | None, poll_s: float, as_json: bool) -> Non
 @keys_option
 def refresh(fleet: Path, keys: Path | None) -> None:
     """Sign the newest metadata of FLEET again, before it expires: once a week at least, while nothing is rolled out."""
+    _repository_of(fleet, keys).refresh()
+    click.echo(f"{fleet}: snapshot and timestamp are signed again")
+
+
+@rollout.command("replace-key")
+@click.argument("fleet", type=FOLDER)
+@click.argument("role")
+@keys_option
+def replace_key(fleet: Path, role: str, keys: Path | None) -> None:
+    """Give ROLE of FLEET a new key: root, targets, snapshot, timestamp, or a device class.
+
+    For a key that was stolen or is old. It needs the private key of root; for a device class, that of targets.
+    """
+    _repository_of(fleet, keys).replace_key(role)
+    click.echo(f"{fleet}: {role} has a new key; devices learn it at their next look")
+
+
+def _repository_of(fleet: Path, keys: Path | None) -> FleetRepository:
     _require_tuf()
     from rollout.repository import FleetRepository
 
     repository = FleetRepository(fleet, keys)
     if not repository.classes:
         raise DataError("it holds no repository", where=str(fleet), remedy="`fleetc export --tuf` makes one.")
-    repository.refresh()
-    click.echo(f"{fleet}: snapshot and timestamp are signed again")
+    return repository
 
 
 @click.command(
@@ -235,7 +253,7 @@ def _show(controller: Controller, standing: Standing, as_json: bool) -> None:
     from rollout.reports import read_reports
     from rollout.rolling_text import standing_text
 
-    reports, problems = read_reports(controller.fleet / "reports")
+    reports, problems = read_reports(controller.fleet)
     if as_json:
         groups = {name: standing.group_state(name) for name in standing.groups}
         print_json({**to_json(standing), "group_states": groups, "problems": problems})

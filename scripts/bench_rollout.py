@@ -12,6 +12,11 @@ With --fleet, on real files and processes: 200 agents on the loopback get a buil
 and agents and the controller are killed 100 times at random moments of a rollout.
 
 With --serve ARTIFACT CANDIDATE, two builds of one model: how p99 changes while a tenth of the requests is mirrored.
+
+With --faces ARTIFACT CANDIDATE, two builds of a face model whose fleet is judged by verification: the verdict on
+photographs, one folder per person, that --photographs or FLEETC_FACES names.
+
+Figures that are not asked for stay as the record has them, each with the commit it was measured at.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rollout_faces
 import rollout_fleet
 import rollout_mirror
 from bench_record import bar, commit, machine, versions
@@ -48,16 +54,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the record is written")
     parser.add_argument("--fleet", action="store_true", help="also roll out to 200 agents, and kill")
     parser.add_argument("--serve", type=Path, nargs=2, metavar=("ARTIFACT", "CANDIDATE"), help="also mirror requests")
+    parser.add_argument("--faces", type=Path, nargs=2, metavar=("ARTIFACT", "CANDIDATE"), help="also judge on faces")
+    parser.add_argument("--photographs", type=Path, default=os.environ.get("FLEETC_FACES"), help="for --faces")
     arguments = parser.parse_args()
+    if arguments.faces and not arguments.photographs:
+        parser.error("--faces needs photographs: --photographs FOLDER, or FLEETC_FACES")
     os.nice(5)
     begin = time.process_time()
-    figures: dict[str, Any] = {"means": same_means(), "guardrails": same_shares(), "late": late()}
-    if arguments.fleet:
-        figures |= {"fleet": rollout_fleet.breaching(), "kills": rollout_fleet.killing()}
-    if arguments.serve:
-        figures["mirrored"] = rollout_mirror.mirrored(*arguments.serve)
+    measured = measure(arguments)
+    recorded = json.loads(arguments.out.read_text("utf-8")) if arguments.out and arguments.out.exists() else {}
+    kept = {part: recorded[part] for part in PARTS if part in recorded and part not in measured}
+    figures, now = measured | kept, commit()
     record = {
-        **commit(),
+        **now,
+        "commits": {part: now["commit"] for part in measured}
+        | {part: recorded.get("commits", {}).get(part, recorded["commit"]) for part in kept},
         "machine": machine(),
         "versions": versions(["numpy"]),
         "seed": SEED,
@@ -72,10 +83,27 @@ def main() -> None:
     print(text)
 
 
+PARTS = ("fleet", "kills", "mirrored", "faces")
+"""Figures that are measured where they are asked for; otherwise the record keeps those that it has."""
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is simulated always, and what was asked for."""
+    figures: dict[str, Any] = {"means": same_means(), "guardrails": same_shares(), "late": late()}
+    if arguments.fleet:
+        figures |= {"fleet": rollout_fleet.breaching(), "kills": rollout_fleet.killing()}
+    if arguments.serve:
+        figures["mirrored"] = rollout_mirror.mirrored(*arguments.serve)
+    if arguments.faces:
+        current, candidate = arguments.faces
+        figures["faces"] = rollout_faces.faces(current, candidate, Path(arguments.photographs))
+    return figures
+
+
 def bars(figures: dict[str, Any]) -> list[dict[str, Any]]:
     """The figures that must hold."""
     wrong, three = "share of A/A runs with a false verdict", "median_requests_of_three_guardrails"
-    fleet, kills, mirrored = (figures.get(key) for key in ("fleet", "kills", "mirrored"))
+    fleet, kills, mirrored, faces = (figures.get(part) for part in PARTS)
     bars = [
         bar(f"{wrong}: means", figures["means"]["wrong_share"], ALPHA),
         bar(f"{wrong}: guardrails", figures["guardrails"]["wrong_share"], ALPHA),
@@ -91,9 +119,19 @@ def bars(figures: dict[str, Any]) -> list[dict[str, Any]]:
             bar("devices that are not back on the build before", fleet["not_back"], 0),
         ]
     if kills:
-        bars.append(bar("devices without exactly one verified build after a kill", kills["without_verified_build"], 0))
+        bars += [
+            bar(
+                "of the kills that were asked for, those that were not made",
+                kills["asked"] - sum(kills["kills"].values()),
+                0,
+            ),
+            bar("devices without exactly one verified build after a kill", kills["without_verified_build"], 0),
+        ]
     if mirrored:
         bars.append(bar("% by which mirroring raises p99, round by round", mirrored["p99"]["median_change_pct"], 5))
+    if faces:
+        what = f"{faces['precisions'][1]} against {faces['precisions'][0]} on faces: another verdict than ship"
+        bars.append(bar(what, float(faces["verdict"] != "ship"), 0))
     return bars
 
 

@@ -192,13 +192,16 @@ def killing() -> dict[str, Any]:
             controller = here.begin(names, requests=0)
             while (standing := controller.journal.standing()).state not in ENDS and sum(hits.values()) < KILLS:
                 for name in names:
-                    hits["controller"] += killed(controller.tick, draw)
-                    hits["agent"] += killed(functools.partial(look_once, here, name), draw)
+                    works = {"controller": controller.tick, "agent": functools.partial(look_once, here, name)}
+                    for who, work in works.items():
+                        is_hit = sum(hits.values()) < KILLS and killed(work, draw)
+                        hits[who] += is_hit
                     broken += verified_build(here.folder / name) not in here.digests
             standing = finish(here, controller, names)
             ended = sum(verified_build(here.folder / name) == here.digests[1] for name in names)
             again(here, names)
         return {
+            "asked": KILLS,
             "kills": hits,
             "rollouts": rounds,
             "without_verified_build": broken,

@@ -67,6 +67,7 @@ class Exported:
 @click.option("--mender", type=click.Path(path_type=Path, dir_okay=False), help="Mender artifact to write.")
 @click.option("--oci", type=click.Path(path_type=Path, file_okay=False), help="OCI image layout to write.")
 @click.option("--hawkbit", type=click.Path(path_type=Path, dir_okay=False), help="Calls of hawkBit's Management API.")
+@click.option("--swupdate", type=click.Path(path_type=Path, dir_okay=False), help="Image of SWUpdate (.swu) to write.")
 @click.option("--name", help="What clients call the model; the artifact's folder by default.")
 @click.option("--python", is_flag=True, help="Run it in Triton's Python backend, with all settings of the artifact.")
 @click.option("--tokenizer", type=click.Path(path_type=Path, dir_okay=False), help="--ort-genai: tokenizer.json.")
@@ -90,8 +91,8 @@ def export(
     """Write ARTIFACT in the form of another system.
 
     As a model repository for Triton or OpenVINO Model Server; a language model as a folder for onnxruntime-genai; or as
-    one archive that devices install, for the fleet's
-    TUF repository, for Mender, as an OCI image, or for hawkBit.
+    one archive that devices install, for the fleet's TUF repository, for Mender, as an OCI image, for hawkBit, or for
+    SWUpdate.
     """
     chosen = [(system, place) for system, place in places.items() if place is not None]
     if len(chosen) != 1:

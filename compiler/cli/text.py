@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the command line imports this file for every command, and t
         Pruning,
         Saliency,
         Searched,
+        Threshold,
         TrialFacts,
     )
     from compiler.driver.forecast import Forecast
@@ -122,11 +123,20 @@ def manifest_text(manifest: Manifest, measurements: Measurements) -> str:
     if manifest.verdict.border:
         lines += _parity_lines("border model against the imported model", manifest.verdict.border)
     lines += [f"  {sentence}" for sentence in manifest.verdict.weak_proofs]
+    lines += [f"  {threshold_text(manifest.threshold)}"] if manifest.threshold else []
     lines += [*_measured_lines(measurements), "  files", *_file_lines(manifest, measurements)]
     pruned = [pruning_text(manifest.pruning)] if manifest.pruning else []
     ladder = [ladder_text(manifest.ladder)] if manifest.ladder else []
     sections = [search_text(manifest), *ladder, *pruned, layers_text(manifest.layers), passes_text(manifest.passes)]
     return "\n\n".join(["\n".join(lines), *sections])
+
+
+def threshold_text(threshold: Threshold) -> str:
+    """The similarity that accepts a pair, and what it was set on."""
+    return (
+        f"a pair is accepted above a similarity of {threshold.similarity:.4f}: by the imported model, FAR "
+        f"{threshold.far:g} of {threshold.impostor_pairs} impostor pairs of {threshold.people} people"
+    )
 
 
 def ladder_text(ladder: LadderFacts) -> str:

@@ -14,6 +14,7 @@ from compiler.driver.search.search import SearchResult
 from compiler.driver.stages.candidate import with_kernels
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.drift import make_drift_figures
+from compiler.driver.stages.outputs import fleet_threshold
 from compiler.errors import InternalError
 from compiler.fleet import Fleet, Kept, Serve
 from compiler.store import StageName
@@ -27,12 +28,13 @@ def deliver(context: BuildContext, fleet: Fleet, source: Source, result: SearchR
         raise InternalError("nothing was chosen, and so there is nothing to deliver", where=context.name)
     serve = context.job.device.serve
     rungs, left_out = _choose(context, serve, result)
-    drift = make_drift_figures(context) if serve else None
+    drift, threshold = make_drift_figures(context) if serve else None, fleet_threshold(context)
     with clock.timed(StageName.DELIVER), scratch_folder() as scratch:
         written = scratch / RUNGS  # not the scratch folder itself: who writes an artifact locks the folder around it
         ladder = _write_rungs(context, fleet, source, result, rungs, left_out, written)
         job = context.through(made.plan).job
-        facts = replace(manifest_facts(job, fleet, source, made, result), ladder=ladder, drift=drift)
+        facts = manifest_facts(job, fleet, source, made, result)
+        facts = replace(facts, ladder=ladder, drift=drift, threshold=threshold)
         write_artifact(
             made.built.artifact,
             made.border.path,

@@ -22,7 +22,8 @@ def find_task(evaluation: Evaluation) -> Task:
     if name == "verification":
         judge = partial(verification.measure, fars=evaluation.far, output=output)
         metric = verification.metric_name(evaluation.far[0])
-        return Task(name, metric, judge, partial(verification.check, fars=evaluation.far), rule)
+        threshold = partial(verification.choose_threshold, far=evaluation.far[0], output=output)
+        return Task(name, metric, judge, partial(verification.check, fars=evaluation.far), rule, threshold)
     if name == "classification":
         classes = classification.read_classes(evaluation.classes)
         judge = partial(classification.measure, output=output, classes=classes)

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.artifact.schema import AccuracyDrop, Score
+from compiler.artifact.schema import AccuracyDrop, Score, Threshold
 from compiler.errors import DataError, InvalidModel
 from compiler.evaluate.bootstrap import Measured, interval, resampled
 from compiler.evaluate.dataset import Dataset
@@ -43,6 +43,7 @@ class Task:
         measure: Outputs, labels and the float model's outputs → the metric.
         check: Raises DataError where a dataset cannot be scored; returns what is odd about it.
         rule: The rule asked for.
+        threshold: Outputs and labels → what accepts a pair; None for a task that knows no pairs.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Task:
     measure: Measure = field(repr=False)
     check: Callable[[Dataset], tuple[str, ...]] = field(repr=False)
     rule: Rule = "auto"
+    threshold: Callable[[Arrays, Array | None], Threshold] | None = field(default=None, repr=False)
 
     def score(self, outputs: Arrays, labels: Array | None, *, reference: Arrays | None = None) -> Score:
         """The metric of one model.

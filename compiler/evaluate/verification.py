@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.artifact.schema import Threshold
 from compiler.errors import DataError, InvalidModel
 from compiler.evaluate.bootstrap import Decisions, Measured, Values, Weights
 from compiler.evaluate.dataset import Dataset
@@ -69,8 +70,13 @@ class Pairs:
 
     def accepted(self, far: float) -> NDArray[np.bool_]:
         """Whether each genuine pair is accepted at a share of false accepts."""
-        accepted: NDArray[np.bool_] = self.genuine > self.top[int(far * self.impostors)]
+        accepted: NDArray[np.bool_] = self.genuine > self.threshold(far)
         return accepted
+
+    def threshold(self, far: float) -> np.float32:
+        """The lowest similarity that at most a share of the impostor pairs exceed."""
+        threshold: np.float32 = self.top[int(far * self.impostors)]
+        return threshold
 
     def equal_error_rate(self) -> float:
         """The mean of both shares of errors where they are closest, over all thresholds."""
@@ -104,6 +110,23 @@ def measure(
         decisions=Decisions(np.where(pairs.accepted(fars[0]), 100.0, 0.0), pairs.person),
         width=max(len(pairs.genuine), _looked_at(pairs, fars[0]), 0 if pairs.listed is None else len(pairs.listed)),
     )
+
+
+def choose_threshold(outputs: Arrays, labels: Array | None, *, far: float, output: str | None) -> Threshold:
+    """The threshold at which a model accepts a share of the impostor pairs.
+
+    Args:
+        outputs: Output name → (samples, …).
+        labels: Of the samples.
+        far: The share.
+        output: The output that holds the embedding; None for the only one.
+
+    Raises:
+        DataError, InvalidModel: As `measure`.
+    """
+    embeddings = pick_output(outputs, output)
+    pairs = compare_pairs(embeddings, matched(labels, len(embeddings)), far=far)
+    return Threshold(float(pairs.threshold(far)), far, pairs.impostors, pairs.people)
 
 
 def metric_name(far: float) -> str:

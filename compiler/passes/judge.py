@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from compiler.errors import UnsupportedModel
 from compiler.model.graph import Lossy, Pass
 from compiler.model.numerics import TOLERANCES, Array, Arrays, ErrorStats, Tolerance, compare_all
-from compiler.passes.probe import Probe, tolerance_of, worst_of
+from compiler.passes.probe import Probe, least_db, own_noise_db, tolerance_of, worst_of
+from compiler.passes.quantized import count_quantized_steps
 
 UNCHANGED = "the pass changed nothing"
 NO_PROBE = "no probe was asked for"
@@ -34,7 +36,8 @@ class Judge:
     """Compares the outputs after each pass with those before it.
 
     Each pass is held to the tolerance of the arithmetic in the model before and after it. A pass that is `Lossy` is not
-    judged: the user asked for its precision, and gates judge what it costs.
+    judged: the user asked for its precision, and gates judge what it costs. A pass that writes a recurrent layer in
+    floats which quantizes at each step is held to the noise of the model itself, where that is more.
 
     Args:
         probe: Inputs, and the outputs before the first pass; None judges nothing.
@@ -48,6 +51,10 @@ class Judge:
         self._probe, self._undo, self._strict = probe, undo, undo and strict
         self._outputs = None if probe is None else probe.expected
         self._tolerance = tolerance_of(model)
+        self._steps = count_quantized_steps(model)
+        self._noise_db = math.inf
+        if self._steps and probe is not None and probe.expected is not None:
+            self._noise_db = min(own_noise_db(model, probe.inputs, probe.expected).values(), default=math.inf)
 
     @property
     def may_undo(self) -> bool:
@@ -64,10 +71,13 @@ class Judge:
             fault = f"the model does not run any more: {error.what}" if self._strict else ""
             return Finding(None, error.what, fault)
         tolerance = min(self._tolerance, tolerance_of(model), key=lambda level: level.sqnr_db_min)
+        steps = count_quantized_steps(model)
+        if steps < self._steps:
+            tolerance = replace(TOLERANCES["quantized"], sqnr_db_min=least_db(tolerance, self._noise_db))
         is_judged = self._undo and not isinstance(step, Lossy)
         fault = "" if not is_judged else _fault(self._outputs, outputs, tolerance)
         if not fault:
-            self._outputs, self._tolerance = outputs, tolerance_of(model)
+            self._outputs, self._tolerance, self._steps = outputs, tolerance_of(model), steps
         return Finding(worst_of(compare_all(self._probe.expected, outputs)), "", fault)
 
 

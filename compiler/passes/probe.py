@@ -5,6 +5,7 @@ Models run in ONNX Runtime with its optimizations off, on weights that are share
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import UnsupportedModel
-from compiler.model.numerics import TOLERANCES, Array, Arrays, ErrorStats, Tolerance, compare_all
+from compiler.model.numerics import TOLERANCES, Array, Arrays, ErrorStats, Tolerance, compare_all, is_floating
 from compiler.model.reference import Unoptimized
-from compiler.passes.quantized import is_quantized
+from compiler.passes.quantized import count_quantized_steps, is_quantized
 from compiler.passes.values import graphs_of
 
 # fixed: what a pass changes must be the same figure in every run and on every machine
@@ -26,6 +27,12 @@ RANDOM_OPERATORS = frozenset(
 
 _BATCH = 2
 """Size given to a symbolic first dimension: more than one, or a frozen batch would not be seen."""
+_DRAWS = 3
+"""How often inputs are moved to learn a model's own noise; the worst counts."""
+_MARGIN_DB = 3.0
+"""The noise is measured on a few draws: half or twice of it is the same noise."""
+_STEPS = 255
+"""Steps of a quantizer of 8 bits over its range."""
 _OTHER_SIZES = (2, 8, 32, 64, 224)
 """Sizes tried, in this order, for other symbolic dimensions, until the model runs."""
 
@@ -78,6 +85,54 @@ def tolerance_of(model: ir.Model) -> Tolerance:
     if ir.DataType.BFLOAT16 in dtypes:
         return TOLERANCES["bf16"]
     return TOLERANCES["fp16" if ir.DataType.FLOAT16 in dtypes else "fp32"]
+
+
+def own_noise_db(model: ir.Model, inputs: Arrays, expected: Arrays) -> dict[str, float]:
+    """How far outputs move when the inputs move by what the model cannot tell apart: nothing can come nearer to them.
+
+    A float moves by half its last place; the inputs of a model that quantizes at each step of a sequence by half a step
+    of 8 bits. An output behind a Sigmoid that is nearly zero on these inputs, for example, has few exact places left:
+    the reference rounds it to the last place of 1.
+
+    Args:
+        model: The model.
+        inputs: Of the model.
+        expected: Its outputs for them.
+
+    Returns:
+        Floating-point output → the lowest signal-to-noise ratio of a few draws, in dB; inf where none moves it.
+    """
+    random, floats = np.random.default_rng(SEED), [name for name, array in inputs.items() if is_floating(array)]
+    outputs = {name: array for name, array in expected.items() if is_floating(array)}
+    ratios_db = dict.fromkeys(outputs, math.inf)
+    moves = _by_half_a_step if count_quantized_steps(model) else _by_half_a_place
+    for _ in range(_DRAWS if floats and outputs else 0):
+        moved = {**inputs, **{name: moves(inputs[name], random) for name in floats}}
+        for name, stats in compare_all(outputs, run_unoptimized(model, moved)).items():
+            ratios_db[name] = min(ratios_db[name], stats.sqnr_db)
+    return ratios_db
+
+
+def least_db(tolerance: Tolerance, noise_db: float) -> float:
+    """What an output must hold where the model's own noise allows no more; never less than a quantized model must."""
+    if math.isinf(tolerance.sqnr_db_min):
+        return tolerance.sqnr_db_min
+    return min(tolerance.sqnr_db_min, max(TOLERANCES["quantized"].sqnr_db_min, noise_db - _MARGIN_DB))
+
+
+def _by_half_a_step(array: Array, random: np.random.Generator) -> Array:
+    values = array.astype(np.float64)
+    step = (max(values.max(initial=0), 0) - min(values.min(initial=0), 0)) / _STEPS
+    moved: Array = (values + step * (random.random(values.shape) - 0.5)).astype(array.dtype)
+    return moved
+
+
+def _by_half_a_place(array: Array, random: np.random.Generator) -> Array:
+    """Each number stays, or becomes one of its neighbours."""
+    if array.dtype.kind != "f":  # NumPy knows no neighbours of bfloat16 and narrower ones
+        return array
+    towards = random.choice(np.array([-np.inf, np.inf]), array.shape).astype(array.dtype)
+    return np.where(random.random(array.shape) < 0.5, array, np.nextafter(array, towards))
 
 
 def make_probe(model: ir.Model, inputs: Arrays | None = None) -> Probe:

@@ -14,6 +14,7 @@ from typing import Any
 
 from .agent import FAILURE, Agent, Settings
 from .files import write_json
+from .signing import device_key, sign_report
 from .source import Source
 
 TIMEOUT_S = 30.0
@@ -34,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command=options.health,
         metrics=options.metrics,
     )
-    agent = Agent(settings, source)
+    agent, key = Agent(settings, source), device_key(folder)
     while True:
         report = agent.look()
         _say(report)
         if options.report:
-            _send(report, options.report)
+            _send(options.device, sign_report(report, key), options.report)
         if options.once:
             return int(report["state"] == FAILURE or report["problem"] != "")
         time.sleep(options.poll_s)
@@ -72,9 +73,9 @@ def _say(report: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _send(report: dict[str, Any], place: str) -> None:
+def _send(device: str, report: dict[str, Any], place: str) -> None:
     """Reports; a device goes on where nobody takes the report."""
-    name = urllib.parse.quote(report["device"], safe="") + ".json"
+    name = urllib.parse.quote(device, safe="") + ".json"
     try:
         if not place.startswith(("http://", "https://")):
             Path(place).mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import urllib.parse
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,15 +16,17 @@ from typing import Any
 from tuf.api.exceptions import (
     BadVersionNumberError,
     DownloadError,
-    DownloadHTTPError,
+    DownloadLengthMismatchError,
     ExpiredMetadataError,
     LengthOrHashMismatchError,
     RepositoryError,
+    SlowRetrievalError,
     UnsignedMetadataError,
 )
 from tuf.api.metadata import TargetFile
-from tuf.ngclient import FetcherInterface, Updater
+from tuf.ngclient import Updater
 
+from .fetch import FolderFetcher, WebFetcher
 from .files import read_json
 from .refusal import Refused, Unavailable
 
@@ -34,8 +34,6 @@ MOST_VALID_S = 60 * 86400
 """Metadata that is valid for longer than this was signed in the clock's future: a timestamp is valid for days."""
 
 ASSIGNMENT = "assignment.json"
-
-HTTP_NOT_FOUND = 404
 
 
 class Source:
@@ -63,7 +61,7 @@ class Source:
             Unavailable: There is none that can be trusted.
         """
         with _naming():
-            fetcher = _FileFetcher() if self._url.startswith("file://") else None
+            fetcher = FolderFetcher() if self._url.startswith("file://") else WebFetcher()
             self._updater = Updater(
                 metadata_dir=str(self._folder / "metadata"),
                 metadata_base_url=f"{self._url}/metadata/",
@@ -131,16 +129,6 @@ class Source:
             )
 
 
-class _FileFetcher(FetcherInterface):
-    """Reads from a folder or a stick."""
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        path = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
-        if not path.is_file():
-            raise DownloadHTTPError(f"{path} is not there", HTTP_NOT_FOUND)
-        return iter([path.read_bytes()])
-
-
 class _naming:
     """Turns TUF's refusals into sentences."""
 
@@ -161,6 +149,10 @@ def _sentence(error: Exception) -> str:
         return f"tampered: a file is not what was signed ({error})"
     if isinstance(error, UnsignedMetadataError):
         return f"wrong key: metadata is not signed by whom this device trusts ({error})"
+    if isinstance(error, DownloadLengthMismatchError):
+        return f"endless: a file is longer than it may be ({error})"
+    if isinstance(error, SlowRetrievalError):
+        return f"slow: the repository sends so little that it would never end ({error})"
     if isinstance(error, DownloadError):
         return f"the repository cannot be read: {error}"
     return f"no metadata that can be trusted: {error}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from .files import read_json, sha256
 from .refusal import Refused
+from .signing import signed_bytes
 
 MANIFEST, SIGNATURE = "manifest.json", "signature.sigstore.json"
 NOT_SIGNED = ("provenance.intoto.jsonl", SIGNATURE)
@@ -96,7 +97,7 @@ def _signed_files(artifact: Path, key: bytes) -> dict[str, str]:
         kind = envelope["payloadType"].encode()
         if not isinstance(public, EllipticCurvePublicKey):
             raise Refused("the key that builds are checked with is no EC key")
-        public.verify(signature, b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload), ECDSA(SHA256()))
+        public.verify(signature, signed_bytes(kind, payload), ECDSA(SHA256()))
         resources: list[dict[str, Any]] = json.loads(payload)["predicate"]["resources"]
         return {item["name"]: item["digest"] for item in resources}
     except FileNotFoundError as error:

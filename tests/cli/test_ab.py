@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -169,6 +171,32 @@ def test_no_server_at_the_port_is_said() -> None:
     result = CliRunner().invoke(ab, ["verdict", "--port", "1"])
     assert isinstance(result.exception, DataError)
     assert "no `fleetc serve` of this user listens at port 1" in str(result.exception)
+
+
+def test_a_build_for_verification_decides_by_pairs_at_the_fleets_threshold(
+    shared: Place, builds: Builds, tmp_path: Path
+) -> None:
+    """Opposite answers have other highest scores, and the same similarity of two rows."""
+    folder = Path(shutil.copytree(builds["current"], tmp_path / "faces"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["threshold"] = {"similarity": 0.4, "far": 0.001, "impostor_pairs": 1000, "people": 46}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with serving(shared, tmp_path / "served", "--slo-ms", "1000", folder) as server:
+        command = ["begin", str(builds["other"]), "--against", str(folder), "--shadow", "100%", "--cosine-drop", "2"]
+        begun = CliRunner().invoke(ab, [*command, "--port", str(server.port)])
+        assert begun.exit_code == 0 and "pairs are accepted above 0.4000, the fleet's threshold" in begun.stderr
+        report = ask_until(server, lambda report: report["verdict"]["decision"] != "keep going")
+        flips = next(one for one in report["verdict"]["metrics"] if one["name"] == "decisions flipped")
+        assert (report["verdict"]["decision"], flips["candidate"]) == ("ship", 0)
+    answers = np.random.default_rng(0).standard_normal((40, 4))
+    for name, array in (("a", answers), ("b", -answers)):
+        np.savez(tmp_path / f"{name}.npz", y=array)
+    replayed = ["replay", str(tmp_path / "b.npz"), "--against", str(tmp_path / "a.npz"), "--json"]
+    for told_threshold, share in ((["--threshold", str(folder)], 0), (["--threshold", "0.4"], 0), ([], 1)):
+        verdict = json.loads(CliRunner().invoke(ab, [*replayed, *told_threshold]).stdout)
+        assert verdict["metrics"][1]["candidate"] == share
+    wrong = CliRunner().invoke(ab, [*replayed, "--threshold", str(builds["current"])])
+    assert "its manifest has no threshold" in wrong.stderr
 
 
 def test_keys_fall_to_the_candidate_by_their_share_and_stay_as_it_grows() -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from compiler.evaluate import make_split
 from tests.cli.conftest import SLOW, Place, checked, write_model
 from tests.cli.test_interrupts import end, wait_for
 
@@ -203,8 +205,6 @@ def test_plan_names_gates_and_candidates_without_a_toolchain(wide: Place) -> Non
 
 def labelled(place: Place, classes: int = 4, count: int = 48) -> dict[str, object]:
     """Samples whose labels are what the float model says of them, so that it is right about all."""
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(place.root / "model.onnx", providers=["CPUExecutionProvider"])
     samples = np.random.default_rng(3).standard_normal((count, 96)).astype(np.float32)
     labels = session.run(None, {"x": samples})[0].argmax(axis=1)
@@ -231,6 +231,33 @@ def test_an_evaluation_alone_brings_default_gates_and_accuracy_is_judged_on_the_
     assert manifest["inputs"]["evaluation"]["split"] == "cross-fit"
     told = wide.run("inspect", wide.dist / "one").out
     assert "lost while choosing:" in told and "5 of 5 folds chose it" in told
+
+
+@SLOW
+def test_a_build_for_verification_has_the_fleets_threshold_from_the_half_that_chooses(place: Place) -> None:
+    """The other half certifies, and what certifies chooses nothing."""
+    samples = np.random.default_rng(3).standard_normal((24, 3, 8, 8)).astype(np.float32)
+    people = np.repeat(np.arange(12), 2)
+    np.savez(place.root / "people.npz", x=samples, labels=people)
+    place.write_fleet(
+        {"one": place.profile("one", "reference")},
+        evaluation={"task": "verification", "path": "people.npz", "far": [0.05]},
+        limits={"accuracy_drop_pct": 50, "memory_reduction_pct": 0},
+    )
+    outcome = place.build()
+    assert outcome.code == 0, outcome.err
+    manifest = place.manifest("one")
+    assert manifest["inputs"]["evaluation"]["split"] == "held out"
+    threshold = manifest["threshold"]
+    assert (threshold["far"], threshold["people"], threshold["impostor_pairs"]) == (0.05, 6, 60)
+    is_chosen = np.isin(people, make_split(people, 24, by_person=True, limit_pct=50).choosing)
+    session = onnxruntime.InferenceSession(place.root / "model.onnx", providers=["CPUExecutionProvider"])
+    (embedded,) = session.run(None, {"x": samples[is_chosen]})
+    unit = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
+    similarity = (unit @ unit.T)[people[is_chosen][:, None] < people[is_chosen]]
+    assert len(similarity) == 60
+    assert (similarity > threshold["similarity"] + 1e-6).sum() == int(0.05 * 60)
+    assert "a pair is accepted above a similarity of" in place.run("inspect", place.dist / "one").out
 
 
 @SLOW

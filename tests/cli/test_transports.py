@@ -28,6 +28,7 @@ from rollout import transports
 from rollout.bundle import make_bundle
 from rollout.device.agent import Agent, Settings
 from rollout.device.source import Source
+from rollout.swupdate import cpio, image_files
 from serving.export import export
 from tests.cli.conftest import Place
 
@@ -85,7 +86,7 @@ def test_the_health_run_has_the_samples_and_results_that_were_given(artifact: Pa
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "give one of --triton, --ovms, --tuf, --mender, --oci, --hawkbit"),
+        ([], "give one of --triton, --ovms, --tuf, --mender, --oci, --hawkbit, --swupdate"),
         (["--tuf", "a", "--oci", "b"], "give one of"),
         (["--oci", "b", "--key", "k"], "--key belongs to --mender"),
         (["--mender", "b", "--keys", "k"], "--keys belongs to --tuf"),
@@ -210,25 +211,141 @@ def ask(method: str, url: str, body: bytes | None = None, **headers: str) -> tup
         return dict(answer.headers), answer.read()
 
 
+def push(layout: Path, url: str) -> tuple[dict[str, Any], bytes]:
+    """The image into a registry, as `two:v1`, by its API. Returns its entry in the index, and its manifest."""
+    entry = json.loads((layout / "index.json").read_text())["manifests"][0]
+    manifest = (layout / "blobs" / "sha256" / entry["digest"].removeprefix("sha256:")).read_bytes()
+    for blob in [json.loads(manifest)["config"], *json.loads(manifest)["layers"]]:
+        place = ask("POST", f"{url}/v2/two/blobs/uploads/", b"")[0]["Location"]
+        raw = (layout / "blobs" / "sha256" / blob["digest"].removeprefix("sha256:")).read_bytes()
+        assert len(raw) == blob["size"]
+        mark = "&" if "?" in place else "?"
+        ask("PUT", f"{place}{mark}digest={blob['digest']}", raw, Content_Type="application/octet-stream")
+    ask("PUT", f"{url}/v2/two/manifests/v1", manifest, Content_Type=entry["mediaType"])
+    return entry, manifest
+
+
 def test_an_oci_registry_takes_the_image_and_gives_it_back(artifact: Path, tmp_path: Path) -> None:
     said = exported(artifact, "--oci", tmp_path / "image")
-    layout = tmp_path / "image"
-    entry = json.loads((layout / "index.json").read_text())["manifests"][0]
-    assert entry["digest"] in said
-    manifest = (layout / "blobs" / "sha256" / entry["digest"].removeprefix("sha256:")).read_bytes()
-    blobs = [json.loads(manifest)["config"], *json.loads(manifest)["layers"]]
     with registry(tmp_path) as url:
-        for blob in blobs:
-            place = ask("POST", f"{url}/v2/two/blobs/uploads/", b"")[0]["Location"]
-            raw = (layout / "blobs" / "sha256" / blob["digest"].removeprefix("sha256:")).read_bytes()
-            assert len(raw) == blob["size"]
-            mark = "&" if "?" in place else "?"
-            ask("PUT", f"{place}{mark}digest={blob['digest']}", raw, Content_Type="application/octet-stream")
-        ask("PUT", f"{url}/v2/two/manifests/v1", manifest, Content_Type=entry["mediaType"])
+        entry, manifest = push(tmp_path / "image", url)
         headers, pulled = ask("GET", f"{url}/v2/two/manifests/v1", Accept=entry["mediaType"])
-        layer = ask("GET", f"{url}/v2/two/blobs/{blobs[1]['digest']}")[1]
+        layer = ask("GET", f"{url}/v2/two/blobs/{json.loads(manifest)['layers'][0]['digest']}")[1]
+    assert entry["digest"] in said
     assert (headers["Docker-Content-Digest"], pulled) == (entry["digest"], manifest)
     assert layer == make_bundle(artifact).archive
+
+
+def test_oras_pulls_the_archive_from_the_registry(artifact: Path, tmp_path: Path) -> None:
+    """A client that others wrote, and that knows nothing of fleetc."""
+    client = pytest.importorskip("oras.client", reason="oras is not installed (pip install oras)")
+    exported(artifact, "--oci", tmp_path / "image")
+    with registry(tmp_path) as url:
+        push(tmp_path / "image", url)
+        host = url.removeprefix("http://")
+        (pulled,) = client.OrasClient(hostname=host, insecure=True).pull(f"{host}/two:v1", outdir=str(tmp_path / "out"))
+    assert Path(pulled).name == "fleetc-build.tar"
+    assert Path(pulled).read_bytes() == make_bundle(artifact).archive
+
+
+def test_skopeo_copies_the_layout_into_a_registry_as_it_is(artifact: Path, tmp_path: Path) -> None:
+    skopeo = program("skopeo")
+    exported(artifact, "--oci", tmp_path / "image")
+    entry = json.loads((tmp_path / "image" / "index.json").read_text())["manifests"][0]
+    source = f"oci:{tmp_path}/image:{entry['annotations']['org.opencontainers.image.ref.name']}"
+    with registry(tmp_path) as url:
+        place = f"docker://{url.removeprefix('http://')}/two:v1"
+        options = ["--insecure-policy", "copy", "--dest-tls-verify=false"]
+        done = subprocess.run([skopeo, *options, source, place], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        headers, _ = ask("GET", f"{url}/v2/two/manifests/v1", Accept=entry["mediaType"])
+    assert headers["Docker-Content-Digest"] == entry["digest"]
+
+
+def test_an_image_of_swupdate_holds_the_archive_and_a_script_that_installs_it(artifact: Path, tmp_path: Path) -> None:
+    exported(artifact, "--swupdate", tmp_path / "build.swu")
+    parts, folder = tmp_path / "parts", tmp_path / "board"
+    parts.mkdir()
+    with (tmp_path / "build.swu").open("rb") as image:
+        done = subprocess.run([program("cpio"), "-id"], cwd=parts, stdin=image, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = ["fleetc-build.tar", "fleetc-install.sh", "sw-description"]
+    assert sorted(path.name for path in parts.iterdir()) == names
+    assert (parts / names[0]).read_bytes() == make_bundle(artifact).archive
+    places = {"FLEETC_FOLDER": str(folder), "FLEETC_ARCHIVE": str(parts / names[0])}
+    script = ["sh", str(parts / names[1]), "postinst"]
+    done = subprocess.run(script, env={**os.environ, **places}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "current").readlink().name == hashlib.sha256((artifact / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_swupdates_own_program_accepts_the_image_for_its_board_alone(artifact: Path, tmp_path: Path) -> None:
+    """Debian's is built for signed images: the signature is put behind the description, as its users do."""
+    judge, openssl, description = program("swupdate"), program("openssl"), tmp_path / "sw-description"
+    files = image_files(make_bundle(artifact))
+    description.write_bytes(files["sw-description"])
+    key, certificate, signature = (str(tmp_path / name) for name in ("key.pem", "certificate.pem", "signature"))
+    usage = ["-addext", "extendedKeyUsage=emailProtection"]
+    made = [
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+        "-subj",
+        "/CN=t",
+        *usage,
+    ]
+    signed = [
+        "cms",
+        "-sign",
+        "-binary",
+        "-in",
+        str(description),
+        "-out",
+        signature,
+        "-signer",
+        certificate,
+        "-inkey",
+        key,
+    ]
+    for args in (made, [*signed, "-outform", "DER", "-nosmimecap"]):
+        # a program's own libraries, where it was unpacked, are none for openssl
+        subprocess.run([openssl, *args], env={"PATH": os.environ["PATH"]}, capture_output=True, check=True)
+    first, *rest = files.items()
+    image = tmp_path / "signed.swu"
+    image.write_bytes(cpio(dict([first, ("sw-description.sig", Path(signature).read_bytes()), *rest])))
+    for board, is_accepted in (("two:1", True), ("robot:1", False)):
+        command = [judge, "-c", "-i", str(image), "-k", certificate, "-H", board]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert ("SWUpdate was successful" in done.stdout) == is_accepted, done.stdout + done.stderr
+
+
+def test_goosebit_takes_the_image_and_hands_it_to_a_device(artifact: Path, tmp_path: Path) -> None:
+    """A server of hawkBit's device API: the image is uploaded, and a device that polls gets it."""
+    python = os.environ.get("FLEETC_GOOSEBIT", "")
+    if not python:
+        pytest.skip("FLEETC_GOOSEBIT names no Python of an environment with goosebit")
+    exported(artifact, "--swupdate", tmp_path / "build.swu")
+    image = (tmp_path / "build.swu").read_bytes()
+    done = subprocess.run(
+        [python, str(Path(__file__).with_name("goosebit_device.py")), str(tmp_path / "build.swu"), "two"],
+        env={**os.environ, "GOOSEBIT_DB_URI": f"sqlite://{tmp_path}/db", "GOOSEBIT_ARTIFACTS_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "refused": 422,  # the archive alone, which has no description
+        "sha1": hashlib.sha1(image).hexdigest(),
+        "state": "FINISHED",
+    }
 
 
 ROLLOUT = """schema: 1

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from compiler.artifact.artifact import Artifact, Evidence
-from compiler.artifact.schema.accuracy import Accuracy, AccuracyDrop, Certified, MeasuredOn, Score, SplitKind, TextScore
+from compiler.artifact.schema.accuracy import (
+    Accuracy,
+    AccuracyDrop,
+    Certified,
+    MeasuredOn,
+    Score,
+    SplitKind,
+    TextScore,
+    Threshold,
+)
 from compiler.artifact.schema.build import DeviceRow, DeviceStatus, Failure, Summary
 from compiler.artifact.schema.contest import Competitor, Standing
 from compiler.artifact.schema.gate import (
@@ -149,6 +158,7 @@ __all__ = [
     "Summary",
     "TensorFigures",
     "TextScore",
+    "Threshold",
     "TrialFacts",
     "TrialStatus",
     "Verdict",

@@ -142,6 +142,23 @@ class Certified:
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """The similarity above which two samples show the same person, by the imported model: one for the whole fleet.
+
+    Args:
+        similarity: Cosine similarity of two embeddings.
+        far: Share of impostor pairs that may be accepted: that of the metric which accuracy is judged by.
+        impostor_pairs: Impostor pairs that it was set on.
+        people: People that they are of: those that choose among trials, where others certify.
+    """
+
+    similarity: FiniteFloat
+    far: FiniteFloat
+    impostor_pairs: int
+    people: int
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """A candidate's accuracy.
 

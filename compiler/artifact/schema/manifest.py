@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import FiniteFloat
 
 from compiler.artifact.artifact import Artifact, Evidence
+from compiler.artifact.schema.accuracy import Threshold
 from compiler.artifact.schema.generation import GenerationFacts
 from compiler.artifact.schema.kernels import Curve, Scheduled
 from compiler.artifact.schema.ladder import DriftFigures, LadderFacts
@@ -129,6 +130,7 @@ class Manifest(Searched):
         drift: What the calibration data look like, for a server to compare with; None where nothing asks, or there
             are none.
         generation: What was seen of a language model; None of another model.
+        threshold: Similarity that accepts a pair, of a fleet that is judged by verification; None of another.
     """
 
     device: str
@@ -146,6 +148,7 @@ class Manifest(Searched):
     ladder: LadderFacts | None = None
     drift: DriftFigures | None = None
     generation: GenerationFacts | None = None
+    threshold: Threshold | None = None
 
 
 @dataclass(frozen=True)

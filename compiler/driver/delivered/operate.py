@@ -169,7 +169,13 @@ def verify_delivered(
     reference = ir.load(border_of(folder)) if original is None or was_changed else original
     points = _points(delivered, reference, samples)
     return delivered, check_parity(
-        artifact, points, tolerance=_tolerance(delivered), repeat=0, where=str(folder), child_limits=child_limits
+        artifact,
+        points,
+        reference=reference,
+        tolerance=_tolerance(delivered),
+        repeat=0,
+        where=str(folder),
+        child_limits=child_limits,
     )
 
 
@@ -192,9 +198,15 @@ def finish_delivered(folder: Path, *, cache: Path, child_limits: ChildLimits) ->
     border = Border(border_of(folder), delivered.manifest.border.sha256, (), ())
     with scratch_folder() as scratch:
         artifact = _build_again(delivered, border, scratch, cache, child_limits)
-        points, tolerance = _points(delivered, border.load(), None), _tolerance(delivered)
+        reference = border.load()
         verification = check_parity(
-            artifact, points, tolerance=tolerance, repeat=REPEAT, where=str(folder), child_limits=child_limits
+            artifact,
+            _points(delivered, reference, None),
+            reference=reference,
+            tolerance=_tolerance(delivered),
+            repeat=REPEAT,
+            where=str(folder),
+            child_limits=child_limits,
         )
         write_artifact(
             artifact,

@@ -17,11 +17,11 @@ from compiler.driver.stages.border import Border
 from compiler.driver.stages.inputs import BuildStart
 from compiler.driver.stages.reference import ParityCase, reference_cases
 from compiler.driver.stages.run import Stages
-from compiler.driver.stages.verify import compare_point, failures
+from compiler.driver.stages.verify import Differences, compare_point, failures, leave_own_noise, lines_of
 from compiler.errors import GateFailed, UnsupportedModel
 from compiler.model.numerics import TOLERANCES, Tolerance, coarser, is_floating
 from compiler.passes.probe import tolerance_of
-from compiler.passes.quantized import is_quantized
+from compiler.passes.quantized import count_quantized_steps, is_quantized
 from compiler.plan import Plan, settle_tolerance
 
 
@@ -56,26 +56,32 @@ def judge_border(
     Raises:
         GateFailed: An output is outside the level; the message names each, and the pass where the probe shows it.
     """
-    level = border_level(plan, ready.model)
+    level, changed = border_level(plan, ready.model), border.load()
     try:
-        actual = reference_cases(border.load(), border.digest, ready.inputs.points, stages)
+        actual = reference_cases(changed, border.digest, ready.inputs.points, stages)
     except UnsupportedModel as error:
         return Parity(ParityStatus.NOT_EXECUTED, level.name, Evidence.NONE, error.what)
     if _is_changed(plan, ready.model):
         expected, actual = _floats(expected), _floats(actual)
-    lines = [
-        f"  - {want.label}: output '{name}': {stats}"
-        for want, got in zip(expected, actual, strict=True)
-        for name, stats in failures(want.expected, got.expected, level.name).items()
-    ]
-    if lines:
+    differing, reason = _differences(expected, actual, level), ""
+    if differing:
+        differing, reason = leave_own_noise(differing, ready.model, level)
+        is_without = count_quantized_steps(changed) < count_quantized_steps(ready.model)
+        level = TOLERANCES["quantized"] if is_without and not differing else level
+    if differing:
         raise GateFailed(
             f"the border model differs from the imported model by more than '{level.name}' allows "
-            f"(SQNR ≥ {level.sqnr_db_min:g} dB; {Evidence.HOST}):\n" + "\n".join(lines) + f"\n{_blame(border, plan)}",
+            f"(SQNR ≥ {level.sqnr_db_min:g} dB; {Evidence.HOST}):\n{lines_of(differing)}\n{_blame(border, plan)}",
             where=where,
         )
     points = tuple(compare_point(want, got.expected) for want, got in zip(expected, actual, strict=True))
-    return Parity(ParityStatus.PASSED, level.name, Evidence.HOST, "", points)
+    return Parity(ParityStatus.PASSED, level.name, Evidence.HOST, reason, points)
+
+
+def _differences(expected: Sequence[ParityCase], actual: Sequence[ParityCase], level: Tolerance) -> Differences:
+    pairs = zip(expected, actual, strict=True)
+    compared = ((want, failures(want.expected, got.expected, level.name)) for want, got in pairs)
+    return [(case, outputs) for case, outputs in compared if outputs]
 
 
 def border_level(plan: Plan, model: ir.Model) -> Tolerance:

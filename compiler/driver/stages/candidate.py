@@ -32,6 +32,7 @@ from compiler.driver.stages.weights import weights_entry
 from compiler.errors import GateFailed, UnsupportedModel
 from compiler.fleet.detect import host_isa
 from compiler.fleet.profile import Cpu
+from compiler.model.numerics import TOLERANCES
 from compiler.plan import Plan
 from compiler.store import BORDER_STAGES, Entry, StageName
 from compiler.target.capability import refuse_unsupported
@@ -65,7 +66,7 @@ class UnverifiedCandidate:
     @property
     def reference(self) -> Reference:
         """What parity was judged against: pruning and quantizing change results on purpose; accuracy judges that."""
-        return Reference.BORDER_MODEL if self.plan.changes_results else Reference.IMPORTED_MODEL
+        return _reference(self.plan, self.border_parity)
 
     @property
     def typical(self) -> ParityCase:
@@ -135,9 +136,16 @@ def build(
     with context.clock.timed(StageName.COMPILE):
         built = build_artifact(border, plan, job.profile, job.target, stages=stages, child_limits=limits)
     with context.clock.timed(StageName.REFERENCE):
-        points = _reference_cases(context, border.load(), border.digest) if plan.changes_results else imported
+        is_changed = _reference(plan, border_parity) == Reference.BORDER_MODEL
+        points = _reference_cases(context, border.load(), border.digest) if is_changed else imported
     weak = weak_proofs(points, is_random=ready.inputs.is_random)
     return UnverifiedCandidate(plan, border, built, points, border_parity, weak, kernels.scheduled, kernels.curves)
+
+
+def _reference(plan: Plan, border: Parity) -> Reference:
+    """The border model where it computes something else on purpose, or is without the imported model's own noise."""
+    is_changed = plan.changes_results or border.tolerance == TOLERANCES["quantized"].name
+    return Reference.BORDER_MODEL if is_changed else Reference.IMPORTED_MODEL
 
 
 def with_kernels(context: BuildContext, made: BuiltCandidate) -> BuiltCandidate:
@@ -242,6 +250,7 @@ def verify(context: BuildContext, made: UnverifiedCandidate, *, explain: bool) -
                 made.built.artifact,
                 made.built.entry.digest,
                 made.points,
+                reference=made.border.load() if made.reference == Reference.BORDER_MODEL else context.ready.model,
                 tolerance=plan.tolerance,
                 repeat=options.repeat,
                 where=f"{context.name}: verify",

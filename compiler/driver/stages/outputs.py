@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from compiler.artifact.schema import Threshold
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.run import Stages
@@ -44,6 +45,17 @@ def drop_of(context: BuildContext, judge: AccuracyTest, outputs: Arrays) -> Accu
         take_part(stacked, labels, judge.part, by_person=judge.task.by_person) for stacked in (reference, outputs)
     )
     return judge.task.drop(before, after, known, limit_pct=limit)
+
+
+def fleet_threshold(context: BuildContext) -> Threshold | None:
+    """What accepts a pair by the imported model, on the part of the data that chooses; None without such a task."""
+    judge = context.data.judge
+    if judge is None or judge.task.threshold is None:
+        return None
+    outputs, labels = model_outputs(*context.original, judge.dataset, context.stages), judge.dataset.labels
+    if judge.part is not None:
+        outputs, labels = take_part(outputs, labels, judge.part, by_person=judge.task.by_person)
+    return judge.task.threshold(outputs, labels)
 
 
 def read_outputs(folder: Path) -> dict[str, Array]:

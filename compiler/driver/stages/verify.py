@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 
 from compiler.artifact import Artifact, Evidence
 from compiler.artifact.adapter import parse, to_json
@@ -33,11 +35,13 @@ from compiler.model.numerics import (
     Array,
     Arrays,
     ErrorStats,
+    Tolerance,
     arrays_digest,
     compare_all,
     is_floating,
     write_arrays,
 )
+from compiler.passes.probe import least_db, own_noise_db
 from compiler.store import StageName, read_result, write_result
 from compiler.store.scratch import scratch_folder
 from compiler.target import KnowsWhereItRuns, find_target
@@ -45,6 +49,14 @@ from compiler.target.isolate import ChildLimits
 from compiler.target.request import ExecuteAnswer, ExecuteTask, ask
 
 _VERDICT = "verdict.json"
+
+OWN_NOISE = (
+    "the reference's own outputs move by {:.1f} dB when its inputs move by less than it can tell apart: "
+    "on these samples nothing comes nearer, and {:g} dB are not asked for"
+)
+
+Differences: TypeAlias = list[tuple[ParityCase, dict[str, ErrorStats]]]
+"""Outputs that are outside a tolerance, point by point."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,7 @@ def verify_artifact(
     digest: str,
     points: Sequence[ParityCase],
     *,
+    reference: ir.Model,
     tolerance: str,
     repeat: int,
     where: str,
@@ -110,6 +123,7 @@ def verify_artifact(
         artifact: What was built.
         digest: Digest of the build stage.
         points: Inputs and expected outputs.
+        reference: The model that gave them.
         tolerance: Name of the tolerance every output of every point must meet.
         repeat: Timed runs per point.
         where: Device, for messages.
@@ -126,7 +140,8 @@ def verify_artifact(
         return _not_executed(tolerance, reason)
 
     def make(folder: Path) -> None:
-        check = partial(check_parity, artifact, points, tolerance=tolerance, repeat=repeat, where=where)
+        judged = partial(check_parity, artifact, points, reference=reference, tolerance=tolerance)
+        check = partial(judged, repeat=repeat, where=where)
         verification = _emulated(check, child_limits, emulate_s) if is_emulated else check(child_limits=child_limits)
         write_result(folder, _VERDICT, to_json(verification))
 
@@ -182,6 +197,7 @@ def check_parity(
     artifact: Artifact,
     points: Sequence[ParityCase],
     *,
+    reference: ir.Model,
     tolerance: str,
     repeat: int,
     where: str,
@@ -189,16 +205,25 @@ def check_parity(
 ) -> Verification:
     """Runs the artifact on every point and compares its outputs with the reference's; nothing is kept.
 
+    Args:
+        artifact: What was built.
+        points: Inputs and expected outputs.
+        reference: The model that gave them: where an output is outside the tolerance, its own noise is measured.
+        tolerance: Name of the tolerance every output of every point must meet.
+        repeat: Timed runs per point.
+        where: Device, for messages.
+        child_limits: What the child process may use.
+
     Raises:
-        GateFailed: An output is outside the tolerance.
+        GateFailed: An output is outside the tolerance, and further off than the reference's own noise.
         TargetUnavailable: It cannot run on this machine.
     """
     inputs = [point.inputs for point in points]
     run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, child_limits=child_limits)
-    _raise_failures(points, run, tolerance, where)
+    words = _judge(points, run, reference, tolerance, where)
     compared = tuple(compare_point(point, outputs) for point, outputs in zip(points, run.outputs, strict=True))
     return Verification(
-        Parity(ParityStatus.PASSED, tolerance, run.evidence, run.note, compared),
+        Parity(ParityStatus.PASSED, tolerance, run.evidence, "; ".join(filter(None, (run.note, words))), compared),
         _latencies(points, run) if run.evidence != Evidence.EMULATOR else (),  # an emulator's times say nothing
         run.instructions,
     )
@@ -251,19 +276,49 @@ def latency_summary(label: str, batch: int, times_ms: Sequence[float]) -> Latenc
     return Latency(label, len(times_ms), p50, p90, p99, batch / p50 * 1e3)
 
 
-def _raise_failures(points: Sequence[ParityCase], run: Execution, tolerance: str, where: str) -> None:
-    lines = [
-        f"  - {point.label}: output '{name}': {stats}"
-        for point, outputs in zip(points, run.outputs, strict=True)
-        for name, stats in failures(point.expected, outputs, tolerance).items()
-    ]
-    if lines:
-        level = TOLERANCES[tolerance]
+def leave_own_noise(differing: Differences, reference: ir.Model, level: Tolerance) -> tuple[Differences, str]:
+    """The differences that are more than the reference's own noise; and in words that there were others.
+
+    Args:
+        differing: Outputs that are outside the level.
+        reference: The model that they are compared with.
+        level: The level.
+    """
+    beyond, noises_db = [], []
+    for case, outputs in differing:
+        noise_db = own_noise_db(reference, case.inputs, case.expected)
+        # integers and booleans must be equal, whatever the noise
+        within = {
+            name for name in noise_db.keys() & outputs if outputs[name].sqnr_db >= least_db(level, noise_db[name])
+        }
+        more = {name: stats for name, stats in outputs.items() if name not in within}
+        noises_db += [noise_db[name] for name in within]
+        beyond += [(case, more)] if more else []
+    if not noises_db:
+        return beyond, ""
+    return beyond, OWN_NOISE.format(min(noises_db), level.sqnr_db_min)
+
+
+def lines_of(differing: Differences) -> str:
+    """Every output that differs, with its figures, one a line."""
+    return "\n".join(
+        f"  - {case.label}: output '{name}': {stats}" for case, outputs in differing for name, stats in outputs.items()
+    )
+
+
+def _judge(points: Sequence[ParityCase], run: Execution, reference: ir.Model, tolerance: str, where: str) -> str:
+    """What there is to say where outputs are inside the tolerance, or inside the reference's own noise."""
+    level = TOLERANCES[tolerance]
+    pairs = zip(points, run.outputs, strict=True)
+    compared = ((point, failures(point.expected, outputs, tolerance)) for point, outputs in pairs)
+    differing, words = leave_own_noise([pair for pair in compared if pair[1]], reference, level)
+    if differing:
         raise GateFailed(
             f"the artifact differs from the reference by more than '{level.name}' allows "
-            f"(SQNR ≥ {level.sqnr_db_min:g} dB; {run.evidence}):\n" + "\n".join(lines),
+            f"(SQNR ≥ {level.sqnr_db_min:g} dB; {run.evidence}):\n{lines_of(differing)}",
             where=where,
         )
+    return words
 
 
 def compare_point(point: ParityCase, outputs: Arrays) -> ParityPoint:

@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from compiler.errors import DataError
 from compiler.store.keys import generate_key
 from rollout import repository as repository_module
 from rollout.bundle import pack
+from rollout.device import fetch
+from rollout.device.agent import Agent
 from rollout.device.files import read_json, write_json
+from rollout.device.signing import open_report
+from rollout.device.source import Source
 from rollout.repository import FleetRepository
-from tests.unit.rollout.fleet import CLASS, ONE, SICK, TWO, Fake, assign, fake_build, make_agent, verified_build
+from rollout.rolling import rollout
+from tests.unit.rollout.fleet import (
+    CLASS,
+    ONE,
+    SICK,
+    TWO,
+    Fake,
+    assign,
+    fake_build,
+    make_agent,
+    settings_of,
+    verified_build,
+)
 
 
 @pytest.fixture
@@ -160,6 +186,32 @@ def endless(fleet: Path, device: Path) -> None:
         file.truncate(50_000_000)
 
 
+def raise_versions(fleet: Path, device: Path) -> None:
+    """An attacker had the keys that are online, and signed versions that the fleet does not reach for years."""
+    repository, honest = FleetRepository(fleet), fleet.with_name("honest")
+    shutil.copytree(fleet, honest)
+    for role in ("snapshot", "timestamp"):
+        with repository.edit(role) as signed:
+            signed.version = 1_000_000
+            if role == "timestamp":
+                signed.snapshot_meta.version = repository.snapshot().version
+    make_agent(fleet, device).look()
+    shutil.rmtree(fleet)
+    honest.rename(fleet)
+    FleetRepository(fleet).refresh()
+
+
+def withhold(fleet: Path, device: Path) -> None:
+    """A mirror that has lost what the timestamp names."""
+    FleetRepository(fleet).refresh()
+    (metadata(fleet) / f"{FleetRepository(fleet).snapshot().version}.snapshot.json").unlink()
+
+
+def assign_what_nobody_signed(fleet: Path, device: Path) -> None:
+    """The assignment names a build that the class's key did not sign."""
+    FleetRepository(fleet).assign(CLASS, {"rollout": "forged", "default": "f" * 64})
+
+
 @pytest.mark.parametrize(
     ("attack", "message"),
     [
@@ -170,7 +222,10 @@ def endless(fleet: Path, device: Path) -> None:
         (sign_by_another, "wrong key: metadata is not signed by whom this device trusts"),
         (sign_for_another_class, "no key of that class vouches"),
         (mix, "replayed"),
-        (endless, "the repository cannot be read"),
+        (endless, "endless: a file is longer than it may be"),
+        (raise_versions, "replayed: the repository offers older metadata"),
+        (withhold, "the repository cannot be read"),
+        (assign_what_nobody_signed, "no key of that class vouches"),
     ],
 )
 def test_every_attack_on_the_repository_is_refused_by_name(
@@ -184,6 +239,127 @@ def test_every_attack_on_the_repository_is_refused_by_name(
     assert message in report["problem"]
     assert (report["state"] in ("pending", "downloading"), report["why"]) == (True, "")  # of the build nothing is known
     assert verified_build(device) == before
+
+
+def test_new_keys_end_what_an_attacker_signed_with_the_old_ones(fleet: Path, tmp_path: Path) -> None:
+    """TUF's way out of raised versions: devices forget what the old keys have signed."""
+    device, repository = tmp_path / "device", FleetRepository(fleet)
+    make_agent(fleet, device).look()
+    raise_versions(fleet, device)
+    assert "replayed" in make_agent(fleet, device).look()["problem"]
+    for role in ("snapshot", "timestamp"):
+        repository.replace_key(role)
+    assert make_agent(fleet, device).look()["problem"] == ""
+    stolen = Path(shutil.copytree(fleet, tmp_path / "stolen"))
+    for role in (CLASS, "targets", "root", "timestamp"):  # the second change of timestamp is signed by the new root
+        repository.replace_key(role)
+        assert make_agent(fleet, device).look()["problem"] == "", role
+    assign(repository, TWO, "second")
+    assert make_agent(fleet, device).look()["build"] == TWO.digest
+    assert make_agent(fleet, tmp_path / "new").look()["build"] == TWO.digest  # set up with the first root of all
+    assign(FleetRepository(stolen), ONE, "forged")
+    shutil.copytree(stolen / "repository", fleet / "repository", dirs_exist_ok=True)
+    assert make_agent(fleet, device).look()["problem"] != ""
+    assert verified_build(device) == TWO.digest
+
+
+def test_a_key_is_replaced_by_command_and_a_role_that_is_none_is_refused(fleet: Path) -> None:
+    before = (fleet / "keys" / "timestamp.pem").read_bytes()
+    done = CliRunner().invoke(rollout, ["replace-key", str(fleet), "timestamp"])
+    assert (done.exit_code, "timestamp has a new key" in done.output) == (0, True), done.output
+    assert (fleet / "keys" / "timestamp.pem").read_bytes() != before
+    with pytest.raises(DataError, match="there is no role 'robot'"):
+        FleetRepository(fleet).replace_key("robot")
+
+
+@contextmanager
+def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that answers every request in one way of its own."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            with contextlib.suppress(OSError):
+                answer(self.request)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def trickle(connection: socket.socket) -> None:
+    """One byte of the content now and then: none comes too late, and there is no end."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    drip(connection)
+
+
+def drip(connection: socket.socket) -> None:
+    """The same with the head."""
+    while True:
+        connection.sendall(b"H")
+        time.sleep(0.02)
+
+
+def hang(connection: socket.socket) -> None:
+    time.sleep(2)
+
+
+def break_off(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{")
+
+
+def refuse(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+
+
+def babble(connection: socket.socket) -> None:
+    connection.sendall(b"220 welcome to our mail server\r\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (trickle, "slow: the repository sends so little"),
+        (drip, "slow: the repository sends so little"),
+        (hang, "slow: the repository sends so little"),
+        (break_off, "the repository cannot be read: .*99999 bytes too early"),
+        (refuse, "the repository cannot be read: .*503"),
+        (babble, "the repository cannot be read"),
+    ],
+)
+def test_a_server_that_holds_or_drops_connections_does_not_hold_or_end_the_agent(
+    fleet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[[socket.socket], None], message: str
+) -> None:
+    monkeypatch.setattr(fetch, "GRACE_S", 0.3)
+    monkeypatch.setattr(fetch, "GAP_S", 0.4)
+    device, root = tmp_path / "device", (fleet / "root.json").read_bytes()
+    make_agent(fleet, device).look()
+    with answering(answer) as url:
+        source, began_s = Source(url, device, root=root, device_class=CLASS), time.monotonic()
+        report = Agent(settings_of(device), source).look()
+    assert re.search(message, report["problem"]), report["problem"]
+    assert time.monotonic() - began_s < 3
+    assert verified_build(device) == ONE.digest
+
+
+def test_a_device_fetches_from_a_web_server(fleet: Path, tmp_path: Path) -> None:
+    handler = functools.partial(Quiet, directory=str(fleet / "repository"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url, root = f"http://127.0.0.1:{server.server_port}", (fleet / "root.json").read_bytes()
+        device = tmp_path / "device"
+        report = Agent(settings_of(device), Source(url, device, root=root, device_class=CLASS)).look()
+        server.shutdown()
+    assert (report["state"], report["problem"], verified_build(device)) == ("success", "", ONE.digest)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
 
 
 def test_a_build_of_another_class_is_refused(fleet: Path, tmp_path: Path) -> None:
@@ -240,7 +416,12 @@ def test_the_agent_runs_where_nothing_else_of_fleetc_is_and_reports(fleet: Path,
     done = run_device(fleet, device, "--report", str(reports))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"d 1 success on {ONE.digest[:16]}")
-    assert read_json(reports / "d%201.json")["build"] == ONE.digest
+    report = read_json(reports / "d%201.json")
+    assert open_report(report, (device / "report.pub").read_bytes())["build"] == ONE.digest
+    assert (device / "report.pem").stat().st_mode & 0o077 == 0
+    key = (device / "report.pem").read_bytes()
+    assert run_device(fleet, device).returncode == 0
+    assert (device / "report.pem").read_bytes() == key
 
 
 def test_a_full_disk_leaves_the_build_that_is_there(fleet: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -19,7 +20,9 @@ from filelock import FileLock
 from compiler.errors import CompilerError, DataError, GateFailed, UsageError
 from rollout.controller import Controller
 from rollout.device.files import write_json
+from rollout.device.signing import device_key, sign_report
 from rollout.journal import Event, Journal, Standing, State
+from rollout.reports import read_reports
 from rollout.repository import FleetRepository
 from rollout.rolling import rollout
 from rollout.spec import divide, read_spec
@@ -192,6 +195,39 @@ def test_figures_that_are_no_numbers_count_as_silence(fleet: Fleet) -> None:
     fleet.obey(requests=0)  # no traffic: nothing can be judged
     standing = controller.tick()
     assert list(standing.installed) == ["lab"] and not standing.finished
+
+
+def test_where_the_fleet_has_keys_a_device_speaks_for_itself_alone(fleet: Fleet, tmp_path: Path) -> None:
+    keys = {}
+    for name in ("d00", "d01"):
+        (tmp_path / name).mkdir()
+        keys[name] = device_key(tmp_path / name)
+    enrolled, reports = fleet.fleet / "devices", fleet.fleet / "reports"
+    fleet.report("d00")
+    assert list(read_reports(fleet.fleet)[0]) == ["d00"]  # nobody is enrolled: whoever can write is believed
+    enrolled.mkdir()
+    shutil.copy(tmp_path / "d00" / "report.pub", enrolled / "d00.pub")
+    signed = sign_report(fleet.said("d00"), keys["d00"])
+    payload = base64.b64encode(json.dumps({**fleet.said("d00"), "late": 1}).encode()).decode()
+    for value, message in (
+        (fleet.said("d00"), "it is not signed"),
+        (sign_report(fleet.said("d00"), keys["d01"]), "not signed by the key that the fleet has for this device"),
+        ({**signed, "payload": payload}, "not signed by the key that the fleet has for this device"),
+        (
+            {**signed, "payloadType": "application/vnd.in-toto+json"},
+            "is a 'application/vnd.in-toto+json' and no report",
+        ),
+        ({**signed, "signatures": []}, "it is no signed envelope"),
+        ({**signed, "payload": "no base64!"}, "makes no sense"),
+    ):
+        write_json(reports / "d00.json", value)
+        believed, problems = read_reports(fleet.fleet)
+        assert not believed and message in problems[0], problems
+    write_json(reports / "d00.json", signed)
+    write_json(reports / "d01.json", sign_report(fleet.said("d01"), keys["d01"]))
+    believed, problems = read_reports(fleet.fleet)
+    assert list(believed) == ["d00"]
+    assert problems == [f"the report of d01 makes no sense: the fleet has no key for it in {enrolled}"]
 
 
 def test_a_paused_rollout_waits_and_a_killed_one_goes_on(fleet: Fleet) -> None:

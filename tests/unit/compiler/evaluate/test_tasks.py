@@ -62,6 +62,19 @@ def test_verification_equals_its_definition(people: int, each: int, noise: float
     assert score.low_pct <= score.high_pct
 
 
+def test_the_threshold_accepts_the_pairs_that_the_metric_counts_and_no_more_impostors() -> None:
+    outputs, labels = faces(20, 3, 1.2)
+    judge = task("verification", far=(0.02, 0.2))
+    assert judge.threshold is not None and task("embedding").threshold is None
+    threshold = judge.threshold(outputs, labels)
+    unit = outputs["e"] / np.linalg.norm(outputs["e"], axis=1, keepdims=True)
+    first, second = np.triu_indices(len(unit), k=1)
+    accepted, same = (unit @ unit.T)[first, second] > threshold.similarity, labels[first] == labels[second]
+    assert (threshold.far, threshold.impostor_pairs, threshold.people) == (0.02, int((~same).sum()), 20)
+    assert 100 * accepted[same].mean() == pytest.approx(judge.score(outputs, labels).value_pct)
+    assert 0 < accepted[~same].mean() <= 0.02
+
+
 def test_a_bootstrap_that_draws_people_agrees_with_doing_it_by_hand() -> None:
     outputs, labels = faces(20, 3, 1.2)
     score = task("verification", far=(0.01,)).score(outputs, labels)

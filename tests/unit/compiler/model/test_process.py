@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 
@@ -21,5 +23,4 @@ def test_family_is_every_process_below_one_as_the_whole_system_shows_it() -> Non
             alone = psutil.Process(root.pid).memory_info().rss
             assert Family(root.pid).resident_bytes() > alone
         finally:
-            for process in (*descendants(root.pid), psutil.Process(root.pid)):
-                process.kill()
+            os.killpg(root.pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from compiler.model.graph import Pass, PassResult, check_model, to_text
@@ -75,4 +76,27 @@ def with_weight(model: ir.Model, name: str, array: np.ndarray) -> ir.Model:
     model.graph.inputs.remove(value)
     value.const_value = ir.tensor(array)
     model.graph.register_initializer(value)
+    return model
+
+
+def recurrent() -> ir.Model:
+    """Three layers that quantize at each of forty steps: their noise grows from step to step."""
+    random, nodes, constants = np.random.default_rng(0), [], {"axes": np.array([1], np.int64)}
+    for layer in range(3):
+        weights = {key: random.integers(-127, 128, (1, 8, 32)).astype(np.int8) for key in ("w", "r")}
+        scales = {f"{key}s": np.full(1, 0.04, np.float32) for key in weights}
+        zeros = {f"{key}z": np.zeros(1, np.int8) for key in weights}
+        constants |= {f"{key}{layer}": array for key, array in (weights | scales | zeros).items()}
+        inputs = ["w", "r", "", "", "", "", "", "ws", "wz", "rs", "rz"]
+        names = [f"h{layer}", *(f"{key}{layer}" if key else "" for key in inputs)]
+        nodes += [
+            onnx.helper.make_node("DynamicQuantizeLSTM", names, [f"y{layer}"], domain="com.microsoft", hidden_size=8),
+            onnx.helper.make_node("Squeeze", [f"y{layer}", "axes"], [f"h{layer + 1}"]),
+        ]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [40, 1, 8]) for name in ("h0", "h3")]
+    weights = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    infer_shapes(model)
     return model

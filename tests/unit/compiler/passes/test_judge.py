@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from pass_cases import parse
+from pass_cases import parse, recurrent
 
 from compiler.model.graph import FunctionPass, PassResult, graph_digest
 from compiler.passes.convert_to_half import convert_precision
+from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
 from compiler.passes.infer_shapes import infer_shapes
-from compiler.passes.probe import make_probe, run_unoptimized, tolerance_of
+from compiler.passes.probe import make_probe, own_noise_db, run_unoptimized, tolerance_of
 from compiler.passes.remove_dead_nodes import REMOVE_DEAD_NODES
 from compiler.passes.remove_identities import REMOVE_IDENTITIES
 from compiler.passes.run import run_passes
@@ -88,6 +90,35 @@ def test_a_pass_after_which_the_model_does_not_run_is_undone_where_that_is_asked
     (record,) = run_passes(model, (rename_operator("Foreign"),), probe=probe, undo=True, strict=strict)
     assert bool(record.left_out) == is_undone
     assert model.graph[-1].op_type == ("Relu" if is_undone else "Foreign")
+
+
+def scaled(step: FunctionPass, pick: Callable[[ir.Model], ir.Value], factor: float) -> FunctionPass:
+    """A faulty pass: the right one, and then a weight of another size."""
+
+    def run(model: ir.Model) -> PassResult:
+        step(model)
+        value = pick(model)
+        value.const_value = ir.tensor((value.const_value.numpy() * factor).astype(np.float32), name=value.name)
+        return PassResult(True)
+
+    return FunctionPass("scaled", run)
+
+
+def test_a_layer_that_quantizes_at_each_step_is_held_to_the_noise_of_the_model_itself() -> None:
+    """In floats it is nearer to the model before it was quantized; that is no bug, and a wrong weight is one."""
+    model = recurrent()
+    probe = make_probe(model)
+    assert own_noise_db(model, probe.inputs, probe.expected)["h3"] < 20
+    (right,) = run_passes(model, (DECOMPOSE_QUANTIZED,), probe=probe, undo=True, strict=True)
+    assert 3 <= right.sqnr_db < 20 and right.left_out == ""
+    assert [node.op_type for node in model.graph] == ["LSTM", "Squeeze"] * 3
+    of_last_layer = scaled(DECOMPOSE_QUANTIZED, lambda model: model.graph[-2].inputs[2], -1.0)
+    (wrong,) = run_passes(recurrent(), (of_last_layer,), probe=probe, undo=True, strict=True)
+    assert "'quantized' needs" in wrong.left_out
+    nothing = FunctionPass("nothing", lambda model: PassResult(False))
+    scale = scaled(nothing, lambda model: model.graph.initializers["ws0"], 1.05)
+    (wrong,) = run_passes(recurrent(), (scale,), probe=probe, undo=True, strict=True)
+    assert "'int8' needs 20 dB" in wrong.left_out  # it quantizes as before: nothing excuses it
 
 
 def test_integers_must_be_equal() -> None:

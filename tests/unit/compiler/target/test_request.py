@@ -11,6 +11,7 @@ from compiler.artifact import Artifact, Evidence
 from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import BuildSettings
 from compiler.errors import TargetNotFound
+from compiler.evaluate.answers import Answered, Asked
 from compiler.evaluate.judged import OutputPart
 from compiler.model.decoder import CachePair, Decoder
 from compiler.model.spec import TensorSpec
@@ -80,7 +81,7 @@ TASKS: tuple[Task, ...] = (
     ExecuteTask(ARTIFACT, (Path("/in"),), (Path("/out"),), 5, instructions=True),
     EvaluateTask(ARTIFACT, Path("/in"), Path("/out"), 8, OutputPart("logits", 65)),
     FootprintTask(ARTIFACT, Path("/in")),
-    GenerateTask(ARTIFACT, DECODER, (1, 2, 3), 8, 16, 64, (0,)),
+    GenerateTask(ARTIFACT, DECODER, (Asked((1, 2, 3), 8, 16, 64, (0,)),)),
     LayerTimesTask(ARTIFACT, Path("/in")),
     RaceTask((ARTIFACT, ARTIFACT), (Path("/a"), Path("/b")), RaceUntil(5, 60, 12.0, 0.02), 2),
 )
@@ -93,7 +94,7 @@ ANSWERS = (
     ExecuteAnswer(Evidence.EMULATOR, "", ((1.0,), ()), 12),
     EvaluateAnswer(Evidence.HOST),
     FootprintAnswer(Evidence.HOST, 1 << 20),
-    GenerateAnswer(Evidence.HOST, (5, 6), 12.5, (3.0,)),
+    GenerateAnswer(Evidence.HOST, (Answered((5, 6), 12.5, (3.0,)),)),
     LayerTimesAnswer(Evidence.HOST, (LayerTime(("a", "b"), 2.5, "fused"),)),
     RaceAnswer(((1.0, 2.0), (3.0, 4.0)), ((1.0, 1.0), (3.0, 3.0)), "stolen time"),
 )

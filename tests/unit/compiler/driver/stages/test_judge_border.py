@@ -11,19 +11,22 @@ import onnx_ir as ir
 import pytest
 
 from compiler.artifact import Evidence
-from compiler.artifact.schema import Parity
+from compiler.artifact.schema import Parity, Reference
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.border_parity import border_level, hold_to_model, judge_border
+from compiler.driver.stages.candidate import _reference
 from compiler.driver.stages.inputs import BuildStart, VerificationInputs
 from compiler.driver.stages.proof import weak_proofs
 from compiler.driver.stages.reference import ParityCase, reference_cases
 from compiler.driver.stages.run import Stages
 from compiler.errors import GateFailed
 from compiler.model.graph import graph_digest
+from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
 from compiler.plan import BuildOptions, Plan
 from compiler.plan.jobs import plan_fleet
 from compiler.plan.pruning import Pruning
 from compiler.store import Store
+from tests.unit.compiler.passes.pass_cases import recurrent
 
 X = np.array([[0.1, -0.2, 0.3], [1.0, -2.0, 3.0]], np.float32)
 
@@ -55,6 +58,32 @@ def judge(folder: Path, body: str, *, precision: str, pruned: float = 0.0) -> Pa
     stages = Stages(Store(folder / "cache"))
     imported = reference_cases(model, ready.digest, ready.inputs.points, stages)
     return judge_border(made, plan, ready, imported, where="gpu", stages=stages)
+
+
+def test_layers_that_quantize_at_each_step_may_compute_in_floats_and_nothing_else_may_change(tmp_path: Path) -> None:
+    """The imported model is no surer of its own results; the artifact is then compared with the border model."""
+    model, stages = recurrent(), Stages(Store(tmp_path / "cache"))
+    points = {"fixed": {"h0": np.random.default_rng(1).standard_normal((40, 1, 8)).astype(np.float32)}}
+    ready = BuildStart(model, graph_digest(model), VerificationInputs(points, points["fixed"], "file", ()))
+    imported, plan = reference_cases(model, ready.digest, points, stages), plan_for(tmp_path, model, "fp32")
+
+    def judged(factor: float) -> Parity:
+        border = recurrent()
+        DECOMPOSE_QUANTIZED(border)
+        weights = border.graph[-2].inputs[2]
+        assert weights is not None and weights.const_value is not None
+        weights.const_value = ir.tensor(weights.const_value.numpy() * np.float32(factor), name=weights.name)
+        path = tmp_path / f"{factor}.onnx"
+        ir.save(border, path)
+        made = Border(path, graph_digest(border), (), ())
+        return judge_border(made, plan, ready, imported, where="gpu", stages=stages)
+
+    parity = judged(1.0)
+    assert parity.worst_sqnr_db is not None and 3 <= parity.worst_sqnr_db < 20
+    assert parity.tolerance == "quantized" and "the reference's own outputs move by" in parity.reason
+    assert _reference(plan, parity) == Reference.BORDER_MODEL
+    with pytest.raises(GateFailed, match="differs from the imported model"):
+        judged(-1.0)
 
 
 SCALE = "f = Constant <value = float {%s}> () y = Mul (x, f)"
