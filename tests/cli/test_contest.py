@@ -40,7 +40,8 @@ def recurrent(tmp_path_factory: pytest.TempPathFactory, site: Path) -> tuple[Pla
     write_model(place.root / "model.onnx", LSTM, w=(1, 64, 16), r=(1, 64, 16))
     refuses = profile(place, "refuses", "moody", ["ghost", "onnxruntime"], build="refuse")
     place.write_fleet({"kiosk": {"profile": "intel-n100", "targets": ["openvino", "onnxruntime"]}, "board": refuses})
-    return place, place.build("--json", "--no-report")
+    # a race of the least number of pairs has an interval that one delayed block spoils
+    return place, place.build("--json", "--no-report", "--race-seconds", "3")
 
 
 def test_a_small_recurrent_model_goes_to_onnx_runtime_and_the_manifest_says_why(
@@ -52,7 +53,7 @@ def test_a_small_recurrent_model_goes_to_onnx_runtime_and_the_manifest_says_why(
     assert manifest["artifact"]["target"] == manifest["plan"]["target"] == "onnxruntime"
     assert standings(manifest) == {"openvino": "beaten", "onnxruntime": "won"}
     race = manifest["contest"][1]["race"]
-    assert race["evidence"] == "measured-host" and race["low"] > 2, "both timed in turn on this machine"
+    assert race["evidence"] == "measured-host" and race["speedup"] > 3 and race["low"] > 1, race
     decision = manifest["plan"]["decisions"]["target"]
     assert decision["value"] == "onnxruntime" and "× the speed of openvino (measured-host" in decision["reason"]
     assert [trial["target"] for trial in manifest["trials"]] == ["openvino", "onnxruntime"]
