@@ -23,6 +23,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -169,6 +170,7 @@ def sections(arguments: argparse.Namespace, served: Served, slo_s: float) -> dic
 
 def main() -> None:
     """Measures, and writes what was measured."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers that run are ended
     arguments = read_arguments()
     served = read_builds([arguments.artifact])
     slo_s = served.slo_s or 0.05
