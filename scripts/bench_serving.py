@@ -132,7 +132,7 @@ def serving(folder: Path, served: Served, slo_s: float, measure: Callable[[Serve
     """What is measured of a server that has loaded every build."""
     server = Server(folder, slo_s)
     try:
-        time.sleep(2.0 * len(served.builds))  # the other builds are loaded while the first answers
+        server.wait_for(len(served.builds))
         return measure(server, infer_request(*make_body(served)))
     finally:
         server.close()
