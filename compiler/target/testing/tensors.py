@@ -74,6 +74,17 @@ def movement() -> Iterator[Case]:
         essential=True,
     )
     yield text_case(
+        "embedding-quantized",
+        "(int64[2,5] ids) => (float[5,2,8] y) { q = Gather(table, ids) t = Transpose<perm=[1,0,2]>(q) "
+        "y = DequantizeLinear(t, scale, zero) }",
+        weights={
+            "table": np.arange(-12, 12, dtype=np.int8).reshape(3, 8),
+            "scale": np.array(0.05, np.float32),
+            "zero": np.array(0, np.int8),
+        },
+        essential=True,
+    )
+    yield text_case(
         "resize-nearest",
         '(float[1,3,4,5] x) => (float[1,3,8,10] y) { y = Resize<mode="nearest", '
         'coordinate_transformation_mode="asymmetric", nearest_mode="floor">(x, , scales) }',

@@ -38,9 +38,12 @@ _NUMBER_OPS = """
 """
 
 _ANY_OPS = """
-    And Concat Constant DepthToSpace Equal Flatten Gather GatherElements GatherND Greater GreaterOrEqual Identity
-    IsNaN Less LessOrEqual Not Or ScatterElements ScatterND Transpose Trilu Where Xor
+    And Concat Constant DepthToSpace Equal Flatten GatherElements GatherND Greater GreaterOrEqual Identity
+    IsNaN Less LessOrEqual Not Or ScatterElements ScatterND Trilu Where Xor
 """
+
+_MOVING_OPS = "Gather Transpose"
+"""Also of integers: a quantized table is looked up, and its rows are moved, before they are dequantized."""
 
 _FLOAT_REDUCTIONS = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceSumSquare"
 _REDUCTIONS = "CumSum ReduceMax ReduceMin ReduceProd ReduceSum"
@@ -138,6 +141,7 @@ def capability_of(dot: Dot, *, half: bool = False) -> Capability:
         **dict.fromkeys(_FLOAT_OPS.split(), OpRule(_FLOAT | {"INT64"})),
         **dict.fromkeys(_NUMBER_OPS.split(), OpRule(_NUMBERS)),
         **dict.fromkeys(_ANY_OPS.split(), OpRule(_ANY)),
+        **dict.fromkeys(_MOVING_OPS.split(), OpRule(_QUANTIZED)),
         **dict.fromkeys(_FLOAT_REDUCTIONS.split(), OpRule(_FLOAT | {"INT64"}, constant_inputs=(1,))),
         **dict.fromkeys(_REDUCTIONS.split(), OpRule(_NUMBERS, constant_inputs=(1,))),
         **dict.fromkeys(_RESHAPING.split(), OpRule(_ANY, constant_inputs=(1,))),
