@@ -23,6 +23,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -131,7 +132,7 @@ def serving(folder: Path, served: Served, slo_s: float, measure: Callable[[Serve
     """What is measured of a server that has loaded every build."""
     server = Server(folder, slo_s)
     try:
-        time.sleep(2.0 * len(served.builds))  # the other builds are loaded while the first answers
+        server.wait_for(len(served.builds))
         return measure(server, infer_request(*make_body(served)))
     finally:
         server.close()
@@ -169,6 +170,7 @@ def sections(arguments: argparse.Namespace, served: Served, slo_s: float) -> dic
 
 def main() -> None:
     """Measures, and writes what was measured."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers that run are ended
     arguments = read_arguments()
     served = read_builds([arguments.artifact])
     slo_s = served.slo_s or 0.05

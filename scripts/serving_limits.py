@@ -139,7 +139,7 @@ def less_than_two_builds(folder: Path, served: Served, arrivals: Sequence[float]
     """What front and builds take is measured first; the limit is that without half of the larger build."""
     server = Server(folder, slo_s)
     try:
-        time.sleep(2.0 * len(served.builds))
+        server.wait_for(len(served.builds))
         front, *builds = server.memory_mib()
     finally:
         server.close()
@@ -168,7 +168,7 @@ def _run(
         return await open_loop(server.port, infer_request(*make_body(served)), arrivals), begun
 
     try:
-        time.sleep(2.0 * len(served.builds))
+        server.wait_for(len(served.builds))
         return asyncio.run(load())
     finally:
         server.close()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Any
 
 import numpy as np
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving.builds import Served
 from serving.protocol import DATATYPES
 
 STOP_S = 60.0
+LOADED_S = 15.0
+"""Seconds that builds have to be loaded while the first one answers."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,18 @@ class Server(Process):
         assert process.stdout is not None  # noqa: S101  it was asked for
         port = int(process.stdout.readline().rsplit(":", 1)[1])
         super().__init__(process, port, time.monotonic() - started)
+
+    def wait_for(self, builds: int) -> None:
+        """Waits until so many builds are loaded; no longer than `LOADED_S`, since memory may not be enough for all."""
+        ends = time.monotonic() + LOADED_S
+        while self._loaded() < builds and time.monotonic() < ends:
+            time.sleep(0.1)
+
+    def _loaded(self) -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as reply:
+            text = reply.read().decode()
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        return sum(sample.value == 1.0 for sample in families["fleetc_rung_available"].samples)
 
 
 def make_inputs(served: Served, seed: int = 0) -> dict[str, np.ndarray]:
