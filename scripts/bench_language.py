@@ -111,11 +111,12 @@ def peers(options: argparse.Namespace, model: ir.Model, calibration: Array) -> I
 def size_of(model: ir.Model) -> DecoderSize:
     """The size of a decoder that `decoder_graph` wrote."""
     shapes = {name: tuple(value.shape.numpy()) for name, value in model.graph.initializers.items() if value.shape}
-    cache = next(value.shape for value in model.graph.inputs if str(value.name).startswith("past") and value.shape)
+    past = next(value.shape for value in model.graph.inputs if str(value.name).startswith("past") and value.shape)
+    _, heads, _, head = (size if isinstance(size, int) else 0 for size in past)
     layers = sum(name.endswith("q_proj.weight") for name in shapes)
     vocabulary, width = shapes["model.embed_tokens.weight"]
     hidden = shapes["model.layers.0.mlp.up_proj.weight"][1]
-    return DecoderSize(layers, width, width // int(cache[3]), int(cache[1]), hidden, vocabulary)
+    return DecoderSize(layers, width, width // head, heads, hidden, vocabulary)
 
 
 def best_at(rows: list[Figures], limit: int) -> str:

@@ -95,7 +95,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.serve:
         figures["mirrored"] = rollout_mirror.mirrored(*arguments.serve)
     if arguments.faces:
-        figures["faces"] = rollout_faces.faces(*arguments.faces, Path(arguments.photographs))
+        current, candidate = arguments.faces
+        figures["faces"] = rollout_faces.faces(current, candidate, Path(arguments.photographs))
     return figures
 
 

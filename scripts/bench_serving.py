@@ -34,7 +34,7 @@ from serving_limits import limits
 from serving_load import Client, Server, infer_request, make_body, open_loop, overhead
 from serving_peers import Environments, peers
 
-from serving.builds import Served, read_builds
+from serving.builds import Served, manifest_digest, read_builds
 from serving.ladder import Rung
 from serving.simulate import gamma, poisson, requests_of, simulate, spike
 
@@ -180,13 +180,9 @@ def main() -> None:
         "ladder": {build.name: ladder_row(build.rung) for build in served.builds},
     }
     for name in arguments.only or every:
-        load, of_commit = os.getloadavg(), commit()
-        figures = every[name]()
-        result[name] = {
-            **of_commit,
-            "versions": versions(["numpy", "uvicorn", "starlette"]),
-            "load_before": load,
-        } | figures
+        before = {**commit(), "versions": versions(PACKAGES), "load_before": os.getloadavg()}
+        before["manifest_sha256"] = manifest_digest(arguments.artifact)
+        result[name] = before | every[name]()
         text = json.dumps(result, indent=1) + "\n"
         if arguments.out:
             arguments.out.write_text(text, encoding="utf-8")

@@ -69,7 +69,7 @@ def by_reference(model: ir.Model) -> Run:
 def feeds_of(rows: Iterable[Array], inputs: Any, decoder: Any) -> Iterator[Arrays]:
     """Windows with an empty cache."""
     cache = empty_cache(inputs, decoder)
-    return ({**token_inputs(row[None], 0, inputs, decoder), **cache} for row in rows)
+    return ({**token_inputs(row[None].astype(np.int64), 0, inputs, decoder), **cache} for row in rows)
 
 
 def windows(path: Path, tokenizer: Path, count: int) -> Array:

@@ -95,7 +95,7 @@ def nncf_peers(model: Path, calibration: Path, python: Path, work: Path) -> Iter
     for mode in NNCF_MODES:
         made = work / f"{mode}.xml"
         if not made.exists():
-            command = [python, NNCF_PROGRAM, model, calibration, mode, made]
+            command = [str(part) for part in (python, NNCF_PROGRAM, model, calibration, mode, made)]
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode:
                 yield f"NNCF {mode}: exit code {done.returncode}: {_last_line(done.stderr)}"

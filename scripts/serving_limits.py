@@ -130,9 +130,8 @@ def half_the_processors(
     cpus = len(os.sched_getaffinity(0))
     with control_group() as group:
         group.limit_cpus(cpus)
-        replies, begun = _run(
-            group, folder, served, arrivals, slo_s, at_s=seconds / 3, change=lambda: group.limit_cpus(cpus / 2)
-        )
+        halved = Change(seconds / 3, lambda: group.limit_cpus(cpus / 2))
+        replies, begun = _run(group, folder, served, arrivals, slo_s, halved)
         return {"cpus": [cpus, cpus / 2], **_counted(replies, begun + seconds / 3, slo_s), "kills": group.kills()}
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -115,6 +116,7 @@ def peers(folder: Path, environments: Environments, *, cores: tuple[str, str], c
         time.sleep(2.0)
         result: dict[str, Any] = {
             "artifact": {"precision": artifact.precision, "settings": artifact.facts["config"]},
+            "peers": _versions(environments),
             "cores": {"servers": cores[0], "clients": cores[1]},
             "load_before": os.getloadavg(),
             "equal_answers": _equal(running, served, artifact),
@@ -126,13 +128,20 @@ def peers(folder: Path, environments: Environments, *, cores: tuple[str, str], c
         return result
 
 
+def _versions(environments: Environments) -> dict[str, str]:
+    """Versions of what is measured beside ours; of Triton that of the server in the wheel."""
+    found = {}
+    for name, environment in (("nvidia-pytriton", environments.triton), ("mosec", environments.mosec)):
+        if environment:
+            told = f"from importlib.metadata import version; print(version({name!r}))"
+            python = [str(environment / "bin" / "python"), "-c", told]
+            found[name] = subprocess.run(python, capture_output=True, text=True, check=True).stdout.strip()
+    return found
+
+
 def _alone(folder: Path, place: Path) -> Path:
     """The delivered build without its ladder: no peer has one."""
-    copy = place / "alone"
-    copy.mkdir()
-    for path in folder.iterdir():
-        if path.name not in ("rungs", "manifest.json"):
-            (copy / path.name).symlink_to(path.absolute())
+    copy = Path(shutil.copytree(folder, place / "alone", ignore=shutil.ignore_patterns("rungs")))
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     (copy / "manifest.json").write_text(json.dumps({**manifest, "ladder": None}), "utf-8")
     return copy

@@ -121,11 +121,9 @@ class RunningBuilds:
             for name, process in self._processes.items():
                 if not process.is_alive and self._ladder.absence(name) is None:
                     self.lose(name, "ended while nothing ran")
-                if process.is_alive and self._ladder.absence(name) is not None:
-                    async with self.busy:  # a batch that it has is answered
-                        await process.close()
             memory = read_memory()
             self._spare(memory)
+            await self._end_absent()  # before another one is loaded in the place of one that was spared
             for name in self._ladder.due(time.monotonic()):
                 await self._try_again(name, memory)
             await asyncio.sleep(WATCH_S if self._ladder.usable() else 0.02)
@@ -171,14 +169,37 @@ class RunningBuilds:
             sizes.append(min(2 * sizes[-1], signature.largest))
         return {size: signature.shapes({**signature.steps(1), signature.batch: size}) for size in sizes}
 
+    async def _end_absent(self) -> None:
+        for name, process in self._processes.items():
+            if process.is_alive and self._ladder.absence(name) is not None:
+                async with self.busy:  # a batch that it has is answered
+                    await process.close()
+
     def _spare(self, memory: Memory) -> None:
+        """Where memory is short: unloads the largest build but the cheapest, or the only one for a smaller one."""
         usable = [self._ladder.rungs[place].name for place in self._ladder.usable()]
-        if not memory.is_short or len(usable) < 2:
+        if not memory.is_short or not usable:
             return
-        costliest = max(usable[:-1], key=self._resident_bytes)
+        if len(usable) == 1:
+            smaller = self._smaller_than(usable[0])
+            if smaller is None:
+                return
+            self._ladder.postpone(smaller, time.monotonic())  # due at once
+        costliest = max(usable[:-1] or usable, key=self._resident_bytes)
         free_mib = memory.free_bytes >> 20
         log.warning("%s: memory is short (%d MiB free): %s is unloaded", self._model, free_mib, costliest)
         self.take_out(costliest, Reason.MEMORY, for_s=UNLOADED_S)
+
+    def _smaller_than(self, name: str) -> str | None:
+        """The next cheaper build that is absent for no fault of its own and was measured to take less memory."""
+        names = list(self._builds)
+        most_bytes = self._builds[name].rung.memory_bytes
+        for other in names[names.index(name) + 1 :]:
+            absence = self._ladder.absence(other)
+            is_sound = absence is not None and absence.reason in (Reason.STARTING, Reason.MEMORY)
+            if is_sound and 0 < self._builds[other].rung.memory_bytes < most_bytes:
+                return other
+        return None
 
     async def _try_again(self, name: str, memory: Memory) -> None:
         alive = [other for other, process in self._processes.items() if process.is_alive]

@@ -36,13 +36,15 @@ def make_stateful(source: Path, target: Path, *, ids: str, pairs: Mapping[str, s
         ids: Input of token ids (batch, sequence).
         pairs: Input of the cache → output that it grows into.
     """
-    from openvino._offline_transformations import apply_make_stateful_transformation
+    from openvino.passes import MakeStateful, Manager
 
     ov = openvino()
     network = ov.Core().read_model(source)
     known = {node.get_friendly_name() for node in network.get_ops()} | {BEAM}
     _choose_sequences(network, ids, pairs)
-    apply_make_stateful_transformation(network, dict(pairs))
+    manager = Manager()
+    manager.register_pass(MakeStateful(dict(pairs)))
+    manager.run_passes(network)
     _start_empty(network, ids)
     for index, node in enumerate(network.get_ordered_ops()):
         if node.get_friendly_name() not in known:  # OpenVINO's own names count up per process

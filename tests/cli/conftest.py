@@ -131,6 +131,7 @@ class Runner:
 
 class Wild(FakeTarget):
     def load(self, artifact):
+        self.held = os.urandom(artifact.facts.get("held_bytes", 0))
         return Runner(REFERENCE.load(artifact), artifact.facts)
 
 TARGET = Wild("wild")

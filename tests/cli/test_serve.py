@@ -30,7 +30,8 @@ from tritonclient.utils import InferenceServerException
 from compiler import find_target, read_artifact
 from compiler.target import DataError
 from serving.export import export
-from tests.cli.conftest import Place
+from tests.cli.conftest import SLOW, Place
+from tests.control_group import memory_group
 
 CRASH, NAN, NAN_EVERYWHERE = 6.0, 7.0, 8.0
 LATENCY = {"runs": 20, "p50_ms": 1.0, "p90_ms": 1.0}
@@ -132,12 +133,14 @@ class Serving:
 
 
 @contextmanager
-def serving(place: Place, folder: Path, *args: str | Path) -> Iterator[Serving]:
+def serving(place: Place, folder: Path, *args: str | Path, group: Path | None = None) -> Iterator[Serving]:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"serve-{len(list(folder.iterdir()))}.log"
     code = "import sys; from compiler.cli import cli; from serving.command import serve; cli.add_command(serve);"
     code += "from compiler.cli import main; main()"
     command = [place.command()[0], "-P", "-c", code, "-v", "serve", "--port", "0", "--name", "m", *map(str, args)]
+    if group is not None:
+        command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command]
     with (
         log.open("w") as output,
         subprocess.Popen(
@@ -474,3 +477,46 @@ def test_a_port_that_is_taken_and_an_artifact_that_is_not_whole_are_refused(
     broken = CliRunner().invoke(serve, ["--port", "0", str(folder)])
     assert isinstance(broken.exception, CompilerError)
     assert "missing" in str(broken.exception)
+
+
+@SLOW
+def test_only_build_gives_way_to_one_that_takes_less_where_memory_is_short(
+    shared: Place, builds: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The most accurate build is loaded first, and leaves no room for another."""
+    source = shared.dist / "two"
+    sizes = {"large": 128 << 20, "small": 1 << 20}
+    for name, held_bytes in sizes.items():
+        accuracy_pct = 100.0 if name == "large" else 99.0
+        item_ms = 8.0 if name == "large" else 2.0
+        folder = variant(
+            source, tmp_path / name, name, item_ms=item_ms, accuracy_pct=accuracy_pct, held_bytes=held_bytes
+        )
+        manifest = json.loads((folder / "manifest.json").read_text())
+        figures = {"weights_bytes": 1, "weights_evidence": "measured-host", "run_bytes": held_bytes}
+        rest = {"run_evidence": "measured-host", "why": "", "process_bytes": None, "process_evidence": "none"}
+        manifest["trials"][0]["footprint"] = {**figures, **rest}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    with memory_group(1 << 30) as group, serving(shared, tmp_path / "alone", tmp_path / "large", group=group):
+        used = used_bytes(group)
+    folders = (tmp_path / "large", tmp_path / "small")
+    with (
+        memory_group(used + (40 << 20)) as group,  # a build in use needs 64 MiB free
+        serving(shared, tmp_path / "served", "--slo-ms", "60000", *folders, group=group) as server,
+    ):
+        statuses, ends = set(), time.monotonic() + 60.0
+        while (answer := server.infer())[1].get("parameters", {}).get("variant") != "small":
+            statuses.add(answer[0])
+            assert time.monotonic() < ends, server.log.read_text()
+        assert statuses <= {200, 503}
+        assert {server.infer()[0] for _ in range(20)} == {200}
+        assert "memory is short" in server.log.read_text()
+        assert "ended by SIGKILL" not in server.log.read_text()
+
+
+def used_bytes(group: Path) -> int:
+    """Memory of a control group, without pages of files that the kernel can drop at once."""
+    is_second = (group / "memory.current").exists()
+    usage = (group / ("memory.current" if is_second else "memory.usage_in_bytes")).read_text()
+    rows = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return int(usage) - int(rows["inactive_file" if is_second else "total_inactive_file"])

@@ -18,6 +18,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -223,10 +224,11 @@ class _Work:
         losses = self._losses(choices.products)
         trials = Trials(self.model, logits, self.batches[:TRIAL_BATCHES])
         curves = {layer.name: self._table_curve(layer, choices.tables, trials) for layer in self.tables}
-        for group in self._groups():
-            kl = trials.measure({layer.name: self._first_values(layer) for layer in group})
+        for number, group in enumerate(self._groups()):
+            what = f"{group[0].role} ×{len(group)} in {first}"
+            values = partial(self._all_first_values, group)
+            kl = self._trial(f"group-{number:04d}", what, values, trials)
             total = sum(losses[layer.name][str(first)] for layer in group)
-            self.tell(f"{group[0].role} ×{len(group)} in {first}: {kl:.4f} nats a token")
             price = kl / total if total > 0 else 0.0
             for layer in group:
                 row = losses[layer.name]
@@ -304,6 +306,18 @@ class _Work:
             return scales.integers(weight), scales
         return compensated(weight, scales, gram), scales
 
+    def _trial(self, name: str, what: str, values: Callable[[], Mapping[str, Floats]], trials: Trials) -> float:
+        """The divergence of a trial, measured once however often the work is begun."""
+        place = self.folder / f"trial-{name}.json"
+        if not place.exists():
+            kl = trials.measure(values())
+            write_atomic(place, json.dumps(kl).encode())
+            self.tell(f"{what}: {kl:.4f} nats a token")
+        return float(json.loads(place.read_bytes()))
+
+    def _all_first_values(self, group: Sequence[WeightLayer]) -> dict[str, Floats]:
+        return {layer.name: self._first_values(layer) for layer in group}
+
     def _first_values(self, layer: WeightLayer) -> Floats:
         integers, scales = self._kept("first", layer)
         values = scales.values(integers)
@@ -311,12 +325,15 @@ class _Work:
 
     def _table_curve(self, layer: WeightLayer, formats: Sequence[BlockFormat], trials: Trials) -> list[Option]:
         options = []
-        for format_ in formats:
-            integers, scales = self._fit_table(layer, format_)
-            kl = trials.measure({layer.name: scales.values(integers)})
-            self.tell(f"{layer.name} in {format_}: {kl:.4f} nats a token")
-            options.append(_option(layer, format_, kl))
+        for number, format_ in enumerate(formats):
+            values = partial(self._table_values, layer, format_)
+            name = f"{self._place('table', layer).stem}-{number}"
+            options.append(_option(layer, format_, self._trial(name, f"{layer.name} in {format_}", values, trials)))
         return options
+
+    def _table_values(self, layer: WeightLayer, format_: BlockFormat) -> dict[str, Floats]:
+        integers, scales = self._fit_table(layer, format_)
+        return {layer.name: scales.values(integers)}
 
     def _fit_table(self, layer: WeightLayer, format_: BlockFormat) -> Stored:
         """A table's vectors: every one is looked up by itself, so that all its elements count alike."""

@@ -121,6 +121,31 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(model, batches, costs
     assert hashlib.sha256(str(resumed.plan).encode()).digest() == hashlib.sha256(str(whole.plan).encode()).digest()
 
 
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def test_trials_that_were_made_before_a_kill_are_not_made_again(model, batches, costs, tmp_path):
+    trials: list[str] = []
+
+    def until_the_third_trial(text: str) -> None:
+        trials.append(text) if "nats a token" in text else None
+        if len(trials) == 3:
+            raise Killed
+
+    def measured(name: str, tell) -> bytes:
+        result = tmp_path / name
+        how = {"logits": "logits", "folder": tmp_path / "work", "result": result, "tell": tell}
+        measure_weights(model, batches, CHOICES, WeightOptions(batches=8), **how)
+        return result.read_bytes()
+
+    with pytest.raises(Killed):
+        measured("never.json", until_the_third_trial)
+    again: list[str] = []
+    assert measured("costs.json", again.append) == costs.read_bytes()
+    assert not set(trials) & set(again) and any("nats a token" in text for text in again)
+
+
 def test_weights_that_are_not_finite_are_refused_by_name(batches, tmp_path):
     bad = tiny_decoder()
     value = bad.graph.initializers["model.layers.1.mlp.up_proj.weight"]
