@@ -21,9 +21,7 @@ from compiler.passes.values import Names, constant_of, replace_input
 SHIFT = 128
 
 _UINT8, _INT8 = ir.DataType.UINT8, ir.DataType.INT8
-_MOVES = frozenset(
-    {"Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-)
+_MOVES = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators that hand on elements of their first input. MaxPool pads with the least number of the type."""
 
 

@@ -78,9 +78,9 @@ def movement() -> Iterator[Case]:
         "(int64[2,5] ids) => (float[5,2,8] y) { q = Gather(table, ids) t = Transpose<perm=[1,0,2]>(q) "
         "y = DequantizeLinear(t, scale, zero) }",
         weights={
-            "table": np.arange(-12, 12, dtype=np.int8).reshape(3, 8),
+            "table": np.arange(100, 124, dtype=np.uint8).reshape(3, 8),
             "scale": np.array(0.05, np.float32),
-            "zero": np.array(0, np.int8),
+            "zero": np.array(117, np.uint8),
         },
         essential=True,
     )

@@ -25,8 +25,6 @@ BODIES = {
     "v = DequantizeLinear<axis = 0>(w, per, many) y = Conv(d, v)",
     "moved": "q = QuantizeLinear(x, s, z) p = MaxPool<kernel_shape = [2, 2], pads = [1, 1, 0, 0]>(q) "
     "t = Transpose<perm = [0, 2, 3, 1]>(p) r = Reshape(t, flat) y = DequantizeLinear(r, s, z)",
-    "looked up": "g = Gather(w, two) t = Transpose<perm = [0, 1, 2, 3]>(g) d = DequantizeLinear(t, s, z) "
-    "e = DequantizeLinear(g, s, z) f = Add(d, e) y = Add(x, f)",
     "joined": "q = QuantizeLinear(x, s, z) r = QuantizeLinear(x, s, m) j = Concat<axis = 1>(q, r) "
     "c = Slice(j, one, two, one) y = DequantizeLinear(c, s, m)",
 }
