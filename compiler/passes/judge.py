@@ -73,7 +73,9 @@ class Judge:
         tolerance = min(self._tolerance, tolerance_of(model), key=lambda level: level.sqnr_db_min)
         steps = count_quantized_steps(model)
         if steps < self._steps:
-            tolerance = replace(TOLERANCES["quantized"], sqnr_db_min=least_db(tolerance, self._noise_db))
+            tolerance = replace(
+                TOLERANCES["quantized"], sqnr_db_min=least_db(tolerance, self._noise_db, is_quantized=True)
+            )
         is_judged = self._undo and not isinstance(step, Lossy)
         fault = "" if not is_judged else _fault(self._outputs, outputs, tolerance)
         if not fault:

@@ -31,6 +31,8 @@ _DRAWS = 3
 """How often inputs are moved to learn a model's own noise; the worst counts."""
 _MARGIN_DB = 3.0
 """The noise is measured on a few draws: half or twice of it is the same noise."""
+_FLOAT_FLOOR_DB = 20.0
+"""An error of a tenth: an output in floats that moves by more than that on its own proves nothing."""
 _STEPS = 255
 """Steps of a quantizer of 8 bits over its range."""
 _OTHER_SIZES = (2, 8, 32, 64, 224)
@@ -113,11 +115,18 @@ def own_noise_db(model: ir.Model, inputs: Arrays, expected: Arrays) -> dict[str,
     return ratios_db
 
 
-def least_db(tolerance: Tolerance, noise_db: float) -> float:
-    """What an output must hold where the model's own noise allows no more; never less than a quantized model must."""
+def least_db(tolerance: Tolerance, noise_db: float, *, is_quantized: bool) -> float:
+    """What an output must hold where the model's own noise allows no more.
+
+    Args:
+        tolerance: What it must hold otherwise.
+        noise_db: The model's own noise, of `own_noise_db`.
+        is_quantized: Whether the model quantizes at each step of a sequence; no other is ever held to less than 20 dB.
+    """
     if math.isinf(tolerance.sqnr_db_min):
         return tolerance.sqnr_db_min
-    return min(tolerance.sqnr_db_min, max(TOLERANCES["quantized"].sqnr_db_min, noise_db - _MARGIN_DB))
+    floor_db = TOLERANCES["quantized"].sqnr_db_min if is_quantized else _FLOAT_FLOOR_DB
+    return min(tolerance.sqnr_db_min, max(floor_db, noise_db - _MARGIN_DB))
 
 
 def _by_half_a_step(array: Array, random: np.random.Generator) -> Array:

@@ -42,6 +42,7 @@ from compiler.model.numerics import (
     write_arrays,
 )
 from compiler.passes.probe import least_db, own_noise_db
+from compiler.passes.quantized import count_quantized_steps
 from compiler.store import StageName, read_result, write_result
 from compiler.store.scratch import scratch_folder
 from compiler.target import KnowsWhereItRuns, find_target
@@ -284,12 +285,14 @@ def leave_own_noise(differing: Differences, reference: ir.Model, level: Toleranc
         reference: The model that they are compared with.
         level: The level.
     """
-    beyond, noises_db = [], []
+    beyond, noises_db, is_quantized = [], [], count_quantized_steps(reference) > 0
     for case, outputs in differing:
         noise_db = own_noise_db(reference, case.inputs, case.expected)
         # integers and booleans must be equal, whatever the noise
         within = {
-            name for name in noise_db.keys() & outputs if outputs[name].sqnr_db >= least_db(level, noise_db[name])
+            name
+            for name in noise_db.keys() & outputs
+            if outputs[name].sqnr_db >= least_db(level, noise_db[name], is_quantized=is_quantized)
         }
         more = {name: stats for name, stats in outputs.items() if name not in within}
         noises_db += [noise_db[name] for name in within]
