@@ -160,11 +160,13 @@ def settle(site: Site, jobs: list[str], expected: dict[str, bytes]) -> dict[str,
         view = site.connection.get(f"/v1/jobs/{job}")
         attempts += sum(one["attempt"] for one in view["devices"])
         if view["state"] != "succeeded":
-            problems.append(f"{job}: {view['state']}")
+            problems += [f"{job}: {one['device']}: {one['state']}: {one.get('error')}" for one in view["devices"]]
             continue
         ends = [kind for _, kind, _ in site.connection.events(f"/v1/jobs/{job}/events") if kind == "job-finished"]
         problems += [f"{job}: ended {len(ends)} times"] if len(ends) != 1 else []
-        problems += [f"{job}: other bytes" for name in DEVICES if manifest(site, job, name) != expected[name]]
+        for name in DEVICES:
+            if (delivered := manifest(site, job, name)) != expected[name]:
+                problems.append(f"{job}: {name}: other bytes: {changed_keys(expected[name], delivered)}")
     family = [one for owner in site.processes.values() for one in psutil.Process(owner.pid).children(recursive=True)]
     for process in site.processes.values():
         process.terminate()
@@ -173,6 +175,12 @@ def settle(site: Site, jobs: list[str], expected: dict[str, bytes]) -> dict[str,
     _, left = psutil.wait_procs(family, timeout=30)
     problems += [f"process {one.pid} is left" for one in left]
     return {"attempts": attempts, "problems": problems, "ok": not problems}
+
+
+def changed_keys(expected: bytes, delivered: bytes) -> str:
+    """The keys of a manifest whose values differ."""
+    before, after = json.loads(expected), json.loads(delivered)
+    return ", ".join(sorted(key for key in {*before, *after} if before.get(key) != after.get(key)))
 
 
 def manifest(site: Site, job: str, device: str) -> bytes:
