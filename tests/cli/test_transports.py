@@ -86,7 +86,7 @@ def test_the_health_run_has_the_samples_and_results_that_were_given(artifact: Pa
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "give one of --triton, --ovms, --tuf, --mender, --oci, --hawkbit, --swupdate"),
+        ([], "give one of --triton, --ovms, --ort-genai, --tuf, --mender, --oci, --hawkbit, --swupdate"),
         (["--tuf", "a", "--oci", "b"], "give one of"),
         (["--oci", "b", "--key", "k"], "--key belongs to --mender"),
         (["--mender", "b", "--keys", "k"], "--keys belongs to --tuf"),

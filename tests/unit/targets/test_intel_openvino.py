@@ -163,9 +163,9 @@ def test_half_precision_weights_halve_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("profile", "names"),
     [
-        ("intel-n100", ["fp32", "int8", "fp16-weights"]),
-        ("amd-epyc-genoa", ["fp32", "bf16", "int8", "fp16-weights"]),
-        ("intel-xeon-sapphire-rapids", ["fp32", "bf16", "fp16", "int8", "fp16-weights"]),
+        ("intel-n100", ["fp32", "int8", "int4-weights", "fp16-weights"]),
+        ("amd-epyc-genoa", ["fp32", "bf16", "int8", "int4-weights", "fp16-weights"]),
+        ("intel-xeon-sapphire-rapids", ["fp32", "bf16", "fp16", "int8", "int4-weights", "fp16-weights"]),
     ],
 )
 def test_precisions_follow_the_isa_of_the_profile(profile: str, names: list[str]) -> None:
