@@ -88,7 +88,7 @@ def slice_(sketch: Sketch) -> None:
     source = _any(sketch, least=1)
     sizes = sketch.of(source).shape
     axes = sketch.subset(range(len(sizes)), 1)
-    starts = [sketch.integer(-sizes[axis], sizes[axis] - 1) for axis in axes]
+    starts = [sketch.integer(-sizes[axis], max(sizes[axis] - 1, 0)) for axis in axes]  # an axis may be empty
     ends = [sketch.choice(sizes[axis], 2**31 - 1, -1, sizes[axis] + 3, sizes[axis] - 1) for axis in axes]
     if sketch.opset < 10:
         made = sketch.node("Slice", [source], starts=starts, ends=ends, axes=axes)
