@@ -168,6 +168,8 @@ def gather(sketch: Sketch) -> None:
     source = _any(sketch, least=1)
     axis = _axis(sketch, sketch.of(source).ndim)
     size = sketch.of(source).shape[axis]
+    if not size:  # nothing can be gathered
+        return
     low = -size if sketch.opset >= 11 else 0
     if sketch.opset >= 11 and sketch.chance(30):
         shape = list(sketch.of(source).shape)
@@ -184,7 +186,7 @@ def gather_nd(sketch: Sketch) -> None:
     """GatherND with batch dimensions."""
     source = sketch.value(least=2)
     sizes = sketch.of(source).shape
-    if sketch.opset < 12:
+    if sketch.opset < 12 or 0 in sizes:
         return
     batch = sketch.integer(0, 1)
     depth = sketch.integer(1, len(sizes) - batch)
