@@ -268,4 +268,7 @@ def _scaled_outputs(layer: ir.Node, weight: Float64s, scale: Float64s) -> Float6
 
 
 def _weight_shape(layer: ir.Node) -> tuple[int, ...]:
-    return tuple(map(int, constant_array(layer.inputs[1], "weight").shape))
+    shape = tuple(map(int, constant_array(layer.inputs[1], "weight").shape))
+    if 0 in shape:
+        raise Refused(f"the weight of '{display_name(layer)}' is empty")
+    return shape

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from fusion_helpers import assert_close, assert_fuses, assert_leaves, model_of, run
 from hypothesis import given, settings
@@ -140,3 +141,15 @@ def test_normalization_without_a_shift_behind_a_product_of_rank_2_is_folded(x, y
         f"(float[{x}] x, float[5,5] c_w) => (float[{y}] y) {{ y = MatMul(x, c_w) }}",
         values=values,
     )
+
+
+def test_a_layer_without_input_channels_is_left_alone() -> None:
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["": 18]>
+g (float[1, 0, 4, 4] x) => (float[1, 3, 6, 4] y)
+<float[0, 3, 3, 1] w = {}, float[3] s = {1.0, 2.0, 3.0}, float[3] b = {0.0, 0.0, 0.0}> {
+    c = ConvTranspose <kernel_shape = [3, 1]> (x, w)
+    y = BatchNormalization (c, s, b, b, s)
+}""")
+    result = FUSE_CONV_BN(model)
+    assert not result.modified
+    assert any("is empty" in note for note in result.notes)
