@@ -71,7 +71,7 @@ class Judge:
             fault = f"the model does not run any more: {error.what}" if self._strict else ""
             return Finding(None, error.what, fault)
         tolerance = min(self._tolerance, tolerance_of(model), key=lambda level: level.sqnr_db_min)
-        steps = count_quantized_steps(model)
+        steps = count_quantized_steps(model) if self._steps else 0
         if steps < self._steps:
             tolerance = replace(
                 TOLERANCES["quantized"], sqnr_db_min=least_db(tolerance, self._noise_db, is_quantized=True)
