@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,12 +16,20 @@ TREE = "sleep 60 & (sleep 60 & sleep 60; wait) & (bash -c 'sleep 60; true') & wa
 def test_family_is_every_process_below_one_as_the_whole_system_shows_it() -> None:
     with subprocess.Popen(["bash", "-c", TREE], start_new_session=True) as root:
         try:
-            whole = set[psutil.Process]()
-            deadline = time.monotonic() + 20
-            while len(whole) < 5 and time.monotonic() < deadline:
-                whole = set(psutil.Process(root.pid).children(recursive=True))
+            whole = _grown(root.pid)
             assert set(descendants(root.pid)) == whole
             alone = psutil.Process(root.pid).memory_info().rss
             assert Family(root.pid).resident_bytes() > alone
         finally:
             os.killpg(root.pid, signal.SIGKILL)
+
+
+def _grown(pid: int) -> set[psutil.Process]:
+    """The processes below the tree's root, once its last one, the fourth `sleep`, is there."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with contextlib.suppress(psutil.Error):  # a shell that becomes its command meanwhile
+            whole = set(psutil.Process(pid).children(recursive=True))
+            if [process.name() for process in whole].count("sleep") == 4:
+                return whole
+    raise AssertionError("the tree of processes was not there within 20 s")
