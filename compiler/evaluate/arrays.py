@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 
@@ -291,8 +291,8 @@ def _unpacked(column: _Column, version: tuple[int, ...]) -> Array:
         shutil.copyfileobj(member, copy, _CHUNK_BYTES)
         copy.seek(0)
         _header(copy)
-        order = "F" if column.in_columns else "C"
-        mapped = np.memmap(copy, column.dtype, "r", copy.tell(), column.shape, order)
+        order: Literal["C", "F"] = "F" if column.in_columns else "C"
+        mapped: Array = np.memmap(copy, column.dtype, "r", copy.tell(), column.shape, order)
         return np.asarray(mapped).astype(column.dtype.newbyteorder("="), copy=False)
 
 

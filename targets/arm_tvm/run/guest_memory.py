@@ -138,7 +138,7 @@ def _has_open(pid: int, place: Path) -> bool:
     """Whether a process has opened a file."""
     wanted = place.stat()
     with suppress(OSError):  # it has just ended, or closed a file meanwhile
-        return any(os.path.samestat(Path(entry.path).stat(), wanted) for entry in os.scandir(f"/proc/{pid}/fd"))
+        return any(os.path.samestat(opened.stat(), wanted) for opened in Path(f"/proc/{pid}/fd").iterdir())
     return False
 
 
