@@ -173,6 +173,13 @@ def cast(dtype: str, value: Any) -> Any:
     return tirx.Cast(dtype, value)
 
 
+def exclusive_or(left: Any, right: Any) -> Any:
+    """Bits that are set in one of two vectors of integers, lane by lane."""
+    from tvm import tirx
+
+    return tirx.bitwise_xor(left, right)
+
+
 def intrinsic(dtype: str, name: str, *arguments: Any) -> Any:
     """One machine instruction without side effects, by LLVM's name of it."""
     from tvm import tirx

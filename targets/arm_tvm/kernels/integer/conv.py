@@ -25,10 +25,11 @@ from targets.arm_tvm.kernels.emitter import (
     load,
 )
 from targets.arm_tvm.kernels.integer.padding import emit_padded
-from targets.arm_tvm.kernels.integer.products import PRODUCTS, Product
+from targets.arm_tvm.kernels.integer.products import PRODUCTS, Operands, Product
 from targets.arm_tvm.kernels.integer.requantize import read_residual, scaled, write
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot, Image
 from targets.arm_tvm.kernels.integer.tiles import Tile, split
+from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
 UNROLLED_TAPS = 3
 """Columns of a window that are written out; more of them become a loop."""
@@ -38,8 +39,7 @@ UNROLLED_TAPS = 3
 class _Arrays:
     """The kernel's arguments, and the input as the windows see it."""
 
-    source: Any
-    weights: Any
+    operands: Operands
     scale: Any
     bias: Any
     residual: Any
@@ -52,6 +52,8 @@ def chunks(spec: ConvSpec, dot: Dot) -> tuple[int, ...]:
     if spec.source.layout != "pixels":
         return (4,)
     lanes = -(-spec.kernel[1] * spec.source.channels // 4)
+    if not vectors_of(dot).by_lane:
+        return (4,) * (lanes // 4) + (1,) * (lanes % 4)
     whole, rest = divmod(lanes, 4)
     # sdot multiplies lane by lane and leaves out what a row has not; the others take whole vectors, and weights of
     # zero for the rest.
@@ -65,22 +67,25 @@ def dot_for(spec: ConvSpec, dot: Dot) -> Dot:
 
 
 def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
-    """The kernel: (source, weights, scale, bias[, residual], result), all flat."""
+    """The kernel: (source, weights, scale, bias[, start][, residual], result), all flat."""
     emitter = Emitter()
     groups = spec.result.blocks * BLOCK
-    source = emitter.parameter((spec.source.elements,), "int8", "x")
+    vectors = vectors_of(dot)
+    source = emitter.parameter((spec.source.elements,), vectors.stored, "x")
     weights = emitter.parameter((groups * spec.kernel[0] * _row_bytes(spec, dot),), "int8", "w")
     scale, bias = (emitter.parameter((groups,), "float32", name) for name in ("scale", "bias"))
+    start = emitter.parameter((groups,), "int32", "start") if vectors.moved else None
     size, adds = spec.result.elements, spec.epilogue.residual_scale is not None
-    residual = emitter.parameter((size,), "int8", "residual") if adds else None
-    result = emitter.parameter((size,), "int8" if spec.epilogue.quantized else "float32", "y")
+    residual = emitter.parameter((size,), vectors.stored, "residual") if adds else None
+    result = emitter.parameter((size,), vectors.stored if spec.epilogue.quantized else "float32", "y")
     with emitter.loop(spec.source.batch) as batch:
         image, origin, place = spec.source, source, batch * spec.source.batch_stride
         if spec.padded and spec.source.layout == "blocked":
-            origin, image = emit_padded(emitter, (source, place, spec.source), spec.extent, spec.pads, spec.fill)
+            fill = vectors.constant(spec.fill)
+            origin, image = emit_padded(emitter, (source, place, spec.source), spec.extent, spec.pads, fill)
             # The copy holds one image only.
             place = int32(0)
-        arrays = _Arrays(origin, weights, scale, bias, residual, result, image)
+        arrays = _Arrays(Operands(origin, weights, start, spec.wide), scale, bias, residual, result, image)
         _tiles(emitter, spec, tile, dot, arrays, (place, batch * spec.result.batch_stride))
     return emitter.function()
 
@@ -116,7 +121,7 @@ def _tile(
     at: tuple[Any, Any, Any],
 ) -> None:
     channel, row, column = at
-    product = PRODUCTS[dot](emitter, tile, spec.wide)
+    product = PRODUCTS[dot](emitter, tile, arrays.operands, channel * (4 * tile.groups))
     stride = arrays.image.pixel_stride
     steps = [
         y * spec.strides[0] * arrays.image.row_stride + x * spec.strides[1] * stride
@@ -141,11 +146,13 @@ def _reduce(
     """Every tap of the window and every block of channels."""
     origin, steps, weights = start
     image, (height, width) = arrays.image, spec.kernel
+    if not vectors_of(dot).by_lane:
+        _reduce_by_words(emitter, spec, dot, image, start, product)
+        return
     size = 16 * tile.groups
 
     def step(base: Any, offset: Any, lanes: int) -> None:
-        inputs = [emitter.let(load(arrays.source, base + distance, BLOCK)) for distance in steps]
-        product.add(inputs, lambda index: load(arrays.weights, offset + index * BLOCK, BLOCK), lanes)
+        product.add([base + distance for distance in steps], offset, lanes)
 
     if image.layout == "pixels":
         parts = chunks(spec, dot)
@@ -165,6 +172,26 @@ def _reduce(
                 step(base + x * (spec.dilations[1] * image.pixel_stride), weights + (tap + x) * (4 * size), 4)
 
 
+def _reduce_by_words(
+    emitter: Emitter, spec: ConvSpec, dot: Dot, image: Image, start: tuple[Any, list[int], Any], product: Product
+) -> None:
+    """The same, four inputs of every pixel an iteration: of a longer body LLVM moves broadcasts up and spills sums."""
+    origin, steps, weights = start
+    height, width = spec.kernel
+    size = 4 * product.tile.groups * 4
+    # Words that follow each other in memory: of all taps of a row, or of one where they are apart.
+    joined = image.layout == "pixels" or spec.dilations[1] == 1
+    words = sum(chunks(spec, dot)) if image.layout == "pixels" else 4 * (width if joined else 1)
+    blocks = 1 if image.layout == "pixels" else spec.source.blocks
+    with emitter.loop(blocks) as block, emitter.loop(height) as y, emitter.loop(1 if joined else width) as x:
+        base = origin + block * image.block_stride + y * (spec.dilations[0] * image.row_stride)
+        base = emitter.let(base + x * (spec.dilations[1] * image.pixel_stride))
+        tap = ((block * height + y) * (1 if joined else width) + x) * words
+        with emitter.loop(words) as word:
+            places = [base + (distance + word * 4) for distance in steps]
+            product.add(places, weights + (tap + word) * size, 1)
+
+
 def _finish(
     emitter: Emitter,
     spec: ConvSpec,
@@ -179,18 +206,20 @@ def _finish(
 
     channel, row, column = at
     first, image = channel * (4 * tile.groups), spec.result
-    scales = [emitter.let(load(arrays.scale, first + 4 * group, 4)) for group in range(tile.groups)]
-    biases = [emitter.let(load(arrays.bias, first + 4 * group, 4)) for group in range(tile.groups)]
+    lanes = vectors_of(dot).lanes
+    count = 4 * tile.groups // lanes
+    scales = [emitter.let(load(arrays.scale, first + lanes * part, lanes)) for part in range(count)]
+    biases = [emitter.let(load(arrays.bias, first + lanes * part, lanes)) for part in range(count)]
     block, within = tirx.floordiv(first, int32(BLOCK)), tirx.floormod(first, int32(BLOCK))
     base = place + block * image.block_stride + within + row * image.row_stride + column * image.pixel_stride
     base = emitter.let(base)
     for index, accumulators in enumerate(sums):
         y, x = divmod(index, tile.columns)
         distance = y * image.row_stride + x * image.pixel_stride
-        for part in range(0, tile.groups, 4):
-            offset = base + distance + (part // 4) * image.block_stride
-            chosen = slice(part, min(part + 4, tile.groups))
-            count = chosen.stop - chosen.start
-            residual = read_residual(arrays.residual, offset, 4 * count)[0] if arrays.residual is not None else None
+        for part in range(0, count, BLOCK // lanes):
+            offset = base + distance + (part * lanes // BLOCK) * image.block_stride
+            chosen = slice(part, min(part + BLOCK // lanes, count))
+            channels = lanes * (chosen.stop - chosen.start)
+            residual = read_residual(arrays.residual, offset, channels, dot) if arrays.residual is not None else None
             values = scaled(accumulators[chosen], scales[chosen], biases[chosen], residual, spec.epilogue)
             write(emitter, values, (arrays.result, offset), spec.epilogue, dot)

@@ -6,10 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.arm_tvm.kernels.integer.conv import chunks
+from targets.arm_tvm.kernels.integer.int8_depthwise import FOUR
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
 from targets.arm_tvm.kernels.integer.tiles import Tile
+from targets.arm_tvm.kernels.integer.vectors import OFFSET, vectors_of
 
 Int8 = NDArray[np.int8]
+Int32 = NDArray[np.int32]
 
 
 def pack_weights(weights: Int8, spec: ConvSpec, tile: Tile, dot: Dot) -> Int8:
@@ -38,7 +41,11 @@ def _ordered(weights: Int8, tile: Tile, dot: Dot) -> Int8:
     """(outputs, blocks, rows, columns, inputs) → flat, tile of channels by tile."""
     _, blocks, height, width, inputs = weights.shape
     groups = tile.groups
-    if dot == "sdot":
+    if not vectors_of(dot).by_lane:
+        lanes = vectors_of(dot).lanes
+        parts = weights.reshape(-1, 4 * groups // lanes, lanes, blocks, height, width, inputs // 4, 4)
+        order = (0, 3, 4, 5, 6, 1, 2, 7)
+    elif dot == "sdot":
         parts = weights.reshape(-1, groups, 4, blocks, height, width, inputs // 4, 4)
         order = (0, 3, 4, 5, 6, 1, 2, 7)
     elif dot == "smmla":
@@ -50,8 +57,18 @@ def _ordered(weights: Int8, tile: Tile, dot: Dot) -> Int8:
     return np.ascontiguousarray(parts.transpose(order)).reshape(-1)
 
 
-def pack_depthwise(weights: Int8) -> Int8:
-    """Flat weights (channels, 1, rows, columns) → block of 16 channels by block, tap by tap."""
+def start_of(weights: Int8) -> Int32:
+    """What the sums of each output channel begin with where activations are stored 128 higher: −128 · Σ weights."""
+    sums = weights.reshape(len(weights), -1).sum(axis=1, dtype=np.int32)
+    return np.pad(-OFFSET * sums, (0, -len(weights) % BLOCK)).astype(np.int32)
+
+
+def pack_depthwise(weights: Int8, dot: Dot) -> Int8:
+    """Flat weights (channels, 1, rows, columns) → block of 16 channels by block, by taps, or by four taps of a row."""
     channels, _, height, width = weights.shape
+    if not vectors_of(dot).by_lane:
+        fours = np.pad(weights[:, 0], ((0, -channels % BLOCK), (0, 0), (0, -width % FOUR)))
+        ordered = fours.reshape(-1, BLOCK, height, fours.shape[2] // FOUR, FOUR).transpose(0, 2, 3, 1, 4)
+        return np.ascontiguousarray(ordered).reshape(-1)
     grown = np.pad(weights.reshape(channels, height * width), ((0, -channels % BLOCK), (0, 0)))
     return np.ascontiguousarray(grown.reshape(-1, BLOCK, height * width).transpose(0, 2, 1)).reshape(-1)

@@ -1,7 +1,8 @@
-"""Register tiles of the integer convolution: what fits into 32 vector registers, cheapest first.
+"""Register tiles of the integer convolution: what fits into the vector registers, cheapest first.
 
 A tile is 4·groups output channels × rows · columns pixels. Its cost is what the compiler was seen to make of it: one
-instruction per dot product, two vectors per load (ldp), loop control, and the epilogue.
+instruction per dot product, two vectors per load (ldp), loop control, and the epilogue. On x86 it is what the ports of
+the core take: as many loads as products a cycle, and a product that waits for the one before it in its register.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
+from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
-REGISTERS = 32
-"""Vector registers of aarch64."""
 MAX_CHOICES = 24
 """Choices of one workload: each of them is compiled and measured when it is tuned."""
 COLUMNS_MAX, ROWS_MAX = 16, 4
@@ -26,6 +26,10 @@ WIDENED = 8
 """Registers that widening multiplies in flight take."""
 LOOP = 4
 """Instructions that close a loop."""
+IN_FLIGHT = 10
+"""Products of x86 that are begun before the first one's sum can be added to: two a cycle, five cycles each."""
+EPILOGUE_VECTOR = 10
+"""Instructions of x86 per vector of results."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,15 @@ def split(size: int, most: int) -> list[tuple[int, int, int]]:
 
 def tile_choices(spec: ConvSpec, dot: Dot) -> tuple[Tile, ...]:
     """Tiles that fit, by predicted instructions."""
+    vectors = vectors_of(dot)
     # 4, 8 and 16 channels divide a block of 16; 32 channels are two blocks.
-    groups = [count for count in (1, 2, 4, 8) if spec.result.blocks * 4 % count == 0]
+    counts = (1, 2, 4, 8) if vectors.by_lane else (2, 4, 8, 12, 16)
+    groups = [count for count in counts if spec.result.blocks * 4 % count == 0 and 4 * count % vectors.lanes == 0]
     wide = [(1, columns) for columns in range(1, min(spec.result.width, COLUMNS_MAX) + 1)]
     # Tiles of several rows are for images whose rows are too short to fill the registers.
     high = [(rows, spec.result.width) for rows in range(2, min(spec.result.height, ROWS_MAX) + 1)]
     tiles = [Tile(count, rows, columns) for count in groups for rows, columns in wide + high]
-    fitting = [tile for tile in tiles if _registers(tile, dot) <= REGISTERS]
+    fitting = [tile for tile in tiles if _registers(tile, dot) <= vectors.registers]
     return tuple(sorted(fitting, key=lambda tile: predicted_instructions(spec, tile, dot))[:MAX_CHOICES])
 
 
@@ -107,6 +113,8 @@ def predicted_instructions(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
 
 
 def _tile_cost(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
+    if not vectors_of(dot).by_lane:
+        return _tile_cost_by_words(spec, tile, 4 * tile.groups // vectors_of(dot).lanes)
     results = tile.groups * tile.pixels
     contiguous = spec.strides[1] == 1 and spec.source.layout == "blocked"
     # Neighbouring pixels are loaded in pairs (ldp) where they follow each other in memory.
@@ -119,8 +127,19 @@ def _tile_cost(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
     return taps * (products[dot] + loads + LOOP / spec.kernel[1]) + EPILOGUE * results + 5 * LOOP
 
 
+def _tile_cost_by_words(spec: ConvSpec, tile: Tile, columns: int) -> float:
+    """Of a tile of so many vectors of output channels, whose inputs are broadcast from memory."""
+    results, loads = columns * tile.pixels, columns + tile.pixels
+    row = -(-spec.kernel[1] * spec.source.channels // 4) if spec.source.layout == "pixels" else 4 * spec.kernel[1]
+    words = spec.kernel[0] * row * (1 if spec.source.layout == "pixels" else spec.source.blocks)
+    return words * (max(results, loads, IN_FLIGHT) + loads / 4) + EPILOGUE_VECTOR * results + 5 * LOOP
+
+
 def _registers(tile: Tile, dot: Dot) -> int:
     results = tile.groups * tile.pixels
+    if not vectors_of(dot).by_lane:
+        columns = 4 * tile.groups // vectors_of(dot).lanes
+        return columns * tile.pixels + columns + 1
     if dot in ("widen", "generic"):
         return 4 * results + tile.pixels + WIDENED
     if dot == "smmla":
