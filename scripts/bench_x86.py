@@ -48,10 +48,6 @@ for _ in range(count):
     start = time.perf_counter()
     request.infer()
     times.append((time.perf_counter() - start) * 1e3)
-if len(sys.argv) > 5:
-    nodes = compiled.get_runtime_model().get_ordered_ops()
-    kinds = {str(node.get_rt_info()["primitiveType"].astype(str)) for node in nodes if "layerType" in node.get_rt_info()}
-    print(sorted(kinds), file=sys.stderr)
 print(json.dumps(sorted(times)))"""
 
 
@@ -69,7 +65,9 @@ def main() -> None:
     figures = json.loads(given.out.read_text("utf-8"))["runs"] if given.out.exists() else {}
     for precision in given.precision:
         for batch in given.batch:
-            folders = {name: build(model, name, precision, batch, given.cache.resolve()) for name in ("tvm", "openvino")}
+            folders = {
+                name: build(model, name, precision, batch, given.cache.resolve()) for name in ("tvm", "openvino")
+            }
             for threads in given.threads:
                 name = f"{precision} batch {batch} threads {threads}"
                 figures[name] = measure(model, folders, batch, threads, given.rounds)

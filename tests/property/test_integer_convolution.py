@@ -6,17 +6,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compiler.fleet.detect import host_isa
+from targets.arm_tvm.kernels.integer.conv import dot_for
 from targets.arm_tvm.kernels.integer.kernel import Kernel, emit
 from targets.arm_tvm.kernels.integer.packed_weights import pack_depthwise, pack_weights, start_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot, Epilogue, Image
 from targets.arm_tvm.kernels.integer.tiles import split, tile_choices
 from targets.arm_tvm.kernels.integer.vectors import vectors_of
+from targets.arm_tvm.run.amx import request_tiles
 
 pytestmark = pytest.mark.needs_tvm
 Array = np.ndarray
 CORES: dict[Dot, tuple[str, set[str]]] = {
     "generic": ("x86-64-v3", {"avx2", "fma"}),
     "avx_vnni": ("gracemont", {"avx2", "fma", "avx_vnni"}),
+    "amx_int8": ("sapphirerapids", {"avx512_fp16", "avx512_vnni", "amx_tile", "amx_int8"}),
     "avx512_vnni": ("icelake-server", {"avx512vl", "avx512vbmi", "avx512_vnni"}),
 }
 """How products are made → a core that has it, by LLVM's name, and flags that this machine needs to run its code."""
@@ -94,6 +97,9 @@ def stored(tensor: Array, dot: Dot) -> Array:
 def test_an_integer_convolution_is_exact(dot: Dot, spec: ConvSpec, seed: int, data: st.DataObject) -> None:
     if missing := CORES[dot][1] - host_isa():
         pytest.skip(f"this machine's processor lacks {', '.join(sorted(missing))}")
+    if dot == "amx_int8":
+        request_tiles()
+    dot = dot_for(spec, dot)
     rng = np.random.default_rng(seed)
     source, result = spec.source, spec.result
     images = rng.integers(-128, 128, (source.batch, source.channels, source.height, source.width)).astype(np.int8)

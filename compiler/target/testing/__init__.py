@@ -55,6 +55,7 @@ __all__ = [
     "evaluate",
     "install_plugin",
     "onnx_backend_cases",
+    "quantized_cases",
     "run_case",
     "text_case",
 ]

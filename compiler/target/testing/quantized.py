@@ -20,7 +20,9 @@ def _cases() -> Iterator[Case]:
     yield _layer("conv-stride", "Conv<strides=[2,1], pads=[1,0,1,2]>(a, w, b)", (21, 20, 3, 3), "2,21,5,11")
     yield _layer("conv-relu", "Conv(a, w, b) y = Relu(f)", (40, 20, 1, 1), "2,40,9,11")
     yield _layer("depthwise", "Conv<group=20, pads=[1,1,1,1]>(a, w, b)", (20, 1, 3, 3), "2,20,9,11")
-    yield _layer("residual", "Conv<pads=[2,2,2,2], dilations=[2,2]>(a, w, b) y = Add(f, a)", (20, 20, 3, 3), "2,20,9,11")
+    yield _layer(
+        "residual", "Conv<pads=[2,2,2,2], dilations=[2,2]>(a, w, b) y = Add(f, a)", (20, 20, 3, 3), "2,20,9,11"
+    )
     yield _layer("matmul", "MatMul(a, w) y = Add(f, b)", (37, 19), "2,5,19", given="2,5,37")
 
 

@@ -187,6 +187,20 @@ def intrinsic(dtype: str, name: str, *arguments: Any) -> Any:
     return tirx.call_llvm_pure_intrin(dtype, name, *arguments)
 
 
+def effect(emitter: Emitter, name: str, *arguments: Any) -> None:
+    """Appends an instruction that gives no value, by LLVM's name of it."""
+    from tvm import tirx
+
+    emitter.add(tirx.Evaluate(tirx.call_llvm_intrin("void", name, *arguments)))
+
+
+def address(buffer: Any, offset: Any) -> Any:
+    """Pointer to an element."""
+    from tvm import tirx
+
+    return tirx.call_intrin("handle", "tirx.address_of", load(buffer, offset, 1))
+
+
 def broadcast(value: Any, lanes: int, dtype: str = "float32") -> Any:
     """A vector of one value: a number or a scalar expression; the scalar itself for one lane."""
     from tvm import tirx

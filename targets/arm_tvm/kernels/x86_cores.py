@@ -20,10 +20,13 @@ _VNNI_OF_256_BITS = """
     alderlake raptorlake meteorlake arrowlake arrowlake-s lunarlake pantherlake gracemont sierraforest grandridge
     clearwaterforest sapphirerapids emeraldrapids graniterapids graniterapids-d znver5
 """
+_AMX = "sapphirerapids emeraldrapids graniterapids graniterapids-d"
 CORES = {
     "avx2": frozenset(_AVX2.format(avx512=_AVX512).split()),
     "avx512f": frozenset(_AVX512.split()),
     "avx512vnni": frozenset(_VNNI.split()),
+    "amx-tile": frozenset(_AMX.split()),
+    "amx-int8": frozenset(_AMX.split()),
     "avxvnni": frozenset(_VNNI_OF_256_BITS.split()),
 }
 """Extension → the cores that have it."""

@@ -24,13 +24,17 @@ from targets.arm_tvm.kernels.emitter import (
     int32,
     load,
 )
+from targets.arm_tvm.kernels.integer.amx import Tiled, emit_tiled
 from targets.arm_tvm.kernels.integer.padding import emit_padded
 from targets.arm_tvm.kernels.integer.products import PRODUCTS, Operands, Product
 from targets.arm_tvm.kernels.integer.requantize import read_residual, scaled, write
+from targets.arm_tvm.kernels.integer.runs import runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot, Image
 from targets.arm_tvm.kernels.integer.tiles import Tile, split
 from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
+FEW_PIXELS = 6
+"""With fewer AMX is no faster: a tile takes twelve cycles or more for 16 channels, vpdpbusd two for each pixel."""
 UNROLLED_TAPS = 3
 """Columns of a window that are written out; more of them become a loop."""
 
@@ -52,8 +56,6 @@ def chunks(spec: ConvSpec, dot: Dot) -> tuple[int, ...]:
     if spec.source.layout != "pixels":
         return (4,)
     lanes = -(-spec.kernel[1] * spec.source.channels // 4)
-    if not vectors_of(dot).by_lane:
-        return (4,) * (lanes // 4) + (1,) * (lanes % 4)
     whole, rest = divmod(lanes, 4)
     # sdot multiplies lane by lane and leaves out what a row has not; the others take whole vectors, and weights of
     # zero for the rest.
@@ -62,7 +64,13 @@ def chunks(spec: ConvSpec, dot: Dot) -> tuple[int, ...]:
 
 
 def dot_for(spec: ConvSpec, dot: Dot) -> Dot:
-    """The instruction a convolution uses: in short rows there are no pairs of pixels that smmla could take."""
+    """The instruction a convolution uses: in short rows there are no pairs of pixels that smmla could take.
+
+    AMX has none for single channels, and few pixels do not fill its tiles.
+    """
+    if dot == "amx_int8":
+        few = spec.result.height * spec.result.width < FEW_PIXELS
+        return "avx512_vnni" if spec.depthwise or few else dot
     return "sdot" if dot == "smmla" and spec.source.layout == "pixels" else dot
 
 
@@ -86,11 +94,17 @@ def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
             # The copy holds one image only.
             place = int32(0)
         arrays = _Arrays(Operands(origin, weights, start, spec.wide), scale, bias, residual, result, image)
-        _tiles(emitter, spec, tile, dot, arrays, (place, batch * spec.result.batch_stride))
+        places = place, batch * spec.result.batch_stride
+        if vectors.tiled:
+            _amx_tiles(emitter, spec, tile, dot, arrays, places)
+        else:
+            _tiles(emitter, spec, tile, dot, arrays, places)
     return emitter.function()
 
 
 def _row_bytes(spec: ConvSpec, dot: Dot) -> int:
+    if not vectors_of(dot).by_lane:
+        return 4 * runs_of(spec).total_words // spec.kernel[0]
     lanes = 4 * sum(chunks(spec, dot))
     return lanes if spec.source.layout == "pixels" else lanes * spec.kernel[1] * spec.source.blocks
 
@@ -109,6 +123,19 @@ def _tiles(emitter: Emitter, spec: ConvSpec, tile: Tile, dot: Dot, arrays: _Arra
                 with emitter.loop(parts) as at:
                     part_tile = Tile(tile.groups, rows, columns)
                     _tile(emitter, spec, part_tile, dot, arrays, places, (channel, row, at * columns + first))
+
+
+def _amx_tiles(
+    emitter: Emitter, spec: ConvSpec, tile: Tile, dot: Dot, arrays: _Arrays, places: tuple[Any, Any]
+) -> None:
+    pixel = Tile(tile.groups, 1, 1)
+
+    def finish(values: list[Any], channel: Any, row: Any, column: Any) -> None:
+        _finish(emitter, spec, pixel, dot, arrays, places[1], (channel, row, column), [values])
+
+    operands = arrays.operands
+    work = Tiled(spec, tile, arrays.image, operands.source, operands.weights, operands.start, finish)
+    emit_tiled(emitter, work, places[0])
 
 
 def _tile(
@@ -147,7 +174,7 @@ def _reduce(
     origin, steps, weights = start
     image, (height, width) = arrays.image, spec.kernel
     if not vectors_of(dot).by_lane:
-        _reduce_by_words(emitter, spec, dot, image, start, product)
+        _reduce_by_words(emitter, spec, image, start, product)
         return
     size = 16 * tile.groups
 
@@ -173,23 +200,18 @@ def _reduce(
 
 
 def _reduce_by_words(
-    emitter: Emitter, spec: ConvSpec, dot: Dot, image: Image, start: tuple[Any, list[int], Any], product: Product
+    emitter: Emitter, spec: ConvSpec, image: Image, start: tuple[Any, list[int], Any], product: Product
 ) -> None:
     """The same, four inputs of every pixel an iteration: of a longer body LLVM moves broadcasts up and spills sums."""
     origin, steps, weights = start
-    height, width = spec.kernel
-    size = 4 * product.tile.groups * 4
-    # Words that follow each other in memory: of all taps of a row, or of one where they are apart.
-    joined = image.layout == "pixels" or spec.dilations[1] == 1
-    words = sum(chunks(spec, dot)) if image.layout == "pixels" else 4 * (width if joined else 1)
-    blocks = 1 if image.layout == "pixels" else spec.source.blocks
-    with emitter.loop(blocks) as block, emitter.loop(height) as y, emitter.loop(1 if joined else width) as x:
+    runs, size = runs_of(spec), 4 * product.tile.groups * 4
+    with emitter.loop(runs.blocks) as block, emitter.loop(runs.rows) as y, emitter.loop(runs.taps) as x:
         base = origin + block * image.block_stride + y * (spec.dilations[0] * image.row_stride)
         base = emitter.let(base + x * (spec.dilations[1] * image.pixel_stride))
-        tap = ((block * height + y) * (1 if joined else width) + x) * words
-        with emitter.loop(words) as word:
+        step = ((block * runs.rows + y) * runs.taps + x) * runs.words
+        with emitter.loop(runs.words) as word:
             places = [base + (distance + word * 4) for distance in steps]
-            product.add(places, weights + (tap + word) * size, 1)
+            product.add(places, weights + (step + word) * size, 1)
 
 
 def _finish(

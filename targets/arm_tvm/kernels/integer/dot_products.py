@@ -42,5 +42,7 @@ def dot_of(arch: str, mcpu: str, mattr: Iterable[str]) -> Dot:
 def _dot_of_x86(mcpu: str, mattr: tuple[str, ...]) -> Dot:
     # Switching AVX-512 off leaves nothing to AVX512-VNNI; AVX-VNNI is a feature of its own.
     if has("avx512f", mcpu, mattr) and has("avx512vnni", mcpu, mattr):
+        if has("amx-tile", mcpu, mattr) and has("amx-int8", mcpu, mattr):
+            return "amx_int8"
         return "avx512_vnni"
     return "avx_vnni" if has("avx2", mcpu, mattr) and has("avxvnni", mcpu, mattr) else "generic"

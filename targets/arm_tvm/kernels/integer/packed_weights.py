@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from targets.arm_tvm.kernels.integer.conv import chunks
 from targets.arm_tvm.kernels.integer.int8_depthwise import FOUR
+from targets.arm_tvm.kernels.integer.runs import chunk_words, runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
 from targets.arm_tvm.kernels.integer.tiles import Tile
 from targets.arm_tvm.kernels.integer.vectors import OFFSET, vectors_of
@@ -26,6 +27,8 @@ def pack_weights(weights: Int8, spec: ConvSpec, tile: Tile, dot: Dot) -> Int8:
     """
     outputs, inputs, height, width = weights.shape
     missing = spec.result.blocks * BLOCK - outputs
+    if not vectors_of(dot).by_lane:
+        return _by_runs(np.pad(weights, ((0, missing), (0, 0), (0, 0), (0, 0))), spec, tile, dot)
     if spec.source.layout == "pixels":
         # One row of a window is one run of bytes, filled up with zeros to the lanes that are multiplied.
         length = 4 * sum(chunks(spec, dot))
@@ -41,11 +44,7 @@ def _ordered(weights: Int8, tile: Tile, dot: Dot) -> Int8:
     """(outputs, blocks, rows, columns, inputs) → flat, tile of channels by tile."""
     _, blocks, height, width, inputs = weights.shape
     groups = tile.groups
-    if not vectors_of(dot).by_lane:
-        lanes = vectors_of(dot).lanes
-        parts = weights.reshape(-1, 4 * groups // lanes, lanes, blocks, height, width, inputs // 4, 4)
-        order = (0, 3, 4, 5, 6, 1, 2, 7)
-    elif dot == "sdot":
+    if dot == "sdot":
         parts = weights.reshape(-1, groups, 4, blocks, height, width, inputs // 4, 4)
         order = (0, 3, 4, 5, 6, 1, 2, 7)
     elif dot == "smmla":
@@ -55,6 +54,22 @@ def _ordered(weights: Int8, tile: Tile, dot: Dot) -> Int8:
         parts = weights.reshape(-1, 4 * groups, 1, blocks, height, width, inputs // BLOCK, BLOCK)
         order = (0, 3, 4, 5, 6, 1, 2, 7)
     return np.ascontiguousarray(parts.transpose(order)).reshape(-1)
+
+
+def _by_runs(weights: Int8, spec: ConvSpec, tile: Tile, dot: Dot) -> Int8:
+    """For x86: words of four inputs of the runs that windows read, for as many output channels as a vector has."""
+    outputs, inputs, height, width = weights.shape
+    runs, lanes = runs_of(spec), vectors_of(dot).lanes
+    if spec.source.layout == "pixels":
+        rows = weights.transpose(0, 2, 3, 1).reshape(outputs, height, width * inputs)
+        ordered = np.pad(rows, ((0, 0), (0, 0), (0, 4 * runs.words - width * inputs)))
+    else:
+        grown = np.pad(weights, ((0, 0), (0, -inputs % BLOCK), (0, 0), (0, 0)))
+        ordered = grown.reshape(outputs, -1, BLOCK, height, width).transpose(0, 1, 3, 4, 2)
+    # AMX takes all words of a row of its tile for 16 channels, then those of the next 16; vpdpbusd word by word.
+    words = chunk_words(runs) if vectors_of(dot).tiled else 1
+    parts = ordered.reshape(-1, 4 * tile.groups // lanes, lanes, runs.total_words // words, words, 4)
+    return np.ascontiguousarray(parts.transpose(0, 3, 1, 4, 2, 5)).reshape(-1)
 
 
 def start_of(weights: Int8) -> Int32:

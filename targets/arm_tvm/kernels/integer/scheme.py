@@ -63,6 +63,7 @@ _REASONS: dict[Dot, tuple[float, str]] = {
         "lose to float32 with Winograd's algorithm",
     ),
     "generic": (0.5, "smaller, not faster: its integer kernels are written for ARM, AVX512-VNNI and AVX-VNNI"),
+    "amx_int8": (5.0, "tdpbusd multiplies 16384 pairs of int8 an instruction (AMX)"),
     "avx512_vnni": (2.5, "vpdpbusd multiplies 64 pairs of int8 an instruction (AVX512-VNNI)"),
     "avx_vnni": (2.0, "vpdpbusd multiplies 32 pairs of int8 an instruction (AVX-VNNI)"),
 }

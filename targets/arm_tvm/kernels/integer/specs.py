@@ -13,7 +13,7 @@ BLOCK = 16
 SLACK_BYTES = 32
 """What a kernel may read behind the last pixel of an image whose pixels are shorter than a vector."""
 
-Dot: TypeAlias = Literal["smmla", "sdot", "widen", "generic", "avx512_vnni", "avx_vnni"]
+Dot: TypeAlias = Literal["smmla", "sdot", "widen", "generic", "amx_int8", "avx512_vnni", "avx_vnni"]
 ARM_DOTS: tuple[Dot, ...] = ("smmla", "sdot", "widen")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from targets.arm_tvm.kernels.integer.runs import chunk_words, runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
 from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
@@ -26,6 +27,8 @@ WIDENED = 8
 """Registers that widening multiplies in flight take."""
 LOOP = 4
 """Instructions that close a loop."""
+AMX_ROWS = 16
+"""Rows of a tile of AMX: its pixels."""
 IN_FLIGHT = 10
 """Products of x86 that are begun before the first one's sum can be added to: two a cycle, five cycles each."""
 EPILOGUE_VECTOR = 10
@@ -72,6 +75,8 @@ def split(size: int, most: int) -> list[tuple[int, int, int]]:
 def tile_choices(spec: ConvSpec, dot: Dot) -> tuple[Tile, ...]:
     """Tiles that fit, by predicted instructions."""
     vectors = vectors_of(dot)
+    if vectors.tiled:
+        return _amx_choices(spec)
     # 4, 8 and 16 channels divide a block of 16; 32 channels are two blocks.
     counts = (1, 2, 4, 8) if vectors.by_lane else (2, 4, 8, 12, 16)
     groups = [count for count in counts if spec.result.blocks * 4 % count == 0 and 4 * count % vectors.lanes == 0]
@@ -103,7 +108,9 @@ def workload_digest(spec: ConvSpec, dot: Dot) -> str:
 
 
 def predicted_instructions(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
-    """Predicted instructions of one image."""
+    """Predicted instructions of one image; cycles of AMX."""
+    if vectors_of(dot).tiled:
+        return _amx_cycles(spec, tile)
     channels = spec.result.blocks * BLOCK // (4 * tile.groups)
     return channels * sum(
         row_parts * column_parts * _tile_cost(spec, Tile(tile.groups, rows, columns), dot)
@@ -127,11 +134,36 @@ def _tile_cost(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
     return taps * (products[dot] + loads + LOOP / spec.kernel[1]) + EPILOGUE * results + 5 * LOOP
 
 
+def _amx_choices(spec: ConvSpec) -> tuple[Tile, ...]:
+    """One or two tiles of pixels by one or two of output channels, pixels divided evenly among their tiles."""
+    size = spec.result.width
+    if spec.strides == (1, 1):
+        size += (spec.result.height - 1) * max(spec.extent[1], spec.source.width)
+    columns = -(-size // -(-size // AMX_ROWS))
+    tiles = [
+        Tile(groups, rows, columns) for groups in (8, 4) for rows in (2, 1) if spec.result.blocks * 4 % groups == 0
+    ]
+    return tuple(sorted(tiles, key=lambda tile: _amx_cycles(spec, tile)))
+
+
+def _amx_cycles(spec: ConvSpec, tile: Tile) -> float:
+    runs = runs_of(spec)
+    words, blocks = chunk_words(runs), tile.groups // 4
+    size = spec.result.width
+    lines = spec.result.height
+    if spec.strides == (1, 1):
+        size, lines = size + (lines - 1) * max(spec.extent[1], spec.source.width), 1
+    groups = -(-lines * -(-size // tile.columns) // tile.rows) * spec.result.blocks // blocks
+    products = tile.rows * blocks * max(tile.columns, words)
+    loads = (tile.rows * tile.columns + blocks * words) / 2
+    steps = runs.total_words // words
+    return groups * (steps * max(products, loads) + EPILOGUE_VECTOR * tile.rows * blocks * tile.columns)
+
+
 def _tile_cost_by_words(spec: ConvSpec, tile: Tile, columns: int) -> float:
     """Of a tile of so many vectors of output channels, whose inputs are broadcast from memory."""
     results, loads = columns * tile.pixels, columns + tile.pixels
-    row = -(-spec.kernel[1] * spec.source.channels // 4) if spec.source.layout == "pixels" else 4 * spec.kernel[1]
-    words = spec.kernel[0] * row * (1 if spec.source.layout == "pixels" else spec.source.blocks)
+    words = runs_of(spec).total_words
     return words * (max(results, loads, IN_FLIGHT) + loads / 4) + EPILOGUE_VECTOR * results + 5 * LOOP
 
 

@@ -19,12 +19,14 @@ class Vectors:
         stored: Type of activations in memory. `uint8`: each is stored 128 higher than it is, because the machine
             multiplies unsigned activations with signed weights; sums then begin at −128 · Σ weights.
         by_lane: Whether a product takes one lane of a register of inputs; else it takes four inputs from memory.
+        tiled: Whether sums are made in AMX's tiles.
     """
 
     lanes: int = 4
     registers: int = 32
     stored: Literal["int8", "uint8"] = "int8"
     by_lane: bool = True
+    tiled: bool = False
 
     @property
     def moved(self) -> bool:
@@ -57,6 +59,7 @@ _VECTORS: dict[Dot, Vectors] = {
     "sdot": _NEON,
     "widen": _NEON,
     "generic": _NEON,
+    "amx_int8": Vectors(lanes=16, stored="uint8", by_lane=False, tiled=True),
     "avx512_vnni": Vectors(lanes=16, stored="uint8", by_lane=False),
     "avx_vnni": Vectors(lanes=8, registers=16, stored="uint8", by_lane=False),
 }
