@@ -105,18 +105,30 @@ def emit_tiled(emitter: Emitter, work: Tiled, place: Any) -> None:
         # Channels outermost: their weights stay in the cache while the image passes.
         channel, segment = tirx.floordiv(part, int32(segments)), tirx.floormod(part, int32(segments))
         _set_shapes(emitter, work, pixels.size)
-        sums = emitter.allocate(work.tile.rows * work.blocks * pixels.size, "int32x16", "local")
+        size = work.tile.rows * work.blocks * pixels.size
+        sums = emitter.allocate(2 * size, "int32x16", "local")
         rest = min(SEGMENT, pairs) if segments == 1 else tirx.Min(int32(SEGMENT), int32(pairs) - segment * SEGMENT)
-        with emitter.loop(rest) as pair:
-            first = (segment * SEGMENT + pair) * work.tile.rows
-            tiles = [
-                first if index == 0 else tirx.Min(first + index, int32(pixels.count - 1))
-                for index in range(work.tile.rows)
-            ]
-            _sum_up(emitter, work, pixels, (place, channel, tiles), sums)
-            for index, number in enumerate(tiles):
-                _store_tile(emitter, work, pixels, (channel, number), (sums, index))
+        # A pair is requantized while the next one is summed up: in two halves of the buffer.
+        with emitter.loop(rest + 1) as pair:
+            with emitter.when(pair < rest):
+                tiles = _tiles(work, pixels, segment * SEGMENT + pair)
+                _sum_up(emitter, work, pixels, (place, channel, tiles), (sums, tirx.bitwise_and(pair, 1) * size))
+            with emitter.when(pair > 0):
+                tiles = _tiles(work, pixels, segment * SEGMENT + pair - 1)
+                half = tirx.bitwise_and(pair + 1, 1) * size
+                for index, number in enumerate(tiles):
+                    begin = half + index * work.blocks * pixels.size
+                    _store_tile(emitter, work, pixels, (channel, number), (sums, begin))
         effect(emitter, "llvm.x86.tilerelease")
+
+
+def _tiles(work: Tiled, pixels: Pixels, pair: Any) -> list[Any]:
+    """Numbers of the tiles of a pair; the last one repeats the one before where there is none."""
+    from tvm import tirx
+
+    first = pair * work.tile.rows
+    rest = [tirx.Min(first + index, int32(pixels.count - 1)) for index in range(1, work.tile.rows)]
+    return [first, *rest]
 
 
 def _set_shapes(emitter: Emitter, work: Tiled, size: int) -> None:
@@ -137,9 +149,12 @@ def _set_shapes(emitter: Emitter, work: Tiled, size: int) -> None:
     effect(emitter, "llvm.x86.ldtilecfg", address(buffer, 0))
 
 
-def _sum_up(emitter: Emitter, work: Tiled, pixels: Pixels, at: tuple[Any, Any, list[Any]], sums: Any) -> None:
-    """The whole reduction of a tile, into memory."""
+def _sum_up(
+    emitter: Emitter, work: Tiled, pixels: Pixels, at: tuple[Any, Any, list[Any]], into: tuple[Any, Any]
+) -> None:
+    """The whole reduction of a pair of tiles, into memory."""
     place, channel, tiles = at
+    sums, half = into
     runs, words, blocks = work.runs, chunk_words(work.runs), work.blocks
     places = [emitter.let(place + _offset(work, pixels, number)) for number in tiles]
     for index in range(len(tiles)):
@@ -166,7 +181,7 @@ def _sum_up(emitter: Emitter, work: Tiled, pixels: Pixels, at: tuple[Any, Any, l
                     registers = (index * blocks + number, PIXELS + index, WEIGHTS + number)
                     effect(emitter, "llvm.x86.tdpbusd", *map(_byte, registers))
     for index in range(len(tiles) * blocks):
-        place_of_sums = address(sums, index * pixels.size)
+        place_of_sums = address(sums, half + index * pixels.size)
         effect(emitter, "llvm.x86.tilestored64", _byte(index), place_of_sums, _int64(ROW_BYTES))
 
 
@@ -204,12 +219,12 @@ def _offset(work: Tiled, pixels: Pixels, number: Any) -> Any:
     return row * (down * work.image.row_stride) + column * (right * work.image.pixel_stride)
 
 
-def _store_tile(emitter: Emitter, work: Tiled, pixels: Pixels, at: tuple[Any, Any], sums: tuple[Any, int]) -> None:
+def _store_tile(emitter: Emitter, work: Tiled, pixels: Pixels, at: tuple[Any, Any], sums: tuple[Any, Any]) -> None:
     """Requantizes the sums of one tile of pixels."""
     from tvm import tirx
 
     channel, number = at
-    buffer, index = sums
+    buffer, begin = sums
     row, column = (emitter.let(value) for value in _first(work, pixels, number))
     with emitter.loop(pixels.size) as pixel:
         place = emitter.let(column + pixel)
@@ -217,7 +232,5 @@ def _store_tile(emitter: Emitter, work: Tiled, pixels: Pixels, at: tuple[Any, An
         x = place if pixels.parts else emitter.let(place - y * pixels.pitch)
         inside = None if pixels.parts or pixels.pitch == work.spec.result.width else x < work.spec.result.width
         with emitter.when(inside):
-            values = [
-                load(buffer, (index * work.blocks + block) * pixels.size + pixel, 1) for block in range(work.blocks)
-            ]
+            values = [load(buffer, begin + block * pixels.size + pixel, 1) for block in range(work.blocks)]
             work.finish(values, channel, y, x)
