@@ -1,5 +1,6 @@
 """Q/DQ models in integers: what is recognized, and that the kernels compute what the model says."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from compiler.model.numerics import Arrays, compare
 from compiler.target import TargetPlan
 from targets.arm_tvm import TARGET
 from targets.arm_tvm.graph.quantized.rewrite import DOMAIN, use_integers
+from targets.arm_tvm.kernels.integer.conv import dot_for
 from targets.arm_tvm.kernels.integer.dot_products import dot_of
-from targets.arm_tvm.kernels.integer.specs import ConvSpec, Dot
+from targets.arm_tvm.kernels.integer.scheme import int8_rule
+from targets.arm_tvm.kernels.integer.specs import ConvSpec, Dot, Epilogue, Image
 from targets.arm_tvm.kernels.integer.tiles import tile_choices, workload_digest
 from targets.arm_tvm.kernels.x86_cores import CORES
 from targets.arm_tvm.options import Options
@@ -32,6 +35,7 @@ HOST = Options("x86_64-linux-gnu", "x86-64-v3")
 HOSTS = {
     "generic": (HOST, {"avx2", "fma"}),
     "avx_vnni": (Options("x86_64-linux-gnu", "gracemont"), {"avx2", "fma", "avx_vnni"}),
+    "amx_int8": (Options("x86_64-linux-gnu", "sapphirerapids"), {"avx512_fp16", "avx512_vnni", "amx_tile", "amx_int8"}),
     "avx512_vnni": (Options("x86_64-linux-gnu", "icelake-server"), {"avx512vl", "avx512vbmi", "avx512_vnni"}),
 }
 """How an x86-64 processor multiplies → what is compiled for, and flags of those that can run it."""
@@ -142,7 +146,7 @@ def test_a_graph_output_that_is_quantized_keeps_its_name_and_type() -> None:
     ("dot", "unsigned", "least"),
     [
         *(("generic", unsigned, least) for unsigned in (False, True) for least in (-127, -128)),
-        *((dot, unsigned, -128) for dot in ("avx_vnni", "avx512_vnni") for unsigned in (False, True)),
+        *((dot, unsigned, -128) for dot in ("avx_vnni", "avx512_vnni", "amx_int8") for unsigned in (False, True)),
     ],
 )
 def test_the_network_computes_on_the_host_what_the_model_says(
@@ -219,6 +223,8 @@ def test_the_features_of_a_core_decide_how_it_multiplies(mcpu: str, mattr: tuple
         ("skylake-avx512", (), "generic"),
         ("icelake-server", (), "avx512_vnni"),
         ("icelake-server", ("-avx512vnni",), "generic"),
+        ("sapphirerapids", (), "amx_int8"),
+        ("sapphirerapids", ("-amx-int8",), "avx512_vnni"),
         ("sapphirerapids", ("-avx512f",), "avx_vnni"),
         ("gracemont", (), "avx_vnni"),
         ("x86-64", ("+avx2", "+avxvnni"), "avx_vnni"),
@@ -248,3 +254,19 @@ def test_a_core_without_dot_products_is_not_promised_speed() -> None:
     }
     assert rules["raspberry-pi-4"].gain < 1.0 < rules["raspberry-pi-5"].gain < rules["aws-graviton3"].gain
     assert "not faster" in rules["raspberry-pi-4"].reason
+
+
+def test_x86_cores_with_dot_products_are_promised_speed_and_eight_bits_for_what_is_never_negative() -> None:
+    rules = {dot: int8_rule(dot) for dot in ("generic", "avx_vnni", "avx512_vnni", "amx_int8")}
+    assert rules["generic"].gain < 1.0 < rules["avx_vnni"].gain < rules["avx512_vnni"].gain < rules["amx_int8"].gain
+    schemes = {dot: rule.scheme for dot, rule in rules.items()}
+    assert schemes["generic"] == int8_rule("sdot").scheme != schemes["amx_int8"] == schemes["avx_vnni"]
+    assert schemes["amx_int8"] is not None and schemes["amx_int8"].ops["Conv"].inputs[0].positive == "uint8"
+
+
+def test_amx_is_left_to_windows_that_fill_its_tiles() -> None:
+    image = Image(1, 32, 3, 3)
+    spec = ConvSpec(image, image, (3, 3), (1, 1), (1, 1), (1, 1), 0, False, Epilogue())
+    assert dot_for(spec, "amx_int8") == "amx_int8"
+    assert dot_for(replace(spec, depthwise=True), "amx_int8") == "avx512_vnni"
+    assert dot_for(replace(spec, result=Image(1, 32, 1, 1)), "amx_int8") == "avx512_vnni"
