@@ -18,7 +18,14 @@ def test_target_computes_the_case_or_the_gap_is_known(trial: Trial, toolchain_ca
     if reason := problem(trial.target, trial.profile):
         pytest.skip(reason)
     target = find_target(trial.target)
-    outcome = run_case(target, trial.profile, trial.case, workdir=tmp_path, cache_dir=toolchain_cache)
+    outcome = run_case(
+        target,
+        trial.profile,
+        trial.case,
+        precision=trial.precision,
+        workdir=tmp_path,
+        cache_dir=toolchain_cache,
+    )
     gap = known_gaps().get((trial.target, trial.case.name))
     if outcome.status is Status.BUILT:
         pytest.skip(f"built, inputs and outputs as in the model; not run: {outcome.reason}")
