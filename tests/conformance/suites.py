@@ -55,12 +55,13 @@ _ANY_OTHER = [Suite("all", 1)]
 
 @dataclass(frozen=True)
 class Trial:
-    """One case to be run on one target."""
+    """One case to be run on one target; `problem` is why that cannot be tried here, empty if it can."""
 
     target: str
     profile: HardwareProfile
     case: Case
     precision: str = "fp32"
+    problem: str = ""
 
     def __str__(self) -> str:
         return f"{self.target}-{self.profile.name}-{self.case.name}"
@@ -78,22 +79,28 @@ def known_gaps() -> dict[tuple[str, str], str]:
     return {(entry["target"], case): entry["reason"] for entry in entries for case in entry["cases"]}
 
 
-def problem(target: str, profile: HardwareProfile) -> str:
-    """Why the target cannot be tried here; empty if it can."""
-    try:
-        find_target(target).check(profile)
-    except CompilerError as error:
-        return str(error)
-    return ""
+@cache
+def target_of(name: str) -> Target:
+    """The target; each look for it reads the entry points of every installed package."""
+    return find_target(name)
 
 
 def _trials_of(name: str) -> Iterator[Trial]:
     for suite in SUITES.get(name, _ANY_OTHER):
         profile = _profile(name, suite)
-        if problem(name, profile):
-            yield Trial(name, profile, conformance_cases(essential=True)[0])
+        if problem := _problem(name, profile):
+            yield Trial(name, profile, conformance_cases(essential=True)[0], problem=problem)
             continue
-        yield from (Trial(name, profile, case, suite.precision) for case in _cases(find_target(name), profile, suite))
+        yield from (Trial(name, profile, case, suite.precision) for case in _cases(target_of(name), profile, suite))
+
+
+def _problem(target: str, profile: HardwareProfile) -> str:
+    """Why the target cannot be tried here; empty if it can."""
+    try:
+        target_of(target).check(profile)
+    except CompilerError as error:
+        return str(error)
+    return ""
 
 
 def _cases(target: Target, profile: HardwareProfile, suite: Suite) -> Iterator[Case]:
