@@ -92,7 +92,7 @@ def stored(tensor: Array, dot: Dot) -> Array:
 
 
 @pytest.mark.parametrize("dot", CORES)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=convolutions(), seed=st.integers(0, 2**31), data=st.data())
 def test_an_integer_convolution_is_exact(dot: Dot, spec: ConvSpec, seed: int, data: st.DataObject) -> None:
     if missing := CORES[dot][1] - host_isa():

@@ -164,7 +164,7 @@ class _Rewrite:
         missing = spec.result.blocks * BLOCK - spec.result.channels
         scale, bias = (np.pad(factor, (0, missing)).astype(np.float32) for factor in matched.factors)
         name = matched.node.name or matched.tail.end.name
-        constants = {"weights": packed, "scale": scale, "bias": bias}
+        constants: dict[str, Array] = {"weights": packed, "scale": scale, "bias": bias}
         if vectors_of(dot).moved:
             constants["start"] = start_of(matched.weights)
         return kernel, [self._constant(f"{name}.{part}", array) for part, array in constants.items()]

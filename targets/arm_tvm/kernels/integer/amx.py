@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, address, effect, int32, load, store
+from targets.arm_tvm.kernels.emitter import Emitter, address, effect, int32, load, store
 from targets.arm_tvm.kernels.integer.runs import Runs, chunk_words, runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Image
 from targets.arm_tvm.kernels.integer.tiles import Tile
@@ -24,6 +24,8 @@ ROW_BYTES = 64
 """Of a tile: 16 words."""
 SEGMENT = 8
 """Pairs of tiles between two settings of the tiles' shapes, which take the time of some products."""
+PARALLEL_WORDS = 1 << 15
+"""Words times pixels times blocks of channels, three microseconds of AMX, below which other threads are not started."""
 PIXELS, WEIGHTS = 4, 6
 """First tile registers of each; sums take those before."""
 
@@ -100,8 +102,8 @@ def emit_tiled(emitter: Emitter, work: Tiled, place: Any) -> None:
     pairs = -(-pixels.count // work.tile.rows)
     segments = -(-pairs // SEGMENT)
     channels = work.spec.result.blocks // work.blocks
-    products = channels * work.blocks * pixels.count * pixels.size * work.runs.words
-    with emitter.loop(channels * segments, parallel=products > PARALLEL_WORK) as part:
+    words = channels * work.blocks * pixels.count * pixels.size * work.runs.total_words
+    with emitter.loop(channels * segments, parallel=words > PARALLEL_WORDS) as part:
         # Channels outermost: their weights stay in the cache while the image passes.
         channel, segment = tirx.floordiv(part, int32(segments)), tirx.floormod(part, int32(segments))
         _set_shapes(emitter, work, pixels.size)

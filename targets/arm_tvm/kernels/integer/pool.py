@@ -69,5 +69,6 @@ def _finish(emitter: Emitter, spec: PoolSpec, value: Any, target: tuple[Any, Any
         emitter.add(store(*target, vectors.unsigned(value), BLOCK))
         return
     sums = parts(value, vectors.lanes) if spec.maximum else split_sums(value, vectors.lanes)
-    factors = [[broadcast(factor, vectors.lanes, "float32")] * len(sums) for factor in (spec.scale, spec.bias)]
-    write(emitter, scaled(sums, *factors, None, spec.epilogue), target, spec.epilogue, dot)
+    scale, bias = (broadcast(factor, vectors.lanes, "float32") for factor in (spec.scale, spec.bias))
+    values = scaled(sums, [scale] * len(sums), [bias] * len(sums), None, spec.epilogue)
+    write(emitter, values, target, spec.epilogue, dot)
