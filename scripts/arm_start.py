@@ -10,7 +10,7 @@ from arm_ours import PROFILES, Build, build
 from bench_record import Figures
 
 from targets.arm_tvm.run.emulate import count_instructions, emulated_cpu, emulator
-from targets.arm_tvm.run.guest_memory import watch_guest
+from targets.arm_tvm.run.guest_memory import weigh_guest
 
 TIMEOUT_S = 3600
 ONE_THREAD = {"TVM_NUM_THREADS": "1"}
@@ -21,7 +21,7 @@ def start_up(model: BenchModel, core: str, cache: Path) -> Figures:
 
     Returns:
         `start_up_instructions`: what one run executes beside its inference, reading the picture and writing the result
-        included. `peak_bytes`: largest resident memory of loading and two inferences, mapped weights included.
+        included. `peak_bytes`: largest resident memory of loading and an inference, mapped weights included.
     """
     wanted = Build(model, PROFILES[core], "fp32", cache / "untuned")
     built = build(wanted)
@@ -32,7 +32,8 @@ def start_up(model: BenchModel, core: str, cache: Path) -> Figures:
     cpu = emulated_cpu(core)
     program = (str(wanted.folder / "run"), str(given), str(made))
     whole = count_instructions(program, cpu=cpu, environment=ONE_THREAD, timeout_s=TIMEOUT_S)
-    peak, _ = watch_guest((*emulator(cpu), *program), environment=ONE_THREAD, timeout_s=TIMEOUT_S)
+    made.unlink()
+    peak, _ = weigh_guest((*emulator(cpu), *program), environment=ONE_THREAD, timeout_s=TIMEOUT_S, output=made)
     weights = (wanted.folder / "payload" / "weights.bin").stat().st_size
     return {
         "start_up_instructions": whole - built["instructions"],

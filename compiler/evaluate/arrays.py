@@ -1,15 +1,20 @@
-"""Samples out of .npz and .npy files, row by row: an archive of any size is never whole in memory."""
+"""Samples out of .npz and .npy files, row by row: an archive of any size is never whole in memory.
+
+A set is read once for each model that is run on it. So what is small is unpacked once, and mapped from then on.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 
@@ -25,6 +30,11 @@ from compiler.model.spec import TensorSpec
 MAX_LABEL_BYTES = 1 << 30
 _CHUNK_BYTES = 1 << 22
 """Bytes read at a time: small beside any model, large beside the cost of a step."""
+
+MOST_UNPACKED_BYTES = 1 << 27
+"""Largest array of an archive that is unpacked once: a few of them fit on any disk that holds a build."""
+_UNPACKED = 4
+"""Arrays that stay unpacked at a time: pictures and labels of calibration and evaluation."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +253,10 @@ def _whole(column: _Column) -> Array:
 
 
 def _stream(column: _Column, chunks: Sequence[Indices]) -> Iterator[Array]:
-    """The rows of each chunk in turn, from a file that stays open meanwhile."""
+    """The rows of each chunk in turn, from a file that stays open meanwhile, or from one that is mapped."""
+    if (array := _mapped(column)) is not None:
+        yield from (_taken(array, rows) for rows in chunks)
+        return
     with reading(column.file), _opened(column) as stream:
         _header(stream)
         if column.in_columns:
@@ -259,6 +272,34 @@ def _stream(column: _Column, chunks: Sequence[Indices]) -> Iterator[Array]:
                 parts.append(_rows(stream, column, end - first))
                 at = end
             yield np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def _mapped(column: _Column) -> Array | None:
+    """An array of an archive, unpacked by whoever reads it first; None of a file that need not be, or is too large."""
+    with reading(column.file):
+        facts = column.file.stat()
+        size = int(np.prod(column.shape, dtype=np.float64)) * column.dtype.itemsize
+        if not column.key or not 0 < size <= MOST_UNPACKED_BYTES:
+            return None
+        return _unpacked(column, (facts.st_ino, facts.st_size, facts.st_mtime_ns))
+
+
+@lru_cache(maxsize=_UNPACKED)
+def _unpacked(column: _Column, version: tuple[int, ...]) -> Array:
+    """The array in a file without a name, which goes with the last reader; `version` tells one file from its next."""
+    with _opened(column) as member, tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(member, copy, _CHUNK_BYTES)
+        copy.seek(0)
+        _header(copy)
+        order: Literal["C", "F"] = "F" if column.in_columns else "C"
+        mapped: Array = np.memmap(copy, column.dtype, "r", copy.tell(), column.shape, order)
+        return np.asarray(mapped).astype(column.dtype.newbyteorder("="), copy=False)
+
+
+def _taken(array: Array, rows: Indices) -> Array:
+    """Rows of an array, in place where they are consecutive."""
+    is_run = len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+    return array[int(rows[0]) : int(rows[-1]) + 1] if is_run else array[rows]
 
 
 def _rows(stream: IO[bytes], column: _Column, count: int) -> Array:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         StaysLoaded,
         TimesLayers,
         TimesRuns,
+        WeighsRuns,
     )
     from compiler.target.scheme import BITS_KEY, BlockFormat, OpScheme, QuantScheme, TensorFormat, WeightChoices
     from compiler.target.target import (
@@ -126,6 +127,7 @@ _PLACES = {
     "Tunes": "compiler.target.target",
     "UnrollLoops": "compiler.passes.unroll_loops",
     "UnsupportedModel": "compiler.errors",
+    "WeighsRuns": "compiler.target.runner",
     "WeightChoices": "compiler.target.scheme",
     "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
@@ -209,6 +211,7 @@ __all__ = [
     "Tunes",
     "UnrollLoops",
     "UnsupportedModel",
+    "WeighsRuns",
     "WeightChoices",
     "available_cpus",
     "combine",

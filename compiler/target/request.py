@@ -113,14 +113,15 @@ class ExecuteTask:
         inputs: A `.npz` per set.
         outputs: Where the outputs of each are written.
         repeat: How often each is run again and timed.
-        instructions: Whether instructions of the first are counted, by a runner under an emulator that can.
+        counted: Inputs of one more inference whose instructions are counted, by a runner under an emulator that can;
+            None counts nothing.
     """
 
     artifact: ArtifactWithRoot
     inputs: tuple[Path, ...]
     outputs: tuple[Path, ...]
-    repeat: int
-    instructions: bool
+    repeat: int = 0
+    counted: Path | None = None
     work: Literal["execute"] = "execute"
 
 
@@ -239,13 +240,15 @@ class ExecuteAnswer:
         evidence: Where it ran.
         note: What the runner says about how far the run stands for the device.
         latencies_ms: Milliseconds of every timed run, for every set of inputs; none under an emulator.
-        instructions: Guest instructions of one inference of the first set; None where nothing counts them.
+        instructions: Guest instructions of one inference; None where nothing counts them.
+        peak_bytes: Peak resident memory of the emulated program, for every set of inputs; none where no run is weighed.
     """
 
     evidence: Evidence
     note: str
     latencies_ms: tuple[tuple[float, ...], ...]
     instructions: int | None
+    peak_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ class LayerTime:
 class Runner(Protocol):
     """An artifact loaded for execution.
 
-    A runner may also be `TimesRuns`, `CountsInstructions`, `ReportsPeakMemory`, `TimesLayers`, `StaysLoaded`,
-    `KeepsCache` and `HasNote`.
+    A runner may also be `TimesRuns`, `CountsInstructions`, `ReportsPeakMemory`, `WeighsRuns`, `TimesLayers`,
+    `StaysLoaded`, `KeepsCache` and `HasNote`.
     """
 
     evidence: Evidence
@@ -69,6 +69,14 @@ class ReportsPeakMemory(Protocol):
 
     def peak_memory_bytes(self, inputs: Arrays) -> int:
         """Peak resident memory of the program for one inference, in bytes."""
+
+
+@runtime_checkable
+class WeighsRuns(Protocol):
+    """A runner under an emulator, where each run takes long: one tells both the outputs and the memory."""
+
+    def run_weighed(self, inputs: Arrays) -> tuple[dict[str, Array], int]:
+        """Executes the artifact once; its outputs, and the peak resident memory of its program in bytes."""
 
 
 @runtime_checkable

@@ -38,7 +38,7 @@ from compiler.target.request import (
     TuneTask,
     task_of,
 )
-from compiler.target.runner import CountsInstructions, HasNote, Runner
+from compiler.target.runner import CountsInstructions, HasNote, Runner, WeighsRuns
 from compiler.target.target import Measurer, Prepares, Target, TargetPlan, Tunes, find_target
 from compiler.target.worker_generate import generate
 from compiler.target.worker_measure import evaluate, footprint, read_npz, time_layers, times_ms
@@ -112,19 +112,22 @@ def _tell(answers: TextIO, value: TuneHello | TrialAnswer) -> None:
 def execute(task: ExecuteTask) -> ExecuteAnswer:
     """Runs an artifact on every input file and writes the outputs beside.
 
-    With `repeat`, every input is run that many times more and each run is timed. With `instructions`, a runner that
-    emulates and can count guest instructions does so on the first input.
+    With `repeat`, every input is run that many times more and each run is timed. Under an emulator nothing is timed; a
+    runner that can weighs its runs, and counts the guest instructions of one more inference where that is asked for.
     """
     runner = find_target(task.artifact.target).load(task.artifact)
     try:
         is_emulated = runner.evidence == Evidence.EMULATOR
+        weigher = runner if is_emulated and isinstance(runner, WeighsRuns) else None
         repeat = 0 if is_emulated else task.repeat  # an emulator's time is no figure
-        times = [_run_once(runner, *paths, repeat) for paths in zip(task.inputs, task.outputs, strict=True)]
+        pairs = list(zip(task.inputs, task.outputs, strict=True))
+        peaks = [_run_weighed(weigher, *paths) for paths in pairs] if weigher else []
+        times = [() for _ in pairs] if weigher else [_run_once(runner, *paths, repeat) for paths in pairs]
         instructions = None
-        if task.instructions and is_emulated and isinstance(runner, CountsInstructions):
-            instructions = runner.count_instructions(read_npz(task.inputs[0]))
+        if task.counted and is_emulated and isinstance(runner, CountsInstructions):
+            instructions = runner.count_instructions(read_npz(task.counted))
         note = runner.note if isinstance(runner, HasNote) else ""
-        return ExecuteAnswer(runner.evidence, note, tuple(map(tuple, times)), instructions)
+        return ExecuteAnswer(runner.evidence, note, tuple(times), instructions, tuple(peaks))
     finally:
         runner.close()
 
@@ -178,10 +181,16 @@ def work(folder: str) -> None:
     os._exit(0)  # some toolchains crash while they unload; the work is done and written
 
 
-def _run_once(runner: Runner, source: Path, destination: Path, repeat: int) -> list[float]:
+def _run_once(runner: Runner, source: Path, destination: Path, repeat: int) -> tuple[float, ...]:
     inputs = read_npz(source)
     write_arrays(destination, runner.run(inputs))
-    return times_ms(runner, inputs, repeat) if repeat else []
+    return tuple(times_ms(runner, inputs, repeat)) if repeat else ()
+
+
+def _run_weighed(runner: WeighsRuns, source: Path, destination: Path) -> int:
+    outputs, peak_bytes = runner.run_weighed(read_npz(source))
+    write_arrays(destination, outputs)
+    return int(peak_bytes)
 
 
 if __name__ == "__main__":

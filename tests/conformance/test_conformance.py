@@ -16,7 +16,14 @@ _TRIALS = trials()
 def test_target_computes_the_case_or_the_gap_is_known(trial: Trial, toolchain_cache: Path, tmp_path: Path) -> None:
     if trial.problem:
         pytest.skip(trial.problem)
-    outcome = run_case(target_of(trial.target), trial.profile, trial.case, workdir=tmp_path, cache_dir=toolchain_cache)
+    outcome = run_case(
+        target_of(trial.target),
+        trial.profile,
+        trial.case,
+        precision=trial.precision,
+        workdir=tmp_path,
+        cache_dir=toolchain_cache,
+    )
     gap = known_gaps().get((trial.target, trial.case.name))
     if outcome.status is Status.BUILT:
         pytest.skip(f"built, inputs and outputs as in the model; not run: {outcome.reason}")

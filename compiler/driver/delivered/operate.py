@@ -17,13 +17,13 @@ from compiler.artifact.schema import Latency, Reference
 from compiler.driver.dist import note_finished
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.compile import check_artifact
+from compiler.driver.stages.execute import execute
 from compiler.driver.stages.inputs import sizes_label
 from compiler.driver.stages.reference import ParityCase
 from compiler.driver.stages.verify import (
     Verification,
     batch_size,
     check_parity,
-    execute,
     latency_summary,
 )
 from compiler.errors import ArtifactError, DataError, OutputError

@@ -15,6 +15,7 @@ import numpy as np
 
 from compiler.artifact import Artifact, Evidence
 from compiler.artifact.schema import Accuracy, AccuracyDrop, MeasuredOn
+from compiler.driver.stages.any_batch import for_data_sets
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
@@ -25,6 +26,7 @@ from compiler.evaluate.gates import Figure
 from compiler.evaluate.judged import OutputPart
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Array, Arrays, write_arrays
+from compiler.plan import Plan
 from compiler.store import StageName
 from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits
@@ -85,13 +87,14 @@ def measure_accuracy(context: BuildContext, judge: AccuracyTest, made: BuiltCand
     if stand_in.measured_on == MeasuredOn.ARTIFACT:
         drop = drop_of(context, judge, artifact_outputs(context, made, judge.dataset))
     else:
-        drop = border_drop(context, judge, made.border)
+        drop = border_drop(context, judge, made.plan, made.border)
     return Accuracy(drop, stand_in.measured_on, Evidence.HOST, stand_in.note)
 
 
-def border_drop(context: BuildContext, judge: AccuracyTest, border: Border) -> AccuracyDrop:
-    """The drop of a border model under ONNX Runtime."""
-    return drop_of(context, judge, model_outputs(border.load(), border.digest, judge.dataset, context.stages))
+def border_drop(context: BuildContext, judge: AccuracyTest, plan: Plan, border: Border) -> AccuracyDrop:
+    """The drop of a border model under ONNX Runtime; of the plan that it was made by."""
+    run = for_data_sets(context, plan, border)
+    return drop_of(context, judge, model_outputs(run.load(), run.digest, judge.dataset, context.stages))
 
 
 def artifact_outputs(context: BuildContext, made: BuiltCandidate, dataset: Dataset) -> Arrays:

@@ -18,6 +18,7 @@ import numpy as np
 from compiler.artifact import Evidence
 from compiler.artifact.schema import MeasuredOn, Saliency, Shown
 from compiler.driver.measure.accuracy import choose_stand_in, run_artifact
+from compiler.driver.stages.any_batch import for_data_sets
 from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.outputs import BATCH, model_outputs
@@ -139,13 +140,14 @@ def _candidate_entry(
     context: BuildContext, images: Images, made: BuiltCandidate, measured_on: MeasuredOn, original: Entry
 ) -> Entry:
     on_artifact = measured_on == MeasuredOn.ARTIFACT
+    border = made.border if on_artifact else for_data_sets(context, made.plan, made.border)
     subject: dict[str, object] = (
-        {"build": made.built.entry.digest, "host": host_fingerprint()} if on_artifact else {"model": made.border.digest}
+        {"build": made.built.entry.digest, "host": host_fingerprint()} if on_artifact else {"model": border.digest}
     )
 
     def compute(folder: Path) -> None:
         question = ask(_float_outputs(context, images), images)
-        run = _run_artifact(context, made) if on_artifact else partial(run_dataset, made.border.load(), batch=BATCH)
+        run = _run_artifact(context, made) if on_artifact else partial(run_dataset, border.load(), batch=BATCH)
         _write(folder, explain(run, question))
 
     return context.stages.run(StageName.SALIENCY, compute, **subject, original=original.digest, **_inputs(images))

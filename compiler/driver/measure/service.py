@@ -44,7 +44,7 @@ def measure_service(context: BuildContext, made: BuiltCandidate) -> tuple[tuple[
         StageName.SERVICE,
         ExecuteAnswer,
         [(made.built, _at_batch(made, size)) for size in sizes],
-        lambda paths: ExecuteTask(made.built.artifact, paths, tuple(map(_beside, paths)), RUNS, instructions=False),
+        lambda paths: ExecuteTask(made.built.artifact, paths, tuple(map(_beside, paths)), RUNS),
         runs=RUNS,
     )
     times = zip(sizes, answer.latencies_ms, strict=True)

@@ -73,5 +73,5 @@ def _measured(
             return made.border, measure_accuracy(context, judge, made)
     border = make_candidate_border(context, plan, variant)
     with context.clock.timed(StageName.ACCURACY):
-        drop = border_drop(context, judge, border)
+        drop = border_drop(context, judge, plan, border)
     return border, Accuracy(drop, MeasuredOn.BORDER_MODEL, Evidence.HOST, "nothing was built for it")

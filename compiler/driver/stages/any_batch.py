@@ -2,7 +2,9 @@
 
 Observing, quantizing, ranking layers and the reference's outputs are of the model and the scheme. They may be shared
 where the passes leave the same operators, attributes and weights whatever the batch is: that is looked at, not assumed,
-since a model whose batch is known has more that can be folded. The device's batch is put in at the end.
+since a model whose batch is known has more that can be folded. The device's batch is put in at the end, and left open
+again where a quantized border model is run on whole data sets: devices of other batches share what it computes, and
+its weights are dequantized once for a batch and not for each sample.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ from pathlib import Path
 import onnx_ir as ir
 
 from compiler.artifact.manifest import BORDER
+from compiler.driver.stages.border import Border, border_of_entries
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import with_inputs
 from compiler.driver.stages.rewrite import rewritten_entry
+from compiler.driver.stages.specialize import specialized_entry
 from compiler.errors import CompilerError, StorageError
 from compiler.model.frontend import describe_inputs
 from compiler.model.graph import graph_digest
 from compiler.plan import Plan
+from compiler.store import StageName
 
 
 def may_share(plan: Plan) -> bool:
@@ -46,6 +51,28 @@ def without_any_batch(context: BuildContext) -> BuildContext:
         return context
     data = with_inputs(context.data, describe_inputs(ready.model))
     return replace(context, ready=replace(ready, any_batch=None), data=data)
+
+
+def for_data_sets(context: BuildContext, plan: Plan, border: Border) -> Border:
+    """The border model with its batch left open where it is quantized and otherwise the same; else as it is.
+
+    Args:
+        context: The device.
+        plan: The plan it was made by, its precision settled.
+        border: The border model.
+    """
+    free, quantized = context.ready.any_batch, [entry for entry in border.entries if entry.stage == StageName.QUANTIZE]
+    if free is None or not quantized or plan.pruning.ratio:
+        return border
+    job = context.job
+    passes, capability = job.target.passes(job.profile), job.target.capability(job.profile)
+    entry = specialized_entry(quantized[0], plan, passes, capability, inputs=free.probe, stages=context.stages)
+    is_same = _digest_at(entry.files / BORDER) == _digest_at(border.path)
+    return (
+        border_of_entries((*border.entries[: border.entries.index(quantized[0]) + 1], entry), plan)
+        if is_same
+        else border
+    )
 
 
 def _is_same(context: BuildContext) -> bool:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from compiler.driver.stages.compile import build_loose
+from compiler.driver.stages.execute import execute
 from compiler.driver.stages.reference import ParityCase
-from compiler.driver.stages.verify import execute, failures
+from compiler.driver.stages.verify import failures
 from compiler.errors import CompilerError
 from compiler.fleet.profile import HardwareProfile
 from compiler.model.frontend import extract_prefix

@@ -26,28 +26,25 @@ from compiler.artifact.schema import (
     ParityPoint,
     ParityStatus,
 )
+from compiler.driver.stages.execute import Execution, count_instructions, emulated_run, execute
 from compiler.driver.stages.reference import ParityCase
 from compiler.driver.stages.run import Stages
 from compiler.errors import GateFailed, TargetUnavailable, ToolchainFailed
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import (
     TOLERANCES,
-    Array,
     Arrays,
     ErrorStats,
     Tolerance,
     arrays_digest,
     compare_all,
     is_floating,
-    write_arrays,
 )
 from compiler.passes.probe import least_db, own_noise_db
 from compiler.passes.quantized import count_quantized_steps
 from compiler.store import StageName, read_result, write_result
-from compiler.store.scratch import scratch_folder
 from compiler.target import KnowsWhereItRuns, find_target
 from compiler.target.isolate import ChildLimits
-from compiler.target.request import ExecuteAnswer, ExecuteTask, ask
 
 _VERDICT = "verdict.json"
 
@@ -58,25 +55,6 @@ OWN_NOISE = (
 
 Differences: TypeAlias = list[tuple[ParityCase, dict[str, ErrorStats]]]
 """Outputs that are outside a tolerance, point by point."""
-
-
-@dataclass(frozen=True)
-class Execution:
-    """What running an artifact gave.
-
-    Args:
-        evidence: Where it ran.
-        note: What the runner says about how far the run stands for the device.
-        outputs: Output name → array, for every point.
-        latencies_ms: Milliseconds of every timed run, for every point.
-        instructions: Guest instructions of one inference of the first point; None where nothing counts them.
-    """
-
-    evidence: Evidence
-    note: str
-    outputs: tuple[Arrays, ...]
-    latencies_ms: tuple[tuple[float, ...], ...]
-    instructions: int | None
 
 
 @dataclass(frozen=True)
@@ -141,9 +119,13 @@ def verify_artifact(
         return _not_executed(tolerance, reason)
 
     def make(folder: Path) -> None:
-        judged = partial(check_parity, artifact, points, reference=reference, tolerance=tolerance)
-        check = partial(judged, repeat=repeat, where=where)
-        verification = _emulated(check, child_limits, emulate_s) if is_emulated else check(child_limits=child_limits)
+        if is_emulated:
+            judged = partial(_check_emulated, artifact, digest, points, reference=reference, tolerance=tolerance)
+            check = partial(judged, repeat=repeat, where=where, stages=stages)
+            verification = _emulated(check, child_limits, emulate_s)
+        else:
+            whole = partial(check_parity, artifact, points, reference=reference, tolerance=tolerance)
+            verification = whole(repeat=repeat, where=where, child_limits=child_limits)
         write_result(folder, _VERDICT, to_json(verification))
 
     try:
@@ -221,6 +203,38 @@ def check_parity(
     """
     inputs = [point.inputs for point in points]
     run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, child_limits=child_limits)
+    return _verified(points, run, reference, tolerance, where)
+
+
+def _check_emulated(
+    artifact: Artifact,
+    digest: str,
+    points: Sequence[ParityCase],
+    *,
+    reference: ir.Model,
+    tolerance: str,
+    repeat: int,
+    where: str,
+    stages: Stages,
+    child_limits: ChildLimits,
+) -> Verification:
+    """The same by runs that are kept; the instructions are counted of what is right."""
+    started, once = time.monotonic(), partial(emulated_run, artifact, digest, where=where, stages=stages)
+    runs = [once(point.inputs, child_limits=child_limits) for point in points]
+    if any(run.evidence != Evidence.EMULATOR for run in runs):  # a target whose artifacts run on any processor
+        native = partial(check_parity, artifact, points, reference=reference, tolerance=tolerance)
+        return native(repeat=repeat, where=where, child_limits=child_limits)
+    outputs = tuple(output for run in runs for output in run.outputs)
+    whole = Execution(Evidence.EMULATOR, runs[0].note, outputs, (), None)
+    verification = _verified(points, whole, reference, tolerance, where)
+    left = replace(child_limits, timeout_s=max(0.0, child_limits.timeout_s - (time.monotonic() - started)))
+    count = count_instructions(artifact, points[0].inputs, where=where, child_limits=left)
+    return replace(verification, instructions=count)
+
+
+def _verified(
+    points: Sequence[ParityCase], run: Execution, reference: ir.Model, tolerance: str, where: str
+) -> Verification:
     words = _judge(points, run, reference, tolerance, where)
     compared = tuple(compare_point(point, outputs) for point, outputs in zip(points, run.outputs, strict=True))
     return Verification(
@@ -228,36 +242,6 @@ def check_parity(
         _latencies(points, run) if run.evidence != Evidence.EMULATOR else (),  # an emulator's times say nothing
         run.instructions,
     )
-
-
-def execute(
-    artifact: Artifact,
-    inputs: Sequence[Arrays],
-    *,
-    repeat: int,
-    instructions: bool,
-    where: str,
-    child_limits: ChildLimits,
-) -> Execution:
-    """Runs an artifact in a child process.
-
-    Raises:
-        TargetUnavailable: It cannot run on this machine.
-        ToolchainFailed: It crashed, hung or used too much memory.
-    """
-    with scratch_folder() as folder:
-        for index, arrays in enumerate(inputs):
-            write_arrays(folder / f"in{index}.npz", arrays)
-        task = ExecuteTask(
-            artifact=artifact,
-            inputs=tuple(folder / f"in{index}.npz" for index in range(len(inputs))),
-            outputs=tuple(folder / f"out{index}.npz" for index in range(len(inputs))),
-            repeat=repeat,
-            instructions=instructions,
-        )
-        answer = ask(task, ExecuteAnswer, folder=folder, child_limits=child_limits, where=where)
-        outputs = tuple(_load(path) for path in task.outputs)
-    return Execution(answer.evidence, answer.note, outputs, answer.latencies_ms, answer.instructions)
 
 
 def failures(expected: Arrays, actual: Arrays, tolerance: str) -> dict[str, ErrorStats]:
@@ -353,8 +337,3 @@ def batch_size(inputs: Arrays) -> int:
 def _unavailable_here(artifact: Artifact) -> str:
     target = find_target(artifact.target)
     return target.unavailable_here(artifact) if isinstance(target, KnowsWhereItRuns) else ""
-
-
-def _load(path: Path) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from compiler.model.frontend.bind import SizeRange, bind_shapes, first_dims, free_dims
 from compiler.model.frontend.cut import cut_model
-from compiler.model.frontend.extract import extract_prefix
+from compiler.model.frontend.extract import extract_prefix, extract_suffix
 from compiler.model.frontend.fix import fix_inputs
 from compiler.model.frontend.infer import correct_outputs
 from compiler.model.frontend.inputs import describe_inputs, describe_outputs
@@ -25,6 +25,7 @@ __all__ = [
     "describe_inputs",
     "describe_outputs",
     "extract_prefix",
+    "extract_suffix",
     "first_dims",
     "fix_inputs",
     "free_dims",

@@ -1,4 +1,4 @@
-"""A model cut off at chosen values: the part before a divergence, ready to run."""
+"""A model cut off at chosen values: the part before them or behind them, ready to run."""
 
 from __future__ import annotations
 
@@ -25,18 +25,53 @@ def extract_prefix(model: ir.Model, value_names: Sequence[str]) -> ir.Model:
         UnsupportedModel: The type of a value is not known, so it cannot be an output.
     """
     cut = model.clone()
+    outputs = _find(cut.graph, value_names)
+    cut.graph.outputs.clear()
+    cut.graph.outputs.extend(outputs)
+    _drop_unneeded(cut.graph)
+    return cut
+
+
+def extract_suffix(model: ir.Model, value_names: Sequence[str]) -> ir.Model:
+    """A copy that begins at the given values, without the nodes and weights that its outputs no longer need.
+
+    Args:
+        model: The whole model; it is left as it is.
+        value_names: Values of the outer graph that become inputs.
+
+    Returns:
+        The cut model; its inputs are the given values and those of the whole, as far as they are still read.
+
+    Raises:
+        UsageError: The graph has no value of that name, or none is asked for.
+        UnsupportedModel: The type of a value is not known, so it cannot be an input.
+    """
+    cut = model.clone()
     graph = cut.graph
-    outputs = _find(graph, value_names)
-    needed = _needed(outputs)
-    graph.outputs.clear()
-    graph.outputs.extend(outputs)
+    for old in _find(graph, value_names):
+        if old.producer() is not None:
+            new, name = ir.Value(name=old.name, type=old.type, shape=old.shape), old.name
+            old.name = f"{name}.before_cut"
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            graph.inputs.append(new)
+    _drop_unneeded(graph)
+    read = {value for node in graph for value in read_by(node)} | set(graph.outputs)
+    inputs = [value for value in graph.inputs if value in read]
+    graph.inputs.clear()
+    graph.inputs.extend(inputs)
+    return cut
+
+
+def _drop_unneeded(graph: ir.Graph) -> None:
+    """Takes out the nodes and weights that no output comes from."""
+    outputs = set(graph.outputs)
+    needed = needed_nodes(outputs)
     dropped = [node for node in reversed(list(graph)) if node not in needed]
     for node in dropped:
         _let_go(node)
     graph.remove(dropped, safe=True)
-    for name in [name for name, value in graph.initializers.items() if not value.uses() and value not in set(outputs)]:
+    for name in [name for name, value in graph.initializers.items() if not value.uses() and value not in outputs]:
         del graph.initializers[name]
-    return cut
 
 
 def _find(graph: ir.Graph, names: Sequence[str]) -> list[ir.Value]:
@@ -55,7 +90,7 @@ def _find(graph: ir.Graph, names: Sequence[str]) -> list[ir.Value]:
     return [values[name] for name in dict.fromkeys(names)]
 
 
-def _needed(outputs: Iterable[ir.Value]) -> set[ir.Node]:
+def needed_nodes(outputs: Iterable[ir.Value]) -> set[ir.Node]:
     """The nodes the values come from."""
     needed: set[ir.Node] = set()
     waiting = [value.producer() for value in outputs]

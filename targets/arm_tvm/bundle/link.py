@@ -11,7 +11,7 @@ from targets.arm_tvm.bundle.zig import REMEDY, run_zig
 
 NATIVE = Path(__file__).parent / "native"
 RUNNER_SOURCES = (
-    *("main.c", "bundle.c", "model.c", "tensor.c", "cores.c", "processor.c"),
+    *("main.c", "bundle.c", "model.c", "tensor.c", "cores.c", "pool.c", "processor.c"),
     *("answer.c", "requests.c", "rungs.c", "ladder.c", "memory.c"),
 )
 SERVER_SOURCES = ("serve.c",)
@@ -59,6 +59,7 @@ def _link_program(sources: Sequence[str], arch: str, output: Path, *, runtime: P
     run_zig(
         "cc",
         *("-target", f"{arch}-linux-gnu.{GLIBC}", "-std=c11", "-D_GNU_SOURCE", "-O2", "-g0", "-s"),
+        "-rtlib=none",  # zig would compile compiler-rt for its first program, of which these need nothing
         *includes,
         *(NATIVE / name for name in sources),
         *("-o", output, "-L", runtime),

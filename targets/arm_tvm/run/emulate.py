@@ -78,15 +78,45 @@ def count_instructions(
         TargetUnavailable: No emulator.
         ToolchainFailed: The program failed or did not end, or QEMU has no plugins.
     """
+    log = _counted(program, cpu=cpu, environment=environment, timeout_s=timeout_s, root=root)
+    return _counts("instructions", log)[-1]
+
+
+def count_timed(program: tuple[str, ...], *, cpu: str, environment: dict[str, str], timeout_s: float) -> int:
+    """Guest instructions between the last two times that an aarch64 program reads the clock.
+
+    `run --repeat 1` reads it right before and right after the one inference that it measures, and not again.
+
+    Args:
+        program, cpu, environment, timeout_s: As of `count_instructions`.
+
+    Raises:
+        TargetUnavailable, ToolchainFailed: As of `count_instructions`; or it reads the clock less than twice.
+    """
+    log = _counted(program, cpu=cpu, environment=environment, timeout_s=timeout_s, root=None)
+    start, end = _counts("clock", log, least=2)[-2:]
+    return end - start
+
+
+def _counted(
+    program: tuple[str, ...], *, cpu: str, environment: dict[str, str], timeout_s: float, root: Path | None
+) -> str:
+    """What the counter printed."""
     with scratch_folder() as place:
         plugin = place / "count.so"
         link_counter(plugin, arch=host_arch(), plugin_api=plugin_api(), workdir=place)
         command = (*emulator(cpu, root=root), "-plugin", str(plugin), "-d", "plugin", *program)
         ended = _run(command, environment, timeout_s)
-    count = re.search(r"^instructions (\d+)$", ended.stderr, re.MULTILINE)
-    if ended.returncode or not count:
+    if ended.returncode:
         raise ToolchainFailed(f"QEMU could not count instructions: {ended.stderr.strip()[-500:]}")
-    return int(count[1])
+    return ended.stderr
+
+
+def _counts(what: str, log: str, *, least: int = 1) -> list[int]:
+    counts = [int(count) for count in re.findall(rf"^{what} (\d+)$", log, re.MULTILINE)]
+    if len(counts) < least:
+        raise ToolchainFailed(f"QEMU could not count instructions: {log.strip()[-500:]}")
+    return counts
 
 
 def _run(command: tuple[str, ...], environment: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -24,25 +23,17 @@ from compiler.target import (
 )
 from targets.arm_tvm.run.emulate import (
     REMEDY,
-    count_instructions,
+    count_timed,
     emulated_cpu,
     emulator,
     host_arch,
     why_not_runnable,
 )
-from targets.arm_tvm.run.guest_memory import watch_guest
+from targets.arm_tvm.run.guest_memory import reason_of, weigh_guest
 from targets.arm_tvm.run.inputs import check_inputs
 from targets.arm_tvm.run.served import ServedBundle
 
 TIMEOUT_S = 600
-COUNTED_RUNS = (1, 2)
-"""Two numbers of measured inferences: the difference of their instruction counts has no start-up in it."""
-
-WATCHED_S = 1.0
-"""How long inferences go on while an emulated program's memory is looked at: some 50 looks on a quiet machine, and
-still a few on a busy one. A model of one node alone ends before the first of them."""
-# a tiny model would be repeated 500 000 times, which takes minutes where it is emulated
-_MAX_WATCHED_RUNS = 5000
 
 
 @dataclass
@@ -71,11 +62,7 @@ class BundleRunner:
         with scratch_folder() as place:
             program = self._program(inputs, place)
             self._execute(program)
-            outputs = program[-len(self.artifact.outputs) :]
-            return {
-                spec.name: np.load(path, allow_pickle=False)
-                for spec, path in zip(self.artifact.outputs, outputs, strict=True)
-            }
+            return self._read_outputs(program)
 
     def latencies_ms(self, inputs: Arrays, repeat: int) -> list[float]:
         """Wall times of `repeat` inferences inside one start of the program, after one to warm up, sorted.
@@ -96,32 +83,51 @@ class BundleRunner:
         """
         if not self.cpu:
             raise TargetUnavailable("instructions are counted under the emulator, and this bundle runs on the host")
-        few, many = COUNTED_RUNS
-        counts = [self._count(inputs, repeat) for repeat in COUNTED_RUNS]
-        return round((counts[1] - counts[0]) / (many - few))
+        with scratch_folder() as place:
+            program, *files = self._program(inputs, place)
+            # One thread: others would execute instructions while they wait for work.
+            return count_timed(
+                (program, "--repeat", "1", *files),
+                cpu=self.cpu,
+                environment=self._environment(1),
+                timeout_s=TIMEOUT_S,
+            )
 
     def peak_memory_bytes(self, inputs: Arrays) -> int:
         """Largest resident memory of a process that loads the bundle and runs it, files mapped by it included.
 
-        On the host it is the kernel's own figure; under QEMU the emulated program is looked at while it runs, which it
-        does for a second at least.
+        On the host it is the kernel's own figure; under QEMU the emulated program is looked at while it runs, and when
+        its inference is done.
 
         Raises:
             DataError, ToolchainFailed: As `run` does.
         """
+        if self.cpu:
+            return self.run_weighed(inputs)[1]
         with scratch_folder() as place:
             program, *files = self._program(inputs, place)
-            if not self.cpu:
-                return int(json.loads(self._execute((program, "--repeat", "1", *files)))["peak_kib"]) * 1024
-            peak, report = self._watch((program, "--repeat", "1", *files))
-            once_us = max(json.loads(report)["latency_us"]["p50"], 1.0)
-            # what takes long was watched long enough; it would take minutes more in the emulator
-            if once_us < WATCHED_S * 1e6:
-                repeat = min(_MAX_WATCHED_RUNS, round(WATCHED_S * 1e6 / once_us))
-                peak = max(peak, self._watch((program, "--repeat", str(repeat), *files))[0])
-        if not peak:
-            raise ToolchainFailed("the bundle ended before its memory was looked at")
-        return peak
+            return int(json.loads(self._execute((program, "--repeat", "1", *files)))["peak_kib"]) * 1024
+
+    def run_weighed(self, inputs: Arrays) -> tuple[dict[str, Array], int]:
+        """Executes the bundle once; its outputs, and what `peak_memory_bytes` gives.
+
+        Raises:
+            DataError, ToolchainFailed: As `run` does.
+        """
+        if not self.cpu:
+            return self.run(inputs), self.peak_memory_bytes(inputs)
+        with scratch_folder() as place:
+            program = self._program(inputs, place)
+            output = Path(program[-len(self.artifact.outputs)])
+            peak, written = weigh_guest(
+                (*emulator(self.cpu), *program),
+                environment=self._environment(self.threads),
+                timeout_s=TIMEOUT_S,
+                output=output,
+            )
+            output.unlink()  # the pipe that it was
+            output.write_bytes(written)
+            return self._read_outputs(program), peak
 
     @property
     def note(self) -> str:
@@ -143,20 +149,16 @@ class BundleRunner:
     def close(self) -> None:
         """Nothing is held between runs."""
 
-    def _watch(self, program: Sequence[str]) -> tuple[int, str]:
-        command = (*emulator(self.cpu), *program)
-        return watch_guest(command, environment=self._environment(self.threads), timeout_s=TIMEOUT_S)
-
     def _execute(self, program: Sequence[str]) -> str:
         command = (*(emulator(self.cpu) if self.cpu else ()), *program)
         return _execute(command, self._environment(self.threads))
 
-    def _count(self, inputs: Arrays, repeat: int) -> int:
-        with scratch_folder() as place:
-            program, *files = self._program(inputs, place)
-            command = (program, "--repeat", str(repeat), *files)
-            # One thread: others would execute instructions while they wait for work.
-            return count_instructions(command, cpu=self.cpu, environment=self._environment(1), timeout_s=TIMEOUT_S)
+    def _read_outputs(self, program: Sequence[str]) -> dict[str, Array]:
+        paths = program[-len(self.artifact.outputs) :]
+        return {
+            spec.name: np.load(path, allow_pickle=False)
+            for spec, path in zip(self.artifact.outputs, paths, strict=True)
+        }
 
     def _program(self, inputs: Arrays, place: Path) -> tuple[str, ...]:
         check_inputs(self.artifact, inputs)
@@ -166,9 +168,10 @@ class BundleRunner:
         files += [place / f"out{index}.npy" for index in range(len(self.artifact.outputs))]
         return (str(self.artifact.root.resolve() / "run"), *map(str, files))
 
-    @staticmethod
-    def _environment(threads: int) -> dict[str, str]:
-        return {"TVM_NUM_THREADS": str(threads)}
+    def _environment(self, threads: int) -> dict[str, str]:
+        # threads that wait for work sleep at once under QEMU, where each turn of a waiting loop takes a core its time
+        emulated = {"TVM_THREAD_POOL_SPIN_COUNT": "0"} if self.cpu else {}
+        return {"TVM_NUM_THREADS": str(threads), **emulated}
 
 
 def load_bundle(artifact: Artifact) -> BundleRunner:
@@ -207,7 +210,5 @@ def _execute(command: Sequence[str], environment: dict[str, str]) -> str:
     except subprocess.TimeoutExpired as error:
         raise ToolchainFailed(f"the bundle did not end within {TIMEOUT_S} s") from error
     if ended.returncode:
-        crash = f"killed by {signal.Signals(-ended.returncode).name}; " if ended.returncode < 0 else ""
-        reason = ended.stderr.strip().removeprefix("run: ") or f"exit status {ended.returncode}"
-        raise ToolchainFailed(f"the bundle failed: {crash}{reason[-1000:]}")
+        raise ToolchainFailed(f"the bundle failed: {reason_of(ended.returncode, ended.stderr)}")
     return ended.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -50,6 +51,25 @@ def test_batches_hold_every_chosen_row_once_and_in_order(
     found = np.concatenate([batch["x"] for batch in batches])
     assert len(found) == count == dataset.count and (np.diff(found[:, 0]) > 0).all()
     assert set(found[:, 0] / 3) <= set(range(rows))
+
+
+def test_an_archive_is_unpacked_once_for_all_who_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    class Archive(zipfile.ZipFile):
+        def open(self, name, *rest, **others):  # type: ignore[no-untyped-def]
+            opened.append(str(name))
+            return super().open(name, *rest, **others)
+
+    path = table(tmp_path / "x.npz", 50)
+    datasets = [open_dataset(path, (ROWS,)), open_dataset(path, (ROWS,), count=20)]
+    monkeypatch.setattr(zipfile, "ZipFile", Archive)
+    for dataset in (*datasets, *datasets):
+        assert sum(len(batch["x"]) for batch in dataset.batches(8)) == dataset.count
+    assert opened == ["x.npy"]
+    table(path, 60)  # another file of the same name
+    (batch,) = open_dataset(path, (ROWS,)).batches(60)
+    assert np.array_equal(batch["x"], np.arange(180).reshape(60, 3))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -16,6 +16,7 @@ from compiler.evaluate.judged import OutputPart
 from compiler.model.decoder import CachePair, Decoder
 from compiler.model.spec import TensorSpec
 from compiler.target import (
+    Array,
     Backend,
     CountsInstructions,
     DeviceType,
@@ -27,6 +28,7 @@ from compiler.target import (
     TimesLayers,
     TimesRuns,
     Tunable,
+    WeighsRuns,
 )
 from compiler.target.isolate import ChildLimits
 from compiler.target.request import (
@@ -78,7 +80,7 @@ TASKS: tuple[Task, ...] = (
     BuildTask(ON, Path("/work")),
     KernelsTask(ON),
     TuneTask(ON, Backend("rpc", "lab:9190", "pi"), 3, 4),
-    ExecuteTask(ARTIFACT, (Path("/in"),), (Path("/out"),), 5, instructions=True),
+    ExecuteTask(ARTIFACT, (Path("/in"),), (Path("/out"),), 5, Path("/in")),
     EvaluateTask(ARTIFACT, Path("/in"), Path("/out"), 8, OutputPart("logits", 65)),
     FootprintTask(ARTIFACT, Path("/in")),
     GenerateTask(ARTIFACT, DECODER, (Asked((1, 2, 3), 8, 16, 64, (0,)),)),
@@ -91,7 +93,7 @@ ANSWERS = (
     TrialQuestion(KERNEL, {"tile": 8}),
     TrialAnswer((1.0, 2.0)),
     TrialAnswer(error={"what": "no"}),
-    ExecuteAnswer(Evidence.EMULATOR, "", ((1.0,), ()), 12),
+    ExecuteAnswer(Evidence.EMULATOR, "", ((1.0,), ()), 12, (1 << 20,)),
     EvaluateAnswer(Evidence.HOST),
     FootprintAnswer(Evidence.HOST, 1 << 20),
     GenerateAnswer(Evidence.HOST, (Answered((5, 6), 12.5, (3.0,)),)),
@@ -141,6 +143,9 @@ class Full:
     def peak_memory_bytes(self, inputs: object) -> int:
         return 1
 
+    def run_weighed(self, inputs: object) -> tuple[dict[str, Array], int]:
+        return {}, 1
+
     def layer_times(self, inputs: object) -> list[LayerTime]:
         return []
 
@@ -148,7 +153,9 @@ class Full:
         return self
 
 
-@pytest.mark.parametrize("offer", [HasNote, TimesRuns, CountsInstructions, ReportsPeakMemory, TimesLayers, StaysLoaded])
+@pytest.mark.parametrize(
+    "offer", [HasNote, TimesRuns, CountsInstructions, ReportsPeakMemory, WeighsRuns, TimesLayers, StaysLoaded]
+)
 def test_what_a_runner_offers_is_told_by_its_members(offer: type) -> None:
     assert isinstance(Full(), offer)
     assert not isinstance(object(), offer)

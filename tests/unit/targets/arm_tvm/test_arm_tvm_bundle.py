@@ -368,7 +368,7 @@ def test_host_bundle_is_executed_although_instructions_are_asked_for(tmp_path, c
     artifact = build(conv_model(), HOST, tmp_path / "out", cache_dir, pi5)
     write_arrays(tmp_path / "in.npz", {"image": IMAGE})
     inputs, outputs = (tmp_path / "in.npz",), (tmp_path / "out.npz",)
-    answer = execute(ExecuteTask(artifact, inputs, outputs, repeat=0, instructions=True))
+    answer = execute(ExecuteTask(artifact, inputs, outputs, counted=inputs[0]))
     assert (answer.evidence, answer.instructions) == ("measured-host", None)
     assert (tmp_path / "out.npz").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -20,8 +21,10 @@ from compiler.compress.quant import (
     plan_from_dict,
     quantize,
 )
+from compiler.compress.quant.apply import apply
 from compiler.compress.quant.correct import estimate_shift
 from compiler.compress.quant.options import Observer
+from compiler.compress.quant.sensitivity import _behind, _parts, _with_frontiers
 from compiler.compress.quant.weights import dequantize, round_weight
 from compiler.errors import DataError, UnsupportedModel
 from compiler.model.numerics import Arrays, compare
@@ -157,6 +160,23 @@ def test_the_layer_that_errs_most_comes_first_and_layers_that_hand_on_are_left_o
     assert errors[0].op == "MatMul"
     assert {error.op for error in errors} == {"Conv", "Add", "MatMul"}
     assert [error.sqnr_db for error in errors] == sorted(error.sqnr_db for error in errors)
+
+
+def test_a_layers_error_is_that_of_the_whole_model_and_what_stands_before_it_is_not_run_again() -> None:
+    model = model_of(BODY)
+    batches = batches_of(model)
+    plan = quantize(model, batches, scheme_of()).plan
+    whole = apply(model, replace(plan, tensors={}, weights={}, reads={}, int_biases=(), compute="fp32"))
+    want = Unoptimized(whole).run(batches[0])
+    errors = {error.node: error.sqnr_db for error in measure_sensitivity(model, plan, batches[:1])}
+    order = [str(node.name) for node in whole.graph]
+    behind = {}
+    for (node, _, part), frontier in _with_frontiers(whole, list(_parts(plan)), batches[:1]):
+        alone = apply(model, part)
+        assert errors[node] == compare(want["y"], Unoptimized(alone).run(batches[0])["y"]).sqnr_db
+        behind[node] = {str(other.name) for other in _behind(alone, frontier).graph} & set(order)
+    assert len(behind) > 3
+    assert behind == {node: set(order[order.index(node) :]) for node in behind}
 
 
 def test_corrected_biases_take_away_what_quantization_shifts() -> None:

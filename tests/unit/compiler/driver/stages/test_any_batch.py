@@ -12,12 +12,13 @@ import pytest
 
 from compiler.driver.build import read_source
 from compiler.driver.clock import Clock
-from compiler.driver.stages.any_batch import share_batch
+from compiler.driver.stages.any_batch import for_data_sets, share_batch
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import make_candidate_border
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.outputs import model_outputs
 from compiler.driver.stages.quantize import Variant
+from compiler.driver.stages.run import Stages
 from compiler.driver.stages.sensitivity import rank_layers
 from compiler.model.numerics import compare_all
 from compiler.passes.probe import run_unoptimized
@@ -94,15 +95,22 @@ def test_two_batches_are_observed_quantized_and_ranked_once(tmp_path: Path) -> N
     assert all(worst_db(*one) > 20 for one in made.values())
 
 
-def test_the_reference_runs_once_on_a_data_set(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "runs"), [(NET, 2), (SHAPED, 3)])
+def test_a_model_runs_once_on_a_data_set_whatever_the_batch(tmp_path: Path, text: str, runs: int) -> None:
     store = Store(tmp_path / "cache")
-    made = make_borders(write_fleet(tmp_path, NET, {"single": SINGLE, "ranged": RANGED}), store)
+    made = make_borders(write_fleet(tmp_path, text, {"single": SINGLE, "ranged": RANGED}), store)
     for context, border in made.values():
-        assert context.data.calibration is not None
-        original = model_outputs(*context.original, context.data.calibration, context.stages)
-        own = model_outputs(border.load(), border.digest, context.data.calibration, context.stages)
+        data, plan = context.data.calibration, context.job.plan
+        assert data is not None
+        run = for_data_sets(context, settle(plan, plan.rule, "asked for"), border)
+        original = model_outputs(*context.original, data, context.stages)
+        own = model_outputs(run.load(), run.digest, data, context.stages)
         assert {name: array.shape for name, array in own.items()} == {"y": (24, 4)} and len(original["y"]) == 24
-    assert counts(store)["outputs"] == 3, "one of the imported model, and one of each border model"
+        (stats,) = compare_all(
+            model_outputs(border.load(), border.digest, data, Stages(Store(tmp_path / "x"))), own
+        ).values()
+        assert stats.sqnr_db > 60
+    assert counts(store)["outputs"] == runs + (text == SHAPED), "of the imported model, and of the border models"
 
 
 def test_a_device_has_the_same_border_model_alone_and_in_a_fleet(tmp_path: Path) -> None:
