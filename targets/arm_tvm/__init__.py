@@ -125,6 +125,7 @@ class Tvm:
     def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
         """The convolutions and products that our kernels compute, each with the register tiles the payload allows."""
         from targets.arm_tvm.graph.budget import UNLIMITED, budget_of, within_budget
+        from targets.arm_tvm.graph.fold_constants import fold_constants
         from targets.arm_tvm.graph.lower import import_relax
         from targets.arm_tvm.tune.tunables import list_tunables
 
@@ -132,7 +133,8 @@ class Tvm:
         budget = budget_of(plan.options, plan.payload_bytes)
         if budget == UNLIMITED or not tunables:
             return tunables
-        return within_budget(tunables, import_relax(model, plan.options), machine_of(plan.options), budget)
+        folded = fold_constants(import_relax(model, plan.options))
+        return within_budget(tunables, folded, machine_of(plan.options), budget)
 
     def measurer(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Measurer:
         """Times kernels on this machine or on a board; raises TargetUnavailable where it is not there."""

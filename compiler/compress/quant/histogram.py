@@ -13,6 +13,9 @@ from compiler.model.numerics import Array
 HALF = 4096
 """Bins on each side of zero. A bin is a power of two wide, so a range uses at least half of its side."""
 
+BLOCK = 1 << 16
+"""Elements that are sorted into bins at a time: a second-level cache holds them twice, and the bins."""
+
 Counts = NDArray[np.int64]
 
 
@@ -46,10 +49,7 @@ class Histogram:
         if not nonzero:
             return
         self.grow(exponent_of(max(-low, high)))
-        # a product with a power of two is exact, so floor never moves a value to a neighbouring bin
-        bins = np.floor(flat * np.float32(2.0**-self._exponent)).astype(np.int32)
-        bins += HALF
-        counts = np.bincount(bins, minlength=2 * HALF)
+        counts = _bin_counts(flat, np.float32(2.0**-self._exponent))
         counts[HALF] -= flat.size - nonzero
         self.counts += counts
 
@@ -71,6 +71,21 @@ class Histogram:
         """The middle of each bin."""
         centers: NDArray[np.float64] = (np.arange(2 * HALF, dtype=np.float64) - HALF + 0.5) * 2.0**self._exponent
         return centers
+
+
+def _bin_counts(flat: NDArray[np.float32], scale: np.float32) -> Counts:
+    """Elements in each bin, of all elements; block by block, so that what is computed on the way stays in the cache."""
+    counts = np.zeros(2 * HALF, np.int64)
+    scaled, bins = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int64)
+    for start in range(0, flat.size, BLOCK):
+        part = flat[start : start + BLOCK]
+        # a product with a power of two is exact, so floor never moves a value to a neighbouring bin
+        floats = np.multiply(part, scale, out=scaled[: part.size])
+        places = bins[: part.size]
+        np.copyto(places, np.floor(floats, out=floats), casting="unsafe")
+        places += HALF
+        counts += np.bincount(places, minlength=2 * HALF)
+    return counts
 
 
 def empty_histogram() -> Histogram:

@@ -59,6 +59,7 @@ def _link_program(sources: Sequence[str], arch: str, output: Path, *, runtime: P
     run_zig(
         "cc",
         *("-target", f"{arch}-linux-gnu.{GLIBC}", "-std=c11", "-D_GNU_SOURCE", "-O2", "-g0", "-s"),
+        "-rtlib=none",  # zig would compile compiler-rt for its first program, of which these need nothing
         *includes,
         *(NATIVE / name for name in sources),
         *("-o", output, "-L", runtime),

@@ -109,12 +109,10 @@ def least_payload(module: Any, machine: Machine) -> int | None:
     """The least limit of a payload for which kernels give up larger weights; None where none has a choice of them.
 
     Args:
-        module: The model as Relax.
+        module: The model as Relax, its constants folded.
         machine: The machine it runs on.
     """
-    from tvm import relax
-
-    main = relax.transform.FoldConstant()(module)["main"]
+    main = module["main"]
     weights = _Weights.of(main, find_composites(main))
     if not weights.counts:
         return None
@@ -132,13 +130,11 @@ def within_budget(tunables: Sequence[Tunable], module: Any, machine: Machine, bu
 
     Args:
         tunables: Kernels of a model.
-        module: The same model as Relax.
+        module: The same model as Relax, its constants folded.
         machine: The machine they run on.
         budget: The limits.
     """
-    from tvm import relax
-
-    main = relax.transform.FoldConstant()(module)["main"]
+    main = module["main"]
     limits = allot_weights(main, find_composites(main), machine, budget)
     fitting = {work.digest: _fitting(work, machine, size) for work, size in limits.items()}
     return tuple(_restricted(tunable, fitting.get(tunable.workload)) for tunable in tunables)

@@ -20,6 +20,7 @@ from targets.arm_tvm.graph.budget import budget_of, least_payload
 from targets.arm_tvm.graph.capability import find_details
 from targets.arm_tvm.graph.composites import note_factors
 from targets.arm_tvm.graph.conversions import convert, write_pads
+from targets.arm_tvm.graph.fold_constants import fold_constants
 from targets.arm_tvm.graph.kernel_objects import compile_kernels
 from targets.arm_tvm.graph.lifted_weights import lift_weights
 from targets.arm_tvm.graph.packing import Schedule, pack_graph
@@ -89,11 +90,11 @@ def lower(
     inputs, outputs = read_signature(module, *names)
     _check_outputs(model, outputs)
     try:
-        budget, least = budget_of(options, payload_bytes), None
+        budget, least, folded = budget_of(options, payload_bytes), None, fold_constants(module)
         if payload_bytes is not None:
-            least = least_payload(module, machine_of(options))
-        packed = pack_graph(module, machine_of(options), schedule=schedule, budget=budget)
-        objects, weights = _compile(packed, options, workdir, cache_dir)
+            least = least_payload(folded, machine_of(options))
+        packed = pack_graph(folded, machine_of(options), schedule=schedule, budget=budget)
+        objects, weights = _compile(module if packed is None else packed, options, workdir, cache_dir)
     except Exception as error:  # TVM raises whatever its passes raise
         raise ToolchainFailed(
             f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {last_line(error)}",

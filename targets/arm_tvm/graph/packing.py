@@ -26,24 +26,22 @@ Schedule = Mapping[str, Mapping[str, object]]
 """Digest of a workload → the choice to take, as `Choice.to_dict` gives it."""
 
 
-def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, budget: Budget = UNLIMITED) -> Any:
-    """The module with our kernels where they apply.
+def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, budget: Budget = UNLIMITED) -> Any | None:
+    """The module with our kernels where they apply; None where none does.
 
     Args:
-        module: Relax as imported, weights as constants.
+        module: Relax as imported, weights as constants and folded: some are reshaped or transposed by the model.
         machine: The machine that the kernels are for.
         schedule: Digest of a workload → the choice to take.
         budget: What limits the bytes of weights.
     """
     from tvm import relax
 
-    # Weights that the model reshapes or transposes are constants only when that is computed.
-    folded = relax.transform.FoldConstant()(module)
-    main = folded["main"]
+    main = module["main"]
     if not isinstance(main.body, relax.SeqExpr) or len(main.body.blocks) != 1:
-        return module
+        return None
     if not isinstance(main.body.blocks[0], relax.DataflowBlock):
-        return module
+        return None
     composites = find_composites(main)
     limits = allot_weights(main, composites, machine, budget)
     chosen = {
@@ -53,7 +51,7 @@ def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, budget: Bud
     }
     claimed = {var for composite, _ in chosen.values() for var in (*composite.inner, composite.last)}
     plain = find_plain_kernels(main, machine, claimed=claimed)
-    return _Packing(folded, machine, chosen, plain).rewrite() if chosen or plain else module
+    return _Packing(module, machine, chosen, plain).rewrite() if chosen or plain else None
 
 
 class _Packing:

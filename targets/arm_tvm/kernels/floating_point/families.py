@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import ModuleType
 
 from targets.arm_tvm.kernels.floating_point import depthwise, direct, winograd
@@ -12,8 +13,12 @@ from targets.arm_tvm.kernels.machine import Machine
 FAMILIES: Mapping[str, ModuleType] = {"direct": direct, "winograd": winograd, "depthwise": depthwise}
 
 
+@lru_cache(maxsize=1024)
 def all_choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
-    """Every family's ways to compute a workload, best predicted first; none where all decline."""
+    """Every family's ways to compute a workload, best predicted first; none where all decline.
+
+    A build asks several times for each of its workloads: for the least payload, for the budget, and for the kernel.
+    """
     candidates = (choice for family in FAMILIES.values() for choice in family.choices(workload, machine))
     # The sort is stable: of equal costs the family that stands first in FAMILIES wins.
     return tuple(sorted(candidates, key=lambda choice: choice.cost))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from targets.arm_tvm.graph.fold_constants import fold_constants
 from targets.arm_tvm.graph.lower import import_relax
 from targets.arm_tvm.graph.packing import pack_graph
 from targets.arm_tvm.kernels.machine import machine_of
@@ -20,7 +21,8 @@ def run_on_host(model: ir.Model, inputs: dict[str, Array], options: Options = NE
     import tvm
     from tvm import relax
 
-    packed = pack_graph(import_relax(model, options), machine_of(options), schedule={})
+    folded = fold_constants(import_relax(model, options))
+    packed = pack_graph(folded, machine_of(options), schedule={}) or folded
     executable = tvm.compile(packed, target="llvm")
     names = [str(value.name) for value in model.graph.inputs]
     results = relax.VirtualMachine(executable, tvm.cpu())["main"](*[tvm.runtime.tensor(inputs[name]) for name in names])

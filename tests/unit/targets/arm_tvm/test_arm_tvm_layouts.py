@@ -110,10 +110,11 @@ def test_graph_computes_what_the_reference_computes(
 
 
 def _packed(model: ir.Model) -> Any:
+    from targets.arm_tvm.graph.fold_constants import fold_constants
     from targets.arm_tvm.graph.lower import import_relax
     from targets.arm_tvm.graph.packing import pack_graph
 
-    return pack_graph(import_relax(model), Machine(), schedule={})["main"].script()
+    return pack_graph(fold_constants(import_relax(model)), Machine(), schedule={})["main"].script()
 
 
 def test_split_resized_joined_and_sliced_channels_stay_packed() -> None:
@@ -137,3 +138,18 @@ def test_channels_cut_inside_a_block_are_unpacked(first: int, size: int) -> None
         node("Conv", ["b", "v"], ["y"]),
     ]
     assert "unpack" in _packed(make(nodes, {"x": (1, 16, 4, 4)}, {"y": (1, 4, 4, 4)}, weights))
+
+
+def test_a_reshaped_constant_is_folded_as_tvm_folds_it_and_not_compiled_for_it() -> None:
+    import tvm
+    from tvm import relax
+
+    from targets.arm_tvm.graph.fold_constants import _reshaper, fold_constants
+    from targets.arm_tvm.graph.lower import import_relax
+
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"])]
+    weights = {"w": np.ones((8, 4, 3, 3), np.float32), "b": np.arange(8, dtype=np.float32)}
+    module = import_relax(make(nodes, {"x": (1, 4, 8, 8)}, {"y": (1, 8, 6, 6)}, weights))
+    assert "reshape" in module["main"].script()
+    assert "reshape" not in str(_reshaper()(module).visit_expr(module["main"]).script())
+    assert tvm.ir.save_json(fold_constants(module)) == tvm.ir.save_json(relax.transform.FoldConstant()(module))
