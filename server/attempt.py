@@ -185,6 +185,7 @@ class _Attempt:
         }
         # one text for option and value: what a stranger gave is never an option of its own
         options = [f"{name}={value}" for name, value in given.items() if value not in ("", None)]
+        options += [f"--target={name}" for name in settings.targets]
         options += [f"--skip-pass={name}" for name in settings.skip_passes]
         options += ["--strict"] if settings.strict else []
         return ["build", str(fleet), "--json", "--json-events", "--no-report", *options]

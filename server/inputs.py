@@ -105,6 +105,7 @@ def plan_options(request: JobRequest, folder: Path) -> BuildOptions:
         out=folder / "dist",
         cache=folder / "cache",
         devices=request.devices,
+        targets=settings.targets,
         precision=settings.precision,
         prune=settings.prune,
         recover_minutes=settings.recover_minutes,
@@ -176,7 +177,9 @@ def _labels(fleet: Fleet, name: str, request: JobRequest) -> tuple[str, ...]:
     timed = (TIMING,) if device.limits.latency_ms is not None else ()
     try:
         # of several targets the first: without the others of them the rest still compete, and the manifest says so
-        target: tuple[str, ...] = (device.targets or load_profile(device.profile).targets)[:1]
+        target: tuple[str, ...] = (request.settings.targets or device.targets or load_profile(device.profile).targets)[
+            :1
+        ]
     except UsageError:  # its build says what is wrong with the profile
         target = ()
     return tuple(dict.fromkeys((*target, *timed, *request.labels)))

@@ -89,6 +89,7 @@ class FleetText:
 class BuildSettings:
     """The options of `fleetc build` that a job may set; what is left out is as on the command line."""
 
+    targets: Annotated[tuple[_Word, ...], Field(max_length=20)] = ()
     precision: _Word = ""
     prune: _Word = ""
     recover_minutes: Annotated[float | None, Field(gt=0, le=10_000, allow_inf_nan=False)] = None

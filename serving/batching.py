@@ -136,7 +136,7 @@ class Scheduler:
         curve = self._cheapest(now_s, hopeful=is_idle)
         if curve is None:
             return Refusal(math.inf, self._next_retry_s(now_s))
-        start_s = max(now_s, self._free_at_s)
+        start_s = max(now_s, self._free_at_s) + (0.0 if is_idle else self._margin_s(now_s))
         place = bisect_left(self._queue, request)
         ahead, behind = self._queue[:place], self._queue[place:]
         batches = list(self._schedule(curve, [*ahead, request], start_s))
@@ -147,7 +147,7 @@ class Scheduler:
             wait_s = max(batch.done_s for batch in self._schedule(curve, [*self._queue, request], start_s)) - now_s
             return Refusal(wait_s, wait_s)
         self._queue.insert(place, request)
-        self._tail = None if behind or start_s == now_s else batches[-1]
+        self._tail = None if behind or self._free_at_s <= now_s else batches[-1]
         return None
 
     def _append(self, request: Request, tail: _Tail, now_s: float) -> Refusal | None:
@@ -178,7 +178,7 @@ class Scheduler:
         if not self._queue or cheapest is None:
             return None
         rung, curve = self._choose(cheapest, now_s - TICK_S)
-        count = self._count(curve, now_s - TICK_S) or 1
+        count = self._count(curve, now_s - TICK_S + self._times.margin_s(rung, now_s)) or 1
         members = tuple(self._queue[:count])
         del self._queue[:count]
         self._tail = None
@@ -205,7 +205,7 @@ class Scheduler:
         fits = [
             place
             for place in usable[:-1]
-            if self._keeps(curves[place], cheapest, now_s) and (place >= level or _bears(curves[place], load))
+            if self._keeps(place, curves[place], cheapest, now_s) and (place >= level or _bears(curves[place], load))
         ]
         place = self._ladder.settle(min(fits, default=usable[-1]), now_s)
         if place not in (*fits, usable[-1]):  # the ladder dwells on a build that is no better here than the one above
@@ -218,16 +218,17 @@ class Scheduler:
             self._arrived.popleft()
         return sum(size for _, size in self._arrived) / RATE_WINDOW_S
 
-    def _keeps(self, curve: Curve, cheapest: Curve, now_s: float) -> bool:
-        head, count = self._queue[0], self._count(curve, now_s)
+    def _keeps(self, place: int, curve: Curve, cheapest: Curve, now_s: float) -> bool:
+        margin_s = self._margin_s(now_s, place)
+        head, count = self._queue[0], self._count(curve, now_s + margin_s)
         if not count:
             return False
         size = sum(member.size for member in self._queue[:count])
         waiting = sum(member.size for member in self._queue)
         run_s = self._run_s(curve, size)
-        if math.ceil(waiting / size) * run_s > SPARE * (head.deadline_s - head.arrival_s):
+        if math.ceil(waiting / size) * run_s + margin_s > SPARE * (head.deadline_s - head.arrival_s):
             return False
-        return self._all_in_time(cheapest, self._queue[count:], now_s + run_s)
+        return self._all_in_time(cheapest, self._queue[count:], now_s + run_s + max(margin_s, self._margin_s(now_s)))
 
     def _count(self, curve: Curve, now_s: float) -> int:
         """How many of the first in the queue are run together on a build: as many as keep all their deadlines."""
@@ -282,6 +283,11 @@ class Scheduler:
             return None
         name = self._ladder.rungs[usable[-1]].name
         return self._times.hopeful(name, now_s) if hopeful else self._times.curve(name, now_s)
+
+    def _margin_s(self, now_s: float, place: int | None = None) -> float:
+        """How late a run on a build may be, or on the cheapest that may be used."""
+        place = self._ladder.usable()[-1] if place is None else place
+        return self._times.margin_s(self._ladder.rungs[place].name, now_s)
 
     def _next_retry_s(self, now_s: float) -> float:
         waits = [self._ladder.absence(rung.name) for rung in self._ladder.rungs]

@@ -21,8 +21,8 @@ DWELL_S = 0.15
 CLIMB_EVERY_S, MOST_CLIMBS = 2.5, 6.0
 """Seconds that each climb costs of an account that holds so many of them: bursts may climb soon, not for ever."""
 
-QUANTILE = 0.95
-"""Of the last runs' times: what a prediction allows for."""
+QUANTILE, MIDDLE = 0.95, 0.5
+"""Of the last runs: how late one of them may be against the prediction, and what they take on the whole."""
 
 WINDOW = 64
 """Runs that a prediction follows: at 95 %, the fourth slow one is believed."""
@@ -122,6 +122,9 @@ def _between(sizes: Sequence[int], measured: Mapping[int, float], size: int) -> 
 class ServiceTimes:
     """Predicts the seconds of a run: the build's own measurement, as the last runs went, and the way to it and back.
 
+    Runs that follow each other take the sum of what each takes on the whole; the sum of their slowest twentieths would
+    be far more than the slowest twentieth of their sum. So how late the last may be is added once, by `margin_s`.
+
     Args:
         rungs: The ladder.
         largest: The largest batch.
@@ -131,13 +134,17 @@ class ServiceTimes:
     def __init__(self, rungs: Sequence[Rung], largest: int, *, default_s: float = 0.01) -> None:
         self._base = {rung.name: fill_sizes(rung.service_s or {1: default_s}, largest) for rung in rungs}
         self._own = {rung.name: _Window() for rung in rungs}
-        self._machine = _Window()
-        self._around = _Window()
+        self._lateness = {rung.name: _Window() for rung in rungs}
+        self._machine, self._around = _Window(), _Window()
 
     def curve(self, name: str, now_s: float) -> list[float]:
         """Seconds of a run on a build: of 1 item, of 2, and so on."""
-        scale, around_s = self._scale(name, now_s), self._around.quantile(now_s) or 0.0
+        scale, around_s = self._scale(name, now_s), self._around.quantile(now_s, MIDDLE) or 0.0
         return [seconds * scale + around_s for seconds in self._base[name]]
+
+    def margin_s(self, name: str, now_s: float) -> float:
+        """Seconds by which one in twenty of a build's last runs took longer than predicted; at least 0."""
+        return max(0.0, self._lateness[name].quantile(now_s, QUANTILE) or 0.0)
 
     def hopeful(self, name: str, now_s: float) -> list[float]:
         """The least that runs may take: as the build measured them, where they have been slower since."""
@@ -149,6 +156,7 @@ class ServiceTimes:
 
     def observe(self, name: str, size: int, seconds: float, now_s: float, *, around_s: float = 0.0) -> None:
         """Notes what a run took, and what its way to the build and back took beside."""
+        self._lateness[name].add(seconds + around_s - self.curve(name, now_s)[size - 1], now_s)
         ratio = seconds / self._base[name][size - 1]
         self._own[name].add(ratio, now_s)
         self._machine.add(ratio, now_s)
@@ -156,36 +164,36 @@ class ServiceTimes:
 
     def _scale(self, name: str, now_s: float) -> float:
         """A build that has not run lately is as slow as the machine is now: a throttled one slows them all."""
-        own = self._own[name].quantile(now_s)
-        return own or self._machine.quantile(now_s) or 1.0
+        own = self._own[name].quantile(now_s, MIDDLE)
+        return own or self._machine.quantile(now_s, MIDDLE) or 1.0
 
 
 @dataclass
 class _Window:
-    """The last ratios, in order of time and in order of size."""
+    """The last figures, in order of time and in order of size."""
 
     recent: deque[tuple[float, float]] = field(default_factory=deque)
     ordered: list[float] = field(default_factory=list)
 
-    def add(self, ratio: float, now_s: float) -> None:
-        self.recent.append((now_s, ratio))
-        insort(self.ordered, ratio)
+    def add(self, figure: float, now_s: float) -> None:
+        self.recent.append((now_s, figure))
+        insort(self.ordered, figure)
         if len(self.recent) > WINDOW:
             self._drop_first()
 
-    def quantile(self, now_s: float) -> float | None:
+    def quantile(self, now_s: float, share: float) -> float | None:
         while self.recent and self.recent[0][0] < now_s - FRESH_S:
             self._drop_first()
         count = len(self.ordered)
         if count < LEAST_RUNS:
             return None
         # of fewer than twenty runs the 95th percentile is the slowest, and one hiccup would speak for all
-        share = QUANTILE if count >= MANY_RUNS else FEW_QUANTILE
+        share = share if count >= MANY_RUNS else min(share, FEW_QUANTILE)
         return self.ordered[min(count - 1, int(share * count))]
 
     def _drop_first(self) -> None:
-        _, ratio = self.recent.popleft()
-        del self.ordered[bisect_left(self.ordered, ratio)]
+        _, figure = self.recent.popleft()
+        del self.ordered[bisect_left(self.ordered, figure)]
 
 
 @dataclass(frozen=True)

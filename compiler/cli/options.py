@@ -105,15 +105,7 @@ def child_options(function: F) -> F:
 def build_options(function: F) -> F:
     """What `build` and `plan` share."""
     stop = click.option("--stop-after", type=int, metavar="N", help="Run passes 1 to N only, to find the one at fault.")
-    target = click.option(
-        "--target",
-        "targets",
-        multiple=True,
-        metavar="NAME",
-        callback=lambda context, option, value: tuple(dict.fromkeys(value)),
-        help="Target of every device, over the profile's and the fleet file's; of several the best is delivered.",
-    )
-    return target(stop(request_options(function)))
+    return stop(request_options(function))
 
 
 def request_options(function: F) -> F:
@@ -121,6 +113,14 @@ def request_options(function: F) -> F:
     for option in (
         click.option(
             "--device", "-d", "devices", multiple=True, metavar="NAME", help="Only this device; may be repeated."
+        ),
+        click.option(
+            "--target",
+            "targets",
+            multiple=True,
+            metavar="NAME",
+            callback=lambda context, option, value: tuple(dict.fromkeys(value)),
+            help="Target of every device, over the profile's and the fleet file's; of several the best is delivered.",
         ),
         click.option(
             "--precision",

@@ -19,7 +19,10 @@ from server.commands.text import job_text, state_text, submitted_text
 if TYPE_CHECKING:
     from server.connection import Connection
 
-SETTINGS = ("precision", "prune", "recover_minutes", "skip_passes", "search", "search_budget", "repeat", "strict")
+SETTINGS = (
+    *("targets", "precision", "prune", "recover_minutes", "skip_passes"),
+    *("search", "search_budget", "repeat", "strict"),
+)
 """Options of `fleetc build` that a job takes."""
 
 REPORT = "compiler.artifact.report.plots"

@@ -159,12 +159,32 @@ def checked(outcome: Outcome) -> Outcome:
     return outcome
 
 
+def run_here(args: Sequence[str | Path], *, folder: Path, variables: Mapping[str, str]) -> Outcome:
+    """The command in this process, in a folder and with some variables of the environment."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["fleetc", *map(str, args)])
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        code = cli._exit_code()
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
 @dataclass(frozen=True)
 class Place:
-    """A folder with a model, a fleet file, a cache and plugins, and the command to run in it."""
+    """A folder with a model, a fleet file, a cache and plugins, and the command to run in it.
+
+    Args:
+        root: The folder.
+        env: Environment of the command.
+        repeat: Timed runs of a build; with any, a process that shares nothing runs the artifact, and takes longer to
+            start than all the rest of a small build. Where limits are judged, builds that came out alike need one.
+    """
 
     root: Path
     env: Mapping[str, str]
+    repeat: int = 0
 
     @property
     def dist(self) -> Path:
@@ -187,16 +207,14 @@ class Place:
             self.command(*args), cwd=self.root, env=dict(self.env), text=True, **{**pipes, **options}
         )
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """What its environment has that this process's has not."""
+        return {name: self.env[name] for name in ("FLEETC_CACHE", "FLEETC_RACE_SECONDS", "PYTHONPATH")}
+
     def run(self, *args: str | Path) -> Outcome:
         """The command in this process, which saves the start; `start` is the real thing."""
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.chdir(self.root)
-            patch.setattr(sys, "argv", ["fleetc", *map(str, args)])
-            for name in ("FLEETC_CACHE", "FLEETC_RACE_SECONDS", "PYTHONPATH"):
-                patch.setenv(name, self.env[name])
-            code = cli._exit_code()
-        return checked(Outcome(code, out.getvalue(), err.getvalue()))
+        return checked(run_here(args, folder=self.root, variables=self.variables))
 
     def call(self, *args: str | Path, timeout: float = 120, **options: Any) -> Outcome:
         """The command in a process of its own."""
@@ -226,7 +244,7 @@ class Place:
         return self.run(*self.build_command(*args))
 
     def build_command(self, *args: str | Path) -> list[str | Path]:
-        return ["build", self.fleet, "-o", self.dist, "--repeat", "1", *args]
+        return ["build", self.fleet, "-o", self.dist, "--repeat", str(self.repeat), *args]
 
     def digests(self) -> dict[str, bytes]:
         """Every file of the output folder that must repeat, with its bytes."""
@@ -251,14 +269,14 @@ def write_model(path: Path, text: str = MODEL, **weights: tuple[int, ...]) -> Pa
     return path
 
 
-def make_place(root: Path, site: Path) -> Place:
+def make_place(root: Path, site: Path, *, repeat: int = 0) -> Place:
     """A place with an empty cache."""
     root.mkdir(exist_ok=True)
     paths: Sequence[str] = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {"PYTHONPATH": os.pathsep.join(paths), "FLEETC_CACHE": str(root / "cache"), "FLEETC_RACE_SECONDS": "0"}
     env = {**os.environ, **variables}  # no test depends on a ratio that needs more than the least number of runs
     write_model(root / "model.onnx")
-    return Place(root, env)
+    return Place(root, env, repeat)
 
 
 @pytest.fixture(scope="session")

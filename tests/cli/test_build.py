@@ -136,12 +136,14 @@ def test_precision_converts_the_border_model(two: Place) -> None:
 
 
 def test_json_report_of_a_build_has_every_device(two: Place) -> None:
-    outcome = two.build("--json")
+    outcome = two.build("--json", "--repeat", "2")
     rows = {row["device"]: row for row in outcome.json["devices"]}
     assert set(rows) == {"left", "right"}
     assert rows["left"]["status"] == "delivered"
     assert rows["left"]["evidence"] == "measured-host"
     assert rows["left"]["error"] is None
+    (latency,) = json.loads((two.dist / "left" / "measurements.json").read_text())["latency"]
+    assert latency["runs"] == 2 and latency["p50_ms"] > 0
 
 
 def test_text_report_of_a_build_is_a_table(two: Place) -> None:

@@ -36,7 +36,7 @@ def why(manifest: Any, target: str) -> str:
 @pytest.fixture(scope="module")
 def recurrent(tmp_path_factory: pytest.TempPathFactory, site: Path) -> tuple[Place, Outcome]:
     """A recurrent model: a device whose second target is the faster one, and one whose first target refuses it."""
-    place = make_place(tmp_path_factory.mktemp("contest"), site)
+    place = make_place(tmp_path_factory.mktemp("contest"), site, repeat=1)
     write_model(place.root / "model.onnx", LSTM, w=(1, 64, 16), r=(1, 64, 16))
     refuses = profile(place, "refuses", "moody", ["ghost", "onnxruntime"], build="refuse")
     place.write_fleet({"kiosk": {"profile": "intel-n100", "targets": ["openvino", "onnxruntime"]}, "board": refuses})

@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from compiler.target.testing import install_plugin
-from tests.cli.conftest import Place, make_place, write_model
+from tests.cli.conftest import Place, make_place, run_here, write_model
 
 
 @pytest.mark.parametrize(
@@ -276,7 +275,7 @@ def counted(
     """What fails to be measured, and a place for it: a failure is not stored, so that what is built once serves all."""
     if not (site / "fleetc_measured.py").exists():
         install_plugin(site, "measured", MEASURED_PLUGIN)
-    place = make_place(tmp_path_factory.mktemp("counted"), site)
+    place = make_place(tmp_path_factory.mktemp("counted"), site, repeat=1)
     shutil.copytree(shared.cache, place.cache)
     place.write_fleet({"one": place.profile("counted", "measured")}, limits={"memory_reduction_pct": 0})
     return request.param, place
@@ -290,11 +289,10 @@ def test_a_measurement_fails_softly_only_for_what_the_machine_lacks(
     counted: tuple[str, Place], fault: str, code: int, words: str
 ) -> None:
     measurement, place = counted
-    place = replace(place, env={**place.env, "FAULT": f"{measurement} {fault}"})
-    process = place.start(*place.build_command("--precision", "fp32"))
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == code, said
-    assert words in said
+    variables = {**place.variables, "FAULT": f"{measurement} {fault}"}
+    outcome = run_here(place.build_command("--precision", "fp32"), folder=place.root, variables=variables)
+    assert outcome.code == code, outcome.err
+    assert words in outcome.err
     if code == 0 and measurement == "memory":
         gates = {gate["name"]: gate for gate in place.manifest("one")["gates"]}
         assert gates["memory: run"]["passed"] is None

@@ -75,7 +75,7 @@ def test_interrupt_ends_at_once_with_130_and_says_how_to_resume(place: Place, si
     assert time.monotonic() - before < 2.0
     assert outcome.code == 130
     assert "run the same command again to resume:" in outcome.err
-    assert outcome.err.endswith(f"  fleetc build {place.fleet} -o {place.dist} --repeat 1\n")
+    assert outcome.err.endswith(f"  fleetc build {place.fleet} -o {place.dist} --repeat 0\n")
     assert outcome.out == ""
     wait_for(lambda: all(map(is_gone, pids)), "the end of the children")
     assert not [path for path in place.dist.iterdir()]

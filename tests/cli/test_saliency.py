@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def write_images(place: Place) -> None:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory, site: Path, shared: Place) -> Place:
     """A place whose cache holds what is measured of a device with the pictures and a limit: maps, times, memory."""
-    place = make_place(tmp_path_factory.mktemp("saliency"), site)
+    place = make_place(tmp_path_factory.mktemp("saliency"), site, repeat=1)
     shutil.copytree(shared.cache, place.cache)
     write_images(place)
     limited(place, 0.9, precision="fp16")
@@ -34,7 +35,7 @@ def images(place: Place, measured: Place) -> Place:
     """Eight pictures to calibrate with, and what is measured once for all tests of them."""
     shutil.copytree(measured.cache, place.cache, dirs_exist_ok=True)
     write_images(place)
-    return place
+    return replace(place, repeat=1)
 
 
 def limited(place: Place, limit: float, **more: object) -> None:
@@ -71,7 +72,7 @@ def test_a_gate_that_holds_keeps_figures_and_pictures_and_repeats_from_the_store
 
 @SLOW
 def test_pictures_are_kept_out_where_the_fleet_file_says_so_and_the_figures_stay(place: Place) -> None:
-    images = place  # a store of its own: no picture of another test is in it
+    images = replace(place, repeat=1)  # a store of its own: no picture of another test is in it
     write_images(images)
     judged = {"task": "embedding", "path": "images.npz", "pictures": False}
     limits = {"saliency_correlation_min": 0.9, "memory_reduction_pct": 0, "accuracy_drop_pct": 50}

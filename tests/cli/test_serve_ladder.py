@@ -63,7 +63,7 @@ TARGET = Counted("counted")
 @pytest.fixture(scope="module")
 def laddered(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Place:
     install_plugin(site, "paced", PACED)
-    place = make_place(tmp_path_factory.mktemp("ladder"), site)
+    place = make_place(tmp_path_factory.mktemp("ladder"), site, repeat=1)
     draw = np.random.default_rng(0)
     np.savez(place.root / "calibration.npz", x=draw.normal(size=(256, 3, 8, 8)).astype(np.float32))
     device = {"profile": place.profile("one", "paced"), "batch": {"min": 1, "opt": 2, "max": 4}}
@@ -139,7 +139,7 @@ def test_the_drift_figures_tell_shifted_inputs_from_clean_ones(laddered: Place) 
 @SLOW
 def test_builds_that_nobody_timed_are_ranked_by_what_their_emulator_counted(site: Path, tmp_path: Path) -> None:
     install_plugin(site, "counted", COUNTED)
-    place = make_place(tmp_path, site)
+    place = make_place(tmp_path, site, repeat=1)
     draw = np.random.default_rng(0)
     np.savez(place.root / "calibration.npz", x=draw.normal(size=(32, 3, 8, 8)).astype(np.float32))
     place.write_fleet(

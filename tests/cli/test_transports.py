@@ -322,7 +322,8 @@ def test_swupdates_own_program_accepts_the_image_for_its_board_alone(artifact: P
     for board, is_accepted in (("two:1", True), ("robot:1", False)):
         command = [judge, "-c", "-i", str(image), "-k", certificate, "-H", board]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-        assert ("SWUpdate was successful" in done.stdout) == is_accepted, done.stdout + done.stderr
+        assert (done.returncode == 0) == is_accepted, done.stdout + done.stderr
+        assert ("successful" in done.stdout) == is_accepted, done.stdout
 
 
 def test_goosebit_takes_the_image_and_hands_it_to_a_device(artifact: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -29,8 +30,11 @@ def tuned_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, tuned_site: Path) -> Place:
-    return make_place(tmp_path / "lab", tuned_site)
+def lab(tmp_path: Path, tuned_site: Path, shared: Place) -> Place:
+    """A place whose cache holds what the shared one made, so that passes need not run again."""
+    made = make_place(tmp_path / "lab", tuned_site)
+    shutil.copytree(shared.cache, made.cache)
+    return made
 
 
 def tune(place: Place, *args: str | Path, **options: object) -> Any:

@@ -12,10 +12,11 @@ from ruamel.yaml import YAML
 from compiler.errors import CompilerError
 from compiler.fleet.profile import HardwareProfile, list_profiles, load_profile
 from compiler.target import Target, find_target, list_targets
-from compiler.target.testing import Case, conformance_cases, onnx_backend_cases
+from compiler.target.testing import Case, conformance_cases, onnx_backend_cases, quantized_cases
 
 _HERE = Path(__file__).parent
 _HOST_ARM = {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3", "mattr": []}
+_HOST_VNNI = {"mtriple": "x86_64-linux-gnu", "mcpu": "icelake-server", "mattr": []}
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,18 @@ class Suite:
     """Cases for one target on one profile.
 
     Args:
-        own: `all`, `essential` (for targets that take seconds per case) or `none` of our cases.
+        own: `all`, `essential` (for targets that take seconds per case) or `none` of our cases; or `quantized`.
         per_op: How many of ONNX's cases per operator the target claims; 0 means all, −1 none.
         profile: A built-in profile's name; empty: the first one of that target, or one that says nothing.
         options: `target_options` instead of a built-in profile's.
+        precision: What is built.
     """
 
     own: str
     per_op: int
     profile: str = ""
     options: dict[str, object] | None = None
+    precision: str = "fp32"
 
 
 # TVM's bundle takes seconds to build and to run under QEMU; TensorRT-RTX a third of a second to build.
@@ -40,7 +43,11 @@ SUITES = {
     "reference": [Suite("all", 0)],
     "onnxruntime": [Suite("all", 1)],
     "openvino": [Suite("all", 0, "intel-n100")],
-    "tvm": [Suite("all", -1, "raspberry-pi-4"), Suite("none", 1, options=_HOST_ARM)],
+    "tvm": [
+        Suite("all", -1, "raspberry-pi-4"),
+        Suite("none", 1, options=_HOST_ARM),
+        Suite("quantized", -1, options=_HOST_VNNI, precision="int8"),
+    ],
     "tensorrt": [Suite("all", 1, "nvidia-l4")],
 }
 _ANY_OTHER = [Suite("all", 1)]
@@ -48,11 +55,13 @@ _ANY_OTHER = [Suite("all", 1)]
 
 @dataclass(frozen=True)
 class Trial:
-    """One case to be run on one target."""
+    """One case to be run on one target; `problem` is why that cannot be tried here, empty if it can."""
 
     target: str
     profile: HardwareProfile
     case: Case
+    precision: str = "fp32"
+    problem: str = ""
 
     def __str__(self) -> str:
         return f"{self.target}-{self.profile.name}-{self.case.name}"
@@ -70,26 +79,34 @@ def known_gaps() -> dict[tuple[str, str], str]:
     return {(entry["target"], case): entry["reason"] for entry in entries for case in entry["cases"]}
 
 
-def problem(target: str, profile: HardwareProfile) -> str:
-    """Why the target cannot be tried here; empty if it can."""
-    try:
-        find_target(target).check(profile)
-    except CompilerError as error:
-        return str(error)
-    return ""
+@cache
+def target_of(name: str) -> Target:
+    """The target; each look for it reads the entry points of every installed package."""
+    return find_target(name)
 
 
 def _trials_of(name: str) -> Iterator[Trial]:
     for suite in SUITES.get(name, _ANY_OTHER):
         profile = _profile(name, suite)
-        if problem(name, profile):
-            yield Trial(name, profile, conformance_cases(essential=True)[0])
+        if problem := _problem(name, profile):
+            yield Trial(name, profile, conformance_cases(essential=True)[0], problem=problem)
             continue
-        yield from (Trial(name, profile, case) for case in _cases(find_target(name), profile, suite))
+        yield from (Trial(name, profile, case, suite.precision) for case in _cases(target_of(name), profile, suite))
+
+
+def _problem(target: str, profile: HardwareProfile) -> str:
+    """Why the target cannot be tried here; empty if it can."""
+    try:
+        target_of(target).check(profile)
+    except CompilerError as error:
+        return str(error)
+    return ""
 
 
 def _cases(target: Target, profile: HardwareProfile, suite: Suite) -> Iterator[Case]:
-    if suite.own != "none":
+    if suite.own == "quantized":
+        yield from quantized_cases()
+    elif suite.own != "none":
         yield from conformance_cases(essential=suite.own == "essential")
     if suite.per_op >= 0:
         yield from onnx_backend_cases(target.capability(profile), per_op=suite.per_op)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from suites import SUITES, Trial, known_gaps, problem, trials
+from suites import SUITES, Trial, known_gaps, target_of, trials
 
-from compiler.target import find_target
 from compiler.target.testing import Status, run_case
 
 _TRIALS = trials()
@@ -15,10 +14,16 @@ _TRIALS = trials()
 
 @pytest.mark.parametrize("trial", _TRIALS, ids=str)
 def test_target_computes_the_case_or_the_gap_is_known(trial: Trial, toolchain_cache: Path, tmp_path: Path) -> None:
-    if reason := problem(trial.target, trial.profile):
-        pytest.skip(reason)
-    target = find_target(trial.target)
-    outcome = run_case(target, trial.profile, trial.case, workdir=tmp_path, cache_dir=toolchain_cache)
+    if trial.problem:
+        pytest.skip(trial.problem)
+    outcome = run_case(
+        target_of(trial.target),
+        trial.profile,
+        trial.case,
+        precision=trial.precision,
+        workdir=tmp_path,
+        cache_dir=toolchain_cache,
+    )
     gap = known_gaps().get((trial.target, trial.case.name))
     if outcome.status is Status.BUILT:
         pytest.skip(f"built, inputs and outputs as in the model; not run: {outcome.reason}")
@@ -30,7 +35,7 @@ def test_target_computes_the_case_or_the_gap_is_known(trial: Trial, toolchain_ca
 
 def test_known_gaps_name_only_cases_that_run() -> None:
     known = {(trial.target, trial.case.name) for trial in _TRIALS}
-    absent = {trial.target for trial in _TRIALS if problem(trial.target, trial.profile)}
+    absent = {trial.target for trial in _TRIALS if trial.problem}
     assert [gap for gap in known_gaps() if gap not in known and gap[0] not in absent] == []
 
 

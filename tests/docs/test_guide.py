@@ -1,9 +1,13 @@
-"""Every command of docs/guide.md is run, in order, on a tiny model; blocks marked `not run` are skipped."""
+"""Every command of docs/guide.md is run, in order, on a tiny model; blocks marked `not run` are skipped.
+
+A line that is nothing but one `fleetc` command runs in this process, which saves its start; what needs a shell has one.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,11 +17,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from tests.cli.conftest import Outcome, run_here
+
 pytestmark = pytest.mark.needs_openvino
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^\n]+) -->\n)?^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 EXPECTED_CODE = re.compile(r"# exits with (\d+)$")
+PLAIN = re.compile(r"fleetc( [\w./:=%-]+)+( +# exits with \d+)?")
+"""A line in which a shell would find words alone."""
 NAMED = re.compile(r"\]\(([^)#:]+\.md)")
 MODEL = """<ir_version: 10, opset_import: ["": 18]>
 tiny (float[N,3,16,16] image, float[8,3,3,3] weight, float[8,1,1] scale, float[8,4] table) => (float[N,4] scores) {
@@ -61,34 +69,33 @@ class Walk:
 
     def __init__(self, folder: Path, steps: list[Step]) -> None:
         self.folder, self._steps = folder, steps
-        self.results: list[subprocess.CompletedProcess[str] | None] = []
+        self.results: list[Outcome | None] = []
 
-    def result(self, index: int) -> subprocess.CompletedProcess[str] | None:
+    def result(self, index: int) -> Outcome | None:
         while len(self.results) <= index:
             self.results.append(self._run(self._steps[len(self.results)]))
         return self.results[index]
 
-    def _run(self, step: Step) -> subprocess.CompletedProcess[str] | None:
+    def _run(self, step: Step) -> Outcome | None:
         for name, body in step.files:
             (self.folder / name).write_text(body, encoding="utf-8")
         if step.reason:
             return None
+        variables = {"FLEETC_CACHE": str(self.folder / "cache"), "FLEETC_RACE_SECONDS": "0"}
+        if PLAIN.fullmatch(step.command):
+            _, *words = shlex.split(step.command, comments=True)
+            return run_here(words, folder=self.folder, variables=variables)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        environment = {
-            **os.environ,
-            "PATH": path,
-            "FLEETC_CACHE": str(self.folder / "cache"),
-            "FLEETC_RACE_SECONDS": "0",
-        }
-        return subprocess.run(
+        done = subprocess.run(
             ["bash", "-c", step.command],
             cwd=self.folder,
-            env=environment,
+            env={**os.environ, **variables, "PATH": path},
             capture_output=True,
             text=True,
             timeout=240,
             check=False,
         )
+        return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +123,12 @@ def test_a_command_of_the_guide_ends_as_it_says(index: int, walk: Walk) -> None:
     check(walk.result(index), STEPS[index])
 
 
-def check(result: subprocess.CompletedProcess[str] | None, step: Step) -> None:
+def check(result: Outcome | None, step: Step) -> None:
     """It ended as the page says."""
     if result is None:
         pytest.skip(step.reason)
     said = EXPECTED_CODE.search(step.command)
-    assert result.returncode == (int(said[1]) if said else 0), f"{step.command}\n{result.stdout}\n{result.stderr}"
+    assert result.code == (int(said[1]) if said else 0), f"{step.command}\n{result.out}\n{result.err}"
 
 
 def test_most_commands_of_the_guide_are_run() -> None:

@@ -24,7 +24,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
     write_model(folder / "model.onnx")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AGENTS", str(AGENTS))
-        patch.setenv("POLL_S", "1" if AGENTS == 2 else "8")  # twenty that look once a second take two cores
+        patch.setenv("POLL_S", "0.3" if AGENTS == 2 else "8")  # twenty that look once a second take two cores
         yield Walk(folder, STEPS)
     for file in folder.glob("*.pid"):  # servers and agents that a failure left
         for number in file.read_text().split():

@@ -5,13 +5,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from compiler.fleet.detect import host_isa
+from targets.arm_tvm.kernels.integer.conv import dot_for
 from targets.arm_tvm.kernels.integer.kernel import Kernel, emit
-from targets.arm_tvm.kernels.integer.packed_weights import pack_depthwise, pack_weights
-from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Epilogue, Image
+from targets.arm_tvm.kernels.integer.packed_weights import pack_depthwise, pack_weights, start_of
+from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot, Epilogue, Image
 from targets.arm_tvm.kernels.integer.tiles import split, tile_choices
+from targets.arm_tvm.kernels.integer.vectors import vectors_of
+from targets.arm_tvm.run.amx import request_tiles
 
 pytestmark = pytest.mark.needs_tvm
 Array = np.ndarray
+CORES: dict[Dot, tuple[str, set[str]]] = {
+    "generic": ("x86-64-v3", {"avx2", "fma"}),
+    "avx_vnni": ("gracemont", {"avx2", "fma", "avx_vnni"}),
+    "amx_int8": ("sapphirerapids", {"avx512_fp16", "avx512_vnni", "amx_tile", "amx_int8"}),
+    "avx512_vnni": ("icelake-server", {"avx512vl", "avx512vbmi", "avx512_vnni"}),
+}
+"""How products are made → a core that has it, by LLVM's name, and flags that this machine needs to run its code."""
 SCALE = np.float32(2.0**-9)
 """A power of two: the product with a sum is exact, and so is the expected result."""
 
@@ -69,15 +80,26 @@ def computed(kernel: Kernel, arguments: list[Array], elements: int) -> Array:
     import tvm
 
     function = emit(kernel).with_attr("global_symbol", "main")
-    built = tvm.compile(tvm.IRModule({"main": function}), target={"kind": "llvm", "mcpu": "x86-64-v3"})
-    result = tvm.runtime.empty((elements,), "int8")
+    built = tvm.compile(tvm.IRModule({"main": function}), target={"kind": "llvm", "mcpu": CORES[kernel.dot][0]})
+    result = tvm.runtime.empty((elements,), vectors_of(kernel.dot).stored)
     built(*(tvm.runtime.tensor(argument) for argument in arguments), result)
     return result.numpy()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def stored(tensor: Array, dot: Dot) -> Array:
+    """Activations as a kernel has them in memory."""
+    return (tensor.astype(np.int16) + 128).astype(np.uint8) if vectors_of(dot).moved else tensor
+
+
+@pytest.mark.parametrize("dot", CORES)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=convolutions(), seed=st.integers(0, 2**31), data=st.data())
-def test_an_integer_convolution_is_exact(spec: ConvSpec, seed: int, data: st.DataObject) -> None:
+def test_an_integer_convolution_is_exact(dot: Dot, spec: ConvSpec, seed: int, data: st.DataObject) -> None:
+    if missing := CORES[dot][1] - host_isa():
+        pytest.skip(f"this machine's processor lacks {', '.join(sorted(missing))}")
+    if dot == "amx_int8":
+        request_tiles()
+    dot = dot_for(spec, dot)
     rng = np.random.default_rng(seed)
     source, result = spec.source, spec.result
     images = rng.integers(-128, 128, (source.batch, source.channels, source.height, source.width)).astype(np.int8)
@@ -88,14 +110,17 @@ def test_an_integer_convolution_is_exact(spec: ConvSpec, seed: int, data: st.Dat
     bias[: result.channels] = rng.integers(-50, 50, result.channels)
     residual = rng.integers(-128, 128, (result.batch, result.channels, result.height, result.width)).astype(np.int8)
     if spec.depthwise:
-        kernel, packed = Kernel(spec, "generic"), pack_depthwise(weights)
+        kernel, packed = Kernel(spec, dot), pack_depthwise(weights, dot)
     else:
-        tile = data.draw(st.sampled_from(tile_choices(spec, "generic")))
-        kernel, packed = Kernel(spec, "generic", tile), pack_weights(weights, spec, tile, "generic")
+        tile = data.draw(st.sampled_from(tile_choices(spec, dot)))
+        kernel, packed = Kernel(spec, dot, tile), pack_weights(weights, spec, tile, dot)
     scales = np.full(result.blocks * BLOCK, SCALE)
     added = spec.epilogue.residual_scale
-    arguments = [blocked(images), packed, scales, bias, *([blocked(residual)] if added is not None else [])]
+    arguments = [stored(blocked(images), dot), packed, scales, bias]
+    arguments += [start_of(weights)] if vectors_of(dot).moved else []
+    arguments += [stored(blocked(residual), dot)] if added is not None else []
     found = unblocked(computed(kernel, arguments, result.elements), result)
+    found = found.astype(np.int16) - (128 if vectors_of(dot).moved else 0)
 
     exact = sums(spec, images, weights) * float(SCALE) + bias[: result.channels, None, None]
     exact = exact + residual * (added or 0.0)

@@ -91,6 +91,13 @@ def test_a_second_submission_of_the_same_builds_nothing(delivered: Server) -> No
     assert all(stage["from_store"] for stage in measured["stages"])
 
 
+def test_another_target_may_be_asked_for(delivered: Server) -> None:
+    job = delivered.finished(delivered.submit("-d", "one", "--target", "reference")["id"])
+    assert job["state"] == "succeeded", job
+    manifest = delivered.connection.get(f"/v1/jobs/{job['id']}/artifacts/one/manifest.json")
+    assert manifest["plan"]["target"] == "reference"
+
+
 def test_what_no_worker_can_do_is_said_at_once_and_begins_when_cancelled_ends(delivered: Server) -> None:
     job = delivered.submit("-d", "one", "--label", "board:rpi5")
     waiting = delivered.wait_for(job["id"], lambda one: one["devices"][0]["state"] == "waiting_for_worker")

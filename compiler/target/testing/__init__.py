@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compiler.target.testing.cases import conformance_cases
     from compiler.target.testing.fake import FakeTarget, install_plugin
     from compiler.target.testing.fake_tuning import FakeTunedTarget
+    from compiler.target.testing.quantized import quantized_cases
     from compiler.target.testing.run import Outcome, Status, check_target, run_case
 
 _PLACES = {
@@ -38,6 +39,7 @@ _PLACES = {
     "evaluate": "compiler.target.testing.case",
     "install_plugin": "compiler.target.testing.fake",
     "onnx_backend_cases": "compiler.target.testing.backend",
+    "quantized_cases": "compiler.target.testing.quantized",
     "run_case": "compiler.target.testing.run",
     "text_case": "compiler.target.testing.case",
 }
@@ -53,6 +55,7 @@ __all__ = [
     "evaluate",
     "install_plugin",
     "onnx_backend_cases",
+    "quantized_cases",
     "run_case",
     "text_case",
 ]

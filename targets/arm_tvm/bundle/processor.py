@@ -17,6 +17,8 @@ _FLAGS = {
     "sse4.2": "sse4_2",
     "bmi": "bmi1",
     "lzcnt": "abm",
+    "amx-tile": "amx_tile",
+    "amx-int8": "amx_int8",
     "avxvnni": "avx_vnni",
     "avx512vnni": "avx512_vnni",
     "avx512bf16": "avx512_bf16",
@@ -27,9 +29,9 @@ _FLAGS = {
     **dict.fromkeys(("ssse3", "popcnt", "movbe", "avx", "avx2", "fma", "f16c", "bmi2")),
     **dict.fromkeys(("avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512ifma", "avx512vbmi")),
 }
-"""LLVM's feature → the flag of /proc/cpuinfo; None: the same. AMX is not here: compiled code has none of it."""
+"""LLVM's feature → the flag of /proc/cpuinfo; None: the same. Of AMX that which our kernels use."""
 
-_VECTOR = ("avx", "fma", "f16c")
+_VECTOR = ("amx", "avx", "fma", "f16c")
 """How the flags begin that a profile's `cpu.isa` states where it states any."""
 
 

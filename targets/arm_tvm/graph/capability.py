@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from compiler.target import Capability, OpRule, PrecisionRule, Refusal, op_key
 from targets.arm_tvm.graph.recurrent import recurrent_reason
 from targets.arm_tvm.kernels.integer.scheme import WEIGHTS_RULE, int8_rule
-from targets.arm_tvm.kernels.integer.specs import Dot
+from targets.arm_tvm.kernels.integer.specs import ARM_DOTS, Dot
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -154,12 +154,12 @@ def capability_of(dot: Dot, *, half: bool = False) -> Capability:
             _FLOAT32,
             *halves,
             int8_rule(dot),
-            *(() if dot == "generic" else (WEIGHTS_RULE,)),
+            *((WEIGHTS_RULE,) if dot in ARM_DOTS else ()),
         ),
         precision_refusals={
             **({} if half else {"fp16": "the cores have no float16 arithmetic (asimdhp and +fullfp16)"}),
             "bf16": "half-precision code of this target is not verified",
-            **({"int8-weights": "its kernels are written for ARM"} if dot == "generic" else {}),
+            **({} if dot in ARM_DOTS else {"int8-weights": "its kernels are written for ARM"}),
             "fp16-weights": "weights are stored as they are computed with",
         },
         op_refusals=_NO_CONTROL_FLOW,

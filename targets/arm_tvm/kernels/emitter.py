@@ -173,11 +173,32 @@ def cast(dtype: str, value: Any) -> Any:
     return tirx.Cast(dtype, value)
 
 
+def exclusive_or(left: Any, right: Any) -> Any:
+    """Bits that are set in one of two vectors of integers, lane by lane."""
+    from tvm import tirx
+
+    return tirx.bitwise_xor(left, right)
+
+
 def intrinsic(dtype: str, name: str, *arguments: Any) -> Any:
     """One machine instruction without side effects, by LLVM's name of it."""
     from tvm import tirx
 
     return tirx.call_llvm_pure_intrin(dtype, name, *arguments)
+
+
+def effect(emitter: Emitter, name: str, *arguments: Any) -> None:
+    """Appends an instruction that gives no value, by LLVM's name of it."""
+    from tvm import tirx
+
+    emitter.add(tirx.Evaluate(tirx.call_llvm_intrin("void", name, *arguments)))
+
+
+def address(buffer: Any, offset: Any) -> Any:
+    """Pointer to an element."""
+    from tvm import tirx
+
+    return tirx.call_intrin("handle", "tirx.address_of", load(buffer, offset, 1))
 
 
 def broadcast(value: Any, lanes: int, dtype: str = "float32") -> Any:

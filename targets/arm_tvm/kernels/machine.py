@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from targets.arm_tvm.kernels.x86_cores import has
 from targets.arm_tvm.options import Options
 
 
@@ -38,8 +39,6 @@ class Machine:
 
 WIDE_BYTES = 4.0
 """Of one core with AVX-512: about 6 bytes a cycle from the third-level cache or memory, 1.5 vector instructions."""
-# LLVM's names of cores; any other core with AVX-512 is recognised by +avx512f in `mattr`.
-_AVX512 = ("skylake-avx512", "cascadelake", "icelake-server", "sapphirerapids", "znver4", "znver5", "emeraldrapids")
 
 
 def machine_of(options: Options) -> Machine:
@@ -47,10 +46,9 @@ def machine_of(options: Options) -> Machine:
     if options.arch == "aarch64":
         # The defaults are NEON's: 32 registers of 128 bits, multiply-adds by element, ldp.
         return Machine()
-    wide = options.mcpu in _AVX512 or "+avx512f" in options.mattr
-    if wide:
+    if has("avx512f", options.mcpu, options.mattr):
         # AVX-512 has 32 registers too; its multiply-adds broadcast a scalar from memory.
         return Machine(vector_bits=512, by_element=False, pairs=False, bytes_per_instruction=WIDE_BYTES)
-    avx = "+avx2" in options.mattr or options.mcpu in ("haswell", "skylake", "alderlake", "znver2", "znver3")
     # AVX2 and SSE have 16 registers, no multiply-add by element, and no load of two registers.
-    return Machine(vector_bits=256 if avx else 128, registers=16, by_element=False, pairs=False)
+    bits = 256 if has("avx2", options.mcpu, options.mattr) else 128
+    return Machine(vector_bits=bits, registers=16, by_element=False, pairs=False)

@@ -30,7 +30,9 @@ from targets.arm_tvm.bundle.runtime_libraries import TVM_VERSION
 from targets.arm_tvm.graph.kernel_objects import write_objects
 from targets.arm_tvm.graph.lower import last_line
 from targets.arm_tvm.graph.tir_passes import register_pipeline
+from targets.arm_tvm.kernels.integer.dot_products import dot_of
 from targets.arm_tvm.options import Options
+from targets.arm_tvm.run.amx import request_tiles
 from targets.arm_tvm.run.emulate import host_arch
 
 REPEATS = 10
@@ -86,6 +88,8 @@ class HostHarness:
 
     def __init__(self, plan: TargetPlan, profile: HardwareProfile) -> None:
         _refuse_host(profile, plan.options)
+        if dot_of(plan.options.arch, plan.options.mcpu, plan.options.mattr) == "amx_int8":
+            request_tiles()
         self._plan, self.device = plan, profile_device(detect_profile())
 
     def compile(self, function: Any, folder: Path) -> Path:

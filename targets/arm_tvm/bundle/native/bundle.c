@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "model.h"
+#include "pool.h"
 #include "processor.h"
 
 enum { LONGEST_NAME = 64 };
@@ -44,5 +45,6 @@ Cores load_bundle(const Places *places, const Signature *signature) {
   free(data);
   if (access(places->extra, F_OK) == 0 && !dlopen(places->extra, RTLD_NOW | RTLD_GLOBAL)) fail(EXIT_RUNTIME, "%s", dlerror());
   load_model(places->model);
+  use_pool(places->model, cores.threads);
   return cores;
 }

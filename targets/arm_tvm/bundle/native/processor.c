@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "tensor.h"
 
@@ -34,13 +36,24 @@ static char *read_flags(void) {
   return flags;
 }
 
+/* Linux gives the memory of AMX's tiles only to processes that ask for it. */
+static void request_tiles(void) {
+#ifdef __x86_64__
+  enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+  if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) != 0)
+    fail(EXIT_RUNTIME, "Linux refuses AMX to this program: %s", strerror(errno));
+#endif
+}
+
 void require_processor(const char *path) {
   FILE *file = fopen(path, "r");
   if (!file && errno == ENOENT) return;
   if (!file) fail(EXIT_RUNTIME, "%s: %s", path, strerror(errno));
   char *flags = read_flags();
   char flag[MAX_FLAG], word[MAX_FLAG + 2], missing[MAX_MISSING] = "";
+  int has_tiles = 0;
   while (flags && fscanf(file, "%63s", flag) == 1) {
+    has_tiles |= strcmp(flag, "amx_tile") == 0;
     snprintf(word, sizeof word, " %s ", flag);
     size_t used = strlen(missing);
     if (!strstr(flags, word)) snprintf(missing + used, sizeof missing - used, "%s%s", used ? ", " : "", flag);
@@ -48,4 +61,5 @@ void require_processor(const char *path) {
   fclose(file);
   free(flags);
   if (*missing) fail(EXIT_RUNTIME, "this processor lacks %s, which the model is compiled for", missing);
+  if (has_tiles) request_tiles();
 }

@@ -14,9 +14,10 @@ from targets.arm_tvm.graph.quantized.recognize import Match, image_of, match
 from targets.arm_tvm.graph.quantized.tensors import Quantized, dequantized, is_op, quantized, static_shape
 from targets.arm_tvm.kernels.integer.conv import dot_for
 from targets.arm_tvm.kernels.integer.kernel import Kernel
-from targets.arm_tvm.kernels.integer.packed_weights import pack_depthwise, pack_weights
+from targets.arm_tvm.kernels.integer.packed_weights import pack_depthwise, pack_weights, start_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot, Image, PackSpec, Spec, UnpackSpec
 from targets.arm_tvm.kernels.integer.tiles import choose_tile
+from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
 DOMAIN = "fleetc.integer"
 OPERATOR = "IntegerKernel"
@@ -156,17 +157,17 @@ class _Rewrite:
             return Kernel(spec, self.dot), []
         dot = dot_for(spec, self.dot)
         if spec.depthwise:
-            kernel, packed = Kernel(spec, dot), pack_depthwise(matched.weights)
+            kernel, packed = Kernel(spec, dot), pack_depthwise(matched.weights, dot)
         else:
             tile = choose_tile(spec, dot, self.schedule)
             kernel, packed = Kernel(spec, dot, tile), pack_weights(matched.weights, spec, tile, dot)
         missing = spec.result.blocks * BLOCK - spec.result.channels
         scale, bias = (np.pad(factor, (0, missing)).astype(np.float32) for factor in matched.factors)
         name = matched.node.name or matched.tail.end.name
-        return kernel, [
-            self._constant(f"{name}.{part}", array)
-            for part, array in (("weights", packed), ("scale", scale), ("bias", bias))
-        ]
+        constants: dict[str, Array] = {"weights": packed, "scale": scale, "bias": bias}
+        if vectors_of(dot).moved:
+            constants["start"] = start_of(matched.weights)
+        return kernel, [self._constant(f"{name}.{part}", array) for part, array in constants.items()]
 
     def _constant(self, name: str, array: Array) -> ir.Value:
         taken = self.model.graph.initializers

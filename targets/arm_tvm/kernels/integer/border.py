@@ -15,8 +15,9 @@ from targets.arm_tvm.kernels.emitter import (
     shuffle,
     store,
 )
-from targets.arm_tvm.kernels.integer.requantize import quantized, quarters
+from targets.arm_tvm.kernels.integer.requantize import quantized, quarters, split_sums
 from targets.arm_tvm.kernels.integer.specs import BLOCK, Dot, Epilogue, Image, PackSpec, UnpackSpec
+from targets.arm_tvm.kernels.integer.vectors import Vectors, vectors_of
 
 
 def emit_pack(spec: PackSpec, dot: Dot) -> Any:
@@ -24,7 +25,7 @@ def emit_pack(spec: PackSpec, dot: Dot) -> Any:
     emitter = Emitter()
     batch, channels, height, width = spec.source
     source = emitter.parameter((batch * channels * height * width,), spec.dtype, "x")
-    result = emitter.parameter((spec.result.elements,), "int8", "y")
+    result = emitter.parameter((spec.result.elements,), vectors_of(dot).stored, "y")
     if spec.result.layout == "rows" and channels % BLOCK == 0:
         with emitter.loop(spec.result.elements // BLOCK, parallel=spec.result.elements > PARALLEL_WORK) as index:
             value = _quantize(load(source, index * BLOCK, BLOCK), spec, dot)
@@ -48,14 +49,16 @@ def _row_images(image: Image) -> Image:
 
 
 def _quantize(value: Any, spec: PackSpec, dot: Dot) -> Any:
-    """16 elements of the source → int8x16."""
-    if spec.dtype == "int8":
+    """16 elements of the source → an image's, as they are stored."""
+    vectors = vectors_of(dot)
+    if spec.dtype == vectors.stored:
         return value
+    if spec.dtype == "int8":
+        return vectors.unsigned(value)
     if spec.dtype == "uint8":
         return cast("int8x16", cast("int16x16", value) - broadcast(128, BLOCK, "int16"))
     scaled = value * broadcast(1.0 / spec.scale, BLOCK, "float32")
-    parts = [shuffle([scaled], range(at, at + 4)) for at in range(0, BLOCK, 4)]
-    return quantized(parts, Epilogue(zero_point=spec.zero_point), dot)
+    return vectors.unsigned(quantized(split_sums(scaled, vectors.lanes), Epilogue(zero_point=spec.zero_point), dot))
 
 
 def _pack_pixels(emitter: Emitter, spec: PackSpec, source: Any, result: Any, dot: Dot) -> None:
@@ -63,7 +66,7 @@ def _pack_pixels(emitter: Emitter, spec: PackSpec, source: Any, result: Any, dot
     batch, channels, height, width = spec.source
     starts = [*range(0, width - BLOCK + 1, BLOCK), *([width - BLOCK] if width % BLOCK else [])]
     interleaved = [BLOCK * channel + pixel for pixel in range(BLOCK) for channel in range(channels)]
-    _fill(emitter, spec, result)
+    _fill(emitter, spec, result, dot)
     with emitter.loop(batch * height) as line:
         from tvm import tirx
 
@@ -100,15 +103,16 @@ def _pixels(
     emitter.add(store(target[0], target[1], mixed, BLOCK * channels))
 
 
-def _fill(emitter: Emitter, spec: PackSpec, result: Any) -> None:
+def _fill(emitter: Emitter, spec: PackSpec, result: Any, dot: Dot) -> None:
     """The zero point everywhere; what the image covers is written over."""
-    elements = spec.result.elements
+    elements, vectors = spec.result.elements, vectors_of(dot)
+    zero = vectors.constant(spec.zero_point)
     with emitter.loop(elements // BLOCK) as index:
-        emitter.add(store(result, index * BLOCK, broadcast(spec.zero_point, BLOCK, "int8"), BLOCK))
+        emitter.add(store(result, index * BLOCK, broadcast(zero, BLOCK, vectors.stored), BLOCK))
     for at in range(elements - elements % BLOCK, elements):
         from tvm import tirx
 
-        emitter.add(store(result, at, tirx.const(spec.zero_point, "int8"), 1))
+        emitter.add(store(result, at, tirx.const(zero, vectors.stored), 1))
 
 
 def _pack_blocked(emitter: Emitter, spec: PackSpec, source: Any, result: Any, dot: Dot) -> None:
@@ -139,16 +143,18 @@ def _block_ranges(channels: int) -> list[tuple[int, int]]:
 
 def emit_unpack(spec: UnpackSpec, dot: Dot) -> Any:
     """The kernel: (source, result), all flat."""
-    del dot  # converting to float32 needs no instruction of its own
-    emitter, image = Emitter(), spec.source
+    emitter, image, vectors = Emitter(), spec.source, vectors_of(dot)
     whole = image.layout == "rows" and image.channels % BLOCK == 0
     image = image if image.layout == "blocked" or whole else _row_images(image)
-    source = emitter.parameter((image.elements,), spec.source_dtype, "x")
+    stored = vectors.stored if spec.source_dtype == "int8" else spec.source_dtype
+    source = emitter.parameter((image.elements,), stored, "x")
     area = image.height * image.width
     result = emitter.parameter((image.batch * image.channels * area,), spec.dtype, "y")
     if whole:
         with emitter.loop(image.elements // BLOCK) as index:
-            emitter.add(store(result, index * BLOCK, _restore(load(source, index * BLOCK, BLOCK), spec), BLOCK))
+            emitter.add(
+                store(result, index * BLOCK, _restore(load(source, index * BLOCK, BLOCK), spec, vectors), BLOCK)
+            )
         return emitter.function()
     for first, blocks in _block_ranges(image.channels):
         with (
@@ -160,16 +166,20 @@ def emit_unpack(spec: UnpackSpec, dot: Dot) -> Any:
             block, pixel = tirx.floordiv(at, int32(area)) + first, tirx.floormod(at, int32(area))
             place = batch * image.batch_stride + block * image.block_stride + pixel * BLOCK
             held = emitter.allocate(BLOCK, spec.dtype, "global")
-            emitter.add(store(held, 0, _restore(load(source, place, BLOCK), spec), BLOCK))
+            emitter.add(store(held, 0, _restore(load(source, place, BLOCK), spec, vectors), BLOCK))
             into = batch * (image.channels * area) + block * (BLOCK * area) + pixel
             for channel in range(min(BLOCK, image.channels - first * BLOCK)):
                 emitter.add(store(result, into + channel * area, load(held, channel, 1), 1))
     return emitter.function()
 
 
-def _restore(value: Any, spec: UnpackSpec) -> Any:
+def _restore(value: Any, spec: UnpackSpec, vectors: Vectors) -> Any:
     """16 elements of the image → the result's type."""
-    if spec.source_dtype == spec.dtype:
+    stored = vectors.stored if spec.source_dtype == "int8" else spec.source_dtype
+    if stored == spec.dtype:
+        return value
+    value = vectors.signed(value)
+    if spec.dtype == "int8":
         return value
     if spec.dtype == "uint8":
         return cast("uint8x16", cast("int16x16", value) + broadcast(128, BLOCK, "int16"))

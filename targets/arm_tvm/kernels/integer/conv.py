@@ -24,12 +24,17 @@ from targets.arm_tvm.kernels.emitter import (
     int32,
     load,
 )
+from targets.arm_tvm.kernels.integer.amx import Tiled, emit_tiled
 from targets.arm_tvm.kernels.integer.padding import emit_padded
-from targets.arm_tvm.kernels.integer.products import PRODUCTS, Product
+from targets.arm_tvm.kernels.integer.products import PRODUCTS, Operands, Product
 from targets.arm_tvm.kernels.integer.requantize import read_residual, scaled, write
+from targets.arm_tvm.kernels.integer.runs import runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot, Image
 from targets.arm_tvm.kernels.integer.tiles import Tile, split
+from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
+FEW_PIXELS = 6
+"""With fewer AMX is no faster: a tile takes twelve cycles or more for 16 channels, vpdpbusd two for each pixel."""
 UNROLLED_TAPS = 3
 """Columns of a window that are written out; more of them become a loop."""
 
@@ -38,8 +43,7 @@ UNROLLED_TAPS = 3
 class _Arrays:
     """The kernel's arguments, and the input as the windows see it."""
 
-    source: Any
-    weights: Any
+    operands: Operands
     scale: Any
     bias: Any
     residual: Any
@@ -60,32 +64,47 @@ def chunks(spec: ConvSpec, dot: Dot) -> tuple[int, ...]:
 
 
 def dot_for(spec: ConvSpec, dot: Dot) -> Dot:
-    """The instruction a convolution uses: in short rows there are no pairs of pixels that smmla could take."""
+    """The instruction a convolution uses: in short rows there are no pairs of pixels that smmla could take.
+
+    AMX has none for single channels, and few pixels do not fill its tiles.
+    """
+    if dot == "amx_int8":
+        few = spec.result.height * spec.result.width < FEW_PIXELS
+        return "avx512_vnni" if spec.depthwise or few else dot
     return "sdot" if dot == "smmla" and spec.source.layout == "pixels" else dot
 
 
 def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
-    """The kernel: (source, weights, scale, bias[, residual], result), all flat."""
+    """The kernel: (source, weights, scale, bias[, start][, residual], result), all flat."""
     emitter = Emitter()
     groups = spec.result.blocks * BLOCK
-    source = emitter.parameter((spec.source.elements,), "int8", "x")
+    vectors = vectors_of(dot)
+    source = emitter.parameter((spec.source.elements,), vectors.stored, "x")
     weights = emitter.parameter((groups * spec.kernel[0] * _row_bytes(spec, dot),), "int8", "w")
     scale, bias = (emitter.parameter((groups,), "float32", name) for name in ("scale", "bias"))
+    start = emitter.parameter((groups,), "int32", "start") if vectors.moved else None
     size, adds = spec.result.elements, spec.epilogue.residual_scale is not None
-    residual = emitter.parameter((size,), "int8", "residual") if adds else None
-    result = emitter.parameter((size,), "int8" if spec.epilogue.quantized else "float32", "y")
+    residual = emitter.parameter((size,), vectors.stored, "residual") if adds else None
+    result = emitter.parameter((size,), vectors.stored if spec.epilogue.quantized else "float32", "y")
     with emitter.loop(spec.source.batch) as batch:
         image, origin, place = spec.source, source, batch * spec.source.batch_stride
         if spec.padded and spec.source.layout == "blocked":
-            origin, image = emit_padded(emitter, (source, place, spec.source), spec.extent, spec.pads, spec.fill)
+            fill = vectors.constant(spec.fill)
+            origin, image = emit_padded(emitter, (source, place, spec.source), spec.extent, spec.pads, fill)
             # The copy holds one image only.
             place = int32(0)
-        arrays = _Arrays(origin, weights, scale, bias, residual, result, image)
-        _tiles(emitter, spec, tile, dot, arrays, (place, batch * spec.result.batch_stride))
+        arrays = _Arrays(Operands(origin, weights, start, spec.wide), scale, bias, residual, result, image)
+        places = place, batch * spec.result.batch_stride
+        if vectors.tiled:
+            _amx_tiles(emitter, spec, tile, dot, arrays, places)
+        else:
+            _tiles(emitter, spec, tile, dot, arrays, places)
     return emitter.function()
 
 
 def _row_bytes(spec: ConvSpec, dot: Dot) -> int:
+    if not vectors_of(dot).by_lane:
+        return 4 * runs_of(spec).total_words // spec.kernel[0]
     lanes = 4 * sum(chunks(spec, dot))
     return lanes if spec.source.layout == "pixels" else lanes * spec.kernel[1] * spec.source.blocks
 
@@ -106,6 +125,19 @@ def _tiles(emitter: Emitter, spec: ConvSpec, tile: Tile, dot: Dot, arrays: _Arra
                     _tile(emitter, spec, part_tile, dot, arrays, places, (channel, row, at * columns + first))
 
 
+def _amx_tiles(
+    emitter: Emitter, spec: ConvSpec, tile: Tile, dot: Dot, arrays: _Arrays, places: tuple[Any, Any]
+) -> None:
+    pixel = Tile(tile.groups, 1, 1)
+
+    def finish(values: list[Any], channel: Any, row: Any, column: Any) -> None:
+        _finish(emitter, spec, pixel, dot, arrays, places[1], (channel, row, column), [values])
+
+    operands = arrays.operands
+    work = Tiled(spec, tile, arrays.image, operands.source, operands.weights, operands.start, finish)
+    emit_tiled(emitter, work, places[0])
+
+
 def _tile(
     emitter: Emitter,
     spec: ConvSpec,
@@ -116,7 +148,7 @@ def _tile(
     at: tuple[Any, Any, Any],
 ) -> None:
     channel, row, column = at
-    product = PRODUCTS[dot](emitter, tile, spec.wide)
+    product = PRODUCTS[dot](emitter, tile, arrays.operands, channel * (4 * tile.groups))
     stride = arrays.image.pixel_stride
     steps = [
         y * spec.strides[0] * arrays.image.row_stride + x * spec.strides[1] * stride
@@ -141,11 +173,13 @@ def _reduce(
     """Every tap of the window and every block of channels."""
     origin, steps, weights = start
     image, (height, width) = arrays.image, spec.kernel
+    if not vectors_of(dot).by_lane:
+        _reduce_by_words(emitter, spec, image, start, product)
+        return
     size = 16 * tile.groups
 
     def step(base: Any, offset: Any, lanes: int) -> None:
-        inputs = [emitter.let(load(arrays.source, base + distance, BLOCK)) for distance in steps]
-        product.add(inputs, lambda index: load(arrays.weights, offset + index * BLOCK, BLOCK), lanes)
+        product.add([base + distance for distance in steps], offset, lanes)
 
     if image.layout == "pixels":
         parts = chunks(spec, dot)
@@ -165,6 +199,21 @@ def _reduce(
                 step(base + x * (spec.dilations[1] * image.pixel_stride), weights + (tap + x) * (4 * size), 4)
 
 
+def _reduce_by_words(
+    emitter: Emitter, spec: ConvSpec, image: Image, start: tuple[Any, list[int], Any], product: Product
+) -> None:
+    """The same, four inputs of every pixel an iteration: of a longer body LLVM moves broadcasts up and spills sums."""
+    origin, steps, weights = start
+    runs, size = runs_of(spec), 4 * product.tile.groups * 4
+    with emitter.loop(runs.blocks) as block, emitter.loop(runs.rows) as y, emitter.loop(runs.taps) as x:
+        base = origin + block * image.block_stride + y * (spec.dilations[0] * image.row_stride)
+        base = emitter.let(base + x * (spec.dilations[1] * image.pixel_stride))
+        step = ((block * runs.rows + y) * runs.taps + x) * runs.words
+        with emitter.loop(runs.words) as word:
+            places = [base + (distance + word * 4) for distance in steps]
+            product.add(places, weights + (step + word) * size, 1)
+
+
 def _finish(
     emitter: Emitter,
     spec: ConvSpec,
@@ -179,18 +228,20 @@ def _finish(
 
     channel, row, column = at
     first, image = channel * (4 * tile.groups), spec.result
-    scales = [emitter.let(load(arrays.scale, first + 4 * group, 4)) for group in range(tile.groups)]
-    biases = [emitter.let(load(arrays.bias, first + 4 * group, 4)) for group in range(tile.groups)]
+    lanes = vectors_of(dot).lanes
+    count = 4 * tile.groups // lanes
+    scales = [emitter.let(load(arrays.scale, first + lanes * part, lanes)) for part in range(count)]
+    biases = [emitter.let(load(arrays.bias, first + lanes * part, lanes)) for part in range(count)]
     block, within = tirx.floordiv(first, int32(BLOCK)), tirx.floormod(first, int32(BLOCK))
     base = place + block * image.block_stride + within + row * image.row_stride + column * image.pixel_stride
     base = emitter.let(base)
     for index, accumulators in enumerate(sums):
         y, x = divmod(index, tile.columns)
         distance = y * image.row_stride + x * image.pixel_stride
-        for part in range(0, tile.groups, 4):
-            offset = base + distance + (part // 4) * image.block_stride
-            chosen = slice(part, min(part + 4, tile.groups))
-            count = chosen.stop - chosen.start
-            residual = read_residual(arrays.residual, offset, 4 * count)[0] if arrays.residual is not None else None
+        for part in range(0, count, BLOCK // lanes):
+            offset = base + distance + (part * lanes // BLOCK) * image.block_stride
+            chosen = slice(part, min(part + BLOCK // lanes, count))
+            channels = lanes * (chosen.stop - chosen.start)
+            residual = read_residual(arrays.residual, offset, channels, dot) if arrays.residual is not None else None
             values = scaled(accumulators[chosen], scales[chosen], biases[chosen], residual, spec.epilogue)
             write(emitter, values, (arrays.result, offset), spec.epilogue, dot)

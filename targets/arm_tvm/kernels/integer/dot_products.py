@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from targets.arm_tvm.kernels.integer.specs import Dot
+from targets.arm_tvm.kernels.x86_cores import has
 
 _DOTPROD = frozenset(
     """
@@ -28,11 +29,20 @@ def dot_of(arch: str, mcpu: str, mattr: Iterable[str]) -> Dot:
         mcpu: LLVM's name of the core.
         mattr: Features switched on or off; they win over what the core is known to have.
     """
+    features = tuple(mattr)
     if arch != "aarch64":
-        return "generic"
-    features = set(mattr)
+        return _dot_of_x86(mcpu, features)
     if "-i8mm" not in features and ("+i8mm" in features or mcpu in _I8MM):
         return "smmla"
     if "-dotprod" not in features and ("+dotprod" in features or mcpu in _DOTPROD | _I8MM):
         return "sdot"
     return "widen"
+
+
+def _dot_of_x86(mcpu: str, mattr: tuple[str, ...]) -> Dot:
+    # Switching AVX-512 off leaves nothing to AVX512-VNNI; AVX-VNNI is a feature of its own.
+    if has("avx512f", mcpu, mattr) and has("avx512vnni", mcpu, mattr):
+        if has("amx-tile", mcpu, mattr) and has("amx-int8", mcpu, mattr):
+            return "amx_int8"
+        return "avx512_vnni"
+    return "avx_vnni" if has("avx2", mcpu, mattr) and has("avxvnni", mcpu, mattr) else "generic"

@@ -5,21 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, load
-from targets.arm_tvm.kernels.integer.requantize import quarters, scaled, write
+from targets.arm_tvm.kernels.integer.requantize import parts, read_residual, scaled, write
 from targets.arm_tvm.kernels.integer.specs import BLOCK, Dot, ElementwiseSpec
+from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
 
 def emit_elementwise(spec: ElementwiseSpec, dot: Dot) -> Any:
     """The kernel: (a[, b], result), all flat; the number of elements is a multiple of 16."""
     emitter = Emitter()
-    a = emitter.parameter((spec.elements,), "int8", "a")
-    b = emitter.parameter((spec.elements,), "int8", "b") if spec.epilogue.residual_scale is not None else None
-    result = emitter.parameter((spec.elements,), "int8" if spec.epilogue.quantized else "float32", "y")
-    scale, bias = broadcast(spec.scale, 4, "float32"), broadcast(spec.bias, 4, "float32")
+    vectors = vectors_of(dot)
+    lanes = vectors.lanes
+    a = emitter.parameter((spec.elements,), vectors.stored, "a")
+    b = emitter.parameter((spec.elements,), vectors.stored, "b") if spec.epilogue.residual_scale is not None else None
+    result = emitter.parameter((spec.elements,), vectors.stored if spec.epilogue.quantized else "float32", "y")
+    scale, bias = broadcast(spec.scale, lanes, "float32"), broadcast(spec.bias, lanes, "float32")
     with emitter.loop(spec.elements // BLOCK, parallel=spec.elements > PARALLEL_WORK) as index:
         offset = index * BLOCK
-        parts = quarters(load(a, offset, BLOCK))
-        added = load(b, offset, BLOCK) if b is not None else None
-        values = scaled(parts, [scale] * 4, [bias] * 4, added, spec.epilogue)
+        values = parts(vectors.signed(load(a, offset, BLOCK)), lanes)
+        added = read_residual(b, offset, BLOCK, dot) if b is not None else None
+        values = scaled(values, [scale] * len(values), [bias] * len(values), added, spec.epilogue)
         write(emitter, values, (result, offset), spec.epilogue, dot)
     return emitter.function()

@@ -57,7 +57,7 @@ def emit(kernel: Kernel) -> Any:
     if isinstance(spec, ElementwiseSpec):
         return emit_elementwise(spec, dot)
     if isinstance(spec, PadSpec):
-        return emit_pad(spec)
+        return emit_pad(spec, dot)
     if isinstance(spec, PackSpec):
         return emit_pack(spec, dot)
     if isinstance(spec, UnpackSpec):

@@ -6,10 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.arm_tvm.kernels.integer.conv import chunks
+from targets.arm_tvm.kernels.integer.int8_depthwise import FOUR
+from targets.arm_tvm.kernels.integer.runs import chunk_words, runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
 from targets.arm_tvm.kernels.integer.tiles import Tile
+from targets.arm_tvm.kernels.integer.vectors import OFFSET, vectors_of
 
 Int8 = NDArray[np.int8]
+Int32 = NDArray[np.int32]
 
 
 def pack_weights(weights: Int8, spec: ConvSpec, tile: Tile, dot: Dot) -> Int8:
@@ -23,6 +27,8 @@ def pack_weights(weights: Int8, spec: ConvSpec, tile: Tile, dot: Dot) -> Int8:
     """
     outputs, inputs, height, width = weights.shape
     missing = spec.result.blocks * BLOCK - outputs
+    if not vectors_of(dot).by_lane:
+        return _by_runs(np.pad(weights, ((0, missing), (0, 0), (0, 0), (0, 0))), spec, tile, dot)
     if spec.source.layout == "pixels":
         # One row of a window is one run of bytes, filled up with zeros to the lanes that are multiplied.
         length = 4 * sum(chunks(spec, dot))
@@ -50,8 +56,34 @@ def _ordered(weights: Int8, tile: Tile, dot: Dot) -> Int8:
     return np.ascontiguousarray(parts.transpose(order)).reshape(-1)
 
 
-def pack_depthwise(weights: Int8) -> Int8:
-    """Flat weights (channels, 1, rows, columns) → block of 16 channels by block, tap by tap."""
+def _by_runs(weights: Int8, spec: ConvSpec, tile: Tile, dot: Dot) -> Int8:
+    """For x86: words of four inputs of the runs that windows read, for as many output channels as a vector has."""
+    outputs, inputs, height, width = weights.shape
+    runs, lanes = runs_of(spec), vectors_of(dot).lanes
+    if spec.source.layout == "pixels":
+        rows = weights.transpose(0, 2, 3, 1).reshape(outputs, height, width * inputs)
+        ordered = np.pad(rows, ((0, 0), (0, 0), (0, 4 * runs.words - width * inputs)))
+    else:
+        grown = np.pad(weights, ((0, 0), (0, -inputs % BLOCK), (0, 0), (0, 0)))
+        ordered = grown.reshape(outputs, -1, BLOCK, height, width).transpose(0, 1, 3, 4, 2)
+    # AMX takes all words of a row of its tile for 16 channels, then those of the next 16; vpdpbusd word by word.
+    words = chunk_words(runs) if vectors_of(dot).tiled else 1
+    parts = ordered.reshape(-1, 4 * tile.groups // lanes, lanes, runs.total_words // words, words, 4)
+    return np.ascontiguousarray(parts.transpose(0, 3, 1, 4, 2, 5)).reshape(-1)
+
+
+def start_of(weights: Int8) -> Int32:
+    """What the sums of each output channel begin with where activations are stored 128 higher: −128 · Σ weights."""
+    sums = weights.reshape(len(weights), -1).sum(axis=1, dtype=np.int32)
+    return np.pad(-OFFSET * sums, (0, -len(weights) % BLOCK)).astype(np.int32)
+
+
+def pack_depthwise(weights: Int8, dot: Dot) -> Int8:
+    """Flat weights (channels, 1, rows, columns) → block of 16 channels by block, by taps, or by four taps of a row."""
     channels, _, height, width = weights.shape
+    if not vectors_of(dot).by_lane:
+        fours = np.pad(weights[:, 0], ((0, -channels % BLOCK), (0, 0), (0, -width % FOUR)))
+        ordered = fours.reshape(-1, BLOCK, height, fours.shape[2] // FOUR, FOUR).transpose(0, 2, 3, 1, 4)
+        return np.ascontiguousarray(ordered).reshape(-1)
     grown = np.pad(weights.reshape(channels, height * width), ((0, -channels % BLOCK), (0, 0)))
     return np.ascontiguousarray(grown.reshape(-1, BLOCK, height * width).transpose(0, 2, 1)).reshape(-1)

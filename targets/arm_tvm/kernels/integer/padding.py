@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from targets.arm_tvm.kernels.emitter import Emitter, broadcast, int32, load, store
-from targets.arm_tvm.kernels.integer.specs import BLOCK, Image, PadSpec
+from targets.arm_tvm.kernels.integer.specs import BLOCK, Dot, Image, PadSpec
+from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
 
 def emit_padded(
@@ -23,13 +24,13 @@ def emit_padded(
         source: Buffer, offset, shape.
         extent: Rows and columns of the copy.
         pads: Rows and columns before the image.
-        fill: The value of the border.
+        fill: The value of the border, as it is stored.
 
     Returns:
         The copy's buffer and shape.
     """
     image = replace(source[2], batch=1, height=extent[0], width=extent[1])
-    buffer = emitter.allocate(image.elements, "int8", "global")
+    buffer = emitter.allocate(image.elements, str(source[0].dtype), "global")
     copy_into(emitter, source, (buffer, int32(0), image), (0, *pads), fill)
     return buffer, image
 
@@ -82,20 +83,20 @@ def _copy(
 def _fill(emitter: Emitter, target: tuple[Any, Any, Image], pixel: Any, count: int, fill: int) -> None:
     with emitter.loop(count) as index:
         offset = target[1] + (pixel + index) * BLOCK
-        emitter.add(store(target[0], offset, broadcast(fill, BLOCK, "int8"), BLOCK))
+        emitter.add(store(target[0], offset, broadcast(fill, BLOCK, str(target[0].dtype)), BLOCK))
 
 
-def emit_pad(spec: PadSpec) -> Any:
+def emit_pad(spec: PadSpec, dot: Dot) -> Any:
     """The kernel: (source, result)."""
-    emitter = Emitter()
-    source = emitter.parameter((spec.source.elements,), "int8", "x")
-    result = emitter.parameter((spec.result.elements,), "int8", "y")
+    emitter, vectors = Emitter(), vectors_of(dot)
+    source = emitter.parameter((spec.source.elements,), vectors.stored, "x")
+    result = emitter.parameter((spec.result.elements,), vectors.stored, "y")
     with emitter.loop(spec.source.batch) as batch:
         copy_into(
             emitter,
             (source, batch * spec.source.batch_stride, spec.source),
             (result, batch * spec.result.batch_stride, spec.result),
             (spec.offset[0] // BLOCK, *spec.offset[1:]),
-            spec.fill,
+            vectors.constant(spec.fill),
         )
     return emitter.function()

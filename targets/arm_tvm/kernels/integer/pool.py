@@ -13,11 +13,11 @@ from targets.arm_tvm.kernels.emitter import (
     broadcast,
     cast,
     load,
-    shuffle,
     store,
 )
-from targets.arm_tvm.kernels.integer.requantize import quarters, scaled, write
+from targets.arm_tvm.kernels.integer.requantize import parts, scaled, split_sums, write
 from targets.arm_tvm.kernels.integer.specs import BLOCK, Dot, Image, PoolSpec
+from targets.arm_tvm.kernels.integer.vectors import vectors_of
 from targets.arm_tvm.kernels.integer.windows import each_row
 
 UNROLLED_TAPS = 16
@@ -27,24 +27,26 @@ UNROLLED_TAPS = 16
 def emit_pool(spec: PoolSpec, dot: Dot) -> Any:
     """The kernel: (source, result), all flat."""
     emitter = Emitter()
-    source = emitter.parameter((spec.source.elements,), "int8", "x")
+    stored = vectors_of(dot).stored
+    source = emitter.parameter((spec.source.elements,), stored, "x")
     quantized = spec.epilogue is None or spec.epilogue.quantized
-    result = emitter.parameter((spec.result.elements,), "int8" if quantized else "float32", "y")
+    result = emitter.parameter((spec.result.elements,), stored if quantized else "float32", "y")
     work = spec.result.elements // BLOCK * spec.kernel[0] * spec.kernel[1]
-    with each_row(emitter, spec, source, work=work) as row, emitter.loop(spec.result.width) as column:
-        value = _window(emitter, spec, (row.source, row.start + column * (spec.strides[1] * BLOCK), row.image))
+    with each_row(emitter, spec, source, dot, work=work) as row, emitter.loop(spec.result.width) as column:
+        place = row.start + column * (spec.strides[1] * BLOCK)
+        value = _window(emitter, spec, (row.source, place, row.image), dot)
         _finish(emitter, spec, value, (result, row.into + column * BLOCK), dot)
     return emitter.function()
 
 
-def _window(emitter: Emitter, spec: PoolSpec, source: tuple[Any, Any, Image]) -> Any:
+def _window(emitter: Emitter, spec: PoolSpec, source: tuple[Any, Any, Image], dot: Dot) -> Any:
     from tvm import tirx
 
     dtype, least = ("int8", -128) if spec.maximum else ("int32", 0)
     held = emitter.allocate(BLOCK, dtype, "global")
     emitter.add(store(held, 0, broadcast(least, BLOCK, dtype), BLOCK))
     for offset in _offsets(emitter, spec, source[2]):
-        value = load(source[0], source[1] + offset, BLOCK)
+        value = vectors_of(dot).signed(load(source[0], source[1] + offset, BLOCK))
         before = load(held, 0, BLOCK)
         after = tirx.Max(before, value) if spec.maximum else before + cast("int32x16", cast("int16x16", value))
         emitter.add(store(held, 0, after, BLOCK))
@@ -62,9 +64,11 @@ def _offsets(emitter: Emitter, spec: PoolSpec, image: Image) -> Iterator[Any]:
 
 
 def _finish(emitter: Emitter, spec: PoolSpec, value: Any, target: tuple[Any, Any], dot: Dot) -> None:
+    vectors = vectors_of(dot)
     if spec.epilogue is None:
-        emitter.add(store(*target, value, BLOCK))
+        emitter.add(store(*target, vectors.unsigned(value), BLOCK))
         return
-    parts = quarters(value) if spec.maximum else [shuffle([value], range(at, at + 4)) for at in range(0, BLOCK, 4)]
-    scale, bias = broadcast(spec.scale, 4, "float32"), broadcast(spec.bias, 4, "float32")
-    write(emitter, scaled(parts, [scale] * 4, [bias] * 4, None, spec.epilogue), target, spec.epilogue, dot)
+    sums = parts(value, vectors.lanes) if spec.maximum else split_sums(value, vectors.lanes)
+    scale, bias = (broadcast(factor, vectors.lanes, "float32") for factor in (spec.scale, spec.bias))
+    values = scaled(sums, [scale] * len(sums), [bias] * len(sums), None, spec.epilogue)
+    write(emitter, values, target, spec.epilogue, dot)

@@ -11,28 +11,43 @@ from collections.abc import Sequence
 from typing import Any
 
 from targets.arm_tvm.kernels.emitter import Emitter, broadcast, cast, intrinsic, load, shuffle, store
-from targets.arm_tvm.kernels.integer.specs import Dot, Epilogue
+from targets.arm_tvm.kernels.integer.specs import BLOCK, Dot, Epilogue
+from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
 
 def scaled(
     accumulators: Sequence[Any], scales: Sequence[Any], biases: Sequence[Any], residual: Any, epilogue: Epilogue
 ) -> list[Any]:
-    """acc · scale + bias (+ residual · its scale), in vectors of four.
+    """acc · scale + bias (+ residual · its scale), in vectors of as many lanes as the machine has.
 
     Args:
-        accumulators: int32x4 each.
-        scales: float32x4 each.
-        biases: float32x4 each.
+        accumulators: int32 vectors.
+        scales: float32 vectors.
+        biases: float32 vectors.
         residual: int8 vector of all channels, or None.
         epilogue: For the residual's scale.
     """
-    values = [
-        cast("float32x4", acc) * scale + bias for acc, scale, bias in zip(accumulators, scales, biases, strict=True)
-    ]
+    lanes = int(accumulators[0].ty.dtype.lanes)
+    floats = f"float32x{lanes}"
+    values = [cast(floats, acc) * scale + bias for acc, scale, bias in zip(accumulators, scales, biases, strict=True)]
     if residual is None or epilogue.residual_scale is None:
         return values
-    factor = broadcast(epilogue.residual_scale, 4, "float32")
-    return [value + cast("float32x4", part) * factor for value, part in zip(values, quarters(residual), strict=True)]
+    factor, added = broadcast(epilogue.residual_scale, lanes, "float32"), parts(residual, lanes)
+    return [value + cast(floats, part) * factor for value, part in zip(values, added, strict=True)]
+
+
+def parts(vector: Any, lanes: int) -> list[Any]:
+    """int8xN → the int32 vectors of `lanes` in it."""
+    if lanes == 4:
+        return quarters(vector)
+    size = int(vector.ty.dtype.lanes)
+    pieces = [vector] if size == lanes else [shuffle([vector], range(at, at + lanes)) for at in range(0, size, lanes)]
+    return [cast(f"int32x{lanes}", piece) for piece in pieces]
+
+
+def split_sums(vector: Any, lanes: int) -> list[Any]:
+    """int32x16 → vectors of `lanes`."""
+    return [vector] if lanes == BLOCK else [shuffle([vector], range(at, at + lanes)) for at in range(0, BLOCK, lanes)]
 
 
 def quarters(vector: Any) -> list[Any]:
@@ -48,7 +63,9 @@ def quarters(vector: Any) -> list[Any]:
 
 
 def quantized(values: Sequence[Any], epilogue: Epilogue, dot: Dot) -> Any:
-    """float32x4 vectors (1, 2 or 4 of them) → one int8 vector."""
+    """float32 vectors of up to 16 results → one int8 vector."""
+    if vectors_of(dot).moved:
+        return _converted(values, epilogue)
     vector = _generic(values, epilogue) if dot == "generic" else _saturated(values, epilogue)
     lanes = 4 * len(values)
     from tvm import tirx
@@ -69,6 +86,21 @@ def _generic(values: Sequence[Any], epilogue: Epilogue) -> Any:
     rounded = tirx.nearbyint(whole) + broadcast(epilogue.zero_point, lanes, "float32")
     limited = tirx.Min(tirx.Max(rounded, broadcast(-128.0, lanes, "float32")), broadcast(127.0, lanes, "float32"))
     return cast(f"int8x{lanes}", cast(f"int32x{lanes}", limited))
+
+
+def _converted(values: Sequence[Any], epilogue: Epilogue) -> Any:
+    """By vcvtps2dq, which rounds halves to even too; limits come first, because it saturates nothing."""
+    from tvm import tirx
+
+    lanes, zero = int(values[0].ty.dtype.lanes), epilogue.zero_point
+    # Limits that are whole numbers: a value is cut to them before it is rounded as it would be after.
+    low, high = (broadcast(float(limit - zero), lanes, "float32") for limit in (epilogue.low, epilogue.high))
+    limited = [tirx.Min(tirx.Max(value, low), high) for value in values]
+    whole = [intrinsic(f"int32x{lanes}", "llvm.lrint", value) for value in limited]
+    joined = whole[0] if len(whole) == 1 else shuffle(whole, range(lanes * len(whole)))
+    size = lanes * len(whole)
+    narrow = cast(f"int8x{size}", joined)
+    return narrow + broadcast(zero, size, "int8") if zero else narrow
 
 
 def _saturated(values: Sequence[Any], epilogue: Epilogue) -> Any:
@@ -98,7 +130,7 @@ def write(emitter: Emitter, values: Sequence[Any], target: tuple[Any, Any], epil
 
     Args:
         emitter: Takes the statements.
-        values: float32x4 each.
+        values: float32 vectors.
         target: Buffer, and offset of the first channel.
         epilogue: What is done with them.
         dot: The machine's kind.
@@ -106,19 +138,21 @@ def write(emitter: Emitter, values: Sequence[Any], target: tuple[Any, Any], epil
     from tvm import tirx
 
     buffer, offset = target
+    vectors, lanes = vectors_of(dot), int(values[0].ty.dtype.lanes)
     if epilogue.quantized:
-        for start in range(0, len(values), 4):
-            part = values[start : start + 4]
-            emitter.add(store(buffer, offset + 4 * start, quantized(part, epilogue, dot), 4 * len(part)))
+        for start in range(0, len(values), BLOCK // lanes):
+            part = values[start : start + BLOCK // lanes]
+            value = vectors.unsigned(quantized(part, epilogue, dot))
+            emitter.add(store(buffer, offset + lanes * start, value, lanes * len(part)))
         return
     for index, value in enumerate(values):
         if epilogue.low > float("-inf"):
-            value = tirx.Max(value, broadcast(epilogue.low, 4, "float32"))
+            value = tirx.Max(value, broadcast(epilogue.low, lanes, "float32"))
         if epilogue.high < float("inf"):
-            value = tirx.Min(value, broadcast(epilogue.high, 4, "float32"))
-        emitter.add(store(buffer, offset + 4 * index, value, 4))
+            value = tirx.Min(value, broadcast(epilogue.high, lanes, "float32"))
+        emitter.add(store(buffer, offset + lanes * index, value, lanes))
 
 
-def read_residual(buffer: Any, offset: Any, lanes: int) -> list[Any]:
-    """The residual of `lanes` channels, in vectors of at most 16."""
-    return [load(buffer, offset + start, min(16, lanes)) for start in range(0, lanes, 16)]
+def read_residual(buffer: Any, offset: Any, channels: int, dot: Dot) -> Any:
+    """The residual of up to 16 channels, as int8."""
+    return vectors_of(dot).signed(load(buffer, offset, channels))

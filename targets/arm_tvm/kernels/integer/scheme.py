@@ -9,29 +9,36 @@ from __future__ import annotations
 
 from compiler.target import OpScheme, PrecisionRule, QuantScheme, TensorFormat
 from targets.arm_tvm.kernels.integer.specs import BLOCK, Dot
+from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
-_ACTIVATION = TensorFormat("int8")
 _WEIGHT = TensorFormat("int8", granularity="channel", narrow=True)
 _ACTIVATIONS = ("Relu", "Clip")
 
-_PRODUCT = OpScheme(inputs={0: _ACTIVATION}, weights={1: _WEIGHT}, fuses=("Add", *_ACTIVATIONS))
-_MOVES = OpScheme(inputs={0: _ACTIVATION}, quantizes_output=False)
-_MEAN = OpScheme(inputs={0: _ACTIVATION}, fuses=_ACTIVATIONS)
 
-SCHEME = QuantScheme(
-    name="arm-int8",
-    ops={
-        **dict.fromkeys(("Conv", "Gemm", "MatMul"), _PRODUCT),
-        **dict.fromkeys(("AveragePool", "GlobalAveragePool"), _MEAN),
-        **dict.fromkeys(("MaxPool", "Pad", "Flatten", "Reshape", "Squeeze"), _MOVES),
-        "Add": OpScheme(inputs={0: _ACTIVATION, 1: _ACTIVATION}, fuses=_ACTIVATIONS),
-    },
-)
+def _scheme(name: str, activation: TensorFormat) -> QuantScheme:
+    product = OpScheme(inputs={0: activation}, weights={1: _WEIGHT}, fuses=("Add", *_ACTIVATIONS))
+    moves = OpScheme(inputs={0: activation}, quantizes_output=False)
+    mean = OpScheme(inputs={0: activation}, fuses=_ACTIVATIONS)
+    return QuantScheme(
+        name=name,
+        ops={
+            **dict.fromkeys(("Conv", "Gemm", "MatMul"), product),
+            **dict.fromkeys(("AveragePool", "GlobalAveragePool"), mean),
+            **dict.fromkeys(("MaxPool", "Pad", "Flatten", "Reshape", "Squeeze"), moves),
+            "Add": OpScheme(inputs={0: activation, 1: activation}, fuses=_ACTIVATIONS),
+        },
+    )
+
+
+SCHEME = _scheme("arm-int8", TensorFormat("int8"))
 """int8 and symmetric throughout: sdot and smmla multiply signed numbers, and a zero point would cost a correction.
 
 Weights are narrow (never −128), so that two products fit into int16 where a core has no dot product. Biases stay
 float32: they are added to scaled sums. Residual sums and activations are computed in the convolution's registers.
 """
+X86_SCHEME = _scheme("x86-int8", TensorFormat("int8", positive="uint8"))
+"""The same, and eight bits for what is never negative: vpdpbusd multiplies unsigned activations, and the correction of
+signed ones is a constant that its sums begin with."""
 
 _STORED = OpScheme(weights={1: _WEIGHT})
 WEIGHTS_SCHEME = QuantScheme(
@@ -55,7 +62,10 @@ _REASONS: dict[Dot, tuple[float, str]] = {
         "smaller, not faster: the core has no int8 dot product, and three instructions per 16 products "
         "lose to float32 with Winograd's algorithm",
     ),
-    "generic": (0.5, "smaller, not faster: its integer kernels are written for ARM"),
+    "generic": (0.5, "smaller, not faster: its integer kernels are written for ARM, AVX512-VNNI and AVX-VNNI"),
+    "amx_int8": (5.0, "tdpbusd multiplies 16384 pairs of int8 an instruction (AMX)"),
+    "avx512_vnni": (2.5, "vpdpbusd multiplies 64 pairs of int8 an instruction (AVX512-VNNI)"),
+    "avx_vnni": (2.0, "vpdpbusd multiplies 32 pairs of int8 an instruction (AVX-VNNI)"),
 }
 
 
@@ -68,6 +78,6 @@ def int8_rule(dot: Dot) -> PrecisionRule:
         converts_graph=False,
         tolerance="int8",
         gain=gain,
-        scheme=SCHEME,
+        scheme=X86_SCHEME if vectors_of(dot).moved else SCHEME,
         width_multiple=BLOCK,
     )

@@ -13,7 +13,8 @@ BLOCK = 16
 SLACK_BYTES = 32
 """What a kernel may read behind the last pixel of an image whose pixels are shorter than a vector."""
 
-Dot: TypeAlias = Literal["smmla", "sdot", "widen", "generic"]
+Dot: TypeAlias = Literal["smmla", "sdot", "widen", "generic", "amx_int8", "avx512_vnni", "avx_vnni"]
+ARM_DOTS: tuple[Dot, ...] = ("smmla", "sdot", "widen")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class ConvSpec:
     @property
     def padded(self) -> bool:
         """Whether a window reaches beyond the input."""
-        return any(self.pads) or _is_beyond(self.extent, self.source)
+        return any(self.pads) or is_beyond(self.extent, self.source)
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class PoolSpec:
     @property
     def padded(self) -> bool:
         """Whether a window reaches beyond the input."""
-        return any(self.pads) or _is_beyond(self.extent, self.source)
+        return any(self.pads) or is_beyond(self.extent, self.source)
 
 
 def _extent(
@@ -167,7 +168,8 @@ def _extent(
     return rows, columns
 
 
-def _is_beyond(extent: tuple[int, int], source: Image) -> bool:
+def is_beyond(extent: tuple[int, int], source: Image) -> bool:
+    """Whether rows or columns are read that the image does not have."""
     return extent[0] > source.height or extent[1] > source.width
 
 

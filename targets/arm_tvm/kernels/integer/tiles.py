@@ -1,7 +1,8 @@
-"""Register tiles of the integer convolution: what fits into 32 vector registers, cheapest first.
+"""Register tiles of the integer convolution: what fits into the vector registers, cheapest first.
 
 A tile is 4·groups output channels × rows · columns pixels. Its cost is what the compiler was seen to make of it: one
-instruction per dot product, two vectors per load (ldp), loop control, and the epilogue.
+instruction per dot product, two vectors per load (ldp), loop control, and the epilogue. On x86 it is what the ports of
+the core take: as many loads as products a cycle, and a product that waits for the one before it in its register.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from targets.arm_tvm.kernels.integer.runs import chunk_words, runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
+from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
-REGISTERS = 32
-"""Vector registers of aarch64."""
 MAX_CHOICES = 24
 """Choices of one workload: each of them is compiled and measured when it is tuned."""
 COLUMNS_MAX, ROWS_MAX = 16, 4
@@ -26,6 +27,12 @@ WIDENED = 8
 """Registers that widening multiplies in flight take."""
 LOOP = 4
 """Instructions that close a loop."""
+AMX_ROWS = 16
+"""Rows of a tile of AMX: its pixels."""
+IN_FLIGHT = 10
+"""Products of x86 that are begun before the first one's sum can be added to: two a cycle, five cycles each."""
+EPILOGUE_VECTOR = 10
+"""Instructions of x86 per vector of results."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,17 @@ def split(size: int, most: int) -> list[tuple[int, int, int]]:
 
 def tile_choices(spec: ConvSpec, dot: Dot) -> tuple[Tile, ...]:
     """Tiles that fit, by predicted instructions."""
+    vectors = vectors_of(dot)
+    if vectors.tiled:
+        return _amx_choices(spec)
     # 4, 8 and 16 channels divide a block of 16; 32 channels are two blocks.
-    groups = [count for count in (1, 2, 4, 8) if spec.result.blocks * 4 % count == 0]
+    counts = (1, 2, 4, 8) if vectors.by_lane else (2, 4, 8, 12, 16)
+    groups = [count for count in counts if spec.result.blocks * 4 % count == 0 and 4 * count % vectors.lanes == 0]
     wide = [(1, columns) for columns in range(1, min(spec.result.width, COLUMNS_MAX) + 1)]
     # Tiles of several rows are for images whose rows are too short to fill the registers.
     high = [(rows, spec.result.width) for rows in range(2, min(spec.result.height, ROWS_MAX) + 1)]
     tiles = [Tile(count, rows, columns) for count in groups for rows, columns in wide + high]
-    fitting = [tile for tile in tiles if _registers(tile, dot) <= REGISTERS]
+    fitting = [tile for tile in tiles if _registers(tile, dot) <= vectors.registers]
     return tuple(sorted(fitting, key=lambda tile: predicted_instructions(spec, tile, dot))[:MAX_CHOICES])
 
 
@@ -97,7 +108,9 @@ def workload_digest(spec: ConvSpec, dot: Dot) -> str:
 
 
 def predicted_instructions(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
-    """Predicted instructions of one image."""
+    """Predicted instructions of one image; cycles of AMX."""
+    if vectors_of(dot).tiled:
+        return _amx_cycles(spec, tile)
     channels = spec.result.blocks * BLOCK // (4 * tile.groups)
     return channels * sum(
         row_parts * column_parts * _tile_cost(spec, Tile(tile.groups, rows, columns), dot)
@@ -107,6 +120,8 @@ def predicted_instructions(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
 
 
 def _tile_cost(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
+    if not vectors_of(dot).by_lane:
+        return _tile_cost_by_words(spec, tile, 4 * tile.groups // vectors_of(dot).lanes)
     results = tile.groups * tile.pixels
     contiguous = spec.strides[1] == 1 and spec.source.layout == "blocked"
     # Neighbouring pixels are loaded in pairs (ldp) where they follow each other in memory.
@@ -119,8 +134,44 @@ def _tile_cost(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
     return taps * (products[dot] + loads + LOOP / spec.kernel[1]) + EPILOGUE * results + 5 * LOOP
 
 
+def _amx_choices(spec: ConvSpec) -> tuple[Tile, ...]:
+    """One or two tiles of pixels by one or two of output channels, pixels divided evenly among their tiles."""
+    size = spec.result.width
+    if spec.strides == (1, 1):
+        size += (spec.result.height - 1) * max(spec.extent[1], spec.source.width)
+    columns = -(-size // -(-size // AMX_ROWS))
+    tiles = [
+        Tile(groups, rows, columns) for groups in (8, 4) for rows in (2, 1) if spec.result.blocks * 4 % groups == 0
+    ]
+    return tuple(sorted(tiles, key=lambda tile: _amx_cycles(spec, tile)))
+
+
+def _amx_cycles(spec: ConvSpec, tile: Tile) -> float:
+    runs = runs_of(spec)
+    words, blocks = chunk_words(runs), tile.groups // 4
+    size = spec.result.width
+    lines = spec.result.height
+    if spec.strides == (1, 1):
+        size, lines = size + (lines - 1) * max(spec.extent[1], spec.source.width), 1
+    groups = -(-lines * -(-size // tile.columns) // tile.rows) * spec.result.blocks // blocks
+    products = tile.rows * blocks * max(tile.columns, words)
+    loads = (tile.rows * tile.columns + blocks * words) / 2
+    steps = runs.total_words // words
+    return groups * (steps * max(products, loads) + EPILOGUE_VECTOR * tile.rows * blocks * tile.columns)
+
+
+def _tile_cost_by_words(spec: ConvSpec, tile: Tile, columns: int) -> float:
+    """Of a tile of so many vectors of output channels, whose inputs are broadcast from memory."""
+    results, loads = columns * tile.pixels, columns + tile.pixels
+    words = runs_of(spec).total_words
+    return words * (max(results, loads, IN_FLIGHT) + loads / 4) + EPILOGUE_VECTOR * results + 5 * LOOP
+
+
 def _registers(tile: Tile, dot: Dot) -> int:
     results = tile.groups * tile.pixels
+    if not vectors_of(dot).by_lane:
+        columns = 4 * tile.groups // vectors_of(dot).lanes
+        return columns * tile.pixels + columns + 1
     if dot in ("widen", "generic"):
         return 4 * results + tile.pixels + WIDENED
     if dot == "smmla":

@@ -9,7 +9,8 @@ from typing import Any
 
 from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, int32
 from targets.arm_tvm.kernels.integer.padding import emit_padded
-from targets.arm_tvm.kernels.integer.specs import ConvSpec, Image, PoolSpec
+from targets.arm_tvm.kernels.integer.specs import ConvSpec, Dot, Image, PoolSpec, is_beyond
+from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,33 @@ class Row:
 
 
 @contextmanager
-def each_row(emitter: Emitter, spec: ConvSpec | PoolSpec, source: Any, *, work: int) -> Iterator[Row]:
+def each_row(
+    emitter: Emitter,
+    spec: ConvSpec | PoolSpec,
+    source: Any,
+    dot: Dot,
+    *,
+    work: int,
+    reach: tuple[int, int] | None = None,
+) -> Iterator[Row]:
     """What is added inside is done for every row of every block; sources with a border are copied first.
 
     Args:
         emitter: Takes the statements.
         spec: Of windows that see one channel each.
         source: The buffer of the input.
+        dot: The machine's kind.
         work: Vector operations of one image; many are spread over the threads.
+        reach: Rows and columns of the input that are read, where they are more than the windows touch.
     """
     from tvm import tirx
 
-    result = spec.result
+    result, extent = spec.result, reach or spec.extent
     with emitter.loop(spec.source.batch) as batch:
         image, origin, place = spec.source, source, batch * spec.source.batch_stride
-        if spec.padded:
-            origin, image = emit_padded(emitter, (source, place, spec.source), spec.extent, spec.pads, spec.fill)
+        if any(spec.pads) or is_beyond(extent, spec.source):
+            fill = vectors_of(dot).constant(spec.fill)
+            origin, image = emit_padded(emitter, (source, place, spec.source), extent, spec.pads, fill)
             place = int32(0)
         with emitter.loop(result.blocks * result.height, parallel=work > PARALLEL_WORK) as part:
             block, row = tirx.floordiv(part, int32(result.height)), tirx.floormod(part, int32(result.height))

@@ -1,5 +1,6 @@
 """Q/DQ models in integers: what is recognized, and that the kernels compute what the model says."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,17 @@ from arm_tvm_models import Array, needs_aarch64
 from integer_models import Quantizing, residual_network
 
 from compiler.artifact import Artifact
+from compiler.fleet.detect import host_isa
 from compiler.model.numerics import Arrays, compare
 from compiler.target import TargetPlan
 from targets.arm_tvm import TARGET
 from targets.arm_tvm.graph.quantized.rewrite import DOMAIN, use_integers
+from targets.arm_tvm.kernels.integer.conv import dot_for
 from targets.arm_tvm.kernels.integer.dot_products import dot_of
-from targets.arm_tvm.kernels.integer.specs import ConvSpec, Dot
+from targets.arm_tvm.kernels.integer.scheme import int8_rule
+from targets.arm_tvm.kernels.integer.specs import ConvSpec, Dot, Epilogue, Image
 from targets.arm_tvm.kernels.integer.tiles import tile_choices, workload_digest
+from targets.arm_tvm.kernels.x86_cores import CORES
 from targets.arm_tvm.options import Options
 
 SQNR_DB = 40.0
@@ -27,6 +32,13 @@ BOARDS = {
     "widen": Options("aarch64-linux-gnu", "cortex-a72", ("+neon",)),
 }
 HOST = Options("x86_64-linux-gnu", "x86-64-v3")
+HOSTS = {
+    "generic": (HOST, {"avx2", "fma"}),
+    "avx_vnni": (Options("x86_64-linux-gnu", "gracemont"), {"avx2", "fma", "avx_vnni"}),
+    "amx_int8": (Options("x86_64-linux-gnu", "sapphirerapids"), {"avx512_fp16", "avx512_vnni", "amx_tile", "amx_int8"}),
+    "avx512_vnni": (Options("x86_64-linux-gnu", "icelake-server"), {"avx512vl", "avx512vbmi", "avx512_vnni"}),
+}
+"""How an x86-64 processor multiplies → what is compiled for, and flags of those that can run it."""
 
 
 def expected(model: ir.Model, inputs: Arrays) -> dict[str, Array]:
@@ -130,13 +142,25 @@ def test_a_graph_output_that_is_quantized_keeps_its_name_and_type() -> None:
     assert (output.name, output.dtype, tuple(output.shape or ())) == ("c_q", ir.DataType.UINT8, (1, 20, 8, 8))
 
 
-@pytest.mark.parametrize("unsigned", [False, True], ids=["int8", "uint8"])
-@pytest.mark.parametrize("least", [-127, -128])
+@pytest.mark.parametrize(
+    ("dot", "unsigned", "least"),
+    [
+        ("generic", False, -127),
+        ("generic", True, -128),
+        ("avx_vnni", True, -127),
+        ("avx512_vnni", False, -128),
+        ("amx_int8", True, -128),
+    ],
+)
 def test_the_network_computes_on_the_host_what_the_model_says(
-    unsigned: bool, least: int, tmp_path: Path, cache_dir: Path, pi5: object
+    dot: str, unsigned: bool, least: int, tmp_path: Path, cache_dir: Path, pi5: object
 ) -> None:
+    options, needed = HOSTS[dot]
+    if missing := needed - host_isa():
+        pytest.skip(f"this machine's processor lacks {', '.join(sorted(missing))}")
+    assert dot_of(options.arch, options.mcpu, options.mattr) == dot
     model = residual_network(unsigned=unsigned, least=least)
-    assert_agrees(model, {"image": image(1, 3, 40, 40)}, built(model, HOST, tmp_path, cache_dir, pi5))
+    assert_agrees(model, {"image": image(1, 3, 40, 40)}, built(model, options, tmp_path, cache_dir, pi5))
 
 
 @needs_aarch64
@@ -195,6 +219,35 @@ def test_the_features_of_a_core_decide_how_it_multiplies(mcpu: str, mattr: tuple
     assert dot_of("aarch64", mcpu, mattr) == dot
 
 
+@pytest.mark.parametrize(
+    ("mcpu", "mattr", "dot"),
+    [
+        ("haswell", (), "generic"),
+        ("skylake-avx512", (), "generic"),
+        ("icelake-server", (), "avx512_vnni"),
+        ("icelake-server", ("-avx512vnni",), "generic"),
+        ("sapphirerapids", (), "amx_int8"),
+        ("sapphirerapids", ("-amx-int8",), "avx512_vnni"),
+        ("sapphirerapids", ("-avx512f",), "avx_vnni"),
+        ("gracemont", (), "avx_vnni"),
+        ("x86-64", ("+avx2", "+avxvnni"), "avx_vnni"),
+    ],
+)
+def test_x86_cores_multiply_by_the_widest_vectors_they_have(mcpu: str, mattr: tuple[str, ...], dot: str) -> None:
+    assert dot_of("x86_64", mcpu, mattr) == dot
+
+
+@pytest.mark.needs_tvm
+def test_the_extensions_of_x86_cores_are_those_that_llvm_compiles_for() -> None:
+    tvm = pytest.importorskip("tvm")
+    from tvm.target.codegen import llvm_get_cpu_features
+
+    for core in frozenset().union(*CORES.values()):
+        options = Options("x86_64-linux-gnu", core)
+        features = {str(feature) for feature in llvm_get_cpu_features(tvm.target.Target(options.target))}
+        assert {name for name, cores in CORES.items() if core in cores} == features & set(CORES), core
+
+
 def test_a_core_without_dot_products_is_not_promised_speed() -> None:
     from compiler.fleet.profile import load_profile
 
@@ -204,3 +257,19 @@ def test_a_core_without_dot_products_is_not_promised_speed() -> None:
     }
     assert rules["raspberry-pi-4"].gain < 1.0 < rules["raspberry-pi-5"].gain < rules["aws-graviton3"].gain
     assert "not faster" in rules["raspberry-pi-4"].reason
+
+
+def test_x86_cores_with_dot_products_are_promised_speed_and_eight_bits_for_what_is_never_negative() -> None:
+    rules = {dot: int8_rule(dot) for dot in ("generic", "avx_vnni", "avx512_vnni", "amx_int8")}
+    assert rules["generic"].gain < 1.0 < rules["avx_vnni"].gain < rules["avx512_vnni"].gain < rules["amx_int8"].gain
+    schemes = {dot: rule.scheme for dot, rule in rules.items()}
+    assert schemes["generic"] == int8_rule("sdot").scheme != schemes["amx_int8"] == schemes["avx_vnni"]
+    assert schemes["amx_int8"] is not None and schemes["amx_int8"].ops["Conv"].inputs[0].positive == "uint8"
+
+
+def test_amx_is_left_to_windows_that_fill_its_tiles() -> None:
+    image = Image(1, 32, 3, 3)
+    spec = ConvSpec(image, image, (3, 3), (1, 1), (1, 1), (1, 1), 0, False, Epilogue())
+    assert dot_for(spec, "amx_int8") == "amx_int8"
+    assert dot_for(replace(spec, depthwise=True), "amx_int8") == "avx512_vnni"
+    assert dot_for(replace(spec, result=Image(1, 32, 1, 1)), "amx_int8") == "avx512_vnni"

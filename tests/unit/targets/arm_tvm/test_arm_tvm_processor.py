@@ -26,6 +26,8 @@ def board(*isa: str) -> HardwareProfile:
 def test_the_flags_are_linux_s_names_of_what_llvm_compiles_for() -> None:
     assert {"avx2", "fma", "bmi1", "abm", "sse4_2"} <= set(needed_flags(HASWELL))
     assert "avx512_vnni" in needed_flags(Options("x86_64-linux-gnu", "icelake-server"))
+    assert {"amx_tile", "amx_int8"} <= set(needed_flags(Options("x86_64-linux-gnu", "sapphirerapids")))
+    assert "amx_int8" not in needed_flags(Options("x86_64-linux-gnu", "sapphirerapids", ("-amx-int8",)))
     assert needed_flags(replace(HASWELL, mcpu="generic")) == ()
     assert needed_flags(Options("aarch64-linux-gnu", "cortex-a76", ("+dotprod",))) == ()
 
@@ -34,6 +36,8 @@ def test_a_core_with_more_than_the_profile_states_is_refused_by_name() -> None:
     icelake = Options("x86_64-linux-gnu", "icelake-server")
     with pytest.raises(FleetError, match=r"icelake-server has avx512_vnni.*, which cpu.isa does not state"):
         refuse_other_processor(["avx2", "avx512_vnni"], icelake, board("sse4_1", "avx2"))
+    with pytest.raises(FleetError, match=r"has amx_int8, which cpu.isa does not state"):
+        refuse_other_processor(["avx2", "amx_int8"], icelake, board("avx2"))
     refuse_other_processor(["avx2", "abm"], HASWELL, board("avx2"))
     refuse_other_processor(["avx2"], HASWELL, board())
 
