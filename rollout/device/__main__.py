@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 import urllib.parse
@@ -18,6 +19,9 @@ from .signing import device_key, sign_report
 from .source import Source
 
 TIMEOUT_S = 30.0
+
+INTERRUPTED = 130
+"""Exit code of a command that was ended by a signal, as fleetc's other commands have it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,4 +94,9 @@ def _send(device: str, report: dict[str, Any], place: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # as Ctrl-C, and as `fleetc agent`: a health run that goes on is ended, and its temporary folder removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

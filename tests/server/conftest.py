@@ -113,7 +113,7 @@ def serving(root: Path, site: Path, *options: str) -> Server:
     place = make_place(root, site)
     (root / "tmp").mkdir()
     more = {"FLEETC_CLIENT_FILE": str(root / "client.json"), "TMPDIR": str(root / "tmp")}
-    return Server(Place(root, {**place.env, **more}), options)
+    return Server(Place(root, {**place.env, **more}, repeat=1), options)
 
 
 @pytest.fixture(scope="session")

@@ -31,26 +31,27 @@ def lab(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Iterator[Server
 
 @pytest.fixture(scope="module")
 def second(lab: Server) -> Iterator[subprocess.Popen[str]]:
-    """A worker of its own, which is preferred where both are free."""
-    process = joined(lab, "second", lab.place.root / "second")
+    """A worker as on another machine, which is preferred where both are free.
+
+    It has temporary files, and so a gate of what is timed, of its own.
+    """
+    folder = lab.place.root / "second"
+    (folder / "tmp").mkdir(parents=True)
+    place = replace(lab.place, env={**lab.place.env, "TMPDIR": str(folder / "tmp")})
+    with (lab.place.root / "second.log").open("a") as log:
+        options = ("--name", "second", "--data", folder, "--no-timing")
+        process = place.start("worker", *options, stdout=log, stderr=log)
+    wait_until(lambda: "second" in {one["name"] for one in lab.connection.get("/v1/workers")})
     yield process
     process.send_signal(signal.SIGCONT)
     process.terminate()
     process.wait(60)
 
 
-def joined(lab: Server, name: str, folder: Path) -> subprocess.Popen[str]:
-    """A worker as on another machine: with temporary files, and so with a gate of what is timed, of its own."""
-    (folder / "tmp").mkdir(parents=True)
-    place = replace(lab.place, env={**lab.place.env, "TMPDIR": str(folder / "tmp")})
-    with (lab.place.root / f"{name}.log").open("a") as log:
-        options = ("--name", name, "--data", folder, "--no-timing")
-        process = place.start("worker", *options, stdout=log, stderr=log)
-    wait_until(lambda: name in {one["name"] for one in lab.connection.get("/v1/workers")})
-    return process
-
-
-def test_a_rebuild_waits_for_another_worker_and_adds_its_signature(lab: Server, tmp_path: Path) -> None:
+def test_a_rebuild_waits_for_another_worker_and_adds_its_signature(
+    lab: Server, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The first test of the file: until it waits there is one worker."""
     place = lab.place
     named = place.profile("named", random="named")  # its bytes differ each time, and the manifest says so
     place.write_fleet({"one": place.profile("one"), "named": named})
@@ -61,12 +62,10 @@ def test_a_rebuild_waits_for_another_worker_and_adds_its_signature(lab: Server, 
     rebuild = lab.submit("--reproduce")
     waiting = lab.wait_for(rebuild["id"], lambda job: job["devices"][0]["state"] == "waiting_for_worker")
     assert waiting["devices"][0]["waiting_for"] == ["other-than:embedded"]
-    process = joined(lab, "third", tmp_path / "third")
+    request.getfixturevalue("second")
     again = lab.finished(rebuild["id"])
-    assert [one["worker"] for one in again["devices"]] == ["third", "third"] and again["state"] == "succeeded"
+    assert [one["worker"] for one in again["devices"]] == ["second", "second"] and again["state"] == "succeeded"
     assert [one["original"] for one in again["devices"]] == [first["id"], first["id"]]
-    process.terminate()
-    process.wait(60)
     keys = {name: tmp_path / f"{name}.pub" for name in ("server", "rebuilt")}
     for name, file in keys.items():
         file.write_bytes(urllib3.request("GET", f"{lab.url}/v1/public-keys/{name}").data)

@@ -15,6 +15,7 @@ import socket
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -394,15 +395,19 @@ def test_a_clock_that_is_off_by_years_is_named(fleet: Path, tmp_path: Path, monk
     assert "this device's clock went back by 1095 days" in make_agent(fleet, tmp_path / "device").look()["problem"]
 
 
+def arguments_of(fleet: Path, device: Path) -> list[str]:
+    """Options of an agent that keeps a new build without watching it."""
+    told = ["--folder", str(device), "--repository", f"file://{fleet}/repository", "--root", f"{fleet}/root.json"]
+    return [*told, "--device", "d 1", "--class", CLASS, "--watch-s", "0"]
+
+
 def run_device(fleet: Path, device: Path, *args: str, prelude: str = "") -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, in which nothing else of fleetc can be imported."""
     blocked = "compiler numpy onnx click pydantic ruamel"
     code = f"import sys\nsys.modules.update(dict.fromkeys({blocked.split()!r}))\n{prelude}\n"
     code += "from device.__main__ import main\nsys.exit(main(sys.argv[1:]))"
-    command = ["--folder", str(device), "--repository", f"file://{fleet}/repository", "--root", f"{fleet}/root.json"]
-    command += ["--device", "d 1", "--class", CLASS, "--watch-s", "0", "--once", *args]
     return subprocess.run(
-        [sys.executable, "-P", "-c", code, *command],
+        [sys.executable, "-P", "-c", code, *arguments_of(fleet, device), "--once", *args],
         env={**os.environ, "PYTHONPATH": str(Path(repository_module.__file__).parent)},
         capture_output=True,
         text=True,
@@ -424,6 +429,27 @@ def test_the_agent_runs_where_nothing_else_of_fleetc_is_and_reports(fleet: Path,
     assert (device / "report.pem").read_bytes() == key
 
 
+def test_an_agent_that_is_ended_leaves_no_temporary_folder(fleet: Path, tmp_path: Path) -> None:
+    """As a service manager ends it, while a health run goes on."""
+    begun, temporary = tmp_path / "begun", tmp_path / "tmp"
+    temporary.mkdir()
+    health = f"sh -c 'touch {begun}; exec sleep 60'"
+    agent = subprocess.Popen(
+        [sys.executable, "-P", "-m", "device", *arguments_of(fleet, tmp_path / "device"), "--health", health],
+        env={**os.environ, "PYTHONPATH": str(Path(repository_module.__file__).parent), "TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ends = time.monotonic() + 60
+    while not begun.exists() and agent.poll() is None and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert list(temporary.glob("fleetc-health-*"))
+    agent.terminate()
+    _, err = agent.communicate(timeout=30)
+    assert (agent.returncode, err) == (130, "")
+    assert list(temporary.iterdir()) == []
+
+
 def test_a_full_disk_leaves_the_build_that_is_there(fleet: Path, tmp_path: Path) -> None:
     """The system refuses every byte beyond a size, as a full disk does."""
     device = tmp_path / "device"
@@ -438,8 +464,11 @@ def test_a_full_disk_leaves_the_build_that_is_there(fleet: Path, tmp_path: Path)
     assert make_agent(fleet, device).look()["build"] == TWO.digest
 
 
-def test_kill_at_every_step_leaves_one_verified_build_and_the_next_start_goes_on(fleet: Path, tmp_path: Path) -> None:
+def test_kill_at_every_step_leaves_one_verified_build_and_the_next_start_goes_on(
+    fleet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SIGKILL before each change of a file system's name or content, one after another, until the update is done."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # whoever is killed leaves a folder there
     device, changes = tmp_path / "device", {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink"}
     make_agent(fleet, device).look()
     assign(FleetRepository(fleet), TWO, "second")
