@@ -74,6 +74,7 @@ def main() -> None:
                 print(name, {key: figures[name][key] for key in ("fastest_ms", "fastest_ratio", "ratio")})
                 head = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **commit()}
                 head |= {"machine": machine(), "versions": versions(TOOLS), "flags": vector_flags()}
+                head |= {"load_average": [round(value, 2) for value in os.getloadavg()]}
                 given.out.write_text(json.dumps(head | {"runs": figures}, indent=1) + "\n", "utf-8")
 
 

@@ -85,7 +85,8 @@ def count_instructions(
 def count_timed(program: tuple[str, ...], *, cpu: str, environment: dict[str, str], timeout_s: float) -> int:
     """Guest instructions between the last two times that an aarch64 program reads the clock.
 
-    `run --repeat 1` reads it right before and right after the one inference that it measures, and not again.
+    `run --repeat 1` reads it right before and right after the one inference that it measures, and not again. Threads
+    that wait for others read it, too: the program is to have one.
 
     Args:
         program, cpu, environment, timeout_s: As of `count_instructions`.

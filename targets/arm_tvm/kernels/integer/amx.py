@@ -58,7 +58,8 @@ def pixels_of(spec: ConvSpec, image: Image, tile: Tile) -> Pixels:
     if spec.strides == (1, 1):
         pitch = image.width
         total = (spec.result.height - 1) * pitch + spec.result.width
-        return Pixels(tile.columns, -(-total // tile.columns), 0, pitch)
+        size = min(tile.columns, total)
+        return Pixels(size, -(-total // size), 0, pitch)
     parts = -(-spec.result.width // tile.columns)
     return Pixels(tile.columns, parts * spec.result.height, parts, image.width)
 

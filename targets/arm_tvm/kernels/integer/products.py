@@ -32,7 +32,6 @@ class Operands:
 PRODUCT_NAMES: dict[Dot, str] = {
     "sdot": "llvm.aarch64.neon.sdot.v4i32.v16i8",
     "smmla": "llvm.aarch64.neon.smmla.v4i32.v16i8",
-    "amx_int8": "llvm.x86.tdpbusd",
     "avx512_vnni": "llvm.x86.avx512.vpdpbusd.512",
     # One name for the encodings of AVX-VNNI and AVX-512: LLVM takes the one that the core has.
     "avx_vnni": "llvm.x86.avx512.vpdpbusd.256",

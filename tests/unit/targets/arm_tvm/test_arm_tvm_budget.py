@@ -49,6 +49,10 @@ def test_weights_stay_below_a_limit_that_can_be_met(share: float) -> None:
     assert _bytes(dict(fit_weights(BOTH, NEON, limit))) <= limit
 
 
+def test_the_choices_of_a_workload_are_listed_once() -> None:
+    assert all(all_choices(replace(work), NEON) is all_choices(work, NEON) for work in BOTH)
+
+
 def test_nothing_is_given_up_for_a_limit_that_no_choice_meets() -> None:
     least = sum(min(one.weight_bytes for one in all_choices(work, NEON)) for work in BOTH)
     assert fit_weights(BOTH, NEON, least)
