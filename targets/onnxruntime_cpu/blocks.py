@@ -20,10 +20,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler.target import BITS_KEY, constant_of
+from targets.onnxruntime_cpu.rules import Activations
 
 _DOMAIN = "com.microsoft"
-_ACCURACY = 4
-"""`accuracy_level` of MatMulNBits: activations in 8 bits by block, so that products are of integers."""
+
+_ACCURACY_LEVEL = {Activations.FLOAT32: 1, Activations.INT8: 4}
+"""Attribute of MatMulNBits."""
 
 _PARTS = {4: (4,), 6: (4, 2), 8: (8,)}
 """Bits of a weight → bits of the products it becomes, the upper ones first."""
@@ -59,14 +61,19 @@ class _Matrix:
     zeros: Bytes | None
 
 
-def pack_weights(model: ir.Model) -> ir.Model:
-    """The model with its weights in blocks packed; itself where it has none."""
+def pack_weights(model: ir.Model, activations: Activations = Activations.FLOAT32) -> ir.Model:
+    """The model with its weights in blocks packed; itself where it has none.
+
+    Args:
+        model: The border model.
+        activations: What the packed weights are multiplied with; int8: rounded block by block while the model runs.
+    """
     if not any(_is_blocks(node) for node in model.graph):
         return model
     copy = model.clone()
     copy.graph.opset_imports.setdefault(_DOMAIN, 1)
     for node in [node for node in copy.graph if _is_blocks(node)]:
-        _pack(copy, node)
+        _pack(copy, node, activations)
     return copy
 
 
@@ -74,19 +81,25 @@ def _is_blocks(node: ir.Node) -> bool:
     return node.op_type == "DequantizeLinear" and node.metadata_props.get(BITS_KEY, "") in map(str, _PARTS)
 
 
-def _pack(model: ir.Model, node: ir.Node) -> None:
+def _pack(model: ir.Model, node: ir.Node, activations: Activations) -> None:
     """Replaces what reads one dequantized weight; then the weight itself, if nothing else reads it."""
     parts = _parts(model, node)
     for reader, _ in list(node.outputs[0].uses()):
         if reader.op_type == "Gather":
             _replace(model, reader, *_look_ups(model, reader, parts))
         elif reader.op_type == "MatMul":
-            _replace(model, reader, *_products(reader, parts))
+            _replace(model, reader, *_products(reader, parts, activations))
         elif reader.op_type == "Transpose":
             for product, _ in list(reader.outputs[0].uses()):
-                _replace(model, product, *_products(product, parts))
-            model.graph.remove(reader, safe=True)
-    _remove(model, node)
+                _replace(model, product, *_products(product, parts, activations))
+            if _is_unread(reader):
+                model.graph.remove(reader, safe=True)
+    if _is_unread(node):
+        _remove(model, node)
+
+
+def _is_unread(node: ir.Node) -> bool:
+    return not any(value.uses() or value.is_graph_output() for value in node.outputs)
 
 
 def _parts(model: ir.Model, node: ir.Node) -> list[_Matrix]:
@@ -159,21 +172,21 @@ def _packed(integers: Bytes, bits: int) -> Bytes:
     return np.ascontiguousarray(np.bitwise_or.reduce(columns))
 
 
-def _products(reader: ir.Node, parts: list[_Matrix]) -> list[ir.Node]:
+def _products(reader: ir.Node, parts: list[_Matrix], activations: Activations) -> list[ir.Node]:
     """The products of all parts, and their sum."""
-    made = [_product(reader, part, number) for number, part in enumerate(parts)]
+    made = [_product(reader, part, number, activations) for number, part in enumerate(parts)]
     if len(made) == 1:
         return made
     return [*made, ir.node("Add", [node.outputs[0] for node in made], name=f"{reader.name}_sum")]
 
 
-def _product(reader: ir.Node, matrix: _Matrix, number: int) -> ir.Node:
+def _product(reader: ir.Node, matrix: _Matrix, number: int, activations: Activations) -> ir.Node:
     attributes = {
         "K": matrix.inputs,
         "N": matrix.outputs,
         "bits": matrix.bits,
         "block_size": matrix.block,
-        "accuracy_level": _ACCURACY,
+        "accuracy_level": _ACCURACY_LEVEL[activations],
     }
     inputs = [reader.inputs[0], matrix.packed, matrix.scale, *([matrix.zero] if matrix.zero is not None else [])]
     name = f"{reader.name}_{number}" if number else reader.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from enum import StrEnum
 
 from compiler.target import (
     BlockFormat,
@@ -57,6 +58,14 @@ WEIGHTS = QuantScheme(
     weights=WeightChoices((_NARROW, BlockFormat(4, 64), _MIDDLE, _WIDE), (_WIDE, _MIDDLE, _NARROW)),
 )
 """What MatMulNBits and GatherBlockQuantized read; blocks of 64 are a part of every usual width, and none is padded."""
+
+
+class Activations(StrEnum):
+    """What packed weights are multiplied with."""
+
+    FLOAT32 = "float32"
+    INT8 = "int8"
+
 
 VNNI = ("avx512_vnni", "avx_vnni")
 _ARM = ("asimd", "neon")

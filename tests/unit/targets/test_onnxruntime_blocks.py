@@ -9,12 +9,14 @@ from compiler.compress.quant.apply import at_opset
 from compiler.compress.weight_only.apply import apply_weights
 from compiler.compress.weight_only.fit import fit_blocks
 from compiler.compress.weight_only.layers import find_layers
+from compiler.model.frontend import extract_prefix
 from compiler.model.numerics import compare
 from compiler.model.onnx_runtime import OnnxRuntimeSession
 from compiler.model.reference import Unoptimized
 from compiler.model.save import save_model
 from compiler.target.scheme import BlockFormat
 from targets.onnxruntime_cpu.blocks import pack_weights
+from targets.onnxruntime_cpu.rules import Activations
 
 FORMATS = [
     BlockFormat(4, 32),
@@ -36,10 +38,11 @@ def in_blocks(format_: BlockFormat) -> ir.Model:
     return apply_weights(model, layers, stored)
 
 
+@pytest.mark.parametrize(("activations", "least_db"), [(Activations.FLOAT32, 80), (Activations.INT8, 20)])
 @pytest.mark.parametrize("format_", FORMATS, ids=str)
-def test_packed_weights_compute_what_the_border_model_does(format_, tmp_path):
+def test_packed_weights_compute_what_the_border_model_does(format_, activations, least_db, tmp_path):
     border = in_blocks(format_)
-    packed = pack_weights(border)
+    packed = pack_weights(border, activations)
     operators = [node.op_type for node in packed.graph]
     assert operators.count("MatMulNBits") == (30 if format_.bits == 6 else 15)
     assert operators.count("GatherBlockQuantized") == (2 if format_.bits == 6 else 1)
@@ -49,8 +52,21 @@ def test_packed_weights_compute_what_the_border_model_does(format_, tmp_path):
     got = OnnxRuntimeSession(tmp_path / "packed.onnx", is_optimized=True).run(inputs)
     want = Unoptimized(border).run(inputs)
     assert {name: array.shape for name, array in got.items()} == {name: array.shape for name, array in want.items()}
-    # products read their activations in 8 bits
-    assert compare(want["logits"], got["logits"]).sqnr_db > 20
+    assert compare(want["logits"], got["logits"]).sqnr_db > least_db
+
+
+def test_a_weight_that_is_looked_at_stays_beside_the_packed_one(tmp_path):
+    """As where the first operator that diverges is looked for."""
+    border = in_blocks(BlockFormat(4, 32))
+    product = next(node for node in border.graph if node.op_type == "MatMul" and node.inputs[1].producer() is not None)
+    names = [product.inputs[1].name, product.outputs[0].name]
+    part = extract_prefix(border, names)
+    save_model(pack_weights(part), tmp_path / "part.onnx")
+    inputs = windows(border, 1, length=8, past=4)[0]
+    session = OnnxRuntimeSession(tmp_path / "part.onnx", is_optimized=True)
+    got = session.run({spec.name: inputs[spec.name] for spec in session.inputs})
+    want = Unoptimized(part).run({value.name: inputs[value.name] for value in part.graph.inputs})
+    assert all(compare(want[name], got[name]).sqnr_db > 80 for name in names)
 
 
 def test_a_shared_table_is_stored_once_and_bytes_are_those_counted():
