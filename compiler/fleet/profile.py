@@ -123,6 +123,13 @@ class HardwareProfile:
             "name; the best build of all is delivered."
         ),
     ] = None
+    other_target_options: Annotated[
+        Mapping[str, TargetOptions],
+        Field(
+            description="`target_options` of targets that do not compete by themselves, by their names: for those that "
+            "name them in a fleet file's `targets`, or by `--target`."
+        ),
+    ] = field(default_factory=dict)
     cpu: Annotated[Cpu | None, Field(description="The processor; absent where it does not matter.")] = None
     accelerator: Annotated[Accelerator | None, Field(description="The accelerator; absent where there is none.")] = None
     memory_mib: Annotated[int | None, Field(ge=1, description="Main memory of the device, in MiB.")] = None
@@ -152,13 +159,19 @@ class HardwareProfile:
 
 @dataclass(frozen=True)
 class _OtherOptions(Origin):
-    """Where a target under `also` was written, which is asked for under `target` and `target_options`."""
+    """Where another target was written, which is asked for under `target` and `target_options`.
 
+    Args:
+        key: `also` or `other_target_options`.
+        target: Its name.
+    """
+
+    key: str = "also"
     target: str = ""
 
     def place(self, keys: KeyPath) -> str:
         is_own = keys[:1] in (("target",), ("target_options",))
-        return super().place(("also", self.target, *keys[1:]) if is_own else keys)
+        return super().place((self.key, self.target, *keys[1:]) if is_own else keys)
 
 
 def load_profile(name_or_path: str | Path) -> HardwareProfile:
@@ -184,10 +197,11 @@ def profile_of(document: Document) -> HardwareProfile:
     problems += _provenance_problems(document)
     if problems or profile is None:
         raise combine(problems)
-    if profile.target in (profile.also or ()):
-        raise ProfileError(
-            f"names '{profile.target}', the profile's own target", where=document.origin.place(("also",))
-        )
+    for key, others in (("also", profile.also or {}), ("other_target_options", profile.other_target_options)):
+        if profile.target in others:
+            raise ProfileError(
+                f"names '{profile.target}', the profile's own target", where=document.origin.place((key,))
+            )
     return _written_at(profile, document.origin)
 
 
@@ -199,10 +213,15 @@ def profile_for(profile: HardwareProfile, target: str) -> HardwareProfile:
         target: One of its targets, or another one, which then has no options.
     """
     if target == profile.target:
-        return _written_at(replace(profile, also=None), profile.origin) if profile.also else profile
-    options, origin = (profile.also or {}).get(target, {}), profile.origin
-    own = replace(profile, target=target, target_options=options, also=None)
-    return _written_at(own, _OtherOptions(origin.path, origin.lines, target))
+        is_alone = not profile.also and not profile.other_target_options
+        return (
+            profile if is_alone else _written_at(replace(profile, also=None, other_target_options={}), profile.origin)
+        )
+    competes, origin = target in (profile.also or ()), profile.origin
+    options = ((profile.also or {}) if competes else profile.other_target_options).get(target, {})
+    own = replace(profile, target=target, target_options=options, also=None, other_target_options={})
+    key = "also" if competes else "other_target_options"
+    return _written_at(own, _OtherOptions(origin.path, origin.lines, key, target))
 
 
 def _written_at(profile: HardwareProfile, origin: Origin) -> HardwareProfile:

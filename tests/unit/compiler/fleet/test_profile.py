@@ -272,6 +272,21 @@ def test_other_targets_are_names_or_names_with_options(tmp_path: Path, also: str
     assert load_profile(path) == profile
 
 
+def test_a_target_that_only_a_fleet_names_has_the_options_that_the_profile_holds_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "board.yaml"
+    other = "other_target_options: {tvm: {mtriple: x86_64}}"
+    path.write_text(f"schema: 1\nname: board\ntarget: openvino\n{other}\n")
+    profile = load_profile(path)
+    assert profile.targets == ("openvino",)
+    own, tvm = profile_for(profile, "openvino"), profile_for(profile, "tvm")
+    assert (own.target_options, own.other_target_options) == ({}, {})
+    assert (tvm.target, tvm.target_options, tvm.other_target_options) == ("tvm", {"mtriple": "x86_64"}, {})
+    assert tvm.origin.place(("target_options", "mtriple")) == f"{path}:4 other_target_options.tvm.mtriple"
+    path.write_text("schema: 1\nname: board\ntarget: tvm\nother_target_options: {tvm: {}}\n")
+    with pytest.raises(ProfileError, match="the profile's own target"):
+        load_profile(path)
+
+
 @pytest.mark.parametrize(
     ("also", "what"),
     [("[openvino]", "the profile's own target"), ("[tvm, tvm]", "names a target twice"), ("tvm", "expected a mapping")],
