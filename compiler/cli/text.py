@@ -62,9 +62,18 @@ def fleet_text(report: FleetReport) -> str:
         f"{device.device}: not executed: {device.row['reason']}" for device in report.devices if _unexecuted(device)
     ]
     lines += [f"{device.device}: {device.row['reason']}" for device in report.devices if _noted(device)]
+    lines += [line for device in report.devices for line in _absent_lines(device)]
     lines += [f"note: {note}" for note in report.notes]
     lines += [f"report: {report.page}"] if report.page else []
     return "\n".join(lines)
+
+
+def _absent_lines(device: DeviceReport) -> list[str]:
+    """The targets that were to compete for a device, and could not."""
+    targets = device.plan.targets if device.plan else ()
+    return [
+        f"{device.device}: {target.target} did not compete: {target.left_out}" for target in targets if target.left_out
+    ]
 
 
 def forecast_text(expected: Forecast) -> str:

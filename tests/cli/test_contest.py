@@ -73,6 +73,8 @@ def test_a_target_that_refuses_the_model_leaves_it_to_the_others(recurrent: tupl
 def test_a_target_that_is_not_installed_is_named_by_plan_and_manifest(recurrent: tuple[Place, Outcome]) -> None:
     place, _ = recurrent
     assert why(place.manifest("board"), "ghost").startswith("no target 'ghost' is installed")
+    again = place.build("-d", "board", "--no-report")
+    assert "board: ghost did not compete: no target 'ghost' is installed\n" in again.out
     assert "not ghost: no target 'ghost' is installed" in place.run("plan", place.fleet, "--device", "board").out
 
 
