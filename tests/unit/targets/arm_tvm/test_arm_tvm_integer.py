@@ -262,9 +262,7 @@ def test_a_core_without_dot_products_is_not_promised_speed() -> None:
 def test_x86_cores_with_dot_products_are_promised_speed_and_eight_bits_for_what_is_never_negative() -> None:
     rules = {dot: int8_rule(dot) for dot in ("generic", "avx_vnni", "avx512_vnni", "amx_int8")}
     assert rules["generic"].gain < 1.0 < rules["avx512_vnni"].gain < rules["amx_int8"].gain
-    assert (
-        rules["avx_vnni"].gain > rules["avx512_vnni"].gain
-    )  # float32 is slower there
+    assert rules["avx_vnni"].gain > rules["avx512_vnni"].gain  # float32 is slower there
     schemes = {dot: rule.scheme for dot, rule in rules.items()}
     assert schemes["generic"] == int8_rule("sdot").scheme != schemes["amx_int8"] == schemes["avx_vnni"]
     assert schemes["amx_int8"] is not None and schemes["amx_int8"].ops["Conv"].inputs[0].positive == "uint8"
