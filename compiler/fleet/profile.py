@@ -210,18 +210,17 @@ def profile_for(profile: HardwareProfile, target: str) -> HardwareProfile:
 
     Args:
         profile: A device's profile.
-        target: One of its targets, or another one, which then has no options.
+        target: One of its targets, or another one, which has what `other_target_options` holds for it, if anything.
     """
     if target == profile.target:
-        is_alone = not profile.also and not profile.other_target_options
-        return (
-            profile if is_alone else _written_at(replace(profile, also=None, other_target_options={}), profile.origin)
-        )
-    competes, origin = target in (profile.also or ()), profile.origin
-    options = ((profile.also or {}) if competes else profile.other_target_options).get(target, {})
+        if not profile.also and not profile.other_target_options:
+            return profile
+        return _written_at(replace(profile, also=None, other_target_options={}), profile.origin)
+    competes = target in (profile.also or ())
+    options = (profile.also or {})[target] if competes else profile.other_target_options.get(target, {})
     own = replace(profile, target=target, target_options=options, also=None, other_target_options={})
     key = "also" if competes else "other_target_options"
-    return _written_at(own, _OtherOptions(origin.path, origin.lines, key, target))
+    return _written_at(own, _OtherOptions(profile.origin.path, profile.origin.lines, key, target))
 
 
 def _written_at(profile: HardwareProfile, origin: Origin) -> HardwareProfile:
