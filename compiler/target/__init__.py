@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from compiler.passes.decompose_operators import DecomposeOperators
     from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
     from compiler.passes.pipelines import load_passes
-    from compiler.passes.quantized import is_quantized
+    from compiler.passes.quantized import is_quantized, rounded_value
     from compiler.passes.shift_quantized import SHIFT_QUANTIZED
     from compiler.passes.unroll_loops import UnrollLoops
     from compiler.passes.values import constant_of, record_origin
@@ -149,6 +149,7 @@ _PLACES = {
     "profile_device": "compiler.tune",
     "raise_refusals": "compiler.target.capability",
     "record_origin": "compiler.passes.values",
+    "rounded_value": "compiler.passes.quantized",
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
     "validate_options": "compiler.fleet.profile",
@@ -233,6 +234,7 @@ __all__ = [
     "profile_device",
     "raise_refusals",
     "record_origin",
+    "rounded_value",
     "save_model",
     "scratch_folder",
     "validate_options",

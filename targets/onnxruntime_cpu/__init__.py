@@ -28,7 +28,7 @@ from compiler.target import (
     host_isa,
     installed_version,
 )
-from targets.onnxruntime_cpu.rules import VNNI, Activations, capability_of, multiplies_8_bits
+from targets.onnxruntime_cpu.rules import IN_INTEGERS, VNNI, capability_of, multiplies_8_bits
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -45,10 +45,6 @@ class Options:
     """How ONNX Runtime shall run the model on the device."""
 
     threads: Annotated[int | None, Field(ge=1, description="Threads of one operator; the plan's when absent.")] = None
-    activations: Annotated[
-        Activations,
-        Field(description="What weights of 4 to 8 bits are multiplied with; int8 rounds it while the model runs."),
-    ] = Activations.FLOAT32
 
 
 class OnnxRuntime:
@@ -85,11 +81,10 @@ class OnnxRuntime:
         from targets.onnxruntime_cpu.blocks import pack_weights
         from targets.onnxruntime_cpu.session import threads_of
 
-        options: Options = plan.options
         config = _config(plan)
         path = workdir / _MODEL
         path.parent.mkdir(parents=True, exist_ok=True)
-        packed = pack_weights(model, options.activations)
+        packed = pack_weights(model)
         # a language model's weights are mapped from a file of their own: inside the message they are in memory twice
         above = _EXTERNAL_ABOVE_BYTES if packed is model else 0
         files = save_model(packed, path, external_above_bytes=above)
@@ -115,7 +110,7 @@ class OnnxRuntime:
         """
         from targets.onnxruntime_cpu.session import SessionRunner
 
-        if artifact.precision == "int8" and not multiplies_8_bits(host_isa()):
+        if artifact.precision in IN_INTEGERS and not multiplies_8_bits(host_isa()):
             raise TargetUnavailable(
                 f"this machine's processor has neither {' nor '.join(VNNI)}: its sums of 8-bit products saturate, the "
                 "device's do not",

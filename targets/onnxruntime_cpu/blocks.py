@@ -3,6 +3,7 @@
     DequantizeLinear → MatMul               MatMulNBits
     DequantizeLinear → Gather               GatherBlockQuantized
     DequantizeLinear → Transpose → MatMul   MatMulNBits, on the table that Gather reads
+    QuantizeLinear → DequantizeLinear       the accuracy level of the MatMulNBits that reads it, which rounds by itself
 
 The operators have 2, 4 and 8 bits. 6 bits are two of them and a sum, of the upper four bits at four times the scale and
 of the lower two: q − z = 4·(q₄ − z₄) + (q₂ − z₂), in the same bytes.
@@ -19,13 +20,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compiler.target import BITS_KEY, constant_of
-from targets.onnxruntime_cpu.rules import Activations
+from compiler.target import BITS_KEY, constant_of, rounded_value
 
 _DOMAIN = "com.microsoft"
 
-_ACCURACY_LEVEL = {Activations.FLOAT32: 1, Activations.INT8: 4}
-"""Attribute of MatMulNBits."""
+_FLOAT32, _INT8 = 1, 4
+"""Attribute accuracy_level of MatMulNBits: what the input is multiplied in; int8 rounds it block by block."""
 
 _PARTS = {4: (4,), 6: (4, 2), 8: (8,)}
 """Bits of a weight → bits of the products it becomes, the upper ones first."""
@@ -61,19 +61,19 @@ class _Matrix:
     zeros: Bytes | None
 
 
-def pack_weights(model: ir.Model, activations: Activations = Activations.FLOAT32) -> ir.Model:
+def pack_weights(model: ir.Model) -> ir.Model:
     """The model with its weights in blocks packed; itself where it has none.
 
     Args:
         model: The border model.
-        activations: What the packed weights are multiplied with; int8: rounded block by block while the model runs.
     """
     if not any(_is_blocks(node) for node in model.graph):
         return model
     copy = model.clone()
     copy.graph.opset_imports.setdefault(_DOMAIN, 1)
     for node in [node for node in copy.graph if _is_blocks(node)]:
-        _pack(copy, node, activations)
+        _pack(copy, node)
+    _remove_roundings(copy)
     return copy
 
 
@@ -81,17 +81,17 @@ def _is_blocks(node: ir.Node) -> bool:
     return node.op_type == "DequantizeLinear" and node.metadata_props.get(BITS_KEY, "") in map(str, _PARTS)
 
 
-def _pack(model: ir.Model, node: ir.Node, activations: Activations) -> None:
+def _pack(model: ir.Model, node: ir.Node) -> None:
     """Replaces what reads one dequantized weight; then the weight itself, if nothing else reads it."""
     parts = _parts(model, node)
     for reader, _ in list(node.outputs[0].uses()):
         if reader.op_type == "Gather":
             _replace(model, reader, *_look_ups(model, reader, parts))
         elif reader.op_type == "MatMul":
-            _replace(model, reader, *_products(reader, parts, activations))
+            _replace(model, reader, *_products(reader, parts))
         elif reader.op_type == "Transpose":
             for product, _ in list(reader.outputs[0].uses()):
-                _replace(model, product, *_products(product, parts, activations))
+                _replace(model, product, *_products(product, parts))
             if _is_unread(reader):
                 model.graph.remove(reader, safe=True)
     if _is_unread(node):
@@ -172,27 +172,40 @@ def _packed(integers: Bytes, bits: int) -> Bytes:
     return np.ascontiguousarray(np.bitwise_or.reduce(columns))
 
 
-def _products(reader: ir.Node, parts: list[_Matrix], activations: Activations) -> list[ir.Node]:
+def _products(reader: ir.Node, parts: list[_Matrix]) -> list[ir.Node]:
     """The products of all parts, and their sum."""
-    made = [_product(reader, part, number, activations) for number, part in enumerate(parts)]
+    made = [_product(reader, part, number) for number, part in enumerate(parts)]
     if len(made) == 1:
         return made
     return [*made, ir.node("Add", [node.outputs[0] for node in made], name=f"{reader.name}_sum")]
 
 
-def _product(reader: ir.Node, matrix: _Matrix, number: int, activations: Activations) -> ir.Node:
+def _product(reader: ir.Node, matrix: _Matrix, number: int) -> ir.Node:
+    restored = reader.inputs[0].producer() if reader.inputs[0] is not None else None
+    rounded = rounded_value(restored, matrix.block) if restored is not None else None
     attributes = {
         "K": matrix.inputs,
         "N": matrix.outputs,
         "bits": matrix.bits,
         "block_size": matrix.block,
-        "accuracy_level": _ACCURACY_LEVEL[activations],
+        "accuracy_level": _FLOAT32 if rounded is None else _INT8,
     }
-    inputs = [reader.inputs[0], matrix.packed, matrix.scale, *([matrix.zero] if matrix.zero is not None else [])]
+    inputs = [
+        reader.inputs[0] if rounded is None else rounded,
+        matrix.packed,
+        matrix.scale,
+        *([matrix.zero] if matrix.zero is not None else []),
+    ]
     name = f"{reader.name}_{number}" if number else reader.name
     node = ir.node("MatMulNBits", inputs, attributes, domain=_DOMAIN, name=name)
     node.outputs[0].name = f"{reader.outputs[0].name}_part{number}"
     return node
+
+
+def _remove_roundings(model: ir.Model) -> None:
+    """Removes roundings that nobody reads any more."""
+    for node in [node for node in model.graph if rounded_value(node) is not None and _is_unread(node)]:
+        _remove(model, node)
 
 
 def _look_ups(model: ir.Model, reader: ir.Node, parts: list[_Matrix]) -> list[ir.Node]:
@@ -246,12 +259,12 @@ def _replace(model: ir.Model, old: ir.Node, *new: ir.Node) -> None:
 
 
 def _remove(model: ir.Model, node: ir.Node) -> None:
-    """Removes a dequantizer that nobody reads any more, and the constants behind it."""
+    """Removes a dequantizer that nobody reads any more, and what it alone is made of."""
     read = [value for value in node.inputs if value is not None]
     model.graph.remove(node, safe=True)
     for value in read:
         producer = value.producer()
-        if producer is not None and not value.uses():
+        if producer is not None and producer.graph is not None and _is_unread(producer):
             read += [value for value in producer.inputs if value is not None]
             model.graph.remove(producer, safe=True)
     for value in read:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from enum import StrEnum
+from dataclasses import replace
 
 from compiler.target import (
     BlockFormat,
@@ -60,15 +60,15 @@ WEIGHTS = QuantScheme(
 """What MatMulNBits and GatherBlockQuantized read; blocks of 64 are a part of every usual width, and none is padded."""
 
 
-class Activations(StrEnum):
-    """What packed weights are multiplied with."""
-
-    FLOAT32 = "float32"
-    INT8 = "int8"
+WEIGHTS_INT8 = replace(WEIGHTS, name="onnxruntime-weights-int8", rounds_activations=True)
+"""The same with activations rounded block by block: MatMulNBits at its accuracy level 4."""
 
 
 VNNI = ("avx512_vnni", "avx_vnni")
 _ARM = ("asimd", "neon")
+
+IN_INTEGERS = ("int8", "int4-weights-int8")
+"""Precisions whose products are summed in integers."""
 
 
 def capability_of(profile: HardwareProfile) -> Capability:
@@ -86,17 +86,25 @@ def capability_of(profile: HardwareProfile) -> Capability:
     )
     weights = PrecisionRule(
         "int4-weights",
-        "weights of 4, 6 and 8 bits in blocks, as limits on memory and accuracy allow; sums of 8-bit activations",
+        "weights of 4, 6 and 8 bits in blocks, as limits on memory and accuracy allow; activations in float32",
         converts_graph=False,
         tolerance="int8",
-        gain=2.0,
         scheme=WEIGHTS,
+    )
+    rounded = PrecisionRule(
+        "int4-weights-int8",
+        "the same weights; activations rounded to 8 bits while the model runs, sums in integers",
+        converts_graph=False,
+        tolerance="quantized",
+        gain=3.0,
+        scheme=WEIGHTS_INT8,
+        form_of=weights.name,
     )
     reason = f"the CPU of {profile.name} has neither {' nor '.join(VNNI)}: sums of two products saturate at 16 bits"
     return Capability(
         ops=ops,
-        precisions=(fp32, int8, weights) if multiplies_8_bits(isa) else (fp32, weights),
-        precision_refusals={} if multiplies_8_bits(isa) else {"int8": reason},
+        precisions=(fp32, int8, rounded, weights) if multiplies_8_bits(isa) else (fp32, weights),
+        precision_refusals={} if multiplies_8_bits(isa) else dict.fromkeys(IN_INTEGERS, reason),
         dynamic_dims=True,
         opset_max=_OPSET_MAX,
     )

@@ -9,5 +9,14 @@ from compiler.compress.weight_only.quantize import (
     measure_weights,
     quantize_weights,
 )
+from compiler.compress.weight_only.round_activations import round_activations
 
-__all__ = ["WeightChoice", "WeightOptions", "WeightPlan", "WeightsQuantized", "measure_weights", "quantize_weights"]
+__all__ = [
+    "WeightChoice",
+    "WeightOptions",
+    "WeightPlan",
+    "WeightsQuantized",
+    "measure_weights",
+    "quantize_weights",
+    "round_activations",
+]

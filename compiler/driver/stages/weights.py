@@ -13,7 +13,14 @@ from pathlib import Path
 
 from compiler.artifact.adapter import parse, to_json
 from compiler.compress.quant import LayerQuant, QuantPlan
-from compiler.compress.weight_only import WeightChoice, WeightOptions, WeightPlan, measure_weights, quantize_weights
+from compiler.compress.weight_only import (
+    WeightChoice,
+    WeightOptions,
+    WeightPlan,
+    measure_weights,
+    quantize_weights,
+    round_activations,
+)
 from compiler.driver.stages.calibrate import Batches
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.files import load_stage, save_stage
@@ -41,7 +48,7 @@ def weights_entry(context: BuildContext, plan: Plan, rewritten: Entry) -> Entry:
     costs = _costs_entry(context, rewritten, choices, data, options)
 
     inputs: dict[str, object] = {"model": rewritten.digest, "costs": costs.digest, "data": [data.digest, data.count]}
-    inputs |= {"options": asdict(options), "budget": budget}
+    inputs |= {"options": asdict(options), "budget": budget, "rounds activations": scheme.rounds_activations}
 
     def make(files: Path) -> None:
         made = quantize_weights(
@@ -54,6 +61,8 @@ def weights_entry(context: BuildContext, plan: Plan, rewritten: Entry) -> Entry:
             folder=folder,
             tell=context.clock.note,
         )
+        if scheme.rounds_activations:
+            round_activations(made.model)
         save_stage(made.model, files)
         write_result(files, PLAN, {"plan": quant_plan(made.plan).to_dict(), "warnings": []})
         write_result(files, _FORMATS, [to_json(choice) for choice in made.plan.choices])
