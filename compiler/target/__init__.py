@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from compiler.fleet.machine import available_cpus
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.decoder import Decoder, find_decoder, is_decoder
+    from compiler.model.frontend.extract import extract_prefix
     from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
     from compiler.model.onnx_runtime import OnnxRuntimeSession, onnx_runtime_operators
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from compiler.passes.decompose_operators import DecomposeOperators
     from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
     from compiler.passes.pipelines import load_passes
+    from compiler.passes.probe import run_unoptimized
     from compiler.passes.quantized import is_quantized, rounded_value
     from compiler.passes.shift_quantized import SHIFT_QUANTIZED
     from compiler.passes.unroll_loops import UnrollLoops
@@ -133,6 +135,7 @@ _PLACES = {
     "combine": "compiler.errors",
     "constant_of": "compiler.passes.values",
     "detect_profile": "compiler.fleet.detect",
+    "extract_prefix": "compiler.model.frontend.extract",
     "find_decoder": "compiler.model.decoder",
     "find_target": "compiler.target.target",
     "graph_digest": "compiler.model.graph",
@@ -150,6 +153,7 @@ _PLACES = {
     "raise_refusals": "compiler.target.capability",
     "record_origin": "compiler.passes.values",
     "rounded_value": "compiler.passes.quantized",
+    "run_unoptimized": "compiler.passes.probe",
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
     "validate_options": "compiler.fleet.profile",
@@ -218,6 +222,7 @@ __all__ = [
     "combine",
     "constant_of",
     "detect_profile",
+    "extract_prefix",
     "find_decoder",
     "find_target",
     "graph_digest",
@@ -235,6 +240,7 @@ __all__ = [
     "raise_refusals",
     "record_origin",
     "rounded_value",
+    "run_unoptimized",
     "save_model",
     "scratch_folder",
     "validate_options",

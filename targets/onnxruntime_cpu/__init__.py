@@ -78,15 +78,22 @@ class OnnxRuntime:
             UnsupportedModel: ONNX Runtime refuses the model.
         """
         from compiler.target import OnnxRuntimeSession, save_model
+        from targets.onnxruntime_cpu.attention import fuse_attention
         from targets.onnxruntime_cpu.blocks import pack_weights
+        from targets.onnxruntime_cpu.edit import remove_unread
+        from targets.onnxruntime_cpu.normalization import fuse_normalizations
         from targets.onnxruntime_cpu.session import threads_of
 
         config = _config(plan)
         path = workdir / _MODEL
         path.parent.mkdir(parents=True, exist_ok=True)
-        packed = pack_weights(model)
+        fused = model.clone()
+        fuse_attention(fused)
+        fuse_normalizations(fused)
+        remove_unread(fused)
+        packed = pack_weights(fused)
         # a language model's weights are mapped from a file of their own: inside the message they are in memory twice
-        above = _EXTERNAL_ABOVE_BYTES if packed is model else 0
+        above = _EXTERNAL_ABOVE_BYTES if packed is fused else 0
         files = save_model(packed, path, external_above_bytes=above)
         (workdir / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         threads, operators = threads_of(config)

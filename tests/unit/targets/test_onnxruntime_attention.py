@@ -1,0 +1,73 @@
+"""A decoder's attentions, rotations and normalizations as ONNX Runtime's own operators: the same numbers."""
+
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from decoder_graph import DecoderSize
+from language_models import tiny_decoder, windows
+
+from compiler.model.frontend import extract_prefix
+from compiler.model.numerics import compare_all
+from compiler.model.onnx_runtime import OnnxRuntimeSession
+from compiler.model.reference import Unoptimized
+from compiler.model.save import save_model
+from targets.onnxruntime_cpu.attention import fuse_attention
+from targets.onnxruntime_cpu.edit import remove_unread
+from targets.onnxruntime_cpu.normalization import fuse_normalizations
+
+MANY = DecoderSize(layers=2, width=128, heads=4, kv_heads=4, hidden=192, vocabulary=256)
+
+
+def fused(model: ir.Model) -> ir.Model:
+    copy = model.clone()
+    fuse_attention(copy)
+    fuse_normalizations(copy)
+    remove_unread(copy)
+    return copy
+
+
+def worst_db(model, copy, inputs, tmp_path):
+    save_model(copy, tmp_path / "fused.onnx")
+    session = OnnxRuntimeSession(tmp_path / "fused.onnx", is_optimized=True)
+    got = session.run({spec.name: inputs[spec.name] for spec in session.inputs})
+    return min(stats.sqnr_db for stats in compare_all(Unoptimized(model).run(inputs), got).values())
+
+
+@pytest.mark.parametrize(("length", "past"), [(8, 0), (1, 5), (4, 3)])
+@pytest.mark.parametrize("size", [None, MANY], ids=["grouped heads", "as many heads of keys"])
+def test_a_decoder_computes_what_it_did_in_a_sixth_of_the_operators(size, length, past, tmp_path):
+    model = tiny_decoder(size) if size else tiny_decoder()
+    copy = fused(model)
+    operators = Counter(node.op_type for node in copy.graph)
+    assert operators["GroupQueryAttention"] == 2 and operators["RotaryEmbedding"] == 4
+    assert operators["SimplifiedLayerNormalization"] == 5
+    assert not {"Softmax", "Neg", "Pow"} & set(operators)
+    assert worst_db(model, copy, windows(model, 1, length=length, past=past)[0], tmp_path) > 100
+
+
+def test_a_mask_with_gaps_means_what_it_did(tmp_path):
+    model = tiny_decoder()
+    inputs = dict(windows(model, 1, length=4, past=6)[0])
+    inputs["attention_mask"] = inputs["attention_mask"].copy()
+    inputs["attention_mask"][0, [0, 1, 4]] = 0
+    inputs["position_ids"] = np.maximum(np.cumsum(inputs["attention_mask"], axis=1) - 1, 0)[:, -4:]
+    assert worst_db(model, fused(model), inputs, tmp_path) > 100
+
+
+def test_an_attention_that_sees_later_tokens_stays_as_it_is():
+    model = tiny_decoder()
+    causal = next(node for node in model.graph if node.op_type == "LessOrEqual")
+    causal.op_type = "GreaterOrEqual"
+    assert not any(node.op_type == "GroupQueryAttention" for node in fused(model).graph)
+
+
+def test_scores_that_are_looked_at_stay_beside_the_attention(tmp_path):
+    """As where the first operator that diverges is looked for."""
+    model = tiny_decoder()
+    scores = next(node for node in model.graph if node.op_type == "Softmax").inputs[0]
+    part = extract_prefix(model, [str(value.name) for value in (scores, *model.graph.outputs)])
+    copy = fused(part)
+    assert sum(node.op_type == "GroupQueryAttention" for node in copy.graph) >= 1
+    assert worst_db(part, copy, windows(model, 1, length=4, past=3)[0], tmp_path) > 100
