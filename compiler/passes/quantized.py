@@ -35,7 +35,7 @@ def is_quantized(model: ir.Model) -> bool:
 
 
 def rounded_value(node: ir.Node, block: int = 0) -> ir.Value | None:
-    """What a node gives back rounded, in blocks by scales worked out while the model runs; None where it is no such node.
+    """What a node gives back rounded, in blocks by scales worked out while the model runs; None where it rounds none.
 
     Args:
         node: Any.

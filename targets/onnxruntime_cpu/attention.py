@@ -96,7 +96,12 @@ def _around(product: ir.Node, scale: float, bias: ir.Value, mixed: ir.Node) -> _
     width = _width(flat.outputs[0])
     if list(swapped.attributes.get_ints("perm", ())) != _HEADS_LAST or sizes is None or kv_sizes is None:
         return None
-    if width != sizes[0] * sizes[1] or sizes[1] != kv_sizes[1] or sizes[0] % kv_sizes[0] or _sizes(values[2]) != kv_sizes:
+    if (
+        width != sizes[0] * sizes[1]
+        or sizes[1] != kv_sizes[1]
+        or sizes[0] % kv_sizes[0]
+        or _sizes(values[2]) != kv_sizes
+    ):
         return None
     past_key, key, present_key = keys
     past_value, value, present_value = values
@@ -144,7 +149,12 @@ def _joined(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value] | Non
             return None
         value = source if many[2] == sizes[0] // own[0] and sizes[1] == own[1] else None
     joined = producer_of(value, "Concat")
-    if joined is None or value is None or len(joined.inputs) != 2 or joined.attributes.get_int("axis", 0) not in (2, -2):
+    if (
+        joined is None
+        or value is None
+        or len(joined.inputs) != 2
+        or joined.attributes.get_int("axis", 0) not in (2, -2)
+    ):
         return None
     past, new = joined.inputs
     return (past, new, value) if past is not None and past.is_graph_input() and new is not None else None
