@@ -115,6 +115,8 @@ class QuantScheme:
         weights: Formats of weights alone, chosen layer by layer under a limit of bytes; `ops` is empty then.
         rounds_activations: Whether products of such weights are summed in integers: what they read is rounded to 8 bits
             while the model runs, block by block as the weights are.
+        times: Bits of weights → time of a product of them against one of others, as the target's kernels take it: a
+            limit on speed is held by it. Empty where the target says nothing.
     """
 
     name: str
@@ -124,3 +126,4 @@ class QuantScheme:
     min_inputs: int = 0
     weights: WeightChoices | None = None
     rounds_activations: bool = False
+    times: Mapping[int, float] = field(default_factory=dict)

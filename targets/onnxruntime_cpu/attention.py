@@ -195,7 +195,7 @@ def _is_causal(model: ir.Model, bias: ir.Value, decoder: Decoder) -> bool:
         inputs[str(value.name)] = np.ones(shape, value.dtype.numpy())
         if value.name == decoder.positions:
             inputs[decoder.positions] = np.arange(_PAST, _PAST + _NEW, dtype=np.int64)[None]
-    got = run_unoptimized(part, inputs)[str(bias.name)]
+    got = np.asarray(run_unoptimized(part, inputs)[str(bias.name)], np.float64)
     if got.ndim != 4 or got.shape[2:] != (_NEW, _PAST + _NEW) or got.shape[1] != 1:
         return False
     later = np.triu(np.ones((_NEW, _PAST + _NEW), bool), _PAST + 1)

@@ -56,12 +56,19 @@ WEIGHTS = QuantScheme(
     "onnxruntime-weights",
     {},
     weights=WeightChoices((_NARROW, BlockFormat(4, 64), _MIDDLE, _WIDE), (_WIDE, _MIDDLE, _NARROW)),
+    times={4: 1.0, 6: 60.0, 8: 40.0},
 )
 """What MatMulNBits and GatherBlockQuantized read; blocks of 64 are a part of every usual width, and none is padded."""
 
 
-WEIGHTS_INT8 = replace(WEIGHTS, name="onnxruntime-weights-int8", rounds_activations=True)
-"""The same with activations rounded block by block: MatMulNBits at its accuracy level 4."""
+WEIGHTS_INT8 = replace(
+    WEIGHTS, name="onnxruntime-weights-int8", rounds_activations=True, times={4: 1.0, 6: 2.1, 8: 1.5}
+)
+"""The same with activations rounded block by block: MatMulNBits at its accuracy level 4.
+
+Times are of one row by 576 × 1536 weights that come from memory, with AVX-512 VNNI (benchmarks/weight_kernels.json).
+Of float32 activations only 4 bits have a fast kernel.
+"""
 
 
 VNNI = ("avx512_vnni", "avx_vnni")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compiler.compress.weight_only.choose import Budget
 from compiler.compress.weight_only.plan import WeightChoice, WeightPlan
 from compiler.compress.weight_only.quantize import (
     WeightOptions,
@@ -12,6 +13,7 @@ from compiler.compress.weight_only.quantize import (
 from compiler.compress.weight_only.round_activations import round_activations
 
 __all__ = [
+    "Budget",
     "WeightChoice",
     "WeightOptions",
     "WeightPlan",

@@ -83,9 +83,11 @@ def _rounded(model: ir.Model, product: ir.Node, value: ir.Value, block: int, nam
     largest = node("ReduceMax", magnitude, constant("axis", np.array([axis + 1], np.int64)), keepdims=0)
     step = node("Mul", largest, constant("step", np.array(1 / TOP, np.float32)))
     scale = node("Max", step, constant("least", np.array(_LEAST, np.float32)))
-    how, integer = {"axis": axis, "block_size": block}, ir.DataType.INT8
-    integers = node("QuantizeLinear", value, scale, dtype=integer, output_dtype=int(integer), **how)
-    result = node("DequantizeLinear", integers, scale, **how)
+    integer = ir.DataType.INT8
+    integers = node(
+        "QuantizeLinear", value, scale, dtype=integer, axis=axis, block_size=block, output_dtype=int(integer)
+    )
+    result = node("DequantizeLinear", integers, scale, axis=axis, block_size=block)
     integers.shape = result.shape = value.shape
     model.graph.insert_before(product, nodes)
     return result

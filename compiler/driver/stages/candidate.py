@@ -224,7 +224,7 @@ def make_candidate_border(
 def _quantizer(context: BuildContext, plan: Plan, variant: Variant) -> Callable[[Entry], Entry]:
     """What makes the quantized form of a float model: of weights alone, or of activations too."""
     if plan.rule.scheme is not None and plan.rule.scheme.weights is not None:
-        return partial(weights_entry, context, plan)
+        return partial(weights_entry, context, plan, variant.time)
     return partial(quantized_entry, context, plan.rule, variant)
 
 

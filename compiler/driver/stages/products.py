@@ -77,16 +77,23 @@ def verify_products(
         return parity
 
     def make(folder: Path) -> None:
-        case, cut = _given_case(border.load(), point)
+        case, cut = given_case(border.load(), point)
         with scratch_folder() as scratch:
             save_model(cut, scratch / "border.onnx", external_above_bytes=0)
             (scratch / "artifact").mkdir()
             artifact = build_loose(
                 scratch / "border.onnx", plan, profile, folder=scratch / "artifact", child_limits=child_limits
             )
-            how = {"reference": cut, "tolerance": PRODUCTS_TOLERANCE, "where": where, "child_limits": child_limits}
             try:
-                verification = check_parity(artifact, [case], repeat=0, **how)
+                verification = check_parity(
+                    artifact,
+                    [case],
+                    reference=cut,
+                    tolerance=PRODUCTS_TOLERANCE,
+                    repeat=0,
+                    where=where,
+                    child_limits=child_limits,
+                )
             except GateFailed as error:
                 error.what = f"each product was given what the border model gives it: {error.what}"
                 raise
@@ -154,8 +161,8 @@ def _readers(node: ir.Node, value: ir.Value) -> Iterator[ir.Node]:
         front += [producer for producer in producers if producer is not None and producer not in seen]
 
 
-def _given_case(model: ir.Model, point: ParityCase) -> tuple[ParityCase, ir.Model]:
-    """The cut model, and what the whole border model gives each part of it and expects of it."""
+def given_case(model: ir.Model, point: ParityCase) -> tuple[ParityCase, ir.Model]:
+    """What the whole border model gives each part of the cut one and expects of it; and the cut model."""
     cut, names = cut_at_roundings(model)
     tapped = model.clone()
     values = {str(value.name): value for node in tapped.graph for value in node.outputs}
