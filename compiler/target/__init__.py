@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from compiler.model.frontend.extract import extract_prefix
     from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
-    from compiler.model.onnx_runtime import OnnxRuntimeSession, onnx_runtime_operators
+    from compiler.model.onnx_runtime import OnnxRuntimeSession, onnx_runtime_errors, onnx_runtime_operators
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
     from compiler.passes.decompose_operators import DecomposeOperators
@@ -147,6 +147,7 @@ _PLACES = {
     "load_passes": "compiler.passes.pipelines",
     "load_profile": "compiler.fleet.profile",
     "missing_isa": "compiler.fleet.detect",
+    "onnx_runtime_errors": "compiler.model.onnx_runtime",
     "onnx_runtime_operators": "compiler.model.onnx_runtime",
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
@@ -234,6 +235,7 @@ __all__ = [
     "load_passes",
     "load_profile",
     "missing_isa",
+    "onnx_runtime_errors",
     "onnx_runtime_operators",
     "op_key",
     "profile_device",

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -81,6 +81,7 @@ class OnnxRuntime:
         from targets.onnxruntime_cpu.attention import fuse_attention
         from targets.onnxruntime_cpu.blocks import pack_weights
         from targets.onnxruntime_cpu.edit import remove_unread
+        from targets.onnxruntime_cpu.in_place import CACHE, find_cache
         from targets.onnxruntime_cpu.normalization import fuse_normalizations
         from targets.onnxruntime_cpu.session import threads_of
 
@@ -96,6 +97,7 @@ class OnnxRuntime:
         above = _EXTERNAL_ABOVE_BYTES if packed is fused else 0
         files = save_model(packed, path, external_above_bytes=above)
         (workdir / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        cache = find_cache(packed, plan.dims)
         threads, operators = threads_of(config)
         session = OnnxRuntimeSession(path, is_optimized=True, threads=threads, operators=operators)
         return Artifact(
@@ -106,7 +108,11 @@ class OnnxRuntime:
             outputs=session.outputs,
             files=(*(file.relative_to(workdir).as_posix() for file in files), _CONFIG),
             tools=self.toolchain(),
-            facts={"config": config, "isa": list(profile.cpu.isa if profile.cpu else ())},
+            facts={
+                "config": config,
+                "isa": list(profile.cpu.isa if profile.cpu else ()),
+                **({CACHE: {"pairs": dict(cache.pairs), "positions": cache.positions}} if cache is not None else {}),
+            },
         )
 
     def load(self, artifact: Artifact) -> Runner:
@@ -115,6 +121,7 @@ class OnnxRuntime:
         Raises:
             TargetUnavailable: This processor saturates where the device does not.
         """
+        from targets.onnxruntime_cpu.in_place import CACHE, CacheInPlace, DecoderRunner
         from targets.onnxruntime_cpu.session import SessionRunner
 
         if artifact.precision in IN_INTEGERS and not multiplies_8_bits(host_isa()):
@@ -123,7 +130,11 @@ class OnnxRuntime:
                 "device's do not",
                 remedy="Verify this artifact on a machine that has one of them.",
             )
-        return SessionRunner(artifact.root / _MODEL, artifact.root / _CONFIG, _note(artifact))
+        model, config, note = artifact.root / _MODEL, artifact.root / _CONFIG, _note(artifact)
+        cache: Any = artifact.facts.get(CACHE)
+        return (
+            DecoderRunner(model, config, note, CacheInPlace(**cache)) if cache else SessionRunner(model, config, note)
+        )
 
 
 def _config(plan: TargetPlan) -> dict[str, int]:
