@@ -56,13 +56,13 @@ WEIGHTS = QuantScheme(
     "onnxruntime-weights",
     {},
     weights=WeightChoices((_NARROW, BlockFormat(4, 64), _MIDDLE, _WIDE), (_WIDE, _MIDDLE, _NARROW)),
-    times={4: 1.0, 6: 60.0, 8: 40.0},
+    times={4: 1.0, 6: 22.0, 8: 11.0},
 )
 """What MatMulNBits and GatherBlockQuantized read; blocks of 64 are a part of every usual width, and none is padded."""
 
 
 WEIGHTS_INT8 = replace(
-    WEIGHTS, name="onnxruntime-weights-int8", rounds_activations=True, times={4: 1.0, 6: 2.1, 8: 1.5}
+    WEIGHTS, name="onnxruntime-weights-int8", rounds_activations=True, times={4: 1.0, 6: 2.0, 8: 1.5}
 )
 """The same with activations rounded block by block: MatMulNBits at its accuracy level 4.
 
