@@ -21,7 +21,7 @@ _NEARER = 0.02
 
 
 def shorter_time(gates: Sequence[Gate], time: float, *, builds: int) -> float | None:
-    """The time that products of the next build may take; None where it would not pass either, or this one is fast enough.
+    """The time that products of the next build may take; None where no other build is worth it.
 
     Faster formats are less accurate: what breaks another limit already would break it by more.
 
