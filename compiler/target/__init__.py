@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from compiler.passes.values import constant_of, record_origin
     from compiler.store.atomic import write_atomic
     from compiler.store.scratch import scratch_folder
-    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key, raise_refusals
+    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key, raise_refusals, refuse_unsupported
     from compiler.target.runner import (
         CountsInstructions,
         HasNote,
@@ -148,6 +148,7 @@ _PLACES = {
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
     "raise_refusals": "compiler.target.capability",
+    "refuse_unsupported": "compiler.target.capability",
     "record_origin": "compiler.passes.values",
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
@@ -232,6 +233,7 @@ __all__ = [
     "op_key",
     "profile_device",
     "raise_refusals",
+    "refuse_unsupported",
     "record_origin",
     "save_model",
     "scratch_folder",
