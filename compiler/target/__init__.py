@@ -40,7 +40,15 @@ if TYPE_CHECKING:
     from compiler.passes.values import constant_of, record_origin
     from compiler.store.atomic import write_atomic
     from compiler.store.scratch import scratch_folder
-    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key, raise_refusals, refuse_unsupported
+    from compiler.target.capability import (
+        Capability,
+        OpRule,
+        PrecisionRule,
+        Refusal,
+        op_key,
+        raise_refusals,
+        refuse_unsupported,
+    )
     from compiler.target.runner import (
         CountsInstructions,
         HasNote,
@@ -233,8 +241,8 @@ __all__ = [
     "op_key",
     "profile_device",
     "raise_refusals",
-    "refuse_unsupported",
     "record_origin",
+    "refuse_unsupported",
     "save_model",
     "scratch_folder",
     "validate_options",

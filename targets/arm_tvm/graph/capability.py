@@ -165,7 +165,7 @@ def capability_of(dot: Dot, *, half: bool = False) -> Capability:
         op_refusals=_NO_CONTROL_FLOW,
         dynamic_dims=True,
         ranges_max=1,
-        fixed_sizes="several sizes are built, which share their weights; a batch that is none of them is divided into such",
+        fixed_sizes="several are built and share their weights; a batch that is none of them is divided into such",
         opset_max=OPSET_MAX,
     )
 

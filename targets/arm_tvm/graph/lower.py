@@ -157,11 +157,10 @@ def _open_spec(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> Tenso
     """What a tensor is at any size: axes that depend on it have the model's name for them, or a made one."""
     first = specs[0]
     (shape,) = [value.shape for value in values if value.name == first.name]
-    declared = [None if isinstance(dim, int) else dim.value for dim in shape] if shape is not None else []
-    dims: list[int | str] = []
-    for axis, extents in enumerate(zip(*(spec.shape for spec in specs), strict=True)):
-        name = declared[axis] if axis < len(declared) and declared[axis] else f"{first.name}.{axis}"
-        dims.append(name if len(set(extents)) > 1 else extents[0])
+    declared = [None if isinstance(dim, int) else dim.value for dim in shape or ()]
+    names = [name or f"{first.name}.{axis}" for axis, name in enumerate(declared or [None] * len(first.shape))]
+    extents = list(zip(*(spec.shape for spec in specs), strict=True))
+    dims = [own[0] if len(set(own)) == 1 else names[axis] for axis, own in enumerate(extents)]
     return TensorSpec(first.name, first.dtype, tuple(dims))
 
 

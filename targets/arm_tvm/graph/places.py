@@ -128,8 +128,8 @@ class _Walk:
         rule = _rule_of(node)
         if rule is None or _attributes(node) != _attributes(other):
             raise _Mixed(f"{_label(node)} may mix places of '{self.dimension}'")
-        expected = [rule(step, index) for index in range(len(outputs))]
-        if expected != made:
+        expected = [rule(step, node.outputs.index(value)) for value, _ in outputs]
+        if None in expected or expected != made:
             raise _Mixed(f"{_label(node)} mixes places of '{self.dimension}'")
 
     def _of(self, value: ir.Value) -> Places | None:
@@ -151,15 +151,15 @@ class _Walk:
             raise _Mixed(f"'{first.name}' is a constant at one size alone")
         if first.const_value is second.const_value:
             return None
-        arrays = first.const_value.numpy(), second.const_value.numpy()
-        if arrays[0].shape == arrays[1].shape and np.array_equal(*arrays):
+        own, others = first.const_value.numpy(), second.const_value.numpy()
+        if own.shape == others.shape and np.array_equal(own, others):
             return None
         if node.op_type in ("Reshape", "Expand") and node.inputs[1] is first:
             return None  # judged by what they make of it
         places = self._seen(first, second)
         if places is not None and places.count == 1:
-            rows = [array.take([0], places.axis) for array in arrays]
-            if np.array_equal(*rows) and all(np.array_equal(array, np.broadcast_to(rows[0], array.shape)) for array in arrays):
+            row = own.take([0], places.axis)
+            if all(np.array_equal(array, np.broadcast_to(row, array.shape)) for array in (own, others)):
                 return places
         raise _Mixed(f"the constant '{first.name}' depends on '{self.dimension}'")
 
@@ -212,7 +212,9 @@ def _elementwise(step: _Step, index: int) -> Places | None:
         return _seen_at_one(step, index)
     (places, *others) = moved
     same = [value for at, value in enumerate(step.node.inputs) if value is not None and step.places[at] is None]
-    broadcast = all(_size_at(step.shape(value), places.axis - rank) == 1 for value in same) or step.node.op_type == "Expand"
+    broadcast = (
+        all(_size_at(step.shape(value), places.axis - rank) == 1 for value in same) or step.node.op_type == "Expand"
+    )
     return places if not others and broadcast else None
 
 
@@ -237,6 +239,8 @@ def _images(step: _Step, index: int) -> Places | None:
     grid = step.node.op_type != "GridSample" or step.places[1] == places
     if index and step.node.op_type == "MaxPool":
         return None  # indices count from the first image on
+    if step.node.attributes.get_int("training_mode", 0):
+        return None  # means are those of the batch
     return places if first and grid else None
 
 
@@ -249,12 +253,13 @@ def _quantizer(step: _Step, index: int) -> Places | None:
 
 
 def _along_axis(step: _Step, index: int) -> Places | None:
-    places, rank = step.alone(), step.rank(0)
-    flat = step.node.op_type in ("Softmax", "LogSoftmax", "Hardmax") and step.opset < _FLAT_SOFTMAX
-    axis = step.node.attributes.get_int("axis", 1 if flat else _AXIS_DEFAULTS[step.node.op_type]) % rank
+    places, rank, op = step.alone(), step.rank(0), step.node.op_type
+    flat = op in ("Softmax", "LogSoftmax", "Hardmax") and step.opset < _FLAT_SOFTMAX
+    given = step.node.attributes.get_int("axis")
+    axis = (given if given is not None else 1 if flat else _AXIS_DEFAULTS[op]) % rank
     if places is None or places.axis == axis or (flat and places.axis > axis):
         return None
-    keeps = step.node.op_type not in ("ArgMax", "ArgMin") or step.node.attributes.get_int("keepdims", 1)
+    keeps = op not in ("ArgMax", "ArgMin") or step.node.attributes.get_int("keepdims", 1) != 0
     return places if keeps else _without(places, {axis})
 
 
@@ -431,7 +436,8 @@ def _attributes(node: ir.Node) -> dict[str, object]:
     return {
         name: tuple(attribute.value) if isinstance(attribute.value, (list, tuple)) else attribute.value
         for name, attribute in node.attributes.items()
-        if attribute.type in (ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.STRING, ir.AttributeType.FLOAT)
+        if attribute.type
+        in (ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.STRING, ir.AttributeType.FLOAT)
     }
 
 

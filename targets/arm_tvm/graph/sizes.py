@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from compiler.target import Capability, UnsupportedModel, UnrollLoops, load_passes, refuse_unsupported
+from compiler.target import Capability, UnrollLoops, UnsupportedModel, load_passes, refuse_unsupported
 from targets.arm_tvm.graph.fold_shapes import FOLD_SHAPES
 from targets.arm_tvm.graph.places import why_mixed
 
@@ -115,11 +115,13 @@ def at_best_size(model: ir.Model, dims: Mapping[str, Range]) -> ir.Model:
 
 
 def _divisors(best: int) -> tuple[int, ...]:
-    """Powers of two up to a size, and the size: any number is a sum of few of them.
+    """Powers of four below a size, and the size: any number is a sum of few of them.
 
     At least two, so that tensors at both show which of their axes depend on the dimension.
     """
-    return tuple(sorted({1, 2, best, *(1 << exponent for exponent in range(best.bit_length()))}))
+    return tuple(
+        sorted({1, best if best > 1 else 2, *(4**power for power in range(best.bit_length()) if 4**power < best)})
+    )
 
 
 def _compared(sizes: Range) -> tuple[int, int]:

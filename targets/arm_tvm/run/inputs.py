@@ -16,9 +16,8 @@ def check_inputs(artifact: Artifact, inputs: Arrays) -> None:
     for spec in artifact.inputs:
         array = inputs[spec.name]
         if array.dtype != np.dtype(spec.dtype) or not _fits(array.shape, spec.shape):
-            raise DataError(
-                f"input '{spec.name}' is {array.dtype} {array.shape}; the bundle takes {spec.dtype} {_words(spec.shape)}"
-            )
+            wanted = f"{spec.dtype} {_words(spec.shape)}"
+            raise DataError(f"input '{spec.name}' is {array.dtype} {array.shape}; the bundle takes {wanted}")
     sizes = open_sizes(artifact)
     if sizes is not None:
         sizes.size_of(inputs)

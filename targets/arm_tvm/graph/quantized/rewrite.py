@@ -10,9 +10,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compiler.target import Array
-from targets.arm_tvm.graph.reading import array_digest
 from targets.arm_tvm.graph.quantized.recognize import Match, image_of, match
 from targets.arm_tvm.graph.quantized.tensors import Quantized, dequantized, is_op, quantized, static_shape
+from targets.arm_tvm.graph.reading import array_digest
 from targets.arm_tvm.kernels.integer.conv import dot_for
 from targets.arm_tvm.kernels.integer.kernel import Kernel
 from targets.arm_tvm.kernels.integer.packed_weights import pack_depthwise, pack_weights, start_of
