@@ -13,7 +13,7 @@
 #include "rungs.h"
 #include "sizes.h"
 
-enum { BACKLOG = 128, MAX_TEXT = 256, REQUEST_HEAD = 8, ANSWER_HEAD = 20, LENGTH = 8 };
+enum { BACKLOG = 128, MAX_TEXT = 256, REQUEST_HEAD = 8, ANSWER_HEAD = 20, LENGTH = 8, MOST_DISCARDED = 1 << 24 };
 static const double STALLED_US = 30e6; /* who sends or takes nothing for so long in the middle is let go */
 
 static uint64_t read_u64(const char *at) {
@@ -238,12 +238,19 @@ void answer_outputs(Clients *clients, Client *client, int rung, const char *memo
   write_answer(client, now_us);
 }
 
+/* Reads what is there and throws it away: a socket that is closed before all is read takes its answer back. */
+static void discard(const Client *client) {
+  char bytes[1 << 12];
+  for (int left = MOST_DISCARDED; left > 0 && recv(client->fd, bytes, sizeof bytes, 0) > 0;) left -= (int)sizeof bytes;
+}
+
 void answer_reason(Client *client, Status status, double now_us, const char *format, ...) {
   char text[MAX_TEXT];
   va_list values;
   va_start(values, format);
   vsnprintf(text, sizeof text, format, values);
   va_end(values);
+  if (status == MALFORMED) discard(client);
   double waited_us = status == MALFORMED ? 0 : now_us - client->arrival_us;
   char *at = begin_answer(client, ANSWER_HEAD + LENGTH + strlen(text), status, 0, waited_us, 0);
   if (!at) return;
