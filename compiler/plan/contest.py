@@ -32,7 +32,9 @@ def competing(plans: Sequence[Plan], names: Sequence[str], failed: Mapping[str, 
 
 
 def _planned(plan: Plan) -> PlannedTarget:
-    return PlannedTarget(plan.target, facts_of(plan.candidates), plan.reason, plan.toolchain)
+    sizes = plan.decisions.get("sizes")
+    reason = f"{plan.reason}; {sizes.value}: {sizes.reason}" if sizes else plan.reason
+    return PlannedTarget(plan.target, facts_of(plan.candidates), reason, plan.toolchain)
 
 
 def _promises(plan: Plan) -> str:

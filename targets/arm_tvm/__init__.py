@@ -128,16 +128,17 @@ class Tvm:
 
     def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
         """The convolutions and products that our kernels compute, each with the register tiles the payload allows."""
-        from targets.arm_tvm.graph.budget import UNLIMITED, budget_of, within_budget
+        from targets.arm_tvm.graph.budget import budget_of, within_budget
         from targets.arm_tvm.graph.fold_constants import fold_constants
         from targets.arm_tvm.graph.lower import import_relax
-        from targets.arm_tvm.graph.sizes import at_best_size
+        from targets.arm_tvm.graph.sizes import at_best_size, plan_sizes
         from targets.arm_tvm.tune.tunables import list_tunables
 
+        sizes = plan_sizes(model, plan.dims, self.capability(profile))
         model = at_best_size(model, plan.dims)
         tunables = list_tunables(model, plan.options)
-        budget = budget_of(plan.options, plan.payload_bytes)
-        if budget == UNLIMITED or not tunables:
+        budget = budget_of(plan.options, plan.payload_bytes, sizes=len(sizes.built) if sizes is not None else 1)
+        if not tunables or (budget.payload_bytes is None and budget.growth is None):
             return tunables
         folded = fold_constants(import_relax(model, plan.options))
         return within_budget(tunables, folded, machine_of(plan.options), budget)
