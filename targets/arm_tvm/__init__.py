@@ -96,7 +96,7 @@ class Tvm:
         needs = needed_flags(options)
         refuse_other_processor(needs, options, profile)
         cores = Cores(plan.threads, max(plan.threads, profile.cpu.cores if profile.cpu else 1))
-        sizes = plan_sizes(model, plan.dims, self.capability(profile))
+        sizes = plan_sizes(model, plan.dims, self.capability(profile) if plan.dims else None)
         lowered, files = write_bundle(
             model,
             options,
@@ -134,7 +134,7 @@ class Tvm:
         from targets.arm_tvm.graph.sizes import at_best_size, plan_sizes
         from targets.arm_tvm.tune.tunables import list_tunables
 
-        sizes = plan_sizes(model, plan.dims, self.capability(profile))
+        sizes = plan_sizes(model, plan.dims, self.capability(profile) if plan.dims else None)
         model = at_best_size(model, plan.dims)
         tunables = list_tunables(model, plan.options)
         budget = budget_of(plan.options, plan.payload_bytes, sizes=len(sizes.built) if sizes is not None else 1)

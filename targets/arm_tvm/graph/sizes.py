@@ -69,19 +69,19 @@ def bind_size(model: ir.Model, dimension: str, size: int) -> ir.Model:
     return copy
 
 
-def plan_sizes(model: ir.Model, dims: Mapping[str, Range], capability: Capability) -> Sizes | None:
+def plan_sizes(model: ir.Model, dims: Mapping[str, Range], capability: Capability | None) -> Sizes | None:
     """How the range of a border model is built; None where it has none.
 
     Args:
         model: The border model.
         dims: Dimension → its range.
-        capability: What the target takes, of a model whose sizes are fixed.
+        capability: What the target takes, of a model whose sizes are fixed; needed where there is a range.
 
     Raises:
         UnsupportedModel: More than one dimension has a range, an operator is refused, or too many sizes would have to
             be built.
     """
-    if not dims:
+    if not dims or capability is None:
         return None
     if len(dims) > 1:
         listed = ", ".join(f"{name} {sizes}" for name, sizes in dims.items())
