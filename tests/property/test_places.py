@@ -47,6 +47,8 @@ def opened(case: Case, axis: int) -> Opened | None:
     proto = onnx.ModelProto()
     proto.CopyFrom(case.proto())
     inputs = {name: np.asarray(value) for name, value in case.inputs[0].items()}
+    if not inputs:
+        return None
     graph, (first, *others) = proto.graph, list(proto.graph.input)
     for value in [other for other in others if inputs[other.name].dtype == np.int64 and inputs[other.name].ndim < 2]:
         graph.initializer.append(numpy_helper.from_array(inputs.pop(value.name), value.name))
