@@ -178,8 +178,10 @@ def why_not_made(entrant: Entrant, rule: PrecisionRule, trials: Sequence[Trial])
     """
     if entrant.standing == Standing.NOT_RACED and choose_trial(trials):
         return entrant.why
-    slack = CLOSE if entrant.name else 0.0
-    return why_left_out(entrant.context, rule, trials, most=entrant.most, slack=slack)
+    # a disturbed race rules out no target; where one of its candidates was measured, the race's interval will do
+    was_tried = any(trial.target == entrant.name and trial.made is not None for trial in trials)
+    most, slack = entrant.high if was_tried else entrant.most, CLOSE if entrant.name else 0.0
+    return why_left_out(entrant.context, rule, trials, most=most, slack=slack)
 
 
 def float_original(trials: Sequence[Trial]) -> Trial | None:

@@ -91,6 +91,12 @@ def test_a_slower_targets_candidate_is_left_out_only_where_what_was_measured_is_
     assert (why_not_made(slower, INT8, [passed(best)]) == "") is is_made
 
 
+def test_a_disturbed_race_counts_where_a_candidate_of_the_target_was_measured() -> None:
+    second = entrant("second", 0.7, disturbed="its threads waited")
+    assert why_not_made(second, INT8, [passed(3.0)]) == ""
+    assert why_not_made(second, INT8, [passed(3.0), replace(passed(2.0), number=2, target="second")]) != ""
+
+
 def test_a_candidate_that_is_left_out_is_so_by_figures_that_can_be_checked() -> None:
     why = why_not_made(entrant("second", 0.7, standing=Standing.SLOWER), INT8, [passed(3.0)])
     assert "2.72 × float32 at most is expected of it" in why and "first int8 passes with 3.00 ×" in why
