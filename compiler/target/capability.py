@@ -51,8 +51,8 @@ class PrecisionRule:
     """One precision a target can build for this profile.
 
     Args:
-        name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4-weights`, `int8-weights` or `fp16-weights` (weights stored
-            in int8 or float16, arithmetic in float32).
+        name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4-weights`, `int4-weights-int8` (the same with activations in
+            int8), `int8-weights` or `fp16-weights` (weights stored in int8 or float16, arithmetic in float32).
         reason: Why it is there on this profile, in words for the plan.
         converts_graph: Whether the border model itself must be converted (the target is strongly typed), or the
             target converts while it builds.
@@ -62,6 +62,8 @@ class PrecisionRule:
         scheme: How operators are quantized; None for a precision of floating point.
         width_multiple: Channels that its kernels work on at once on this profile: a pruned layer is as wide as a
             multiple of it, since the lanes left over would cost as much as if they were used.
+        form_of: Precision that this one is another form of: who asks for that one, with limits to judge by, gets the
+            faster of the two; empty: of none.
     """
 
     name: str
@@ -71,6 +73,7 @@ class PrecisionRule:
     gain: float = 1.0
     scheme: QuantScheme | None = None
     width_multiple: int = 4
+    form_of: str = ""
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,8 @@ def _candidates(context: BuildContext) -> tuple[PrecisionRule, ...]:
     rules = context.job.plan.candidates
     if not context.is_quantized or len(rules) == 1:
         return rules
-    return tuple(rule for rule in rules if rule.scheme is None and not rule.converts_graph)
+    # where all are forms of the precision that was asked for, each of them leaves the model as it is
+    return tuple(rule for rule in rules if rule.scheme is None and not rule.converts_graph) or rules[:1]
 
 
 def make_left_out(entrants: Sequence[Entrant], trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
