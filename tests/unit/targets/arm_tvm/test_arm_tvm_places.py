@@ -10,7 +10,8 @@ from onnx import helper
 from compiler.errors import UnsupportedModel
 from compiler.fleet import Range
 from targets.arm_tvm.graph.capability import capability_of
-from targets.arm_tvm.graph.places import Places, places_of, why_mixed
+from targets.arm_tvm.graph.place_rules import Places
+from targets.arm_tvm.graph.places import places_of, why_mixed
 from targets.arm_tvm.graph.sizes import MOST_SIZES, bind_size, plan_sizes
 
 W = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
