@@ -21,14 +21,17 @@ _NEARER = 0.02
 
 
 def shorter_time(gates: Sequence[Gate], time: float, *, builds: int) -> float | None:
-    """The time that products of the next build may take; None where there is no limit, it holds, or nothing is faster.
+    """The time that products of the next build may take; None where no other build is worth it.
+
+    Faster formats are less accurate: what breaks another limit already would break it by more.
 
     Args:
         gates: The verdicts on the build.
         time: Of the build's products, against that of all weights in the fastest format; 0 where nothing is known.
         builds: Builds of the candidate before it.
     """
-    gate = next((gate for gate in gates if gate.name == GateName.LATENCY and gate.refuses), None)
+    refusing = [gate for gate in gates if gate.refuses]
+    gate = refusing[0] if [gate.name for gate in refusing] == [GateName.LATENCY] else None
     if gate is None or gate.value is None or builds == MAX_BUILDS or time <= _LEAST + _NEARER:
         return None
     return max(_LEAST, time * gate.limit / gate.value)

@@ -29,8 +29,13 @@ def test_no_less_than_all_weights_in_the_fastest_format():
         (latency(12.5), 1.01, 0),
         (latency(12.5), 0.0, 0),
         (latency(12.5), 1.5, MAX_BUILDS),
+        (
+            (*latency(12.5), Gate(GateName.ACCURACY, 1.0, 2.0, GateUnit.POINTS_LOST, False, Evidence.HOST, "bound")),
+            1.5,
+            0,
+        ),
     ],
-    ids=["holds", "not judged", "no limit", "fastest already", "nothing known", "often enough"],
+    ids=["holds", "not judged", "no limit", "fastest already", "nothing known", "often enough", "inaccurate"],
 )
 def test_no_other_build_is_made(gates, time, builds):
     assert shorter_time(gates, time, builds=builds) is None
