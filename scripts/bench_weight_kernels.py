@@ -49,12 +49,12 @@ def products(inputs: int, outputs: int, bits: int, block: int, level: int) -> by
         weights += [value for value in node.inputs[1:] if value is not None]
     opsets = {"": 21, "com.microsoft": 1}
     graph = ir.Graph([x], results, nodes=nodes, initializers=weights, opset_imports=opsets, name="products")
-    return ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    return bytes(ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString())
 
 
 def _constant(name: str, array: np.ndarray) -> ir.Value:
     tensor = ir.tensor(array, name=name)
-    return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
 
 
 def microseconds(inputs: int, models: list[bytes], runs: int) -> float:

@@ -42,7 +42,15 @@ if TYPE_CHECKING:
     from compiler.passes.values import constant_of, record_origin
     from compiler.store.atomic import write_atomic
     from compiler.store.scratch import scratch_folder
-    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key, raise_refusals
+    from compiler.target.capability import (
+        Capability,
+        OpRule,
+        PrecisionRule,
+        Refusal,
+        op_key,
+        raise_refusals,
+        refuse_unsupported,
+    )
     from compiler.target.runner import (
         CountsInstructions,
         HasNote,
@@ -152,6 +160,7 @@ _PLACES = {
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
     "raise_refusals": "compiler.target.capability",
+    "refuse_unsupported": "compiler.target.capability",
     "record_origin": "compiler.passes.values",
     "rounded_value": "compiler.passes.quantized",
     "run_unoptimized": "compiler.passes.probe",
@@ -241,6 +250,7 @@ __all__ = [
     "profile_device",
     "raise_refusals",
     "record_origin",
+    "refuse_unsupported",
     "rounded_value",
     "run_unoptimized",
     "save_model",

@@ -85,6 +85,9 @@ class Capability:
         precisions: By name, in order of preference; refusals of the others are in `precision_refusals`.
         precision_refusals: Precision name → why it is not to be had on this profile.
         dynamic_dims: Whether a dimension may stay a range in the artifact.
+        ranges_max: Most dimensions that may be ranges; 0 means any number.
+        fixed_sizes: How a range is built of fixed sizes, in words for the plan; empty where shapes stay open. What is
+            refused is then judged at such sizes, by `Target.build`.
         opset_max: Newest version of the default domain that the toolchain reads.
         op_refusals: Operator that is not in `ops` → why not, and what to do instead.
     """
@@ -95,6 +98,8 @@ class Capability:
     opset_max: int
     precision_refusals: Mapping[str, str] = field(default_factory=dict)
     op_refusals: Mapping[str, str] = field(default_factory=dict)
+    ranges_max: int = 0
+    fixed_sizes: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,14 +150,24 @@ def is_refused(node: ir.Node, capability: Capability, opset: int) -> bool:
 
 
 def refuse_unsupported(model: ir.Model, capability: Capability, *, target: str) -> None:
-    """Raises UnsupportedModel that lists every refusal, or says that the model's opset is too new for the toolchain."""
+    """Raises UnsupportedModel that lists every refusal, or says that the model's opset is too new for the toolchain.
+
+    Of a model whose sizes the target fixes itself, its build does.
+    """
     opset = model.graph.opset_imports.get("", 1)
     if opset > capability.opset_max:
         raise UnsupportedModel(
             f"the model is written in opset {opset}; target '{target}' reads up to {capability.opset_max}",
             remedy=f"Export the model with opset {capability.opset_max} or older.",
         )
-    raise_refusals(model, find_unsupported(model, capability), target=target)
+    if not is_judged_by_build(model, capability):
+        raise_refusals(model, find_unsupported(model, capability), target=target)
+
+
+def is_judged_by_build(model: ir.Model, capability: Capability) -> bool:
+    """Whether a model has open sizes that the target fixes when it builds: only then it is seen what is refused."""
+    shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
+    return bool(capability.fixed_sizes) and not all(shape.is_static() for shape in shapes)
 
 
 def raise_refusals(model: ir.Model, refusals: Sequence[Refusal], *, target: str) -> None:
