@@ -10,6 +10,7 @@ Three kinds of text: formats are chosen and weights fitted on `calibration.txt`;
 and `other.txt` (of another domain) choose nothing and judge. Ours is judged as it is delivered: weights packed as
 target onnxruntime packs them, run by ONNX Runtime with its optimizations. Bytes are of all weights, with scales and
 zero points. Peers whose packages are absent are left out, and named. What a run finished lies in the work folder.
+Speed is measured by bench_language_speed.py, into a section of the same file.
 """
 
 from __future__ import annotations
@@ -52,7 +53,12 @@ ANY = WeightChoices(
 """All that the quantizer makes; no target runs 3, 5 and 7 bits, so that these are judged as border models."""
 
 SETS = {"onnxruntime": WEIGHTS.weights or ANY, "any": ANY}
-DELIVERED = "float32"
+PACKED = {
+    "float32": "packed, activations in float32: int4-weights",
+    "int8": "packed, activations in int8: int4-weights-int8, which is delivered where it holds the limits",
+}
+"""Forms of ours that an artifact has, in the order in which they are made: roundings stay in the model."""
+
 BARS = {92.0: (DIVERGENCE, 0.05), 105.5: (DIVERGENCE, 0.02), 112.0: (MORE, 1.0)}
 
 
@@ -92,12 +98,11 @@ def ours(
             "seconds": round(time.monotonic() - started),
         }
         if name == "onnxruntime":
-            for activations in ("float32", "int8"):  # in this order: roundings stay in the model
+            for activations, note in PACKED.items():
                 if activations == "int8":
                     round_activations(made.model)
                 path = place / f"{activations}.onnx"
                 packed, *files = save_model(pack_weights(made.model), path, external_above_bytes=0)
-                note = f"packed, activations in {activations}{', as delivered' if activations == DELIVERED else ''}"
                 yield (
                     row | {"file_bytes": sum(file.stat().st_size for file in (packed, *files)), "note": note},
                     (run_session(packed)),
@@ -146,6 +151,7 @@ def _tell(text: str) -> None:
 
 
 def _write(place: Path, rows: list[Figures], absent: list[str]) -> None:
+    before = json.loads(place.read_text("utf-8")) if place.exists() else {}
     record = {
         **commit(),
         "machine": machine(),
@@ -153,12 +159,14 @@ def _write(place: Path, rows: list[Figures], absent: list[str]) -> None:
         "versions": versions(["onnxruntime", "openvino", "numpy"]),
         "left out": absent,
         "rows": rows,
+        # of a run of its own: bench_language_speed.py
+        **({"speed": before["speed"]} if "speed" in before else {}),
     }
     place.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 def _with_bar(row: Figures) -> Figures:
-    if row.get("budget_mb") in BARS and row["note"].endswith("as delivered"):
+    if row.get("budget_mb") in BARS and row["note"] in PACKED.values():
         what, limit = BARS[row["budget_mb"]]
         figure = row["texts"][JUDGES][what]
         figure = figure[0] if isinstance(figure, list) else figure

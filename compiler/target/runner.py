@@ -103,7 +103,10 @@ class KeepsCache(Protocol):
         """Begins anew, with an empty cache."""
 
     def follow(self, inputs: Arrays) -> dict[str, Array]:
-        """Executes tokens behind those seen since `forget`; neither inputs nor outputs have the cache."""
+        """Executes tokens behind those seen since `forget`; neither inputs nor outputs have the cache.
+
+        Logits may be those of the last token alone.
+        """
 
 
 @runtime_checkable

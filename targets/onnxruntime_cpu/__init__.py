@@ -82,6 +82,7 @@ class OnnxRuntime:
         from targets.onnxruntime_cpu.blocks import pack_weights
         from targets.onnxruntime_cpu.edit import remove_unread
         from targets.onnxruntime_cpu.in_place import CACHE, find_cache
+        from targets.onnxruntime_cpu.last_logits import select_logits
         from targets.onnxruntime_cpu.normalization import fuse_normalizations
         from targets.onnxruntime_cpu.session import threads_of
 
@@ -93,11 +94,13 @@ class OnnxRuntime:
         fuse_normalizations(fused)
         remove_unread(fused)
         packed = pack_weights(fused)
+        cache = find_cache(packed, plan.dims)
+        if cache is not None:
+            select_logits(packed)
         # a language model's weights are mapped from a file of their own: inside the message they are in memory twice
         above = _EXTERNAL_ABOVE_BYTES if packed is fused else 0
         files = save_model(packed, path, external_above_bytes=above)
         (workdir / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        cache = find_cache(packed, plan.dims)
         threads, operators = threads_of(config)
         session = OnnxRuntimeSession(path, is_optimized=True, threads=threads, operators=operators)
         return Artifact(

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.target import Array, Arrays, DataError, Range, find_decoder, is_decoder, onnx_runtime_errors
+from targets.onnxruntime_cpu.last_logits import LOGITS_FROM
 from targets.onnxruntime_cpu.session import SessionRunner
 
 CACHE = "cache in place"
@@ -52,12 +53,14 @@ def find_cache(model: ir.Model, dims: Mapping[str, Range]) -> CacheInPlace | Non
 
 
 class DecoderRunner(SessionRunner):
-    """A decoder. `run` takes a cache and gives the grown one; `follow` writes it in place."""
+    """A decoder. `run` takes a cache and gives the grown one; `follow` writes it in place, with logits of one token."""
 
     def __init__(self, model: Path, config: Path, note: str, cache: CacheInPlace) -> None:
         super().__init__(model, config, note)
         self._cache = cache
         self._buffers: dict[str, Any] = {}
+        with_defaults = {value.name for value in self._session.get_overridable_initializers()}
+        self._selects = LOGITS_FROM in with_defaults
 
     def forget(self) -> None:
         """Begins anew, with an empty cache."""
@@ -73,12 +76,18 @@ class DecoderRunner(SessionRunner):
     def follow(self, inputs: Arrays) -> dict[str, Array]:
         """Executes tokens behind those seen since `forget`; neither inputs nor outputs have the cache.
 
+        Logits are the last token's alone where the model has `logits_from`.
+
         Raises:
             DataError: There are more tokens than the cache has places for.
         """
+        import onnxruntime as ort
+
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
+        if self._selects:  # as an OrtValue: bind_cpu_input knows no inputs that have defaults
+            binding.bind_ortvalue_input(LOGITS_FROM, ort.OrtValue.ortvalue_from_numpy(np.array([-1])))
         for past, present in self._cache.pairs.items():
             binding.bind_ortvalue_input(past, self._buffers[past])
             binding.bind_ortvalue_output(present, self._buffers[past])

@@ -17,6 +17,7 @@ from compiler.model.reference import Unoptimized
 from compiler.model.save import save_model
 from compiler.target.scheme import BlockFormat
 from targets.onnxruntime_cpu.blocks import pack_weights
+from targets.onnxruntime_cpu.last_logits import LOGITS_FROM, select_logits
 
 FORMATS = [
     BlockFormat(4, 32),
@@ -90,3 +91,33 @@ def test_a_shared_table_is_stored_once_and_bytes_are_those_counted():
 def test_a_model_without_blocks_is_left_as_it_is():
     model = tiny_decoder()
     assert pack_weights(model) is model
+
+
+@pytest.mark.parametrize("rounds", [False, True], ids=["float32", "int8"])
+@pytest.mark.parametrize("format_", [BlockFormat(4, 32), BlockFormat(6, 64)], ids=str)
+def test_a_decoder_computes_the_logits_of_the_last_token_alone_when_asked(format_, rounds, tmp_path):
+    packed = pack_weights(in_blocks(format_, rounds=rounds))
+    inputs = windows(packed, 1, length=8, past=4)[0]
+    save_model(packed, tmp_path / "all.onnx")
+    want = OnnxRuntimeSession(tmp_path / "all.onnx", is_optimized=True).run(inputs)
+    assert select_logits(packed)
+    save_model(packed, tmp_path / "selects.onnx")
+    session = OnnxRuntimeSession(tmp_path / "selects.onnx", is_optimized=True)
+    assert LOGITS_FROM not in {spec.name for spec in session.inputs}  # nobody has to name it
+    assert all(np.array_equal(want[name], array) for name, array in session.run(inputs).items())
+    last = session.run({**inputs, LOGITS_FROM: np.array([-1])})
+    assert last["logits"].shape == (1, 1, 256) and compare(want["logits"][:, -1:], last["logits"]).sqnr_db > 100
+    present = next(name for name in want if name != "logits")
+    assert np.array_equal(want[present], last[present])
+
+
+def test_logits_that_are_no_product_are_computed_for_all_tokens():
+    model = tiny_decoder()
+    logits = next(value for value in model.graph.outputs if value.name == "logits")
+    capped = ir.node("Tanh", [logits], name="cap")
+    model.graph.append(capped)
+    logits.name, capped.outputs[0].name = "raw", "logits"
+    capped.outputs[0].shape, capped.outputs[0].type = logits.shape, logits.type
+    model.graph.outputs[model.graph.outputs.index(logits)] = capped.outputs[0]
+    before = len(model.graph)
+    assert not select_logits(model) and len(model.graph) == before
