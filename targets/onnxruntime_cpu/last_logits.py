@@ -66,4 +66,4 @@ def _products(value: ir.Value | None) -> Iterator[ir.Node | None]:
 
 def _is_matrix(node: ir.Node) -> bool:
     shape = node.inputs[1].shape if node.inputs[1] is not None else None
-    return node.op_type != "MatMul" or (shape is not None and len(shape) == 2)  # noqa: PLR2004  rows and columns
+    return node.op_type != "MatMul" or (shape is not None and len(shape) == 2)
