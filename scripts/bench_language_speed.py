@@ -279,7 +279,7 @@ def bars_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     bars = [bar("processor milliseconds of a token", token_ms, round(TOKEN_MS, 3))]
     ratio = figures.get(f"speed to {BASE} in processor time, median")
     if ratio:
-        bars.append(bar(f"a token's time in that of {BASE}", 1 / ratio, round(TIME_TO_BASE, 3), stated=False))
+        bars.append(bar(f"time of a token divided by that of {BASE}", 1 / ratio, round(TIME_TO_BASE, 3), stated=False))
     return bars
 
 
