@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from targets.arm_tvm.graph.budget import UNLIMITED, Budget, allot_weights
+from targets.arm_tvm.graph.budget import UNLIMITED, Budget, allot_weights, layer_of
 from targets.arm_tvm.graph.composites import Composite, find_composites
 from targets.arm_tvm.graph.layouts import PackedValues, pack_constant, pack_value, unpack_value
 from targets.arm_tvm.graph.packed_operators import packed_operator, reshape_of_packed
@@ -47,7 +47,7 @@ def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, budget: Bud
     chosen = {
         at: (composite, choice)
         for at, composite in composites.items()
-        if (choice := choose(composite.workload, machine, schedule, most_bytes=limits.get(composite.workload)))
+        if (choice := choose(composite.workload, machine, schedule, most_bytes=limits.get(layer_of(composite))))
     }
     claimed = {var for composite, _ in chosen.values() for var in (*composite.inner, composite.last)}
     plain = find_plain_kernels(main, machine, claimed=claimed)

@@ -58,12 +58,13 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
         # A planar vector holds neighbouring columns of one row, so a planar tile is one row.
         for rows in range(1, min(4 if workload.layout != "planar" else 1, height) + 1)
         for columns in range(1, min(machine.registers, width) + 1)
-        if _registers(workload, machine, q, rows * columns) <= machine.registers
+        if registers(workload, machine, q, rows * columns) <= machine.registers
     ]
     return tuple(sorted(fitting, key=lambda choice: choice.cost)[:MAX_CHOICES])
 
 
-def _registers(workload: ConvWorkload, machine: Machine, q: int, pixels: int) -> int:
+def registers(workload: ConvWorkload, machine: Machine, q: int, pixels: int) -> int:
+    """Vector registers that a tile of `q` blocks of output channels and so many pixels takes."""
     lanes = machine.lanes(workload.dtype)
     if not machine.by_element:
         # Scalars come from memory: only the one in use takes a register.
@@ -72,7 +73,8 @@ def _registers(workload: ConvWorkload, machine: Machine, q: int, pixels: int) ->
         # All weights of one load are widened together.
         return (q + 1) * pixels + max(q, LOADED // lanes) + 2
     if workload.layout == "planar":
-        return q * pixels + _chunks(workload, lanes, pixels) + 2
+        # 3: with 2 LLVM keeps sums of the longest tiles in memory.
+        return q * pixels + _chunks(workload, lanes, pixels) + 3
     return (q + 1) * pixels + q + 1
 
 
@@ -195,10 +197,10 @@ def _pack_part(workload: ConvWorkload, choice: Choice, weights: Array, machine: 
 
 def emit(workload: ConvWorkload, choice: Choice, machine: Machine) -> Any:
     """The kernel."""
-    return _Direct(workload, choice, machine).function()
+    return Direct(workload, choice, machine).function()
 
 
-class _Direct:
+class Direct:
     """One kernel while it is written."""
 
     def __init__(self, workload: ConvWorkload, choice: Choice, machine: Machine) -> None:
@@ -222,10 +224,14 @@ class _Direct:
         shape = result_shape(self.workload, self.lanes)
         self.residual = self.emitter.parameter(shape, self.dtype, "r") if "add" in self.workload.epilogue else None
         self.result = self.emitter.parameter(shape, self.dtype, "y")
-        self.source, self.image = padded_source(self.emitter, source, self.work, self.lanes)
+        self._read(source)
         with self.emitter.loop(self.work.batch) as batch, self.emitter.loop(self.parts) as part:
             self._image(batch, part)
         return self.emitter.function()
+
+    def _read(self, source: Any) -> None:
+        """Settles what the tiles read."""
+        self.source, self.image = padded_source(self.emitter, source, self.work, self.lanes)
 
     def _image(self, batch: Any, part: Any) -> None:
         from tvm import tirx
@@ -261,10 +267,7 @@ class _Direct:
         emitter = self.emitter
         sums = emitter.allocate(q * rows * columns, self.vector)
         for index in range(q):
-            # Sums begin with the bias, which saves its addition; those of integers are scaled before it is added.
-            zero = broadcast(0.0, self.lanes, self.dtype)
-            bias = load(self.bias, (block + index) * self.lanes, self.lanes) if self.factors is None else zero
-            bias = emitter.let(bias)
+            bias = self._first_sum(block + index)
             for pixel in range(rows * columns):
                 emitter.add(store(sums, pixel * q + index, bias, 1))
         origin = (
@@ -275,6 +278,12 @@ class _Direct:
         )
         self._reduce(sums, tile, emitter.let(origin), emitter.let(weights + int32(0)))
         self._store(sums, tile, batch, (block, top, left))
+
+    def _first_sum(self, block: Any) -> Any:
+        """What the sums of a vector of filters begin with: the bias, which saves its addition, or zero."""
+        # Sums of integers are scaled before the bias is added.
+        zero = broadcast(0.0, self.lanes, self.dtype)
+        return self.emitter.let(load(self.bias, block * self.lanes, self.lanes) if self.factors is None else zero)
 
     def _reduce(self, sums: Any, tile: tuple[int, int, int], origin: Any, weights: Any) -> None:
         q, rows, columns = tile
@@ -356,9 +365,11 @@ class _Direct:
         # By element: one vector of weights after the other, so that its register is free early. Else: one scalar after
         # the other, for the same reason.
         for pixel, index in places if not self.machine.by_element else sorted(places, key=lambda place: place[1]):
-            at = pixel * q + index
-            total = fma(factors[index], broadcast(scalars[pixel], self.lanes), load(sums, at, 1), self.vector)
-            self.emitter.add(store(sums, at, total, 1))
+            self._accumulate(sums, pixel * q + index, factors[index], broadcast(scalars[pixel], self.lanes))
+
+    def _accumulate(self, sums: Any, at: int, left: Any, right: Any) -> None:
+        """One sum plus one product."""
+        self.emitter.add(store(sums, at, fma(left, right, load(sums, at, 1), self.vector), 1))
 
     def _store(self, sums: Any, tile: tuple[int, int, int], batch: Any, place: tuple[Any, Any, Any]) -> None:
         q, rows, columns = tile

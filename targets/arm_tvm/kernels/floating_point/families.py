@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from functools import lru_cache
 from types import ModuleType
 
-from targets.arm_tvm.kernels.floating_point import depthwise, direct, winograd
+from targets.arm_tvm.kernels.floating_point import bordered, depthwise, direct, winograd
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload
 from targets.arm_tvm.kernels.machine import Machine
 
-FAMILIES: Mapping[str, ModuleType] = {"direct": direct, "winograd": winograd, "depthwise": depthwise}
+FAMILIES: Mapping[str, ModuleType] = {
+    "direct": direct,
+    "winograd": winograd,
+    "depthwise": depthwise,
+    "bordered": bordered,
+}
 
 
 @lru_cache(maxsize=1024)
