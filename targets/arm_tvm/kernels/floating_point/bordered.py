@@ -2,9 +2,9 @@
 
 On a map of 4 × 4 a window of 3 × 3 lies on padding in 44 of 144 places, on one of 3 × 3 in 32 of 81.
 
-Tiling. As `direct`: blocks of output channels × rows × columns of sums stay in registers over the whole reduction. Tiles
-are sorted by how they lie on the borders, and each kind is code of its own: per row of taps one loop over the blocks of
-input channels, in which each tap multiplies the pixels of the tile that it reaches.
+Tiling. As `direct`: blocks of output channels × rows × columns of sums stay in registers over the whole reduction.
+Tiles are sorted by how they lie on the borders, and each kind is code of its own: per row of taps one loop over the
+blocks of input channels, in which each tap multiplies the pixels of the tile that it reaches.
 
 Registers: as `direct`. Instructions per L products of one tap: L·Q multiply-adds and a load for each pixel that it
 reaches, and L·Q/2 loads of weights.
@@ -23,11 +23,12 @@ from targets.arm_tvm.kernels.floating_point.direct import (
     LOOP_OVERHEAD,
     TILE_OVERHEAD,
     Direct,
+    has_panel,
     pack,
     registers,
     split,
 )
-from targets.arm_tvm.kernels.floating_point.int8_weights import WIDENING
+from targets.arm_tvm.kernels.floating_point.int8_weights import PANEL_COST, WIDENING
 from targets.arm_tvm.kernels.floating_point.spans import Span, find_spans
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks, packed_bytes
 from targets.arm_tvm.kernels.machine import Machine
@@ -76,7 +77,9 @@ def _cost(work: ConvWorkload, machine: Machine, tile: tuple[int, int, int]) -> f
     lanes, (q, rows, columns), pair = machine.lanes(work.dtype), tile, 2 if machine.pairs else 1
     total, written = 0.0, 0
     for _, q_count, tile_q in split(blocks(work.filters, lanes), q):
-        weight = WIDENING[work.dtype] * lanes if work.weights else 1 / pair
+        weight = WIDENING[work.dtype] * lanes if work.weights and not has_panel(work, rows * columns) else 1 / pair
+        if has_panel(work, rows * columns):
+            total += q_count * tile_q * blocks(work.channels, lanes) * lanes * prod(work.kernel) * lanes * PANEL_COST
         for kind in product(_spans(work, 0, rows), _spans(work, 1, columns)):
             reached = [len(_reached(work, kind, tap)) for tap in product(*map(range, work.kernel))]
             taps = [count for count in reached if count]
@@ -101,7 +104,7 @@ def _spans(work: ConvWorkload, axis: int, tile: int) -> tuple[Span, ...]:
     )
 
 
-def _reached(work: ConvWorkload, kind: Tile, tap: tuple[int, int]) -> list[tuple[int, int, int]]:
+def _reached(work: ConvWorkload, kind: Tile, tap: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """The pixels of a tile for which a tap lies inside: number of the pixel, row and column of the source under it."""
     rows, columns = kind
     down, across = (
@@ -134,6 +137,9 @@ class _Bordered(Direct):
             heavy = q * count * prod(self.work.result) * self.reduction > PARALLEL_WORK
             with self.emitter.loop(count, parallel=heavy) as group:
                 weights = self.emitter.let(group * step + origin)
+                if has_panel(self.work, rows * columns):
+                    self._widen(weights, q)
+                    weights = int32(0)
                 for kind in kinds:
                     with self.emitter.loop(kind[0].count) as ty, self.emitter.loop(kind[1].count) as tx:
                         place = (kind[0].first + ty) * rows, (kind[1].first + tx) * columns

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from compiler.target import Array
 from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, fma, gather, int32, lane, load, store
 from targets.arm_tvm.kernels.floating_point import depthwise
 from targets.arm_tvm.kernels.floating_point.epilogue import finish
-from targets.arm_tvm.kernels.floating_point.int8_weights import LOADED, WIDENING, widened
+from targets.arm_tvm.kernels.floating_point.int8_weights import LOADED, PANEL_COST, WIDENING, widened, widened_panel
 from targets.arm_tvm.kernels.floating_point.sources import padded_source, result_shape, source_shape
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks, packed_bytes
 from targets.arm_tvm.kernels.machine import Machine
@@ -69,13 +70,19 @@ def registers(workload: ConvWorkload, machine: Machine, q: int, pixels: int) -> 
     if not machine.by_element:
         # Scalars come from memory: only the one in use takes a register.
         return q * pixels + q + 1
-    if workload.weights:
+    if workload.weights and not has_panel(workload, pixels):
         # All weights of one load are widened together.
         return (q + 1) * pixels + max(q, LOADED // lanes) + 2
     if workload.layout == "planar":
         # 3: with 2 LLVM keeps sums of the longest tiles in memory.
         return q * pixels + _chunks(workload, lanes, pixels) + 3
     return (q + 1) * pixels + q + 1
+
+
+def has_panel(workload: ConvWorkload, pixels: int) -> bool:
+    """Whether int8 weights are read by several tiles of so many pixels: then they are widened once, into memory."""
+    height, width = workload.result
+    return bool(workload.weights) and height * width > pixels
 
 
 def _chunks(workload: ConvWorkload, lanes: int, columns: int) -> int:
@@ -93,6 +100,14 @@ def _cost(workload: ConvWorkload, machine: Machine, q: int, rows: int, columns: 
             for _, q_count, tile_q in _block_groups(flat, lanes, q):
                 tile = _tile_cost(flat, machine, tile_q, tile_rows, tile_columns)
                 total += row_count * column_count * q_count * tile
+    if has_panel(flat, rows * columns):
+        total += (
+            blocks(flat.channels, lanes)
+            * prod(flat.kernel)
+            * lanes
+            * blocks(flat.filters, lanes)
+            * (lanes * PANEL_COST)
+        )
     terms = workload.channels // workload.groups * workload.kernel[0] * workload.kernel[1]
     weights = blocks(workload.filters, lanes) * lanes * terms
     return total * workload.batch * (workload.channels // flat.channels) + machine.streaming_cost(
@@ -113,7 +128,7 @@ def _tile_cost(flat: ConvWorkload, machine: Machine, q: int, rows: int, columns:
         adjacent = pair if flat.layout == "blocked" and flat.strides[1] == 1 else 1
         loads = rows * -(-columns // adjacent) if machine.by_element else pixels * lanes
         weights: float = lanes * q // pair
-        if flat.weights:
+        if flat.weights and not has_panel(flat, pixels):
             weights = lanes**2 * q * WIDENING[flat.dtype]
         inner = lanes * pixels * q + loads + weights + -(-LOOP_OVERHEAD // flat.kernel[1])
     finish_cost = pixels * q * (1 + len(flat.epilogue)) + q
@@ -210,9 +225,11 @@ class Direct:
         self.part = _part(self.work, self.lanes)
         self.parts = workload.filters // self.part.filters
         self.out_blocks = blocks(self.part.filters, self.lanes)
+        self.panel: Any = None
         self.emitter = Emitter()
 
     def function(self) -> Any:
+        """The PrimFunc."""
         source = self.emitter.parameter(source_shape(self.workload, self.lanes), self.dtype, "x")
         depth = _depth(self.work, self.lanes)
         self.in_blocks = blocks(self.part.channels, depth)
@@ -234,25 +251,48 @@ class Direct:
         self.source, self.image = padded_source(self.emitter, source, self.work, self.lanes)
 
     def _image(self, batch: Any, part: Any) -> None:
-        from tvm import tirx
-
-        height, width = self.work.result
-        parameters = self.choice.parameters
+        width, (rows_of_tile, columns_of_tile) = self.work.result[1], self._tile_size()
         origin, own = 0, part * (self.out_blocks * self.lanes * self.reduction)
-        for first_q, q_count, q in _block_groups(self.part, self.lanes, parameters["blocks"]):
-            for first_row, row_count, rows in split(height, parameters["rows"]):
-                vectors = q * q_count * rows * row_count * width * self.reduction
-                # Channels outermost: the weights of a group stay in the cache while the image passes.
-                with self.emitter.loop(q_count * row_count, parallel=vectors > PARALLEL_WORK) as step:
-                    group, row = tirx.floordiv(step, int32(row_count)), tirx.floormod(step, int32(row_count))
-                    weights = group * (q * self.lanes * self.reduction) + origin + own
+        for first_q, q_count, q in _block_groups(self.part, self.lanes, self.choice.parameters["blocks"]):
+            for first_row, row_count, rows in split(self.work.result[0], rows_of_tile):
+                for group, row, weights in self._groups((q_count, q, row_count, rows), origin + own):
                     top = row * rows + first_row
-                    for first, count, columns in split(width, parameters["columns"]):
+                    for first, count, columns in split(width, columns_of_tile):
                         with self.emitter.loop(count) as at:
                             place = (group * q + first_q, top, at * columns + first)
                             self.valid_lanes = min(self.lanes, self._results_from(first_q))
                             self._tile((batch, part), (q, rows, columns), place, weights)
             origin += q_count * q * self.lanes * self.reduction
+
+    def _tile_size(self) -> tuple[int, int]:
+        return self.choice.parameters["rows"], self.choice.parameters["columns"]
+
+    def _groups(self, counts: tuple[int, int, int, int], origin: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """Opens the loops over groups of output blocks and rows of tiles; yields both, and the offset of the weights.
+
+        Channels outermost: the weights of a group stay in the cache while the image passes.
+        """
+        from tvm import tirx
+
+        q_count, q, row_count, rows = counts
+        size = q * self.lanes * self.reduction
+        heavy = q * q_count * rows * row_count * self.work.result[1] * self.reduction > PARALLEL_WORK
+        if has_panel(self.work, prod(self._tile_size())):
+            with self.emitter.loop(q_count, parallel=heavy) as group:
+                self._widen(group * size + origin, q)
+                with self.emitter.loop(row_count) as row:
+                    yield group, row, int32(0)
+            return
+        with self.emitter.loop(q_count * row_count, parallel=heavy) as step:
+            group, row = tirx.floordiv(step, int32(row_count)), tirx.floormod(step, int32(row_count))
+            yield group, row, group * size + origin
+
+    def _widen(self, at: Any, q: int) -> None:
+        """Makes floats of the weights of a group of `q` blocks."""
+        vectors, start = q * self.reduction, self.emitter.let(at + int32(0))
+        self.panel = widened_panel(
+            self.emitter, self.weights, start, vectors=vectors, lanes=self.lanes, dtype=self.dtype
+        )
 
     def _results_from(self, block: int) -> int:
         """Elements of a row of results from a block on."""
@@ -354,10 +394,11 @@ class Direct:
 
     def _factors(self, at: Any, vectors: int) -> Iterator[Any]:
         """Neighbouring vectors of weights, loaded when they are asked for."""
-        if self.work.weights:
+        if self.work.weights and self.panel is None:
             return widened(self.emitter, self.weights, at, vectors=vectors, lanes=self.lanes, dtype=self.dtype)
+        buffer = self.weights if self.panel is None else self.panel
         places = (at + index * self.lanes for index in range(vectors))
-        return (self.emitter.let(load(self.weights, place, self.lanes)) for place in places)
+        return (self.emitter.let(load(buffer, place, self.lanes)) for place in places)
 
     def _multiply(self, sums: Any, q: int, scalars: list[Any], factors: list[Any]) -> None:
         """One product of every sum; where scalars are broadcast from memory, each is used up before the next."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from types import ModuleType
 
-from targets.arm_tvm.kernels.floating_point import bordered, depthwise, direct, winograd
+from targets.arm_tvm.kernels.floating_point import bordered, depthwise, direct, strided, winograd
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload
 from targets.arm_tvm.kernels.machine import Machine
 
@@ -15,6 +15,7 @@ FAMILIES: Mapping[str, ModuleType] = {
     "winograd": winograd,
     "depthwise": depthwise,
     "bordered": bordered,
+    "strided": strided,
 }
 
 

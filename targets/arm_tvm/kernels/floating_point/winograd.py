@@ -55,6 +55,9 @@ INPUT_COST, OUTPUT_COST = {2: 70.0, 4: 200.0, 6: 660.0}, {2: 50.0, 4: 180.0, 6: 
 """Instructions to transform one tile of one vector."""
 WEIGHT_COST = {2: 46.0, 4: 112.0, 6: 200.0}
 """Instructions to transform one vector of weights."""
+GROUP_BYTES = 160 * 1024
+"""Most that U of one group of output blocks should take where the kernel makes it: each thread has one, and reads it
+from the second-level cache, beside V."""
 LATE = "late"
 """Parameter: 1 where U is made when the kernel runs, of weights that take no more bytes than in the model."""
 TAPS = 9
@@ -77,12 +80,19 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
         if _registers(machine, tiles, q) <= machine.registers
         for way in ways
         for parameters in [{"m": m, "rows": rows, "tiles": tiles, "blocks": q, **way}]
+        if q == 1 or not _is_late(workload, parameters) or _group_bytes(workload, lanes, m, q) <= GROUP_BYTES
     ]
     ranked = sorted(fitting, key=_by_cost)
     # Under a limit of bytes a smaller tile, whose transform enlarges weights less, may be the fastest that is left.
     best = {(choice.parameters["m"], choice.weight_bytes): choice for choice in reversed(ranked)}
     first = ranked[: MAX_CHOICES - len(best)]
     return tuple(sorted([*first, *(choice for choice in best.values() if choice not in first)], key=_by_cost))
+
+
+def _group_bytes(workload: ConvWorkload, lanes: int, m: int, q: int) -> int:
+    """Of U for `q` blocks of output channels."""
+    sources = blocks(workload.channels, lanes) * lanes
+    return (m + 2) ** 2 * sources * q * lanes * np.dtype(workload.dtype).itemsize
 
 
 def _is_late(workload: ConvWorkload, parameters: Mapping[str, int]) -> bool:
