@@ -51,7 +51,7 @@ MAX_CHOICES = 12
 """Choices of one workload: each of them is compiled and measured when it is tuned."""
 MAX_TILES, MAX_BLOCKS = 16, 4
 """Of one product of matrices, at most: they bound the search."""
-BAND_BYTES = 128 * 1024
+BAND_BYTES = 64 * 1024
 """Most that V of one band should take: it stays in the second-level cache, and each thread has one."""
 TERM_OVERHEAD, TILE_OVERHEAD = 3, 12
 """Instructions of one iteration over channels, and of one product of matrices, that are no arithmetic."""
