@@ -86,9 +86,14 @@ def _measured(fleet: Path, base: BuildOptions) -> dict[str, Any]:
         manifest = out / base.devices[0] / "manifest.json"
         found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else facts["report"]
     return {
-        "chosen": found["decision"]["precision"],
-        "trials": {one["precision"]: _figures(one) for one in found["trials"] if one["speed"]},
+        "chosen": " ".join(_name(one) for one in found["trials"] if one["number"] == found["decision"]["trial"]),
+        "trials": {_name(one): _figures(one) for one in found["trials"] if one["speed"]},
     }
+
+
+def _name(trial: Mapping[str, Any]) -> str:
+    """What was tried: more than one target may compete for a device."""
+    return f"{trial['target']} {trial['precision']}"
 
 
 def _stages_but_measured(root: Path, other: Store) -> None:
@@ -110,7 +115,7 @@ def _summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _counted(rounds: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    names = [str(one["chosen"]) for one in rounds]
+    names = [one["chosen"] for one in rounds]
     return {name or "none": names.count(name) for name in sorted(set(names))}
 
 
@@ -145,7 +150,7 @@ def _bars(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     choices = _counted(rounds)
     return [
         bar(f"ratios off by more than {FAR_OFF:.0%} and not called disturbed", len(wrong), 0),
-        bar("rounds that chose another precision than most", len(rounds) - max(choices.values()), 0),
+        bar("rounds that chose another build than most", len(rounds) - max(choices.values()), 0),
         bar("largest deviation of memory when run from its quiet median, %", 100 * max(spread), MEMORY_SPREAD_PCT),
     ]
 

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""The face model on this machine, by the target `tvm` and by `openvino`, into benchmarks/x86.json.
+"""Models on this machine, built by the target `tvm`, beside OpenVINO and ONNX Runtime, into benchmarks/x86.json.
 
-    scripts/bench_x86.py                                  int8 and fp32, batches 1 and 8, on one and on two threads
-    scripts/bench_x86.py --precision int8 --batch 1 --threads 1 --rounds 40
+    scripts/bench_x86.py                                   the face model, MobileNet-v2 and ResNet-50, in int8 and fp32
+    scripts/bench_x86.py --model face --precision int8 --rounds 40
+    scripts/bench_x86.py --nncf ENVIRONMENT/bin/python     with NNCF's int8 beside ours (nncf and openvino are there)
 
-Short runs of both in turn; what is compared is the fastest inference of each, which other work on the machine disturbs
-least, and the median of the quotients of neighbouring runs. OpenVINO computes with all the instruction sets that this
-processor has, AMX included, and with its hint LATENCY.
+Short runs of all in turn. Latency is of one item, on one and on two threads; throughput is of all processors, at the
+best of the batch sizes 1 and 8. OpenVINO runs with the hint that is made for either, ONNX Runtime with as many calls
+at a time as there are processors, and ours as one process with one thread for each. All of them may use every
+instruction set that this processor has, AMX included. What is compared is the median of the quotients of neighbouring
+runs and, for latency, the fastest inference of each, which other work on the machine disturbs least.
 """
 
 from __future__ import annotations
@@ -14,74 +17,150 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from arm_host import summarize, write_profile
+from arm_host import write_profile
 from arm_models import BenchModel, prepare_model
 from arm_ours import FLEETC
+from bench_quantizers import quantize_ort
 from bench_record import ROOT, Figures, commit, machine, versions
 from platformdirs import user_cache_path
 
-TOOLS = ("fleetc", "numpy", "openvino", "apache-tvm", "apache-tvm-ffi", "ziglang")
-ROUNDS, INFERENCES = 15, 60
+TOOLS = ("fleetc", "numpy", "openvino", "onnxruntime", "apache-tvm", "apache-tvm-ffi", "ziglang")
+ROUNDS = 11
+RUN_S = 0.4
+"""Seconds of one run: long beside a start, short beside the minutes in which a busy host changes."""
+
+THREADS = (1, 2)
+BATCHES = (1, 8)
+PEER = ROOT / "scripts" / "x86_peer_run.py"
 FLEET = """schema: 1
 model: {model}
 calibration: {{path: {samples}}}
 devices:
   board: {{profile: {profile}, batch: {batch}, precision: {precision}}}
 """
-OPENVINO = """import json, sys, time
-import numpy, openvino
-folder, given, threads, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-settings = json.load(open(folder + "/payload/config.json"))
-settings |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY"}
-compiled = openvino.Core().compile_model(folder + "/payload/model.xml", "CPU", settings)
-request = compiled.create_infer_request()
-request.set_input_tensor(openvino.Tensor(numpy.load(given)))
-request.infer()
-times = []
-for _ in range(count):
-    start = time.perf_counter()
-    request.infer()
-    times.append((time.perf_counter() - start) * 1e3)
-print(json.dumps(sorted(times)))"""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is measured.
+
+    Args:
+        name: Who.
+        latency_ms: Threads, count → sorted milliseconds of single inferences of one item.
+        items_per_s: Batch size, seconds → items a second on all processors.
+    """
+
+    name: str
+    latency_ms: Callable[[int, int], list[float]]
+    items_per_s: Callable[[int, float], float]
 
 
 def main() -> None:
-    """Builds, measures, and writes the file after each combination."""
+    """Builds, measures, and writes the file after each model and precision."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "x86.json")
+    parser.add_argument("--model", nargs="*", default=["face", "mobilenet", "resnet50"])
     parser.add_argument("--precision", nargs="*", default=["int8", "fp32"])
-    parser.add_argument("--batch", nargs="*", type=int, default=[1, 8])
-    parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="pairs of timed runs (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of short runs (default: %(default)s)")
+    parser.add_argument("--nncf", help="the Python of an environment with nncf and openvino")
     parser.add_argument("--cache", type=Path, default=user_cache_path("fleetc-bench"), help="(default: %(default)s)")
+    parser.add_argument("--build-only", action="store_true", help="builds everything and measures nothing")
     given = parser.parse_args()
-    model = prepare_model("face", given.cache.resolve())
-    figures = json.loads(given.out.read_text("utf-8"))["runs"] if given.out.exists() else {}
-    for precision in given.precision:
-        for batch in given.batch:
-            folders = {
-                name: build(model, name, precision, batch, given.cache.resolve()) for name in ("tvm", "openvino")
-            }
-            for threads in given.threads:
-                name = f"{precision} batch {batch} threads {threads}"
-                figures[name] = measure(model, folders, batch, threads, given.rounds)
-                print(name, {key: figures[name][key] for key in ("fastest_ms", "fastest_ratio", "ratio")})
-                head = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **commit()}
-                head |= {"machine": machine(), "versions": versions(TOOLS), "flags": vector_flags()}
-                head |= {"load_average": [round(value, 2) for value in os.getloadavg()]}
-                given.out.write_text(json.dumps(head | {"runs": figures}, indent=1) + "\n", "utf-8")
+    cache = given.cache.resolve()
+    runs = json.loads(given.out.read_text("utf-8"))["runs"] if given.out.exists() else {}
+    for name in given.model:
+        model = prepare_model(name, cache)
+        for precision in given.precision:
+            contenders = list(_contenders(model, precision, cache, given.nncf))
+            if given.build_only:
+                continue
+            runs[f"{name} {precision}"] = measure(contenders, given.rounds)
+            print(name, precision, json.dumps(runs[f"{name} {precision}"], indent=1))
+            given.out.write_text(json.dumps(head() | {"runs": runs}, indent=1) + "\n", "utf-8")
 
 
-def vector_flags() -> list[str]:
-    """This processor's instruction sets for integers of eight bits."""
+def head() -> Figures:
+    """When, what and where."""
     line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    return [flag for flag in line.split() if "vnni" in flag or flag.startswith("amx")]
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **commit(),
+        "machine": machine(),
+        "versions": versions(TOOLS),
+        "flags": [flag for flag in line.split() if "vnni" in flag or flag.startswith("amx")],
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+    }
+
+
+def measure(contenders: Sequence[Contender], rounds: int) -> Figures:
+    """Latency and throughput of all in turn; ours is the first."""
+    found: Figures = {}
+    for threads in THREADS:
+        counts = {one.name: max(3, int(1e3 * RUN_S / min(one.latency_ms(threads, 3)))) for one in contenders}
+        turns = [{one.name: one.latency_ms(threads, counts[one.name]) for one in contenders} for _ in range(rounds)]
+        medians = [{name: statistics.median(times) for name, times in turn.items()} for turn in turns]
+        fastest = {name: min(min(turn[name]) for turn in turns) for name in turns[0]}
+        found[f"latency, threads {threads}"] = {
+            name: {"median_ms": _median(medians, name), "fastest_ms": round(fastest[name], 3)} for name in fastest
+        } | {
+            f"ours over {name}": _quotients(medians, contenders[0].name, name)
+            | {"of the fastest": round(fastest[contenders[0].name] / fastest[name], 3)}
+            for name in list(fastest)[1:]
+        }
+    best = [
+        {one.name: max(one.items_per_s(batch, RUN_S) for batch in BATCHES) for one in contenders} for _ in range(rounds)
+    ]
+    found["throughput"] = {name: {"items_per_s": _median(best, name)} for name in best[0]} | {
+        f"ours over {name}": _quotients(best, contenders[0].name, name) for name in list(best[0])[1:]
+    }
+    return found
+
+
+def _median(turns: Sequence[Mapping[str, float]], name: str) -> float:
+    return round(statistics.median(turn[name] for turn in turns), 3)
+
+
+def _quotients(turns: Sequence[Mapping[str, float]], ours: str, other: str) -> Figures:
+    ratios = sorted(turn[ours] / turn[other] for turn in turns)
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return {"median": round(statistics.median(ratios), 3), "quartiles": [round(low, 3), round(high, 3)]}
+
+
+def _contenders(model: BenchModel, precision: str, cache: Path, nncf: str | None) -> Iterator[Contender]:
+    """Everybody who computes the model in a precision; ours by the target `tvm` first."""
+    inputs = {batch: model.folder / f"in-{batch}.npy" for batch in BATCHES}
+    for batch, path in inputs.items():
+        np.save(path, np.repeat(model.picture(), batch, axis=0))
+    yield _ours({batch: build(model, "tvm", precision, batch, cache) for batch in BATCHES}, inputs)
+    folder = build(model, "openvino", precision, 1, cache) / "payload"
+    settings = (folder / "config.json").read_text("utf-8")
+    yield _peer("fleetc, openvino", "openvino", sys.executable, folder / "model.xml", settings, inputs)
+    if precision == "fp32":
+        exact = json.dumps({"INFERENCE_PRECISION_HINT": "f32"})
+        yield _peer("openvino", "openvino", sys.executable, model.border, exact, inputs)
+        bf16 = json.dumps({"INFERENCE_PRECISION_HINT": "bf16"})
+        yield _peer("openvino bf16", "openvino", sys.executable, model.border, bf16, inputs)
+        yield _peer("onnxruntime", "onnxruntime", sys.executable, model.border, "{}", inputs)
+        return
+    if nncf:
+        path = model.folder / "nncf.xml"
+        if not path.exists():
+            command = [nncf, str(PEER), "nncf", str(model.border), str(model.folder / "samples.npz"), str(path)]
+            subprocess.run(command, check=True, stdout=sys.stderr)
+        yield _peer("openvino, nncf", "openvino", sys.executable, path, "{}", inputs)
+    quantized = model.folder / "ort-int8.onnx"
+    if not quantized.exists():
+        quantize_ort(model.border, [{"image": row[None]} for row in model.samples()], model.folder)
+    yield _peer("onnxruntime", "onnxruntime", sys.executable, quantized, "{}", inputs)
 
 
 def build(model: BenchModel, target: str, precision: str, batch: int, cache: Path) -> Path:
@@ -91,7 +170,7 @@ def build(model: BenchModel, target: str, precision: str, batch: int, cache: Pat
         lines = [line for line in profile.read_text("utf-8").splitlines() if not line.startswith("target")]
         profile = cache / "bench-host-openvino.yaml"
         profile.write_text("\n".join([*lines, "target: openvino", ""]), "utf-8")
-    folder = cache / "dist" / f"x86-{target}-{precision}-{batch}"
+    folder = cache / "dist" / f"x86-{model.name}-{target}-{precision}-{batch}"
     fleet = folder.with_suffix(".yaml")
     fleet.parent.mkdir(parents=True, exist_ok=True)
     paths = {"model": model.source.resolve(), "samples": (model.folder / "samples.npz").resolve()}
@@ -99,37 +178,46 @@ def build(model: BenchModel, target: str, precision: str, batch: int, cache: Pat
     command = [FLEETC, "build", str(fleet), "--out", str(folder), "--cache", str(cache), "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
-        sys.exit(f"{target} {precision}: {(ended.stdout + ended.stderr)[-1500:]}")
+        sys.exit(f"{model.name} {target} {precision}: {(ended.stdout + ended.stderr)[-1500:]}")
     return folder / "board"
 
 
-def measure(model: BenchModel, folders: dict[str, Path], batch: int, threads: int, rounds: int) -> Figures:
-    """Times of both in turn, on cores that are theirs alone."""
-    given = model.folder / f"in-{batch}.npy"
-    np.save(given, np.repeat(model.picture(), batch, axis=0))
-    count = max(INFERENCES // batch, 5)
-    turns = [
-        (ours_ms(folders["tvm"], given, threads, count), openvino_ms(folders["openvino"], given, threads, count))
-        for _ in range(rounds)
-    ]
-    found = summarize(turns)
-    found["openvino_ms"] = found.pop("onnxruntime_ms")
-    return found
+def _ours(folders: Mapping[int, Path], inputs: Mapping[int, Path]) -> Contender:
+    """The bundle's own program: one process for latency, one for each processor for throughput."""
+
+    def start(batch: int, threads: int, count: int, before: Sequence[str] = ()) -> subprocess.Popen[str]:
+        program, given = folders[batch] / "run", inputs[batch]
+        command = [*before, str(program), "--repeat", str(count), str(given), os.devnull]
+        environment = {**os.environ, "TVM_NUM_THREADS": str(threads)}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def times_ms(process: subprocess.Popen[str]) -> list[float]:
+        told, _ = process.communicate()
+        if process.returncode:
+            sys.exit(f"{process.args!r} ended with exit code {process.returncode}")
+        return [float(time_us) / 1e3 for time_us in json.loads(told)["latency_us"]["sorted"]]
+
+    def items_per_s(batch: int, seconds: float) -> float:
+        single_ms = min(times_ms(start(batch, 1, 3)))
+        count = max(3, int(1e3 * seconds / single_ms))
+        processors = sorted(os.sched_getaffinity(0))
+        running = [start(batch, 1, count, ("taskset", "-c", str(processor))) for processor in processors]
+        return sum(1e3 * batch / statistics.fmean(times_ms(process)) for process in running)
+
+    return Contender("ours", lambda threads, count: times_ms(start(1, threads, count)), items_per_s)
 
 
-def ours_ms(folder: Path, given: Path, threads: int, count: int) -> list[float]:
-    """Times of single inferences of a bundle, sorted."""
-    command = [str(folder / "run"), "--repeat", str(count), str(given), str(given.with_name("host.npy"))]
-    environment = {"TVM_NUM_THREADS": str(threads)}
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    return [float(time_us) / 1e3 for time_us in json.loads(told)["latency_us"]["sorted"]]
+def _peer(name: str, kind: str, python: str, model: Path, settings: str, inputs: Mapping[int, Path]) -> Contender:
+    """A runtime in a process of its own."""
 
+    def run(batch: int, *rest: object) -> str:
+        command = [python, str(PEER), kind, str(model), str(inputs[batch]), settings, *map(str, rest)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-def openvino_ms(folder: Path, given: Path, threads: int, count: int) -> list[float]:
-    """Times of single inferences of an IR, sorted."""
-    command = [sys.executable, "-c", OPENVINO, str(folder), str(given), str(threads), str(count)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ)).stdout
-    return [float(time_ms) for time_ms in json.loads(told)]
+    def latency_ms(threads: int, count: int) -> list[float]:
+        return [float(time_ms) for time_ms in json.loads(run(1, "latency", threads, count))]
+
+    return Contender(name, latency_ms, lambda batch, seconds: float(run(batch, "throughput", seconds)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -94,14 +95,13 @@ class _Peaks(threading.Thread):
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    for place in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(word) for word in place.read_text(encoding="ascii").split()]
-        except OSError:  # it ended between two looks
-            continue
-        for child in children:
-            yield child
-            yield from _descendants(child)
+    children = list[int]()
+    with contextlib.suppress(OSError):  # it ended between two looks
+        for place in Path(f"/proc/{pid}/task").glob("*/children"):
+            children += map(int, place.read_text(encoding="ascii").split())
+    for child in children:
+        yield child
+        yield from _descendants(child)
 
 
 def _memory(pid: int) -> tuple[int, int] | None:

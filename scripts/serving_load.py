@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,10 @@ LOADED_S = 15.0
 
 @dataclass(frozen=True)
 class Reply:
-    """One request: when it came, how long its answer took, its status, the build, and the answer's bytes."""
+    """One request: when it was due and how late it was sent, how long its answer took, its status, build and bytes."""
 
     at_s: float
+    sent_late_s: float
     seconds: float
     status: int
     variant: str
@@ -93,11 +95,21 @@ class Server(Process):
         while self._loaded() < builds and time.monotonic() < ends:
             time.sleep(0.1)
 
+    def outcomes(self) -> Counter[str]:
+        """How many requests ended how, by the server's own clock."""
+        found = Counter[str]()
+        for sample in self._samples("fleetc_requests"):
+            if sample.name.endswith("_total"):
+                found[sample.labels["outcome"]] += int(sample.value)
+        return found
+
     def _loaded(self) -> int:
+        return sum(sample.value == 1.0 for sample in self._samples("fleetc_rung_available"))
+
+    def _samples(self, family: str) -> list[Any]:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as reply:
             text = reply.read().decode()
-        families = {family.name: family for family in text_string_to_metric_families(text)}
-        return sum(sample.value == 1.0 for sample in families["fleetc_rung_available"].samples)
+        return {one.name: one for one in text_string_to_metric_families(text)}[family].samples
 
 
 def make_inputs(served: Served, seed: int = 0) -> dict[str, np.ndarray]:
@@ -153,13 +165,14 @@ class Client:
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
+        sent_late_s = time.monotonic() - at_s
         writer.write(self._request)
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
         fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
         body = await reader.readexactly(int(fields["content-length"]))
         seconds, length = time.monotonic() - at_s, fields.get("inference-header-content-length")
         variant = json.loads(body[: int(length)]).get("parameters", {}).get("variant", "") if length else ""
-        return Reply(at_s, seconds, int(head.split(" ", 2)[1]), variant, body[int(length or 0) :])
+        return Reply(at_s, sent_late_s, seconds, int(head.split(" ", 2)[1]), variant, body[int(length or 0) :])
 
 
 async def closed_loop(port: int, request: bytes, clients: int, count: int) -> list[Reply]:

@@ -99,12 +99,13 @@ class Server:
         model, deployment = self._deployment(request)
         signature = deployment.signature
         encoding = request.headers.get("content-encoding", "")
-        body = await _body(request, signature.most_bytes)
-        inference = read_inference(
-            read_body(body, encoding=encoding, limit=signature.most_bytes),
-            request.headers.get(HEADER_LENGTH),
-            signature,
-        )
+        with deployment.reading():
+            body = await _body(request, signature.most_bytes)
+            inference = read_inference(
+                read_body(body, encoding=encoding, limit=signature.most_bytes),
+                request.headers.get(HEADER_LENGTH),
+                signature,
+            )
         answer = await model.infer(inference, deployment, _key(request))
         parts, headers = write_answer(_head(model, deployment, inference, answer), answer.outputs, inference.outputs)
         return Response(b"".join(parts), headers={**headers, **_trace(request)})
@@ -291,16 +292,17 @@ async def _body(request: Request, most_bytes: int) -> bytes:
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > most_bytes:
         raise BadRequest(f"the body has {length[:20]} bytes, the model takes {most_bytes} at most", 413)
-    body = bytearray()
+    chunks, size = list[bytes](), 0
     try:
         async with asyncio.timeout(BODY_S):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > most_bytes:
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > most_bytes:
                     raise BadRequest(f"the body has more than {most_bytes} bytes", 413)
     except TimeoutError as error:
         raise BadRequest(f"the body did not come within {BODY_S:g} s", 408) from error
-    return bytes(body)
+    return b"".join(chunks)
 
 
 async def _parameters(request: Request) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from compiler.target import Array, Arrays
@@ -32,6 +32,9 @@ log = logging.getLogger("fleetc.serve")
 
 WAIT_S = 0.25
 """Seconds between two looks at a queue that waits for a build."""
+
+GATHER_S = 0.002
+"""Seconds that a batch waits for requests that are being read: what runs together takes less than one after another."""
 
 NOTED = 10_000
 """Predictions and what happened of the last batches, for whoever measures the server."""
@@ -80,6 +83,8 @@ class Deployment:
         self._waiting: dict[int, _Waiting] = {}
         self._metrics, self._work, self._number = metrics, asyncio.Event(), 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._reading: dict[int, float] = {}
+        self._read = asyncio.Event()
         self._running = RunningBuilds(
             model,
             self.builds,
@@ -114,6 +119,18 @@ class Deployment:
         await self._running.start()
         self._tasks = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._running.watch())]
         self._running.tell_switches()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """While a request is read: a batch that begins meanwhile waits a moment for it."""
+        self._number += 1
+        number = self._number
+        self._reading[number] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._reading[number]
+            self._read.set()
 
     async def infer(self, inference: Inference) -> Answer:
         """Answers a request.
@@ -165,6 +182,7 @@ class Deployment:
     async def _dispatch(self) -> None:
         """Gives batches to builds, one at a time, for ever."""
         while True:
+            await self._gather()
             now_s = time.monotonic()
             for request in self._scheduler.expire(now_s):
                 late = Overloaded("it would be late", 0.0, now_s - request.arrival_s)
@@ -178,6 +196,18 @@ class Deployment:
                 continue
             async with self._running.busy:
                 await self._run_guarded(batch, now_s)
+
+    async def _gather(self) -> None:
+        """Waits until the requests that have come are read; no longer than a moment, which a slow client exceeds."""
+        for _ in range(2):  # in the first round of the loop their sockets are read, in the second their handlers begin
+            await asyncio.sleep(0)
+        while self._reading and len(self._scheduler):
+            left_s = max(self._reading.values()) + GATHER_S - time.monotonic()
+            if left_s <= 0.0:
+                return
+            self._read.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._read.wait(), left_s)
 
     async def _run_guarded(self, batch: Batch, started_s: float) -> None:
         """A bug of ours costs the batch that it met, and not everybody who comes after."""

@@ -34,6 +34,9 @@ MOVED = 0.25
 CHANCE = 1e-5
 """How often a window of requests like the calibration data may be called changed."""
 
+TOGETHER = 32
+"""Requests whose figures are computed together: of a small array NumPy's calls cost more than the arithmetic."""
+
 Figures = NDArray[np.float64]
 
 
@@ -69,9 +72,24 @@ class _Tensor:
     is_input: bool
     values: dict[str, deque[float]] = field(default_factory=dict)
     outside: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    waiting: list[Array] = field(default_factory=list)
 
     def see(self, samples: Array) -> None:
-        samples = spread_elements(samples) if self.is_input else samples
+        """Notes samples; they are counted once there are many, or somebody asks."""
+        # a copy: the request's own array would keep its whole body
+        seen = spread_elements(samples).copy() if self.is_input else samples.reshape(len(samples), -1)
+        if self.waiting and self.waiting[0].shape[1] != seen.shape[1]:  # of a model whose sizes vary
+            self.count()
+        self.waiting.append(seen)
+        if len(self.waiting) >= TOGETHER:
+            self.count()
+
+    def count(self) -> None:
+        """Counts the samples that wait."""
+        if not self.waiting:
+            return
+        samples = np.concatenate(self.waiting)
+        self.waiting.clear()
         statistics = input_statistics(samples) if self.is_input else output_statistics(samples)
         for name, figures in statistics.items():
             self.values.setdefault(name, deque(maxlen=WINDOW)).extend(figures.tolist())
@@ -81,6 +99,7 @@ class _Tensor:
 
     def shifts(self) -> dict[str, float]:
         """Statistic → index; none where too few requests came."""
+        self.count()
         found = {}
         for name, histogram in self.facts.histograms.items():
             values = self.values.get(name, ())

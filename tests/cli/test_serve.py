@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -29,7 +30,12 @@ from tritonclient.utils import InferenceServerException
 
 from compiler import find_target, read_artifact
 from compiler.target import DataError
+from serving.answers import Answer
+from serving.builds import read_builds
+from serving.deployment import Deployment
 from serving.export import export
+from serving.metrics import Metrics
+from serving.protocol import Inference
 from tests.cli.conftest import SLOW, Place
 from tests.control_group import memory_group
 
@@ -215,6 +221,45 @@ def test_nvidias_client_gets_the_runners_own_numbers(served: Serving, builds: tu
     }
     assert len(told["manifest_sha256"]) == 64
     assert told["queue_ms"] >= 0
+
+
+@pytest.mark.parametrize(("gather_s", "is_read", "sizes"), [(60.0, True, [3, 3, 3]), (0.002, False, [1])])
+def test_a_batch_waits_a_moment_for_requests_that_are_being_read(
+    shared: Place,
+    builds: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    gather_s: float,
+    is_read: bool,
+    sizes: list[int],
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", shared.env["PYTHONPATH"])
+    monkeypatch.setattr("serving.deployment.GATHER_S", gather_s)
+    x = np.ones((1, 3, 8, 8), np.float32)
+    inference = Inference({"x": x}, size=1, outputs=())
+
+    async def ask() -> list[int]:
+        deployment = Deployment("m", "1", read_builds([builds[1]]), slo_s=60.0, metrics=Metrics([60.0]))
+        await deployment.start()
+        released = asyncio.Event()
+
+        async def read_and_ask() -> Answer:
+            with deployment.reading():
+                await released.wait()
+            return await deployment.infer(inference)
+
+        late = [asyncio.create_task(read_and_ask()) for _ in range(2)]
+        first = asyncio.create_task(deployment.infer(inference))
+        for _ in range(10):  # rounds of the loop: the dispatcher has seen the first
+            await asyncio.sleep(0)
+        if is_read:
+            released.set()
+        answers = await asyncio.gather(first, *(late if is_read else ()))
+        for task in late:
+            task.cancel()
+        await deployment.close()
+        return [answer.batch for answer in answers]
+
+    assert asyncio.run(ask()) == sizes
 
 
 def test_nvidias_client_finds_everything_it_asks_for(served: Serving) -> None:

@@ -51,3 +51,13 @@ def test_brightness_and_noise_are_seen_within_a_window(brighter: float, noise: f
     pictures = camera.pictures(WINDOW) + np.float32(brighter)
     monitor.see({"x": pictures + noise * draw.normal(size=pictures.shape).astype(np.float32)}, {}, WINDOW)
     assert worst(monitor) > least_shift(250) == MOVED
+
+
+def test_requests_alone_give_the_figures_that_they_give_together() -> None:
+    camera = Camera(3)
+    together, alone, pictures = camera.monitor(250), Camera(3).monitor(250), camera.pictures(WINDOW)
+    together.see({"x": pictures}, {}, WINDOW)
+    for picture in pictures:
+        alone.see({"x": picture[None]}, {}, 1)
+    assert alone.shifts() == together.shifts()
+    assert alone.shifts()["x", True]
