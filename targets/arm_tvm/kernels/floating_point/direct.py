@@ -39,6 +39,8 @@ TILE_OVERHEAD = 14
 """Instructions of a tile besides loads, multiply-adds and stores: its offsets and the loop around it."""
 LOOP_OVERHEAD = 4
 """Instructions of one iteration that are no arithmetic: counter, offsets, branch."""
+LEAST_PARALLEL = 8
+"""Parts that a large kernel should have at least: two for each core of a small board."""
 UNROLLED = 600
 """Multiply-adds written out in one loop's body, at most."""
 
@@ -278,10 +280,16 @@ class Direct:
         size = q * self.lanes * self.reduction
         heavy = q * q_count * rows * row_count * self.work.result[1] * self.reduction > PARALLEL_WORK
         if has_panel(self.work, prod(self._tile_size())):
-            with self.emitter.loop(q_count, parallel=heavy) as group:
+            # Few groups would leave cores idle: each is cut into parts of the rows, which widen its weights again.
+            parts = min(row_count, -(-LEAST_PARALLEL // q_count)) if heavy else 1
+            each = -(-row_count // parts)
+            with self.emitter.loop(q_count * parts, parallel=heavy) as step:
+                group, part = tirx.floordiv(step, int32(parts)), tirx.floormod(step, int32(parts))
                 self._widen(group * size + origin, q)
-                with self.emitter.loop(row_count) as row:
-                    yield group, row, int32(0)
+                with self.emitter.loop(each) as index:
+                    row = part * each + index
+                    with self.emitter.when(None if parts * each == row_count else row < row_count):
+                        yield group, row, int32(0)
             return
         with self.emitter.loop(q_count * row_count, parallel=heavy) as step:
             group, row = tirx.floordiv(step, int32(row_count)), tirx.floormod(step, int32(row_count))
