@@ -149,7 +149,7 @@ def _contenders(model: BenchModel, precision: str, cache: Path, nncf: str | None
         yield _peer("openvino", "openvino", sys.executable, model.border, exact, inputs)
         bf16 = json.dumps({"INFERENCE_PRECISION_HINT": "bf16"})
         yield _peer("openvino bf16", "openvino", sys.executable, model.border, bf16, inputs)
-        yield _peer("onnxruntime", "onnxruntime", sys.executable, model.border, "{}", inputs)
+        yield _peer("onnxruntime", "onnxruntime", sys.executable, model.source, "{}", inputs)
         return
     if nncf:
         path = model.folder / "nncf.xml"
@@ -159,7 +159,7 @@ def _contenders(model: BenchModel, precision: str, cache: Path, nncf: str | None
         yield _peer("openvino, nncf", "openvino", sys.executable, path, "{}", inputs)
     quantized = model.folder / "ort-int8.onnx"
     if not quantized.exists():
-        quantize_ort(model.border, [{"image": row[None]} for row in model.samples()], model.folder)
+        quantize_ort(model.source, [{"image": row[None]} for row in model.samples()], model.folder)
     yield _peer("onnxruntime", "onnxruntime", sys.executable, quantized, "{}", inputs)
 
 

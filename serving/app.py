@@ -23,6 +23,7 @@ from compiler.target import CompilerError
 from rollout import live
 from serving.answers import Answer, BuildFailed, Overloaded
 from serving.deployment import Deployment
+from serving.described import describe_configuration, describe_tensors
 from serving.metrics import Metrics
 from serving.model import ServedModel, find_model
 from serving.protocol import (
@@ -113,12 +114,12 @@ class Server:
     async def metadata(self, request: Request) -> Response:
         """What a model takes and gives."""
         model, deployment = self._deployment(request)
-        return JSONResponse(model.metadata(deployment))
+        return JSONResponse(describe_tensors(model.name, deployment.version, deployment.signature))
 
     async def config(self, request: Request) -> Response:
         """A model's configuration, as Triton writes it."""
         model, deployment = self._deployment(request)
-        return JSONResponse(model.config(deployment))
+        return JSONResponse(describe_configuration(model.name, deployment.signature))
 
     async def stats(self, request: Request) -> Response:
         """A model's statistics."""

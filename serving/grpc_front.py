@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2 as messages
 
 from compiler.target import CompilerError, DataError
 from serving.answers import Answer, BuildFailed, Overloaded
+from serving.described import describe_configuration, describe_tensors
 from serving.model import ServedModel, find_model
 from serving.protocol import DATATYPES, EXTENSIONS, REQUEST_KEY, BadRequest, Inference, Signature, make_inference
 
@@ -138,11 +139,12 @@ class GrpcFront:
 
     async def _metadata(self, request: Any, context: Context) -> Message:
         model = self._model(request.name)
-        return messages.ModelMetadataResponse(**model.metadata(model.deployment(request.version)))
+        deployment = model.deployment(request.version)
+        return messages.ModelMetadataResponse(**describe_tensors(model.name, deployment.version, deployment.signature))
 
     async def _config(self, request: Any, context: Context) -> Message:
         model = self._model(request.name)
-        config = model.config(model.deployment(request.version))
+        config = describe_configuration(model.name, model.deployment(request.version).signature)
         return ParseDict({"config": config}, messages.ModelConfigResponse())
 
     async def _statistics(self, request: Any, context: Context) -> Message:

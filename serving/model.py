@@ -9,35 +9,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compiler.target import CompilerError, DataError, TensorSpec
+from compiler.target import CompilerError, DataError
 from rollout.live import Mode, Request, Standing
 from serving.answers import Answer, BuildFailed, Overloaded
 from serving.builds import Build, Served, read_builds
 from serving.deployment import Deployment
+from serving.described import Statistics
 from serving.experiment import Experiment, first_build
 from serving.metrics import Metrics, Outcome
-from serving.protocol import DATATYPES, BadRequest, Inference
-
-PLATFORM = "fleetc"
-
-
-@dataclass
-class Statistics:
-    """Sums since the start, as Triton's statistics extension has them; times in nanoseconds."""
-
-    last_ms: int = 0
-    inferences: int = 0
-    executions: dict[int, tuple[int, int]] = field(default_factory=dict)
-    sums: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def add(self, key: str, seconds: float, count: int = 1) -> None:
-        """One more of a kind."""
-        known, total = self.sums.get(key, (0, 0))
-        self.sums[key] = (known + count, total + int(seconds * 1e9))
+from serving.protocol import BadRequest, Inference
 
 
 class ServedModel:
@@ -222,7 +206,7 @@ class ServedModel:
             answer = await self._ask(inference, deployment, key)
             variant, outcome = answer.build.name, Outcome.LATE if answer.is_late else Outcome.OK
             self._metrics.queue.labels(self.name).observe(answer.queue_s)
-            self._note(answer, inference.size, time.monotonic() - started_s)
+            self.statistics.note(answer, inference.size, time.monotonic() - started_s)
             return answer
         except Overloaded:
             outcome = Outcome.SHED
@@ -255,41 +239,6 @@ class ServedModel:
         experiment.see(inference, answer, key, time.monotonic() - started_s)
         return answer
 
-    def metadata(self, deployment: Deployment) -> dict[str, Any]:
-        """What the protocol says of a model."""
-        signature = deployment.signature
-        return {
-            "name": self.name,
-            "versions": [deployment.version],
-            "platform": PLATFORM,
-            "inputs": [_tensor(spec) for spec in signature.inputs],
-            "outputs": [_tensor(spec) for spec in signature.outputs],
-        }
-
-    def config(self, deployment: Deployment) -> dict[str, Any]:
-        """Triton's model configuration, as far as it is true here."""
-        signature = deployment.signature
-        skip = 1 if signature.batch else 0
-        sides = {
-            side: [
-                {
-                    "name": spec.name,
-                    "data_type": f"TYPE_{DATATYPES[spec.dtype]}",
-                    "dims": _sizes(spec.shape)[skip:],
-                }
-                for spec in specs
-            ]
-            for side, specs in (("input", signature.inputs), ("output", signature.outputs))
-        }
-        return {
-            "name": self.name,
-            "platform": PLATFORM,
-            "backend": PLATFORM,
-            "max_batch_size": signature.largest if signature.batch else 0,
-            **sides,
-            "instance_group": [{"name": self.name, "kind": "KIND_CPU", "count": 1}],
-        }
-
     def tell_state(self) -> None:
         """Writes as metrics what changes without a request: its version, and an experiment that runs."""
         if self._current is not None:
@@ -308,35 +257,7 @@ class ServedModel:
 
     def stats(self) -> dict[str, Any]:
         """Triton's statistics of the version that answers."""
-        statistics, zero = self.statistics, (0, 0)
-        rows = {
-            key: dict(zip(("count", "ns"), statistics.sums.get(key, zero), strict=True))
-            for key in ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-        }
-        return {
-            "name": self.name,
-            "version": self.current.version,
-            "last_inference": statistics.last_ms,
-            "inference_count": statistics.inferences,
-            "execution_count": sum(count for count, _ in statistics.executions.values()),
-            "inference_stats": rows,
-            "batch_stats": [
-                {"batch_size": size, "compute_infer": {"count": count, "ns": ns}}
-                for size, (count, ns) in sorted(statistics.executions.items())
-            ],
-        }
-
-    def _note(self, answer: Answer, size: int, seconds: float) -> None:
-        statistics = self.statistics
-        statistics.last_ms = time.time_ns() // 1_000_000
-        statistics.inferences += size
-        statistics.add("success", seconds)
-        statistics.add("queue", answer.queue_s)
-        statistics.add("compute_infer", answer.run_s)
-        statistics.add("compute_output", max(0.0, seconds - answer.queue_s - answer.run_s))
-        if answer.is_first:
-            count, ns = statistics.executions.get(answer.batch, (0, 0))
-            statistics.executions[answer.batch] = (count + 1, ns + int(answer.run_s * 1e9))
+        return {"name": self.name, "version": self.current.version, **self.statistics.rows()}
 
     def _complete(self, request: Request, current: Deployment) -> Request:
         """The request with the limits that the server and the build know."""
@@ -402,15 +323,6 @@ def _refuse_incomparable(request: Request, served: Served, current: Deployment) 
         raise BadRequest("the candidate is the current build: there is nothing to compare", 409)
     if served.signature != current.signature:
         raise BadRequest("the candidate takes or gives other tensors than the build in use", 409)
-
-
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": _sizes(spec.shape)}
-
-
-def _sizes(shape: Sequence[int | str]) -> list[int]:
-    """A shape as the protocol has it: -1 for what may vary."""
-    return [size if isinstance(size, int) else -1 for size in shape]
 
 
 def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:

@@ -127,7 +127,7 @@ def request_options(function: F) -> F:
             default="",
             metavar="NAME",
             help="Precision of every device, over the fleet file's: auto, fp32, fp16, bf16, fp16-weights, int8, fp8, "
-            "int8-weights, int4-weights.",
+            "int8-weights, int4-weights, int4-weights-int8.",
         ),
         click.option(
             "--prune",

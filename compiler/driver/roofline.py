@@ -70,11 +70,11 @@ _GPU: Mapping[str, Mapping[str, float]] = {
 """Compute capability → multiply-accumulates per CUDA core and cycle, dense tensor cores. NVIDIA's architecture
 whitepapers: the ratio of their peak rates to that of float32 outside the tensor cores."""
 
-_SAME_AS = {"fp16-weights": "fp32", "int8-weights": "fp32", "int4-weights": "fp32"}
+_SAME_AS = {"fp16-weights": "fp32", "int8-weights": "fp32", "int4-weights": "fp32", "int4-weights-int8": "int8"}
 """Precision that only stores → the one it computes in."""
 
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0}
-_WEIGHT_BYTES = {"fp16-weights": 2.0, "int8-weights": 1.0, "int4-weights": 0.5}
+_WEIGHT_BYTES = {"fp16-weights": 2.0, "int8-weights": 1.0, "int4-weights": 0.5, "int4-weights-int8": 0.5}
 
 
 def describe_machine(profile: HardwareProfile) -> Machine | None:

@@ -20,7 +20,7 @@ from compiler.fleet.validate import validate
 from compiler.fleet.yamlfile import Document, KeyPath, Origin, read_yaml
 
 Precision: TypeAlias = Literal[
-    "auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int8-weights", "int4-weights"
+    "auto", "fp32", "fp16", "bf16", "fp16-weights", "int8", "fp8", "int8-weights", "int4-weights", "int4-weights-int8"
 ]
 Prune: TypeAlias = Literal["off", "auto"] | float
 

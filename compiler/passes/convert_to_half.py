@@ -2,7 +2,8 @@
 
 1. A node computes in half if its schema allows that type, `STAYS_FLOAT32` has no reason against it, its types are known
    its constants survive: finite ones stay finite, a single nonzero number stays nonzero; and what it reads is not known
-   to go beyond the type's range (`half_range.py`), as the mask of attention does.
+   to go beyond the type's range (`half_range.py`), as the mask of attention does; and it works out no angle of
+   positions (`half_angles.py`).
 2. A Cast stands on each edge between float32 and half, one per value and direction; constants are converted themselves,
    into copies of their own, so that a float32 reader keeps its constant.
 3. Graph inputs and outputs keep names and types; subgraphs and functions stay float32.
@@ -20,6 +21,7 @@ import onnx_ir as ir
 
 from compiler.errors import InternalError, UnsupportedModel
 from compiler.model.graph import PassResult
+from compiler.passes.half_angles import find_angles
 from compiler.passes.half_range import beyond_range
 from compiler.passes.half_table import STAYS_FLOAT32
 from compiler.passes.values import Names, constant_tensor, display_name, nodes_at, record_origin
@@ -28,6 +30,7 @@ _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _EITHER = frozenset({"Shape", "Size"})
 """They read no element, only the shape, so they take either type."""
+_ANGLE = "it works out an angle of positions, and half precision holds few integers"
 _TYPE_NAMES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 
 
@@ -99,7 +102,11 @@ def _choose(model: ir.Model, precision: str, notes: list[str]) -> dict[ir.Node, 
     chosen: dict[ir.Node, _Ports] = {}
     opset = model.graph.opset_imports.get("", 1)
     large = beyond_range(model.graph, float(_TYPES[precision].max))
+    angles = find_angles(model.graph)
     for node in model.graph:
+        if node in angles:
+            notes.append(f"{display_name(node)}: {node.op_type} stays float32: {_ANGLE}")
+            continue
         if node.op_type in _EITHER or not any(_is_float(value) for value in (*node.inputs, *node.outputs)):
             continue
         ports, reason = _decide(node, opset, precision, large)

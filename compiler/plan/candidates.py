@@ -55,7 +55,8 @@ def choose_candidates(
         FleetError: The precision cannot be had, or needs data that the fleet file does not name.
     """
     if asked != "auto":
-        return _forced(asked, capability, None if is_made else fleet, device, where)
+        forced = _forced(asked, capability, None if is_made else fleet, device, where)
+        return forced if is_made or not constraints.any else _with_forms(forced, capability)
     if not constraints.any:
         # targets list them in order of preference
         first = capability.precisions[0]
@@ -98,6 +99,17 @@ def _forced(asked: str, capability: Capability, fleet: Fleet | None, device: Dev
             remedy="Add `generation: {context: 1024, prefill: 256}`, or take another precision.",
         )
     return Candidates((rules[asked],), asked, f"asked for; {rules[asked].reason}", {})
+
+
+def _with_forms(forced: Candidates, capability: Capability) -> Candidates:
+    """The precision that is asked for with its other forms, the most promising first: the limits judge all."""
+    (rule,) = forced.rules
+    forms = [other for other in capability.precisions if other.form_of == rule.name]
+    if not forms:
+        return forced
+    rules = tuple(sorted((rule, *forms), key=lambda rule: -rule.gain))
+    names = ", ".join(other.name for other in rules)
+    return Candidates(rules, rule.name, f"asked for; search among its forms {names}, most promising first", {})
 
 
 def _why_not(rule: PrecisionRule, fleet: Fleet, device: DeviceClass, constraints: Constraints) -> str:

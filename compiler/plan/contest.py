@@ -10,8 +10,8 @@ from compiler.errors import CompilerError
 from compiler.plan.plan import Plan, facts_of
 
 CLOSE = 0.10
-"""Builds of a target are tried while its best precision may be expected to come within this share of another target's:
-expected gains are round numbers, and a race of first builds is a short one."""
+"""A candidate is tried where it could be the best if it were this share faster than its target promises: expected gains
+are round numbers, and a race of first builds is a short one."""
 
 
 def competing(plans: Sequence[Plan], names: Sequence[str], failed: Mapping[str, CompilerError]) -> tuple[Plan, ...]:
@@ -27,18 +27,27 @@ def competing(plans: Sequence[Plan], names: Sequence[str], failed: Mapping[str, 
         _planned(by_target[name]) if name in by_target else PlannedTarget(name, left_out=failed[name].brief)
         for name in names
     )
-    return tuple(_among(plan, targets) for plan in plans)
+    promised = "; ".join(f"{plan.target} promises {_promises(plan)} its float32" for plan in plans)
+    return tuple(_among(plan, targets, promised) for plan in plans)
 
 
 def _planned(plan: Plan) -> PlannedTarget:
-    return PlannedTarget(plan.target, facts_of(plan.candidates), plan.reason, plan.toolchain)
+    sizes = plan.decisions.get("sizes")
+    reason = f"{plan.reason}; {sizes.value}: {sizes.reason}" if sizes else plan.reason
+    return PlannedTarget(plan.target, facts_of(plan.candidates), reason, plan.toolchain)
 
 
-def _among(plan: Plan, targets: tuple[PlannedTarget, ...]) -> Plan:
+def _promises(plan: Plan) -> str:
+    """What a target says of its candidates against its own float32 build."""
+    return ", ".join(f"{rule.name} {rule.gain:g} ×" for rule in plan.candidates)
+
+
+def _among(plan: Plan, targets: tuple[PlannedTarget, ...], promised: str) -> Plan:
     """The plan with the targets that compete, and how one of them is chosen."""
     entered = [target.target for target in targets if not target.left_out]
     left_out = "".join(f"; not {target.target}: {target.left_out}" for target in targets if target.left_out)
-    decision = Decision(", ".join(entered), (_how(plan) if len(entered) > 1 else "the only one left") + left_out)
+    how = f"{_how(plan)}; {promised}" if plan.constraints.any else _how(plan)
+    decision = Decision(", ".join(entered), (how if len(entered) > 1 else "the only one left") + left_out)
     return replace(plan, targets=targets, decisions={"target": decision, **plan.decisions})
 
 
@@ -49,7 +58,8 @@ def _how(plan: Plan) -> str:
             "first that can be built"
         )
     return (
-        "they compete: their float32 builds are raced first, and candidates of one whose best precision cannot be "
-        f"expected within {100 * CLOSE:g} % of another's are tried last, and only where nothing that passes is as fast "
-        "as its float32 build; where nothing can be raced here, a later one's only where nothing of those before passes"
+        "they compete: their float32 builds are raced first; of a candidate is expected at most the upper end of the "
+        f"race × what its target promises × {1 + CLOSE:g}, and it is left out only where what passes is measured to be "
+        "faster than that; a disturbed race leaves out none; where nothing can be raced here, a later target's are "
+        "tried only where nothing of those before passes"
     )

@@ -256,6 +256,7 @@ def make_plan(
             "pruning": Decision(pruning.value, pruning.why),
             "tuning": _choose_tuning(target),
             "threads": _threads_decision(profile, threads),
+            **_sizes_decision(device, capability),
         },
         target_plan=TargetPlan(
             precision=rule.name,
@@ -371,7 +372,9 @@ def _border_precision(rule: PrecisionRule) -> Decision:
 
 
 def _refuse_generation(device: DeviceClass, capability: Capability, target: Target) -> None:
-    if device.generation is not None and not capability.dynamic_dims:
+    if device.generation is not None and (
+        not capability.dynamic_dims or capability.ranges_max or capability.fixed_sizes
+    ):
         raise FleetError(
             f"target '{target.name}' builds fixed shapes only, and a language model's cache grows",
             where=device.place,
@@ -380,7 +383,7 @@ def _refuse_generation(device: DeviceClass, capability: Capability, target: Targ
 
 
 def _refuse_ranges(device: DeviceClass, capability: Capability, target: Target) -> None:
-    ranges = {name: sizes for name, sizes in {"batch": device.batch, **device.dims}.items() if not sizes.is_fixed}
+    ranges = {name: sizes for name, sizes in _sizes(device).items() if not sizes.is_fixed}
     if ranges and not capability.dynamic_dims:
         raise FleetError(
             f"target '{target.name}' builds fixed shapes only, and these are ranges: "
@@ -388,6 +391,23 @@ def _refuse_ranges(device: DeviceClass, capability: Capability, target: Target) 
             where=device.place,
             remedy="Give each one size, for example `batch: 1`, or make one device class per size.",
         )
+    if capability.ranges_max and len(ranges) > capability.ranges_max:
+        raise FleetError(
+            f"target '{target.name}' builds ranges of at most {capability.ranges_max} dimension(s), and these are "
+            f"{len(ranges)}: " + ", ".join(f"{name} {sizes}" for name, sizes in ranges.items()),
+            where=device.place,
+            remedy="Give the others one size each, or choose a target that keeps shapes open.",
+        )
+
+
+def _sizes_decision(device: DeviceClass, capability: Capability) -> dict[str, Decision]:
+    """How ranges are built, where that is not by shapes that stay open."""
+    ranges = [f"{name} {sizes}" for name, sizes in _sizes(device).items() if not sizes.is_fixed]
+    return {"sizes": Decision(", ".join(ranges), capability.fixed_sizes)} if ranges and capability.fixed_sizes else {}
+
+
+def _sizes(device: DeviceClass) -> dict[str, Range]:
+    return {"batch": device.batch, **device.dims}
 
 
 def _choose_tuning(target: Target) -> Decision:

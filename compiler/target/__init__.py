@@ -26,21 +26,31 @@ if TYPE_CHECKING:
     from compiler.fleet.machine import available_cpus
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.decoder import Decoder, find_decoder, is_decoder
+    from compiler.model.frontend.extract import extract_prefix
     from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
-    from compiler.model.onnx_runtime import OnnxRuntimeSession, onnx_runtime_operators
+    from compiler.model.onnx_runtime import OnnxRuntimeSession, onnx_runtime_errors, onnx_runtime_operators
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
     from compiler.passes.decompose_operators import DecomposeOperators
     from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
     from compiler.passes.pipelines import load_passes
-    from compiler.passes.quantized import is_quantized
+    from compiler.passes.probe import run_unoptimized
+    from compiler.passes.quantized import is_quantized, rounded_value
     from compiler.passes.shift_quantized import SHIFT_QUANTIZED
     from compiler.passes.unroll_loops import UnrollLoops
     from compiler.passes.values import constant_of, record_origin
     from compiler.store.atomic import write_atomic
     from compiler.store.scratch import scratch_folder
-    from compiler.target.capability import Capability, OpRule, PrecisionRule, Refusal, op_key, raise_refusals
+    from compiler.target.capability import (
+        Capability,
+        OpRule,
+        PrecisionRule,
+        Refusal,
+        op_key,
+        raise_refusals,
+        refuse_unsupported,
+    )
     from compiler.target.runner import (
         CountsInstructions,
         HasNote,
@@ -133,6 +143,7 @@ _PLACES = {
     "combine": "compiler.errors",
     "constant_of": "compiler.passes.values",
     "detect_profile": "compiler.fleet.detect",
+    "extract_prefix": "compiler.model.frontend.extract",
     "find_decoder": "compiler.model.decoder",
     "find_target": "compiler.target.target",
     "graph_digest": "compiler.model.graph",
@@ -144,11 +155,15 @@ _PLACES = {
     "load_passes": "compiler.passes.pipelines",
     "load_profile": "compiler.fleet.profile",
     "missing_isa": "compiler.fleet.detect",
+    "onnx_runtime_errors": "compiler.model.onnx_runtime",
     "onnx_runtime_operators": "compiler.model.onnx_runtime",
     "op_key": "compiler.target.capability",
     "profile_device": "compiler.tune",
     "raise_refusals": "compiler.target.capability",
+    "refuse_unsupported": "compiler.target.capability",
     "record_origin": "compiler.passes.values",
+    "rounded_value": "compiler.passes.quantized",
+    "run_unoptimized": "compiler.passes.probe",
     "save_model": "compiler.model.save",
     "scratch_folder": "compiler.store.scratch",
     "validate_options": "compiler.fleet.profile",
@@ -217,6 +232,7 @@ __all__ = [
     "combine",
     "constant_of",
     "detect_profile",
+    "extract_prefix",
     "find_decoder",
     "find_target",
     "graph_digest",
@@ -228,11 +244,15 @@ __all__ = [
     "load_passes",
     "load_profile",
     "missing_isa",
+    "onnx_runtime_errors",
     "onnx_runtime_operators",
     "op_key",
     "profile_device",
     "raise_refusals",
     "record_origin",
+    "refuse_unsupported",
+    "rounded_value",
+    "run_unoptimized",
     "save_model",
     "scratch_folder",
     "validate_options",

@@ -51,8 +51,8 @@ class PrecisionRule:
     """One precision a target can build for this profile.
 
     Args:
-        name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4-weights`, `int8-weights` or `fp16-weights` (weights stored
-            in int8 or float16, arithmetic in float32).
+        name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4-weights`, `int4-weights-int8` (the same with activations in
+            int8), `int8-weights` or `fp16-weights` (weights stored in int8 or float16, arithmetic in float32).
         reason: Why it is there on this profile, in words for the plan.
         converts_graph: Whether the border model itself must be converted (the target is strongly typed), or the
             target converts while it builds.
@@ -62,6 +62,8 @@ class PrecisionRule:
         scheme: How operators are quantized; None for a precision of floating point.
         width_multiple: Channels that its kernels work on at once on this profile: a pruned layer is as wide as a
             multiple of it, since the lanes left over would cost as much as if they were used.
+        form_of: Precision that this one is another form of: who asks for that one, with limits to judge by, gets the
+            faster of the two; empty: of none.
     """
 
     name: str
@@ -71,6 +73,7 @@ class PrecisionRule:
     gain: float = 1.0
     scheme: QuantScheme | None = None
     width_multiple: int = 4
+    form_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,9 @@ class Capability:
         precisions: By name, in order of preference; refusals of the others are in `precision_refusals`.
         precision_refusals: Precision name → why it is not to be had on this profile.
         dynamic_dims: Whether a dimension may stay a range in the artifact.
+        ranges_max: Most dimensions that may be ranges; 0 means any number.
+        fixed_sizes: How a range is built of fixed sizes, in words for the plan; empty where shapes stay open. What is
+            refused is then judged at such sizes, by `Target.build`.
         opset_max: Newest version of the default domain that the toolchain reads.
         op_refusals: Operator that is not in `ops` → why not, and what to do instead.
     """
@@ -92,6 +98,8 @@ class Capability:
     opset_max: int
     precision_refusals: Mapping[str, str] = field(default_factory=dict)
     op_refusals: Mapping[str, str] = field(default_factory=dict)
+    ranges_max: int = 0
+    fixed_sizes: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,14 +150,24 @@ def is_refused(node: ir.Node, capability: Capability, opset: int) -> bool:
 
 
 def refuse_unsupported(model: ir.Model, capability: Capability, *, target: str) -> None:
-    """Raises UnsupportedModel that lists every refusal, or says that the model's opset is too new for the toolchain."""
+    """Raises UnsupportedModel that lists every refusal, or says that the model's opset is too new for the toolchain.
+
+    Of a model whose sizes the target fixes itself, its build does.
+    """
     opset = model.graph.opset_imports.get("", 1)
     if opset > capability.opset_max:
         raise UnsupportedModel(
             f"the model is written in opset {opset}; target '{target}' reads up to {capability.opset_max}",
             remedy=f"Export the model with opset {capability.opset_max} or older.",
         )
-    raise_refusals(model, find_unsupported(model, capability), target=target)
+    if not is_judged_by_build(model, capability):
+        raise_refusals(model, find_unsupported(model, capability), target=target)
+
+
+def is_judged_by_build(model: ir.Model, capability: Capability) -> bool:
+    """Whether a model has open sizes that the target fixes when it builds: only then it is seen what is refused."""
+    shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
+    return bool(capability.fixed_sizes) and not all(shape.is_static() for shape in shapes)
 
 
 def raise_refusals(model: ir.Model, refusals: Sequence[Refusal], *, target: str) -> None:

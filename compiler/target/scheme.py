@@ -113,6 +113,10 @@ class QuantScheme:
         min_inputs: Terms of a product (inputs × window) from which a Conv, Gemm or MatMul is quantized; below it the
             work of quantizing its input outweighs the gain.
         weights: Formats of weights alone, chosen layer by layer under a limit of bytes; `ops` is empty then.
+        rounds_activations: Whether products of such weights are summed in integers: what they read is rounded to 8 bits
+            while the model runs, block by block as the weights are.
+        times: Bits of weights → time of a product of them against one of others, as the target's kernels take it: a
+            limit on speed is held by it. Empty where the target says nothing.
     """
 
     name: str
@@ -121,3 +125,5 @@ class QuantScheme:
     needs_calibration: bool = True
     min_inputs: int = 0
     weights: WeightChoices | None = None
+    rounds_activations: bool = False
+    times: Mapping[int, float] = field(default_factory=dict)

@@ -9,6 +9,7 @@ how many threads run on how many of the fastest cores; on x86-64 `payload/cpu.tx
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,10 +77,9 @@ class Tvm:
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
         """Sizes become constants, and loops their iterations: compiled code has no loops of operators."""
-        from compiler.target import UnrollLoops
-        from targets.arm_tvm.graph.fold_shapes import FOLD_SHAPES
+        from targets.arm_tvm.graph.sizes import own_passes
 
-        return (FOLD_SHAPES, UnrollLoops())  # sizes first: numbers of iterations may be computed from them
+        return own_passes()
 
     def prepare(self) -> None:
         """Imports TVM, which takes longer than to compile a small model."""
@@ -90,11 +90,13 @@ class Tvm:
         """Compiles the model, links it, and writes the bundle."""
         from targets.arm_tvm.bundle.folder import Cores, write_bundle
         from targets.arm_tvm.bundle.processor import needed_flags, refuse_other_processor
+        from targets.arm_tvm.graph.sizes import plan_sizes
 
         options: Options = plan.options
         needs = needed_flags(options)
         refuse_other_processor(needs, options, profile)
         cores = Cores(plan.threads, max(plan.threads, profile.cpu.cores if profile.cpu else 1))
+        sizes = plan_sizes(model, plan.dims, self.capability(profile) if plan.dims else None)
         lowered, files = write_bundle(
             model,
             options,
@@ -103,6 +105,7 @@ class Tvm:
             workdir=workdir,
             cache_dir=plan.cache_dir,
             payload_bytes=plan.payload_bytes,
+            sizes=sizes,
         )
         return Artifact(
             root=workdir,
@@ -118,29 +121,34 @@ class Tvm:
                 "mattr": list(options.mattr),
                 "threads": plan.threads,
                 **({"needs": list(needs)} if needs else {}),
+                **({"sizes": {**asdict(sizes), "shapes": lowered.shapes}} if sizes is not None else {}),
             },
             least_payload_bytes=lowered.least_payload_bytes,
         )
 
     def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
         """The convolutions and products that our kernels compute, each with the register tiles the payload allows."""
-        from targets.arm_tvm.graph.budget import UNLIMITED, budget_of, within_budget
+        from targets.arm_tvm.graph.budget import budget_of, within_budget
         from targets.arm_tvm.graph.fold_constants import fold_constants
         from targets.arm_tvm.graph.lower import import_relax
+        from targets.arm_tvm.graph.sizes import at_best_size, plan_sizes
         from targets.arm_tvm.tune.tunables import list_tunables
 
+        sizes = plan_sizes(model, plan.dims, self.capability(profile) if plan.dims else None)
+        model = at_best_size(model, plan.dims)
         tunables = list_tunables(model, plan.options)
-        budget = budget_of(plan.options, plan.payload_bytes)
-        if budget == UNLIMITED or not tunables:
+        budget = budget_of(plan.options, plan.payload_bytes, sizes=len(sizes.built) if sizes is not None else 1)
+        if not tunables or (budget.payload_bytes is None and budget.growth is None):
             return tunables
         folded = fold_constants(import_relax(model, plan.options))
         return within_budget(tunables, folded, machine_of(plan.options), budget)
 
     def measurer(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Measurer:
         """Times kernels on this machine or on a board; raises TargetUnavailable where it is not there."""
+        from targets.arm_tvm.graph.sizes import at_best_size
         from targets.arm_tvm.tune.tunables import KernelMeasurer
 
-        return KernelMeasurer(model, plan, profile, backend)
+        return KernelMeasurer(at_best_size(model, plan.dims), plan, profile, backend)
 
     def load(self, artifact: Artifact) -> Runner:
         """Loads the bundle. Raises TargetUnavailable where neither this machine nor QEMU can run it."""

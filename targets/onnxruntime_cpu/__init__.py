@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -28,7 +28,7 @@ from compiler.target import (
     host_isa,
     installed_version,
 )
-from targets.onnxruntime_cpu.rules import VNNI, Activations, capability_of, multiplies_8_bits
+from targets.onnxruntime_cpu.rules import IN_INTEGERS, VNNI, capability_of, multiplies_8_bits
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -45,10 +45,6 @@ class Options:
     """How ONNX Runtime shall run the model on the device."""
 
     threads: Annotated[int | None, Field(ge=1, description="Threads of one operator; the plan's when absent.")] = None
-    activations: Annotated[
-        Activations,
-        Field(description="What weights of 4 to 8 bits are multiplied with; int8 rounds it while the model runs."),
-    ] = Activations.FLOAT32
 
 
 class OnnxRuntime:
@@ -82,18 +78,26 @@ class OnnxRuntime:
             UnsupportedModel: ONNX Runtime refuses the model.
         """
         from compiler.target import OnnxRuntimeSession, save_model
+        from targets.onnxruntime_cpu.attention import fuse_attention
         from targets.onnxruntime_cpu.blocks import pack_weights
+        from targets.onnxruntime_cpu.edit import remove_unread
+        from targets.onnxruntime_cpu.in_place import CACHE, find_cache
+        from targets.onnxruntime_cpu.normalization import fuse_normalizations
         from targets.onnxruntime_cpu.session import threads_of
 
-        options: Options = plan.options
         config = _config(plan)
         path = workdir / _MODEL
         path.parent.mkdir(parents=True, exist_ok=True)
-        packed = pack_weights(model, options.activations)
+        fused = model.clone()
+        fuse_attention(fused)
+        fuse_normalizations(fused)
+        remove_unread(fused)
+        packed = pack_weights(fused)
         # a language model's weights are mapped from a file of their own: inside the message they are in memory twice
-        above = _EXTERNAL_ABOVE_BYTES if packed is model else 0
+        above = _EXTERNAL_ABOVE_BYTES if packed is fused else 0
         files = save_model(packed, path, external_above_bytes=above)
         (workdir / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        cache = find_cache(packed, plan.dims)
         threads, operators = threads_of(config)
         session = OnnxRuntimeSession(path, is_optimized=True, threads=threads, operators=operators)
         return Artifact(
@@ -104,7 +108,11 @@ class OnnxRuntime:
             outputs=session.outputs,
             files=(*(file.relative_to(workdir).as_posix() for file in files), _CONFIG),
             tools=self.toolchain(),
-            facts={"config": config, "isa": list(profile.cpu.isa if profile.cpu else ())},
+            facts={
+                "config": config,
+                "isa": list(profile.cpu.isa if profile.cpu else ()),
+                **({CACHE: {"pairs": dict(cache.pairs), "positions": cache.positions}} if cache is not None else {}),
+            },
         )
 
     def load(self, artifact: Artifact) -> Runner:
@@ -113,15 +121,20 @@ class OnnxRuntime:
         Raises:
             TargetUnavailable: This processor saturates where the device does not.
         """
+        from targets.onnxruntime_cpu.in_place import CACHE, CacheInPlace, DecoderRunner
         from targets.onnxruntime_cpu.session import SessionRunner
 
-        if artifact.precision == "int8" and not multiplies_8_bits(host_isa()):
+        if artifact.precision in IN_INTEGERS and not multiplies_8_bits(host_isa()):
             raise TargetUnavailable(
                 f"this machine's processor has neither {' nor '.join(VNNI)}: its sums of 8-bit products saturate, the "
                 "device's do not",
                 remedy="Verify this artifact on a machine that has one of them.",
             )
-        return SessionRunner(artifact.root / _MODEL, artifact.root / _CONFIG, _note(artifact))
+        model, config, note = artifact.root / _MODEL, artifact.root / _CONFIG, _note(artifact)
+        cache: Any = artifact.facts.get(CACHE)
+        return (
+            DecoderRunner(model, config, note, CacheInPlace(**cache)) if cache else SessionRunner(model, config, note)
+        )
 
 
 def _config(plan: TargetPlan) -> dict[str, int]:

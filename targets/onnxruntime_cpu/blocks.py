@@ -3,6 +3,7 @@
     DequantizeLinear → MatMul               MatMulNBits
     DequantizeLinear → Gather               GatherBlockQuantized
     DequantizeLinear → Transpose → MatMul   MatMulNBits, on the table that Gather reads
+    QuantizeLinear → DequantizeLinear       the accuracy level of the MatMulNBits that reads it, which rounds by itself
 
 The operators have 2, 4 and 8 bits. 6 bits are two of them and a sum, of the upper four bits at four times the scale and
 of the lower two: q − z = 4·(q₄ − z₄) + (q₂ − z₂), in the same bytes.
@@ -19,13 +20,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compiler.target import BITS_KEY, constant_of
-from targets.onnxruntime_cpu.rules import Activations
+from compiler.target import BITS_KEY, constant_of, rounded_value
+from targets.onnxruntime_cpu.edit import DOMAIN, add_constant, remove_unread, stand_in
 
-_DOMAIN = "com.microsoft"
-
-_ACCURACY_LEVEL = {Activations.FLOAT32: 1, Activations.INT8: 4}
-"""Attribute of MatMulNBits."""
+_FLOAT32, _INT8 = 1, 4
+"""Attribute accuracy_level of MatMulNBits: what the input is multiplied in; int8 rounds it block by block."""
 
 _PARTS = {4: (4,), 6: (4, 2), 8: (8,)}
 """Bits of a weight → bits of the products it becomes, the upper ones first."""
@@ -61,19 +60,19 @@ class _Matrix:
     zeros: Bytes | None
 
 
-def pack_weights(model: ir.Model, activations: Activations = Activations.FLOAT32) -> ir.Model:
+def pack_weights(model: ir.Model) -> ir.Model:
     """The model with its weights in blocks packed; itself where it has none.
 
     Args:
         model: The border model.
-        activations: What the packed weights are multiplied with; int8: rounded block by block while the model runs.
     """
     if not any(_is_blocks(node) for node in model.graph):
         return model
     copy = model.clone()
-    copy.graph.opset_imports.setdefault(_DOMAIN, 1)
+    copy.graph.opset_imports.setdefault(DOMAIN, 1)
     for node in [node for node in copy.graph if _is_blocks(node)]:
-        _pack(copy, node, activations)
+        _pack(copy, node)
+    remove_unread(copy)
     return copy
 
 
@@ -81,25 +80,17 @@ def _is_blocks(node: ir.Node) -> bool:
     return node.op_type == "DequantizeLinear" and node.metadata_props.get(BITS_KEY, "") in map(str, _PARTS)
 
 
-def _pack(model: ir.Model, node: ir.Node, activations: Activations) -> None:
-    """Replaces what reads one dequantized weight; then the weight itself, if nothing else reads it."""
+def _pack(model: ir.Model, node: ir.Node) -> None:
+    """Replaces what reads one dequantized weight."""
     parts = _parts(model, node)
     for reader, _ in list(node.outputs[0].uses()):
         if reader.op_type == "Gather":
             _replace(model, reader, *_look_ups(model, reader, parts))
         elif reader.op_type == "MatMul":
-            _replace(model, reader, *_products(reader, parts, activations))
+            _replace(model, reader, *_products(reader, parts))
         elif reader.op_type == "Transpose":
             for product, _ in list(reader.outputs[0].uses()):
-                _replace(model, product, *_products(product, parts, activations))
-            if _is_unread(reader):
-                model.graph.remove(reader, safe=True)
-    if _is_unread(node):
-        _remove(model, node)
-
-
-def _is_unread(node: ir.Node) -> bool:
-    return not any(value.uses() or value.is_graph_output() for value in node.outputs)
+                _replace(model, product, *_products(product, parts))
 
 
 def _parts(model: ir.Model, node: ir.Node) -> list[_Matrix]:
@@ -127,9 +118,9 @@ def _parts(model: ir.Model, node: ir.Node) -> list[_Matrix]:
                 block,
                 outputs,
                 inputs,
-                _constant(model, f"{name}_packed{rest}", packed),
+                add_constant(model, f"{name}_packed{rest}", packed),
                 wide if not rest else _times(model, wide, 2**rest),
-                None if zero_part is None else _constant(model, f"{name}_zeros{rest}", _packed(zero_part, part)),
+                None if zero_part is None else add_constant(model, f"{name}_zeros{rest}", _packed(zero_part, part)),
                 zero_part,
             )
         )
@@ -138,13 +129,13 @@ def _parts(model: ir.Model, node: ir.Node) -> list[_Matrix]:
 
 def _widened(model: ir.Model, name: str, scales: NDArray[np.generic]) -> ir.Value:
     """The scales in float32, of those in float16 that the file has."""
-    half = _constant(model, f"{name}_half", scales.astype(np.float16))
+    half = add_constant(model, f"{name}_half", scales.astype(np.float16))
     return _first(model, ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)}, name=f"Cast:{name}"), f"{name}_wide")
 
 
 def _times(model: ir.Model, scale: ir.Value, factor: int) -> ir.Value:
     """Scales of the upper bits: worked out when the model is opened, not stored."""
-    number = _constant(model, f"{scale.name}_factor", np.array(factor, np.float32))
+    number = add_constant(model, f"{scale.name}_factor", np.array(factor, np.float32))
     node = ir.node("Mul", [scale, number], name=f"Mul:{scale.name}")
     model.graph.insert_after(scale.producer() or model.graph[0], node)
     node.outputs[0].name, node.outputs[0].dtype = f"{scale.name}_upper", ir.DataType.FLOAT
@@ -172,25 +163,32 @@ def _packed(integers: Bytes, bits: int) -> Bytes:
     return np.ascontiguousarray(np.bitwise_or.reduce(columns))
 
 
-def _products(reader: ir.Node, parts: list[_Matrix], activations: Activations) -> list[ir.Node]:
+def _products(reader: ir.Node, parts: list[_Matrix]) -> list[ir.Node]:
     """The products of all parts, and their sum."""
-    made = [_product(reader, part, number, activations) for number, part in enumerate(parts)]
+    made = [_product(reader, part, number) for number, part in enumerate(parts)]
     if len(made) == 1:
         return made
     return [*made, ir.node("Add", [node.outputs[0] for node in made], name=f"{reader.name}_sum")]
 
 
-def _product(reader: ir.Node, matrix: _Matrix, number: int, activations: Activations) -> ir.Node:
+def _product(reader: ir.Node, matrix: _Matrix, number: int) -> ir.Node:
+    restored = reader.inputs[0].producer() if reader.inputs[0] is not None else None
+    rounded = rounded_value(restored, matrix.block) if restored is not None else None
     attributes = {
         "K": matrix.inputs,
         "N": matrix.outputs,
         "bits": matrix.bits,
         "block_size": matrix.block,
-        "accuracy_level": _ACCURACY_LEVEL[activations],
+        "accuracy_level": _FLOAT32 if rounded is None else _INT8,
     }
-    inputs = [reader.inputs[0], matrix.packed, matrix.scale, *([matrix.zero] if matrix.zero is not None else [])]
+    inputs = [
+        reader.inputs[0] if rounded is None else rounded,
+        matrix.packed,
+        matrix.scale,
+        *([matrix.zero] if matrix.zero is not None else []),
+    ]
     name = f"{reader.name}_{number}" if number else reader.name
-    node = ir.node("MatMulNBits", inputs, attributes, domain=_DOMAIN, name=name)
+    node = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=name)
     node.outputs[0].name = f"{reader.outputs[0].name}_part{number}"
     return node
 
@@ -206,18 +204,18 @@ def _look_ups(model: ir.Model, reader: ir.Node, parts: list[_Matrix]) -> list[ir
         found.append(gather.outputs[0])
     if len(found) > 1:
         nodes.append(_made("Add", found, f"{name}_sum"))
-    shape = _constant(model, f"{name}_shape", np.array([0, 0, parts[0].inputs], np.int64))
+    shape = add_constant(model, f"{name}_shape", np.array([0, 0, parts[0].inputs], np.int64))
     return [*nodes, _made("Reshape", [nodes[-1].outputs[0], shape], f"{name}_whole")]
 
 
 def _look_up(model: ir.Model, reader: ir.Node, matrix: _Matrix, name: str) -> tuple[ir.Node, ir.Node]:
     attributes = {"gather_axis": 0, "quantize_axis": 2, "block_size": matrix.block, "bits": matrix.bits}
-    column = _constant(model, f"{name}_column", np.array([matrix.outputs, -1, 1], np.int64))
+    column = add_constant(model, f"{name}_column", np.array([matrix.outputs, -1, 1], np.int64))
     scale = _made("Reshape", [matrix.scale, column], f"{name}_scale")
     inputs = [matrix.packed, reader.inputs[1], scale.outputs[0]]
     if matrix.zeros is not None:
-        inputs.append(_constant(model, f"{name}_zeros", matrix.zeros[:, :, None]))
-    gather = ir.node("GatherBlockQuantized", inputs, attributes, domain=_DOMAIN, name=f"GatherBlockQuantized:{name}")
+        inputs.append(add_constant(model, f"{name}_zeros", matrix.zeros[:, :, None]))
+    gather = ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=f"GatherBlockQuantized:{name}")
     gather.outputs[0].name = f"{name}_blocks"
     return scale, gather
 
@@ -228,32 +226,8 @@ def _made(op: str, inputs: list[ir.Value], name: str) -> ir.Node:
     return node
 
 
-def _constant(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
-    model.graph.register_initializer(value)
-    return value
-
-
 def _replace(model: ir.Model, old: ir.Node, *new: ir.Node) -> None:
     """Puts nodes in the place of one; the last of them gives its result."""
     model.graph.insert_before(old, new)
-    before, after = old.outputs[0], new[-1].outputs[0]
-    name, after.shape, after.type = before.name, before.shape, before.type
-    before.replace_all_uses_with(after, replace_graph_outputs=True)
-    before.name, after.name = None, name
+    stand_in(old.outputs[0], new[-1].outputs[0])
     model.graph.remove(old, safe=True)
-
-
-def _remove(model: ir.Model, node: ir.Node) -> None:
-    """Removes a dequantizer that nobody reads any more, and the constants behind it."""
-    read = [value for value in node.inputs if value is not None]
-    model.graph.remove(node, safe=True)
-    for value in read:
-        producer = value.producer()
-        if producer is not None and not value.uses():
-            read += [value for value in producer.inputs if value is not None]
-            model.graph.remove(producer, safe=True)
-    for value in read:
-        if not value.uses():
-            model.graph.initializers.pop(str(value.name), None)

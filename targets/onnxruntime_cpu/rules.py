@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from enum import StrEnum
+from dataclasses import replace
 
 from compiler.target import (
     BlockFormat,
@@ -56,19 +56,26 @@ WEIGHTS = QuantScheme(
     "onnxruntime-weights",
     {},
     weights=WeightChoices((_NARROW, BlockFormat(4, 64), _MIDDLE, _WIDE), (_WIDE, _MIDDLE, _NARROW)),
+    times={4: 1.0, 6: 22.0, 8: 11.0},
 )
 """What MatMulNBits and GatherBlockQuantized read; blocks of 64 are a part of every usual width, and none is padded."""
 
 
-class Activations(StrEnum):
-    """What packed weights are multiplied with."""
+WEIGHTS_INT8 = replace(
+    WEIGHTS, name="onnxruntime-weights-int8", rounds_activations=True, times={4: 1.0, 6: 2.0, 8: 1.5}
+)
+"""The same with activations rounded block by block: MatMulNBits at its accuracy level 4.
 
-    FLOAT32 = "float32"
-    INT8 = "int8"
+Times are of one row by 576 × 1536 weights that come from memory, with AVX-512 VNNI (benchmarks/weight_kernels.json).
+Of float32 activations only 4 bits have a fast kernel.
+"""
 
 
 VNNI = ("avx512_vnni", "avx_vnni")
 _ARM = ("asimd", "neon")
+
+IN_INTEGERS = ("int8", "int4-weights-int8")
+"""Precisions whose products are summed in integers."""
 
 
 def capability_of(profile: HardwareProfile) -> Capability:
@@ -86,17 +93,25 @@ def capability_of(profile: HardwareProfile) -> Capability:
     )
     weights = PrecisionRule(
         "int4-weights",
-        "weights of 4, 6 and 8 bits in blocks, as limits on memory and accuracy allow; sums of 8-bit activations",
+        "weights of 4, 6 and 8 bits in blocks, as limits on memory and accuracy allow; activations in float32",
         converts_graph=False,
         tolerance="int8",
-        gain=2.0,
         scheme=WEIGHTS,
+    )
+    rounded = PrecisionRule(
+        "int4-weights-int8",
+        "the same weights; activations rounded to 8 bits while the model runs, sums in integers",
+        converts_graph=False,
+        tolerance="quantized",
+        gain=3.0,
+        scheme=WEIGHTS_INT8,
+        form_of=weights.name,
     )
     reason = f"the CPU of {profile.name} has neither {' nor '.join(VNNI)}: sums of two products saturate at 16 bits"
     return Capability(
         ops=ops,
-        precisions=(fp32, int8, weights) if multiplies_8_bits(isa) else (fp32, weights),
-        precision_refusals={} if multiplies_8_bits(isa) else {"int8": reason},
+        precisions=(fp32, int8, rounded, weights) if multiplies_8_bits(isa) else (fp32, weights),
+        precision_refusals={} if multiplies_8_bits(isa) else dict.fromkeys(IN_INTEGERS, reason),
         dynamic_dims=True,
         opset_max=_OPSET_MAX,
     )

@@ -29,6 +29,12 @@ PROFILE = """schema: 1
 name: phone
 target: onnxruntime
 """
+BOARD = """schema: 1
+name: board
+target: onnxruntime
+cpu: {model: a core with sums of 8-bit products, cores: 1, isa: [avx2, avx_vnni]}
+provenance: {cpu: made up for this test}
+"""
 PROMPTS = [" ".join(map(str, tiny_text(20, seed=5))), "1, 2, 3"]
 SIZE = DecoderSize(layers=1, width=128, heads=4, kv_heads=2, hidden=192, vocabulary=256)
 
@@ -113,6 +119,34 @@ def answers_as_its_border_model(place: Place, folder: str) -> None:
 
 def test_it_answers_with_the_tokens_of_its_border_model(built: Place) -> None:
     answers_as_its_border_model(built, "dist/phone")
+
+
+@SLOW
+def test_activations_in_int8_compete_and_are_judged_product_by_product(built: Place) -> None:
+    (built.root / "board.yaml").write_text(BOARD)
+    (built.root / "boards.yaml").write_text(FLEET.replace("MEMORY", "400").replace("phone.yaml", "board.yaml"))
+    planned = built.run("plan", "boards.yaml")
+    assert "search among its forms int4-weights-int8, int4-weights, most promising first" in planned.out
+    outcome = built.run(
+        "build",
+        "boards.yaml",
+        "-o",
+        "boards",
+        "--repeat",
+        "1",
+        "--precision",
+        "int4-weights-int8",
+        "--race-seconds",
+        "1",
+    )
+    assert outcome.code == 0, outcome.err
+    manifest = json.loads((built.root / "boards" / "phone" / "manifest.json").read_text())
+    parity = manifest["verdict"]["parity"]
+    assert manifest["artifact"]["precision"] == "int4-weights-int8" and parity["tolerance"] == "quantized"
+    assert parity["products_sqnr_db"] > 40 and "each product, given what the border model gives it" in parity["reason"]
+    border = ir.load(built.root / "boards" / "phone" / "border.onnx")
+    # q, k and v read the same in the same blocks: products that read the same share a rounding
+    assert 0 < sum(node.op_type == "QuantizeLinear" for node in border.graph) < 8
 
 
 @SLOW

@@ -31,6 +31,7 @@ PROPERTIES = (
     "fp8",
     "int8-weights",
     "int4-weights",
+    "int4-weights-int8",
 )
 COLORS = {name: f"#0101{index:02x}" for index, name in enumerate(PROPERTIES, 1)}
 """Custom property of the page → the colour that stands for it in a drawing."""

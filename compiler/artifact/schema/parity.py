@@ -71,6 +71,9 @@ class Parity:
         evidence: Where the artifact ran.
         reason: Why it was not executed, or what the runner says about the run.
         points: The outputs, size by size.
+        products_sqnr_db: Of a model that rounds activations while it runs: the worst of what is rounded and of the
+            outputs where each product is given what the border model gives it, in dB; None of other models, and where
+            all are equal or nothing ran.
     """
 
     status: ParityStatus
@@ -78,6 +81,7 @@ class Parity:
     evidence: Evidence
     reason: str
     points: tuple[ParityPoint, ...] = ()
+    products_sqnr_db: FiniteFloat | None = None
 
     @property
     def worst_sqnr_db(self) -> float | None:

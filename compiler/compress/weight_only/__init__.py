@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compiler.compress.weight_only.choose import Budget
 from compiler.compress.weight_only.plan import WeightChoice, WeightPlan
 from compiler.compress.weight_only.quantize import (
     WeightOptions,
@@ -9,5 +10,15 @@ from compiler.compress.weight_only.quantize import (
     measure_weights,
     quantize_weights,
 )
+from compiler.compress.weight_only.round_activations import round_activations
 
-__all__ = ["WeightChoice", "WeightOptions", "WeightPlan", "WeightsQuantized", "measure_weights", "quantize_weights"]
+__all__ = [
+    "Budget",
+    "WeightChoice",
+    "WeightOptions",
+    "WeightPlan",
+    "WeightsQuantized",
+    "measure_weights",
+    "quantize_weights",
+    "round_activations",
+]

@@ -1,14 +1,15 @@
-"""Formats of all weights under a limit of bytes: the least expected divergence.
+"""Formats of all weights under a limit of bytes, of time, or both: the least expected divergence.
 
-Every weight has a curve of bytes against expected divergence. It starts at its cheapest format; then the step with the
-largest gain per byte is taken again and again, on the lower convex hull of each curve, until none fits any more. It is
-optimal for the budget that it ends at (H. Everett, Generalized Lagrange Multiplier Method, 1963).
+Every weight has a curve of cost against expected divergence. It starts at its cheapest format; then the step with the
+largest gain for its cost is taken again and again, on the lower convex hull of each curve, until none fits any more. It
+is optimal for the limit that it ends at (H. Everett, Generalized Lagrange Multiplier Method, 1963). The cost is bytes
+over their limit and time over its limit, added.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from compiler.errors import GateFailed
@@ -17,78 +18,124 @@ from compiler.target.scheme import BlockFormat
 
 @dataclass(frozen=True)
 class Option:
-    """One format of one weight, with what it takes and what it costs."""
+    """One format of one weight, with what it takes and what it costs.
+
+    Args:
+        format: Bits and blocks.
+        bytes: Of weights, scales and zero points.
+        kl: Expected divergence.
+        time: Of its product, against that of all weights in the fastest format.
+    """
 
     format: BlockFormat
     bytes: int
     kl: float
+    time: float = 0.0
 
 
-def choose_formats(curves: Mapping[str, Sequence[Option]], budget_bytes: int | None) -> dict[str, tuple[Option, str]]:
+@dataclass(frozen=True)
+class Budget:
+    """What all weights may take together; None where nothing limits it.
+
+    Args:
+        bytes: Of weights, scales and zero points.
+        time: Of their products, against that of all weights in the fastest format.
+    """
+
+    bytes: int | None = None
+    time: float | None = None
+
+    def cost(self, option: Option) -> float:
+        """The share that an option takes of what there is."""
+        bytes_ = option.bytes / self.bytes if self.bytes is not None else 0.0
+        return bytes_ + (option.time / self.time if self.time is not None else 0.0)
+
+    def holds(self, used_bytes: int, used_time: float) -> bool:
+        """Whether that much fits."""
+        fits = self.bytes is None or used_bytes <= self.bytes
+        return fits and (self.time is None or used_time <= self.time)
+
+
+def choose_formats(curves: Mapping[str, Sequence[Option]], budget: Budget) -> dict[str, tuple[Option, str]]:
     """The option of each weight, and the reason.
 
     Args:
         curves: Weight → its options.
-        budget_bytes: What all may take together; None: each takes what costs least.
+        budget: What all may take together; without any limit each takes what costs least.
 
     Raises:
-        GateFailed: The smallest formats of all take more.
+        GateFailed: The cheapest formats of all take more.
     """
-    hulls = {name: lower_hull(options) for name, options in curves.items()}
-    if budget_bytes is None:
-        return {name: (hull[-1], "nothing limits the bytes: the most accurate format") for name, hull in hulls.items()}
-    used = sum(hull[0].bytes for hull in hulls.values())
-    if used > budget_bytes:
-        kl = sum(hull[0].kl for hull in hulls.values())
-        raise GateFailed(
-            f"the weights may take {_mb(budget_bytes)}, and their smallest formats take {_mb(used)}",
-            remedy=f"Allow {_mb(used)}, at an expected divergence of {kl:.3g} nats a token, or take a smaller model.",
-        )
+    if budget == Budget():
+        best = {name: min(options, key=lambda option: (option.kl, option.bytes)) for name, options in curves.items()}
+        return {name: (option, "nothing limits the bytes: the most accurate format") for name, option in best.items()}
+    hulls = {name: lower_hull(options, budget.cost) for name, options in curves.items()}
+    used, time = sum(hull[0].bytes for hull in hulls.values()), sum(hull[0].time for hull in hulls.values())
+    if not budget.holds(used, time):
+        raise _too_small(budget, used, time, sum(hull[0].kl for hull in hulls.values()))
     places = dict.fromkeys(hulls, 0)
-    steps = [(-_gain(hull, 0), name) for name, hull in hulls.items() if len(hull) > 1]
+    steps = [(-_gain(hull, 0, budget), name) for name, hull in hulls.items() if len(hull) > 1]
     heapq.heapify(steps)
     while steps:
         _, name = heapq.heappop(steps)
         hull, place = hulls[name], places[name]
         grown = used + hull[place + 1].bytes - hull[place].bytes
-        if grown > budget_bytes:
+        longer = time + hull[place + 1].time - hull[place].time
+        if not budget.holds(grown, longer):
             continue  # a smaller step of another weight may still fit
-        used, places[name] = grown, place + 1
+        used, time, places[name] = grown, longer, place + 1
         if place + 2 < len(hull):
-            heapq.heappush(steps, (-_gain(hull, place + 1), name))
+            heapq.heappush(steps, (-_gain(hull, place + 1, budget), name))
     return {name: (hull[places[name]], _reason(hull, places[name])) for name, hull in hulls.items()}
 
 
-def lower_hull(options: Sequence[Option]) -> list[Option]:
-    """The options that are best for some price of a byte, the smallest first."""
+def lower_hull(options: Sequence[Option], cost: Callable[[Option], float]) -> list[Option]:
+    """The options that are best for some price of what they take, the cheapest first."""
     hull: list[Option] = []
-    for option in sorted(options, key=lambda option: (option.bytes, option.kl)):
+    for option in sorted(options, key=lambda option: (cost(option), option.kl)):
         if hull and option.kl >= hull[-1].kl:
             continue
-        while len(hull) > 1 and _slope(hull[-1], option) >= _slope(hull[-2], hull[-1]):
+        while len(hull) > 1 and _slope(hull[-1], option, cost) >= _slope(hull[-2], hull[-1], cost):
             hull.pop()
         hull.append(option)
     return hull
 
 
-def _slope(smaller: Option, larger: Option) -> float:
-    """Divergence saved for each byte more."""
-    return (smaller.kl - larger.kl) / (larger.bytes - smaller.bytes)
+def _slope(cheaper: Option, dearer: Option, cost: Callable[[Option], float]) -> float:
+    """Divergence saved for each unit of cost more."""
+    return (cheaper.kl - dearer.kl) / (cost(dearer) - cost(cheaper))
 
 
-def _gain(hull: Sequence[Option], place: int) -> float:
-    return _slope(hull[place], hull[place + 1])
+def _gain(hull: Sequence[Option], place: int, budget: Budget) -> float:
+    return _slope(hull[place], hull[place + 1], budget.cost)
+
+
+def _too_small(budget: Budget, used: int, time: float, kl: float) -> GateFailed:
+    if budget.bytes is not None and used > budget.bytes:
+        return GateFailed(
+            f"the weights may take {_mb(budget.bytes)}, and their smallest formats take {_mb(used)}",
+            remedy=f"Allow {_mb(used)}, at an expected divergence of {kl:.3g} nats a token, or take a smaller model.",
+        )
+    return GateFailed(
+        f"products may take {budget.time:.3g} of the time of all weights in the fastest format, and take {time:.3g}",
+        remedy="Allow fewer tokens a second, or take a smaller model.",
+    )
 
 
 def _reason(hull: Sequence[Option], place: int) -> str:
     words = []
     if place:
-        words.append(f"{_gain(hull, place - 1) * 1e6:.2g} nats a token saved by each MB over {hull[place - 1].format}")
+        words.append(f"{_saved(hull, place - 1)} over {hull[place - 1].format}")
     if place + 1 < len(hull):
-        words.append(
-            f"{_gain(hull, place) * 1e6:.2g} would be by {hull[place + 1].format}, and the bytes pay more elsewhere"
-        )
+        words.append(f"{_saved(hull, place)} by {hull[place + 1].format}, and what it takes pays more elsewhere")
     return "; ".join(words) or "the only format"
+
+
+def _saved(hull: Sequence[Option], place: int) -> str:
+    smaller, larger = hull[place], hull[place + 1]
+    more = larger.bytes - smaller.bytes
+    saved = smaller.kl - larger.kl
+    return f"{saved / more * 1e6:.2g} nats a token saved by each MB" if more > 0 else f"{saved:.2g} nats a token saved"
 
 
 def _mb(size: int) -> str:

@@ -40,6 +40,7 @@ class WeightPlan:
         other_bytes: Of weights that stay in float.
         choices: In the order of the graph.
         kl: Expected divergence of all of them together, in nats a token.
+        time: Of all products, against that of all weights in the fastest format; 0 where nothing is known of it.
     """
 
     scheme: str
@@ -47,6 +48,7 @@ class WeightPlan:
     other_bytes: int
     choices: tuple[WeightChoice, ...]
     kl: float
+    time: float = 0.0
 
     @property
     def bytes(self) -> int:

@@ -17,7 +17,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from compiler.compress.quant.apply import at_opset
 from compiler.compress.quant.compensate import factor_of, round_in_turn
 from compiler.compress.threads import one_blas_thread
 from compiler.compress.weight_only.apply import OPSET, apply_weights
-from compiler.compress.weight_only.choose import Option, choose_formats
+from compiler.compress.weight_only.choose import Budget, Option, choose_formats
 from compiler.compress.weight_only.divergence import Trials
 from compiler.compress.weight_only.fit import BlockScales, fit_blocks, rounding_loss
 from compiler.compress.weight_only.layers import WeightKind, WeightLayer, find_layers
@@ -127,7 +127,8 @@ def quantize_weights(
     measured: Path,
     options: WeightOptions,
     *,
-    budget_bytes: int | None,
+    budget: Budget,
+    times: Mapping[int, float],
     scheme: str,
     folder: Path,
     tell: Tell,
@@ -139,7 +140,8 @@ def quantize_weights(
         batches: The same.
         measured: The file that `measure_weights` wrote.
         options: The same.
-        budget_bytes: What all weights may take; None where nothing limits them.
+        budget: What all weights of the model may take, those that stay in float too.
+        times: Bits → time of a product of weights of so many bits; empty where nothing is known of it.
         scheme: Its name, for the plan.
         folder: Where finished segments are kept; empty, or of the same work.
         tell: Is told what happens.
@@ -148,20 +150,22 @@ def quantize_weights(
         GateFailed: The smallest formats take more.
     """
     work = _begin(model, batches, options, folder, tell)
-    curves = {
-        name: [Option(BlockFormat(*format_), size, kl) for format_, size, kl in row]
-        for name, row in json.loads(measured.read_bytes()).items()
-    }
-    chosen = choose_formats(curves, None if budget_bytes is None else budget_bytes - work.other_bytes)
+    rows = json.loads(measured.read_bytes())
+    curves = {layer.name: work.options_of(layer, rows[layer.name], times) for layer in work.layers}
+    left = None if budget.bytes is None else budget.bytes - work.other_bytes
+    chosen = choose_formats(curves, replace(budget, bytes=left))
     with one_blas_thread():
         stored = work.fit_all({name: option.format for name, (option, _) in chosen.items()})
     made = apply_weights(work.model, {layer.name: layer for layer in work.layers}, stored)
-    rows = tuple(
+    choices = tuple(
         WeightChoice(layer.name, layer.node, layer.op, option.format, option.bytes, option.kl, reason)
         for layer in work.layers
         for option, reason in [chosen[layer.name]]
     )
-    return WeightsQuantized(made, WeightPlan(scheme, budget_bytes, work.other_bytes, rows, sum(row.kl for row in rows)))
+    kl, time = (
+        sum(values) for values in zip(*((option.kl, option.time) for option, _ in chosen.values()), strict=True)
+    )
+    return WeightsQuantized(made, WeightPlan(scheme, budget.bytes, work.other_bytes, choices, kl, time))
 
 
 def _begin(model: ir.Model, batches: Iterable[Arrays], options: WeightOptions, folder: Path, tell: Tell) -> _Work:
@@ -210,6 +214,15 @@ class _Work:
     def other_bytes(self) -> int:
         """Of weights that stay as they are."""
         return measure_model(self.model).bytes - sum(4 * layer.elements for layer in self.layers)
+
+    def options_of(
+        self, layer: WeightLayer, rows: Sequence[tuple[Sequence[Any], int, float]], times: Mapping[int, float]
+    ) -> list[Option]:
+        """The options of a weight, with their times; a table that no product shares takes none."""
+        fastest = min(times.values(), default=1.0) * sum(other.elements for other in self.layers if other.reads)
+        share = layer.elements / fastest if layer.reads else 0.0
+        formats = [(BlockFormat(*format_), size, kl) for format_, size, kl in rows]
+        return [Option(format_, size, kl, share * times.get(format_.bits, 0.0)) for format_, size, kl in formats]
 
     def weight(self, layer: WeightLayer) -> Floats:
         """The matrix (outputs, inputs)."""

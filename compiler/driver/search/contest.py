@@ -4,12 +4,14 @@ first build of the first target that can make one: the baseline, in float32 wher
   ↓
 first build of each other target, raced against it for a few seconds, neither verified nor judged
   ↓
-with gates:     a target whose best precision cannot be expected near another's is tried last, and as little as can be
+with gates:     a target whose best precision cannot be expected near another's is tried last; a candidate is left out
+                where what passes is measured to be faster than the most that can be expected of it
 without gates:  the fastest is verified and delivered
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,7 +38,8 @@ class Entrant:
         race: Its first build against the baseline; None for the baseline itself, and where nothing was raced.
         against: The baseline's target, where it was raced.
         is_baseline: Whether it is the baseline.
-        standing: How it came out by its first build alone; None where its candidates are tried.
+        standing: How it came out by its first build alone: `slower` where its candidates are tried last; None where
+            they are tried as they come.
         why: Why.
     """
 
@@ -71,6 +74,21 @@ class Entrant:
     def high(self) -> float:
         """Upper end of the interval of its speed-up."""
         return self.speedup if self.race is None or self.race.high is None else self.race.high
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether its race says nothing for certain."""
+        return self.race is not None and bool(self.race.disturbed)
+
+    @property
+    def most(self) -> float:
+        """The most that its speed-up may be; after a disturbed race nobody knows."""
+        return math.inf if self.is_disturbed else self.high
+
+    @property
+    def least(self) -> float:
+        """The least that its speed-up may be; after a disturbed race nobody knows."""
+        return 0.0 if self.is_disturbed else self.low
 
     @property
     def race_words(self) -> str:
@@ -144,7 +162,7 @@ def _failed(own: BuildContext, error: CompilerError) -> Entrant:
 
 
 def sort_out(entrants: Sequence[Entrant], expected: Callable[[BuildContext], float]) -> tuple[Entrant, ...]:
-    """The targets, those marked whose candidates are not worth a trial while others' pass.
+    """The targets, those marked whose candidates are tried last: little is to be expected of them.
 
     Args:
         entrants: All, raced.
@@ -153,7 +171,7 @@ def sort_out(entrants: Sequence[Entrant], expected: Callable[[BuildContext], flo
     raced = [entrant for entrant in entrants if entrant.standing is None and (entrant.race or entrant.is_baseline)]
     gains = {entrant: expected(entrant.context) for entrant in raced}
     # of intervals the ends that speak for the slower one: what is sorted out should be clearly slower
-    least = {entrant: gains[entrant] * entrant.low for entrant in raced}
+    least = {entrant: gains[entrant] * entrant.least for entrant in raced}
     best = max(raced, key=lambda entrant: least[entrant], default=None)
     if best is None:
         return tuple(entrants)
@@ -161,7 +179,7 @@ def sort_out(entrants: Sequence[Entrant], expected: Callable[[BuildContext], flo
 
 
 def _sorted_out(entrant: Entrant, best: Entrant, gains: Mapping[Entrant, float], least: float) -> Entrant:
-    if entrant not in gains or gains[entrant] * entrant.high >= least * (1.0 - CLOSE):
+    if entrant not in gains or gains[entrant] * entrant.most >= least * (1.0 - CLOSE):
         return entrant
     own, others = gains[entrant], gains[best]
     why = (
@@ -214,7 +232,9 @@ def _standing(entrant: Entrant, trials: Sequence[Trial], chosen: Trial | None) -
     first = "the others are measured against its first build" if entrant.is_baseline else entrant.race_words
     reached = _reached(own, best, is_chosen=is_chosen) if entrant.is_possible else ""
     why = "; ".join(filter(None, (first, entrant.why, reached)))
-    standing = Standing.WON if is_chosen else entrant.standing or Standing.BEATEN
+    was_tried = any(not trial.left_out for trial in own)
+    lost = Standing.BEATEN if entrant.standing is None or (was_tried and entrant.is_possible) else entrant.standing
+    standing = Standing.WON if is_chosen else lost
     return Competitor(entrant.name, standing, why, entrant.race, best.number if best else None)
 
 

@@ -39,7 +39,7 @@ def order_candidates(
 
 
 def why_left_out(
-    context: BuildContext, rule: PrecisionRule, trials: Sequence[Trial], *, first_speedup: float = 1.0
+    context: BuildContext, rule: PrecisionRule, trials: Sequence[Trial], *, most: float = 1.0, slack: float = 0.0
 ) -> str:
     """Why a candidate need not be made: what passes is faster than can be expected of it; empty where it must be.
 
@@ -47,17 +47,21 @@ def why_left_out(
         context: The device.
         rule: The candidate's precision.
         trials: All so far.
-        first_speedup: How much faster its target's float32 build is than the float original, which may be another's.
+        most: How much faster its target's float32 build may be at most than the float original, which may be another's.
+        slack: Share by which a candidate may be faster than is expected of it.
     """
     estimate = roofline_speedup(context, rule)
     is_estimated = any(_evidence(trial) == Evidence.ESTIMATED for trial in trials)
     is_judged_by_it = estimate is not None and is_estimated
-    expected = estimate if is_judged_by_it and estimate is not None else max(rule.gain, estimate or 0.0) * first_speedup
+    gain = max(rule.gain, estimate or 0.0)
+    expected = estimate if is_judged_by_it and estimate is not None else gain * most * (1.0 + slack)
     best = out_of_reach(expected, trials)
     if best is None or best.speed is None:
         return ""
-    source = "by the roofline" if expected == (estimate or 0.0) * first_speedup else "by the target's expectation"
-    source += f", its float32 build being {first_speedup:.2f} × as fast" if first_speedup != 1.0 else ""
+    source = "by the roofline" if is_judged_by_it or gain == estimate else "by the target's expectation"
+    if not is_judged_by_it:
+        source += f", its float32 build being {most:.2f} × as fast at most" if most != 1.0 else ""
+        source += f", {100 * slack:g} % more allowed" if slack else ""
     return (
         f"not made: {expected:.2f} × float32 at most is expected of it ({source}), and {best.label} passes with "
         f"{best.speed.speedup:.2f} × ({best.speed.evidence}); --search thorough tries it"

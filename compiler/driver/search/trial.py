@@ -27,11 +27,13 @@ from compiler.driver.measure.memory import compare_footprints, measure_footprint
 from compiler.driver.measure.saliency import measure_saliency, saliency_figure
 from compiler.driver.measure.speed import latency_figure, measure_speed
 from compiler.driver.search.fit_memory import fit_memory
+from compiler.driver.search.fit_speed import shorter_time
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.candidate import BuiltCandidate, build, verify
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import Variant, options_to_dict, quantizer_warnings
 from compiler.driver.stages.recover import read_pruning
+from compiler.driver.stages.weights import read_time
 from compiler.errors import CompilerError, MissingError, StorageError
 from compiler.evaluate.gates import Constraints, Figure, hold, judge_gates
 from compiler.plan import settle
@@ -153,6 +155,7 @@ def run_trial(
     is_only: bool,
     variant: Variant | None = None,
     purpose: Purpose | None = None,
+    builds: int = 0,
 ) -> Trial:
     """Makes, measures and judges one candidate.
 
@@ -164,6 +167,7 @@ def run_trial(
         is_only: Whether the build stands and falls with it: then it raises what goes wrong, and parity is explained.
         variant: How it is quantized; the quantizer's defaults where None.
         purpose: Why it is tried, where it is more than a candidate.
+        builds: Builds of it before this one, which were too slow.
 
     Raises:
         CompilerError: It is the only one and cannot be made; or the cache's disk is full.
@@ -171,6 +175,7 @@ def run_trial(
     # the baseline may be a candidate too: then it is one, and is judged
     purpose = purpose or (Purpose.CANDIDATE if rule in context.job.plan.candidates else Purpose.BASELINE)
     how = (variant or Variant()) if rule.scheme else None
+    again = partial(run_trial, context, rule, number=number, original=original, is_only=is_only, purpose=purpose)
     plan = settle(context.job.plan, rule, "tried by the search" if not is_only else context.job.plan.reason)
     target = plan.competes_as
     context.clock.emit(TrialStarted(context.name, number, rule.name, purpose, pruned=plan.pruning.ratio, target=target))
@@ -180,6 +185,12 @@ def run_trial(
         fitting = fit_memory(context, remake(), _footprint(original), remake=remake)
         made = verify(context, fitting, explain=is_only)
         trial = measure_candidate(context, made, original=original, number=number, purpose=purpose)
+        if (
+            how is not None
+            and (time := shorter_time(trial.gates, read_time(made.border.entries), builds=builds)) is not None
+        ):
+            context.clock.note(f"{trial.label}: too slow, weights get faster formats: {time:.3g} of the least time")
+            return again(variant=replace(how, time=time), builds=builds + 1)
         context.clock.emit(judged_event(context, trial))
         trial = replace(trial, variant=how, **read_notes(context, rule, made.border))
         for warning in trial.warnings if purpose == Purpose.CANDIDATE else ():

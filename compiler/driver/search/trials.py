@@ -1,7 +1,7 @@
 """The trials of a device's candidates: the baseline, every candidate in its first form, then other forms of some.
 
-Of several targets the first builds are raced, and candidates of those that cannot win are left out; what was left out
-is made after all where nothing else passes.
+Of several targets the first builds are raced, and candidates that cannot win are left out; what was left out is made
+after all where nothing else passes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from compiler.driver.search.contest import Entrant, enter_targets, sort_out
 from compiler.driver.search.expected import order_candidates, skip_trial, why_left_out
 from compiler.driver.search.follow_ups import judged_drop
 from compiler.driver.search.mixed import search_mixed
-from compiler.driver.search.select import beaten_by, choose_trial, describe, out_of_reach
+from compiler.driver.search.select import beaten_by, choose_trial, describe
 from compiler.driver.search.trial import Trial, is_missing, run_trial
 from compiler.driver.stages.context import BuildContext, with_plan
 from compiler.errors import combine
 from compiler.fleet import Kept
 from compiler.plan import SearchEffort, settle_pruning
+from compiler.plan.contest import CLOSE
 from compiler.plan.pruning import UNPRUNED
 from compiler.target.capability import PrecisionRule
 
@@ -39,8 +40,9 @@ def run_trials(context: BuildContext) -> tuple[tuple[Entrant, ...], tuple[Trial,
     may_skip = _may_skip(context)
     for entrant, rule in _ordered(candidates, original) if may_skip else candidates:
         number, own = len(trials) + 1, entrant.context
-        is_slower = entrant.standing is not None and context.options.search == SearchEffort.QUICK
-        if why := entrant.why if is_slower else _why_left_out(entrant, rule, trials) if may_skip else "":
+        is_unraced = entrant.standing == Standing.NOT_RACED
+        is_last = entrant.standing is not None and context.options.search == SearchEffort.QUICK
+        if why := entrant.why if is_last and is_unraced else _why_now(entrant, rule, trials, is_last or may_skip):
             trials.append(skip_trial(own, rule, number=number, why=why))
             continue
         _tell(own, rule, trials)
@@ -146,7 +148,8 @@ def _candidates(context: BuildContext) -> tuple[PrecisionRule, ...]:
     rules = context.job.plan.candidates
     if not context.is_quantized or len(rules) == 1:
         return rules
-    return tuple(rule for rule in rules if rule.scheme is None and not rule.converts_graph)
+    # where all are forms of the precision that was asked for, each of them leaves the model as it is
+    return tuple(rule for rule in rules if rule.scheme is None and not rule.converts_graph) or rules[:1]
 
 
 def make_left_out(entrants: Sequence[Entrant], trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
@@ -158,21 +161,28 @@ def make_left_out(entrants: Sequence[Entrant], trials: tuple[Trial, ...]) -> tup
             continue
         entrant = by_name[trial.target]
         rule = next(rule for rule in entrant.context.job.plan.candidates if rule.name == trial.precision)
-        if not _why_left_out(entrant, rule, completed):
+        if not why_not_made(entrant, rule, completed):
             number, original = trial.number, float_original(trials)
             completed[place] = run_trial(entrant.context, rule, number=number, original=original, is_only=False)
     return tuple(completed)
 
 
-def _why_left_out(entrant: Entrant, rule: PrecisionRule, trials: Sequence[Trial]) -> str:
-    """Why a candidate need not be made.
+def _why_now(entrant: Entrant, rule: PrecisionRule, trials: Sequence[Trial], may_skip: bool) -> str:
+    return why_not_made(entrant, rule, trials) if may_skip else ""
 
-    One of a target that was sorted out is made where nothing passes, or nothing that is as fast as its raced build.
+
+def why_not_made(entrant: Entrant, rule: PrecisionRule, trials: Sequence[Trial]) -> str:
+    """Why a candidate need not be made; empty where it must be.
+
+    One of a target that could not be raced is made where nothing passes, any other where what passes is not faster than
+    the most that can be expected of it.
     """
-    is_slower = entrant.standing == Standing.SLOWER
-    if entrant.standing is not None and (out_of_reach(entrant.speedup, trials) if is_slower else choose_trial(trials)):
+    if entrant.standing == Standing.NOT_RACED and choose_trial(trials):
         return entrant.why
-    return why_left_out(entrant.context, rule, trials, first_speedup=entrant.speedup)
+    # a disturbed race rules out no target; where one of its candidates was measured, the race's interval will do
+    was_tried = any(trial.target == entrant.name and trial.made is not None for trial in trials)
+    most, slack = entrant.high if was_tried else entrant.most, CLOSE if entrant.name else 0.0
+    return why_left_out(entrant.context, rule, trials, most=most, slack=slack)
 
 
 def float_original(trials: Sequence[Trial]) -> Trial | None:

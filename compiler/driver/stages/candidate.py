@@ -25,6 +25,7 @@ from compiler.driver.stages.kernels import (
     lower_payload,
     tuning_log,
 )
+from compiler.driver.stages.products import verify_products
 from compiler.driver.stages.proof import weak_proofs
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
@@ -236,7 +237,7 @@ def make_candidate_border(
 def _quantizer(context: BuildContext, plan: Plan, variant: Variant) -> Callable[[Entry], Entry]:
     """What makes the quantized form of a float model: of weights alone, or of activations too."""
     if plan.rule.scheme is not None and plan.rule.scheme.weights is not None:
-        return partial(weights_entry, context, plan)
+        return partial(weights_entry, context, plan, variant.time)
     return partial(quantized_entry, context, plan.rule, variant)
 
 
@@ -272,7 +273,18 @@ def verify(context: BuildContext, made: UnverifiedCandidate, *, explain: bool) -
                 is_emulated=is_foreign(context.job.profile.cpu),
                 emulate_s=options.emulate_s,
             )
-        return BuiltCandidate(**vars(made), verdict=verdict)
+            parity = verify_products(
+                verdict.parity,
+                made.border,
+                made.typical,
+                plan,
+                context.job.profile,
+                context.job.target,
+                where=f"{context.name}: verify",
+                stages=context.stages,
+                child_limits=options.child_limits,
+            )
+        return BuiltCandidate(**vars(made), verdict=replace(verdict, parity=parity))
     except GateFailed as error:
         if explain:
             context.clock.note("looking for the first operator that diverges")

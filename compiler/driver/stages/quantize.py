@@ -34,10 +34,13 @@ class Variant:
     Args:
         options: The quantizer's.
         kept: Layer → why it stays float.
+        time: Most time of all products of weights in formats of their own, against that in the fastest format; None:
+            nothing limits it.
     """
 
     options: QuantOptions = field(default_factory=QuantOptions)
     kept: Mapping[str, str] = field(default_factory=dict)
+    time: float | None = None
 
 
 def quantized_entry(context: BuildContext, rule: PrecisionRule, variant: Variant, rewritten: Entry) -> Entry:

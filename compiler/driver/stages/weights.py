@@ -13,7 +13,15 @@ from pathlib import Path
 
 from compiler.artifact.adapter import parse, to_json
 from compiler.compress.quant import LayerQuant, QuantPlan
-from compiler.compress.weight_only import WeightChoice, WeightOptions, WeightPlan, measure_weights, quantize_weights
+from compiler.compress.weight_only import (
+    Budget,
+    WeightChoice,
+    WeightOptions,
+    WeightPlan,
+    measure_weights,
+    quantize_weights,
+    round_activations,
+)
 from compiler.driver.stages.calibrate import Batches
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.files import load_stage, save_stage
@@ -25,11 +33,17 @@ from compiler.plan import Plan
 from compiler.store import Entry, Stage, StageName, read_result, stage_key, write_result
 from compiler.target.scheme import QuantScheme, WeightChoices
 
-_COSTS, _FORMATS = "weights.json", "formats.json"
+_COSTS, _FORMATS, _TIME = "weights.json", "formats.json", "time.json"
 
 
-def weights_entry(context: BuildContext, plan: Plan, rewritten: Entry) -> Entry:
+def weights_entry(context: BuildContext, plan: Plan, time: float | None, rewritten: Entry) -> Entry:
     """The rewritten model with its weights in few bits, and why each is in its format beside it.
+
+    Args:
+        context: The device.
+        plan: Its plan, the precision settled.
+        time: Most time of all products, against that of all weights in the fastest format; None: nothing limits it.
+        rewritten: The model.
 
     Raises:
         GateFailed: The smallest formats do not fit into the bytes that the limit on memory leaves.
@@ -37,11 +51,16 @@ def weights_entry(context: BuildContext, plan: Plan, rewritten: Entry) -> Entry:
         DataError: There are no calibration data.
     """
     scheme, choices, data = _needs(context, plan)
-    options, budget = WeightOptions(), plan.target_plan.payload_bytes
+    options, budget = WeightOptions(), Budget(plan.target_plan.payload_bytes, time)
     costs = _costs_entry(context, rewritten, choices, data, options)
 
     inputs: dict[str, object] = {"model": rewritten.digest, "costs": costs.digest, "data": [data.digest, data.count]}
-    inputs |= {"options": asdict(options), "budget": budget}
+    inputs |= {
+        "options": asdict(options),
+        "budget": asdict(budget),
+        "times": {str(bits): time for bits, time in scheme.times.items()},
+    }
+    inputs |= {"rounds activations": scheme.rounds_activations}
 
     def make(files: Path) -> None:
         made = quantize_weights(
@@ -49,14 +68,18 @@ def weights_entry(context: BuildContext, plan: Plan, rewritten: Entry) -> Entry:
             Batches(data),
             costs.files / _COSTS,
             options,
-            budget_bytes=budget,
+            budget=budget,
+            times=scheme.times,
             scheme=scheme.name,
             folder=folder,
             tell=context.clock.note,
         )
+        if scheme.rounds_activations:
+            round_activations(made.model)
         save_stage(made.model, files)
         write_result(files, PLAN, {"plan": quant_plan(made.plan).to_dict(), "warnings": []})
         write_result(files, _FORMATS, [to_json(choice) for choice in made.plan.choices])
+        write_result(files, _TIME, made.plan.time)
 
     stage = stage_key(StageName.QUANTIZE, make, inputs)
     folder = context.store.workspace(stage)
@@ -111,6 +134,14 @@ def read_weights(entries: Iterable[Entry]) -> tuple[WeightChoice, ...]:
         if entry.stage == StageName.QUANTIZE and (entry.files / _FORMATS).exists():
             return tuple(parse(WeightChoice, row) for row in read_result(entry, _FORMATS))
     return ()
+
+
+def read_time(entries: Iterable[Entry]) -> float:
+    """The time of all products, against that of all weights in the fastest format; 0 where nothing is known of it."""
+    for entry in entries:
+        if entry.stage == StageName.QUANTIZE and (entry.files / _TIME).exists():
+            return float(read_result(entry, _TIME))
+    return 0.0
 
 
 def quant_plan(plan: WeightPlan) -> QuantPlan:

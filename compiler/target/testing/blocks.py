@@ -83,6 +83,25 @@ def blocks() -> Iterator[Case]:
         essential=True,
     )
     yield text_case(
+        "block-attention-dynamic-batch",
+        "(float[N,5,8] x) => (float[N,5,8] y) { q = MatMul(x, w1) k = MatMul(x, w2) kt = Transpose<perm=[0,2,1]>(k) "
+        "d = MatMul(q, kt) p = Softmax<axis=-1>(d) v = MatMul(p, x) y = Add(v, x) }",
+        weights={"w1": (8, 8), "w2": (8, 8)},
+        batches=BATCHES,
+    )
+    yield text_case(
+        "block-centred-by-batch",
+        "(float[N,8] x) => (float[N,8] y) { m = ReduceMean<keepdims=1>(x, first) c = Sub(x, m) y = MatMul(c, w) }",
+        weights={"first": ints(0), "w": (8, 8)},
+        batches=BATCHES,
+    )
+    yield text_case(
+        "block-recurrent-dynamic-batch",
+        "(float[4,N,6] x) => (float[4,1,N,5] y, float[1,N,5] last) { y, last = GRU<hidden_size=5>(x, w, r) }",
+        weights={"w": (1, 15, 6), "r": (1, 15, 5)},
+        batches=BATCHES,
+    )
+    yield text_case(
         "block-masked-attention",
         "(float[1,2,4,8] q, float[1,2,4,8] k, float[1,2,4,8] v, bool[1,1,4,4] mask) => (float[1,2,4,8] y) "
         "{ kt = Transpose<perm=[0,1,3,2]>(k) d = MatMul(q, kt) w = Where(mask, d, low) p = Softmax<axis=-1>(w) "

@@ -53,6 +53,12 @@ def convolutions() -> Iterator[Case]:
         essential=True,
     )
     yield text_case(
+        "conv-dynamic-width",
+        "(float[1,4,6,N] x) => (float[1,8,6,N] y) { y = Conv<pads=[1,1,1,1]>(x, w, b) }",
+        weights={"w": (8, 4, 3, 3), "b": (8,)},
+        batches=(5, 6, 7),
+    )
+    yield text_case(
         "batch-normalization",
         "(float[2,5,4,4] x) => (float[2,5,4,4] y) { y = BatchNormalization(x, scale, bias, mean, var) }",
         weights={"scale": (5,), "bias": (5,), "mean": (5,), "var": np.linspace(0.5, 2, 5, dtype=np.float32)},

@@ -14,7 +14,7 @@ from compiler.errors import CompilerError, TargetUnavailable, UnsupportedModel
 from compiler.fleet.profile import HardwareProfile, validate_options
 from compiler.model.numerics import TOLERANCES, Arrays, ErrorStats, Tolerance, compare_all
 from compiler.store.scratch import scratch_folder
-from compiler.target.capability import find_unsupported
+from compiler.target.capability import find_unsupported, is_judged_by_build
 from compiler.target.runner import Runner
 from compiler.target.target import Target, TargetPlan
 from compiler.target.testing.case import Case
@@ -108,12 +108,14 @@ def _run(target: Target, profile: HardwareProfile, case: Case, precision: str, r
     if rule is None:
         reason = capability.precision_refusals.get(precision, "not among the target's precisions")
         return Outcome(case.name, target.name, Status.REFUSED, f"{precision}: {reason}")
-    model = case.model(bind=not capability.dynamic_dims)
+    keeps_ranges = capability.dynamic_dims and len(case.dims) <= (capability.ranges_max or len(case.dims))
+    model = case.model(bind=not keeps_ranges)
     for step in target.passes(profile):
         step(model)
-    if refusals := find_unsupported(model, capability):
+    refusals = () if is_judged_by_build(model, capability) else find_unsupported(model, capability)
+    if refusals:
         return Outcome(case.name, target.name, Status.REFUSED, "; ".join(map(str, refusals)))
-    dims = case.dims if capability.dynamic_dims else {}
+    dims = case.dims if keeps_ranges else {}
     options = validate_options(target.Options, profile)
     plan = TargetPlan(precision, options, dims=dims, threads=1, cache_dir=cache_dir)
     artifact = target.build(model, plan, profile, workdir=root)

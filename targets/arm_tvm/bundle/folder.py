@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from targets.arm_tvm.bundle.link import link_model, link_runner, link_server
 from targets.arm_tvm.bundle.processor import needed_flags
 from targets.arm_tvm.bundle.runtime_libraries import EXTRA, runtime_files
 from targets.arm_tvm.bundle.weights_file import write_weights
-from targets.arm_tvm.graph.lower import Lowered, lower
+from targets.arm_tvm.graph.lower import Lowered, Signature, lower
 from targets.arm_tvm.graph.packing import Schedule
+from targets.arm_tvm.graph.sizes import Sizes
 from targets.arm_tvm.options import Options
 
 
@@ -41,8 +42,9 @@ def write_bundle(
     workdir: Path,
     cache_dir: Path,
     payload_bytes: int | None = None,
+    sizes: Sizes | None = None,
 ) -> tuple[Lowered, tuple[str, ...]]:
-    """Compiles a model of static shapes and writes the folder that runs it.
+    """Compiles a model and writes the folder that runs it.
 
     Args:
         model: The border model.
@@ -52,6 +54,7 @@ def write_bundle(
         workdir: The folder to fill.
         cache_dir: Where the device's libraries, object files of kernels and zig's own cache are kept.
         payload_bytes: Most bytes of `payload/`; None: no limit.
+        sizes: How the range of its open dimension is built; None where all sizes are fixed.
 
     Returns:
         What was compiled, and the files written, relative to `workdir`.
@@ -64,6 +67,7 @@ def write_bundle(
             cache_dir=cache_dir,
             schedule=schedule,
             payload_bytes=payload_bytes,
+            sizes=sizes,
         )
         return lowered, pack_bundle(lowered, options, cores, workdir=workdir, cache_dir=cache_dir)
 
@@ -76,6 +80,8 @@ def pack_bundle(lowered: Lowered, options: Options, cores: Cores, *, workdir: Pa
     weights = write_weights(payload / "weights.bin", lowered.weights)
     (payload / "io.txt").write_text(_signature(lowered, weights), encoding="utf-8")
     (payload / "cores.txt").write_text(f"threads {cores.threads}\nfast_cores {cores.fast}\n", encoding="utf-8")
+    if lowered.sizes is not None:
+        (payload / "sizes.txt").write_text(_sizes(lowered.sizes), encoding="utf-8")
     if needs := needed_flags(options):
         (payload / "cpu.txt").write_text("".join(f"{flag}\n" for flag in needs), encoding="utf-8")
     _copy_runtime(options.arch, runtime, cache_dir=cache_dir, with_extra=_needs_extra(payload / "model.so"))
@@ -105,15 +111,33 @@ def _copy_runtime(arch: str, folder: Path, *, cache_dir: Path, with_extra: bool)
 
 
 def _signature(lowered: Lowered, weights: Iterable[TensorSpec]) -> str:
-    kinds = {"input": lowered.inputs, "output": lowered.outputs, "weight": weights}
-    return "".join(line for kind, specs in kinds.items() for line in _lines(kind, specs))
+    sizes = lowered.signatures or (Signature(lowered.inputs, lowered.outputs),)
+    inputs, outputs = ([getattr(own, kind) for own in sizes] for kind in ("inputs", "outputs"))
+    lines = [*_lines("input", inputs), *_lines("output", outputs), *_lines("weight", [tuple(weights)])]
+    return "".join(lines)
 
 
-def _lines(kind: str, specs: Iterable[TensorSpec]) -> Iterable[str]:
-    for spec in specs:
-        # io.txt is read line by line, so a name must not hold the end of one.
-        name = "".join(char if char.isprintable() else "?" for char in spec.name)
-        yield f"{kind} {spec.dtype} {','.join(map(str, spec.shape)) or '-'} {name}\n"
+def _lines(kind: str, sizes: Sequence[Sequence[TensorSpec]]) -> Iterable[str]:
+    """A line for each tensor, of its shape at each size."""
+    for specs in zip(*sizes, strict=True):
+        shape = ",".join(map(_extent, zip(*(spec.shape for spec in specs), strict=True)))
+        yield f"{kind} {specs[0].dtype} {shape or '-'} {_printable(specs[0].name)}\n"
+
+
+def _extent(extents: Sequence[int | str]) -> str:
+    """One number, or one for each size."""
+    return str(extents[0]) if len(set(extents)) == 1 else "|".join(map(str, extents))
+
+
+def _sizes(sizes: Sizes) -> str:
+    built = "".join(f"size {size}\n" for size in sizes.built)
+    name = f"dimension {_printable(sizes.dimension)}\n"
+    return f"least {sizes.least}\nmost {sizes.most}\ndivides {int(sizes.divides)}\n{built}{name}"
+
+
+def _printable(name: str) -> str:
+    # These files are read line by line, so a name must not hold the end of one.
+    return "".join(char if char.isprintable() else "?" for char in name)
 
 
 def _needs_extra(library: Path) -> bool:

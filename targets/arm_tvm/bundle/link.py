@@ -11,7 +11,7 @@ from targets.arm_tvm.bundle.zig import REMEDY, run_zig
 
 NATIVE = Path(__file__).parent / "native"
 RUNNER_SOURCES = (
-    *("main.c", "bundle.c", "model.c", "tensor.c", "cores.c", "pool.c", "processor.c"),
+    *("main.c", "bundle.c", "model.c", "tensor.c", "sizes.c", "cores.c", "pool.c", "processor.c"),
     *("answer.c", "requests.c", "rungs.c", "ladder.c", "memory.c"),
 )
 SERVER_SOURCES = ("serve.c",)

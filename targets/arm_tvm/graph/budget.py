@@ -47,23 +47,26 @@ class Budget:
         payload_bytes: Most bytes of the bundle's payload, code included; None: no limit.
         growth: Most bytes of all weights, as a multiple of what they have in the model; None: no limit. It counts only
             where the payload has no limit.
+        sizes: How often each kernel is compiled, for as many sizes of the model.
     """
 
     payload_bytes: int | None = None
     growth: float | None = None
+    sizes: int = 1
 
 
 UNLIMITED = Budget()
 
 
-def budget_of(options: Options, payload_bytes: int | None) -> Budget:
+def budget_of(options: Options, payload_bytes: int | None, *, sizes: int = 1) -> Budget:
     """The limits of a build.
 
     Args:
         options: What to compile for.
         payload_bytes: Most bytes of the bundle's payload; None: no limit.
+        sizes: As of `Budget`.
     """
-    return Budget(payload_bytes, None if options.prefer is Preference.SPEED else MOST_GROWTH)
+    return Budget(payload_bytes, None if options.prefer is Preference.SPEED else MOST_GROWTH, sizes)
 
 
 def layer_of(composite: Composite) -> Layer:
@@ -82,11 +85,12 @@ def allot_weights(
         machine: The machine they run on.
         budget: The limits.
     """
-    if budget == UNLIMITED:
+    if budget.payload_bytes is None and budget.growth is None:
         return {}
     weights = _Weights.of(main, composites)
     if budget.payload_bytes is not None:
-        return fit_weights(weights.layers, machine, budget.payload_bytes - weights.code_bytes - weights.others)
+        room = budget.payload_bytes - weights.code_bytes(budget.sizes) - weights.others
+        return fit_weights(weights.layers, machine, room)
     limit = int((budget.growth or MOST_GROWTH) * weights.total) - weights.others
     return fit_weights(weights.layers, machine, max(limit, _least_bytes(weights.layers, machine)))
 
@@ -112,24 +116,24 @@ class _Weights:
         total = constant_bytes(main)
         return cls(tuple(distinct), total, max(0, total - sum(raw.values())))
 
-    @property
-    def code_bytes(self) -> int:
+    def code_bytes(self, sizes: int) -> int:
         """What the payload holds beside weights, about: a build that is measured may show that it is more."""
-        return CODE_BYTES + KERNEL_BYTES * len({work for work, _ in self.layers})
+        return CODE_BYTES + KERNEL_BYTES * len({work for work, _ in self.layers}) * sizes
 
 
-def least_payload(module: Any, machine: Machine) -> int | None:
+def least_payload(module: Any, machine: Machine, *, sizes: int = 1) -> int | None:
     """The least limit of a payload for which kernels give up larger weights; None where none has a choice of them.
 
     Args:
         module: The model as Relax, its constants folded.
         machine: The machine it runs on.
+        sizes: As of `Budget`.
     """
     main = module["main"]
     weights = _Weights.of(main, find_composites(main))
     if not weights.layers:
         return None
-    return weights.code_bytes + weights.others + _least_bytes(weights.layers, machine)
+    return weights.code_bytes(sizes) + weights.others + _least_bytes(weights.layers, machine)
 
 
 def _least_bytes(layers: Iterable[Layer], machine: Machine) -> int:

@@ -131,7 +131,7 @@ def _with_half(rule: OpRule) -> OpRule:
 
 
 def capability_of(dot: Dot, *, half: bool = False) -> Capability:
-    """The capability of a profile: one shape, float32 or int8 arithmetic, integers and booleans beside it.
+    """The capability of a profile: fixed sizes, float32 or int8 arithmetic, integers and booleans beside it.
 
     Args:
         dot: How its cores multiply int8.
@@ -163,7 +163,9 @@ def capability_of(dot: Dot, *, half: bool = False) -> Capability:
             "fp16-weights": "weights are stored as they are computed with",
         },
         op_refusals=_NO_CONTROL_FLOW,
-        dynamic_dims=False,
+        dynamic_dims=True,
+        ranges_max=1,
+        fixed_sizes="several are built and share their weights; a batch that is none of them is divided into such",
         opset_max=OPSET_MAX,
     )
 

@@ -25,11 +25,13 @@ DIGEST_CHARACTERS = 32
 """Of a kernel's digest in its name: 128 bits."""
 
 
-def compile_kernels(module: Any, options: Options, *, workdir: Path, cache_dir: Path) -> tuple[Path, ...]:
-    """Object files, in link order, of a Relax module whose `main` calls only kernels.
+def compile_kernels(
+    modules: Mapping[str, Any], options: Options, *, workdir: Path, cache_dir: Path
+) -> tuple[Path, ...]:
+    """Object files, in link order, of Relax modules whose `main` calls only kernels; kernels are shared.
 
     Args:
-        module: The module, weights as parameters of `main`.
+        modules: Name that the virtual machine shall have for `main` → the module, weights as parameters of it.
         options: What to compile for.
         workdir: An existing folder for the object files.
         cache_dir: Where those of kernels are kept for other builds.
@@ -42,11 +44,17 @@ def compile_kernels(module: Any, options: Options, *, workdir: Path, cache_dir: 
     # The second half of TVM's CPU pipeline; `_fuse` runs the first, before weights become parameters.
     rest = tvm.transform.Sequential([*cpu.dataflow_lower_passes(target), *cpu.finalize_passes(target)])
     with target:
-        module = rest(name_kernels(module))
-    kernels = {gv.name_hint: part for gv, part in module.functions_items() if isinstance(part, tirx.PrimFunc)}
+        lowered = [rest(name_kernels(module, name)) for name, module in modules.items()]
+    kernels = {
+        gv.name_hint: part
+        for module in lowered
+        for gv, part in module.functions_items()
+        if isinstance(part, tirx.PrimFunc)
+    }
     objects = compile_objects(kernels, options, workdir=workdir, cache_dir=cache_dir)
     builder = relax.ExecBuilder()
-    relax.vm_build._vmcodegen(builder, module)
+    for module in lowered:
+        relax.vm_build._vmcodegen(builder, module)
     executable = relax.vm_build._vmlink(builder, target, _empty_kernel(), tir_pipeline=register_pipeline())
     return (*objects, *write_objects(executable, options, workdir))
 
@@ -72,11 +80,12 @@ def write_objects(executable: Any, options: Options, workdir: Path) -> tuple[Pat
     return tuple(objects)
 
 
-def name_kernels(module: Any) -> Any:
+def name_kernels(module: Any, main: str = "main") -> Any:
     """The Relax module with its kernels named by what they compute.
 
     Args:
         module: `main` and the kernels that it calls.
+        main: What `main` is to be named.
     """
     import tvm
     from tvm import relax, tirx
@@ -92,7 +101,9 @@ def name_kernels(module: Any) -> Any:
     named, renamer = builder.get().with_attrs(module.attrs), _renamer(names)
     for variable, function in module.functions_items():
         if not isinstance(function, tirx.PrimFunc):
-            named[variable] = renamer.visit_expr(function)
+            renamed = renamer.visit_expr(function)
+            is_main = variable.name_hint == "main"
+            named[main if is_main else variable] = renamed.with_attr("global_symbol", main) if is_main else renamed
     return named
 
 

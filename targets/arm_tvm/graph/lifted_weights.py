@@ -6,6 +6,7 @@ parameters they can lie in a file that the device maps (`bundle.weights_file`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.target import Array
@@ -15,20 +16,37 @@ MIN_BYTES = 64
 """Constants smaller than this stay in the library: a parameter costs more than the copy."""
 
 
-def lift_weights(module: Any) -> tuple[Any, tuple[Array, ...]]:
-    """The Relax module with the constants of `main` as parameters after its own, and the arrays to pass for them."""
+def lift_weights(modules: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Array, ...]]:
+    """The Relax modules with the constants of `main` as parameters after its own, and the arrays to pass for them.
+
+    Args:
+        modules: One model at one or more sizes; all get the same parameters, so that the arrays are stored once.
+    """
+    weights: dict[str, Array] = {}
+    bodies = []
+    for module in modules:
+        lifter = _lifter()(module)
+        lifter.weights = weights
+        bodies.append((lifter.visit_expr(module["main"].body), lifter.params))
+    if not weights:
+        return tuple(modules), ()
+    lifted = tuple(
+        _with_params(module, body, params, weights) for module, (body, params) in zip(modules, bodies, strict=True)
+    )
+    return lifted, tuple(weights.values())
+
+
+def _with_params(module: Any, body: Any, used: Mapping[str, Any], weights: Mapping[str, Array]) -> Any:
     from tvm import relax
 
     main = module["main"]
-    lifter = _lifter()(module)
-    body = lifter.visit_expr(main.body)
-    if not lifter.weights:
-        return module, ()
-    params = [*main.params, *lifter.params]
-    lifted = relax.Function(params, body, main.ret_ty, main.is_pure, main.attrs)
+    params = [
+        used[key] if key in used else relax.Var(f"weight{place}", relax.TensorType(array.shape, array.dtype.name))
+        for place, (key, array) in enumerate(weights.items())
+    ]
     changed = module.clone()
-    changed["main"] = lifted
-    return changed, tuple(lifter.weights)
+    changed["main"] = relax.Function([*main.params, *params], body, main.ret_ty, main.is_pure, main.attrs)
+    return changed
 
 
 def _lifter() -> Any:
@@ -41,9 +59,8 @@ def _lifter() -> Any:
 
         def __init__(self, module: Any) -> None:
             super().__init__(module)
-            self.params: list[Any] = []
-            self.weights: list[Array] = []
-            self.known: dict[str, Any] = {}
+            self.params: dict[str, Any] = {}
+            self.weights: dict[str, Array] = {}
 
         def visit_generic_const_(self, op: Any) -> Any:
             array = op.value.numpy() if hasattr(op.value, "numpy") else None
@@ -51,10 +68,9 @@ def _lifter() -> Any:
                 return op
             # By content: of weights that several nodes share every node has a packed copy of its own.
             key = array_digest(array)
-            if key not in self.known:
-                self.known[key] = relax.Var(f"weight{len(self.params)}", op.ty)
-                self.params.append(self.known[key])
-                self.weights.append(array)
-            return self.known[key]
+            self.weights.setdefault(key, array)
+            if key not in self.params:
+                self.params[key] = relax.Var(f"weight{list(self.weights).index(key)}", op.ty)
+            return self.params[key]
 
     return Lifter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from targets.arm_tvm.graph.conversions import convert, write_pads
 from targets.arm_tvm.graph.fold_constants import fold_constants
 from targets.arm_tvm.graph.kernel_objects import compile_kernels
 from targets.arm_tvm.graph.lifted_weights import lift_weights
-from targets.arm_tvm.graph.packing import Schedule, pack_graph
-from targets.arm_tvm.graph.quantized.rewrite import DOMAIN, OPERATOR, use_integers
+from targets.arm_tvm.graph.packing import Schedule, choose_alike, choose_kernels, pack_graph
+from targets.arm_tvm.graph.quantized.rewrite import DOMAIN, OPERATOR, IntegerModel, Packing, use_integers
 from targets.arm_tvm.graph.quantized.stored import take_stored
 from targets.arm_tvm.graph.recurrent import RECURRENT, recurrent, reverse_sequence
+from targets.arm_tvm.graph.sizes import Sizes, bind_size
 from targets.arm_tvm.graph.tvm_kernels import parallelize
 from targets.arm_tvm.kernels.integer.dot_products import dot_of
 from targets.arm_tvm.kernels.integer.kernel import Kernel, call
@@ -43,6 +44,14 @@ OWN_OPERATORS = (*RECURRENT, "ReverseSequence")
 
 
 @dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of one size of a model, in order, with the types that TVM inferred."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
 class Lowered:
     """Compiled code, not linked yet.
 
@@ -52,6 +61,8 @@ class Lowered:
         inputs: Inputs of the function, in order, with the types that TVM inferred.
         outputs: Its outputs, likewise.
         least_payload_bytes: As of `Artifact`.
+        sizes: How a range is built; None where all sizes are fixed.
+        signatures: Of a range, inputs and outputs at each size of `sizes.built`.
     """
 
     objects: tuple[Path, ...]
@@ -59,6 +70,14 @@ class Lowered:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     least_payload_bytes: int | None = None
+    sizes: Sizes | None = None
+    signatures: tuple[Signature, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, list[tuple[int | str, ...]]]:
+        """Input or output → its shape at each size of a range."""
+        sizes = [(*own.inputs, *own.outputs) for own in self.signatures]
+        return {specs[0].name: [spec.shape for spec in specs] for specs in zip(*sizes, strict=True)}
 
 
 def lower(
@@ -69,8 +88,9 @@ def lower(
     cache_dir: Path,
     schedule: Schedule,
     payload_bytes: int | None = None,
+    sizes: Sizes | None = None,
 ) -> Lowered:
-    """Compiles a model of static shapes.
+    """Compiles a model of static shapes, or one with a range of sizes.
 
     Args:
         model: The border model; left as it is.
@@ -79,28 +99,102 @@ def lower(
         cache_dir: Where those of kernels are kept for other builds.
         schedule: Digest of a workload → the choice to take for it; others take the analytic default.
         payload_bytes: Most bytes of the bundle's payload; None: no limit.
+        sizes: How the range of the model's open dimension is built; None where it has none.
 
     Raises:
         UnsupportedModel: TVM's importer refuses a node, which is named.
         ToolchainFailed: TVM fails later, in a pass or in code generation.
     """
-    _refuse_details(model)
-    module = import_relax(model, options, schedule)
-    names = [str(value.name) for value in _model_inputs(model)], [str(value.name) for value in model.graph.outputs]
-    inputs, outputs = read_signature(module, *names)
-    _check_outputs(model, outputs)
+    bound = _bound_models(model, sizes)
+    for one_size in bound.values():
+        _refuse_details(one_size)
+    modules = _import_all(bound, options, schedule)
+    signatures = {name: _signature_of(bound[name], module) for name, module in modules.items()}
     try:
-        budget, least, folded = budget_of(options, payload_bytes), None, fold_constants(module)
-        if payload_bytes is not None:
-            least = least_payload(folded, machine_of(options))
-        packed = pack_graph(folded, machine_of(options), schedule=schedule, budget=budget)
-        objects, weights = _compile(module if packed is None else packed, options, workdir, cache_dir)
+        packed, least = _packed(modules, options, schedule, payload_bytes)
+        objects, weights = _compile(packed, options, workdir, cache_dir)
     except Exception as error:  # TVM raises whatever its passes raise
         raise ToolchainFailed(
             f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {last_line(error)}",
             remedy="Build with --dump-passes and bisect with --stop-after, or report the border model to TVM.",
         ) from error
-    return Lowered(objects, weights, inputs, outputs, least)
+    if sizes is None:
+        (only,) = signatures.values()
+        return Lowered(objects, weights, only.inputs, only.outputs, least)
+    ordered = tuple(signatures[function_name(size)] for size in sizes.built)
+    return Lowered(
+        objects,
+        weights,
+        tuple(_open_spec(model.graph.inputs, specs) for specs in zip(*(own.inputs for own in ordered), strict=True)),
+        tuple(_open_spec(model.graph.outputs, specs) for specs in zip(*(own.outputs for own in ordered), strict=True)),
+        least,
+        sizes,
+        ordered,
+    )
+
+
+def function_name(size: int) -> str:
+    """What the virtual machine names the model at one of several sizes; native/model.c says the same."""
+    return f"main_{size}"
+
+
+def _bound_models(model: ir.Model, sizes: Sizes | None) -> dict[str, ir.Model]:
+    """Name of a function → the model that it computes; the one that decides how weights are packed comes first."""
+    if sizes is None:
+        return {"main": model}
+    ordered = (sizes.best, *(size for size in sizes.built if size != sizes.best))
+    return {function_name(size): bind_size(model, sizes.dimension, size) for size in ordered}
+
+
+def _signature_of(model: ir.Model, module: Any) -> Signature:
+    names = [str(value.name) for value in _model_inputs(model)], [str(value.name) for value in model.graph.outputs]
+    signature = Signature(*read_signature(module, *names))
+    _check_outputs(model, signature.outputs)
+    return signature
+
+
+def _open_spec(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> TensorSpec:
+    """What a tensor is at any size: axes that depend on it have the model's name for them, or a made one."""
+    first = specs[0]
+    (shape,) = [value.shape for value in values if value.name == first.name]
+    declared = [None if isinstance(dim, int) else dim.value for dim in shape or ()]
+    names = [name or f"{first.name}.{axis}" for axis, name in enumerate(declared or [None] * len(first.shape))]
+    extents = list(zip(*(spec.shape for spec in specs), strict=True))
+    dims = [own[0] if len(set(own)) == 1 else names[axis] for axis, own in enumerate(extents)]
+    return TensorSpec(first.name, first.dtype, tuple(dims))
+
+
+def _packed(
+    modules: Mapping[str, Any], options: Options, schedule: Schedule, payload_bytes: int | None
+) -> tuple[dict[str, Any], int | None]:
+    """The modules with our kernels, all with the weights as the first one has them; and the least payload."""
+    machine, count = machine_of(options), len(modules)
+    folded = {name: fold_constants(module) for name, module in modules.items()}
+    first, *others = folded.values()
+    least = None if payload_bytes is None else least_payload(first, machine, sizes=count)
+    budget = budget_of(options, payload_bytes, sizes=count)
+    chosen = choose_kernels(first, machine, schedule=schedule, budget=budget, others=others)
+    packed: dict[str, Any] = {}
+    for name, module in folded.items():
+        own = chosen if module is first else choose_alike(module, machine, chosen)
+        with_kernels = pack_graph(module, machine, schedule=schedule, chosen=own)
+        packed[name] = modules[name] if with_kernels is None else with_kernels
+    return packed, least
+
+
+def _import_all(models: Mapping[str, ir.Model], options: Options, schedule: Schedule) -> dict[str, Any]:
+    """As `import_relax`; integer weights are packed by all as by the first."""
+    modules: dict[str, Any] = {}
+    packings: Mapping[str, Packing] | None = None
+    for name, model in models.items():
+        integer = use_integers(_prepared(model), _dot_of(options), schedule, packings=packings)
+        packings = packings if packings is not None else integer.packings
+        modules[name] = _import(integer, options, model.opset_imports.get("", 1))
+    return modules
+
+
+def _dot_of(options: Options) -> Dot:
+    return dot_of(options.arch, options.mcpu, options.mattr)
 
 
 def import_relax(model: ir.Model, options: Options = GENERIC, schedule: Schedule | None = None) -> Any:
@@ -114,7 +208,10 @@ def import_relax(model: ir.Model, options: Options = GENERIC, schedule: Schedule
     Raises:
         UnsupportedModel: The importer refuses a node, which is named.
     """
-    integer = use_integers(_prepared(model), dot_of(options.arch, options.mcpu, options.mattr), schedule)
+    return _import_all({"main": model}, options, schedule or {})["main"]
+
+
+def _import(integer: IntegerModel, options: Options, opset: int) -> Any:
     # Where activations are quantized too, what stays in float is as the model says.
     factors = {} if integer.kernels else take_stored(integer.model)
     weights = _take_weights(integer.model)
@@ -123,7 +220,7 @@ def import_relax(model: ir.Model, options: Options = GENERIC, schedule: Schedule
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the importer prints failures and warns of names it changes
         try:
-            return note_factors(importer.from_onnx(proto.graph, model.opset_imports.get("", 1)), factors)
+            return note_factors(importer.from_onnx(proto.graph, opset), factors)
         except UnsupportedModel:
             raise
         except Exception as error:  # from outside of any one node
@@ -211,12 +308,14 @@ def _model_inputs(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _compile(
-    packed: Any, options: Options, workdir: Path, cache_dir: Path
+    packed: Mapping[str, Any], options: Options, workdir: Path, cache_dir: Path
 ) -> tuple[tuple[Path, ...], tuple[Array, ...]]:
     import tvm
 
-    module, weights = lift_weights(_fuse(packed, tvm.target.Target(options.target)))
-    return compile_kernels(module, options, workdir=workdir, cache_dir=cache_dir), weights
+    target = tvm.target.Target(options.target)
+    lifted, weights = lift_weights([_fuse(module, target) for module in packed.values()])
+    modules = dict(zip(packed, lifted, strict=True))
+    return compile_kernels(modules, options, workdir=workdir, cache_dir=cache_dir), weights
 
 
 def _fuse(module: Any, target: Any) -> Any:

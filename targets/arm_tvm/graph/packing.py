@@ -16,9 +16,9 @@ from targets.arm_tvm.graph.budget import UNLIMITED, Budget, allot_weights, layer
 from targets.arm_tvm.graph.composites import Composite, find_composites
 from targets.arm_tvm.graph.layouts import PackedValues, pack_constant, pack_value, unpack_value
 from targets.arm_tvm.graph.packed_operators import packed_operator, reshape_of_packed
-from targets.arm_tvm.graph.reading import shape_of
+from targets.arm_tvm.graph.reading import array_digest, shape_of
 from targets.arm_tvm.graph.rowwise import PlainKernel, find_plain_kernels
-from targets.arm_tvm.kernels.floating_point.families import FAMILIES, choose
+from targets.arm_tvm.kernels.floating_point.families import FAMILIES, alike, choose
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks
 from targets.arm_tvm.kernels.machine import Machine
 
@@ -26,29 +26,108 @@ Schedule = Mapping[str, Mapping[str, object]]
 """Digest of a workload → the choice to take, as `Choice.to_dict` gives it."""
 
 
-def pack_graph(module: Any, machine: Machine, *, schedule: Schedule, budget: Budget = UNLIMITED) -> Any | None:
-    """The module with our kernels where they apply; None where none does.
+Chosen = Mapping[Any, tuple[Composite, Choice]]
+"""First variable of a composite → the composite, and how it is computed."""
+
+
+def choose_kernels(
+    module: Any,
+    machine: Machine,
+    *,
+    schedule: Schedule,
+    budget: Budget = UNLIMITED,
+    others: Sequence[Any] = (),
+) -> Chosen:
+    """How each composite of a module is computed that a kernel of ours applies to.
 
     Args:
         module: Relax as imported, weights as constants and folded: some are reshaped or transposed by the model.
         machine: The machine that the kernels are for.
         schedule: Digest of a workload → the choice to take.
         budget: What limits the bytes of weights.
+        others: The same model at other sizes, which are to read the same packed weights.
     """
-    from tvm import relax
-
     main = module["main"]
-    if not isinstance(main.body, relax.SeqExpr) or len(main.body.blocks) != 1:
-        return None
-    if not isinstance(main.body.blocks[0], relax.DataflowBlock):
-        return None
+    if not _is_plain(main):
+        return {}
     composites = find_composites(main)
     limits = allot_weights(main, composites, machine, budget)
-    chosen = {
+    elsewhere = _workloads(others)
+    return {
         at: (composite, choice)
         for at, composite in composites.items()
-        if (choice := choose(composite.workload, machine, schedule, most_bytes=limits.get(layer_of(composite))))
+        if (
+            choice := choose(
+                composite.workload,
+                machine,
+                schedule,
+                most_bytes=limits.get(layer_of(composite)),
+                others=elsewhere.get(array_digest(composite.weights), ()) if elsewhere else (),
+            )
+        )
     }
+
+
+def choose_alike(module: Any, machine: Machine, chosen: Chosen) -> Chosen:
+    """How each composite is computed with the packed weights of the same model at another size.
+
+    Args:
+        module: Relax, as of `choose_kernels`.
+        machine: The machine that the kernels are for.
+        chosen: What was chosen for the model at the other size.
+    """
+    main = module["main"]
+    packed: dict[str, list[Choice]] = {}
+    for composite, choice in chosen.values():
+        packed.setdefault(array_digest(composite.weights), []).append(choice)
+    result: dict[Any, tuple[Composite, Choice]] = {}
+    for at, composite in (find_composites(main) if _is_plain(main) else {}).items():
+        known = packed.get(array_digest(composite.weights), ())
+        ways = [way for choice in known for way in alike(composite.workload, machine, choice)]
+        # of weights that the other size does not have, as those that are folded, a copy is needed in any case
+        best = min(ways, key=lambda way: way.cost) if ways else choose(composite.workload, machine, {})
+        if best is not None:
+            result[at] = (composite, best)
+    return result
+
+
+def _is_plain(main: Any) -> bool:
+    """Whether a function is one block without side effects, as the importer writes it."""
+    from tvm import relax
+
+    if not isinstance(main.body, relax.SeqExpr) or len(main.body.blocks) != 1:
+        return False
+    return isinstance(main.body.blocks[0], relax.DataflowBlock)
+
+
+def _workloads(modules: Sequence[Any]) -> dict[str, set[ConvWorkload]]:
+    """Digest of weights → what computes with them in some modules."""
+    workloads: dict[str, set[ConvWorkload]] = {}
+    for module in modules:
+        for composite in find_composites(module["main"]).values() if _is_plain(module["main"]) else ():
+            workloads.setdefault(array_digest(composite.weights), set()).add(composite.workload)
+    return workloads
+
+
+def pack_graph(
+    module: Any,
+    machine: Machine,
+    *,
+    schedule: Schedule,
+    budget: Budget = UNLIMITED,
+    chosen: Chosen | None = None,
+) -> Any | None:
+    """The module with our kernels where they apply; None where none does.
+
+    Args:
+        module, machine, schedule, budget: As of `choose_kernels`.
+        chosen: How its composites are computed; None: what `choose_kernels` gives.
+    """
+    main = module["main"]
+    if not _is_plain(main):
+        return None
+    if chosen is None:
+        chosen = choose_kernels(module, machine, schedule=schedule, budget=budget)
     claimed = {var for composite, _ in chosen.values() for var in (*composite.inner, composite.last)}
     plain = find_plain_kernels(main, machine, claimed=claimed)
     return _Packing(module, machine, chosen, plain).rewrite() if chosen or plain else None

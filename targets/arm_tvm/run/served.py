@@ -16,6 +16,7 @@ import numpy as np
 
 from compiler.target import Array, Arrays, Artifact, DataError, Evidence, ToolchainFailed, scratch_folder
 from targets.arm_tvm.run.inputs import check_inputs
+from targets.arm_tvm.run.sizes import open_sizes, shape_of_output
 
 MAGIC = int.from_bytes(b"FLC1", "little")
 """What native/requests.h begins every request and every answer with."""
@@ -82,8 +83,9 @@ class ServedBundle:
         if status != DONE:
             what = self._block().decode(errors="replace")
             raise DataError(what) if status == MALFORMED else ConnectionError(what)
+        sizes = open_sizes(self._artifact)
         return {
-            spec.name: np.frombuffer(self._block(), spec.dtype).reshape([int(size) for size in spec.shape])
+            spec.name: np.frombuffer(self._block(), spec.dtype).reshape(shape_of_output(spec, sizes, inputs))
             for spec in self._artifact.outputs
         }
 

@@ -51,7 +51,9 @@ class EmulatorHarness:
     def compile(self, function: Any, folder: Path) -> Path:
         """A bundle of this kernel alone; its arguments are the bundle's weights."""
         *inputs, (shape, dtype) = arguments_of(function)
-        objects = compile_kernels(_as_model(function), self._options, workdir=folder, cache_dir=self._plan.cache_dir)
+        objects = compile_kernels(
+            {"main": _as_model(function)}, self._options, workdir=folder, cache_dir=self._plan.cache_dir
+        )
         lowered = Lowered(objects, tuple(random_arguments(inputs)), (), (TensorSpec("y", dtype, shape),))
         bundle = folder / "bundle"
         pack_bundle(lowered, self._options, ONE_CORE, workdir=bundle, cache_dir=self._plan.cache_dir)

@@ -12,7 +12,7 @@ from decoder_graph import DecoderSize
 from language_models import tiny_decoder, windows
 
 from compiler.artifact import Artifact
-from compiler.compress.weight_only import WeightOptions, measure_weights, quantize_weights
+from compiler.compress.weight_only import Budget, WeightOptions, measure_weights, quantize_weights
 from compiler.fleet import Range
 from compiler.fleet.profile import load_profile
 from compiler.model.frontend.infer import infer_shapes
@@ -104,7 +104,14 @@ def test_weights_in_blocks_stay_as_small_as_they_are(model: ir.Model, tmp_path: 
     common = {"folder": tmp_path / "work", "tell": lambda text: None}
     measure_weights(model, batches, choices, how, logits="logits", result=tmp_path / "costs.json", **common)
     made = quantize_weights(
-        model, batches, tmp_path / "costs.json", how, budget_bytes=115_000, scheme="openvino-weights", **common
+        model,
+        batches,
+        tmp_path / "costs.json",
+        how,
+        budget=Budget(115_000),
+        times={},
+        scheme="openvino-weights",
+        **common,
     )
     infer_shapes(made.model)
     assert {choice.format.bits for choice in made.plan.choices} == {4, 8}

@@ -9,6 +9,7 @@ from compiler.compress.quant.apply import at_opset
 from compiler.compress.weight_only.apply import apply_weights
 from compiler.compress.weight_only.fit import fit_blocks
 from compiler.compress.weight_only.layers import find_layers
+from compiler.compress.weight_only.round_activations import round_activations
 from compiler.model.frontend import extract_prefix
 from compiler.model.numerics import compare
 from compiler.model.onnx_runtime import OnnxRuntimeSession
@@ -16,7 +17,6 @@ from compiler.model.reference import Unoptimized
 from compiler.model.save import save_model
 from compiler.target.scheme import BlockFormat
 from targets.onnxruntime_cpu.blocks import pack_weights
-from targets.onnxruntime_cpu.rules import Activations
 
 FORMATS = [
     BlockFormat(4, 32),
@@ -26,7 +26,7 @@ FORMATS = [
 ]
 
 
-def in_blocks(format_: BlockFormat) -> ir.Model:
+def in_blocks(format_: BlockFormat, *, rounds: bool = False) -> ir.Model:
     model = at_opset(tiny_decoder(), 21)
     layers = {layer.name: layer for layer in find_layers(model)}
     stored = {}
@@ -35,18 +35,23 @@ def in_blocks(format_: BlockFormat) -> ir.Model:
         weight = np.ascontiguousarray(array.T) if layer.is_turned else array
         scales = fit_blocks(weight, np.ones(layer.inputs, np.float32), format_)
         stored[name] = (scales.integers(weight), scales)
-    return apply_weights(model, layers, stored)
+    made = apply_weights(model, layers, stored)
+    if rounds:
+        round_activations(made)
+    return made
 
 
-@pytest.mark.parametrize(("activations", "least_db"), [(Activations.FLOAT32, 80), (Activations.INT8, 20)])
+@pytest.mark.parametrize(("rounds", "least_db"), [(False, 80), (True, 20)], ids=["float32", "int8"])
 @pytest.mark.parametrize("format_", FORMATS, ids=str)
-def test_packed_weights_compute_what_the_border_model_does(format_, activations, least_db, tmp_path):
-    border = in_blocks(format_)
-    packed = pack_weights(border, activations)
+def test_packed_weights_compute_what_the_border_model_does(format_, rounds, least_db, tmp_path):
+    border = in_blocks(format_, rounds=rounds)
+    packed = pack_weights(border)
     operators = [node.op_type for node in packed.graph]
     assert operators.count("MatMulNBits") == (30 if format_.bits == 6 else 15)
     assert operators.count("GatherBlockQuantized") == (2 if format_.bits == 6 else 1)
-    assert "DequantizeLinear" not in operators
+    assert not {"DequantizeLinear", "QuantizeLinear", "ReduceMax"} & set(operators)
+    levels = {node.attributes.get_int("accuracy_level", 0) for node in packed.graph if node.op_type == "MatMulNBits"}
+    assert levels == {4 if rounds else 1}
     inputs = windows(border, 1, length=8, past=4)[0]
     save_model(packed, tmp_path / "packed.onnx")
     got = OnnxRuntimeSession(tmp_path / "packed.onnx", is_optimized=True).run(inputs)

@@ -13,6 +13,7 @@
 #include "memory.h"
 #include "requests.h"
 #include "rungs.h"
+#include "sizes.h"
 
 enum { LOOK_MS = 250, MOST_CRASHES = 2 };
 static const double LOOK_US = LOOK_MS * 1e3; /* between two looks at memory */
@@ -133,10 +134,15 @@ static void start_due(double now) {
   }
 }
 
+/* A size, in the smallest ones that the bundle takes: builds are timed by that one. */
+static double units_of(const Client *client) {
+  return client ? (double)client->extent / (double)signature->sizes.least : 1;
+}
+
 static int ask(int rung, double now) {
   running = rung;
   started_us = now;
-  if (ask_run(&rungs[rung])) return 1;
+  if (ask_run(&rungs[rung], served ? served->extent : signature->sizes.least)) return 1;
   lose_crashed(rung);
   return 0;
 }
@@ -157,7 +163,7 @@ static void note_timing(int rung, double took_us) {
 }
 
 static void note_run(int rung, double now) {
-  observe_run(&ladder, rung, now - started_us, now);
+  observe_run(&ladder, rung, (now - started_us) / units_of(served), now);
   answer_outputs(&clients, served, rung, rungs[rung].memory, started_us, now);
   served = NULL;
 }
@@ -183,7 +189,7 @@ static void hear(int rung) {
 
 static void stop_hung(double now) {
   if (running < 0) return;
-  double most_us = HUNG_TIMES * predict_us(&ladder, running, now);
+  double most_us = HUNG_TIMES * units_of(served) * predict_us(&ladder, running, now);
   if (now - started_us <= (most_us > LEAST_HUNG_US ? most_us : LEAST_HUNG_US)) return;
   if (rungs[running].stage == TIMING) return; /* nobody knows yet what it takes */
   fprintf(stderr, "run: %s hangs\n", rungs[running].name);
@@ -205,9 +211,9 @@ static Client *next_client(Head *head, double now) {
     if (client->stage != WAITING) continue;
     if (cheapest_rung(&ladder) < 0 && !is_loading()) {
       answer_reason(client, FAILED, now, "no build is loaded");
-    } else if (is_too_late(&ladder, client->deadline_us, now)) {
+    } else if (is_too_late(&ladder, client->deadline_us, units_of(client), now)) {
       answer_reason(client, LATE, now, "it would be late: %.1f ms are over and a run takes %.1f ms", (now - client->arrival_us) / 1e3,
-                    cheapest_rung(&ladder) < 0 ? 0 : predict_us(&ladder, cheapest_rung(&ladder), now) / 1e3);
+                    cheapest_rung(&ladder) < 0 ? 0 : units_of(client) * predict_us(&ladder, cheapest_rung(&ladder), now) / 1e3);
     } else {
       ++head->waiting;
       if (!next || client->deadline_us < next->deadline_us ||
@@ -215,7 +221,7 @@ static Client *next_client(Head *head, double now) {
         next = client;
     }
   }
-  if (next) head->arrival_us = next->arrival_us, head->deadline_us = next->deadline_us;
+  if (next) head->arrival_us = next->arrival_us, head->deadline_us = next->deadline_us, head->size = units_of(next);
   return next;
 }
 
@@ -234,7 +240,8 @@ static void dispatch(void) {
   if (rung < 0) return;
   tell_switch(before, rung, rung > before ? "load" : "recovered");
   for (int i = 0; i < signature->num_inputs; ++i)
-    memcpy(rungs[rung].memory + tensor_offset(signature, i), request_input(&clients, client, i), signature->inputs[i].bytes);
+    memcpy(rungs[rung].memory + tensor_offset(signature, i), request_input(&clients, client, i),
+           spec_at(&signature->sizes, &signature->inputs[i], client->extent).bytes);
   served = client;
   client->stage = RUNNING;
   ask(rung, now);

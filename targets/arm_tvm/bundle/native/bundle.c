@@ -10,6 +10,7 @@
 #include "model.h"
 #include "pool.h"
 #include "processor.h"
+#include "sizes.h"
 
 enum { LONGEST_NAME = 64 };
 
@@ -22,16 +23,22 @@ static void find_program(char *folder, size_t room) {
 
 Places find_places(const char *folder) {
   static const char *const names[] = {"payload/model.so", "payload/io.txt", "runtime/libtvm_runtime_extra.so",
-                                      "payload/weights.bin", "payload/cores.txt", "payload/cpu.txt"};
+                                      "payload/weights.bin", "payload/cores.txt", "payload/cpu.txt", "payload/sizes.txt"};
   char place[PATH_MAX - LONGEST_NAME];
   Places places;
   if (!folder)
     find_program(place, sizeof place);
   else if ((size_t)snprintf(place, sizeof place, "%s", folder) >= sizeof place)
     fail(EXIT_USAGE, "the name of the folder is too long: %s", folder);
-  char *const into[] = {places.model, places.signature, places.extra, places.weights, places.cores, places.processor};
-  for (int i = 0; i < 6; ++i) snprintf(into[i], PATH_MAX, "%s/%s", place, names[i]);
+  char *const into[] = {places.model, places.signature, places.extra, places.weights, places.cores, places.processor,
+                        places.sizes};
+  for (int i = 0; i < 7; ++i) snprintf(into[i], PATH_MAX, "%s/%s", place, names[i]);
   return places;
+}
+
+void read_border(const Places *places, Signature *out) {
+  read_sizes(places->sizes, &out->sizes);
+  read_signature(places->signature, out);
 }
 
 Cores load_bundle(const Places *places, const Signature *signature) {
@@ -40,11 +47,10 @@ Cores load_bundle(const Places *places, const Signature *signature) {
   require_processor(places->processor);
   Cores cores = use_fast_cores(places->cores);
   map_weights(places->weights, signature->weights, signature->num_weights, data);
-  for (int i = 0; i < signature->num_weights; ++i)
-    bind_argument(signature->num_inputs + i, &signature->weights[i], data[i]);
+  for (int i = 0; i < signature->num_weights; ++i) bind_weight(i, &signature->weights[i], data[i]);
   free(data);
   if (access(places->extra, F_OK) == 0 && !dlopen(places->extra, RTLD_NOW | RTLD_GLOBAL)) fail(EXIT_RUNTIME, "%s", dlerror());
-  load_model(places->model);
+  load_model(places->model, &signature->sizes);
   use_pool(places->model, cores.threads);
   return cores;
 }

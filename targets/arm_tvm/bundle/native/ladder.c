@@ -60,15 +60,15 @@ double predict_us(const Ladder *ladder, int rung, double now_us) {
   return state->base_us * (scale == 0 ? 1 : scale);
 }
 
-int is_too_late(const Ladder *ladder, double deadline_us, double now_us) {
+int is_too_late(const Ladder *ladder, double deadline_us, double size, double now_us) {
   int cheapest = cheapest_rung(ladder);
   /* at its best: or nothing would run any more, and a prediction that slow moments made would never be corrected */
   double run_us = cheapest < 0 ? 0 : lower(ladder->rungs[cheapest].base_us, predict_us(ladder, cheapest, now_us));
-  return now_us + run_us > deadline_us;
+  return now_us + size * run_us > deadline_us;
 }
 
 static int is_in_time(const Ladder *ladder, int rung, const Head *head, double now_us) {
-  double run_us = predict_us(ladder, rung, now_us);
+  double run_us = head->size * predict_us(ladder, rung, now_us);
   return now_us + run_us <= head->deadline_us && head->waiting * run_us <= SPARE * (head->deadline_us - head->arrival_us);
 }
 

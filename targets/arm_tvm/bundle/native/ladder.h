@@ -36,6 +36,7 @@ typedef struct {
 typedef struct {
   double arrival_us, deadline_us; /* of the request that is next; the deadline is infinite where it has none */
   int waiting;                    /* requests, this one included */
+  double size;                    /* of the request, in units of what a run is timed by */
 } Head;
 
 /* All builds are out, and due at once. */
@@ -44,16 +45,16 @@ void init_ladder(Ladder *ladder, int count);
 /* Place of the cheapest build that may be used; -1 where there is none. */
 int cheapest_rung(const Ladder *ladder);
 
-/* What a run on a build is predicted to take. */
+/* What a run of the smallest size on a build is predicted to take; one of another size takes as many times more. */
 double predict_us(const Ladder *ladder, int rung, double now_us);
 
-/* Whether a request cannot be in time any more, even alone on the cheapest build at its best. */
-int is_too_late(const Ladder *ladder, double deadline_us, double now_us);
+/* Whether a request of a size cannot be in time any more, even alone on the cheapest build at its best. */
+int is_too_late(const Ladder *ladder, double deadline_us, double size, double now_us);
 
 /* The build to run the next request on, which becomes the one in use; -1 where there is none. */
 int choose_rung(Ladder *ladder, const Head *head, double now_us);
 
-/* Notes what a run took. */
+/* Notes what a run took, divided by its size. */
 void observe_run(Ladder *ladder, int rung, double took_us, double now_us);
 
 /* No longer uses a build. It is due again at once the first time, then after a wait that doubles; after `least_us` at

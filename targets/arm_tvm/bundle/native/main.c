@@ -8,6 +8,7 @@
 #include "bundle.h"
 #include "cores.h"
 #include "model.h"
+#include "sizes.h"
 #include "tensor.h"
 
 enum { MAX_REPEAT = 100000, MAX_DEADLINE_MS = 3600000, MAX_MEMORY_MIB = 1 << 24 };
@@ -19,8 +20,13 @@ static double load_us, first_us;
 static void print_specs(const char *kind, const Spec *specs, int count) {
   for (int i = 0; i < count; ++i) {
     char shape[256];
-    format_shape(specs[i].shape, specs[i].rank, shape, sizeof shape);
-    printf("  %s %d: %s %s '%s'\n", kind, i + 1, specs[i].dtype, shape, specs[i].name);
+    Spec least = spec_at(&signature.sizes, &specs[i], signature.sizes.least);
+    Spec most = spec_at(&signature.sizes, &specs[i], signature.sizes.most);
+    format_shape(least.shape, least.rank, shape, sizeof shape);
+    printf("  %s %d: %s %s", kind, i + 1, least.dtype, shape);
+    format_shape(most.shape, most.rank, shape, sizeof shape);
+    if (open_axis(&specs[i]) >= 0) printf(" to %s", shape);
+    printf(" '%s'\n", specs[i].name);
   }
 }
 
@@ -30,6 +36,9 @@ static void print_help(void) {
        "Runs the compiled model once: one .npy file per input, then one per output, in this order:");
   print_specs("input", signature.inputs, signature.num_inputs);
   print_specs("output", signature.outputs, signature.num_outputs);
+  if (*signature.sizes.dimension)
+    printf("  %s: any size from %lld to %lld, the same in all files\n", signature.sizes.dimension,
+           (long long)signature.sizes.least, (long long)signature.sizes.most);
   puts("\n  --repeat N  run once to warm up and N times measured; print as JSON: percentiles of latency, time to\n"
        "              load and of the first inference, peak resident memory, threads, and the CPUs they are kept on\n"
        "  --help      print this\n\n"
@@ -145,25 +154,50 @@ static int parse_options(int argc, char **argv, Service *service, long *repeat) 
   return first;
 }
 
+/* The size of the first file whose tensor depends on it; read_npy compares the others with it. */
+static int64_t size_of_files(char **files) {
+  char why[256], given[256], takes[256];
+  for (int i = 0; i < signature.num_inputs; ++i) {
+    const Spec *spec = &signature.inputs[i];
+    int64_t shape[MAX_RANK];
+    if (open_axis(spec) < 0) continue;
+    int rank = read_npy_shape(files[i], shape);
+    int64_t size = size_of_shape(&signature.sizes, spec, shape, rank);
+    if (size && !is_taken(&signature.sizes, size, why, sizeof why)) fail(EXIT_USAGE, "%s: %s", files[i], why);
+    if (size) return size;
+    Spec least = spec_at(&signature.sizes, spec, signature.sizes.least);
+    format_shape(shape, rank, given, sizeof given);
+    format_shape(least.shape, least.rank, takes, sizeof takes);
+    fail(EXIT_USAGE, "%s: shape is %s, input '%s' takes %s with %s from %lld to %lld in axis %d", files[i], given, spec->name,
+         takes, signature.sizes.dimension, (long long)signature.sizes.least, (long long)signature.sizes.most, open_axis(spec));
+  }
+  return signature.sizes.least;
+}
+
 static void run_files(char **files, long repeat) {
+  static char *data[MAX_TENSORS];
   Places places = find_places(NULL);
-  for (int i = 0; i < signature.num_inputs; ++i)
-    bind_argument(i, &signature.inputs[i], read_npy(files[i], &signature.inputs[i]));
+  int64_t size = size_of_files(files);
+  for (int i = 0; i < signature.num_inputs; ++i) {
+    Spec spec = spec_at(&signature.sizes, &signature.inputs[i], size);
+    data[i] = read_npy(files[i], &spec);
+  }
   double start_us = now_us();
   cores = load_bundle(&places, &signature);
+  bind_inputs(&signature, size, data);
   double loaded_us = now_us();
   run_model();
   load_us = loaded_us - start_us, first_us = now_us() - loaded_us;
   if (repeat) measure(repeat);
   for (int i = 0; i < signature.num_outputs; ++i) {
-    const Spec *spec = &signature.outputs[i];
-    write_npy(files[signature.num_inputs + i], spec, output_data(i, signature.num_outputs, spec));
+    Spec spec = spec_at(&signature.sizes, &signature.outputs[i], size);
+    write_npy(files[signature.num_inputs + i], &spec, output_data(i));
   }
 }
 
 int main(int argc, char **argv) {
   Places places = find_places(NULL);
-  read_signature(places.signature, &signature);
+  read_border(&places, &signature);
   Service service = {.num_folders = 1, .deadline_us = INFINITY};
   long repeat = 0;
   int first = parse_options(argc, argv, &service, &repeat), needed = signature.num_inputs + signature.num_outputs;

@@ -4,16 +4,20 @@
 
 #include "tensor.h"
 
-/* Loads the library at `path` onto the CPU. Exits with a message if it cannot. */
-void load_model(const char *path);
+/* Loads the library at `path` onto the CPU: one function for each built size. Exits with a message if it cannot. */
+void load_model(const char *path, const Sizes *sizes);
 
-/* Binds argument `index` (inputs first, then weights) to a buffer, which must outlive the calls. */
-void bind_argument(int index, const Spec *spec, void *data);
+/* Binds weight `index` to a buffer, which must outlive the calls. */
+void bind_weight(int index, const Spec *spec, void *data);
 
-/* Runs the model once on the bound arguments. */
+/* Binds the inputs to buffers at one size; they and the signature must outlive the runs. A size that is not built is
+ * divided into built ones. */
+void bind_inputs(const Signature *signature, int64_t size, char *const *data);
+
+/* Runs the model once on what is bound. */
 void run_model(void);
 
-/* Data of output `index` of the last run, checked against the spec; valid until the next run. */
-const void *output_data(int index, int num_outputs, const Spec *spec);
+/* Data of output `index` of the last run, at the size that is bound; valid until the next run. */
+const void *output_data(int index);
 
 #endif

@@ -4,10 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "tensor.h"
+#include "tiles.h"
 
 #ifndef CPU_INFO
 #define CPU_INFO "/proc/cpuinfo"
@@ -36,15 +35,6 @@ static char *read_flags(void) {
   return flags;
 }
 
-/* Linux gives the memory of AMX's tiles only to processes that ask for it. */
-static void request_tiles(void) {
-#ifdef __x86_64__
-  enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-  if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) != 0)
-    fail(EXIT_RUNTIME, "Linux refuses AMX to this program: %s", strerror(errno));
-#endif
-}
-
 void require_processor(const char *path) {
   FILE *file = fopen(path, "r");
   if (!file && errno == ENOENT) return;
@@ -61,5 +51,5 @@ void require_processor(const char *path) {
   fclose(file);
   free(flags);
   if (*missing) fail(EXIT_RUNTIME, "this processor lacks %s, which the model is compiled for", missing);
-  if (has_tiles) request_tiles();
+  if (has_tiles && !request_tiles()) fail(EXIT_RUNTIME, "Linux refuses AMX to this program: %s", strerror(errno));
 }

@@ -11,8 +11,9 @@
 #include <unistd.h>
 
 #include "rungs.h"
+#include "sizes.h"
 
-enum { BACKLOG = 128, MAX_TEXT = 256, REQUEST_HEAD = 8, ANSWER_HEAD = 20, LENGTH = 8 };
+enum { BACKLOG = 128, MAX_TEXT = 256, REQUEST_HEAD = 8, ANSWER_HEAD = 20, LENGTH = 8, MOST_DISCARDED = 1 << 24 };
 static const double STALLED_US = 30e6; /* who sends or takes nothing for so long in the middle is let go */
 
 static uint64_t read_u64(const char *at) {
@@ -39,9 +40,13 @@ static char *put_block(char *at, const void *data, uint64_t bytes) {
   return at + LENGTH + bytes;
 }
 
-/* Bytes of a whole request or answer up to tensor `count`. */
-static size_t framed(size_t head, const Spec *specs, int count) {
-  for (int i = 0; i < count; ++i) head += LENGTH + specs[i].bytes;
+static size_t bytes_at(const Signature *signature, const Spec *spec, int64_t extent) {
+  return spec_at(&signature->sizes, spec, extent).bytes;
+}
+
+/* Bytes of a whole request or answer of a size up to tensor `count`. */
+static size_t framed(size_t head, const Signature *signature, const Spec *specs, int count, int64_t extent) {
+  for (int i = 0; i < count; ++i) head += LENGTH + bytes_at(signature, &specs[i], extent);
   return head;
 }
 
@@ -104,43 +109,68 @@ static void let_in(Clients *clients, double now_us) {
   }
 }
 
-/* Refuses a request as soon as a number in it is wrong: what follows it cannot be read. */
+/* Takes the size of a request from the bytes of an input; answers and gives 0 where it is none that the bundle takes. */
+static int take_extent(const Signature *signature, Client *client, int index, uint64_t bytes, double now_us) {
+  const Spec *spec = &signature->inputs[index];
+  int64_t extent = client->extent;
+  char why[MAX_TEXT];
+  if (open_axis(spec) >= 0 && !extent) extent = size_of_bytes(&signature->sizes, spec, bytes);
+  if (open_axis(spec) >= 0 && extent && !is_taken(&signature->sizes, extent, why, sizeof why))
+    return answer_reason(client, MALFORMED, now_us, "input %d: %s", index + 1, why), 0;
+  size_t wanted = bytes_at(signature, spec, extent ? extent : signature->sizes.least);
+  if (bytes != wanted)
+    return answer_reason(client, MALFORMED, now_us, "input %d has %llu bytes, '%.100s' takes %zu%s", index + 1,
+                         (unsigned long long)bytes, spec->name, wanted,
+                         open_axis(spec) >= 0 && !extent ? " at its smallest size" : ""), 0;
+  if (open_axis(spec) >= 0) client->extent = extent;
+  return 1;
+}
+
+/* Refuses a request as soon as a number in it is wrong: what follows it cannot be read. Sets how far it is known. */
 static int is_well_formed(Clients *clients, Client *client, double now_us) {
   const Signature *signature = clients->signature;
   size_t at = REQUEST_HEAD;
   if (client->done >= sizeof(uint32_t) && read_u32(client->buffer) != MAGIC)
     return answer_reason(client, MALFORMED, now_us, "a request begins with FLC1"), 0;
-  for (int i = 0; i < signature->num_inputs && client->done >= at + LENGTH; ++i) {
-    const Spec *spec = &signature->inputs[i];
+  for (int i = 0; i < signature->num_inputs; ++i) {
+    client->size = at + LENGTH; /* nothing behind the length is read before it is known */
+    if (client->done < client->size) return 1;
     uint64_t bytes = read_u64(client->buffer + at);
-    if (bytes != spec->bytes)
-      return answer_reason(client, MALFORMED, now_us, "input %d has %llu bytes, '%.100s' takes %zu", i + 1,
-                           (unsigned long long)bytes, spec->name, spec->bytes), 0;
-    at += LENGTH + spec->bytes;
+    if (!take_extent(signature, client, i, bytes, now_us)) return 0;
+    client->size = at += LENGTH + bytes;
   }
   return 1;
 }
 
-/* Makes room for a request; 0 where there is no memory for it. */
+/* Makes room for a request of any size; 0 where there is no memory for it. */
 static int begin_request(const Clients *clients, Client *client) {
-  client->size = framed(REQUEST_HEAD, clients->signature->inputs, clients->signature->num_inputs);
+  const Signature *signature = clients->signature;
+  size_t room = framed(REQUEST_HEAD, signature, signature->inputs, signature->num_inputs, signature->sizes.most);
+  client->size = signature->num_inputs ? REQUEST_HEAD + LENGTH : REQUEST_HEAD;
+  client->extent = 0;
   client->done = 0;
   client->crashes = 0;
-  client->buffer = malloc(client->size);
+  client->buffer = malloc(room);
   return client->buffer != NULL;
 }
 
-static void read_request(Clients *clients, Client *client, double default_us, double now_us) {
+/* Reads what is there of a request; 0 where more must come, or the client is gone or answered. */
+static int read_whole(Clients *clients, Client *client, double now_us) {
   int has_room = client->buffer || begin_request(clients, client);
-  ssize_t count = has_room ? recv(client->fd, client->buffer + client->done, client->size - client->done, 0) : 0;
-  if (count < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  if (count <= 0) {
-    let_go(client);
-    return;
-  }
-  client->done += (size_t)count;
-  client->since_us = now_us;
-  if (!is_well_formed(clients, client, now_us) || client->done < client->size) return;
+  do {
+    ssize_t count = has_room ? recv(client->fd, client->buffer + client->done, client->size - client->done, 0) : 0;
+    if (count < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
+    if (count <= 0) return let_go(client), 0;
+    client->done += (size_t)count;
+    client->since_us = now_us;
+    if (!is_well_formed(clients, client, now_us)) return 0;
+  } while (client->done < client->size);
+  return 1;
+}
+
+static void read_request(Clients *clients, Client *client, double default_us, double now_us) {
+  if (!read_whole(clients, client, now_us)) return;
+  if (!client->extent) client->extent = clients->signature->sizes.least;
   uint32_t own_us = read_u32(client->buffer + sizeof(uint32_t));
   client->stage = WAITING;
   client->arrival_us = now_us;
@@ -178,7 +208,8 @@ void attend(Clients *clients, const struct pollfd *polled, double default_us, do
 }
 
 const char *request_input(const Clients *clients, const Client *client, int index) {
-  return client->buffer + framed(REQUEST_HEAD, clients->signature->inputs, index) + LENGTH;
+  const Signature *signature = clients->signature;
+  return client->buffer + framed(REQUEST_HEAD, signature, signature->inputs, index, client->extent) + LENGTH;
 }
 
 /* Puts a new buffer in the place of the request's, with the head of an answer in it. Gives where its body begins; NULL
@@ -196,13 +227,21 @@ static char *begin_answer(Client *client, size_t bytes, Status status, int rung,
 
 void answer_outputs(Clients *clients, Client *client, int rung, const char *memory, double started_us, double now_us) {
   const Signature *signature = clients->signature;
-  size_t bytes = framed(ANSWER_HEAD, signature->outputs, signature->num_outputs);
+  int64_t extent = client->extent;
+  size_t bytes = framed(ANSWER_HEAD, signature, signature->outputs, signature->num_outputs, extent);
   char *at = begin_answer(client, bytes, DONE, rung, started_us - client->arrival_us, now_us - started_us);
   if (!at) return;
   for (int i = 0; i < signature->num_outputs; ++i)
-    at = put_block(at, memory + tensor_offset(signature, signature->num_inputs + i), signature->outputs[i].bytes);
+    at = put_block(at, memory + tensor_offset(signature, signature->num_inputs + i),
+                   bytes_at(signature, &signature->outputs[i], extent));
   client->since_us = now_us;
   write_answer(client, now_us);
+}
+
+/* Reads what is there and throws it away: a socket that is closed before all is read takes its answer back. */
+static void discard(const Client *client) {
+  char bytes[1 << 12];
+  for (int left = MOST_DISCARDED; left > 0 && recv(client->fd, bytes, sizeof bytes, 0) > 0;) left -= (int)sizeof bytes;
 }
 
 void answer_reason(Client *client, Status status, double now_us, const char *format, ...) {
@@ -211,6 +250,7 @@ void answer_reason(Client *client, Status status, double now_us, const char *for
   va_start(values, format);
   vsnprintf(text, sizeof text, format, values);
   va_end(values);
+  if (status == MALFORMED) discard(client);
   double waited_us = status == MALFORMED ? 0 : now_us - client->arrival_us;
   char *at = begin_answer(client, ANSWER_HEAD + LENGTH + strlen(text), status, 0, waited_us, 0);
   if (!at) return;

@@ -4,7 +4,8 @@
  *   answer    u32 magic, u32 status, u32 build (0: the most accurate), u32 microseconds waited, u32 of the run,
  *             then with status 0 per output u64 bytes, data; with any other u64 bytes, a text that says why
  *
- * Lengths must be those of payload/io.txt. A connection may ask again when it was answered.
+ * Lengths must be those of payload/io.txt, of all inputs at one size where they depend on it; outputs are of that size. A
+ * connection may ask again when it was answered.
  */
 #ifndef FLEETC_REQUESTS_H
 #define FLEETC_REQUESTS_H
@@ -26,6 +27,7 @@ typedef struct {
   int is_last; /* closed when its answer is written */
   int crashes; /* builds that ended while they ran this request */
   char *buffer; /* the request, later the answer; none between two */
+  int64_t extent; /* the size that its inputs have; 0 until one that depends on it is read */
   size_t done, size;
   double since_us; /* when its last bytes came or went */
   double arrival_us, deadline_us;

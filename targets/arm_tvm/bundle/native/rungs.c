@@ -13,6 +13,7 @@
 
 #include "bundle.h"
 #include "model.h"
+#include "sizes.h"
 
 enum { TIMED_RUNS = 2 };
 
@@ -20,17 +21,22 @@ static size_t aligned(size_t bytes) { return (bytes + ALIGNMENT_BYTES - 1) / ALI
 
 size_t tensor_offset(const Signature *signature, int index) {
   size_t offset = 0;
-  for (int i = 0; i < index; ++i)
-    offset += aligned(i < signature->num_inputs ? signature->inputs[i].bytes
-                                                : signature->outputs[i - signature->num_inputs].bytes);
+  for (int i = 0; i < index; ++i) {
+    const Spec *spec = i < signature->num_inputs ? &signature->inputs[i] : &signature->outputs[i - signature->num_inputs];
+    offset += aligned(spec_at(&signature->sizes, spec, signature->sizes.most).bytes);
+  }
   return offset;
 }
 
-static int is_same(const Spec *one, const Spec *other, int count) {
+static int is_same(const Signature *one, const Signature *other, const Spec *specs, const Spec *others, int count) {
+  const int64_t ends[] = {one->sizes.least, one->sizes.most};
   for (int i = 0; i < count; ++i)
-    if (strcmp(one[i].name, other[i].name) != 0 || strcmp(one[i].dtype, other[i].dtype) != 0 ||
-        one[i].rank != other[i].rank || memcmp(one[i].shape, other[i].shape, sizeof one[i].shape) != 0)
-      return 0;
+    for (int end = 0; end < 2; ++end) {
+      Spec left = spec_at(&one->sizes, &specs[i], ends[end]), right = spec_at(&other->sizes, &others[i], ends[end]);
+      if (strcmp(left.name, right.name) != 0 || strcmp(left.dtype, right.dtype) != 0 || left.rank != right.rank ||
+          memcmp(left.shape, right.shape, sizeof left.shape) != 0)
+        return 0;
+    }
   return 1;
 }
 
@@ -39,9 +45,11 @@ void check_rung(const Rung *rung, const Signature *signature) {
   Places places = find_places(rung->folder);
   free(own.weights);
   memset(&own, 0, sizeof own);
-  read_signature(places.signature, &own);
+  read_border(&places, &own);
   if (own.num_inputs != signature->num_inputs || own.num_outputs != signature->num_outputs ||
-      !is_same(own.inputs, signature->inputs, own.num_inputs) || !is_same(own.outputs, signature->outputs, own.num_outputs))
+      own.sizes.least != signature->sizes.least || own.sizes.most != signature->sizes.most ||
+      !is_same(&own, signature, own.inputs, signature->inputs, own.num_inputs) ||
+      !is_same(&own, signature, own.outputs, signature->outputs, own.num_outputs))
     fail(EXIT_USAGE, "%s takes or gives other tensors than this bundle: give builds of one model", rung->name);
 }
 
@@ -56,30 +64,32 @@ static void mark_first_to_go(void) {
   if (file) fputs("1000", file), fclose(file);
 }
 
-static void run_once(const Signature *signature, char *memory) {
+static void run_once(const Signature *signature, int64_t size, char *memory) {
   run_model();
   for (int i = 0; i < signature->num_outputs; ++i) {
-    const Spec *spec = &signature->outputs[i];
-    memcpy(memory + tensor_offset(signature, signature->num_inputs + i), output_data(i, signature->num_outputs, spec),
-           spec->bytes);
+    size_t bytes = spec_at(&signature->sizes, &signature->outputs[i], size).bytes;
+    memcpy(memory + tensor_offset(signature, signature->num_inputs + i), output_data(i), bytes);
   }
 }
 
 /* The child: loads, says so, and runs whenever it is asked until the parent is gone. */
 static _Noreturn void work(const Rung *rung, int channel) {
   static Signature signature;
+  static char *data[MAX_TENSORS];
   char byte = 0;
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   signal(SIGINT, SIG_IGN), signal(SIGTERM, SIG_IGN); /* these are the parent's: it lets a run finish */
   mark_first_to_go();
   Places places = find_places(rung->folder);
-  read_signature(places.signature, &signature);
-  for (int i = 0; i < signature.num_inputs; ++i)
-    bind_argument(i, &signature.inputs[i], rung->memory + tensor_offset(&signature, i));
+  read_border(&places, &signature);
+  for (int i = 0; i < signature.num_inputs; ++i) data[i] = rung->memory + tensor_offset(&signature, i);
   load_bundle(&places, &signature);
-  do
-    run_once(&signature, rung->memory);
-  while (write(channel, &byte, 1) == 1 && read(channel, &byte, 1) == 1);
+  int64_t size = signature.sizes.least, bound = 0;
+  do {
+    if (size != bound) bind_inputs(&signature, size, data);
+    bound = size;
+    run_once(&signature, size, rung->memory);
+  } while (write(channel, &byte, 1) == 1 && recv(channel, &size, sizeof size, MSG_WAITALL) == sizeof size);
   _exit(0); /* what is unloaded may crash, and nobody waits for it */
 }
 
@@ -105,9 +115,8 @@ void start_rung(Rung *rung, const Signature *signature, void (*forget)(void)) {
   rung->best_us = 0;
 }
 
-int ask_run(const Rung *rung) {
-  char byte = 0;
-  return send(rung->channel, &byte, 1, MSG_NOSIGNAL) == 1;
+int ask_run(const Rung *rung, int64_t size) {
+  return send(rung->channel, &size, sizeof size, MSG_NOSIGNAL) == sizeof size;
 }
 
 int take_report(const Rung *rung) {

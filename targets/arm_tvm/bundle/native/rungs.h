@@ -1,7 +1,7 @@
 /* One build of a ladder in a process of its own, so that a crash takes nothing else along and its memory comes back.
  *
- * Inputs and outputs stand one after another in memory that both processes map. The child runs when it is sent a byte,
- * and sends one back when the outputs are there.
+ * Inputs and outputs stand one after another in memory that both processes map. The child runs when it is sent a size,
+ * and sends a byte back when the outputs are there.
  */
 #ifndef FLEETC_RUNGS_H
 #define FLEETC_RUNGS_H
@@ -24,7 +24,8 @@ typedef struct {
   long long resident_bytes; /* when it was looked at last; 0: never */
 } Rung;
 
-/* Where tensor `index`, inputs first, begins in the shared memory; at the number of all tensors, the bytes of all. */
+/* Where tensor `index`, inputs first, begins in the shared memory, which has room for the largest size; at the number of
+ * all tensors, the bytes of all. */
 size_t tensor_offset(const Signature *signature, int index);
 
 /* Reads a rung's signature; exits where it takes or gives other tensors than `signature`. */
@@ -33,8 +34,8 @@ void check_rung(const Rung *rung, const Signature *signature);
 /* Maps the memory of a rung that is not there, and starts its process. `forget` closes in it what is the parent's. */
 void start_rung(Rung *rung, const Signature *signature, void (*forget)(void));
 
-/* Asks for a run. */
-int ask_run(const Rung *rung);
+/* Asks for a run of a size. */
+int ask_run(const Rung *rung, int64_t size);
 
 /* Takes the byte that says that the model is loaded or a run is done; 0 where the process is gone. */
 int take_report(const Rung *rung);

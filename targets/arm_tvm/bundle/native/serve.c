@@ -18,6 +18,8 @@
 #include <tvm/ffi/c_api.h>
 #include <unistd.h>
 
+#include "tiles.h"
+
 enum { MAGIC = 0xFF271, MISMATCH = 0xFF273, TRACKER_MAGIC = 0x2F271 };
 enum { PUT = 3, UPDATE_INFO = 5, PENDING = 7 };
 enum { MAX_MESSAGE = 1 << 16, MAX_KEY = 64, PING_MS = 2000, UNUSED_PINGS = 3 };
@@ -205,6 +207,8 @@ int main(int argc, char **argv) {
     fputs("Usage: serve HOST PORT KEY\n\nServes kernels of this board to TVM's tracker at HOST:PORT, under KEY.\n", stderr);
     return 2;
   }
+  /* A kernel that is measured may use them; its process inherits the permission. Others do without. */
+  request_tiles();
   const char *key = argv[3];
   for (const char *at = key; *at; ++at)
     if (!isalnum((unsigned char)*at) && !strchr("._-", *at)) die("a key is of letters, digits, '.', '_' and '-'");

@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+enum { MAX_LINE = 8192 };
+
 static const struct {
   const char *dtype, *descr;
   uint8_t code, bits;
@@ -45,16 +47,33 @@ static void set_dtype(Spec *spec, const char *path) {
   fail(EXIT_RUNTIME, "%s: unknown dtype %s", path, spec->dtype);
 }
 
-static void set_shape(Spec *spec, const char *text, const char *path) {
+/* One extent, or `1|2|8` for the built sizes; gives what follows. */
+static const char *set_extent(Spec *spec, const char *text, int num_sizes, const char *path) {
+  int64_t extents[MAX_SIZES];
+  int count = 0;
+  for (char *end = NULL; !end || *end == '|'; text = *end == '|' ? end + 1 : end) {
+    long long size = strtoll(text, &end, 10);
+    if (end == text || size < 0 || spec->rank == MAX_RANK || count == num_sizes)
+      fail(EXIT_RUNTIME, "%s: bad shape of %s", path, spec->name);
+    extents[count++] = size;
+  }
+  if (count > 1) {
+    if (count != num_sizes) fail(EXIT_RUNTIME, "%s: bad shape of %s", path, spec->name);
+    spec->extents[spec->rank] = calloc((size_t)count, sizeof *extents);
+    if (!spec->extents[spec->rank]) fail(EXIT_RUNTIME, "out of memory");
+    memcpy(spec->extents[spec->rank], extents, sizeof *extents * (size_t)count);
+  }
+  spec->shape[spec->rank++] = extents[0];
+  spec->bytes *= (size_t)extents[0];
+  return text;
+}
+
+static void set_shape(Spec *spec, const char *text, int num_sizes, const char *path) {
   spec->bytes = spec->bits / 8;
   if (strcmp(text, "-") == 0) return;
   while (*text) {
-    char *end;
-    long long size = strtoll(text, &end, 10);
-    if (end == text || size < 0 || spec->rank == MAX_RANK) fail(EXIT_RUNTIME, "%s: bad shape of %s", path, spec->name);
-    spec->shape[spec->rank++] = size;
-    spec->bytes *= (size_t)size;
-    text = *end == ',' ? end + 1 : end;
+    text = set_extent(spec, text, num_sizes, path);
+    if (*text == ',') ++text;
   }
 }
 
@@ -73,15 +92,16 @@ static void add_spec(Signature *out, const char *kind, const Spec *spec, const c
 }
 
 void read_signature(const char *path, Signature *out) {
-  char line[2048], kind[8], shape[512];
+  static char line[MAX_LINE], shape[MAX_LINE];
+  char kind[8];
   FILE *file = fopen(path, "r");
   if (!file) fail(EXIT_RUNTIME, "%s: %s", path, strerror(errno));
   while (fgets(line, sizeof line, file)) {
     Spec spec = {0};
-    if (sscanf(line, "%7s %15s %511s %511[^\n]", kind, spec.dtype, shape, spec.name) != 4)
+    if (sscanf(line, "%7s %15s %8191s %511[^\n]", kind, spec.dtype, shape, spec.name) != 4)
       fail(EXIT_RUNTIME, "%s: cannot read the line: %s", path, line);
     set_dtype(&spec, path);
-    set_shape(&spec, shape, path);
+    set_shape(&spec, shape, out->sizes.count, path);
     add_spec(out, kind, &spec, path);
   }
   fclose(file);
@@ -109,6 +129,17 @@ static char *read_header(FILE *file, const char *path) {
   return header;
 }
 
+static int parse_shape(const char *header, const char *path, int64_t *shape) {
+  int rank = 0;
+  const char *text = after_key(header, "'shape'", path) + 1;
+  for (char *end; rank < MAX_RANK; text = end + strspn(end, ", ")) {
+    shape[rank] = strtoll(text, &end, 10);
+    if (end == text) break;
+    ++rank;
+  }
+  return rank;
+}
+
 static void check_header(const char *header, const Spec *spec, const char *path) {
   const char *descr = after_key(header, "'descr'", path) + 1;
   if (strncmp(descr, spec->descr, 3) != 0 || descr[3] != '\'')
@@ -117,18 +148,29 @@ static void check_header(const char *header, const Spec *spec, const char *path)
   if (spec->rank > 1 && strncmp(after_key(header, "'fortran_order'", path), "False", 5) != 0)
     fail(EXIT_USAGE, "%s: is in Fortran order; save it with numpy.ascontiguousarray", path);
   int64_t shape[MAX_RANK];
-  int rank = 0;
-  const char *text = after_key(header, "'shape'", path) + 1;
-  for (char *end; rank < MAX_RANK; text = end + strspn(end, ", ")) {
-    shape[rank] = strtoll(text, &end, 10);
-    if (end == text) break;
-    ++rank;
-  }
+  int rank = parse_shape(header, path, shape);
   if (rank == spec->rank && memcmp(shape, spec->shape, sizeof(int64_t) * (size_t)rank) == 0) return;
   char got[256], want[256];
   format_shape(shape, rank, got, sizeof got);
   format_shape(spec->shape, spec->rank, want, sizeof want);
   fail(EXIT_USAGE, "%s: shape is %s, input '%s' takes %s", path, got, spec->name, want);
+}
+
+int read_npy_shape(const char *path, int64_t *shape) {
+  FILE *file = fopen(path, "rb");
+  if (!file) fail(EXIT_USAGE, "%s: %s", path, strerror(errno));
+  char *header = read_header(file, path);
+  int rank = parse_shape(header, path, shape);
+  free(header);
+  fclose(file);
+  return rank;
+}
+
+void *aligned_room(size_t bytes) {
+  size_t room = (bytes / ALIGNMENT_BYTES + 1) * ALIGNMENT_BYTES;
+  void *data = aligned_alloc(ALIGNMENT_BYTES, room);
+  if (!data) fail(EXIT_RUNTIME, "out of memory: %zu bytes for a tensor", room);
+  return data;
 }
 
 void *read_npy(const char *path, const Spec *spec) {
@@ -137,9 +179,7 @@ void *read_npy(const char *path, const Spec *spec) {
   char *header = read_header(file, path);
   check_header(header, spec, path);
   free(header);
-  size_t room = (spec->bytes / ALIGNMENT_BYTES + 1) * ALIGNMENT_BYTES;
-  void *data = aligned_alloc(ALIGNMENT_BYTES, room);
-  if (!data) fail(EXIT_RUNTIME, "out of memory: %zu bytes for %s", room, path);
+  void *data = aligned_room(spec->bytes);
   size_t got = fread(data, 1, spec->bytes, file);
   if (got != spec->bytes || fgetc(file) != EOF)
     fail(EXIT_USAGE, "%s: %s data, %zu bytes are needed", path, got == spec->bytes ? "trailing" : "truncated", spec->bytes);

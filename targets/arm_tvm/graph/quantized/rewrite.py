@@ -12,6 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from compiler.target import Array
 from targets.arm_tvm.graph.quantized.recognize import Match, image_of, match
 from targets.arm_tvm.graph.quantized.tensors import Quantized, dequantized, is_op, quantized, static_shape
+from targets.arm_tvm.graph.reading import array_digest
 from targets.arm_tvm.kernels.integer.conv import dot_for
 from targets.arm_tvm.kernels.integer.kernel import Kernel
 from targets.arm_tvm.kernels.integer.packed_weights import pack_depthwise, pack_weights, start_of
@@ -24,31 +25,53 @@ OPERATOR = "IntegerKernel"
 
 
 @dataclass(frozen=True)
+class Packing:
+    """What decides the order of packed weights.
+
+    Args:
+        dot: How they are multiplied.
+        groups: Of the register tile; None for depthwise convolutions.
+    """
+
+    dot: Dot
+    groups: int | None
+
+
+@dataclass(frozen=True)
 class IntegerModel:
     """A model, and the kernels that its nodes of the domain `fleetc.integer` stand for.
 
     Args:
         model: The graph; what is not integer is as it was.
         kernels: By the attribute `kernel` of those nodes.
+        packings: Digest of a convolution's weights → how they are packed.
     """
 
     model: ir.Model
     kernels: Mapping[int, Kernel]
+    packings: Mapping[str, Packing] = field(default_factory=dict)
 
 
-def use_integers(model: ir.Model, dot: Dot, schedule: Mapping[str, Mapping[str, object]] | None = None) -> IntegerModel:
+def use_integers(
+    model: ir.Model,
+    dot: Dot,
+    schedule: Mapping[str, Mapping[str, object]] | None = None,
+    *,
+    packings: Mapping[str, Packing] | None = None,
+) -> IntegerModel:
     """Replaces what integer kernels can compute.
 
     Args:
         model: With shapes and types; left as it is.
         dot: How the machine multiplies int8.
         schedule: Digest of a convolution → the tile to take; others get the cheapest by prediction.
+        packings: Digest of weights → how they are packed already, for the same model at another size.
     """
-    rewrite = _Rewrite(model.clone(), dot, schedule or {})
+    rewrite = _Rewrite(model.clone(), dot, schedule or {}, packings or {})
     for matched in _matches(rewrite.model):
         rewrite.replace(matched)
     rewrite.reconnect()
-    return IntegerModel(rewrite.model, rewrite.kernels)
+    return IntegerModel(rewrite.model, rewrite.kernels, rewrite.packings)
 
 
 def _matches(model: ir.Model) -> list[Match]:
@@ -69,6 +92,8 @@ class _Rewrite:
     model: ir.Model
     dot: Dot
     schedule: Mapping[str, Mapping[str, object]]
+    given: Mapping[str, Packing]
+    packings: dict[str, Packing] = field(default_factory=dict)
     kernels: dict[int, Kernel] = field(default_factory=dict)
     replaced: set[ir.Node] = field(default_factory=set)
     packed: dict[tuple[ir.Value, Image], ir.Value] = field(default_factory=dict)
@@ -155,11 +180,15 @@ class _Rewrite:
     def _kernel(self, matched: Match, spec: Spec) -> tuple[Kernel, list[ir.Value]]:
         if not isinstance(spec, ConvSpec) or matched.weights is None or matched.factors is None:
             return Kernel(spec, self.dot), []
-        dot = dot_for(spec, self.dot)
+        digest = array_digest(matched.weights)
+        known = self.given.get(digest)
+        dot = dot_for(spec, self.dot) if known is None else known.dot
         if spec.depthwise:
             kernel, packed = Kernel(spec, dot), pack_depthwise(matched.weights, dot)
+            self.packings[digest] = Packing(dot, None)
         else:
-            tile = choose_tile(spec, dot, self.schedule)
+            tile = choose_tile(spec, dot, self.schedule, groups=None if known is None else known.groups)
+            self.packings[digest] = Packing(dot, tile.groups)
             kernel, packed = Kernel(spec, dot, tile), pack_weights(matched.weights, spec, tile, dot)
         missing = spec.result.blocks * BLOCK - spec.result.channels
         scale, bias = (np.pad(factor, (0, missing)).astype(np.float32) for factor in matched.factors)

@@ -45,8 +45,14 @@ MAX_ROWS, MAX_COLUMNS, MAX_BLOCKS = 4, 8, 8
 Tile = tuple[Span, Span]
 
 
-def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
-    """Register tiles that fit, the cheapest first; none where nothing lies on padding or the code would be long."""
+def choices(workload: ConvWorkload, machine: Machine, *, like: Choice | None = None) -> tuple[Choice, ...]:
+    """Register tiles that fit, the cheapest first; none where nothing lies on padding or the code would be long.
+
+    Args:
+        workload: What is computed.
+        machine: Where.
+        like: The choice for the same weights whose packing must do, of this family or of `direct`; None: any packing.
+    """
     if workload.layout != "blocked" or workload.groups > 1 or not any(workload.padding) or not machine.by_element:
         return ()
     lanes = machine.lanes(workload.dtype)
@@ -61,6 +67,7 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     fitting = [
         Choice("bordered", {"blocks": q, "rows": rows, "columns": columns}, cost, size)
         for q, rows, columns in sizes
+        if like is None or q == like.parameters["blocks"]
         if registers(workload, machine, q, rows * columns) <= machine.registers
         if (cost := _cost(workload, machine, (q, rows, columns))) is not None
     ]

@@ -37,8 +37,11 @@ TILE_OVERHEAD = 8
 """Instructions of a tile besides loads, multiply-adds and stores: its offsets and the loop around it."""
 
 
-def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
-    """Register tiles that fit, the cheapest first; none where channels are mixed or the window is large."""
+def choices(workload: ConvWorkload, machine: Machine, *, like: Choice | None = None) -> tuple[Choice, ...]:
+    """Register tiles that fit, the cheapest first; none where channels are mixed or the window is large.
+
+    Weights are packed in one way, so that `like` changes nothing.
+    """
     taps = workload.kernel[0] * workload.kernel[1]
     if not applies(workload):
         return ()

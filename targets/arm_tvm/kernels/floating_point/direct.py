@@ -45,8 +45,14 @@ UNROLLED = 600
 """Multiply-adds written out in one loop's body, at most."""
 
 
-def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
-    """All register tiles that fit, the cheapest first; none for depthwise convolutions, which have a family."""
+def choices(workload: ConvWorkload, machine: Machine, *, like: Choice | None = None) -> tuple[Choice, ...]:
+    """Register tiles that fit, the cheapest first; none for depthwise convolutions, which have a family.
+
+    Args:
+        workload: What is computed.
+        machine: Where.
+        like: The choice for the same weights whose packing must do; None: any packing.
+    """
     lanes = machine.lanes(workload.dtype)
     if workload.groups > 1 and depthwise.applies(workload):
         return ()
@@ -58,6 +64,7 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
             "direct", {"blocks": q, "rows": rows, "columns": columns}, _cost(workload, machine, q, rows, columns), size
         )
         for q in range(1, min(8, blocks(_part(workload, lanes).filters, lanes)) + 1)
+        if like is None or q == like.parameters["blocks"]
         # A planar vector holds neighbouring columns of one row, so a planar tile is one row.
         for rows in range(1, min(4 if workload.layout != "planar" else 1, height) + 1)
         for columns in range(1, min(machine.registers, width) + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from types import ModuleType
 
@@ -30,12 +30,28 @@ def all_choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
     return tuple(sorted(candidates, key=lambda choice: choice.cost))
 
 
+def alike(workload: ConvWorkload, machine: Machine, like: Choice) -> tuple[Choice, ...]:
+    """Ways to compute a workload with weights that are packed for another choice, best predicted first.
+
+    Args:
+        workload: A workload of the same weights, at another size of its source.
+        machine: The machine it is computed on.
+        like: What the weights are packed for.
+    """
+    pack = FAMILIES[like.family].pack
+    # Two families may pack in the same way.
+    families = [family for family in FAMILIES.values() if family.pack is pack]
+    ways = (choice for family in families for choice in family.choices(workload, machine, like=like))
+    return tuple(sorted(ways, key=lambda choice: choice.cost))
+
+
 def choose(
     workload: ConvWorkload,
     machine: Machine,
     schedule: Mapping[str, Mapping[str, object]],
     *,
     most_bytes: int | None = None,
+    others: Collection[ConvWorkload] = (),
 ) -> Choice | None:
     """The plan's choice for the workload where it has one that still exists, else the analytic default.
 
@@ -44,11 +60,13 @@ def choose(
         machine: The machine it is computed on.
         schedule: Digest of a workload → a choice, as `Choice.to_dict` gives it.
         most_bytes: Most bytes of its packed weights; None: no limit.
+        others: Workloads that are to read the same packed weights.
     """
     candidates = [
         candidate
         for candidate in all_choices(workload, machine)
-        if most_bytes is None or candidate.weight_bytes <= most_bytes
+        if (most_bytes is None or candidate.weight_bytes <= most_bytes)
+        and all(alike(other, machine, candidate) for other in others)
     ]
     wanted = dict(schedule.get(workload.digest, {}))
     return next((choice for choice in candidates if choice.to_dict() == wanted), next(iter(candidates), None))

@@ -103,8 +103,14 @@ def _output_matrix(m: int, points: int) -> NDArray[np.float64]:
     return matrix
 
 
-def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
-    """Tile sizes, bands and register tiles that fit, the cheapest first; none where the method does not apply."""
+def choices(workload: ConvWorkload, machine: Machine, *, like: Choice | None = None) -> tuple[Choice, ...]:
+    """Tile sizes, bands and register tiles that fit, the cheapest first; none where the method does not apply.
+
+    Args:
+        workload: What is computed.
+        machine: Where.
+        like: The choice for the same weights whose packing must do; None: any packing.
+    """
     if not _applies(workload) or not machine.by_element:
         return ()
     lanes, (height, width) = machine.lanes(workload.dtype), workload.result
@@ -118,6 +124,7 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
         for tiles, q in product(range(lanes // 2, min(MAX_TILES, width // m) + 1), range(1, MAX_BLOCKS + 1))
         if out_blocks % q == 0 and q * tiles + -(-tiles // lanes) + q + 1 <= machine.registers
         for parameters in [{"m": m, "rows": rows, "tiles": tiles, "blocks": q}]
+        if like is None or (m, q) == (like.parameters["m"], like.parameters["blocks"])
     ]
     return tuple(sorted(fitting, key=lambda choice: choice.cost)[:MAX_CHOICES])
 

@@ -63,9 +63,18 @@ LATE = "late"
 TAPS = 9
 """Weights of a filter for one channel."""
 
+_PACKED_BY = ("m", "blocks", LATE)
+"""Parameters that decide how weights are packed."""
 
-def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
-    """Tile sizes, bands and register tiles that fit, the cheapest first; none where the method does not apply."""
+
+def choices(workload: ConvWorkload, machine: Machine, *, like: Choice | None = None) -> tuple[Choice, ...]:
+    """Tile sizes, bands and register tiles that fit, the cheapest first; none where the method does not apply.
+
+    Args:
+        workload: What is computed.
+        machine: Where.
+        like: The choice for the same weights whose packing must do; None: any packing.
+    """
     if not _applies(workload):
         return ()
     lanes = machine.lanes(workload.dtype)
@@ -81,6 +90,7 @@ def choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
         for way in ways
         for parameters in [{"m": m, "rows": rows, "tiles": tiles, "blocks": q, **way}]
         if q == 1 or not _is_late(workload, parameters) or _group_bytes(workload, lanes, m, q) <= GROUP_BYTES
+        if like is None or all(parameters.get(name) == like.parameters.get(name) for name in _PACKED_BY)
     ]
     ranked = sorted(fitting, key=_by_cost)
     # Under a limit of bytes a smaller tile, whose transform enlarges weights less, may be the fastest that is left.

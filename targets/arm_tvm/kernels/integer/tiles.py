@@ -72,31 +72,41 @@ def split(size: int, most: int) -> list[tuple[int, int, int]]:
     return [part for part in parts if part[1]]
 
 
-def tile_choices(spec: ConvSpec, dot: Dot) -> tuple[Tile, ...]:
-    """Tiles that fit, by predicted instructions."""
+def tile_choices(spec: ConvSpec, dot: Dot, *, groups: int | None = None) -> tuple[Tile, ...]:
+    """Tiles that fit, by predicted instructions.
+
+    Args:
+        spec: The convolution.
+        dot: How the machine multiplies int8.
+        groups: Of the tile that the weights are packed for; None: any.
+    """
     vectors = vectors_of(dot)
     if vectors.tiled:
-        return _amx_choices(spec)
+        return tuple(tile for tile in _amx_choices(spec) if groups in (None, tile.groups))
     # 4, 8 and 16 channels divide a block of 16; 32 channels are two blocks.
     counts = (1, 2, 4, 8) if vectors.by_lane else (2, 4, 8, 12, 16)
-    groups = [count for count in counts if spec.result.blocks * 4 % count == 0 and 4 * count % vectors.lanes == 0]
+    dividing = [count for count in counts if spec.result.blocks * 4 % count == 0 and 4 * count % vectors.lanes == 0]
+    fit_packing = [count for count in dividing if groups in (None, count)]
     wide = [(1, columns) for columns in range(1, min(spec.result.width, COLUMNS_MAX) + 1)]
     # Tiles of several rows are for images whose rows are too short to fill the registers.
     high = [(rows, spec.result.width) for rows in range(2, min(spec.result.height, ROWS_MAX) + 1)]
-    tiles = [Tile(count, rows, columns) for count in groups for rows, columns in wide + high]
+    tiles = [Tile(count, rows, columns) for count in fit_packing for rows, columns in wide + high]
     fitting = [tile for tile in tiles if _registers(tile, dot) <= vectors.registers]
     return tuple(sorted(fitting, key=lambda tile: predicted_instructions(spec, tile, dot))[:MAX_CHOICES])
 
 
-def choose_tile(spec: ConvSpec, dot: Dot, schedule: Mapping[str, Mapping[str, object]]) -> Tile:
+def choose_tile(
+    spec: ConvSpec, dot: Dot, schedule: Mapping[str, Mapping[str, object]], *, groups: int | None = None
+) -> Tile:
     """The schedule's tile for the convolution where it has one that still exists, else the cheapest.
 
     Args:
         spec: The convolution.
         dot: How the machine multiplies int8.
         schedule: `workload_digest` → a tile, as `Tile.to_dict` gives it.
+        groups: Of the tile that the weights are packed for; None: any.
     """
-    tiles = tile_choices(spec, dot)
+    tiles = tile_choices(spec, dot, groups=groups)
     wanted = dict(schedule.get(workload_digest(spec, dot), {}))
     return next((tile for tile in tiles if tile.to_dict() == wanted), tiles[0])
 

@@ -219,3 +219,21 @@ def test_a_picture_is_no_mask() -> None:
         tolerance="fp16",
     )
     assert [node.op_type for node in model.graph] == ["Cast", "Mul", "MatMul", "Cast", "Softmax"]
+
+
+def test_an_angle_of_a_position_stays_float32_and_its_sine_does_not() -> None:
+    """In float16 position 1501 is 1501, times 0.7 it is 1051 instead of 1050.7."""
+    text = """g (int64[N,1] places, float[N,4] x) => (float[N,4] y) <float[4] rates = {1.0, 0.7, 0.3, 0.01}>
+        { p = Cast<to=1>(places) angle = Mul(p, rates) c = Cos(angle) s = Sin(angle)
+          a = Mul(x, c) b = Mul(x, s) y = Add(a, b) }"""
+    model, half = parse(text), parse(text)
+    for one in (model, half):
+        infer_shapes(one)
+    notes = FP16(half).notes
+    assert [note.split(": ")[1].split()[0] for note in notes] == ["Mul", "Cos", "Sin"]
+    types = {node.op_type: node.outputs[0].dtype for node in half.graph}
+    assert types["Cos"] == types["Sin"] == ir.DataType.FLOAT and types["Add"] == ir.DataType.FLOAT16
+    places = np.array([[0], [7], [1501], [2999]])
+    feeds = {"places": places, "x": np.ones((4, 4), np.float32)}
+    expected, actual = run_unoptimized(model, feeds)["y"], run_unoptimized(half, feeds)["y"]
+    assert TOLERANCES["fp16"].accepts(compare(expected, actual))

@@ -32,8 +32,8 @@ def conv_model(name_of_input: str = "image") -> ir.Model:
 
 def make(
     nodes: list[onnx.NodeProto],
-    inputs: dict[str, tuple[int, ...]],
-    outputs: dict[str, tuple[int, ...]],
+    inputs: dict[str, tuple[int | str, ...]],
+    outputs: dict[str, tuple[int | str, ...]],
     weights: dict[str, Array] | None = None,
     *,
     dtypes: dict[str, int] | None = None,

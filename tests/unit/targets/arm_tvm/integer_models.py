@@ -50,8 +50,8 @@ class Quantizing:
 
     def model(
         self,
-        inputs: dict[str, tuple[int, ...]],
-        outputs: dict[str, tuple[int, ...]],
+        inputs: dict[str, tuple[int | str, ...]],
+        outputs: dict[str, tuple[int | str, ...]],
         *,
         dtypes: dict[str, int] | None = None,
     ) -> ir.Model:
@@ -61,7 +61,7 @@ class Quantizing:
         return ir.from_proto(proto)
 
 
-def residual_network(*, unsigned: bool = False, least: int = -127) -> ir.Model:
+def residual_network(*, unsigned: bool = False, least: int = -127, batch: int | str = 1) -> ir.Model:
     """All that becomes an integer kernel: (1, 3, 40, 40) → (1, 10)."""
     net = Quantizing(unsigned=unsigned)
     image = net.steps("image", 0.03)
@@ -91,4 +91,4 @@ def residual_network(*, unsigned: bool = False, least: int = -127) -> ir.Model:
     flat = net.steps(net.add("GlobalAveragePool", [both], "g"), 0.05)
     row = net.steps(net.add("Flatten", [flat], "f"), 0.05)
     net.add("Gemm", [row, net.weights("w5", (64, 10), 1, least=least), net.bias("b5", 10)], "scores")
-    return net.model({"image": (1, 3, 40, 40)}, {"scores": (1, 10)})
+    return net.model({"image": (batch, 3, 40, 40)}, {"scores": (batch, 10)})

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from targets.arm_tvm.kernels.floating_point import bordered, direct, strided
+from targets.arm_tvm.kernels.floating_point.families import alike
 from targets.arm_tvm.kernels.floating_point.sources import result_shape
 from targets.arm_tvm.kernels.floating_point.workload import ConvWorkload, blocks
 from targets.arm_tvm.kernels.machine import Machine
@@ -134,6 +135,18 @@ def test_only_small_maps_with_padding_have_code_for_each_place() -> None:
     assert not bordered.choices(replace(SMALL, padding=(0, 0, 0, 0)), NEON)
     assert not bordered.choices(replace(SMALL, height=40, width=40, kernel=(7, 7), padding=(3, 3, 3, 3)), NEON)
     assert not bordered.choices(SMALL, AVX512)
+
+
+def test_direct_and_bordered_kernels_read_the_same_packed_weights() -> None:
+    larger = replace(SMALL, height=40, width=40)
+    like = bordered.choices(SMALL, NEON)[0]
+    ways = alike(larger, NEON, like)
+    assert {way.family for way in ways} == {"direct"}
+    assert {way.parameters["blocks"] for way in ways} == {like.parameters["blocks"]}
+    weights = np.random.default_rng(1).normal(size=(13, 9, 3, 3)).astype(np.float32)
+    np.testing.assert_array_equal(
+        bordered.pack(SMALL, like, weights, NEON), direct.pack(larger, ways[0], weights, NEON)
+    )
 
 
 def test_fewer_products_are_predicted_to_take_fewer_instructions() -> None:

@@ -28,12 +28,12 @@ int main(int argc, char **argv) {
   (void)argv;
   if (argc > 1) return printf("%lld", free_bytes()), 0;
   while (scanf("%15s %lf %lf %lf %lf", verb, &a, &b, &c, &d) == 5) {
-    Head head = {.arrival_us = b, .deadline_us = c, .waiting = (int)d};
+    Head head = {.arrival_us = b, .deadline_us = c, .waiting = (int)d, .size = 1};
     if (strcmp(verb, "init") == 0) init_ladder(&ladder, (int)a);
     if (strcmp(verb, "back") == 0) put_back(&ladder, (int)a, b);
     if (strcmp(verb, "out") == 0) take_out(&ladder, (int)a, b, c), printf("%.0f\n", ladder.rungs[(int)a].retry_us - c);
     if (strcmp(verb, "ran") == 0) observe_run(&ladder, (int)a, b, c);
-    if (strcmp(verb, "late") == 0) printf("%d\n", is_too_late(&ladder, a, b));
+    if (strcmp(verb, "late") == 0) printf("%d\n", is_too_late(&ladder, a, 1, b));
     if (strcmp(verb, "choose") == 0) printf("%d\n", choose_rung(&ladder, &head, a));
     if (strcmp(verb, "predict") == 0) printf("%.0f\n", predict_us(&ladder, (int)a, b));
   }

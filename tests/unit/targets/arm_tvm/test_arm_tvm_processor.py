@@ -1,5 +1,6 @@
 """What code for x86-64 needs of a processor is known, written beside it, and refused by name where it is missing."""
 
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,10 @@ from compiler.fleet.detect import host_isa
 from compiler.fleet.profile import Cpu, HardwareProfile
 from compiler.target import TargetPlan
 from targets.arm_tvm import TARGET, Options
+from targets.arm_tvm.bundle.folder import write_server
 from targets.arm_tvm.bundle.processor import needed_flags, refuse_other_processor
+from targets.arm_tvm.bundle.zig import run_zig
+from targets.arm_tvm.run.emulate import host_arch
 
 pytestmark = pytest.mark.needs_tvm
 HASWELL = Options("x86_64-linux-gnu", "haswell")
@@ -58,3 +62,36 @@ def test_a_processor_without_the_instruction_sets_is_refused_before_the_model_is
         file.write(f"{NO_SUCH}\n")
     with pytest.raises(ToolchainFailed, match=f"this processor lacks {NO_SUCH}, which the model is compiled for"):
         TARGET.load(artifact).run({"x": x})
+
+
+LOGGED_CALLS = """
+#include <stdarg.h>
+#include <stdio.h>
+long syscall(long number, ...) {
+  va_list rest;
+  va_start(rest, number);
+  long first = va_arg(rest, long), second = va_arg(rest, long);
+  va_end(rest);
+  printf("%ld %#lx %ld\\n", number, first, second);
+  fflush(stdout);
+  return 0;
+}
+"""
+
+
+@pytest.mark.skipif(host_arch() != "x86_64", reason="AMX is of x86-64")
+def test_the_program_that_measures_kernels_asks_linux_for_amx(tmp_path, cache_dir) -> None:
+    """Its sessions are processes that it starts, which have the permission from it."""
+    write_server("x86_64", workdir=tmp_path / "server", cache_dir=cache_dir)
+    (tmp_path / "calls.c").write_text(LOGGED_CALLS)
+    target = ("-target", "x86_64-linux-gnu.2.28", "-shared", "-fPIC")
+    run_zig("cc", *target, tmp_path / "calls.c", "-o", tmp_path / "calls.so", cache_dir=cache_dir)
+    ended = subprocess.run(
+        [tmp_path / "server" / "serve", "127.0.0.1", "1", "board"],
+        env={"LD_PRELOAD": str(tmp_path / "calls.so")},
+        capture_output=True,
+        text=True,
+    )
+    arch_prctl, ask_permission, tile_data = 158, 0x1023, 18
+    assert f"{arch_prctl} {ask_permission:#x} {tile_data}\n" in ended.stdout
+    assert "no tracker at 127.0.0.1:1" in ended.stderr

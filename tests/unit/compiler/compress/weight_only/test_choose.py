@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from compiler.compress.weight_only.choose import Option, choose_formats, lower_hull
+from compiler.compress.weight_only.choose import Budget, Option, choose_formats, lower_hull
 from compiler.errors import GateFailed
 from compiler.target.scheme import BlockFormat
 
@@ -26,7 +26,7 @@ def curves(seed: int, count: int = 5) -> dict[str, list[Option]]:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_choice_is_the_best_for_the_bytes_it_takes(seed):
     options = curves(seed)
-    chosen = choose_formats(options, 30_000)
+    chosen = choose_formats(options, Budget(30_000))
     used, cost = sum(o.bytes for o, _ in chosen.values()), sum(o.kl for o, _ in chosen.values())
     assert used <= 30_000
     best = min(sum(o.kl for o in row) for row in product(*options.values()) if sum(o.bytes for o in row) <= used)
@@ -37,13 +37,34 @@ def test_the_choice_is_the_best_for_the_bytes_it_takes(seed):
 def test_a_format_that_is_never_best_is_on_no_hull():
     worse = Option(BlockFormat(5, 32), 5500, 1.0)
     assert worse not in lower_hull(
-        [Option(BlockFormat(4, 32), 4600, 0.5), worse, Option(BlockFormat(8, 64), 8400, 0.1)]
+        [Option(BlockFormat(4, 32), 4600, 0.5), worse, Option(BlockFormat(8, 64), 8400, 0.1)], Budget(9000).cost
     )
 
 
 def test_a_limit_below_the_smallest_formats_fails_and_says_what_they_take():
     with pytest.raises(GateFailed) as failed:
-        choose_formats(curves(0), 10_000)
+        choose_formats(curves(0), Budget(10_000))
     assert failed.value.exit_code == 5
     assert "may take 0.01 MB, and their smallest formats take 0.021 MB" in str(failed.value)
     assert "divergence of" in str(failed.value)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_limit_of_time_leaves_formats_that_are_slow_and_bytes_still_hold(seed):
+    """6 bits are two products, and take longer than 8 where those fit."""
+    times = {4: 1.0, 6: 2.1, 8: 1.5}
+    options = {
+        name: [Option(o.format, o.bytes, o.kl, times[o.format.bits] / 5) for o in row]
+        for name, row in curves(seed).items()
+    }
+    chosen = [option for option, _ in choose_formats(options, Budget(40_000, 1.3)).values()]
+    assert sum(option.bytes for option in chosen) <= 40_000 and sum(option.time for option in chosen) <= 1.3
+    assert {option.format.bits for option in chosen} == {4, 8}
+    free = [option for option, _ in choose_formats(options, Budget(40_000)).values()]
+    assert sum(option.time for option in free) > 1.3
+
+
+def test_a_limit_of_time_below_the_fastest_formats_fails():
+    options = {"w": [Option(BlockFormat(4, 64), 43, 1.0, 1.0), Option(BlockFormat(8, 64), 84, 0.1, 1.5)]}
+    with pytest.raises(GateFailed, match=r"products may take 0\.9 of the time"):
+        choose_formats(options, Budget(None, 0.9))

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from language_models import tiny_decoder, windows
 
-from compiler.compress.weight_only import WeightOptions, WeightsQuantized, measure_weights, quantize_weights
+from compiler.compress.weight_only import Budget, WeightOptions, WeightsQuantized, measure_weights, quantize_weights
 from compiler.compress.weight_only.divergence import Trials
 from compiler.compress.weight_only.layers import WeightKind, find_layers
 from compiler.compress.weight_only.segments import Stream, cut_segments, sum_squares
@@ -20,6 +20,8 @@ from compiler.target.scheme import BlockFormat, WeightChoices
 
 WIDE = BlockFormat(8, 32, symmetric=True)
 CHOICES = WeightChoices((BlockFormat(4, 32), BlockFormat(4, 64), WIDE), (WIDE, BlockFormat(4, 32)))
+
+TIMES = {4: 1.0, 8: 1.5}
 
 
 def quiet(text: str) -> None:
@@ -44,9 +46,17 @@ def costs(model, batches, tmp_path_factory) -> Path:
     return folder / "costs.json"
 
 
-def quantized(model, batches, costs: Path, folder: Path, budget: int | None, tell=quiet) -> WeightsQuantized:
+def quantized(model, batches, costs: Path, folder: Path, budget: int | None, tell=quiet, time=None) -> WeightsQuantized:
     return quantize_weights(
-        model, batches, costs, WeightOptions(), budget_bytes=budget, scheme="test", folder=folder, tell=tell
+        model,
+        batches,
+        costs,
+        WeightOptions(),
+        budget=Budget(budget, time),
+        times=TIMES,
+        scheme="test",
+        folder=folder,
+        tell=tell,
     )
 
 
@@ -74,6 +84,12 @@ def test_segments_compute_what_the_whole_model_does(model, batches):
     whole.graph.outputs.append(value)
     rows = np.concatenate([Unoptimized(whole).run(batch)[last.reads].reshape(-1, 192) for batch in batches])
     assert np.allclose(found[last.reads], rows.T @ rows / len(rows), rtol=1e-4, atol=1e-4)
+
+
+def test_the_limit_of_time_holds_and_counts_from_the_fastest_format(model, batches, costs, tmp_path):
+    free, fast = (quantized(model, batches, costs, tmp_path / str(time), None, time=time) for time in (None, 1.2))
+    assert free.plan.time == pytest.approx(1.5) and 1.0 <= fast.plan.time <= 1.2
+    assert fast.plan.kl > free.plan.kl
 
 
 def test_the_limit_holds_and_more_bytes_are_closer(model, batches, costs, tmp_path):
