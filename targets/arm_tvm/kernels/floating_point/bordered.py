@@ -37,6 +37,8 @@ __all__ = ["choices", "emit", "pack"]
 
 MAX_CHOICES = 12
 """Choices of one workload: each of them is compiled and measured when it is tuned."""
+MAX_PIXELS = 64
+"""Of a result: of a larger one little lies on padding, and groups of channels alone would not keep all cores busy."""
 MAX_CODE = 4096
 """Multiply-adds of all kinds of tiles together, which are all written out: 16 KiB of code."""
 MAX_ROWS, MAX_COLUMNS, MAX_BLOCKS = 4, 8, 8
@@ -54,6 +56,8 @@ def choices(workload: ConvWorkload, machine: Machine, *, like: Choice | None = N
         like: The choice for the same weights whose packing must do, of this family or of `direct`; None: any packing.
     """
     if workload.layout != "blocked" or workload.groups > 1 or not any(workload.padding) or not machine.by_element:
+        return ()
+    if prod(workload.result) > MAX_PIXELS:
         return ()
     lanes = machine.lanes(workload.dtype)
     sources = blocks(workload.channels, lanes) * lanes

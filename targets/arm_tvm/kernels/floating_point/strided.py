@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.target import Array
-from targets.arm_tvm.kernels.emitter import Emitter, broadcast, fma, gather, int32, lane, load, store
+from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, fma, gather, int32, lane, load, store
 from targets.arm_tvm.kernels.floating_point.epilogue import finish
 from targets.arm_tvm.kernels.floating_point.sources import SourceLayout, padded_source, result_shape, source_shape
 from targets.arm_tvm.kernels.floating_point.winograd import split_evenly
@@ -231,8 +231,10 @@ class _Strided:
         self.source, self.image = source, _planes(work)
         if any(work.padding):
             self.source, self.image = padded_source(emitter, source, work, self.lanes)
-        bands = work.result[0] // self.rows
-        with emitter.loop(work.batch * bands, parallel=True) as step:
+        bands, self.products = work.result[0] // self.rows, _products(work, self.m)
+        terms = work.channels * work.kernel[0] * self.products
+        heavy = work.batch * work.result[0] * self.across * terms * self.out_blocks > PARALLEL_WORK
+        with emitter.loop(work.batch * bands, parallel=heavy) as step:
             from tvm import tirx
 
             image, band = tirx.floordiv(step, int32(bands)), tirx.floormod(step, int32(bands))
@@ -241,7 +243,6 @@ class _Strided:
 
     def _band(self, image: Any, band: Any) -> None:
         emitter, work, lanes = self.emitter, self.work, self.lanes
-        self.products = _products(work, self.m)
         v = emitter.allocate(
             _source_rows(work, self.rows) * work.channels * self.products * self.line, self.dtype, "global"
         )

@@ -111,7 +111,7 @@ def test_arm_cores_offer_it_and_others_say_why_not() -> None:
 def test_every_choice_takes_a_byte_for_a_weight() -> None:
     work = ConvWorkload("blocked", "float32", 1, 64, 17, 17, 64, **PADDED)
     choices = [choice for family in FAMILIES.values() for choice in family.choices(work, NEON)]
-    assert {choice.family for choice in choices} == {"bordered", "direct", "winograd"}
+    assert {choice.family for choice in choices} == {"direct", "winograd"}
     assert {choice.weight_bytes for choice in choices} == {64 * 64 * 9}
 
 
