@@ -1,7 +1,7 @@
 """A candidate made anew with faster formats of its weights, until what is measured keeps the limit on time.
 
 How long products take is known of the target's kernels by bits, against each other; how long the whole takes is
-measured. What else a token costs stays as it is, so that each build comes nearer and the last may still be too slow.
+measured. What else a token costs stays as it is, so that each build comes nearer; the last one has the fastest formats.
 """
 
 from __future__ import annotations
@@ -34,4 +34,5 @@ def shorter_time(gates: Sequence[Gate], time: float, *, builds: int) -> float | 
     gate = refusing[0] if [gate.name for gate in refusing] == [GateName.LATENCY] else None
     if gate is None or gate.value is None or builds == MAX_BUILDS or time <= _LEAST + _NEARER:
         return None
-    return max(_LEAST, time * gate.limit / gate.value)
+    is_last = builds == MAX_BUILDS - 1
+    return _LEAST if is_last else max(_LEAST, time * gate.limit / gate.value)

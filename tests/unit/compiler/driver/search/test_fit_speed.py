@@ -16,8 +16,12 @@ def test_products_get_the_share_of_their_time_that_the_limit_is_of_the_whole():
     assert shorter_time(latency(12.5), 1.5, builds=0) == pytest.approx(1.2)
 
 
+def test_the_last_build_has_the_fastest_formats():
+    assert shorter_time(latency(10.1), 1.5, builds=MAX_BUILDS - 1) == 1.0
+
+
 def test_no_less_than_all_weights_in_the_fastest_format():
-    assert shorter_time(latency(40.0), 1.5, builds=2) == 1.0
+    assert shorter_time(latency(40.0), 1.5, builds=1) == 1.0
 
 
 @pytest.mark.parametrize(
