@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compiler.artifact import Evidence
+from compiler.artifact.manifest import BORDER
 from compiler.driver.clock import Clock
 from compiler.driver.events import Sink, ignore
 from compiler.driver.stages.border import Border, make_border
@@ -19,6 +20,7 @@ from compiler.driver.stages.kernels import (
     tuning_keys,
     tuning_log,
 )
+from compiler.driver.stages.rewrite import rewritten_entry
 from compiler.driver.stages.run import Stages
 from compiler.errors import FleetError, TargetUnavailable, ToolchainFailed
 from compiler.fleet import DeviceClass, Fleet, load_fleet
@@ -152,7 +154,10 @@ def _border_and_kernels(
     """The job's plan with what the model adds to it, its border model, and the kernels of that."""
     stages, target, profile = Stages(Store(cache), Clock(job.device.name, events)), job.target, job.profile
     ready = prepare(fleet, read_original(fleet).model, [job.device])[0][job.device.name]
-    plan = bound_payload(job.plan, ready.model, job.device.generation)
+    rewritten = None
+    if job.plan.constraints.limits.memory_reduction_pct is not None:
+        rewritten = rewritten_entry(ready.model, ready.digest, job.plan, ready.inputs.probe, stages).files / BORDER
+    plan = bound_payload(job.plan, ready.model, job.device.generation, rewritten=rewritten)
     passes = target.passes(profile)
     capability, inputs = target.capability(profile), ready.inputs.probe
     border = make_border(ready.model, ready.digest, plan, passes, capability=capability, inputs=inputs, stages=stages)

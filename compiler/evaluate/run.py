@@ -13,11 +13,11 @@ from compiler.evaluate.dataset import Dataset
 from compiler.fleet.machine import available_cpus
 from compiler.model.background import run_ahead
 from compiler.model.numerics import Array, Arrays
-from compiler.model.reference import Unoptimized
+from compiler.model.reference import Optimized, Unoptimized
 
 
-def run_dataset(model: ir.Model, dataset: Dataset, *, batch: int = 8) -> dict[str, Array]:
-    """Outputs by name, those of all samples stacked on the first axis, from ONNX Runtime with optimizations off.
+def run_dataset(model: ir.Model, dataset: Dataset, *, batch: int = 8, is_optimized: bool = False) -> dict[str, Array]:
+    """Outputs by name, those of all samples stacked on the first axis, from ONNX Runtime.
 
     Every batch is computed on one thread, several at a time, so that results are the same on any number of cores.
 
@@ -25,13 +25,14 @@ def run_dataset(model: ir.Model, dataset: Dataset, *, batch: int = 8) -> dict[st
         model: Its inputs must be the dataset's.
         dataset: Read in the background; inputs of a few batches are in memory at a time.
         batch: Samples in a batch, ≥ 1, where the model does not fix it.
+        is_optimized: Whether with ONNX Runtime's optimizations: faster, and not the same bits on every machine.
 
     Raises:
         DataError: Samples cannot be used, or outputs of different samples differ in shape.
         UnsupportedModel: ONNX Runtime does not run the model.
     """
     fixed = _fixed_batch(dataset) or _fixed_in(model, dataset)
-    session, workers = Unoptimized(model), available_cpus()
+    session, workers = (Optimized if is_optimized else Unoptimized)(model), available_cpus()
     steps = (partial(_run, session, inputs, fixed, dataset) for inputs in dataset.batches(fixed or batch))
     stacks: dict[str, list[Array]] = {}
     for outputs in run_ahead(steps, workers=workers, ahead=2 * workers):
@@ -53,7 +54,7 @@ def _fixed_in(model: ir.Model, dataset: Dataset) -> int | None:
     return next((int(shape[0]) for shape in shapes if isinstance(shape[0], int)), None)
 
 
-def _run(session: Unoptimized, inputs: Arrays, fixed: int | None, dataset: Dataset) -> dict[str, Array]:
+def _run(session: Unoptimized | Optimized, inputs: Arrays, fixed: int | None, dataset: Dataset) -> dict[str, Array]:
     """The outputs of one batch, whose last samples are repeated to fill a fixed one and then left out."""
     if dataset.whole:
         return {

@@ -61,6 +61,7 @@ class Images:
         task: Of the evaluation: `classification` explains the class; everything else the outputs' direction.
         output: The output that is judged; None for the only one of a classifier, and all of them otherwise.
         may_show: Whether pictures of the data may be kept beside what is computed of them.
+        most: Pictures that are explained, at most.
     """
 
     dataset: Dataset
@@ -68,6 +69,7 @@ class Images:
     task: str
     output: str | None = None
     may_show: bool = True
+    most: int = IMAGES
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def ask(outputs: Arrays, images: Images) -> Question:
     refuse_not_finite(outputs)
     samples = tuple(_singles(images.dataset))
     labels = images.dataset.labels if images.task == "verification" else None
-    places, partners = choose_pictures(labels, len(samples))
+    places, partners = choose_pictures(labels, len(samples), most=images.most)
     kind, goals = _goals(outputs, images, places, partners)
     seen = "the picture itself" if places == partners else "another picture of the person"
     cosine = f"the cosine to the float model's output for {seen}"
@@ -208,20 +210,21 @@ def top_overlap(left: Floats, right: Floats) -> float:
     return len(first & second) / count
 
 
-def choose_pictures(labels: Array | None, count: int) -> tuple[list[int], list[int]]:
+def choose_pictures(labels: Array | None, count: int, *, most: int = IMAGES) -> tuple[list[int], list[int]]:
     """Samples to explain, and for each the one that its score refers to, itself where it has no partner.
 
     Args:
         labels: Of a verification's samples: the person of each, or pairs (M, 5); None refers each to itself.
         count: How many samples there are.
+        most: How many are explained, at most.
     """
     if labels is None:
-        spread: list[int] = np.linspace(0, count - 1, min(IMAGES, count)).round().astype(int).tolist()
+        spread: list[int] = np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
         return spread, spread
     partners = dict(_partners(labels, count))
     people = {place: place for place in range(count)} if labels.ndim == 2 else _firsts(labels)
     order = sorted(range(count), key=lambda place: (place not in partners, people[place] != place, place))
-    places = sorted(order[:IMAGES])
+    places = sorted(order[:most])
     return places, [partners.get(place, place) for place in places]
 
 

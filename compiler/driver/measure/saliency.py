@@ -1,6 +1,7 @@
 """How alike a candidate's saliency maps are to the float model's, on the nearest thing to the device that runs here.
 
-The float model's maps are made once for all devices of the same sizes; a candidate's once for each build.
+The float model's maps are made once for all devices of the same sizes; a candidate's once for each build. Both models
+run with ONNX Runtime's optimizations where they are of floats alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from compiler.artifact import Evidence
 from compiler.artifact.schema import MeasuredOn, Saliency, Shown
@@ -37,10 +39,11 @@ from compiler.evaluate.saliency import (
 )
 from compiler.fleet.detect import host_fingerprint
 from compiler.model.numerics import Array, Arrays, write_arrays
+from compiler.model.reference import may_optimize
 from compiler.store import Entry, StageName, read_result, write_result
 
 SHOWN = 3
-"""Pictures that the manifest keeps for the report."""
+"""Pictures that the manifest keeps for the report; where no limit asks for the figures, no others are explained."""
 
 SIDE = 64
 """Pixels: what a kept picture is shrunk to at most, some ten kilobytes of it."""
@@ -66,6 +69,8 @@ def measure_saliency(context: BuildContext, made: BuiltCandidate) -> Saliency:
     images = context.data.images
     if isinstance(images, str):
         return _uncompared(images)
+    if context.job.plan.constraints.limits.saliency_correlation_min is None:
+        images = replace(images, most=SHOWN)
     stand_in = choose_stand_in(made, whole=images.dataset.whole)
     is_runnable = stand_in.measured_on != MeasuredOn.NOTHING
     if why := too_large(_float_outputs(context, images)) if is_runnable else stand_in.note:
@@ -129,11 +134,12 @@ def _float_entry(context: BuildContext, images: Images) -> Entry:
 
     def compute(folder: Path) -> None:
         question = ask(_float_outputs(context, images), images)
-        _write(folder, explain(partial(run_dataset, model, batch=BATCH), question))
+        _write(folder, explain(_run_model(model), question))
         pictures = list(_thumbnails(question)) if images.may_show else []
         write_result(folder, _QUESTION, {"score": question.words, "pictures": pictures})
 
-    return context.stages.run(StageName.SALIENCY, compute, model=digest, pictures=images.may_show, **_inputs(images))
+    subject: dict[str, object] = {"model": digest, "pictures": images.may_show, "host": host_fingerprint()}
+    return context.stages.run(StageName.SALIENCY, compute, **subject, **_inputs(images))
 
 
 def _candidate_entry(
@@ -141,20 +147,24 @@ def _candidate_entry(
 ) -> Entry:
     on_artifact = measured_on == MeasuredOn.ARTIFACT
     border = made.border if on_artifact else for_data_sets(context, made.plan, made.border)
-    subject: dict[str, object] = (
-        {"build": made.built.entry.digest, "host": host_fingerprint()} if on_artifact else {"model": border.digest}
-    )
+    subject: dict[str, object] = {"host": host_fingerprint()}
+    subject |= {"build": made.built.entry.digest} if on_artifact else {"model": border.digest}
 
     def compute(folder: Path) -> None:
         question = ask(_float_outputs(context, images), images)
-        run = _run_artifact(context, made) if on_artifact else partial(run_dataset, border.load(), batch=BATCH)
+        run = _run_artifact(context, made) if on_artifact else _run_model(border.load())
         _write(folder, explain(run, question))
 
     return context.stages.run(StageName.SALIENCY, compute, **subject, original=original.digest, **_inputs(images))
 
 
+def _run_model(model: ir.Model) -> Run:
+    """A model under ONNX Runtime; optimized where it is of floats alone, since maps are compared by rank, with ties."""
+    return partial(run_dataset, model, batch=BATCH, is_optimized=may_optimize(model))
+
+
 def _inputs(images: Images) -> dict[str, object]:
-    return {"data": images.dataset.digest, "task": images.task, "output": images.output}
+    return {"data": images.dataset.digest, "task": images.task, "output": images.output, "most": images.most}
 
 
 def _float_outputs(context: BuildContext, images: Images) -> Arrays:

@@ -1,11 +1,13 @@
 """A candidate made anew with fewer bytes for its weights, until what is measured keeps the limit on memory.
 
     build → measure payload and run memory → both within: verify, keep
-      ↑           └ over: as many bytes fewer as are missing, while the target has smaller choices
+      ↑           ├ over: as many bytes fewer as are missing, while the target has smaller choices
+      │           └ within after a build that was over, and more than a little is spare: as many bytes more
       └───────────┘
 
 The limit that a target is given counts the payload only, and what it knows of the size of its code and of the memory
-that a run takes is an estimate; the gates count what was measured.
+that a run takes is an estimate; the gates count what was measured. Smaller weights may also take less memory beside
+them, as where a kernel transforms none when it runs: then the first step was too large.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from compiler.store import StageName
 
 MAX_BUILDS = 4
 """Builds after the first one: each comes nearer by what was missing, so that one or two are the rule."""
+
+SPARE = 0.02
+"""Of a payload: less than this is left as it is, since a build takes longer than it would gain."""
 
 
 class Remake(Protocol):
@@ -52,23 +57,45 @@ def fit_memory(
         or context.is_quantized
     ):
         return made
-    attempt = made
-    for _ in range(MAX_BUILDS):
+    attempt, fitting, over = made, None, None
+    for _ in range(MAX_BUILDS + 1):
         least, given = _least_bytes(attempt), attempt.plan.target_plan.payload_bytes
         with context.clock.timed(StageName.MEMORY):
             footprint = measure_footprint(context, attempt, original)
         excess = excess_bytes(reference_footprint(attempt, original), footprint, limits)
-        if excess <= 0:
-            return attempt
-        if least is None or given is None or given <= least:
-            return made
-        most = max(least, min(given, footprint.weights_bytes) - excess)
+        fitting, is_over = (fitting, True) if excess > 0 else (attempt, False)
+        if least is None or given is None:
+            break
+        size = min(given, footprint.weights_bytes)
+        most = next_payload(size, excess, least=least, over=over, is_last=is_over and fitting is not None)
+        if most is None:
+            break
+        over = size if is_over else over
         context.clock.note(
-            f"{made.plan.precision}: {excess / MIB:.2f} MiB over the limit on memory; its payload gets "
-            f"{most / MIB:.1f} MiB, and weights are made smaller"
+            f"{made.plan.precision}: {abs(excess) / MIB:.2f} MiB {'over' if is_over else 'below'} the limit on memory; "
+            f"its payload gets {most / MIB:.1f} MiB, and weights are made {'smaller' if is_over else 'larger'}"
         )
         attempt = remake(payload_bytes=most)
-    return made
+    return fitting or made
+
+
+def next_payload(size: int, excess: int, *, least: int, over: int | None, is_last: bool) -> int | None:
+    """Bytes that the payload of the next build may take; None where there is none to be made.
+
+    Args:
+        size: Bytes of the payload that was measured, or what it was allowed if that is less.
+        excess: Bytes that it was over the limit by; negative where they are spare.
+        least: The least payload that the target can make.
+        over: Bytes of the smallest payload that was over the limit; None where none was.
+        is_last: Whether a smaller build keeps the limit already, and this one does not.
+    """
+    if excess > 0:
+        return None if is_last or size <= least else max(least, size - excess)
+    if over is None or -excess < SPARE * size:
+        return None
+    # What was over the limit once is not built again.
+    more = min(size - excess, (size + over) // 2)
+    return more if more - size >= SPARE * size else None
 
 
 def _least_bytes(made: UnverifiedCandidate) -> int | None:

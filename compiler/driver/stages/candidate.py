@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import onnx_ir as ir
 
+from compiler.artifact.manifest import BORDER
 from compiler.artifact.schema import Parity, Reference
 from compiler.driver.stages.bisect import explain_divergence
 from compiler.driver.stages.border import Border, given_border, make_border
@@ -28,6 +30,7 @@ from compiler.driver.stages.proof import weak_proofs
 from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
 from compiler.driver.stages.reference import ParityCase, reference_cases
+from compiler.driver.stages.rewrite import rewritten_entry
 from compiler.driver.stages.verify import Verification, verify_artifact
 from compiler.driver.stages.weights import weights_entry
 from compiler.errors import GateFailed, UnsupportedModel
@@ -122,7 +125,8 @@ def build(
         CompilerError: It cannot be built.
     """
     job, ready = context.job, context.ready
-    plan = hold_to_model(bound_payload(plan, ready.model, context.job.device.generation), ready.model)
+    bound = bound_payload(plan, ready.model, job.device.generation, rewritten=_rewritten(context, plan))
+    plan = hold_to_model(bound, ready.model)
     plan = plan if payload_bytes is None else lower_payload(plan, payload_bytes)
     border = make_candidate_border(context, plan, variant)
     refuse_unsupported(border.load(), job.target.capability(job.profile), target=job.target.name)
@@ -141,6 +145,15 @@ def build(
         points = _reference_cases(context, border.load(), border.digest) if is_changed else imported
     weak = weak_proofs(points, is_random=ready.inputs.is_random)
     return UnverifiedCandidate(plan, border, built, points, border_parity, weak, kernels.scheduled, kernels.curves)
+
+
+def _rewritten(context: BuildContext, plan: Plan) -> Path | None:
+    """The file of the rewritten float model where the build has one, and a limit counts from it."""
+    is_limited = plan.constraints.limits.memory_reduction_pct is not None
+    if not is_limited or context.options.first is not None or context.is_quantized:
+        return None
+    ready = context.ready
+    return rewritten_entry(ready.model, ready.digest, plan, ready.inputs.probe, context.stages).files / BORDER
 
 
 def _reference(plan: Plan, border: Parity) -> Reference:

@@ -53,13 +53,17 @@ def tuning_log(cache: Path) -> TuningLog:
     return TuningLog(cache / "tuning")
 
 
-def bound_payload(plan: Plan, original: ir.Model, generation: Generation | None = None) -> Plan:
+def bound_payload(
+    plan: Plan, original: ir.Model, generation: Generation | None = None, *, rewritten: Path | None = None
+) -> Plan:
     """The plan with the bytes that its build's payload may take, where a limit on memory holds.
 
     Args:
         plan: A device's plan.
-        original: The model as imported, whose weights the limit counts from.
+        original: The model as imported.
         generation: How a language model is used: its cache takes memory too.
+        rewritten: The file of the float model after the portable passes, whose weights a share counts from, as they do
+            when the build is judged; None: those of the imported model.
     """
     memory_mib = plan.constraints.limits.memory_mib
     if memory_mib is not None:
@@ -75,7 +79,7 @@ def bound_payload(plan: Plan, original: ir.Model, generation: Generation | None 
     reduction_pct = plan.constraints.limits.memory_reduction_pct
     if reduction_pct is None:
         return plan
-    model_bytes = measure(original).bytes
+    model_bytes = measure(original if rewritten is None else ir.load(rewritten)).bytes
     most = int(model_bytes * (1 - reduction_pct / 100))
     if plan.target_plan.payload_bytes is not None and plan.target_plan.payload_bytes <= most:
         return plan

@@ -1,18 +1,21 @@
 """How many bytes the weights of each kernel may take.
 
-Winograd's transform multiplies the weights of a layer by n²/9: 1.8 to 7.1 times. Every kernel starts with its fastest
-choice. While the weights are over the limit, one kernel takes a choice with fewer bytes: the one that frees most bytes
-for each predicted instruction it adds. Where even the smallest choices are over the limit of a payload it cannot be
-met by any, and nothing is given up for it. Where a payload has no limit, all weights together take at most
+Winograd's transform multiplies the weights of a layer by n²/9: 1.8 to 7.1 times. Each layer has one choice among those
+of its workload, and the sum of predicted instructions is the least that the limit on the sum of bytes allows: a
+multiple-choice knapsack, solved by dynamic programming over bytes (Kellerer, Pferschy and Pisinger, Knapsack Problems,
+2004). Two layers of one workload may differ. Where even the smallest choices are over the limit of a payload it cannot
+be met by any, and nothing is given up for it. Where a payload has no limit, all weights together take at most
 `MOST_GROWTH` times the bytes that they have in the model, unless the options prefer speed.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from compiler.target import Tunable
 from targets.arm_tvm.graph.composites import Composite, find_composites
@@ -28,6 +31,12 @@ CODE_BYTES = 64 << 10
 """Of a payload: what is neither weights nor our kernels, about."""
 KERNEL_BYTES = 16 << 10
 """Of a payload: code of one kernel, about; what is measured corrects it where it is too low."""
+STEPS = 8192
+"""Into which the bytes above the smallest choices are cut: each layer loses less than one to rounding."""
+
+Layer: TypeAlias = tuple[ConvWorkload, str]
+"""A workload and the digest of its weights: equal weights of one workload are stored once, however many kernels read
+them."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,15 @@ def budget_of(options: Options, payload_bytes: int | None, *, sizes: int = 1) ->
     return Budget(payload_bytes, None if options.prefer is Preference.SPEED else MOST_GROWTH, sizes)
 
 
+def layer_of(composite: Composite) -> Layer:
+    """The layer that a composite's weights are of."""
+    return composite.workload, array_digest(composite.weights)
+
+
 def allot_weights(
     main: Any, composites: Mapping[Any, Composite], machine: Machine, budget: Budget
-) -> Mapping[ConvWorkload, int]:
-    """Workload → most bytes of its packed weights; a workload that may take any choice is not in it.
+) -> Mapping[Layer, int]:
+    """Layer → most bytes of its packed weights; a layer that may take any choice is not in it.
 
     Args:
         main: The Relax function, weights as constants.
@@ -76,9 +90,9 @@ def allot_weights(
     weights = _Weights.of(main, composites)
     if budget.payload_bytes is not None:
         room = budget.payload_bytes - weights.code_bytes(budget.sizes) - weights.others
-        return fit_weights(weights.counts, machine, room)
+        return fit_weights(weights.layers, machine, room)
     limit = int((budget.growth or MOST_GROWTH) * weights.total) - weights.others
-    return fit_weights(weights.counts, machine, max(limit, _least_bytes(weights.counts, machine)))
+    return fit_weights(weights.layers, machine, max(limit, _least_bytes(weights.layers, machine)))
 
 
 @dataclass(frozen=True)
@@ -86,26 +100,25 @@ class _Weights:
     """The constants of a model.
 
     Args:
-        counts: How many kernels each workload has, each with weights of its own.
+        layers: Those that kernels of ours pack.
         total: Bytes of all constants in the model.
         others: Of them, those that no kernel of ours packs.
     """
 
-    counts: Mapping[ConvWorkload, int]
+    layers: tuple[Layer, ...]
     total: int
     others: int
 
     @classmethod
     def of(cls, main: Any, composites: Mapping[Any, Composite]) -> _Weights:
-        # Equal weights of one workload are stored once, however many kernels read them.
-        distinct = {(part.workload, array_digest(part.weights)): part.given_bytes for part in composites.values()}
+        distinct = {layer_of(part): part.given_bytes for part in composites.values()}
         raw = {digest: size for (_, digest), size in distinct.items()}
         total = constant_bytes(main)
-        return cls(Counter(workload for workload, _ in distinct), total, max(0, total - sum(raw.values())))
+        return cls(tuple(distinct), total, max(0, total - sum(raw.values())))
 
     def code_bytes(self, sizes: int) -> int:
         """What the payload holds beside weights, about: a build that is measured may show that it is more."""
-        return CODE_BYTES + KERNEL_BYTES * len(self.counts) * sizes
+        return CODE_BYTES + KERNEL_BYTES * len({work for work, _ in self.layers}) * sizes
 
 
 def least_payload(module: Any, machine: Machine, *, sizes: int = 1) -> int | None:
@@ -118,15 +131,15 @@ def least_payload(module: Any, machine: Machine, *, sizes: int = 1) -> int | Non
     """
     main = module["main"]
     weights = _Weights.of(main, find_composites(main))
-    if not weights.counts:
+    if not weights.layers:
         return None
-    return weights.code_bytes(sizes) + weights.others + _least_bytes(weights.counts, machine)
+    return weights.code_bytes(sizes) + weights.others + _least_bytes(weights.layers, machine)
 
 
-def _least_bytes(counts: Mapping[ConvWorkload, int], machine: Machine) -> int:
-    """Bytes of all weights where each has its smallest choice."""
-    ranked = ((count, all_choices(work, machine)) for work, count in counts.items())
-    return sum(count * min(choice.weight_bytes for choice in choices) for count, choices in ranked if choices)
+def _least_bytes(layers: Iterable[Layer], machine: Machine) -> int:
+    """Bytes of all weights where each layer has its smallest choice."""
+    ranked = (all_choices(work, machine) for work, _ in layers)
+    return sum(min(choice.weight_bytes for choice in choices) for choices in ranked if choices)
 
 
 def within_budget(tunables: Sequence[Tunable], module: Any, machine: Machine, budget: Budget) -> tuple[Tunable, ...]:
@@ -140,7 +153,11 @@ def within_budget(tunables: Sequence[Tunable], module: Any, machine: Machine, bu
     """
     main = module["main"]
     limits = allot_weights(main, find_composites(main), machine, budget)
-    fitting = {work.digest: _fitting(work, machine, size) for work, size in limits.items()}
+    bound: dict[ConvWorkload, int] = {}
+    # One record serves all layers of a workload: it may be what any of them has room for.
+    for (work, _), size in limits.items():
+        bound[work] = max(size, bound.get(work, 0))
+    fitting = {work.digest: _fitting(work, machine, size) for work, size in bound.items()}
     return tuple(_restricted(tunable, fitting.get(tunable.workload)) for tunable in tunables)
 
 
@@ -172,49 +189,51 @@ def constant_bytes(main: Any) -> int:
     return sum(sizes.values())
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A change of one workload to a choice with fewer bytes.
+def fit_weights(layers: Sequence[Layer], machine: Machine, limit: int) -> Mapping[Layer, int]:
+    """Layer → most bytes of its weights, of all layers where one must give up its fastest choice; else of none.
 
     Args:
-        workload: The workload.
-        choice: Its new choice.
-        freed: Bytes saved, all kernels of the workload together.
-        added: Predicted instructions it adds.
-    """
-
-    workload: ConvWorkload
-    choice: Choice
-    freed: int
-    added: float
-
-
-def fit_weights(counts: Mapping[ConvWorkload, int], machine: Machine, limit: int) -> Mapping[ConvWorkload, int]:
-    """Workload → most bytes of its weights, of those that must give up their fastest choice.
-
-    Args:
-        counts: How many kernels each workload has, each with weights of its own.
+        layers: The layers; those without a choice are left out.
         machine: The machine they run on.
         limit: Most bytes of all their weights.
     """
-    choices = {work: ranked for work in counts if (ranked := all_choices(work, machine))}
-    selected = {work: ranked[0] for work, ranked in choices.items()}
-    if sum(counts[work] * min(choice.weight_bytes for choice in ranked) for work, ranked in choices.items()) > limit:
+    steps = {layer: useful for layer in layers if (useful := _useful_choices(all_choices(layer[0], machine)))}
+    room = limit - sum(choices[0].weight_bytes for choices in steps.values())
+    fastest = sum(choices[-1].weight_bytes for choices in steps.values())
+    if room < 0 or fastest <= limit:
         return {}
-    limits: dict[ConvWorkload, int] = {}
-    while sum(counts[work] * choice.weight_bytes for work, choice in selected.items()) > limit:
-        steps = (
-            step for work, choice in selected.items() for step in _steps(work, choice, choices[work], counts[work])
-        )
-        # At least 1: a step that adds no instruction must not divide by zero.
-        best = max(steps, key=lambda step: step.freed / max(step.added, 1.0))
-        selected[best.workload] = best.choice
-        limits[best.workload] = best.choice.weight_bytes
-    return limits
+    selected = _knapsack(list(steps.values()), room)
+    return {layer: choice.weight_bytes for layer, choice in zip(steps, selected, strict=True)}
 
 
-def _steps(work: ConvWorkload, selected: Choice, choices: Iterable[Choice], count: int) -> Iterator[_Step]:
-    for choice in choices:
-        if choice.weight_bytes < selected.weight_bytes:
-            freed, added = selected.weight_bytes - choice.weight_bytes, choice.cost - selected.cost
-            yield _Step(work, choice, count * freed, count * added)
+def _useful_choices(choices: Sequence[Choice]) -> list[Choice]:
+    """The smallest choice, and each larger one that is faster than all before it."""
+    useful: list[Choice] = []
+    for choice in sorted(choices, key=lambda choice: (choice.weight_bytes, choice.cost)):
+        if not useful or choice.cost < useful[-1].cost:
+            useful.append(choice)
+    return useful
+
+
+def _knapsack(layers: Sequence[Sequence[Choice]], room: int) -> list[Choice]:
+    """A choice for each layer, the fastest together.
+
+    Args:
+        layers: The choices of each, the smallest first.
+        room: Bytes that all may take beyond the smallest ones.
+    """
+    unit = max(1, -(-room // STEPS))
+    least = np.zeros(room // unit + 1)
+    picks: list[NDArray[np.intp]] = []
+    sizes = [[-(-(choice.weight_bytes - choices[0].weight_bytes) // unit) for choice in choices] for choices in layers]
+    for choices, own in zip(layers, sizes, strict=True):
+        costs = np.full((len(choices), least.size), np.inf)
+        for row, choice, size in zip(costs, choices, own, strict=True):
+            row[size:] = least[: max(0, least.size - size)] + choice.cost
+        picks.append(costs.argmin(axis=0))
+        least = costs.min(axis=0)
+    selected, place = [], least.size - 1
+    for choices, own, pick in reversed(list(zip(layers, sizes, picks, strict=True))):
+        selected.append(choices[pick[place]])
+        place -= own[pick[place]]
+    return selected[::-1]

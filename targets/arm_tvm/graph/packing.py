@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from targets.arm_tvm.graph.budget import UNLIMITED, Budget, allot_weights
+from targets.arm_tvm.graph.budget import UNLIMITED, Budget, allot_weights, layer_of
 from targets.arm_tvm.graph.composites import Composite, find_composites
 from targets.arm_tvm.graph.layouts import PackedValues, pack_constant, pack_value, unpack_value
 from targets.arm_tvm.graph.packed_operators import packed_operator, reshape_of_packed
@@ -61,7 +61,7 @@ def choose_kernels(
                 composite.workload,
                 machine,
                 schedule,
-                most_bytes=limits.get(composite.workload),
+                most_bytes=limits.get(layer_of(composite)),
                 others=elsewhere.get(array_digest(composite.weights), ()) if elsewhere else (),
             )
         )

@@ -18,7 +18,9 @@ from compiler.target import ToolchainFailed
 
 SAMPLE_S = 0.05
 """How often the maps are looked at, which takes some milliseconds; what is given back within this may be missed."""
-_MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ (\S{4}) \S+ \S+ \d+ *(.*)$")
+_MAPPING = re.compile(r"^([0-9a-f]+)-[0-9a-f]+ (\S{4}) \S+ \S+ \d+ *(.*)$")
+GUEST_END = 1 << 40
+"""QEMU places a 64-bit program from 0x5500000000 (2^38.4) on; what it takes itself the kernel places above 2^46."""
 _KIB = 1024
 _PIPE_READ = 1 << 16
 
@@ -28,19 +30,25 @@ def guest_resident_bytes(smaps: str) -> int:
 
     QEMU maps the program's own code without the right to execute it, because it executes translations. So what
     is executable is QEMU's: its code cache, which no file backs, and all mappings of a file of which one is
-    executable. Its heap and its stack have names. What is left is the program's, with a few stacks of QEMU's threads.
+    executable. Its heap and its stack have names; what it keeps for each of the program's threads, a megabyte of
+    them, is told by its address.
     """
-    resident: dict[str, int] = defaultdict(int)
+    resident: dict[tuple[bool, str], int] = defaultdict(int)
     of_qemu = {"[heap]", "[stack]", "[vdso]", "[vvar]", "[vsyscall]"}
-    name, rights = "", ""
+    address, rights, name = 0, "", ""
     for line in smaps.splitlines():
         if mapping := _MAPPING.match(line):
-            rights, name = mapping[1], mapping[2]
+            address, rights, name = int(mapping[1], 16), mapping[2], mapping[3]
             if "x" in rights and name:
                 of_qemu.add(name)
         elif line.startswith("Rss:") and not (not name and "x" in rights):
-            resident[name] += int(line.split()[1]) * _KIB
-    return sum(count for name, count in resident.items() if name not in of_qemu)
+            resident[address < GUEST_END, name] += int(line.split()[1]) * _KIB
+    by_place = [
+        sum(count for (low, name), count in resident.items() if low is own and name not in of_qemu)
+        for own in (True, False)
+    ]
+    # A QEMU that had to place the program elsewhere has nothing of it below.
+    return by_place[0] or by_place[1]
 
 
 def weigh_guest(

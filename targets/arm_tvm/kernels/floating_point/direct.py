@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from compiler.target import Array
 from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, fma, gather, int32, lane, load, store
 from targets.arm_tvm.kernels.floating_point import depthwise
 from targets.arm_tvm.kernels.floating_point.epilogue import finish
-from targets.arm_tvm.kernels.floating_point.int8_weights import LOADED, WIDENING, widened
+from targets.arm_tvm.kernels.floating_point.int8_weights import LOADED, PANEL_COST, WIDENING, widened, widened_panel
 from targets.arm_tvm.kernels.floating_point.sources import padded_source, result_shape, source_shape
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks, packed_bytes
 from targets.arm_tvm.kernels.machine import Machine
@@ -38,6 +39,8 @@ TILE_OVERHEAD = 14
 """Instructions of a tile besides loads, multiply-adds and stores: its offsets and the loop around it."""
 LOOP_OVERHEAD = 4
 """Instructions of one iteration that are no arithmetic: counter, offsets, branch."""
+LEAST_PARALLEL = 8
+"""Parts that a large kernel should have at least: two for each core of a small board."""
 UNROLLED = 600
 """Multiply-adds written out in one loop's body, at most."""
 
@@ -65,22 +68,30 @@ def choices(workload: ConvWorkload, machine: Machine, *, like: Choice | None = N
         # A planar vector holds neighbouring columns of one row, so a planar tile is one row.
         for rows in range(1, min(4 if workload.layout != "planar" else 1, height) + 1)
         for columns in range(1, min(machine.registers, width) + 1)
-        if _registers(workload, machine, q, rows * columns) <= machine.registers
+        if registers(workload, machine, q, rows * columns) <= machine.registers
     ]
     return tuple(sorted(fitting, key=lambda choice: choice.cost)[:MAX_CHOICES])
 
 
-def _registers(workload: ConvWorkload, machine: Machine, q: int, pixels: int) -> int:
+def registers(workload: ConvWorkload, machine: Machine, q: int, pixels: int) -> int:
+    """Vector registers that a tile of `q` blocks of output channels and so many pixels takes."""
     lanes = machine.lanes(workload.dtype)
     if not machine.by_element:
         # Scalars come from memory: only the one in use takes a register.
         return q * pixels + q + 1
-    if workload.weights:
+    if workload.weights and not has_panel(workload, pixels):
         # All weights of one load are widened together.
         return (q + 1) * pixels + max(q, LOADED // lanes) + 2
     if workload.layout == "planar":
-        return q * pixels + _chunks(workload, lanes, pixels) + 2
+        # 3: with 2 LLVM keeps sums of the longest tiles in memory.
+        return q * pixels + _chunks(workload, lanes, pixels) + 3
     return (q + 1) * pixels + q + 1
+
+
+def has_panel(workload: ConvWorkload, pixels: int) -> bool:
+    """Whether int8 weights are read by several tiles of so many pixels: then they are widened once, into memory."""
+    height, width = workload.result
+    return bool(workload.weights) and height * width > pixels
 
 
 def _chunks(workload: ConvWorkload, lanes: int, columns: int) -> int:
@@ -98,6 +109,14 @@ def _cost(workload: ConvWorkload, machine: Machine, q: int, rows: int, columns: 
             for _, q_count, tile_q in _block_groups(flat, lanes, q):
                 tile = _tile_cost(flat, machine, tile_q, tile_rows, tile_columns)
                 total += row_count * column_count * q_count * tile
+    if has_panel(flat, rows * columns):
+        total += (
+            blocks(flat.channels, lanes)
+            * prod(flat.kernel)
+            * lanes
+            * blocks(flat.filters, lanes)
+            * (lanes * PANEL_COST)
+        )
     terms = workload.channels // workload.groups * workload.kernel[0] * workload.kernel[1]
     weights = blocks(workload.filters, lanes) * lanes * terms
     return total * workload.batch * (workload.channels // flat.channels) + machine.streaming_cost(
@@ -118,7 +137,7 @@ def _tile_cost(flat: ConvWorkload, machine: Machine, q: int, rows: int, columns:
         adjacent = pair if flat.layout == "blocked" and flat.strides[1] == 1 else 1
         loads = rows * -(-columns // adjacent) if machine.by_element else pixels * lanes
         weights: float = lanes * q // pair
-        if flat.weights:
+        if flat.weights and not has_panel(flat, pixels):
             weights = lanes**2 * q * WIDENING[flat.dtype]
         inner = lanes * pixels * q + loads + weights + -(-LOOP_OVERHEAD // flat.kernel[1])
     finish_cost = pixels * q * (1 + len(flat.epilogue)) + q
@@ -202,10 +221,10 @@ def _pack_part(workload: ConvWorkload, choice: Choice, weights: Array, machine: 
 
 def emit(workload: ConvWorkload, choice: Choice, machine: Machine) -> Any:
     """The kernel."""
-    return _Direct(workload, choice, machine).function()
+    return Direct(workload, choice, machine).function()
 
 
-class _Direct:
+class Direct:
     """One kernel while it is written."""
 
     def __init__(self, workload: ConvWorkload, choice: Choice, machine: Machine) -> None:
@@ -215,9 +234,11 @@ class _Direct:
         self.part = _part(self.work, self.lanes)
         self.parts = workload.filters // self.part.filters
         self.out_blocks = blocks(self.part.filters, self.lanes)
+        self.panel: Any = None
         self.emitter = Emitter()
 
     def function(self) -> Any:
+        """The PrimFunc."""
         source = self.emitter.parameter(source_shape(self.workload, self.lanes), self.dtype, "x")
         depth = _depth(self.work, self.lanes)
         self.in_blocks = blocks(self.part.channels, depth)
@@ -229,31 +250,64 @@ class _Direct:
         shape = result_shape(self.workload, self.lanes)
         self.residual = self.emitter.parameter(shape, self.dtype, "r") if "add" in self.workload.epilogue else None
         self.result = self.emitter.parameter(shape, self.dtype, "y")
-        self.source, self.image = padded_source(self.emitter, source, self.work, self.lanes)
+        self._read(source)
         with self.emitter.loop(self.work.batch) as batch, self.emitter.loop(self.parts) as part:
             self._image(batch, part)
         return self.emitter.function()
 
-    def _image(self, batch: Any, part: Any) -> None:
-        from tvm import tirx
+    def _read(self, source: Any) -> None:
+        """Settles what the tiles read."""
+        self.source, self.image = padded_source(self.emitter, source, self.work, self.lanes)
 
-        height, width = self.work.result
-        parameters = self.choice.parameters
+    def _image(self, batch: Any, part: Any) -> None:
+        width, (rows_of_tile, columns_of_tile) = self.work.result[1], self._tile_size()
         origin, own = 0, part * (self.out_blocks * self.lanes * self.reduction)
-        for first_q, q_count, q in _block_groups(self.part, self.lanes, parameters["blocks"]):
-            for first_row, row_count, rows in split(height, parameters["rows"]):
-                vectors = q * q_count * rows * row_count * width * self.reduction
-                # Channels outermost: the weights of a group stay in the cache while the image passes.
-                with self.emitter.loop(q_count * row_count, parallel=vectors > PARALLEL_WORK) as step:
-                    group, row = tirx.floordiv(step, int32(row_count)), tirx.floormod(step, int32(row_count))
-                    weights = group * (q * self.lanes * self.reduction) + origin + own
+        for first_q, q_count, q in _block_groups(self.part, self.lanes, self.choice.parameters["blocks"]):
+            for first_row, row_count, rows in split(self.work.result[0], rows_of_tile):
+                for group, row, weights in self._groups((q_count, q, row_count, rows), origin + own):
                     top = row * rows + first_row
-                    for first, count, columns in split(width, parameters["columns"]):
+                    for first, count, columns in split(width, columns_of_tile):
                         with self.emitter.loop(count) as at:
                             place = (group * q + first_q, top, at * columns + first)
                             self.valid_lanes = min(self.lanes, self._results_from(first_q))
                             self._tile((batch, part), (q, rows, columns), place, weights)
             origin += q_count * q * self.lanes * self.reduction
+
+    def _tile_size(self) -> tuple[int, int]:
+        return self.choice.parameters["rows"], self.choice.parameters["columns"]
+
+    def _groups(self, counts: tuple[int, int, int, int], origin: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """Opens the loops over groups of output blocks and rows of tiles; yields both, and the offset of the weights.
+
+        Channels outermost: the weights of a group stay in the cache while the image passes.
+        """
+        from tvm import tirx
+
+        q_count, q, row_count, rows = counts
+        size = q * self.lanes * self.reduction
+        heavy = q * q_count * rows * row_count * self.work.result[1] * self.reduction > PARALLEL_WORK
+        if has_panel(self.work, prod(self._tile_size())):
+            # Few groups would leave cores idle: each is cut into parts of the rows, which widen its weights again.
+            parts = min(row_count, -(-LEAST_PARALLEL // q_count)) if heavy else 1
+            each = -(-row_count // parts)
+            with self.emitter.loop(q_count * parts, parallel=heavy) as step:
+                group, part = tirx.floordiv(step, int32(parts)), tirx.floormod(step, int32(parts))
+                self._widen(group * size + origin, q)
+                with self.emitter.loop(each) as index:
+                    row = part * each + index
+                    with self.emitter.when(None if parts * each == row_count else row < row_count):
+                        yield group, row, int32(0)
+            return
+        with self.emitter.loop(q_count * row_count, parallel=heavy) as step:
+            group, row = tirx.floordiv(step, int32(row_count)), tirx.floormod(step, int32(row_count))
+            yield group, row, group * size + origin
+
+    def _widen(self, at: Any, q: int) -> None:
+        """Makes floats of the weights of a group of `q` blocks."""
+        vectors, start = q * self.reduction, self.emitter.let(at + int32(0))
+        self.panel = widened_panel(
+            self.emitter, self.weights, start, vectors=vectors, lanes=self.lanes, dtype=self.dtype
+        )
 
     def _results_from(self, block: int) -> int:
         """Elements of a row of results from a block on."""
@@ -268,10 +322,7 @@ class _Direct:
         emitter = self.emitter
         sums = emitter.allocate(q * rows * columns, self.vector)
         for index in range(q):
-            # Sums begin with the bias, which saves its addition; those of integers are scaled before it is added.
-            zero = broadcast(0.0, self.lanes, self.dtype)
-            bias = load(self.bias, (block + index) * self.lanes, self.lanes) if self.factors is None else zero
-            bias = emitter.let(bias)
+            bias = self._first_sum(block + index)
             for pixel in range(rows * columns):
                 emitter.add(store(sums, pixel * q + index, bias, 1))
         origin = (
@@ -282,6 +333,12 @@ class _Direct:
         )
         self._reduce(sums, tile, emitter.let(origin), emitter.let(weights + int32(0)))
         self._store(sums, tile, batch, (block, top, left))
+
+    def _first_sum(self, block: Any) -> Any:
+        """What the sums of a vector of filters begin with: the bias, which saves its addition, or zero."""
+        # Sums of integers are scaled before the bias is added.
+        zero = broadcast(0.0, self.lanes, self.dtype)
+        return self.emitter.let(load(self.bias, block * self.lanes, self.lanes) if self.factors is None else zero)
 
     def _reduce(self, sums: Any, tile: tuple[int, int, int], origin: Any, weights: Any) -> None:
         q, rows, columns = tile
@@ -352,10 +409,11 @@ class _Direct:
 
     def _factors(self, at: Any, vectors: int) -> Iterator[Any]:
         """Neighbouring vectors of weights, loaded when they are asked for."""
-        if self.work.weights:
+        if self.work.weights and self.panel is None:
             return widened(self.emitter, self.weights, at, vectors=vectors, lanes=self.lanes, dtype=self.dtype)
+        buffer = self.weights if self.panel is None else self.panel
         places = (at + index * self.lanes for index in range(vectors))
-        return (self.emitter.let(load(self.weights, place, self.lanes)) for place in places)
+        return (self.emitter.let(load(buffer, place, self.lanes)) for place in places)
 
     def _multiply(self, sums: Any, q: int, scalars: list[Any], factors: list[Any]) -> None:
         """One product of every sum; where scalars are broadcast from memory, each is used up before the next."""
@@ -363,9 +421,11 @@ class _Direct:
         # By element: one vector of weights after the other, so that its register is free early. Else: one scalar after
         # the other, for the same reason.
         for pixel, index in places if not self.machine.by_element else sorted(places, key=lambda place: place[1]):
-            at = pixel * q + index
-            total = fma(factors[index], broadcast(scalars[pixel], self.lanes), load(sums, at, 1), self.vector)
-            self.emitter.add(store(sums, at, total, 1))
+            self._accumulate(sums, pixel * q + index, factors[index], broadcast(scalars[pixel], self.lanes))
+
+    def _accumulate(self, sums: Any, at: int, left: Any, right: Any) -> None:
+        """One sum plus one product."""
+        self.emitter.add(store(sums, at, fma(left, right, load(sums, at, 1), self.vector), 1))
 
     def _store(self, sums: Any, tile: tuple[int, int, int], batch: Any, place: tuple[Any, Any, Any]) -> None:
         q, rows, columns = tile

@@ -6,11 +6,17 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from types import ModuleType
 
-from targets.arm_tvm.kernels.floating_point import depthwise, direct, winograd
+from targets.arm_tvm.kernels.floating_point import bordered, depthwise, direct, strided, winograd
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload
 from targets.arm_tvm.kernels.machine import Machine
 
-FAMILIES: Mapping[str, ModuleType] = {"direct": direct, "winograd": winograd, "depthwise": depthwise}
+FAMILIES: Mapping[str, ModuleType] = {
+    "direct": direct,
+    "winograd": winograd,
+    "depthwise": depthwise,
+    "bordered": bordered,
+    "strided": strided,
+}
 
 
 @lru_cache(maxsize=1024)
@@ -32,7 +38,11 @@ def alike(workload: ConvWorkload, machine: Machine, like: Choice) -> tuple[Choic
         machine: The machine it is computed on.
         like: What the weights are packed for.
     """
-    return tuple(sorted(FAMILIES[like.family].choices(workload, machine, like=like), key=lambda choice: choice.cost))
+    pack = FAMILIES[like.family].pack
+    # Two families may pack in the same way.
+    families = [family for family in FAMILIES.values() if family.pack is pack]
+    ways = (choice for family in families for choice in family.choices(workload, machine, like=like))
+    return tuple(sorted(ways, key=lambda choice: choice.cost))
 
 
 def choose(

@@ -29,7 +29,7 @@ import numpy as np
 from compiler.target import Array
 from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, fma, int32, lane, load, store
 from targets.arm_tvm.kernels.floating_point.epilogue import finish
-from targets.arm_tvm.kernels.floating_point.int8_weights import widened
+from targets.arm_tvm.kernels.floating_point.int8_weights import WIDENING, widened
 from targets.arm_tvm.kernels.floating_point.sources import result_shape, source_shape
 from targets.arm_tvm.kernels.floating_point.spans import Span, find_spans
 from targets.arm_tvm.kernels.floating_point.winograd_transforms import (
@@ -53,8 +53,11 @@ UNROLLED = 4
 """Largest m whose transforms are written out; beyond, registers do not hold a tile and rows are looped over."""
 INPUT_COST, OUTPUT_COST = {2: 70.0, 4: 200.0, 6: 660.0}, {2: 50.0, 4: 180.0, 6: 560.0}
 """Instructions to transform one tile of one vector."""
-WEIGHT_COST = {2: 70.0, 4: 130.0, 6: 220.0}
-"""Instructions to widen and transform one vector of weights."""
+WEIGHT_COST = {2: 46.0, 4: 112.0, 6: 200.0}
+"""Instructions to transform one vector of weights."""
+GROUP_BYTES = 160 * 1024
+"""Most that U of one group of output blocks should take where the kernel makes it: each thread has one, and reads it
+from the second-level cache, beside V."""
 LATE = "late"
 """Parameter: 1 where U is made when the kernel runs, of weights that take no more bytes than in the model."""
 TAPS = 9
@@ -86,6 +89,7 @@ def choices(workload: ConvWorkload, machine: Machine, *, like: Choice | None = N
         if _registers(machine, tiles, q) <= machine.registers
         for way in ways
         for parameters in [{"m": m, "rows": rows, "tiles": tiles, "blocks": q, **way}]
+        if q == 1 or not _is_late(workload, parameters) or _group_bytes(workload, lanes, m, q) <= GROUP_BYTES
         if like is None or all(parameters.get(name) == like.parameters.get(name) for name in _PACKED_BY)
     ]
     ranked = sorted(fitting, key=_by_cost)
@@ -93,6 +97,12 @@ def choices(workload: ConvWorkload, machine: Machine, *, like: Choice | None = N
     best = {(choice.parameters["m"], choice.weight_bytes): choice for choice in reversed(ranked)}
     first = ranked[: MAX_CHOICES - len(best)]
     return tuple(sorted([*first, *(choice for choice in best.values() if choice not in first)], key=_by_cost))
+
+
+def _group_bytes(workload: ConvWorkload, lanes: int, m: int, q: int) -> int:
+    """Of U for `q` blocks of output channels."""
+    sources = blocks(workload.channels, lanes) * lanes
+    return (m + 2) ** 2 * sources * q * lanes * np.dtype(workload.dtype).itemsize
 
 
 def _is_late(workload: ConvWorkload, parameters: Mapping[str, int]) -> bool:
@@ -137,7 +147,8 @@ def _cost(workload: ConvWorkload, machine: Machine, parameters: Mapping[str, int
         part = sources * (lanes * tiles * q + loads + 4) + 2 * tiles * q + 12
         total += bands * results // q * (m + 2) ** 2 * part
     if _is_late(workload, parameters):
-        total += bands * sources * results * lanes * WEIGHT_COST[m]
+        widening = TAPS * lanes * WIDENING[workload.dtype] if workload.weights else 0.0
+        total += bands * sources * results * lanes * (WEIGHT_COST[m] + widening)
     # U is read from memory once per band.
     weights = bands * (m + 2) ** 2 * sources * results * lanes**2
     return workload.batch * (total + machine.streaming_cost(weights, workload.dtype))
@@ -224,10 +235,10 @@ class _Winograd:
             place = emitter.let(channel * self.q + vector)
             first = emitter.let((group * (channels * self.q) + place) * (TAPS * lanes))
             taps = self._taps(first)
-            columns = [self._transformed_weights(taps[column::3]) for column in range(3)]
             target = emitter.let(place * lanes)
-            for i in range(self.n):
-                for j, value in enumerate(self._transformed_weights([column[i] for column in columns])):
+            for cells in zip(*(self._transformed_weights(taps[column::3]) for column in range(3)), strict=True):
+                i = cells[0][0]
+                for j, value in self._transformed_weights([value for _, value in cells]):
                     self._store(u, target + (i * self.n + j) * (channels * self.q * lanes), value)
         return u
 
@@ -238,7 +249,7 @@ class _Winograd:
             return [*taps]
         return [self._vector(self.weights, first + tap * self.lanes) for tap in range(TAPS)]
 
-    def _transformed_weights(self, values: list[Any]) -> list[Any]:
+    def _transformed_weights(self, values: list[Any]) -> Iterator[tuple[int, Any]]:
         return transform_weights(self.emitter, values, m=self.m, dtype=self.dtype, lanes=self.lanes)
 
     def _workspace(self, vectors: int) -> Any:
@@ -307,7 +318,8 @@ class _Winograd:
 
     def _transformed(self, values: list[Any] | None) -> list[Any]:
         absent = [None] * self.n
-        return transform_input(self.emitter, values or absent, m=self.m, dtype=self.dtype, lanes=self.lanes)
+        column = values or absent
+        return transform_input(self.emitter, column, m=self.m, dtype=self.dtype, lanes=self.lanes, scaled=self.is_late)
 
     def _transform_results(self, m: Any, to: tuple[Any, Any], band: Any) -> None:
         (image, group), (height, width) = to, self.work.result

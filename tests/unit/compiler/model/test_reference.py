@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from compiler.errors import ToolchainFailed, UnsupportedModel
-from compiler.model.reference import Unoptimized
+from compiler.model.reference import Optimized, Unoptimized, may_optimize
 from compiler.passes.probe import make_probe
 
 HEADER = '<ir_version: 10, opset_import: ["": 20, "own": 1]> g '
@@ -56,3 +56,27 @@ def test_a_bug_of_ours_stays_one_and_is_no_reason_to_go_on_without_a_probe() -> 
 def test_a_model_that_cannot_be_run_has_a_probe_that_says_why() -> None:
     probe = make_probe(ir.from_onnx_text(HEADER + "(float[2,3] x) => (float[2,3] y) { y = own.Foo(x) }"))
     assert probe.expected is None and "own:Foo" in probe.why
+
+
+def test_optimized_session_gives_the_references_results_but_for_last_places() -> None:
+    model = ir.from_onnx_text(HEADER + "(float[2,3] x) => (float[2,3] y) { t = Mul(x, x) y = Softmax(t) }")
+    inputs = {"x": np.arange(6, dtype=np.float32).reshape(2, 3) / 7}
+    np.testing.assert_allclose(Optimized(model).run(inputs)["y"], Unoptimized(model).run(inputs)["y"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "may"),
+    [
+        ("float[2] x) => (float[2] y) { y = Relu(x) }", True),
+        ("float16[2] x) => (float16[2] y) { y = Relu(x) }", True),
+        ("bfloat16[2] x) => (bfloat16[2] y) { y = Relu(x) }", False),
+        (
+            "float[2] x, float s) => (float[2] y) { q = QuantizeLinear(x, s) y = DequantizeLinear(q, s) }",
+            False,
+        ),
+    ],
+    ids=["float32", "float16", "bfloat16", "quantized"],
+)
+def test_only_models_of_floats_are_optimized(body: str, may: bool) -> None:
+    model = ir.from_onnx_text(f"{HEADER}({body}")
+    assert may_optimize(model) is may

@@ -1,4 +1,4 @@
-"""The direct kernels on this machine, against NumPy, over shapes that leave every kind of rest."""
+"""The direct kernels and their kin on this machine, against NumPy, over shapes that leave every kind of rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from targets.arm_tvm.kernels.floating_point import direct
+from targets.arm_tvm.kernels.floating_point import bordered, direct, strided
+from targets.arm_tvm.kernels.floating_point.families import alike
 from targets.arm_tvm.kernels.floating_point.sources import result_shape
 from targets.arm_tvm.kernels.floating_point.workload import ConvWorkload, blocks
 from targets.arm_tvm.kernels.machine import Machine
@@ -107,7 +108,83 @@ def test_tiles_fit_the_registers_and_come_cheapest_first() -> None:
     assert max(sums) < NEON.registers
 
 
-def _run(workload: ConvWorkload, machine: Machine, seed: int) -> tuple[Any, Any]:
+SMALL = ConvWorkload(
+    "blocked", "float32", 2, 9, 4, 4, 13, kernel=(3, 3), padding=(1, 1, 1, 1), epilogue=("add", "relu")
+)
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        SMALL,
+        replace(SMALL, height=3, width=5, filters=24),
+        replace(SMALL, height=7, width=6, strides=(2, 2), padding=(0, 1, 2, 0)),
+        replace(SMALL, height=5, width=5, dilations=(2, 2), padding=(2, 2, 2, 2)),
+        replace(SMALL, height=1, width=1),
+        replace(SMALL, kernel=(5, 5), padding=(2, 2, 2, 2), epilogue=()),
+    ],
+    ids=["square", "other sides", "stride", "dilation", "one pixel", "large window"],
+)
+def test_small_map_without_what_lies_on_padding_equals_numpy(workload: ConvWorkload) -> None:
+    found, expected = _run(workload, NEON, 3, family=bordered)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_only_small_maps_with_padding_have_code_for_each_place() -> None:
+    assert bordered.choices(SMALL, NEON)
+    assert not bordered.choices(replace(SMALL, padding=(0, 0, 0, 0)), NEON)
+    assert not bordered.choices(replace(SMALL, height=40, width=40, kernel=(7, 7), padding=(3, 3, 3, 3)), NEON)
+    assert not bordered.choices(SMALL, AVX512)
+
+
+def test_direct_and_bordered_kernels_read_the_same_packed_weights() -> None:
+    larger = replace(SMALL, height=40, width=40)
+    like = bordered.choices(SMALL, NEON)[0]
+    ways = alike(larger, NEON, like)
+    assert {way.family for way in ways} == {"direct"}
+    assert {way.parameters["blocks"] for way in ways} == {like.parameters["blocks"]}
+    weights = np.random.default_rng(1).normal(size=(13, 9, 3, 3)).astype(np.float32)
+    np.testing.assert_array_equal(
+        bordered.pack(SMALL, like, weights, NEON), direct.pack(larger, ways[0], weights, NEON)
+    )
+
+
+def test_fewer_products_are_predicted_to_take_fewer_instructions() -> None:
+    work = ConvWorkload("blocked", "float32", 1, 256, 4, 4, 256, kernel=(3, 3), padding=(1, 1, 1, 1))
+    costs = [family.choices(work, NEON)[0].cost for family in (bordered, direct)]
+    assert 100 / 144 < costs[0] / costs[1] < 0.8
+
+
+STEM = ConvWorkload("planar", "float32", 2, 3, 17, 29, 10, kernel=(7, 7), strides=(2, 2), epilogue=("add", "relu"))
+
+
+@pytest.mark.parametrize(
+    ("m", "workload"),
+    [
+        (4, STEM),
+        (3, replace(STEM, width=24, padding=(3, 3, 3, 2), batch=1)),
+        (2, replace(STEM, width=27, channels=1, kernel=(5, 5), strides=(1, 2))),
+        (2, replace(STEM, width=13, kernel=(3, 6), batch=1)),
+    ],
+    ids=["four results a tile", "padding", "window of five", "even window"],
+)
+def test_first_convolution_with_a_stride_equals_numpy(m: int, workload: ConvWorkload) -> None:
+    choice = next(choice for choice in strided.choices(workload, NEON) if choice.parameters["m"] == m)
+    found, expected = _run(workload, NEON, 5, family=strided, choice=choice)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_strided_kernels_are_for_planes_that_tiles_fill() -> None:
+    assert not strided.choices(replace(STEM, layout="blocked", channels=8), NEON)
+    assert not strided.choices(replace(STEM, strides=(1, 1)), NEON)
+    assert not strided.choices(replace(STEM, kernel=(3, 3)), NEON)
+    assert not strided.choices(replace(STEM, width=27), NEON), "eleven results in a row"
+    assert not strided.choices(STEM, AVX512)
+
+
+def _run(
+    workload: ConvWorkload, machine: Machine, seed: int, *, family: Any = direct, choice: Any = None
+) -> tuple[Any, Any]:
     rng = np.random.default_rng(seed)
     shape = (workload.batch, workload.channels, workload.height, workload.width)
     source = rng.normal(size=shape).astype(np.float32)
@@ -119,21 +196,31 @@ def _run(workload: ConvWorkload, machine: Machine, seed: int) -> tuple[Any, Any]
     lanes = machine.lanes("float32")
     given_source = _blocked(source, lanes) if workload.layout == "blocked" else source
     given_residual = None if residual is None else _blocked(residual, lanes)
-    found = _call(workload, machine, given_source, weights, bias, given_residual)
+    found = _call(workload, machine, given_source, weights, bias, given_residual, family=family, choice=choice)
     plain = found.transpose(0, 1, 4, 2, 3).reshape(workload.batch, -1, *workload.result)[:, : workload.filters]
     return plain, _expected(workload, source, weights, bias, residual)
 
 
-def _call(workload: ConvWorkload, machine: Machine, source: Any, weights: Any, bias: Any, residual: Any) -> Any:
+def _call(
+    workload: ConvWorkload,
+    machine: Machine,
+    source: Any,
+    weights: Any,
+    bias: Any,
+    residual: Any,
+    *,
+    family: Any = direct,
+    choice: Any = None,
+) -> Any:
     import tvm
 
-    choice = direct.choices(workload, machine)[0]
+    choice = choice or family.choices(workload, machine)[0]
     lanes = machine.lanes("float32")
-    function = direct.emit(workload, choice, machine).with_attr("global_symbol", "main")
+    function = family.emit(workload, choice, machine).with_attr("global_symbol", "main")
     target = tvm.target.Target({"kind": "llvm", "mattr": ["+fma"]})
     full_bias = np.zeros(blocks(workload.filters, lanes) * lanes, np.float32)
     full_bias[: workload.filters] = bias
-    arguments = [source, direct.pack(workload, choice, weights, machine), full_bias]
+    arguments = [source, family.pack(workload, choice, weights, machine), full_bias]
     arguments += [] if residual is None else [residual]
     result = tvm.runtime.tensor(np.zeros(result_shape(workload, lanes), np.float32))
     tvm.compile(function, target=target)["main"](*map(tvm.runtime.tensor, arguments), result)

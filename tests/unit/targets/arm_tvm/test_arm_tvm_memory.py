@@ -3,8 +3,8 @@
 from targets.arm_tvm.run.guest_memory import guest_resident_bytes
 
 
-def mapping(rights: str, name: str, kib: int) -> str:
-    return f"7f0000000000-7f0000001000 {rights} 00000000 fe:00 1234 {' ' * 20}{name}\nSize: 9999 kB\nRss: {kib} kB\n"
+def mapping(rights: str, name: str, kib: int, *, at: int = 0x5500000000) -> str:
+    return f"{at:x}-{at + 4096:x} {rights} 00000000 fe:00 1234 {' ' * 20}{name}\nSize: 9999 kB\nRss: {kib} kB\n"
 
 
 def test_files_and_anonymous_memory_of_the_program_count():
@@ -24,3 +24,12 @@ def test_library_of_the_program_counts_although_it_holds_code():
 
 def test_process_that_has_ended_has_none():
     assert guest_resident_bytes("") == 0
+
+
+def test_what_qemu_keeps_for_each_thread_of_the_program_does_not_count():
+    smaps = mapping("rw-p", "", 148) + mapping("rw-p", "", 1096, at=0x7F99E8000000)
+    assert guest_resident_bytes(smaps) == 148 * 1024
+
+
+def test_program_that_had_to_be_placed_elsewhere_counts():
+    assert guest_resident_bytes(mapping("rw-p", "", 10, at=0x7F0000000000)) == 10 * 1024

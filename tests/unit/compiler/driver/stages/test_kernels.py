@@ -44,6 +44,15 @@ def test_a_limit_on_memory_counts_from_the_weights_of_the_model_as_imported(tmp_
     assert "memory_reduction_pct is 40" in found.decisions["payload"].reason
 
 
+def test_a_limit_on_memory_counts_from_the_rewritten_model_as_its_gate_does(tmp_path: Path) -> None:
+    rewritten = _model()
+    rewritten.graph.initializers["w"].const_value = ir.tensor(np.ones((8, 900), np.float32), name="w")
+    ir.save(rewritten, tmp_path / "rewritten.onnx")
+    plan = _plan(tmp_path, "limits: {memory_reduction_pct: 40}")
+    found = bound_payload(plan, _model(), rewritten=tmp_path / "rewritten.onnx")
+    assert found.target_plan.payload_bytes == int(8 * 900 * 4 * 0.6)
+
+
 def test_without_a_limit_on_memory_the_plan_stays_as_it_is(tmp_path: Path) -> None:
     plan = _plan(tmp_path, "limits: {latency_ms: 40}")
     assert bound_payload(plan, _model()) == plan
