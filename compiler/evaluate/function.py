@@ -24,7 +24,7 @@ import numpy as np
 from compiler.errors import CompilerError, DataError, combine, from_dict
 from compiler.evaluate.dataset import MAX_PROBLEMS, Dataset, Step
 from compiler.evaluate.samples import misfit
-from compiler.model.numerics import Array, Arrays, arrays_digest, write_arrays
+from compiler.model.numerics import Array, Arrays, arrays_digest, load_arrays, write_arrays
 from compiler.model.process import POLL_S, ChildLimits, Watch, death_of, kill_child, log_tail, start_child
 from compiler.model.spec import TensorSpec
 from compiler.model.user_code import LENGTHS, Frame
@@ -155,10 +155,7 @@ class _Pipe:
 
 
 def _unpacked(packed: bytes) -> dict[str, Array]:
-    if not packed:
-        return {}
-    with np.load(io.BytesIO(packed), allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    return load_arrays(io.BytesIO(packed)) if packed else {}
 
 
 def open_function(

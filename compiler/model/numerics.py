@@ -153,6 +153,12 @@ def write_arrays(file: Path | BinaryIO, arrays: Arrays) -> None:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
+def load_arrays(file: Path | BinaryIO) -> dict[str, Array]:
+    """Every array that `write_arrays` wrote; pickles run code, and are refused."""
+    with np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
 def _equal(elements: int) -> ErrorStats:
     return ErrorStats(math.inf, 1.0, 0.0, (), elements)
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from compiler.errors import CompilerError, DataError, InternalError
 from compiler.model.child import follow_parent
-from compiler.model.numerics import Array, write_arrays
+from compiler.model.numerics import Array, load_arrays, write_arrays
 
 LENGTHS = struct.Struct(">QQ")
 """Bytes of a frame's header, and of its arrays."""
@@ -226,10 +226,7 @@ def _storable(array: Array, *, where: str) -> Array:
 
 
 def _read(path: Path) -> dict[str, Array] | None:
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    return load_arrays(path) if path.exists() else None
 
 
 def send(pipe: io.BufferedWriter, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:

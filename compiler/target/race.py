@@ -12,12 +12,12 @@ import time
 import numpy as np
 
 from compiler.evaluate.paired import ratio_of
-from compiler.model.numerics import Arrays
+from compiler.model.numerics import Arrays, load_arrays
 from compiler.target.disturbance import conditions, disturbances
 from compiler.target.request import RaceAnswer, RaceTask, RaceUntil
 from compiler.target.runner import Runner
 from compiler.target.target import find_target
-from compiler.target.worker_measure import read_npz, times_ms
+from compiler.target.worker_measure import times_ms
 
 BLOCK_MS = 60.0
 """How long one artifact runs before it is the other's turn: long against a cache's warming, short against a machine's
@@ -34,7 +34,7 @@ def race(task: RaceTask) -> RaceAnswer:
     """Runs two artifacts in turn, until the ratio is known well enough or time is up."""
     runners = [find_target(artifact.target).load(artifact) for artifact in task.artifacts]
     try:
-        feeds = [read_npz(path) for path in task.inputs]
+        feeds = [load_arrays(path) for path in task.inputs]
         sizes = [_block_size(runner, inputs) for runner, inputs in zip(runners, feeds, strict=True)]
         blocks: tuple[list[Block], list[Block]] = ([], [])
         # behind the loading, whose own work would count as a disturbance

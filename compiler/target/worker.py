@@ -17,7 +17,7 @@ from compiler.artifact.adapter import parse, to_json
 from compiler.errors import CompilerError, InternalError, TargetUnavailable, ToolchainFailed
 from compiler.fleet.profile import HardwareProfile, load_profile, validate_options
 from compiler.model.child import follow_parent
-from compiler.model.numerics import write_arrays
+from compiler.model.numerics import load_arrays, write_arrays
 from compiler.store.atomic import write_atomic
 from compiler.target.race import race
 from compiler.target.request import (
@@ -41,7 +41,7 @@ from compiler.target.request import (
 from compiler.target.runner import CountsInstructions, HasNote, Runner, WeighsRuns
 from compiler.target.target import Measurer, Prepares, Target, TargetPlan, Tunes, find_target
 from compiler.target.worker_generate import generate
-from compiler.target.worker_measure import evaluate, footprint, read_npz, time_layers, times_ms
+from compiler.target.worker_measure import evaluate, footprint, time_layers, times_ms
 from compiler.tune import Tunable
 
 
@@ -125,7 +125,7 @@ def execute(task: ExecuteTask) -> ExecuteAnswer:
         times = [() for _ in pairs] if weigher else [_run_once(runner, *paths, repeat) for paths in pairs]
         instructions = None
         if task.counted and is_emulated and isinstance(runner, CountsInstructions):
-            instructions = runner.count_instructions(read_npz(task.counted))
+            instructions = runner.count_instructions(load_arrays(task.counted))
         note = runner.note if isinstance(runner, HasNote) else ""
         return ExecuteAnswer(runner.evidence, note, tuple(times), instructions, tuple(peaks))
     finally:
@@ -182,13 +182,13 @@ def work(folder: str) -> None:
 
 
 def _run_once(runner: Runner, source: Path, destination: Path, repeat: int) -> tuple[float, ...]:
-    inputs = read_npz(source)
+    inputs = load_arrays(source)
     write_arrays(destination, runner.run(inputs))
     return tuple(times_ms(runner, inputs, repeat)) if repeat else ()
 
 
 def _run_weighed(runner: WeighsRuns, source: Path, destination: Path) -> int:
-    outputs, peak_bytes = runner.run_weighed(read_npz(source))
+    outputs, peak_bytes = runner.run_weighed(load_arrays(source))
     write_arrays(destination, outputs)
     return int(peak_bytes)
 

@@ -7,12 +7,11 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from compiler.errors import TargetUnavailable
-from compiler.model.numerics import Arrays, write_arrays
+from compiler.model.numerics import Arrays, load_arrays, write_arrays
 from compiler.target.request import (
     EvaluateAnswer,
     EvaluateTask,
@@ -39,7 +38,7 @@ def footprint(task: FootprintTask) -> FootprintAnswer:
     _refuse_huge_pages()
     runner = find_target(task.artifact.target).load(task.artifact)
     try:
-        inputs = read_npz(task.inputs)
+        inputs = load_arrays(task.inputs)
         if isinstance(runner, ReportsPeakMemory):
             return FootprintAnswer(runner.evidence, int(runner.peak_memory_bytes(inputs)))
         if inputs:
@@ -53,7 +52,7 @@ def evaluate(task: EvaluateTask) -> EvaluateAnswer:
     """Runs an artifact on stacked samples, `batch` at a time; the last batch is filled up and cut again."""
     runner = find_target(task.artifact.target).load(task.artifact)
     try:
-        samples = read_npz(task.inputs)
+        samples = load_arrays(task.inputs)
         count = len(next(iter(samples.values())))
         rows = [np.arange(start, start + task.batch) % count for start in range(0, count, task.batch)]
         part = task.judged.of if task.judged else dict
@@ -69,16 +68,10 @@ def time_layers(task: LayerTimesTask) -> LayerTimesAnswer:
     """Time of every kernel of an artifact, where its runner can tell; none where it cannot."""
     runner = find_target(task.artifact.target).load(task.artifact)
     try:
-        layers = runner.layer_times(read_npz(task.inputs)) if isinstance(runner, TimesLayers) else ()
+        layers = runner.layer_times(load_arrays(task.inputs)) if isinstance(runner, TimesLayers) else ()
         return LayerTimesAnswer(runner.evidence, tuple(layers))
     finally:
         runner.close()
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Every array of a file that the parent wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
 
 
 def times_ms(runner: Runner, inputs: Arrays, runs: int) -> list[float]:

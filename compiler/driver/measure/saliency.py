@@ -38,7 +38,7 @@ from compiler.evaluate.saliency import (
     too_large,
 )
 from compiler.fleet.detect import host_fingerprint
-from compiler.model.numerics import Array, Arrays, write_arrays
+from compiler.model.numerics import Array, Arrays, load_arrays, write_arrays
 from compiler.model.reference import may_optimize
 from compiler.store import Entry, StageName, read_result, write_result
 
@@ -184,9 +184,9 @@ def _write(folder: Path, explanation: Explanation) -> None:
 
 
 def _read(folder: Path) -> Explanation:
-    with np.load(folder / "maps.npz", allow_pickle=False) as file:
-        maps = tuple(file[f"map{place}"] for place in range(len(file["intact"])))
-        return Explanation(maps, *(file[name] for name in ("intact", "blank", "deletion", "insertion")))
+    arrays = {name: array.astype(np.float64, copy=False) for name, array in load_arrays(folder / "maps.npz").items()}
+    maps = tuple(arrays[f"map{place}"] for place in range(len(arrays["intact"])))
+    return Explanation(maps, *(arrays[name] for name in ("intact", "blank", "deletion", "insertion")))
 
 
 def _shown(

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from compiler.artifact import Artifact, Evidence
 from compiler.artifact.adapter import parse, to_json
 from compiler.driver.stages.run import Stages
 from compiler.fleet.detect import host_fingerprint
-from compiler.model.numerics import Array, Arrays, arrays_digest, write_arrays
+from compiler.model.numerics import Arrays, arrays_digest, load_arrays, write_arrays
 from compiler.store import StageName, read_result, write_result
 from compiler.store.scratch import scratch_folder
 from compiler.target.isolate import ChildLimits
@@ -72,7 +70,7 @@ def execute(
             counted=folder / "in0.npz" if instructions else None,
         )
         answer = ask(task, ExecuteAnswer, folder=folder, child_limits=child_limits, where=where)
-        outputs = tuple(_load(path) for path in task.outputs)
+        outputs = tuple(load_arrays(path) for path in task.outputs)
     return Execution(answer.evidence, answer.note, outputs, answer.latencies_ms, answer.instructions, answer.peak_bytes)
 
 
@@ -112,9 +110,4 @@ def emulated_run(
 
     entry = stages.run(StageName.VERIFY, make, build=digest, inputs=arrays_digest(inputs), host=host_fingerprint())
     answer = parse(ExecuteAnswer, read_result(entry, _ANSWER))
-    return Execution(answer.evidence, answer.note, (_load(entry.files / _OUTPUTS),), (), None, answer.peak_bytes)
-
-
-def _load(path: Path) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    return Execution(answer.evidence, answer.note, (load_arrays(entry.files / _OUTPUTS),), (), None, answer.peak_bytes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from compiler.artifact.schema import Threshold
@@ -12,7 +11,7 @@ from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.data import AccuracyTest
 from compiler.driver.stages.run import Stages
 from compiler.evaluate import AccuracyDrop, Dataset, run_dataset, take_part
-from compiler.model.numerics import Array, Arrays, write_arrays
+from compiler.model.numerics import Array, Arrays, load_arrays, write_arrays
 from compiler.store import StageName
 
 BATCH = 8
@@ -60,5 +59,4 @@ def fleet_threshold(context: BuildContext) -> Threshold | None:
 
 def read_outputs(folder: Path) -> dict[str, Array]:
     """The arrays of `outputs.npz`."""
-    with np.load(folder / "outputs.npz", allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    return load_arrays(folder / "outputs.npz")
