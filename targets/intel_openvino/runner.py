@@ -99,9 +99,11 @@ def _text(info: Any, key: str) -> str:
 
 
 def _compile(artifact: Artifact, **properties: str) -> tuple[Any, list[str]]:
-    """The IR compiled with the artifact's settings and the threads this process may use; and its inputs' order."""
-    config = {**dict(artifact.facts["config"]), **properties}  # type: ignore[call-overload]  # JSON that `build` wrote
-    config["INFERENCE_NUM_THREADS"] = str(min(int(config["INFERENCE_NUM_THREADS"]), available_cpus()))
+    """The IR compiled with the artifact's settings for one request at a time; and its inputs' order."""
+    config = {**_config_of(artifact), **properties}
+    # One request at a time needs one stream: where there are more, each is cold when it is first used.
+    threads = min(_threads_of_request(config), available_cpus())
+    config |= {"INFERENCE_NUM_THREADS": str(threads), "NUM_STREAMS": "1"}
     try:
         core = openvino().Core()
         network = core.read_model(artifact.root / artifact.files[0])
@@ -110,14 +112,24 @@ def _compile(artifact: Artifact, **properties: str) -> tuple[Any, list[str]]:
         raise ToolchainFailed(f"OpenVINO does not compile the IR: {first_lines(error)}") from error
 
 
+def _config_of(artifact: Artifact) -> dict[str, str]:
+    """What the device passes to `compile_model`."""
+    config: dict[str, str] = dict(artifact.facts["config"])  # type: ignore[call-overload]  # JSON that `build` wrote
+    return config
+
+
+def _threads_of_request(config: dict[str, str]) -> int:
+    """Threads that a request has on the device, which gives each stream its share."""
+    return max(1, int(config["INFERENCE_NUM_THREADS"]) // max(1, int(config["NUM_STREAMS"])))
+
+
 def _note(artifact: Artifact, flags: list[str], host: frozenset[str]) -> str:
     return "; ".join(filter(None, (_threads_note(artifact), _isa_note(flags, host))))
 
 
 def _threads_note(artifact: Artifact) -> str:
     """What a time says where the device's threads do not all fit this machine; empty where they do."""
-    config = dict(artifact.facts["config"])  # type: ignore[call-overload]  # JSON that `build` wrote
-    threads, cpus = int(config["INFERENCE_NUM_THREADS"]), available_cpus()
+    threads, cpus = _threads_of_request(_config_of(artifact)), available_cpus()
     if threads <= cpus:
         return ""
     return f"it ran on {cpus} threads, as many as this machine has, not on the device's {threads}: times are not those"

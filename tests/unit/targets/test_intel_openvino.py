@@ -17,6 +17,7 @@ from compiler.compress.quant import quantize
 from compiler.errors import DataError, ProfileError, TargetUnavailable, UnsupportedModel
 from compiler.fleet import Range
 from compiler.fleet.detect import host_isa
+from compiler.fleet.machine import available_cpus
 from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
 from compiler.model.graph import infer_strictly
 from compiler.model.numerics import TOLERANCES, compare
@@ -183,6 +184,13 @@ def test_streams_and_threads_are_the_plans_and_stand_in_the_facts(tmp_path: Path
         ("4", "8"),
         ("3", "6"),
     ]
+
+
+def test_a_request_has_the_threads_of_one_stream_as_on_the_device(tmp_path: Path) -> None:
+    cpus = available_cpus()
+    alone = TARGET.load(_build(tmp_path / "a", threads=8 * cpus))
+    shared = TARGET.load(_build(tmp_path / "b", options=Options(num_streams=8), threads=8 * cpus))
+    assert f"it ran on {cpus} threads" in alone.note and "threads" not in shared.note
 
 
 def test_host_without_the_arithmetic_of_the_precision_is_refused(tmp_path: Path) -> None:
