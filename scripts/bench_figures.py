@@ -85,8 +85,9 @@ def _measured(fleet: Path, base: BuildOptions) -> dict[str, Any]:
         facts = json.loads((out / "build.json").read_text(encoding="utf-8"))["devices"][base.devices[0]]
         manifest = out / base.devices[0] / "manifest.json"
         found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else facts["report"]
+    number = (found["decision"] or {}).get("trial")
     return {
-        "chosen": " ".join(_name(one) for one in found["trials"] if one["number"] == found["decision"]["trial"]),
+        "chosen": " ".join(_name(one) for one in found["trials"] if one["number"] == number),
         "trials": {_name(one): _figures(one) for one in found["trials"] if one["speed"]},
     }
 
