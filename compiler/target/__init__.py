@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from compiler.passes.quantized import is_quantized, rounded_value
     from compiler.passes.shift_quantized import SHIFT_QUANTIZED
     from compiler.passes.unroll_loops import UnrollLoops
-    from compiler.passes.values import constant_of, record_origin
+    from compiler.passes.values import constant_of, record_origin, scalar_of
     from compiler.store.atomic import write_atomic
     from compiler.store.scratch import scratch_folder
     from compiler.target.capability import (
@@ -165,6 +165,7 @@ _PLACES = {
     "rounded_value": "compiler.passes.quantized",
     "run_unoptimized": "compiler.passes.probe",
     "save_model": "compiler.model.save",
+    "scalar_of": "compiler.passes.values",
     "scratch_folder": "compiler.store.scratch",
     "validate_options": "compiler.fleet.profile",
     "write_atomic": "compiler.store.atomic",
@@ -254,6 +255,7 @@ __all__ = [
     "rounded_value",
     "run_unoptimized",
     "save_model",
+    "scalar_of",
     "scratch_folder",
     "validate_options",
     "write_atomic",

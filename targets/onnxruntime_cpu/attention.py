@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compiler.target import Decoder, constant_of, extract_prefix, find_decoder, is_decoder, run_unoptimized
-from targets.onnxruntime_cpu.edit import DOMAIN, Editor, add_constant, producer_of, remove_unread, scalar_of, stand_in
+from compiler.target import Decoder, constant_of, extract_prefix, find_decoder, is_decoder, run_unoptimized, scalar_of
+from targets.onnxruntime_cpu.edit import DOMAIN, Editor, add_constant, producer_of, remove_unread, stand_in
 
 _HEADS_LAST, _TURNED = [0, 2, 1, 3], [0, 1, 3, 2]
 _HIDDEN = -1e4

@@ -8,8 +8,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compiler.target import constant_of
-
 DOMAIN = "com.microsoft"
 
 
@@ -73,12 +71,6 @@ def producer_of(value: ir.Value | None, op: str) -> ir.Node | None:
     """The node of an operator of ONNX that gives a value; None where another one does."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == op and node.domain == "" else None
-
-
-def scalar_of(value: ir.Value | None) -> float | None:
-    """The number that a constant holds; None of other values."""
-    array = constant_of(value) if value is not None else None
-    return float(array.item()) if array is not None and array.size == 1 else None
 
 
 def remove_unread(model: ir.Model) -> None:
