@@ -40,9 +40,12 @@ def run_trials(context: BuildContext) -> tuple[tuple[Entrant, ...], tuple[Trial,
     may_skip = _may_skip(context)
     for entrant, rule in _ordered(candidates, original) if may_skip else candidates:
         number, own = len(trials) + 1, entrant.context
-        is_unraced = entrant.standing == Standing.NOT_RACED
-        is_last = entrant.standing is not None and context.options.search == SearchEffort.QUICK
-        if why := entrant.why if is_last and is_unraced else _why_now(entrant, rule, trials, is_last or may_skip):
+        why, is_last = "", entrant.standing is not None and context.options.search == SearchEffort.QUICK
+        if is_last and entrant.standing == Standing.NOT_RACED:
+            why = entrant.why
+        elif is_last or may_skip:
+            why = why_not_made(entrant, rule, trials)
+        if why:
             trials.append(skip_trial(own, rule, number=number, why=why))
             continue
         _tell(own, rule, trials)
@@ -165,10 +168,6 @@ def make_left_out(entrants: Sequence[Entrant], trials: tuple[Trial, ...]) -> tup
             number, original = trial.number, float_original(trials)
             completed[place] = run_trial(entrant.context, rule, number=number, original=original, is_only=False)
     return tuple(completed)
-
-
-def _why_now(entrant: Entrant, rule: PrecisionRule, trials: Sequence[Trial], may_skip: bool) -> str:
-    return why_not_made(entrant, rule, trials) if may_skip else ""
 
 
 def why_not_made(entrant: Entrant, rule: PrecisionRule, trials: Sequence[Trial]) -> str:
