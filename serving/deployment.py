@@ -83,7 +83,7 @@ class Deployment:
         self._waiting: dict[int, _Waiting] = {}
         self._metrics, self._work, self._number = metrics, asyncio.Event(), 0
         self._tasks: list[asyncio.Task[None]] = []
-        self._reading: dict[int, float] = {}
+        self._reading: list[float] = []
         self._read = asyncio.Event()
         self._running = RunningBuilds(
             model,
@@ -123,13 +123,12 @@ class Deployment:
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """While a request is read: a batch that begins meanwhile waits a moment for it."""
-        self._number += 1
-        number = self._number
-        self._reading[number] = time.monotonic()
+        begun_s = time.monotonic()
+        self._reading.append(begun_s)
         try:
             yield
         finally:
-            del self._reading[number]
+            self._reading.remove(begun_s)
             self._read.set()
 
     async def infer(self, inference: Inference) -> Answer:
@@ -202,7 +201,7 @@ class Deployment:
         for _ in range(2):  # in the first round of the loop their sockets are read, in the second their handlers begin
             await asyncio.sleep(0)
         while self._reading and len(self._scheduler):
-            left_s = max(self._reading.values()) + GATHER_S - time.monotonic()
+            left_s = self._reading[-1] + GATHER_S - time.monotonic()
             if left_s <= 0.0:
                 return
             self._read.clear()
