@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         Runner,
         StaysLoaded,
         TimesLayers,
+        TimesProcessor,
         TimesRuns,
         WeighsRuns,
     )
@@ -131,6 +132,7 @@ _PLACES = {
     "TensorFormat": "compiler.target.scheme",
     "TensorSpec": "compiler.model.spec",
     "TimesLayers": "compiler.target.runner",
+    "TimesProcessor": "compiler.target.runner",
     "TimesRuns": "compiler.target.runner",
     "ToolchainFailed": "compiler.errors",
     "Tunable": "compiler.tune",
@@ -221,6 +223,7 @@ __all__ = [
     "TensorFormat",
     "TensorSpec",
     "TimesLayers",
+    "TimesProcessor",
     "TimesRuns",
     "ToolchainFailed",
     "Tunable",
