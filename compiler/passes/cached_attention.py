@@ -160,6 +160,7 @@ def sizes_of(value: ir.Value | None) -> tuple[int, int] | None:
 
 
 def width_of(value: ir.Value) -> int | None:
+    """Last size of a value (batch, positions, width); None where it is not known."""
     width = value.shape[2] if value.shape is not None and len(value.shape) == 3 else None
     return width if isinstance(width, int) else None
 

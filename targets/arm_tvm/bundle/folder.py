@@ -1,4 +1,4 @@
-"""Writes the bundle: the model, its weights and signature, the runtime, and the program `run`, or `generate` of a decoder."""
+"""Writes the bundle: the model, its weights and signature, the runtime, and its program: `run`, or `generate`."""
 
 from __future__ import annotations
 

@@ -61,14 +61,15 @@ def link_generator(options: Options, output: Path, *, runtime: Path, cache_dir: 
         options: What it is for.
         output, runtime, cache_dir: As of `link_runner`.
     """
-    # zig spells LLVM's names with underscores
-    core, *features = (
-        name.replace("-", "_").replace(".", "_") for name in (options.mcpu, *(f[1:] for f in options.mattr))
-    )
-    signed = "".join(f"{own[0]}{name}" for own, name in zip(options.mattr, features, strict=True))
-    _link_program(
-        GENERATOR_SOURCES, options.arch, output, runtime=runtime, cache_dir=cache_dir, flags=(f"-mcpu={core}{signed}",)
-    )
+    core = "baseline" if options.mcpu == "generic" else _zig_name(options.mcpu)
+    features = "".join(feature[0] + _zig_name(feature[1:]) for feature in options.mattr)
+    flags = (f"-mcpu={core}{features}",)
+    _link_program(GENERATOR_SOURCES, options.arch, output, runtime=runtime, cache_dir=cache_dir, flags=flags)
+
+
+def _zig_name(name: str) -> str:
+    """What zig calls a core or feature of LLVM."""
+    return name.replace("-", "_").replace(".", "_")
 
 
 def link_server(arch: str, output: Path, *, runtime: Path, cache_dir: Path) -> None:

@@ -1,7 +1,7 @@
 """A decoder as functions of fixed sizes over a cache of fixed size, which they write in place.
 
-    main_1, main_16, main_256   ids, positions, caches (1, groups, context, size), tokens before → hidden (1, tokens, width)
-    head                        hidden of one token → logits
+    main_1, main_16, main_256   ids, positions, caches (1, groups, context, size), tokens before → hidden vectors
+    head                        hidden vector of one token → logits
 
 A prompt is divided into built sizes: a token behind others is computed alike whichever of them are read with it. Logits
 are a function of their own, since those of a prompt's last token alone are wanted.
@@ -46,7 +46,7 @@ START = "fleetc.start"
 """Input of compiled code: tokens before those that it is given."""
 
 _PART = 16
-"""Tokens of the built size between one and `prefill`: more sizes would take more code, fewer more steps of one token."""
+"""Tokens of the built size between one and `prefill`: more sizes take more code, fewer more steps of one token."""
 _LANES = 4
 """Elements of a head that native/attention.c computes at a time."""
 
@@ -60,7 +60,7 @@ class DecoderBuild:
 
     Args:
         decoder: What its inputs and outputs mean.
-        context: Tokens that the cache has room for.
+        context: Tokens of prompt and answer together.
         prefill: Tokens of a prompt that are read at once.
         sizes: Numbers of new tokens that code is compiled for.
     """
@@ -69,6 +69,14 @@ class DecoderBuild:
     context: int
     prefill: int
     sizes: Sizes
+
+    @property
+    def rows(self) -> int:
+        """Tokens of the cache in memory: a prompt behind a full context is a call of the model too.
+
+        Pages of rows that are never written take no memory.
+        """
+        return self.context - 1 + self.prefill
 
 
 def plan_decoder(model: ir.Model, dims: Mapping[str, Range]) -> DecoderBuild | None:
@@ -104,9 +112,10 @@ def _refuse_attentions(model: ir.Model, decoder: Decoder) -> None:
     unknown = sorted({pair.past for pair in decoder.pairs} - known)
     if unknown:
         raise UnsupportedModel(
-            f"target 'tvm' does not know the attention that reads {', '.join(unknown)}: it takes products of queries and "
-            "keys, a factor, a bias that hides later tokens, Softmax, and the product with values, each once",
-            remedy="Export the model with its attention spelled out (optimum, torch), or take target onnxruntime.",
+            f"target 'tvm' does not know the attention that reads {', '.join(unknown)}: it takes products of queries "
+            "and keys, a factor, a bias that hides later tokens, Softmax, and the product with values",
+            remedy="Take precision fp32 or int8-weights, which leave it in float32; export the model with its "
+            "attention spelled out (optimum, torch); or take target onnxruntime.",
         )
     odd = sorted({str(match.size) for match in matches if match.size % _LANES})
     if odd:
@@ -127,8 +136,8 @@ def decoder_models(model: ir.Model, build: DecoderBuild) -> dict[str, ir.Model]:
         build: How it is built.
 
     Raises:
-        UnsupportedModel: Something but attention needs the mask or the number of cached tokens, or logits are more than a
-            product of a hidden vector.
+        UnsupportedModel: Something but attention needs the mask or the number of cached tokens, or logits are more than
+            a product of a hidden vector.
     """
     first = _at_size(model, build, 1)
     hidden = _hidden_of(first, build.decoder)
@@ -194,7 +203,7 @@ def _body(model: ir.Model, build: DecoderBuild, hidden: str) -> ir.Model:
     caches = {pair.past for pair in decoder.pairs}
     for value in list(graph.inputs):
         if value.name in caches and value.shape is not None:
-            value.shape = ir.Shape([1, value.shape[1], build.context, value.shape[3]])
+            value.shape = ir.Shape([1, value.shape[1], build.rows, value.shape[3]])
         elif not value.uses() and value.name not in graph.initializers:
             graph.inputs.remove(value)
     _refuse_other_inputs(model, decoder)

@@ -84,13 +84,15 @@ def plan_sizes(model: ir.Model, dims: Mapping[str, Range], capability: Capabilit
 
     Args:
         model: The border model.
-        dims: Dimension → its range.
+        dims: Dimension → its range; those that the model does not have say nothing.
         capability: What the target takes, of a model whose sizes are fixed; needed where there is a range.
 
     Raises:
         UnsupportedModel: More than one dimension has a range, an operator is refused, or too many sizes would have to
             be built.
     """
+    named = {_name(dim) for value in model.graph.inputs for dim in value.shape or ()}
+    dims = {name: sizes for name, sizes in dims.items() if name in named}
     if not dims or capability is None:
         return None
     if len(dims) > 1:

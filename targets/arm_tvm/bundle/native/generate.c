@@ -180,9 +180,16 @@ static Spec sized(const Spec *spec, int axis, int64_t size) {
   return at;
 }
 
+/* Tokens that the cache has room for: a whole prompt behind a full context. */
+static int64_t rows_of_cache(void) {
+  for (int i = 0; i < decoder.num_inputs; ++i)
+    if (decoder.inputs[i].kind == GIVEN_CACHE) return decoder.inputs[i].spec.shape[2];
+  return decoder.context;
+}
+
 static void move_cache(const Spec *part, char *cache, char *rows, int into_cache) {
   size_t item = part->bits / 8, block = (size_t)(part->shape[2] * part->shape[3]) * item;
-  size_t stride = (size_t)(decoder.context * part->shape[3]) * item;
+  size_t stride = (size_t)(rows_of_cache() * part->shape[3]) * item;
   for (int64_t head = 0; head < part->shape[1]; ++head) {
     char *own = cache + (size_t)head * stride, *other = rows + (size_t)head * block;
     memcpy(into_cache ? own : other, into_cache ? other : own, block);
@@ -283,9 +290,9 @@ static void call_files(char **files, int count, int64_t repeat) {
   int64_t past = cache ? tokens_of(cache, 2, 4) : 0;
   for (int i = 0; i < decoder.num_inputs; ++i)
     if (decoder.inputs[i].kind == GIVEN_IDS) read_call_ids(files[i], &decoder.inputs[i], &ids);
-  if (!ids.count || past + ids.count > decoder.context)
+  if (!ids.count || past + ids.count > rows_of_cache())
     fail(EXIT_USAGE, "%lld tokens behind %lld: this bundle takes 1 to %lld", (long long)ids.count, (long long)past,
-         (long long)(decoder.context - past));
+         (long long)(rows_of_cache() - past));
   for (int i = 0; i < decoder.num_inputs; ++i) {
     const Given *given = &decoder.inputs[i];
     if (given->kind == GIVEN_MASK) refuse_gaps(files[i], past + ids.count);
