@@ -166,6 +166,7 @@ def capability_of(dot: Dot, *, half: bool = False) -> Capability:
         dynamic_dims=True,
         ranges_max=1,
         fixed_sizes="several are built and share their weights; a batch that is none of them is divided into such",
+        keeps_cache=True,
         opset_max=OPSET_MAX,
     )
 
