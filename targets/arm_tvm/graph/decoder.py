@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from compiler.target import (
     CachedAttention,
@@ -32,6 +33,7 @@ from compiler.target import (
     remove_unread,
     stand_in,
 )
+from targets.arm_tvm.graph.blocks import PRODUCT, pack_blocks
 from targets.arm_tvm.graph.quantized.rewrite import DOMAIN
 from targets.arm_tvm.graph.sizes import Sizes, bind_sizes
 
@@ -139,17 +141,20 @@ def decoder_models(model: ir.Model, build: DecoderBuild) -> dict[str, ir.Model]:
         UnsupportedModel: Something but attention needs the mask or the number of cached tokens, or logits are more than
             a product of a hidden vector.
     """
-    first = _at_size(model, build, 1)
+    records: dict[str, NDArray[np.uint8]] = {}
+    first = _at_size(model, build, 1, records)
     hidden = _hidden_of(first, build.decoder)
-    models = {f"main_{size}": _body(_at_size(model, build, size), build, hidden) for size in build.sizes.built}
+    models = {f"main_{size}": _body(_at_size(model, build, size, records), build, hidden) for size in build.sizes.built}
     return {**models, HEAD: _head(first, build.decoder, hidden)}
 
 
-def _at_size(model: ir.Model, build: DecoderBuild, size: int) -> ir.Model:
+def _at_size(model: ir.Model, build: DecoderBuild, size: int, records: dict[str, NDArray[np.uint8]]) -> ir.Model:
     """The model for a number of tokens behind one in the cache: attention, which alone looks at it, is replaced."""
     decoder = build.decoder
     sizes = {decoder.sequence: size, decoder.past: 1, **({decoder.total: size + 1} if decoder.total else {})}
-    return bind_sizes(model, sizes)
+    bound = bind_sizes(model, sizes)
+    pack_blocks(bound, records)
+    return bound
 
 
 def _hidden_of(model: ir.Model, decoder: Decoder) -> str:
@@ -157,7 +162,7 @@ def _hidden_of(model: ir.Model, decoder: Decoder) -> str:
     value: ir.Value | None = next(output for output in model.graph.outputs if output.name == decoder.logits)
     while (node := value.producer() if value is not None else None) is not None:
         read = [other for other in node.inputs if other is not None and not _is_fixed(other)]
-        if node.op_type == "MatMul" and len(read) == 1 and read[0] is node.inputs[0]:
+        if node.op_type in ("MatMul", PRODUCT) and len(read) == 1 and read[0] is node.inputs[0]:
             return str(read[0].name)
         if node.op_type not in _ELEMENTWISE or len(read) != 1:
             break

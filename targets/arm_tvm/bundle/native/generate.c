@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "attention.h"
+#include "blocks.h"
 #include "bundle.h"
 #include "decoder.h"
 #include "tensor.h"
@@ -352,6 +353,7 @@ int main(int argc, char **argv) {
   }
   double load_ms = now_ms();
   register_attention();
+  register_blocks();
   load_bundle(&places, &signature);
   begin_decoder(&decoder, &signature);
   load_ms = now_ms() - load_ms;
