@@ -157,7 +157,7 @@ def _lowered_decoder(
 ) -> Lowered:
     inputs, outputs = border_specs(model)
     ordered = tuple(signatures[function_name(size)] for size in build.sizes.built)
-    told = describe_decoder(model, build, ordered[0].inputs)
+    told = describe_decoder(model, build, ordered[0].inputs, ordered[0].outputs)
     return Lowered(objects, weights, inputs, outputs, None, build.sizes, ordered, told)
 
 
