@@ -4,8 +4,8 @@
     rounding → MatMul ← Transpose ← DequantizeLinear  fleetc.block_product, on the table that Gather reads
     Gather ← DequantizeLinear                         fleetc.block_rows
 
-A record holds what eight outputs need of one block of inputs, in the order in which it is read: scales, zero points, and
-for every four inputs those of each output side by side, as the dot product instructions take them.
+A record holds what eight outputs need of one block of inputs, in the order in which it is read: scales, zero points,
+and for every four inputs those of each output side by side, as the dot product instructions take them.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def records_of(
     """Weights as native/blocks.c reads them.
 
     Args:
-        rows: Integers (outputs, inputs): of 4 bits 0 to 15, or −8 to 7 where there are no zero points; of 8 bits −128 to
-            127.
+        rows: Integers (outputs, inputs): of 4 bits 0 to 15, or −8 to 7 where there are no zero points; of 8 bits −128
+            to 127.
         scales: (outputs, blocks).
         zeros: (outputs, blocks); None where all are the middle of the range.
         bits: Of one weight: 4 or 8.

@@ -128,8 +128,8 @@ _FLOAT32 = PrecisionRule(
 _WIDE, _NARROW = BlockFormat(8, 64, symmetric=True), BlockFormat(4, 32)
 BLOCKS_RULE = PrecisionRule(
     "int4-weights-int8",
-    "weights of 4 and 8 bits in blocks, as limits on memory and accuracy allow; activations rounded to 8 bits while the "
-    "model runs, sums in integers",
+    "weights of 4 and 8 bits in blocks, as limits on memory and accuracy allow; activations rounded to 8 bits while "
+    "the model runs, sums in integers",
     converts_graph=False,
     tolerance="quantized",
     gain=3.0,
