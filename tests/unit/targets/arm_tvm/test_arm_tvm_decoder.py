@@ -27,6 +27,7 @@ from targets.arm_tvm.graph.decoder import decoder_models, plan_decoder
 from targets.arm_tvm.graph.sizes import bind_sizes
 from targets.arm_tvm.run.emulate import host_arch
 
+EMULATED = [pytest.mark.needs_tvm, pytest.mark.needs_emulator, needs_aarch64]
 CONTEXT, PREFILL = 40, 4
 SIZE = DecoderSize(layers=1, width=160, heads=5, kv_heads=1, hidden=64, vocabulary=300)
 """Five heads read one of keys: four at a time and one; their 32 elements are two parts of sixteen."""
