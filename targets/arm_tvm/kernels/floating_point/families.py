@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from types import ModuleType
 
-from targets.arm_tvm.kernels.floating_point import bordered, depthwise, direct, strided, winograd
+from targets.arm_tvm.kernels.floating_point import amx_bf16, bordered, depthwise, direct, strided, winograd
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload
 from targets.arm_tvm.kernels.machine import Machine
 
@@ -16,6 +16,7 @@ FAMILIES: Mapping[str, ModuleType] = {
     "depthwise": depthwise,
     "bordered": bordered,
     "strided": strided,
+    "amx_bf16": amx_bf16,
 }
 
 
