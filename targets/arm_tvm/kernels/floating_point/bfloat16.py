@@ -74,13 +74,19 @@ def image_of(work: ConvWorkload) -> Image:
     if work.layout == "blocked":
         count, words = blocks(work.channels, 2 * LANES), LANES if work.channels > LANES else LANES // 2
     top, left, bottom, right = work.padding
-    row = (work.width + max(left, right)) * words
-    # Whole strides from image to image, so that rows of results go on at the same distance.
-    height = blocks(work.height + max(top, bottom), work.strides[0]) * work.strides[0]
+    row, height = _pitch(work, 1) * words, _pitch(work, 0)
     rows = (work.batch - 1) * height + top + work.height + bottom
     # The last vector of a row may go past its end.
     size = rows * row + (left + right) * words + LANES * words
     return Image(count, words, words, row, height * row, size, top * row + left * words, count * size)
+
+
+def _pitch(work: ConvWorkload, axis: int) -> int:
+    """Rows from image to image, or pixels from row to row: with room for the borders, and for as many results."""
+    size, step = (work.height, work.width)[axis], work.strides[axis]
+    least = max(size + work.padding[axis], size + work.padding[axis + 2], work.result[axis] * step)
+    # Whole strides from image to image, so that rows of results go on at the same distance.
+    return blocks(least, step) * step if axis == 0 else least
 
 
 def runs_of(work: ConvWorkload) -> Runs:
