@@ -18,13 +18,14 @@ from onnx import helper
 from compiler.fleet.detect import host_isa
 from compiler.fleet.profile import Cpu, HardwareProfile
 from compiler.target import TargetPlan
-from targets.arm_tvm import TARGET, Options
+from targets.arm_tvm import TARGET
 from targets.arm_tvm.bundle.processor import needed_flags
 from targets.arm_tvm.graph.lower import import_relax
 from targets.arm_tvm.kernels.floating_point.families import FAMILIES, alike, all_choices
 from targets.arm_tvm.kernels.floating_point.sources import result_shape
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks
 from targets.arm_tvm.kernels.machine import Bfloat16, Machine, machine_of
+from targets.arm_tvm.options import Options
 from targets.arm_tvm.run.amx import request_tiles
 
 pytestmark = pytest.mark.needs_tvm
@@ -153,8 +154,8 @@ def test_a_bundle_has_half_the_weights_and_rounds_inputs_alone(tmp_path: Path, c
         helper.make_node("Add", ["c", "x"], ["s"]),
         helper.make_node("Relu", ["s"], ["y"]),
     ]
-    weights = {"w": rng.normal(size=(64, 64, 3, 3)), "b": rng.normal(size=64)}
-    weights = {name: value.astype(np.float32) for name, value in weights.items()}
+    shapes = {"w": (64, 64, 3, 3), "b": (64,)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     model = make(nodes, {"x": (1, 64, 8, 8)}, {"y": (1, 64, 8, 8)}, weights)
     plan = TargetPlan("bf16", SAPPHIRE_RAPIDS, threads=1, cache_dir=cache_dir)
     artifact = TARGET.build(model, plan, _profile("sapphirerapids"), workdir=tmp_path)
@@ -164,7 +165,8 @@ def test_a_bundle_has_half_the_weights_and_rounds_inputs_alone(tmp_path: Path, c
         "blocked", "float32", 1, 64, 8, 8, 64, kernel=(3, 3), padding=(1,) * 4, epilogue=("add", "relu")
     )
     wanted = convolved(work, _rounded(x), _rounded(weights["w"]), weights["b"], x)
-    np.testing.assert_allclose(TARGET.load(artifact).run({"x": x})["y"], wanted, rtol=CLOSE, atol=CLOSE)
+    result: Any = TARGET.load(artifact).run({"x": x})["y"]
+    np.testing.assert_allclose(result, wanted, rtol=CLOSE, atol=CLOSE)
 
 
 def _profile(mcpu: str, mattr: tuple[str, ...] = ()) -> HardwareProfile:
