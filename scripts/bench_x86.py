@@ -28,8 +28,8 @@ from pathlib import Path
 
 import numpy as np
 from arm_host import write_profile
-from arm_models import BenchModel, prepare_model
 from arm_ours import FLEETC
+from bench_models import BenchModel, prepare_model
 from bench_quantizers import quantize_ort
 from bench_record import ROOT, Figures, commit, machine, versions
 from platformdirs import user_cache_path
@@ -47,7 +47,7 @@ FLEET = """schema: 1
 model: {model}
 calibration: {{path: {samples}}}
 devices:
-  board: {{profile: {profile}, batch: {batch}, precision: {precision}}}
+  board: {{profile: {profile}, dims: {dims}, precision: {precision}}}
 """
 
 
@@ -141,7 +141,7 @@ def _contenders(model: BenchModel, precision: str, cache: Path, nncf: str | None
     """Everybody who computes the model in a precision; ours by the target `tvm` first."""
     inputs = {batch: model.folder / f"in-{batch}.npy" for batch in BATCHES}
     for batch, path in inputs.items():
-        np.save(path, np.repeat(model.picture(), batch, axis=0))
+        np.save(path, np.repeat(model.item(), batch, axis=0))
     yield _ours({batch: build(model, "tvm", precision, batch, cache) for batch in BATCHES}, inputs)
     folder = build(model, "openvino", precision, 1, cache) / "payload"
     settings = (folder / "config.json").read_text("utf-8")
@@ -163,7 +163,11 @@ def _contenders(model: BenchModel, precision: str, cache: Path, nncf: str | None
         yield _peer("openvino, nncf", "openvino", sys.executable, path, "{}", inputs)
     quantized = model.folder / "ort-int8.onnx"
     if not quantized.exists():
-        quantize_ort(model.source, [{"image": row[None]} for row in model.samples()], model.folder)
+        try:
+            quantize_ort(model.source, [{model.input: row[None]} for row in model.samples()], model.folder)
+        except Exception as error:  # its quantizer ends with whatever it meets in a network
+            print(f"{model.name}: ONNX Runtime's quantizer fails: {type(error).__name__}: {error}", file=sys.stderr)
+            return
     yield _peer("onnxruntime", "onnxruntime", sys.executable, quantized, "{}", inputs)
 
 
@@ -178,7 +182,8 @@ def build(model: BenchModel, target: str, precision: str, batch: int, cache: Pat
     fleet = folder.with_suffix(".yaml")
     fleet.parent.mkdir(parents=True, exist_ok=True)
     paths = {"model": model.source.resolve(), "samples": (model.folder / "samples.npz").resolve()}
-    fleet.write_text(FLEET.format(**paths, profile=profile, precision=precision, batch=batch), "utf-8")
+    dims = json.dumps(model.dims(batch))
+    fleet.write_text(FLEET.format(**paths, profile=profile, dims=dims, precision=precision), "utf-8")
     command = [FLEETC, "build", str(fleet), "--out", str(folder), "--cache", str(cache), "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:

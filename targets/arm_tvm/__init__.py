@@ -94,13 +94,17 @@ class Tvm:
         """Compiles the model, links it, and writes the bundle."""
         from targets.arm_tvm.bundle.folder import Cores, write_bundle
         from targets.arm_tvm.bundle.processor import needed_flags, refuse_other_processor
+        from targets.arm_tvm.graph.decoder import plan_decoder
         from targets.arm_tvm.graph.sizes import plan_sizes
 
         options: Options = plan.options
         needs = needed_flags(options)
         refuse_other_processor(needs, options, profile)
         cores = Cores(plan.threads, max(plan.threads, profile.cpu.cores if profile.cpu else 1))
-        sizes = plan_sizes(model, plan.dims, self.capability(profile) if plan.dims else None)
+        decoder = plan_decoder(model, plan.dims)
+        sizes = None
+        if decoder is None:
+            sizes = plan_sizes(model, plan.dims, self.capability(profile) if plan.dims else None)
         lowered, files = write_bundle(
             model,
             options,
@@ -111,6 +115,7 @@ class Tvm:
             precision=plan.precision,
             payload_bytes=plan.payload_bytes,
             sizes=sizes,
+            decoder=decoder,
         )
         return Artifact(
             root=workdir,
@@ -126,6 +131,11 @@ class Tvm:
                 "mattr": list(options.mattr),
                 "threads": plan.threads,
                 **({"needs": list(needs)} if needs else {}),
+                **(
+                    {"context": decoder.context, "tokens at a time": list(decoder.sizes.built)}
+                    if decoder is not None
+                    else {}
+                ),
                 **({"sizes": {**asdict(sizes), "shapes": lowered.shapes}} if sizes is not None else {}),
             },
             least_payload_bytes=lowered.least_payload_bytes,
@@ -134,11 +144,14 @@ class Tvm:
     def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
         """The convolutions and products that our kernels compute, each with the register tiles the payload allows."""
         from targets.arm_tvm.graph.budget import budget_of, within_budget
+        from targets.arm_tvm.graph.decoder import plan_decoder
         from targets.arm_tvm.graph.fold_constants import fold_constants
         from targets.arm_tvm.graph.lower import import_relax
         from targets.arm_tvm.graph.sizes import at_best_size, plan_sizes
         from targets.arm_tvm.tune.tunables import list_tunables
 
+        if plan_decoder(model, plan.dims) is not None:
+            return ()  # its kernels are those of the predicted choice
         sizes = plan_sizes(model, plan.dims, self.capability(profile) if plan.dims else None)
         model = at_best_size(model, plan.dims)
         tunables = list_tunables(model, plan.options, plan.precision)

@@ -20,6 +20,14 @@ from targets.arm_tvm.graph.budget import budget_of, least_payload
 from targets.arm_tvm.graph.capability import find_details
 from targets.arm_tvm.graph.composites import note_bfloat16, note_factors
 from targets.arm_tvm.graph.conversions import convert, write_pads
+from targets.arm_tvm.graph.decoder import (
+    ATTENTION,
+    DecoderBuild,
+    border_specs,
+    convert_attention,
+    decoder_models,
+    describe_decoder,
+)
 from targets.arm_tvm.graph.fold_constants import fold_constants
 from targets.arm_tvm.graph.kernel_objects import compile_kernels
 from targets.arm_tvm.graph.lifted_weights import lift_weights
@@ -63,6 +71,7 @@ class Lowered:
         least_payload_bytes: As of `Artifact`.
         sizes: How a range is built; None where all sizes are fixed.
         signatures: Of a range, inputs and outputs at each size of `sizes.built`.
+        decoder: Of a decoder, what payload/decoder.txt says.
     """
 
     objects: tuple[Path, ...]
@@ -72,6 +81,7 @@ class Lowered:
     least_payload_bytes: int | None = None
     sizes: Sizes | None = None
     signatures: tuple[Signature, ...] = ()
+    decoder: str = ""
 
     @property
     def shapes(self) -> dict[str, list[tuple[int | str, ...]]]:
@@ -90,8 +100,9 @@ def lower(
     precision: str = "fp32",
     payload_bytes: int | None = None,
     sizes: Sizes | None = None,
+    decoder: DecoderBuild | None = None,
 ) -> Lowered:
-    """Compiles a model of static shapes, or one with a range of sizes.
+    """Compiles a model of static shapes, one with a range of sizes, or a decoder with its cache in place.
 
     Args:
         model: The border model; left as it is.
@@ -102,12 +113,13 @@ def lower(
         precision: `bf16` rounds what kernels multiply; all others are in the model.
         payload_bytes: Most bytes of the bundle's payload; None: no limit.
         sizes: How the range of the model's open dimension is built; None where it has none.
+        decoder: How a decoder is built; None of other models.
 
     Raises:
         UnsupportedModel: TVM's importer refuses a node, which is named.
         ToolchainFailed: TVM fails later, in a pass or in code generation.
     """
-    bound = _bound_models(model, sizes)
+    bound = decoder_models(model, decoder) if decoder is not None else _bound_models(model, sizes)
     for one_size in bound.values():
         _refuse_details(one_size)
     modules = _import_all(bound, options, schedule, precision)
@@ -120,6 +132,8 @@ def lower(
             f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {last_line(error)}",
             remedy="Build with --dump-passes and bisect with --stop-after, or report the border model to TVM.",
         ) from error
+    if decoder is not None:
+        return _lowered_decoder(model, decoder, objects, weights, signatures)
     if sizes is None:
         (only,) = signatures.values()
         return Lowered(objects, weights, only.inputs, only.outputs, least)
@@ -133,6 +147,19 @@ def lower(
         sizes,
         ordered,
     )
+
+
+def _lowered_decoder(
+    model: ir.Model,
+    build: DecoderBuild,
+    objects: tuple[Path, ...],
+    weights: tuple[Array, ...],
+    signatures: Mapping[str, Signature],
+) -> Lowered:
+    inputs, outputs = border_specs(model)
+    ordered = tuple(signatures[function_name(size)] for size in build.sizes.built)
+    told = describe_decoder(model, build, ordered[0].inputs)
+    return Lowered(objects, weights, inputs, outputs, None, build.sizes, ordered, told)
 
 
 def function_name(size: int) -> str:
@@ -274,6 +301,8 @@ def _importer(kernels: Mapping[int, Kernel], weights: Mapping[str, Array], machi
         def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
             if op_name == OPERATOR:
                 return call(self.bb, kernels[attrs["kernel"]], list(inputs))
+            if op_name == ATTENTION:
+                return convert_attention(self.bb, list(inputs), attrs["scale"])
             try:
                 if op_name in RECURRENT:
                     return recurrent(self.bb, machine, op_name, list(inputs), attrs)
