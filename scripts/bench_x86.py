@@ -3,6 +3,7 @@
 
     scripts/bench_x86.py                                   the face model, MobileNet-v2 and ResNet-50, in int8 and fp32
     scripts/bench_x86.py --model face --precision int8 --rounds 40
+    scripts/bench_x86.py --model face --precision bf16     beside OpenVINO in bf16
     scripts/bench_x86.py --nncf ENVIRONMENT/bin/python     with NNCF's int8 beside ours (nncf and openvino are there)
 
 Short runs of all in turn. Latency is of one item, on one and on two threads; throughput is of all processors, at the
@@ -41,6 +42,7 @@ RUN_S = 0.4
 THREADS = (1, 2)
 BATCHES = (1, 8)
 PEER = ROOT / "scripts" / "x86_peer_run.py"
+BF16 = json.dumps({"INFERENCE_PRECISION_HINT": "bf16"})
 FLEET = """schema: 1
 model: {model}
 calibration: {{path: {samples}}}
@@ -96,7 +98,7 @@ def head() -> Figures:
         **commit(),
         "machine": machine(),
         "versions": versions(TOOLS),
-        "flags": [flag for flag in line.split() if "vnni" in flag or flag.startswith("amx")],
+        "flags": [flag for flag in line.split() if "vnni" in flag or "bf16" in flag or flag.startswith("amx")],
         "load_average": [round(value, 2) for value in os.getloadavg()],
     }
 
@@ -147,9 +149,11 @@ def _contenders(model: BenchModel, precision: str, cache: Path, nncf: str | None
     if precision == "fp32":
         exact = json.dumps({"INFERENCE_PRECISION_HINT": "f32"})
         yield _peer("openvino", "openvino", sys.executable, model.border, exact, inputs)
-        bf16 = json.dumps({"INFERENCE_PRECISION_HINT": "bf16"})
-        yield _peer("openvino bf16", "openvino", sys.executable, model.border, bf16, inputs)
+        yield _peer("openvino bf16", "openvino", sys.executable, model.border, BF16, inputs)
         yield _peer("onnxruntime", "onnxruntime", sys.executable, model.source, "{}", inputs)
+        return
+    if precision == "bf16":
+        yield _peer("openvino bf16", "openvino", sys.executable, model.border, BF16, inputs)
         return
     if nncf:
         path = model.folder / "nncf.xml"

@@ -73,7 +73,11 @@ class Tvm:
         """What the importer converts and the CPU code generator compiles correctly."""
         from targets.arm_tvm.graph.capability import capability_of
 
-        return capability_of(_dot_of(profile), half=_computes_half(profile))
+        return capability_of(
+            _dot_of(profile),
+            half=_computes_half(profile),
+            bfloat16=machine_of(validate_options(Options, profile)).bfloat16,
+        )
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
         """Sizes become constants, and loops their iterations: compiled code has no loops of operators."""
@@ -108,6 +112,7 @@ class Tvm:
             schedule=plan.schedule,
             workdir=workdir,
             cache_dir=plan.cache_dir,
+            precision=plan.precision,
             payload_bytes=plan.payload_bytes,
             sizes=sizes,
             decoder=decoder,
@@ -149,11 +154,11 @@ class Tvm:
             return ()  # its kernels are those of the predicted choice
         sizes = plan_sizes(model, plan.dims, self.capability(profile) if plan.dims else None)
         model = at_best_size(model, plan.dims)
-        tunables = list_tunables(model, plan.options)
+        tunables = list_tunables(model, plan.options, plan.precision)
         budget = budget_of(plan.options, plan.payload_bytes, sizes=len(sizes.built) if sizes is not None else 1)
         if not tunables or (budget.payload_bytes is None and budget.growth is None):
             return tunables
-        folded = fold_constants(import_relax(model, plan.options))
+        folded = fold_constants(import_relax(model, plan.options, precision=plan.precision))
         return within_budget(tunables, folded, machine_of(plan.options), budget)
 
     def measurer(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Measurer:

@@ -42,6 +42,7 @@ def write_bundle(
     schedule: Schedule,
     workdir: Path,
     cache_dir: Path,
+    precision: str = "fp32",
     payload_bytes: int | None = None,
     sizes: Sizes | None = None,
     decoder: DecoderBuild | None = None,
@@ -55,6 +56,7 @@ def write_bundle(
         schedule: Workload → the choice to build it with; others get the analytic default.
         workdir: The folder to fill.
         cache_dir: Where the device's libraries, object files of kernels and zig's own cache are kept.
+        precision: As of `lower`.
         payload_bytes: Most bytes of `payload/`; None: no limit.
         sizes: How the range of its open dimension is built; None where all sizes are fixed.
         decoder: How a decoder is built; None of other models.
@@ -69,6 +71,7 @@ def write_bundle(
             workdir=objects,
             cache_dir=cache_dir,
             schedule=schedule,
+            precision=precision,
             payload_bytes=payload_bytes,
             sizes=sizes,
             decoder=decoder,

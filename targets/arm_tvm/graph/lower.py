@@ -19,7 +19,7 @@ from compiler.target import Array, TensorSpec, ToolchainFailed, UnsupportedModel
 from targets.arm_tvm.graph.blocks import PRODUCT, ROWS, convert_blocks
 from targets.arm_tvm.graph.budget import budget_of, least_payload
 from targets.arm_tvm.graph.capability import find_details
-from targets.arm_tvm.graph.composites import note_factors
+from targets.arm_tvm.graph.composites import note_bfloat16, note_factors
 from targets.arm_tvm.graph.conversions import convert, write_pads
 from targets.arm_tvm.graph.decoder import (
     ATTENTION,
@@ -98,6 +98,7 @@ def lower(
     workdir: Path,
     cache_dir: Path,
     schedule: Schedule,
+    precision: str = "fp32",
     payload_bytes: int | None = None,
     sizes: Sizes | None = None,
     decoder: DecoderBuild | None = None,
@@ -110,6 +111,7 @@ def lower(
         workdir: An existing folder for the object files.
         cache_dir: Where those of kernels are kept for other builds.
         schedule: Digest of a workload → the choice to take for it; others take the analytic default.
+        precision: `bf16` rounds what kernels multiply; all others are in the model.
         payload_bytes: Most bytes of the bundle's payload; None: no limit.
         sizes: How the range of the model's open dimension is built; None where it has none.
         decoder: How a decoder is built; None of other models.
@@ -121,7 +123,7 @@ def lower(
     bound = decoder_models(model, decoder) if decoder is not None else _bound_models(model, sizes)
     for one_size in bound.values():
         _refuse_details(one_size)
-    modules = _import_all(bound, options, schedule)
+    modules = _import_all(bound, options, schedule, precision)
     signatures = {name: _signature_of(bound[name], module) for name, module in modules.items()}
     try:
         packed, least = _packed(modules, options, schedule, payload_bytes)
@@ -210,14 +212,15 @@ def _packed(
     return packed, least
 
 
-def _import_all(models: Mapping[str, ir.Model], options: Options, schedule: Schedule) -> dict[str, Any]:
+def _import_all(models: Mapping[str, ir.Model], options: Options, schedule: Schedule, precision: str) -> dict[str, Any]:
     """As `import_relax`; integer weights are packed by all as by the first."""
     modules: dict[str, Any] = {}
     packings: Mapping[str, Packing] | None = None
     for name, model in models.items():
         integer = use_integers(_prepared(model), _dot_of(options), schedule, packings=packings)
         packings = packings if packings is not None else integer.packings
-        modules[name] = _import(integer, options, model.opset_imports.get("", 1))
+        module = _import(integer, options, model.opset_imports.get("", 1))
+        modules[name] = note_bfloat16(module) if precision == "bf16" else module
     return modules
 
 
@@ -225,18 +228,21 @@ def _dot_of(options: Options) -> Dot:
     return dot_of(options.arch, options.mcpu, options.mattr)
 
 
-def import_relax(model: ir.Model, options: Options = GENERIC, schedule: Schedule | None = None) -> Any:
+def import_relax(
+    model: ir.Model, options: Options = GENERIC, schedule: Schedule | None = None, *, precision: str = "fp32"
+) -> Any:
     """The model as a Relax module whose function `main` holds the weights as constants.
 
     Args:
         model: The border model; left as it is.
         options: What to compile for; for kernels that the importer calls.
         schedule: Digest of a workload → the choice to take for it; for what runs in integers.
+        precision: As of `lower`.
 
     Raises:
         UnsupportedModel: The importer refuses a node, which is named.
     """
-    return _import_all({"main": model}, options, schedule or {})["main"]
+    return _import_all({"main": model}, options, schedule or {}, precision)["main"]
 
 
 def _import(integer: IntegerModel, options: Options, opset: int) -> Any:
