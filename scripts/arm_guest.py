@@ -1,4 +1,4 @@
-"""An aarch64 Python with the native wheels of ncnn and MNN in a folder, to be run under QEMU without root.
+"""An aarch64 Python with the wheels of ncnn, MNN and ONNX Runtime in a folder, to be run under QEMU without root.
 
 Debian's packages are fetched with an apt state of their own, so the machine's lists and architectures stay as they are.
 """
@@ -17,7 +17,12 @@ from pathlib import Path
 from targets.arm_tvm.run.emulate import count_instructions, emulator
 
 DEBIAN = "python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 libstdc++6 libgcc-s1 zlib1g libexpat1"
-PEERS = {"ncnn": "ncnn==1.0.20261020", "mnn": "MNN==3.6.1", "numpy": "numpy==2.4.6"}
+PEERS = {
+    "ncnn": "ncnn==1.0.20261020",
+    "mnn": "MNN==3.6.1",
+    "onnxruntime": "onnxruntime==1.26.0",  # 1.29 and later end with SIGSEGV when QEMU 7.2 loads them
+    "numpy": "numpy==2.4.6",
+}
 CONVERTER = "pnnx==20261020"
 WHEEL_PLATFORMS = (
     "manylinux2014_aarch64",

@@ -1,6 +1,6 @@
-"""Runs inside the emulated Python of arm_guest.py: a model in ncnn or in MNN, one thread, a number of inferences.
+"""Runs inside the emulated Python of arm_guest.py: a model in ncnn, MNN or ONNX Runtime, one thread, some inferences.
 
-arm_guest_program.py ncnn|mnn PRECISION MODEL IN.npy OUT.npy REPEAT    writes the last output
+arm_guest_program.py ncnn|mnn|onnxruntime PRECISION MODEL IN.npy OUT.npy REPEAT    writes the last output
 arm_guest_program.py blobs PARAM BIN IN.npy OUT.json                   largest absolute value of what ncnn's layers read
 arm_guest_program.py tool NAME ARGUMENT...                             MNN's own converter (`mnnconvert`) or `mnnquant`
 """
@@ -32,8 +32,8 @@ def infer(peer: str, precision: str, model: str, source: str, target: str, repea
     """Loads the model once and runs it `repeat` times."""
     import numpy as np
 
-    data = np.load(source)
-    run = ncnn_runner(model, precision, data) if peer == "ncnn" else mnn_runner(model, precision, data)
+    runners = {"ncnn": ncnn_runner, "mnn": mnn_runner, "onnxruntime": ort_runner}
+    run = runners[peer](model, precision, np.load(source))
     for _ in range(int(repeat)):
         found = run()
     np.save(target, np.asarray(found, dtype=np.float32))
@@ -88,6 +88,17 @@ def mnn_runner(model: str, precision: str, data: Any) -> Callable[[], Any]:
         return np.array(result.getNumpyData(), copy=True)
 
     return run
+
+
+def ort_runner(model: str, precision: str, data: Any) -> Callable[[], Any]:
+    """A function that runs one inference of an ONNX file, whose own types are its precision."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: data}
+    return lambda: session.run(None, feed)[0]
 
 
 def find_ranges(param: str, weights: str, source: str, target: str) -> None:

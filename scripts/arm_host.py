@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from arm_models import BenchModel
 from arm_ours import Build, build
+from bench_models import BenchModel
 from bench_record import Figures
 
 ROUNDS = 11
@@ -23,7 +23,7 @@ import numpy, onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = int(sys.argv[3])
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-feed = {"image": numpy.load(sys.argv[2])}
+feed = {session.get_inputs()[0].name: numpy.load(sys.argv[2])}
 session.run(None, feed)
 times = []
 for _ in range(int(sys.argv[4])):
@@ -72,7 +72,7 @@ def compare_with_ort(model: BenchModel, cache: Path, rounds: int) -> Figures:
     if "unavailable" in built:
         return built
     given = model.folder / "in.npy"
-    np.save(given, model.picture())
+    np.save(given, model.item())
     found: Figures = {"artifact": built}
     for threads in (1, 2):
         turns = [(_ours_ms(wanted.folder, given, threads), _ort_ms(model, given, threads)) for _ in range(rounds)]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from arm_models import BenchModel
+from bench_models import BenchModel
 from bench_record import Figures
 
 from targets.arm_tvm.bundle.link import link_plugin
@@ -132,7 +132,7 @@ def find_tool(name: str) -> str:
 def _hot_blocks(folder: Path, model: BenchModel, cpu: str, cache: Path) -> list[tuple[int, str]]:
     """Executions and code in hex of QEMU's hottest blocks during one start and a few inferences."""
     given = model.folder / "in.npy"
-    np.save(given, model.picture())
+    np.save(given, model.item())
     with tempfile.TemporaryDirectory() as place:
         plugin = Path(place) / "blocks.so"
         link_plugin(PLUGIN, plugin, arch=host_arch(), plugin_api=plugin_api(), workdir=Path(place))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arm_models import BenchModel
+from bench_models import BenchModel
 from bench_record import Figures
 
 from compiler.fleet.profile import load_profile
@@ -24,7 +24,7 @@ FLEET = """schema: 1
 model: {model}
 calibration: {{path: {samples}}}
 devices:
-  board: {{profile: {profile}, batch: 1, precision: {precision}}}
+  board: {{profile: {profile}, dims: {dims}, precision: {precision}}}
 """
 
 
@@ -83,7 +83,8 @@ def _write_fleet(wanted: Build) -> Path:
     fleet = wanted.folder.parent.with_suffix(".yaml")
     fleet.parent.mkdir(parents=True, exist_ok=True)
     paths = {"model": wanted.model.source.resolve(), "samples": (wanted.model.folder / "samples.npz").resolve()}
-    fleet.write_text(FLEET.format(**paths, profile=wanted.profile, precision=wanted.precision), "utf-8")
+    rest = {"profile": wanted.profile, "precision": wanted.precision, "dims": json.dumps(wanted.model.dims())}
+    fleet.write_text(FLEET.format(**paths, **rest), "utf-8")
     return fleet
 
 

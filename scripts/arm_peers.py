@@ -1,4 +1,4 @@
-"""Guest instructions of ncnn, of MNN and of TVM's default pipeline for one inference, beside ours.
+"""Guest instructions of ncnn, MNN, ONNX Runtime and TVM's default pipeline for one inference, beside ours.
 
 What was counted once for the same model, version, precision and core is kept in the cache: the counts repeat.
 """
@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 from arm_convert import PROGRAM, convert_mnn, convert_ncnn
 from arm_guest import CONVERTER, PEERS, Guest, PeerUnavailable, prepare_guest
-from arm_models import BenchModel, sqnr_db
+from bench_models import BenchModel, sqnr_db
+from bench_quantizers import quantize_ort
 from bench_record import Figures
 
 from compiler.artifact import Artifact, Evidence
@@ -35,7 +36,7 @@ CONVERTING_CPU = "max"
 def count_peers(model: BenchModel, cpu: str, cache: Path) -> Figures:
     """Peer → precision → figures, or why there are none."""
     found: Figures = {}
-    for peer in ("ncnn", "mnn"):
+    for peer in ("ncnn", "mnn", "onnxruntime"):
         found[peer] = _figures_of(peer, model, cpu, cache)
     return found
 
@@ -66,8 +67,11 @@ def _converted(peer: str, model: BenchModel, guest: Guest, cache: Path) -> dict[
         given = (model.border, model.samples(), guest, folder)
         if peer == "ncnn":
             files = convert_ncnn(*given, cpu=CONVERTING_CPU)
-        else:
+        elif peer == "mnn":
             files = convert_mnn(*given, unit=model.unit, cpu=CONVERTING_CPU)
+        else:
+            samples = [{model.input: row[None]} for row in model.samples()]
+            files = {"fp32": model.border, "int8": quantize_ort(model.source, samples, folder)}
         index.write_text(json.dumps({name: str(path) for name, path in files.items()}), "utf-8")
     return {name: Path(path) for name, path in json.loads(index.read_text("utf-8")).items()}
 
@@ -77,7 +81,7 @@ def _counting(
 ) -> Callable[[], Figures]:
     def count() -> Figures:
         given, made = model.folder / "in.npy", model.folder / f"{peer}.npy"
-        np.save(given, model.picture())
+        np.save(given, model.item())
         arguments = (PROGRAM, peer, precision, path, given, made)
         guest.run(*arguments, "1", cpu=cpu)  # writes Python's compiled files, which a counted run must not
         once, twice = (guest.count(*arguments, repeat, cpu=cpu) for repeat in ("1", "2"))
@@ -91,10 +95,10 @@ def count_default(model: BenchModel, options: Options, cpu: str, cache: Path) ->
 
     def count() -> Figures:
         runner = _default_runner(model, options, cpu, cache)
-        picture = {"image": model.picture()}
-        (found,) = runner.run(picture).values()
+        given = {model.input: model.item()}
+        (found,) = runner.run(given).values()
         sqnr = round(sqnr_db(model.expected(), np.asarray(found)), 1)
-        return {"instructions": runner.count_instructions(picture), "sqnr_db": sqnr}
+        return {"instructions": runner.count_instructions(given), "sqnr_db": sqnr}
 
     return {"version": TVM_VERSION, "fp32": remembered(cache, ["tvm", TVM_VERSION, model.digest, cpu], count)}
 
@@ -108,7 +112,7 @@ def _default_runner(model: BenchModel, options: Options, cpu: str, cache: Path) 
     objects = root / "objects"
     objects.mkdir(parents=True)
     module = from_onnx(onnx.load(model.border))  # as TVM's users do: our importer converts operators of its own
-    inputs, outputs = read_signature(module, ["image"], ["output"])
+    inputs, outputs = read_signature(module, [model.input], ["output"])
     executable = tvm.compile(module, target=tvm.target.Target(options.target))
     lowered = Lowered(write_objects(executable, options, objects), (), inputs, outputs)
     files = pack_bundle(lowered, options, Cores(1, 1), workdir=root / "bundle", cache_dir=cache / "toolchains")

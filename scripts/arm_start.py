@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from arm_models import BenchModel
 from arm_ours import PROFILES, Build, build
+from bench_models import BenchModel
 from bench_record import Figures
 
 from targets.arm_tvm.run.emulate import count_instructions, emulated_cpu, emulator
@@ -28,7 +28,7 @@ def start_up(model: BenchModel, core: str, cache: Path) -> Figures:
     if "unavailable" in built:
         return built
     given, made = model.folder / "in.npy", model.folder / "start.npy"
-    np.save(given, model.picture())
+    np.save(given, model.item())
     cpu = emulated_cpu(core)
     program = (str(wanted.folder / "run"), str(given), str(made))
     whole = count_instructions(program, cpu=cpu, environment=ONE_THREAD, timeout_s=TIMEOUT_S)

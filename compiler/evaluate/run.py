@@ -31,7 +31,7 @@ def run_dataset(model: ir.Model, dataset: Dataset, *, batch: int = 8, is_optimiz
         DataError: Samples cannot be used, or outputs of different samples differ in shape.
         UnsupportedModel: ONNX Runtime does not run the model.
     """
-    fixed = _fixed_batch(dataset) or _fixed_in(model, dataset)
+    fixed = dataset.fixed_batch or _fixed_in(model, dataset)
     session, workers = (Optimized if is_optimized else Unoptimized)(model), available_cpus()
     steps = (partial(_run, session, inputs, fixed, dataset) for inputs in dataset.batches(fixed or batch))
     stacks: dict[str, list[Array]] = {}
@@ -39,12 +39,6 @@ def run_dataset(model: ir.Model, dataset: Dataset, *, batch: int = 8, is_optimiz
         for name, array in outputs.items():
             stacks.setdefault(name, []).append(array)
     return dict(_stacked(stacks))
-
-
-def _fixed_batch(dataset: Dataset) -> int | None:
-    """The batch size that the inputs fix; None where they leave it open."""
-    sizes = [spec.shape[0] for spec in dataset.inputs if spec.shape]
-    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _fixed_in(model: ir.Model, dataset: Dataset) -> int | None:

@@ -372,9 +372,8 @@ def _border_precision(rule: PrecisionRule) -> Decision:
 
 
 def _refuse_generation(device: DeviceClass, capability: Capability, target: Target) -> None:
-    if device.generation is not None and (
-        not capability.dynamic_dims or capability.ranges_max or capability.fixed_sizes
-    ):
+    is_fixed = not capability.dynamic_dims or capability.ranges_max or capability.fixed_sizes
+    if device.generation is not None and is_fixed and not capability.keeps_cache:
         raise FleetError(
             f"target '{target.name}' builds fixed shapes only, and a language model's cache grows",
             where=device.place,

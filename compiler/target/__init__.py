@@ -21,19 +21,29 @@ if TYPE_CHECKING:
         UnsupportedModel,
         combine,
     )
+    from compiler.evaluate.answers import Answered, Asked
     from compiler.fleet import Range
     from compiler.fleet.detect import detect_profile, host_isa, missing_isa
     from compiler.fleet.machine import available_cpus
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.decoder import Decoder, find_decoder, is_decoder
-    from compiler.model.frontend.extract import extract_prefix
+    from compiler.model.frontend.extract import extract_prefix, extract_suffix
     from compiler.model.graph import Pass, PassResult, graph_digest
     from compiler.model.numerics import Array, Arrays
     from compiler.model.onnx_runtime import OnnxRuntimeSession, onnx_runtime_errors, onnx_runtime_operators
     from compiler.model.save import save_model
     from compiler.model.spec import TensorSpec
+    from compiler.passes.cached_attention import (
+        HEADS_LAST,
+        CachedAttention,
+        find_attentions,
+        is_causal,
+        sizes_of,
+        width_of,
+    )
     from compiler.passes.decompose_operators import DecomposeOperators
     from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
+    from compiler.passes.editor import Editor, add_constant, producer_of, remove_unread, stand_in
     from compiler.passes.pipelines import load_passes
     from compiler.passes.probe import run_unoptimized
     from compiler.passes.quantized import is_quantized, rounded_value
@@ -52,6 +62,7 @@ if TYPE_CHECKING:
         refuse_unsupported,
     )
     from compiler.target.runner import (
+        AnswersPrompts,
         CountsInstructions,
         HasNote,
         KeepsCache,
@@ -84,12 +95,16 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "API_VERSION": "compiler.target.target",
+    "AnswersPrompts": "compiler.target.runner",
+    "Answered": "compiler.evaluate.answers",
+    "Asked": "compiler.evaluate.answers",
     "Array": "compiler.model.numerics",
     "Arrays": "compiler.model.numerics",
     "Artifact": "compiler.artifact.artifact",
     "BITS_KEY": "compiler.target.scheme",
     "Backend": "compiler.target.target",
     "BlockFormat": "compiler.target.scheme",
+    "CachedAttention": "compiler.passes.cached_attention",
     "Capability": "compiler.target.capability",
     "Choice": "compiler.tune",
     "CompilerError": "compiler.errors",
@@ -100,8 +115,10 @@ _PLACES = {
     "Decoder": "compiler.model.decoder",
     "DecomposeOperators": "compiler.passes.decompose_operators",
     "DeviceType": "compiler.tune",
+    "Editor": "compiler.passes.editor",
     "Evidence": "compiler.artifact.artifact",
     "FleetError": "compiler.errors",
+    "HEADS_LAST": "compiler.passes.cached_attention",
     "HardwareProfile": "compiler.fleet.profile",
     "HasAlternatives": "compiler.target.target",
     "HasNote": "compiler.target.runner",
@@ -141,16 +158,20 @@ _PLACES = {
     "UnsupportedModel": "compiler.errors",
     "WeighsRuns": "compiler.target.runner",
     "WeightChoices": "compiler.target.scheme",
+    "add_constant": "compiler.passes.editor",
     "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
     "constant_of": "compiler.passes.values",
     "detect_profile": "compiler.fleet.detect",
     "extract_prefix": "compiler.model.frontend.extract",
+    "extract_suffix": "compiler.model.frontend.extract",
+    "find_attentions": "compiler.passes.cached_attention",
     "find_decoder": "compiler.model.decoder",
     "find_target": "compiler.target.target",
     "graph_digest": "compiler.model.graph",
     "host_isa": "compiler.fleet.detect",
     "installed_version": "compiler.target.target",
+    "is_causal": "compiler.passes.cached_attention",
     "is_decoder": "compiler.model.decoder",
     "is_quantized": "compiler.passes.quantized",
     "list_targets": "compiler.target.target",
@@ -160,16 +181,21 @@ _PLACES = {
     "onnx_runtime_errors": "compiler.model.onnx_runtime",
     "onnx_runtime_operators": "compiler.model.onnx_runtime",
     "op_key": "compiler.target.capability",
+    "producer_of": "compiler.passes.editor",
     "profile_device": "compiler.tune",
     "raise_refusals": "compiler.target.capability",
-    "refuse_unsupported": "compiler.target.capability",
     "record_origin": "compiler.passes.values",
+    "refuse_unsupported": "compiler.target.capability",
+    "remove_unread": "compiler.passes.editor",
     "rounded_value": "compiler.passes.quantized",
     "run_unoptimized": "compiler.passes.probe",
     "save_model": "compiler.model.save",
     "scalar_of": "compiler.passes.values",
     "scratch_folder": "compiler.store.scratch",
+    "sizes_of": "compiler.passes.cached_attention",
+    "stand_in": "compiler.passes.editor",
     "validate_options": "compiler.fleet.profile",
+    "width_of": "compiler.passes.cached_attention",
     "write_atomic": "compiler.store.atomic",
 }
 
@@ -177,12 +203,17 @@ __all__ = [
     "API_VERSION",
     "BITS_KEY",
     "DECOMPOSE_QUANTIZED",
+    "HEADS_LAST",
     "SHIFT_QUANTIZED",
+    "Answered",
+    "AnswersPrompts",
     "Array",
     "Arrays",
     "Artifact",
+    "Asked",
     "Backend",
     "BlockFormat",
+    "CachedAttention",
     "Capability",
     "Choice",
     "CompilerError",
@@ -192,6 +223,7 @@ __all__ = [
     "Decoder",
     "DecomposeOperators",
     "DeviceType",
+    "Editor",
     "Evidence",
     "FleetError",
     "HardwareProfile",
@@ -232,16 +264,20 @@ __all__ = [
     "UnsupportedModel",
     "WeighsRuns",
     "WeightChoices",
+    "add_constant",
     "available_cpus",
     "combine",
     "constant_of",
     "detect_profile",
     "extract_prefix",
+    "extract_suffix",
+    "find_attentions",
     "find_decoder",
     "find_target",
     "graph_digest",
     "host_isa",
     "installed_version",
+    "is_causal",
     "is_decoder",
     "is_quantized",
     "list_targets",
@@ -251,16 +287,21 @@ __all__ = [
     "onnx_runtime_errors",
     "onnx_runtime_operators",
     "op_key",
+    "producer_of",
     "profile_device",
     "raise_refusals",
     "record_origin",
     "refuse_unsupported",
+    "remove_unread",
     "rounded_value",
     "run_unoptimized",
     "save_model",
     "scalar_of",
     "scratch_folder",
+    "sizes_of",
+    "stand_in",
     "validate_options",
+    "width_of",
     "write_atomic",
 ]
 

@@ -88,6 +88,7 @@ class Capability:
         ranges_max: Most dimensions that may be ranges; 0 means any number.
         fixed_sizes: How a range is built of fixed sizes, in words for the plan; empty where shapes stay open. What is
             refused is then judged at such sizes, by `Target.build`.
+        keeps_cache: Whether fixed sizes do for a language model: its cache has its whole size, and is written in place.
         opset_max: Newest version of the default domain that the toolchain reads.
         op_refusals: Operator that is not in `ops` → why not, and what to do instead.
     """
@@ -100,6 +101,7 @@ class Capability:
     op_refusals: Mapping[str, str] = field(default_factory=dict)
     ranges_max: int = 0
     fixed_sizes: str = ""
+    keeps_cache: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from compiler.artifact import Artifact, Evidence
 
 if TYPE_CHECKING:
+    from compiler.evaluate.answers import Answered, Asked
     from compiler.model.numerics import Array, Arrays
 
 
@@ -35,7 +36,7 @@ class Runner(Protocol):
     """An artifact loaded for execution.
 
     A runner may also be `TimesRuns`, `TimesProcessor`, `CountsInstructions`, `ReportsPeakMemory`, `WeighsRuns`,
-    `TimesLayers`, `StaysLoaded`, `KeepsCache` and `HasNote`.
+    `TimesLayers`, `StaysLoaded`, `KeepsCache`, `AnswersPrompts` and `HasNote`.
     """
 
     evidence: Evidence
@@ -115,6 +116,14 @@ class KeepsCache(Protocol):
 
         Logits may be those of the last token alone.
         """
+
+
+@runtime_checkable
+class AnswersPrompts(Protocol):
+    """A runner of a decoder whose program answers a prompt by itself, as it does on the device."""
+
+    def answer(self, asked: Asked) -> Answered:
+        """The answer to a prompt, from an empty cache."""
 
 
 @runtime_checkable

@@ -73,7 +73,11 @@ class Tvm:
         """What the importer converts and the CPU code generator compiles correctly."""
         from targets.arm_tvm.graph.capability import capability_of
 
-        return capability_of(_dot_of(profile), half=_computes_half(profile))
+        return capability_of(
+            _dot_of(profile),
+            half=_computes_half(profile),
+            bfloat16=machine_of(validate_options(Options, profile)).bfloat16,
+        )
 
     def passes(self, profile: HardwareProfile) -> Sequence[Pass]:
         """Sizes become constants, and loops their iterations: compiled code has no loops of operators."""
@@ -90,13 +94,17 @@ class Tvm:
         """Compiles the model, links it, and writes the bundle."""
         from targets.arm_tvm.bundle.folder import Cores, write_bundle
         from targets.arm_tvm.bundle.processor import needed_flags, refuse_other_processor
+        from targets.arm_tvm.graph.decoder import plan_decoder
         from targets.arm_tvm.graph.sizes import plan_sizes
 
         options: Options = plan.options
         needs = needed_flags(options)
         refuse_other_processor(needs, options, profile)
         cores = Cores(plan.threads, max(plan.threads, profile.cpu.cores if profile.cpu else 1))
-        sizes = plan_sizes(model, plan.dims, self.capability(profile) if plan.dims else None)
+        decoder = plan_decoder(model, plan.dims)
+        sizes = None
+        if decoder is None:
+            sizes = plan_sizes(model, plan.dims, self.capability(profile) if plan.dims else None)
         lowered, files = write_bundle(
             model,
             options,
@@ -104,8 +112,10 @@ class Tvm:
             schedule=plan.schedule,
             workdir=workdir,
             cache_dir=plan.cache_dir,
+            precision=plan.precision,
             payload_bytes=plan.payload_bytes,
             sizes=sizes,
+            decoder=decoder,
         )
         return Artifact(
             root=workdir,
@@ -121,6 +131,11 @@ class Tvm:
                 "mattr": list(options.mattr),
                 "threads": plan.threads,
                 **({"needs": list(needs)} if needs else {}),
+                **(
+                    {"context": decoder.context, "tokens at a time": list(decoder.sizes.built)}
+                    if decoder is not None
+                    else {}
+                ),
                 **({"sizes": {**asdict(sizes), "shapes": lowered.shapes}} if sizes is not None else {}),
             },
             least_payload_bytes=lowered.least_payload_bytes,
@@ -129,18 +144,21 @@ class Tvm:
     def tunables(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile) -> Sequence[Tunable]:
         """The convolutions and products that our kernels compute, each with the register tiles the payload allows."""
         from targets.arm_tvm.graph.budget import budget_of, within_budget
+        from targets.arm_tvm.graph.decoder import plan_decoder
         from targets.arm_tvm.graph.fold_constants import fold_constants
         from targets.arm_tvm.graph.lower import import_relax
         from targets.arm_tvm.graph.sizes import at_best_size, plan_sizes
         from targets.arm_tvm.tune.tunables import list_tunables
 
+        if plan_decoder(model, plan.dims) is not None:
+            return ()  # its kernels are those of the predicted choice
         sizes = plan_sizes(model, plan.dims, self.capability(profile) if plan.dims else None)
         model = at_best_size(model, plan.dims)
-        tunables = list_tunables(model, plan.options)
+        tunables = list_tunables(model, plan.options, plan.precision)
         budget = budget_of(plan.options, plan.payload_bytes, sizes=len(sizes.built) if sizes is not None else 1)
         if not tunables or (budget.payload_bytes is None and budget.growth is None):
             return tunables
-        folded = fold_constants(import_relax(model, plan.options))
+        folded = fold_constants(import_relax(model, plan.options, precision=plan.precision))
         return within_budget(tunables, folded, machine_of(plan.options), budget)
 
     def measurer(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Measurer:

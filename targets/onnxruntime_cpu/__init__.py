@@ -77,10 +77,9 @@ class OnnxRuntime:
         Raises:
             UnsupportedModel: ONNX Runtime refuses the model.
         """
-        from compiler.target import OnnxRuntimeSession, save_model
+        from compiler.target import OnnxRuntimeSession, remove_unread, save_model
         from targets.onnxruntime_cpu.attention import fuse_attention
         from targets.onnxruntime_cpu.blocks import pack_weights
-        from targets.onnxruntime_cpu.edit import remove_unread
         from targets.onnxruntime_cpu.in_place import CACHE, find_cache
         from targets.onnxruntime_cpu.last_logits import select_logits
         from targets.onnxruntime_cpu.normalization import fuse_normalizations

@@ -14,39 +14,27 @@ stays an input, so that a mask with gaps means what it did.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from compiler.target import Decoder, constant_of, extract_prefix, find_decoder, is_decoder, run_unoptimized, scalar_of
-from targets.onnxruntime_cpu.edit import DOMAIN, Editor, add_constant, producer_of, remove_unread, stand_in
-
-_HEADS_LAST, _TURNED = [0, 2, 1, 3], [0, 1, 3, 2]
-_HIDDEN = -1e4
-"""A bias from which the exponential of float32 is 0."""
-
-_PAST, _NEW = 2, 3
-"""Sizes that the bias is worked out for."""
-
-
-@dataclass(frozen=True)
-class _Attention:
-    """One attention: its values, and the node whose result it gives."""
-
-    query: ir.Value
-    key: ir.Value
-    value: ir.Value
-    past_key: ir.Value
-    past_value: ir.Value
-    present_key: ir.Value
-    present_value: ir.Value
-    bias: ir.Value
-    scale: float
-    heads: int
-    kv_heads: int
-    size: int
-    last: ir.Node
+from compiler.target import (
+    HEADS_LAST,
+    CachedAttention,
+    Editor,
+    add_constant,
+    constant_of,
+    find_attentions,
+    find_decoder,
+    is_causal,
+    is_decoder,
+    producer_of,
+    remove_unread,
+    sizes_of,
+    stand_in,
+    width_of,
+)
+from targets.onnxruntime_cpu.rules import DOMAIN
 
 
 def fuse_attention(model: ir.Model) -> None:
@@ -58,8 +46,8 @@ def fuse_attention(model: ir.Model) -> None:
     if not is_decoder(model):
         return
     decoder = find_decoder(model)
-    matches = [match for node in model.graph if node.op_type == "Softmax" and (match := _match(node))]
-    causal = {bias for bias in {match.bias for match in matches} if _is_causal(model, bias, decoder)}
+    matches = find_attentions(model)
+    causal = {bias for bias in {match.bias for match in matches} if is_causal(model, bias, decoder)}
     shared: dict[object, ir.Value] = {}
     for match in matches:
         if match.bias in causal:
@@ -68,141 +56,7 @@ def fuse_attention(model: ir.Model) -> None:
     model.graph.sort()  # what is left may read a grown cache before the node that gives it now
 
 
-def _match(softmax: ir.Node) -> _Attention | None:
-    """The attention around a Softmax; None where it is another form."""
-    if softmax.attributes.get_int("axis", -1) not in (-1, 3):
-        return None
-    scores = producer_of(softmax.inputs[0], "Add")
-    mixed = _only_reader(softmax.outputs[0], "MatMul")
-    if scores is None or mixed is None or mixed.inputs[0] is not softmax.outputs[0]:
-        return None
-    for value, bias in (scores.inputs, reversed(scores.inputs)):
-        product, scale = _unscaled(value)
-        if product is not None and bias is not None:
-            return _around(product, scale, bias, mixed)
-    return None
-
-
-def _around(product: ir.Node, scale: float, bias: ir.Value, mixed: ir.Node) -> _Attention | None:
-    query, turned = product.inputs[0], producer_of(product.inputs[1], "Transpose")
-    if turned is None or list(turned.attributes.get_ints("perm", ())) != _TURNED:
-        return None
-    keys, values = _joined(turned.inputs[0]), _joined(mixed.inputs[1])
-    swapped = _only_reader(mixed.outputs[0], "Transpose")
-    flat = _only_reader(swapped.outputs[0], "Reshape") if swapped is not None else None
-    if query is None or keys is None or values is None or swapped is None or flat is None:
-        return None
-    sizes, kv_sizes = (_sizes(value) for value in (query, keys[2]))
-    width = _width(flat.outputs[0])
-    if list(swapped.attributes.get_ints("perm", ())) != _HEADS_LAST or sizes is None or kv_sizes is None:
-        return None
-    if (
-        width != sizes[0] * sizes[1]
-        or sizes[1] != kv_sizes[1]
-        or sizes[0] % kv_sizes[0]
-        or _sizes(values[2]) != kv_sizes
-    ):
-        return None
-    past_key, key, present_key = keys
-    past_value, value, present_value = values
-    return _Attention(
-        query,
-        key,
-        value,
-        past_key,
-        past_value,
-        present_key,
-        present_value,
-        bias,
-        scale,
-        heads=sizes[0],
-        kv_heads=kv_sizes[0],
-        size=sizes[1],
-        last=flat,
-    )
-
-
-def _unscaled(value: ir.Value | None) -> tuple[ir.Node | None, float]:
-    """The product behind a constant factor, and the factor."""
-    factor = producer_of(value, "Mul")
-    for read, other in (factor.inputs, reversed(factor.inputs)) if factor is not None else ():
-        number, product = scalar_of(other), producer_of(read, "MatMul")
-        if number is not None and number > 0 and product is not None:
-            return product, number
-    divided = producer_of(value, "Div")
-    number = scalar_of(divided.inputs[1]) if divided is not None else None
-    if divided is not None and number is not None and number > 0:
-        return producer_of(divided.inputs[0], "MatMul"), 1 / number
-    return producer_of(value, "MatMul"), 1.0
-
-
-def _joined(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value] | None:
-    """The old cache, the new rows and both together, behind the repetition of heads."""
-    flat = producer_of(value, "Reshape")
-    wide = producer_of(flat.inputs[0], "Expand") if flat is not None else None
-    single = producer_of(wide.inputs[0], "Unsqueeze") if wide is not None else None
-    if flat is not None and wide is not None and single is not None:
-        source, sizes, many = single.inputs[0], _sizes(flat.outputs[0]), wide.outputs[0].shape
-        own = _sizes(source)
-        # (batch, heads, 1, positions, size) → (batch, heads, times, positions, size): a head's copies are neighbours
-        if own is None or sizes is None or many is None or list(many)[1] != own[0] or many[4] != own[1]:
-            return None
-        value = source if many[2] == sizes[0] // own[0] and sizes[1] == own[1] else None
-    joined = producer_of(value, "Concat")
-    if (
-        joined is None
-        or value is None
-        or len(joined.inputs) != 2
-        or joined.attributes.get_int("axis", 0) not in (2, -2)
-    ):
-        return None
-    past, new = joined.inputs
-    return (past, new, value) if past is not None and past.is_graph_input() and new is not None else None
-
-
-def _sizes(value: ir.Value | None) -> tuple[int, int] | None:
-    """Heads and size of one of (batch, heads, positions, size); None where they are not known."""
-    if value is None or value.shape is None or len(value.shape) != 4:
-        return None
-    heads, size = value.shape[1], value.shape[3]
-    return (heads, size) if isinstance(heads, int) and isinstance(size, int) else None
-
-
-def _width(value: ir.Value) -> int | None:
-    width = value.shape[2] if value.shape is not None and len(value.shape) == 3 else None
-    return width if isinstance(width, int) else None
-
-
-def _only_reader(value: ir.Value, op: str) -> ir.Node | None:
-    uses = list(value.uses())
-    return uses[0][0] if len(uses) == 1 and uses[0][0].op_type == op and not value.is_graph_output() else None
-
-
-def _is_causal(model: ir.Model, bias: ir.Value, decoder: Decoder) -> bool:
-    """Whether a bias hides exactly the later tokens where the mask is of ones, worked out for a few tokens."""
-    part = extract_prefix(model, [str(bias.name)])
-    names = {decoder.batch: 1, decoder.sequence: _NEW, decoder.past: _PAST, decoder.total: _PAST + _NEW}
-    inputs = {}
-    read = [value for value in part.graph.inputs if value.uses()]
-    part.graph.inputs.clear()
-    part.graph.inputs.extend(read)
-    for value in read:
-        if value.shape is None or value.dtype is None:
-            return False
-        shape = [size if isinstance(size, int) else names.get(str(size.value), -1) for size in value.shape]
-        if min(shape, default=1) < 0:
-            return False
-        inputs[str(value.name)] = np.ones(shape, value.dtype.numpy())
-        if value.name == decoder.positions:
-            inputs[decoder.positions] = np.arange(_PAST, _PAST + _NEW, dtype=np.int64)[None]
-    got = np.asarray(run_unoptimized(part, inputs)[str(bias.name)], np.float64)
-    if got.ndim != 4 or got.shape[2:] != (_NEW, _PAST + _NEW) or got.shape[1] != 1:
-        return False
-    later = np.triu(np.ones((_NEW, _PAST + _NEW), bool), _PAST + 1)
-    return bool((got[..., ~later] == 0).all() and (got[..., later] <= _HIDDEN).all())
-
-
-def _replace_attention(model: ir.Model, match: _Attention, shared: dict[object, ir.Value]) -> None:
+def _replace_attention(model: ir.Model, match: CachedAttention, shared: dict[object, ir.Value]) -> None:
     edit = Editor(model, match.last)
     query, key = (_rotated(edit, value, shared) for value in (match.query, match.key))
     query, key, value = (_flat(edit, part) for part in (query, key, match.value))
@@ -239,9 +93,9 @@ def _flat(edit: Editor, value: ir.Value) -> ir.Value:
     whole = _before_heads(value)
     if whole is not None:
         return whole
-    sizes = _sizes(value)
+    sizes = sizes_of(value)
     assert sizes is not None  # noqa: S101  a match has them
-    (swapped,) = edit.add("Transpose", [value], {"perm": _HEADS_LAST})
+    (swapped,) = edit.add("Transpose", [value], {"perm": HEADS_LAST})
     shape = add_constant(edit.model, f"{value.name}_flat", np.array([0, 0, sizes[0] * sizes[1]], np.int64))
     return edit.add("Reshape", [swapped, shape])[0]
 
@@ -250,10 +104,10 @@ def _before_heads(value: ir.Value) -> ir.Value | None:
     """What was cut into heads to give a value: (batch, positions, heads · size)."""
     swapped = producer_of(value, "Transpose")
     cut = producer_of(swapped.inputs[0], "Reshape") if swapped is not None else None
-    if swapped is None or cut is None or list(swapped.attributes.get_ints("perm", ())) != _HEADS_LAST:
+    if swapped is None or cut is None or list(swapped.attributes.get_ints("perm", ())) != HEADS_LAST:
         return None
-    whole, sizes = cut.inputs[0], _sizes(value)
-    is_cut = whole is not None and sizes is not None and _width(whole) == sizes[0] * sizes[1]
+    whole, sizes = cut.inputs[0], sizes_of(value)
+    is_cut = whole is not None and sizes is not None and width_of(whole) == sizes[0] * sizes[1]
     return whole if is_cut else None
 
 
@@ -264,7 +118,7 @@ def _rotated(edit: Editor, value: ir.Value, shared: dict[object, ir.Value]) -> i
         return value
     source, cosines, sines = rotation
     whole = _before_heads(source)
-    sizes = _sizes(source)
+    sizes = sizes_of(source)
     if whole is None or sizes is None:
         return value
     rows = [_rows(edit, angle, sizes[1], shared) for angle in (cosines, sines)]
@@ -303,7 +157,7 @@ def _is_turned(value: ir.Value | None, x: ir.Value) -> bool:
     if joined is None or len(joined.inputs) != 2 or joined.attributes.get_int("axis", 0) not in (-1, 3):
         return False
     negative = producer_of(joined.inputs[0], "Neg")
-    sizes = _sizes(x)
+    sizes = sizes_of(x)
     if negative is None or sizes is None:
         return False
     half = sizes[1] // 2

@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compiler.target import BITS_KEY, constant_of, rounded_value
-from targets.onnxruntime_cpu.edit import DOMAIN, add_constant, remove_unread, stand_in
+from compiler.target import BITS_KEY, add_constant, constant_of, remove_unread, rounded_value, stand_in
+from targets.onnxruntime_cpu.rules import DOMAIN
 
 _FLOAT32, _INT8 = 1, 4
 """Attribute accuracy_level of MatMulNBits: what the input is multiplied in; int8 rounds it block by block."""

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from compiler.target import find_decoder
-from targets.onnxruntime_cpu.edit import Editor, add_constant
+from compiler.target import Editor, add_constant, find_decoder
 
 LOGITS_FROM = "logits_from"
 """Input of a delivered decoder: the first new token whose logits are computed; -1 is the last one."""

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from compiler.target import constant_of, scalar_of
-from targets.onnxruntime_cpu.edit import Editor, producer_of, stand_in
+from compiler.target import Editor, constant_of, producer_of, scalar_of, stand_in
 
 _IN_FLOAT32 = 1
 """Attribute stash_type: the mean is computed in float32."""

@@ -18,6 +18,9 @@ from compiler.target import (
     onnx_runtime_operators,
 )
 
+DOMAIN = "com.microsoft"
+"""Of ONNX Runtime's own operators."""
+
 _OPSET_MAX = 27
 
 _RULES = {name: OpRule(attributes={"layout": (0,)}) for name in ("GRU", "LSTM", "RNN")}

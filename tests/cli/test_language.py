@@ -220,11 +220,13 @@ def test_prompts_that_do_not_fit_are_refused_before_anything_is_built(built: Pla
 
 @pytest.mark.parametrize("precision", ["int4-weights", "auto"])
 def test_a_target_of_fixed_sizes_refuses_a_language_model_in_one_sentence(built: Place, precision: str) -> None:
-    text = FLEET.replace("MEMORY", "400").replace("phone.yaml", "raspberry-pi-5")
+    profile = "schema: 1\nname: fixed\ntarget: moody\ntarget_options: {dynamic_dims: false}\n"
+    (built.root / "fixed.yaml").write_text(profile)
+    text = FLEET.replace("MEMORY", "400").replace("phone.yaml", "fixed.yaml")
     (built.root / "board.yaml").write_text(text.replace("int4-weights", precision))
     outcome = built.run("plan", "board.yaml")
     assert outcome.code == 2
-    assert "target 'tvm' builds fixed shapes only, and a language model's cache grows" in outcome.err
+    assert "target 'moody' builds fixed shapes only, and a language model's cache grows" in outcome.err
     assert "Build it for a target with ranges: onnxruntime" in outcome.err
     assert "has no such precision" not in outcome.err
 

@@ -17,6 +17,9 @@ from compiler.target.testing import Case, conformance_cases, onnx_backend_cases,
 _HERE = Path(__file__).parent
 _HOST_ARM = {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3", "mattr": []}
 _HOST_VNNI = {"mtriple": "x86_64-linux-gnu", "mcpu": "icelake-server", "mattr": []}
+_HOST_BF16 = {"mtriple": "x86_64-linux-gnu", "mcpu": "sapphirerapids", "mattr": []}
+_PRODUCTS = ("conv-stride", "conv-group", "gemm", "block-residual")
+"""What is computed otherwise where only products are: all kinds of kernels of it."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Suite:
     """Cases for one target on one profile.
 
     Args:
-        own: `all`, `essential` (for targets that take seconds per case) or `none` of our cases; or `quantized`.
+        own: `all`, `essential` (for targets that take seconds per case) or `none` of our cases; or `quantized`, or
+            `products`.
         per_op: How many of ONNX's cases per operator the target claims; 0 means all, −1 none.
         profile: A built-in profile's name; empty: the first one of that target, or one that says nothing.
         options: `target_options` instead of a built-in profile's.
@@ -47,6 +51,7 @@ SUITES = {
         Suite("all", -1, "raspberry-pi-4"),
         Suite("none", 1, options=_HOST_ARM),
         Suite("quantized", -1, options=_HOST_VNNI, precision="int8"),
+        Suite("products", -1, options=_HOST_BF16, precision="bf16"),
     ],
     "tensorrt": [Suite("all", 1, "nvidia-l4")],
 }
@@ -106,6 +111,8 @@ def _problem(target: str, profile: HardwareProfile) -> str:
 def _cases(target: Target, profile: HardwareProfile, suite: Suite) -> Iterator[Case]:
     if suite.own == "quantized":
         yield from quantized_cases()
+    elif suite.own == "products":
+        yield from (case for case in conformance_cases() if case.name in _PRODUCTS)
     elif suite.own != "none":
         yield from conformance_cases(essential=suite.own == "essential")
     if suite.per_op >= 0:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from compiler.compress.threads import in_parallel
 from compiler.evaluate.generation import divergences
 from compiler.model.frontend.extract import extract_prefix
 from compiler.model.numerics import Arrays
@@ -58,8 +59,10 @@ class Trials:
         for name, array in weights.items():
             copy.graph.initializers[name].const_value = ir.tensor(array, name=name)
         session = Unoptimized(copy)
-        values = [
-            mean_divergence(expected.astype(np.float32), session.run(batch)[self._logits].astype(np.float32))
-            for batch, expected in zip(self._batches, self._expected, strict=True)
-        ]
+
+        def divergence(pair: tuple[Arrays, NDArray[np.float16]]) -> float:
+            batch, expected = pair
+            return mean_divergence(expected.astype(np.float32), session.run(batch)[self._logits].astype(np.float32))
+
+        values = in_parallel(divergence, zip(self._batches, self._expected, strict=True))
         return max(0.0, float(np.mean(values)))

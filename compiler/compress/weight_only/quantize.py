@@ -28,8 +28,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler.compress.quant.apply import at_opset
-from compiler.compress.quant.compensate import factor_of, round_in_turn
-from compiler.compress.threads import one_blas_thread
+from compiler.compress.quant.compensate import Factor, factor_of, round_in_turn
+from compiler.compress.threads import in_parallel, one_blas_thread
 from compiler.compress.weight_only.apply import OPSET, apply_weights
 from compiler.compress.weight_only.choose import Budget, Option, choose_formats
 from compiler.compress.weight_only.divergence import Trials
@@ -192,6 +192,24 @@ def _refuse_not_finite(model: ir.Model, layers: Sequence[WeightLayer]) -> None:
 
 
 @dataclass(frozen=True)
+class _Read:
+    """What a product reads on calibration data.
+
+    Args:
+        gram: H, the mean of x·xᵀ (inputs, inputs).
+        factor: Of H; absent where roundings do not compensate each other.
+    """
+
+    gram: Floats
+    factor: Factor | None
+
+    @property
+    def squares(self) -> Floats:
+        """Mean square of each input (inputs,)."""
+        return np.diagonal(self.gram).copy()
+
+
+@dataclass(frozen=True)
 class _Work:
     """All that one quantization works on."""
 
@@ -253,10 +271,12 @@ class _Work:
     def fit_all(self, formats: Mapping[str, BlockFormat]) -> dict[str, Stored]:
         """Every weight in its format."""
         stored = {layer.name: self._fit_table(layer, formats[layer.name]) for layer in self.tables}
+
+        def fit(layer: WeightLayer, read: _Read) -> None:
+            self._keep("final", layer, *self._fitted(layer, formats[layer.name], read))
+
         for segment, sums in self._segments(lambda segment: self._is_kept("final", segment, formats)):
-            for layer in segment.layers:
-                if layer.kind == WeightKind.PRODUCT:
-                    self._keep("final", layer, *self._fitted(layer, formats[layer.name], sums[layer.reads]))
+            self._for_each_product(segment, sums, fit)
             self.tell(f"weights of segment {segment.number} are in their formats")
         return stored | {layer.name: self._kept("final", layer) for layer in self.products}
 
@@ -289,20 +309,31 @@ class _Work:
 
     def _losses(self, formats: Sequence[BlockFormat]) -> dict[str, dict[str, float]]:
         """Weight → format → tr(ΔW·H·ΔWᵀ); in the first format measured, in others by the ratio of plain rounding."""
+
+        def measure(layer: WeightLayer, read: _Read) -> None:
+            self._keep_losses(layer, self._measure(layer, formats, read))
+
         for segment, sums in self._segments(lambda segment: all(self._has_losses(x) for x in segment.layers)):
-            for layer in segment.layers:
-                if layer.kind == WeightKind.PRODUCT:
-                    self._keep_losses(layer, self._measure(layer, formats, sums[layer.reads]))
+            self._for_each_product(segment, sums, measure)
             self.tell(f"errors of segment {segment.number} are known")
         return {layer.name: self._read_losses(layer) for layer in self.products}
 
-    def _measure(self, layer: WeightLayer, formats: Sequence[BlockFormat], gram: Floats) -> dict[str, float]:
+    def _for_each_product(
+        self, segment: Segment, sums: Mapping[str, Floats], work: Callable[[WeightLayer, _Read], None]
+    ) -> None:
+        """Calls `work` for the products of a segment, several at a time; they share what they read."""
+        products = [layer for layer in segment.layers if layer.kind == WeightKind.PRODUCT]
+        names = sorted({layer.reads for layer in products}) if self.options.compensate else []
+        factors = dict(zip(names, in_parallel(lambda name: factor_of(sums[name][None].copy()), names), strict=True))
+        in_parallel(lambda layer: work(layer, _Read(sums[layer.reads], factors.get(layer.reads))), products)
+
+    def _measure(self, layer: WeightLayer, formats: Sequence[BlockFormat], read: _Read) -> dict[str, float]:
         first = formats[0]
-        weight, squares = self.weight(layer), np.diagonal(gram).copy()
-        integers, scales = self._fitted(layer, first, gram)
+        weight, squares = self.weight(layer), read.squares
+        integers, scales = self._fitted(layer, first, read)
         self._keep("first", layer, integers, scales)
         error = weight - scales.values(integers)
-        measured = float(np.einsum("ij,ij->", error @ gram, error))
+        measured = float(np.einsum("ij,ij->", error @ read.gram, error))
         some = weight[::_SOME]
         plain = {
             str(format_): rounding_loss(some, squares, fit_blocks(some, squares, format_, shrinks=_QUICK))
@@ -311,13 +342,13 @@ class _Work:
         base = max(plain[str(first)], 1e-30)
         return {name: measured * loss / base for name, loss in plain.items()}
 
-    def _fitted(self, layer: WeightLayer, format_: BlockFormat, gram: Floats) -> Stored:
+    def _fitted(self, layer: WeightLayer, format_: BlockFormat, read: _Read) -> Stored:
         """A product's weights in a format: scales by weighted error, roundings that compensate each other."""
         weight = self.weight(layer)
-        scales = fit_blocks(weight, np.diagonal(gram).copy(), format_)
-        if not self.options.compensate:
+        scales = fit_blocks(weight, read.squares, format_)
+        if read.factor is None:
             return scales.integers(weight), scales
-        return compensated(weight, scales, gram), scales
+        return compensated(weight, scales, read.factor), scales
 
     def _trial(self, name: str, what: str, values: Callable[[], Mapping[str, Floats]], trials: Trials) -> float:
         """The divergence of a trial, measured once however often the work is begun."""
@@ -393,15 +424,14 @@ def _option(layer: WeightLayer, format_: BlockFormat, kl: float) -> Option:
     return Option(format_, format_.bytes_of(layer.outputs, layer.inputs), kl)
 
 
-def compensated(weight: Floats, scales: BlockScales, gram: Floats) -> NDArray[np.uint8]:
+def compensated(weight: Floats, scales: BlockScales, factor: Factor) -> NDArray[np.uint8]:
     """The integers of the least tr(ΔW·H·ΔWᵀ), rounded one input after another.
 
     Args:
         weight: (outputs, inputs).
         scales: Its lattice.
-        gram: H (inputs, inputs).
+        factor: Of H (1, inputs, inputs).
     """
-    factor = factor_of(gram[None].copy())
     order = factor.order[0]
     by_input = [scales.spread(array)[:, order].T for array in (scales.scale, scales.zero)]
     scale, zero = (np.ascontiguousarray(array)[None] for array in by_input)

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from compiler.compress.threads import in_parallel
 from compiler.compress.weight_only.layers import WeightLayer
 from compiler.model.frontend.extract import read_by
 from compiler.model.numerics import Array, Arrays
 from compiler.model.reference import Unoptimized
+
+_AT_ONCE = 4
+"""Batches whose tapped values are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,13 @@ class Stream:
         def compute(batch: dict[str, Array]) -> dict[str, Array]:
             return {} if session is None else session.run({name: batch[name] for name in names})
 
-        for number, batch in enumerate(self.batches):
-            made = compute(batch)
-            known = {**batch, **made}
-            yield {name: known[name] for name in taps}
-            self.batches[number] = {name: array for name, array in known.items() if name in self._later[segment.number]}
+        for first in range(0, len(self.batches), _AT_ONCE):
+            some = self.batches[first : first + _AT_ONCE]
+            for number, (batch, made) in enumerate(zip(some, in_parallel(compute, some), strict=True), first):
+                known = {**batch, **made}
+                yield {name: known[name] for name in taps}
+                later = self._later[segment.number]
+                self.batches[number] = {name: array for name, array in known.items() if name in later}
 
 
 def _piece(model: ir.Model, segment: Segment, wanted: Collection[str]) -> ir.Model:

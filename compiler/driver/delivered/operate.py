@@ -18,7 +18,7 @@ from compiler.driver.dist import note_finished
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.compile import check_artifact
 from compiler.driver.stages.execute import execute
-from compiler.driver.stages.inputs import sizes_label
+from compiler.driver.stages.inputs import sizes_label, tokens_behind_cache
 from compiler.driver.stages.reference import ParityCase
 from compiler.driver.stages.verify import (
     Verification,
@@ -52,6 +52,10 @@ from compiler.target.request import BuildRequest, build_in_child
 
 REPEAT = 20
 """Timed runs of an artifact that is finished on its device, as many as a build makes."""
+
+
+_TEXT_TOKENS = 64
+"""Random tokens that a language model is given, over and over, where there are no samples."""
 
 
 @dataclass(frozen=True)
@@ -320,6 +324,12 @@ def _inputs_at(
             remedy="`fleetc inspect` shows its inputs.",
         )
     others = {name: size for name, size in sizes.items() if name != "batch"}
+    spoken = delivered.manifest.generation
+    if spoken is not None and samples is None:
+        # random masks and caches are nothing that a decoder ever sees
+        ids = np.random.default_rng(0).integers(0, spoken.decoder.vocabulary or 1, _TEXT_TOKENS)
+        arrays = tokens_behind_cache(ir.load(border_of(delivered.folder)), ids, sizes)
+        return SizedInputs(sizes_label(sizes), arrays, "random tokens, caches by the border model itself")
     drawn = load_samples(samples, specs) if samples else make_samples(specs, count=8, sizes=others)
     arrays = batch_of(drawn, specs, sizes.get("batch", 1), sizes=sizes)
     return SizedInputs(sizes_label(sizes), arrays, drawn.origin)

@@ -10,6 +10,7 @@ import numpy as np
 from compiler.artifact import Evidence
 from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import GenerationFacts, ProcessMemory, PromptAnswers, WeightFacts
+from compiler.compress.threads import in_parallel
 from compiler.driver.measure.child import measure_in_child
 from compiler.driver.measure.memory import RUNS
 from compiler.driver.stages.candidate import BuiltCandidate
@@ -26,6 +27,8 @@ from compiler.store import StageName, read_result, write_result
 from compiler.target.request import FootprintAnswer, FootprintTask, GenerateAnswer, GenerateTask
 
 _ANSWERS = "answers.json"
+_AT_ONCE = 4
+"""Prompts that the given model answers side by side; nobody times it."""
 
 
 def describe_generation(context: BuildContext, made: BuiltCandidate) -> GenerationFacts | None:
@@ -76,7 +79,8 @@ def _by_original(context: BuildContext, decoder: Decoder, asked: tuple[Asked, ..
 
     def make(folder: Path) -> None:
         run, inputs = Unoptimized(model).run, describe_inputs(model)
-        replies = [answer(FedBack(run, inputs, decoder), one) for one in asked]
+        # a few at a time: each step makes the head's weights anew where they are a table turned round
+        replies = in_parallel(lambda one: answer(FedBack(run, inputs, decoder), one), asked, most=_AT_ONCE)
         write_result(folder, _ANSWERS, [to_json(reply) for reply in replies])
 
     entry = context.stages.run(StageName.ANSWERS, make, model=digest, asked=[asdict(one) for one in asked])

@@ -39,7 +39,7 @@ class Batches(Iterable[Arrays]):
         self._dataset, self._most = dataset, most
 
     def __iter__(self) -> Iterator[Arrays]:
-        batches = self._dataset.batches(_fixed_batch(self._dataset) or BATCH)
+        batches = self._dataset.full_batches(BATCH)
         return islice(batches, self._most) if self._most else batches
 
 
@@ -86,8 +86,3 @@ def coverage(
     except DataError as error:
         return (f"whether calibration covers the evaluation data is unknown: {error.what}",)
     return check_coverage(seen.observations, other.observations)
-
-
-def _fixed_batch(data: Dataset) -> int | None:
-    sizes = [spec.shape[0] for spec in data.inputs if spec.shape]
-    return next((size for size in sizes if isinstance(size, int)), None)

@@ -22,6 +22,8 @@ from compiler.target.isolate import ChildLimits
 from compiler.target.request import BuildRequest, build_in_child
 
 DESCRIPTION = "artifact.json"
+_PROGRAMS = ("run", "generate")
+"""Files that may lie in the folder itself."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,8 @@ def _file_problems(artifact: Artifact) -> Iterator[str]:
     for name in artifact.files:
         if leaves_folder(artifact.root, name):
             yield f"file '{name}' is outside the artifact's folder"
-        elif name != "run" and PurePosixPath(name).parts[:1] not in (("payload",), ("runtime",)):
-            yield f"file '{name}' is neither `run` nor under payload/ or runtime/"
+        elif name not in _PROGRAMS and PurePosixPath(name).parts[:1] not in (("payload",), ("runtime",)):
+            yield f"file '{name}' is not `run` or `generate`, nor under payload/ or runtime/"
         elif not (artifact.root / name).is_file():
             yield f"file '{name}' was not written"
     for name in sorted({*artifact.non_reproducible} - {*artifact.files}):

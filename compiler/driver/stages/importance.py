@@ -37,9 +37,8 @@ def read_order(entry: Entry) -> Any:
 
 def batches_of(data: Dataset) -> Callable[[], Iterable[Arrays]]:
     """The data from the start, as often as it is called; in two batches at least, since one half judges the other."""
-    fixed = next((spec.shape[0] for spec in data.inputs if spec.shape and isinstance(spec.shape[0], int)), None)
-    size = fixed or max(1, min(BATCH, data.count // 2))
-    return lambda: data.batches(size)
+    size = max(1, min(BATCH, data.count // 2))
+    return lambda: data.full_batches(size)
 
 
 def calibration_of(context: BuildContext) -> Dataset:

@@ -13,7 +13,7 @@ from compiler.errors import CompilerError, FleetError, ModelError, UnsupportedMo
 from compiler.evaluate import open_calibration
 from compiler.evaluate.arrays import array_shapes
 from compiler.evaluate.samples import SUFFIXES, Samples, batch_of, load_samples, make_samples
-from compiler.evaluate.text import empty_cache, read_tokens, token_inputs
+from compiler.evaluate.text import TokenIds, empty_cache, read_tokens, token_inputs
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.data import Calibration
 from compiler.fleet.sizes import sum_of
@@ -251,20 +251,27 @@ def _text_points(
     A cache of random numbers is nothing that a decoder ever sees: errors of rounding grow by it from layer to layer, as
     they do by no text.
     """
-    decoder, specs = find_decoder(model), describe_inputs(model)
     ids = read_tokens(calibration.path, calibration.tokenizer)
-
-    def point(sizes: Mapping[str, int]) -> Arrays:
-        rows, length, past = (sizes.get(name, 1) for name in ("batch", decoder.sequence, decoder.past))
-        text = np.resize(ids, (rows, past + length))
-        cache = empty_cache(specs, decoder, rows=rows)
-        if past:
-            outputs = run_unoptimized(model, {**token_inputs(text[:, :past], 0, specs, decoder), **cache})
-            cache = {pair.past: outputs[pair.present] for pair in decoder.pairs}
-        return {**token_inputs(text[:, past:], past, specs, decoder), **cache}
-
-    points = {label: point(sizes) for label, sizes in labelled.items()}
+    points = {label: tokens_behind_cache(model, ids, sizes) for label, sizes in labelled.items()}
     return VerificationInputs(points, points[smallest], f"{calibration.path.name}, caches by the model itself", ())
+
+
+def tokens_behind_cache(model: ir.Model, ids: TokenIds, sizes: Mapping[str, int]) -> Arrays:
+    """Inputs of a decoder: the last tokens of a text, and the cache that the model itself makes of those before them.
+
+    Args:
+        model: The decoder.
+        ids: The text; repeated where it is too short.
+        sizes: Dimension → its size.
+    """
+    decoder, specs = find_decoder(model), describe_inputs(model)
+    rows, length, past = (sizes.get(name, 1) for name in ("batch", decoder.sequence, decoder.past))
+    text = np.resize(ids, (rows, past + length))
+    cache = empty_cache(specs, decoder, rows=rows)
+    if past:
+        outputs = run_unoptimized(model, {**token_inputs(text[:, :past], 0, specs, decoder), **cache})
+        cache = {pair.past: outputs[pair.present] for pair in decoder.pairs}
+    return {**token_inputs(text[:, past:], past, specs, decoder), **cache}
 
 
 def _points(

@@ -1,4 +1,4 @@
-"""Writes the bundle: the model, its weights and signature, the runtime, and the program `run`."""
+"""Writes the bundle: the model, its weights and signature, the runtime, and its program: `run`, or `generate`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from compiler.target import TensorSpec, scratch_folder
-from targets.arm_tvm.bundle.link import link_model, link_runner, link_server
+from targets.arm_tvm.bundle.link import link_generator, link_model, link_runner, link_server
 from targets.arm_tvm.bundle.processor import needed_flags
 from targets.arm_tvm.bundle.runtime_libraries import EXTRA, runtime_files
 from targets.arm_tvm.bundle.weights_file import write_weights
+from targets.arm_tvm.graph.decoder import DecoderBuild
 from targets.arm_tvm.graph.lower import Lowered, Signature, lower
 from targets.arm_tvm.graph.packing import Schedule
 from targets.arm_tvm.graph.sizes import Sizes
@@ -41,8 +42,10 @@ def write_bundle(
     schedule: Schedule,
     workdir: Path,
     cache_dir: Path,
+    precision: str = "fp32",
     payload_bytes: int | None = None,
     sizes: Sizes | None = None,
+    decoder: DecoderBuild | None = None,
 ) -> tuple[Lowered, tuple[str, ...]]:
     """Compiles a model and writes the folder that runs it.
 
@@ -53,8 +56,10 @@ def write_bundle(
         schedule: Workload → the choice to build it with; others get the analytic default.
         workdir: The folder to fill.
         cache_dir: Where the device's libraries, object files of kernels and zig's own cache are kept.
+        precision: As of `lower`.
         payload_bytes: Most bytes of `payload/`; None: no limit.
         sizes: How the range of its open dimension is built; None where all sizes are fixed.
+        decoder: How a decoder is built; None of other models.
 
     Returns:
         What was compiled, and the files written, relative to `workdir`.
@@ -66,8 +71,10 @@ def write_bundle(
             workdir=objects,
             cache_dir=cache_dir,
             schedule=schedule,
+            precision=precision,
             payload_bytes=payload_bytes,
             sizes=sizes,
+            decoder=decoder,
         )
         return lowered, pack_bundle(lowered, options, cores, workdir=workdir, cache_dir=cache_dir)
 
@@ -85,7 +92,11 @@ def pack_bundle(lowered: Lowered, options: Options, cores: Cores, *, workdir: Pa
     if needs := needed_flags(options):
         (payload / "cpu.txt").write_text("".join(f"{flag}\n" for flag in needs), encoding="utf-8")
     _copy_runtime(options.arch, runtime, cache_dir=cache_dir, with_extra=_needs_extra(payload / "model.so"))
-    link_runner(options.arch, workdir / "run", runtime=runtime, cache_dir=cache_dir)
+    if lowered.decoder:
+        (payload / "decoder.txt").write_text(lowered.decoder, encoding="utf-8")
+        link_generator(options, workdir / "generate", runtime=runtime, cache_dir=cache_dir)
+    else:
+        link_runner(options.arch, workdir / "run", runtime=runtime, cache_dir=cache_dir)
     files = sorted(path.relative_to(workdir).as_posix() for path in workdir.rglob("*") if path.is_file())
     return tuple(files)
 

@@ -8,11 +8,16 @@ from pathlib import Path
 
 from compiler.target import TargetUnavailable
 from targets.arm_tvm.bundle.zig import REMEDY, run_zig
+from targets.arm_tvm.options import Options
 
 NATIVE = Path(__file__).parent / "native"
 RUNNER_SOURCES = (
     *("main.c", "bundle.c", "model.c", "tensor.c", "sizes.c", "cores.c", "pool.c", "processor.c"),
     *("answer.c", "requests.c", "rungs.c", "ladder.c", "memory.c"),
+)
+GENERATOR_SOURCES = (
+    *("generate.c", "decoder.c", "attention.c", "blocks.c"),
+    *("bundle.c", "model.c", "tensor.c", "sizes.c", "cores.c", "pool.c", "processor.c"),
 )
 SERVER_SOURCES = ("serve.c",)
 GLIBC = "2.28"
@@ -49,17 +54,38 @@ def link_runner(arch: str, output: Path, *, runtime: Path, cache_dir: Path) -> N
     _link_program(RUNNER_SOURCES, arch, output, runtime=runtime, cache_dir=cache_dir)
 
 
+def link_generator(options: Options, output: Path, *, runtime: Path, cache_dir: Path) -> None:
+    """Compiles the program that runs a decoder, for one core: it has kernels of its own.
+
+    Args:
+        options: What it is for.
+        output, runtime, cache_dir: As of `link_runner`.
+    """
+    core = "baseline" if options.mcpu == "generic" else _zig_name(options.mcpu)
+    features = "".join(feature[0] + _zig_name(feature[1:]) for feature in options.mattr)
+    flags = (f"-mcpu={core}{features}",)
+    _link_program(GENERATOR_SOURCES, options.arch, output, runtime=runtime, cache_dir=cache_dir, flags=flags)
+
+
+def _zig_name(name: str) -> str:
+    """What zig calls a core or feature of LLVM."""
+    return name.replace("-", "_").replace(".", "_")
+
+
 def link_server(arch: str, output: Path, *, runtime: Path, cache_dir: Path) -> None:
     """Compiles the program that offers a board to TVM's tracker; arguments as of `link_runner`."""
     _link_program(SERVER_SOURCES, arch, output, runtime=runtime, cache_dir=cache_dir)
 
 
-def _link_program(sources: Sequence[str], arch: str, output: Path, *, runtime: Path, cache_dir: Path) -> None:
+def _link_program(
+    sources: Sequence[str], arch: str, output: Path, *, runtime: Path, cache_dir: Path, flags: Sequence[str] = ()
+) -> None:
     includes = [argument for folder in _headers() for argument in ("-isystem", folder)]
     run_zig(
         "cc",
         *("-target", f"{arch}-linux-gnu.{GLIBC}", "-std=c11", "-D_GNU_SOURCE", "-O2", "-g0", "-s"),
         "-rtlib=none",  # zig would compile compiler-rt for its first program, of which these need nothing
+        *flags,
         *includes,
         *(NATIVE / name for name in sources),
         *("-o", output, "-L", runtime),

@@ -10,10 +10,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from compiler.target import Capability, OpRule, PrecisionRule, Refusal, op_key
+from compiler.target import (
+    BlockFormat,
+    Capability,
+    OpRule,
+    PrecisionRule,
+    QuantScheme,
+    Refusal,
+    WeightChoices,
+    op_key,
+)
 from targets.arm_tvm.graph.recurrent import recurrent_reason
 from targets.arm_tvm.kernels.integer.scheme import WEIGHTS_RULE, int8_rule
 from targets.arm_tvm.kernels.integer.specs import ARM_DOTS, Dot
+from targets.arm_tvm.kernels.machine import Bfloat16
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -116,6 +126,19 @@ _FLOAT32 = PrecisionRule(
     tolerance="fp32",
     width_multiple=4,
 )
+_WIDE, _NARROW = BlockFormat(8, 64, symmetric=True), BlockFormat(4, 32)
+BLOCKS_RULE = PrecisionRule(
+    "int4-weights-int8",
+    "weights of 4 and 8 bits in blocks, as limits on memory and accuracy allow; activations rounded to 8 bits while "
+    "the model runs, sums in integers",
+    converts_graph=False,
+    tolerance="quantized",
+    gain=3.0,
+    scheme=QuantScheme(
+        "tvm-weights-int8", {}, weights=WeightChoices((_NARROW, _WIDE), (_WIDE, _NARROW)), rounds_activations=True
+    ),
+)
+"""Weights of language models, as native/blocks.c reads them."""
 _HALF = PrecisionRule(
     "fp16",
     "the cores compute in float16 (asimdhp), twice as many elements at a time",
@@ -130,12 +153,28 @@ def _with_half(rule: OpRule) -> OpRule:
     return replace(rule, dtypes=rule.dtypes | {"FLOAT16"}) if "FLOAT" in rule.dtypes else rule
 
 
-def capability_of(dot: Dot, *, half: bool = False) -> Capability:
+_BFLOAT16 = {
+    Bfloat16.AVX512: (
+        0.6,
+        "smaller, not faster: vdpbf16ps takes Intel's cores four times as long as a product of floats",
+    ),
+    Bfloat16.AMX: (3.0, "tdpbf16ps multiplies 8192 pairs of bfloat16 an instruction (AMX)"),
+}
+
+
+def _bfloat16_rule(instructions: Bfloat16) -> PrecisionRule:
+    """Inputs of convolutions and products are rounded when they are multiplied: the model stays as it is."""
+    gain, reason = _BFLOAT16[instructions]
+    return PrecisionRule("bf16", reason, converts_graph=False, tolerance="bf16", gain=gain, width_multiple=32)
+
+
+def capability_of(dot: Dot, *, half: bool = False, bfloat16: Bfloat16 = Bfloat16.NONE) -> Capability:
     """The capability of a profile: fixed sizes, float32 or int8 arithmetic, integers and booleans beside it.
 
     Args:
         dot: How its cores multiply int8.
         half: Whether they compute in float16.
+        bfloat16: How they multiply bfloat16.
     """
     ops = {
         **dict.fromkeys(_FLOAT_OPS.split(), OpRule(_FLOAT | {"INT64"})),
@@ -153,19 +192,23 @@ def capability_of(dot: Dot, *, half: bool = False) -> Capability:
         precisions=(
             _FLOAT32,
             *halves,
+            *((_bfloat16_rule(bfloat16),) if bfloat16 else ()),
             int8_rule(dot),
+            *((BLOCKS_RULE,) if dot in ARM_DOTS else ()),
             *((WEIGHTS_RULE,) if dot in ARM_DOTS else ()),
         ),
         precision_refusals={
             **({} if half else {"fp16": "the cores have no float16 arithmetic (asimdhp and +fullfp16)"}),
-            "bf16": "half-precision code of this target is not verified",
-            **({} if dot in ARM_DOTS else {"int8-weights": "its kernels are written for ARM"}),
+            **({} if bfloat16 else {"bf16": "the core has neither AVX512-BF16 nor AMX"}),
+            **({} if dot in ARM_DOTS else dict.fromkeys(("int8-weights", BLOCKS_RULE.name), "its kernels are for ARM")),
+            "int4-weights": f"its kernels multiply rounded activations: take {BLOCKS_RULE.name}",
             "fp16-weights": "weights are stored as they are computed with",
         },
         op_refusals=_NO_CONTROL_FLOW,
         dynamic_dims=True,
         ranges_max=1,
         fixed_sizes="several are built and share their weights; a batch that is none of them is divided into such",
+        keeps_cache=True,
         opset_max=OPSET_MAX,
     )
 

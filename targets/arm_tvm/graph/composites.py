@@ -12,11 +12,12 @@ from compiler.target import Array
 from targets.arm_tvm.graph.quantized.stored import rows_digest
 from targets.arm_tvm.graph.reading import constant, number, operator_name, readers_of, shape_of
 from targets.arm_tvm.graph.regions import Users, find_region
+from targets.arm_tvm.kernels.floating_point.bfloat16 import BFLOAT16
 from targets.arm_tvm.kernels.floating_point.int8_weights import INT8
 from targets.arm_tvm.kernels.floating_point.workload import ConvWorkload
 
-FACTORS = "fleetc.weight_factors"
-"""Attribute of `main`."""
+FACTORS, PRODUCTS = "fleetc.weight_factors", "fleetc.products"
+"""Attributes of `main`."""
 PLANAR_CHANNELS = 4
 """A source of fewer channels than this is read plane by plane: blocks of it would be mostly zeros."""
 
@@ -57,11 +58,13 @@ def find_composites(main: Any) -> dict[Any, Composite]:
     users = readers_of(block, main.body.body)
     claimed: set[Any] = set()
     composites: dict[Any, Composite] = {}
+    products = str((main.attrs or {}).get(PRODUCTS) or "")
     factors = {digest: value.numpy() for digest, value in ((main.attrs or {}).get(FACTORS) or {}).items()}
     for binding in block.bindings:
         start = _start(binding)
         if start is not None:
-            composite = _extended(_as_stored(start, factors), users, claimed)
+            stored = _in_bfloat16(start) if products == BFLOAT16 else _as_stored(start, factors)
+            composite = _extended(stored, users, claimed)
             claimed |= {*composite.inner, composite.last}
             composites[binding.var] = composite
     return composites
@@ -80,6 +83,20 @@ def note_factors(module: Any, factors: Mapping[str, Array]) -> Any:
         tensors = {digest: tvm.runtime.tensor(np.asarray(value, np.float32)) for digest, value in factors.items()}
         module["main"] = module["main"].with_attr(FACTORS, tensors)
     return module
+
+
+def note_bfloat16(module: Any) -> Any:
+    """The module, whose `main` says that what our kernels multiply is rounded to bfloat16."""
+    module["main"] = module["main"].with_attr(PRODUCTS, BFLOAT16)
+    return module
+
+
+def _in_bfloat16(composite: Composite) -> Composite:
+    """The composite with products of bfloat16; groups of channels stay as they are."""
+    work = composite.workload
+    if work.groups > 1 or work.dtype != "float32":
+        return composite
+    return replace(composite, workload=replace(work, weights=BFLOAT16))
 
 
 def _as_stored(composite: Composite, factors: Mapping[str, Array]) -> Composite:

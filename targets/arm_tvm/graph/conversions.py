@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from compiler.target import Array
 from targets.arm_tvm.graph.reading import constant, shape_of
+from targets.arm_tvm.graph.transposed import convert_transposed
 
 Attributes = Mapping[str, Any]
 
@@ -102,39 +102,32 @@ def _bound(inputs: Sequence[Any], place: int, attributes: Attributes) -> float |
     return float(array.reshape(())) if array is not None and array.size == 1 else None
 
 
-def _conv_transpose(inputs: Sequence[Any], attributes: Attributes) -> Any:
-    """Windows side by side: each pixel becomes a block of pixels, by a pointwise convolution whose results are moved.
-
-    With stride = kernel = (a, b): y[f, a·i + p, b·j + q] = Σ_c x[c, i, j] · w[c, f, p, q] + bias[f].
-    """
+def _softmax(inputs: Sequence[Any], attributes: Attributes) -> Any:
+    """Of an inner axis by way of the last one, for which there is a kernel."""
     from tvm import relax
 
-    parameters, shape = [parameter for parameter in inputs[1:] if parameter is not None], shape_of(inputs[0])
-    constants = [array for parameter in parameters if (array := constant(parameter)) is not None]
-    if len(constants) < len(parameters) or len(shape) != 4 or not _is_apart(attributes, constants[0]):
+    rank = len(shape_of(inputs[0]))
+    axis = int(attributes.get("axis", -1)) % rank if rank else 0
+    if axis == rank - 1 or not rank:
         return None
-    weights, *biases = constants
-    (channels, filters, rows, columns), (batch, _, height, width) = weights.shape, shape
-    spread = np.ascontiguousarray(weights.transpose(1, 2, 3, 0)).reshape(-1, channels, 1, 1)
-    value = relax.op.nn.conv2d(inputs[0], relax.const(spread))
-    for bias in biases:
-        value = relax.op.add(value, relax.const(np.repeat(bias, rows * columns).reshape(1, -1, 1, 1)))
-    value = relax.op.reshape(value, (batch, filters, rows, columns, height, width))
-    value = relax.op.permute_dims(value, [0, 1, 4, 2, 5, 3])
-    return relax.op.reshape(value, (batch, filters, height * rows, width * columns))
+    order = [place for place in range(rank) if place != axis] + [axis]
+    shares = relax.op.nn.softmax(relax.op.permute_dims(inputs[0], order), -1)
+    return relax.op.permute_dims(shares, [order.index(place) for place in range(rank)])
 
 
-def _is_apart(attributes: Attributes, weights: Array) -> bool:
-    """Whether the windows of a transposed convolution lie side by side and cover exactly the result."""
-    strides = [int(value) for value in attributes.get("strides", ())]
-    extra = [int(value) for name in ("pads", "output_padding", "output_shape") for value in attributes.get(name, ())]
-    extra += [int(value) - 1 for value in (*attributes.get("dilations", ()), attributes.get("group", 1))]
-    is_plain = attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID", b"NOTSET", b"VALID")
-    return strides == list(weights.shape[2:]) and not any(extra) and is_plain
+def _instance_norm(inputs: Sequence[Any], attributes: Attributes) -> Any:
+    """As one operator; TVM's importer makes seven of it."""
+    from tvm import relax
+
+    axes = list(range(2, len(shape_of(inputs[0]))))
+    epsilon = float(attributes.get("epsilon", 1e-5))
+    return relax.op.nn.instance_norm(*inputs, channel_axis=1, axes=axes, epsilon=epsilon)
 
 
 _RULES: Mapping[str, Callable[[Sequence[Any], Attributes], Any]] = {
     "Clip": _clip,
-    "ConvTranspose": _conv_transpose,
+    "ConvTranspose": convert_transposed,
+    "InstanceNormalization": _instance_norm,
     "Pad": _pad,
+    "Softmax": _softmax,
 }

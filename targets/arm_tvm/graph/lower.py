@@ -16,10 +16,19 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.target import Array, TensorSpec, ToolchainFailed, UnsupportedModel
+from targets.arm_tvm.graph.blocks import PRODUCT, ROWS, convert_blocks
 from targets.arm_tvm.graph.budget import budget_of, least_payload
 from targets.arm_tvm.graph.capability import find_details
-from targets.arm_tvm.graph.composites import note_factors
+from targets.arm_tvm.graph.composites import note_bfloat16, note_factors
 from targets.arm_tvm.graph.conversions import convert, write_pads
+from targets.arm_tvm.graph.decoder import (
+    ATTENTION,
+    DecoderBuild,
+    border_specs,
+    convert_attention,
+    decoder_models,
+    describe_decoder,
+)
 from targets.arm_tvm.graph.fold_constants import fold_constants
 from targets.arm_tvm.graph.kernel_objects import compile_kernels
 from targets.arm_tvm.graph.lifted_weights import lift_weights
@@ -63,6 +72,7 @@ class Lowered:
         least_payload_bytes: As of `Artifact`.
         sizes: How a range is built; None where all sizes are fixed.
         signatures: Of a range, inputs and outputs at each size of `sizes.built`.
+        decoder: Of a decoder, what payload/decoder.txt says.
     """
 
     objects: tuple[Path, ...]
@@ -72,6 +82,7 @@ class Lowered:
     least_payload_bytes: int | None = None
     sizes: Sizes | None = None
     signatures: tuple[Signature, ...] = ()
+    decoder: str = ""
 
     @property
     def shapes(self) -> dict[str, list[tuple[int | str, ...]]]:
@@ -87,10 +98,12 @@ def lower(
     workdir: Path,
     cache_dir: Path,
     schedule: Schedule,
+    precision: str = "fp32",
     payload_bytes: int | None = None,
     sizes: Sizes | None = None,
+    decoder: DecoderBuild | None = None,
 ) -> Lowered:
-    """Compiles a model of static shapes, or one with a range of sizes.
+    """Compiles a model of static shapes, one with a range of sizes, or a decoder with its cache in place.
 
     Args:
         model: The border model; left as it is.
@@ -98,17 +111,19 @@ def lower(
         workdir: An existing folder for the object files.
         cache_dir: Where those of kernels are kept for other builds.
         schedule: Digest of a workload → the choice to take for it; others take the analytic default.
+        precision: `bf16` rounds what kernels multiply; all others are in the model.
         payload_bytes: Most bytes of the bundle's payload; None: no limit.
         sizes: How the range of the model's open dimension is built; None where it has none.
+        decoder: How a decoder is built; None of other models.
 
     Raises:
         UnsupportedModel: TVM's importer refuses a node, which is named.
         ToolchainFailed: TVM fails later, in a pass or in code generation.
     """
-    bound = _bound_models(model, sizes)
+    bound = decoder_models(model, decoder) if decoder is not None else _bound_models(model, sizes)
     for one_size in bound.values():
         _refuse_details(one_size)
-    modules = _import_all(bound, options, schedule)
+    modules = _import_all(bound, options, schedule, precision)
     signatures = {name: _signature_of(bound[name], module) for name, module in modules.items()}
     try:
         packed, least = _packed(modules, options, schedule, payload_bytes)
@@ -118,6 +133,8 @@ def lower(
             f"TVM cannot compile the model for {options.mtriple} {options.mcpu}: {last_line(error)}",
             remedy="Build with --dump-passes and bisect with --stop-after, or report the border model to TVM.",
         ) from error
+    if decoder is not None:
+        return _lowered_decoder(model, decoder, objects, weights, signatures)
     if sizes is None:
         (only,) = signatures.values()
         return Lowered(objects, weights, only.inputs, only.outputs, least)
@@ -131,6 +148,19 @@ def lower(
         sizes,
         ordered,
     )
+
+
+def _lowered_decoder(
+    model: ir.Model,
+    build: DecoderBuild,
+    objects: tuple[Path, ...],
+    weights: tuple[Array, ...],
+    signatures: Mapping[str, Signature],
+) -> Lowered:
+    inputs, outputs = border_specs(model)
+    ordered = tuple(signatures[function_name(size)] for size in build.sizes.built)
+    told = describe_decoder(model, build, ordered[0].inputs, ordered[0].outputs)
+    return Lowered(objects, weights, inputs, outputs, None, build.sizes, ordered, told)
 
 
 def function_name(size: int) -> str:
@@ -182,14 +212,15 @@ def _packed(
     return packed, least
 
 
-def _import_all(models: Mapping[str, ir.Model], options: Options, schedule: Schedule) -> dict[str, Any]:
+def _import_all(models: Mapping[str, ir.Model], options: Options, schedule: Schedule, precision: str) -> dict[str, Any]:
     """As `import_relax`; integer weights are packed by all as by the first."""
     modules: dict[str, Any] = {}
     packings: Mapping[str, Packing] | None = None
     for name, model in models.items():
         integer = use_integers(_prepared(model), _dot_of(options), schedule, packings=packings)
         packings = packings if packings is not None else integer.packings
-        modules[name] = _import(integer, options, model.opset_imports.get("", 1))
+        module = _import(integer, options, model.opset_imports.get("", 1))
+        modules[name] = note_bfloat16(module) if precision == "bf16" else module
     return modules
 
 
@@ -197,18 +228,21 @@ def _dot_of(options: Options) -> Dot:
     return dot_of(options.arch, options.mcpu, options.mattr)
 
 
-def import_relax(model: ir.Model, options: Options = GENERIC, schedule: Schedule | None = None) -> Any:
+def import_relax(
+    model: ir.Model, options: Options = GENERIC, schedule: Schedule | None = None, *, precision: str = "fp32"
+) -> Any:
     """The model as a Relax module whose function `main` holds the weights as constants.
 
     Args:
         model: The border model; left as it is.
         options: What to compile for; for kernels that the importer calls.
         schedule: Digest of a workload → the choice to take for it; for what runs in integers.
+        precision: As of `lower`.
 
     Raises:
         UnsupportedModel: The importer refuses a node, which is named.
     """
-    return _import_all({"main": model}, options, schedule or {})["main"]
+    return _import_all({"main": model}, options, schedule or {}, precision)["main"]
 
 
 def _import(integer: IntegerModel, options: Options, opset: int) -> Any:
@@ -268,6 +302,10 @@ def _importer(kernels: Mapping[int, Kernel], weights: Mapping[str, Array], machi
         def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
             if op_name == OPERATOR:
                 return call(self.bb, kernels[attrs["kernel"]], list(inputs))
+            if op_name == ATTENTION:
+                return convert_attention(self.bb, list(inputs), attrs["scale"])
+            if op_name in (PRODUCT, ROWS):
+                return convert_blocks(self.bb, op_name, list(inputs))
             try:
                 if op_name in RECURRENT:
                     return recurrent(self.bb, machine, op_name, list(inputs), attrs)

@@ -10,7 +10,13 @@ from typing import Any
 from targets.arm_tvm.graph.reading import operator_name, readers_of, shape_of
 from targets.arm_tvm.graph.regions import Users, find_region
 from targets.arm_tvm.kernels.floating_point.matmul import Matmul, applies, emit_matmul
-from targets.arm_tvm.kernels.floating_point.rows import Rows, emit_layer_norm, emit_rms_norm, emit_softmax
+from targets.arm_tvm.kernels.floating_point.rows import (
+    Rows,
+    emit_instance_norm,
+    emit_layer_norm,
+    emit_rms_norm,
+    emit_softmax,
+)
 from targets.arm_tvm.kernels.machine import Machine
 
 DTYPES = ("float32", "float16")
@@ -93,6 +99,25 @@ def _rms_norm(binding: Any, machine: Machine, _: Users) -> PlainKernel | None:
     return _row_kernel(f"rmsnorm_{epsilon}", binding, rows, lambda: emit_rms_norm(rows, machine, epsilon=epsilon))
 
 
+def _instance_norm(binding: Any, machine: Machine, _: Users) -> PlainKernel | None:
+    (source, *factors), shape, attrs = binding.value.args, shape_of(binding.var), binding.value.attrs
+    if len(shape) < 3 or 0 in shape or [int(axis) % len(shape) for axis in attrs.axes] != list(range(2, len(shape))):
+        return None
+    rows, channels = Rows(prod(shape[:2]), prod(shape[2:]), str(binding.var.ty.dtype)), shape[1]
+    if any(shape_of(factor) != (channels,) or str(factor.ty.dtype) != rows.dtype for factor in factors):
+        return None
+    epsilon, whole = float(attrs.epsilon), (rows.count, rows.size)
+    operands = ((source, whole), *((factor, (channels,)) for factor in factors))
+    name = f"instancenorm_{epsilon}_{channels}_{rows}"
+    return PlainKernel(
+        name,
+        lambda: emit_instance_norm(rows, machine, channels=channels, epsilon=epsilon),
+        operands,
+        whole,
+        binding.var,
+    )
+
+
 def _row_kernel(name: str, binding: Any, rows: Rows, emit: Callable[[], Any]) -> PlainKernel | None:
     """A kernel whose further operands are of one row's size."""
     source, *factors = binding.value.args
@@ -131,6 +156,7 @@ def _matmul(binding: Any, machine: Machine, users: Users) -> PlainKernel | None:
 
 _RULES: Mapping[str, Callable[[Any, Machine, Users], PlainKernel | None]] = {
     "relax.nn.softmax": _softmax,
+    "relax.nn.instance_norm": _instance_norm,
     "relax.nn.layer_norm": _layer_norm,
     "relax.nn.rms_norm": _rms_norm,
     "relax.matmul": _matmul,

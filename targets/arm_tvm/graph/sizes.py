@@ -57,10 +57,20 @@ def bind_size(model: ir.Model, dimension: str, size: int) -> ir.Model:
         dimension: Name of the dimension in the shapes of its inputs.
         size: The size.
     """
+    return bind_sizes(model, {dimension: size})
+
+
+def bind_sizes(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
+    """A copy of the border model where some dimensions have one size each.
+
+    Args:
+        model: The border model.
+        sizes: Name of a dimension in the shapes of its inputs → its size.
+    """
     copy = model.clone()
     for value in copy.graph.inputs:
         if value.shape is not None:
-            value.shape = ir.Shape([size if _name(dim) == dimension else dim for dim in value.shape])
+            value.shape = ir.Shape([sizes.get(_name(dim) or "", dim) for dim in value.shape])
     for value in (*copy.graph.outputs, *(value for node in copy.graph.all_nodes() for value in node.outputs)):
         if value.shape is not None and not value.shape.is_static():
             value.shape = None  # what inference knows by the size it must not take from before
@@ -74,13 +84,15 @@ def plan_sizes(model: ir.Model, dims: Mapping[str, Range], capability: Capabilit
 
     Args:
         model: The border model.
-        dims: Dimension → its range.
+        dims: Dimension → its range; those that the model does not have say nothing.
         capability: What the target takes, of a model whose sizes are fixed; needed where there is a range.
 
     Raises:
         UnsupportedModel: More than one dimension has a range, an operator is refused, or too many sizes would have to
             be built.
     """
+    named = {_name(dim) for value in model.graph.inputs for dim in value.shape or ()}
+    dims = {name: sizes for name, sizes in dims.items() if name in named}
     if not dims or capability is None:
         return None
     if len(dims) > 1:

@@ -19,6 +19,7 @@ class Emitter:
     def __init__(self) -> None:
         self._open: list[list[Any]] = [[]]
         self._parameters: list[Any] = []
+        self._defined: dict[str, str] = {}
 
     def parameter(self, shape: Sequence[int], dtype: str, name: str) -> Any:
         """The kernel's next argument, a tensor of that shape; what is returned sees it as flat."""
@@ -114,6 +115,20 @@ class Emitter:
         yield
         self.add(tirx.IfThenElse(condition, _sequence(self._open.pop()), None))
 
+    def call_defined(self, dtype: str, name: str, definition: str, *arguments: Any) -> Any:
+        """A value of a function that is defined in LLVM's own language, for types that TVM rewrites.
+
+        Args:
+            dtype: Of the value.
+            name: Of the function.
+            definition: Its text, with what it declares.
+            arguments: What it is called with.
+        """
+        from tvm import tirx
+
+        self._defined[name] = definition
+        return tirx.call_extern(dtype, name, *arguments)
+
     def function(self) -> Any:
         """The PrimFunc of all statements so far; its parameters are in the order of their declaration."""
         from tvm import s_tir, tirx
@@ -121,7 +136,10 @@ class Emitter:
         # noalias: arguments do not overlap, so LLVM may move loads over stores. fleetc.kernel: `graph.tvm_kernels` is
         # not to change its loops.
         attributes = {"tirx.noalias": True, "op_pattern": OPAQUE, "fleetc.kernel": True, "s_tir": True}
-        root = s_tir.SBlock([], [], [], "root", _sequence(self._open.pop()))  # TVM's passes look for one
+        body = _sequence(self._open.pop())
+        for text in self._defined.values():
+            body = tirx.AttrStmt(self._parameters[0], "pragma_import_llvm", text, body)
+        root = s_tir.SBlock([], [], [], "root", body)  # TVM's passes look for one
         return tirx.PrimFunc(self._parameters, s_tir.SBlockRealize([], True, root)).with_attrs(attributes)
 
 

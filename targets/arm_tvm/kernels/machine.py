@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from targets.arm_tvm.kernels.x86_cores import has
 from targets.arm_tvm.options import Options
+
+
+class Bfloat16(StrEnum):
+    """How a core multiplies bfloat16 and adds up in float32."""
+
+    NONE = ""
+    AVX512 = "vdpbf16ps"
+    AMX = "tdpbf16ps"
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,7 @@ class Machine:
         pairs: Whether one instruction loads two neighbouring registers.
         bytes_per_instruction: Weights that arrive from memory while one vector instruction is executed; 0 where costs
             leave memory out, because they are to be confirmed as instruction counts.
+        bfloat16: The instructions that multiply bfloat16.
     """
 
     vector_bits: int = 128
@@ -26,6 +36,7 @@ class Machine:
     by_element: bool = True
     pairs: bool = True
     bytes_per_instruction: float = 0.0
+    bfloat16: Bfloat16 = Bfloat16.NONE
 
     def lanes(self, dtype: str) -> int:
         """Elements of a type in one register: the block of channels in the packed layout."""
@@ -33,7 +44,7 @@ class Machine:
 
     def streaming_cost(self, elements: float, dtype: str) -> float:
         """Instructions that could be executed while weights come from memory, as those of a whole model do."""
-        size = {"float16": 2, "float32": 4}[dtype]
+        size = {"bfloat16": 2, "float16": 2, "float32": 4}[dtype]
         return elements * size / self.bytes_per_instruction if self.bytes_per_instruction else 0.0
 
 
@@ -48,7 +59,21 @@ def machine_of(options: Options) -> Machine:
         return Machine()
     if has("avx512f", options.mcpu, options.mattr):
         # AVX-512 has 32 registers too; its multiply-adds broadcast a scalar from memory.
-        return Machine(vector_bits=512, by_element=False, pairs=False, bytes_per_instruction=WIDE_BYTES)
+        return Machine(
+            vector_bits=512,
+            by_element=False,
+            pairs=False,
+            bytes_per_instruction=WIDE_BYTES,
+            bfloat16=_bfloat16_of(options),
+        )
     # AVX2 and SSE have 16 registers, no multiply-add by element, and no load of two registers.
     bits = 256 if has("avx2", options.mcpu, options.mattr) else 128
     return Machine(vector_bits=bits, registers=16, by_element=False, pairs=False)
+
+
+def _bfloat16_of(options: Options) -> Bfloat16:
+    """Of a core with AVX-512; AMX's kernels convert with AVX512-BF16."""
+    if not has("avx512bf16", options.mcpu, options.mattr):
+        return Bfloat16.NONE
+    tiles = all(has(extension, options.mcpu, options.mattr) for extension in ("amx-tile", "amx-bf16"))
+    return Bfloat16.AMX if tiles else Bfloat16.AVX512

@@ -20,6 +20,9 @@ _VNNI_OF_256_BITS = """
     alderlake raptorlake meteorlake arrowlake arrowlake-s lunarlake pantherlake gracemont sierraforest grandridge
     clearwaterforest sapphirerapids emeraldrapids graniterapids graniterapids-d znver5
 """
+_BFLOAT16 = """
+    cooperlake sapphirerapids emeraldrapids graniterapids graniterapids-d znver4 znver5
+"""
 _AMX = "sapphirerapids emeraldrapids graniterapids graniterapids-d"
 CORES = {
     "avx2": frozenset(_AVX2.format(avx512=_AVX512).split()),
@@ -27,6 +30,8 @@ CORES = {
     "avx512vnni": frozenset(_VNNI.split()),
     "amx-tile": frozenset(_AMX.split()),
     "amx-int8": frozenset(_AMX.split()),
+    "amx-bf16": frozenset(_AMX.split()),
+    "avx512bf16": frozenset(_BFLOAT16.split()),
     "avxvnni": frozenset(_VNNI_OF_256_BITS.split()),
 }
 """Extension → the cores that have it."""

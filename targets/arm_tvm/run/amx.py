@@ -17,5 +17,5 @@ def request_tiles() -> None:
     if libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) != 0:
         raise TargetUnavailable(
             f"Linux refuses AMX to this process: {os.strerror(ctypes.get_errno())}",
-            remedy="Use Linux 5.16 or newer, or build with -amx-int8 in mattr.",
+            remedy="Use Linux 5.16 or newer, or build with -amx-tile in mattr.",
         )

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from compiler.target import (
+    Answered,
     Array,
     Arrays,
     Artifact,
+    Asked,
     Evidence,
     TargetUnavailable,
     ToolchainFailed,
@@ -175,15 +177,58 @@ class BundleRunner:
 
     def _program(self, inputs: Arrays, place: Path) -> tuple[str, ...]:
         check_inputs(self.artifact, inputs)
+        return (str(self.artifact.root.resolve() / "run"), *self._files(inputs, place))
+
+    def _files(self, inputs: Arrays, place: Path) -> tuple[str, ...]:
+        """Files of the inputs, which are written, and of the outputs."""
         files = [place / f"in{index}.npy" for index in range(len(self.artifact.inputs))]
         for spec, path in zip(self.artifact.inputs, files, strict=True):
             np.save(path, np.asarray(inputs[spec.name], order="C"), allow_pickle=False)
         files += [place / f"out{index}.npy" for index in range(len(self.artifact.outputs))]
-        return (str(self.artifact.root.resolve() / "run"), *map(str, files))
+        return tuple(map(str, files))
 
     @staticmethod
     def _environment(threads: int) -> dict[str, str]:
         return {"TVM_NUM_THREADS": str(threads)}
+
+
+class DecoderBundle(BundleRunner):
+    """A bundle of a decoder: `run` is one call of it with its cache; `answer` has its program answer a prompt."""
+
+    def answer(self, asked: Asked) -> Answered:
+        """The answer to a prompt, from an empty cache.
+
+        Raises:
+            ToolchainFailed: The program failed.
+        """
+        room = int(str(self.artifact.facts["context"])) - len(asked.prompt)
+        options = ["--json", "--tokens", str(min(asked.tokens, room))]
+        if asked.stop:
+            options += ["--stop", ",".join(map(str, asked.stop))]
+        printed = json.loads(self._execute((*self._generate(*options), *map(str, asked.prompt))))
+        return Answered(tuple(printed["tokens"]), printed["prompt_ms"], tuple(printed["token_ms"]))
+
+    def count_token(self, prompt: Sequence[int]) -> int:
+        """Guest instructions of one token behind a prompt, on one thread.
+
+        Raises:
+            TargetUnavailable: The bundle is for the host, or there is no emulator.
+        """
+        if not self.cpu:
+            raise TargetUnavailable("instructions are counted under the emulator, and this bundle runs on the host")
+        return count_timed(
+            (*self._generate("--tokens", "2"), *map(str, prompt)),
+            cpu=self.cpu,
+            environment=self._environment(1),
+            timeout_s=TIMEOUT_S,
+        )
+
+    def _program(self, inputs: Arrays, place: Path) -> tuple[str, ...]:
+        check_inputs(self.artifact, inputs)
+        return (*self._generate("--call"), *self._files(inputs, place))
+
+    def _generate(self, *options: str) -> tuple[str, ...]:
+        return (str(self.artifact.root.resolve() / "generate"), *options)
 
 
 def load_bundle(artifact: Artifact) -> BundleRunner:
@@ -202,7 +247,8 @@ def load_bundle(artifact: Artifact) -> BundleRunner:
             f"this machine's processor lacks {', '.join(missing)}, which the bundle is compiled for",
             remedy="Verify this artifact on a machine that has them, or build it for this machine's core.",
         )
-    return BundleRunner(
+    kind = DecoderBundle if "context" in artifact.facts else BundleRunner
+    return kind(
         artifact,
         Evidence.HOST if on_host else Evidence.EMULATOR,
         "" if on_host else emulated_cpu(mcpu),

@@ -43,18 +43,18 @@ class Space:
     emit: Callable[[Parameters], Any]
 
 
-def find_spaces(model: ir.Model, options: Options) -> dict[str, tuple[Space, int]]:
+def find_spaces(model: ir.Model, options: Options, precision: str = "fp32") -> dict[str, tuple[Space, int]]:
     """Digest → a kernel of our families and how often the model executes it, all of them in the order of the graph."""
-    spaces = [*_float_spaces(model, options), *_integer_spaces(model, options)]
+    spaces = [*_float_spaces(model, options, precision), *_integer_spaces(model, options)]
     counts = Counter(space.digest for space in spaces)
     return {space.digest: (space, counts[space.digest]) for space in spaces}
 
 
-def _float_spaces(model: ir.Model, options: Options) -> Iterator[Space]:
+def _float_spaces(model: ir.Model, options: Options, precision: str) -> Iterator[Space]:
     from tvm import relax
 
     machine = machine_of(options)
-    module = import_relax(model, options)
+    module = import_relax(model, options, precision=precision)
     main = relax.transform.FoldConstant()(module)["main"]
     for composite in find_composites(main).values():
         choices = all_choices(composite.workload, machine)

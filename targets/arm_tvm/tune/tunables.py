@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-def list_tunables(model: ir.Model, options: Options) -> tuple[Tunable, ...]:
+def list_tunables(model: ir.Model, options: Options, precision: str = "fp32") -> tuple[Tunable, ...]:
     """Every kernel of our families that has more than one choice, in the order of the graph."""
     return tuple(
         Tunable(space.name, space.digest, space.choices, count, count * space.work)
-        for space, count in find_spaces(model, options).values()
+        for space, count in find_spaces(model, options, precision).values()
         if len(space.choices) > 1
     )
 
@@ -54,7 +54,7 @@ class KernelMeasurer:
     def __init__(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> None:
         self._harness = _open_harness(plan, profile, backend)
         self.device, self.evidence = self._harness.device, self._harness.evidence
-        self._spaces = find_spaces(model, plan.options)
+        self._spaces = find_spaces(model, plan.options, plan.precision)
         if backend.kind == "rpc":
             self._greet(backend, plan.options)
 

@@ -2,9 +2,9 @@
 
 import pytest
 from arm_host import summarize
-from arm_models import sqnr_db
 from arm_ours import shares, sum_kernels
 from bench_arm import judge, merge
+from bench_models import sqnr_db
 
 KERNEL = {"kernel": "conv", "count": 1, "tried": 2, "untuned": 400, "best": {"median": 400}, "stopped": "plateau"}
 

@@ -18,8 +18,8 @@ from compiler.model.numerics import compare_all
 from compiler.model.onnx_runtime import OnnxRuntimeSession
 from compiler.model.reference import Unoptimized
 from compiler.model.save import save_model
+from compiler.passes.editor import remove_unread
 from targets.onnxruntime_cpu.attention import fuse_attention
-from targets.onnxruntime_cpu.edit import remove_unread
 from targets.onnxruntime_cpu.in_place import DecoderRunner, find_cache
 from targets.onnxruntime_cpu.last_logits import select_logits
 from targets.onnxruntime_cpu.normalization import fuse_normalizations

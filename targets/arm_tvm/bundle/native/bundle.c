@@ -23,7 +23,8 @@ static void find_program(char *folder, size_t room) {
 
 Places find_places(const char *folder) {
   static const char *const names[] = {"payload/model.so", "payload/io.txt", "runtime/libtvm_runtime_extra.so",
-                                      "payload/weights.bin", "payload/cores.txt", "payload/cpu.txt", "payload/sizes.txt"};
+                                      "payload/weights.bin", "payload/cores.txt", "payload/cpu.txt", "payload/sizes.txt",
+                                      "payload/decoder.txt"};
   char place[PATH_MAX - LONGEST_NAME];
   Places places;
   if (!folder)
@@ -31,8 +32,8 @@ Places find_places(const char *folder) {
   else if ((size_t)snprintf(place, sizeof place, "%s", folder) >= sizeof place)
     fail(EXIT_USAGE, "the name of the folder is too long: %s", folder);
   char *const into[] = {places.model, places.signature, places.extra, places.weights, places.cores, places.processor,
-                        places.sizes};
-  for (int i = 0; i < 7; ++i) snprintf(into[i], PATH_MAX, "%s/%s", place, names[i]);
+                        places.sizes, places.decoder};
+  for (int i = 0; i < 8; ++i) snprintf(into[i], PATH_MAX, "%s/%s", place, names[i]);
   return places;
 }
 

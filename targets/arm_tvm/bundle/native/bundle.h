@@ -9,7 +9,7 @@
 
 typedef struct {
   char model[PATH_MAX], signature[PATH_MAX], extra[PATH_MAX], weights[PATH_MAX], cores[PATH_MAX], processor[PATH_MAX];
-  char sizes[PATH_MAX];
+  char sizes[PATH_MAX], decoder[PATH_MAX];
 } Places;
 
 /* The files of the bundle in a folder; of the folder that holds this program where it is NULL. */

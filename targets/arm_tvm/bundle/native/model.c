@@ -17,7 +17,8 @@ typedef struct {
   char **copies;        /* of an input that does not lie as the model takes it: where it is copied; else NULL */
 } Part;
 
-static TVMFFIObjectHandle functions[MAX_SIZES];
+static TVMFFIObjectHandle functions[MAX_SIZES], head;
+static TVMFFIAny machine, head_result;
 static TVMFFIAny *weights;
 static int num_weights;
 static const Signature *signature;
@@ -64,7 +65,7 @@ static TVMFFIObjectHandle module_function(TVMFFIAny module, const char *name) {
 void load_model(const char *path, const Sizes *sizes) {
   TVMFFIAny argument = text(path);
   TVMFFIAny library = call(global_function("ffi.ModuleLoadFromFile"), &argument, 1, path);
-  TVMFFIAny machine = call(module_function(library, "vm_load_executable"), NULL, 0, path);
+  machine = call(module_function(library, "vm_load_executable"), NULL, 0, path);
   TVMFFIAny device[] = {integer(kDLCPU), integer(0), integer(POOLED_ALLOCATOR)};
   call(module_function(machine, "vm_initialization"), device, 3, path);
   for (int i = 0; i < sizes->count; ++i) {
@@ -158,6 +159,8 @@ void bind_inputs(const Signature *bound, int64_t size, char *const *data) {
   }
 }
 
+void load_head(void) { head = module_function(machine, "head"); }
+
 static const DLTensor *tensor_of(TVMFFIAny value, const Spec *spec) {
   if (value.type_index != kTVMFFITensor) fail(EXIT_RUNTIME, "output '%s' is not a tensor", spec->name);
   return (const DLTensor *)((const char *)value.v_obj + sizeof(TVMFFIObject));
@@ -207,3 +210,15 @@ void run_model(void) {
 }
 
 const void *output_data(int index) { return joined[index] ? joined[index] : part_output(index, &parts[0]); }
+
+const float *run_head(const Spec *spec, const Spec *logits, void *hidden) {
+  static TVMFFIAny *given;
+  given = room_for(given, num_weights + 1, sizeof *given);
+  given[0] = tensor_at(spec, hidden);
+  memcpy(given + 1, weights, sizeof *weights * (size_t)num_weights);
+  if (head_result.type_index >= kTVMFFIStaticObjectBegin) TVMFFIObjectDecRef(head_result.v_obj);
+  head_result = call(head, given, num_weights + 1, "the model's head failed");
+  TVMFFIObjectDecRef(given[0].v_obj);
+  const DLTensor *tensor = tensor_of(head_result, logits);
+  return (const float *)((const char *)tensor->data + tensor->byte_offset);
+}

@@ -20,4 +20,10 @@ void run_model(void);
 /* Data of output `index` of the last run, at the size that is bound; valid until the next run. */
 const void *output_data(int index);
 
+/* Of a decoder: also loads the function that makes logits of a token's hidden vector, after `load_model`. */
+void load_head(void);
+
+/* The logits of a hidden vector; valid until the next call. */
+const float *run_head(const Spec *spec, const Spec *logits, void *hidden);
+
 #endif

@@ -14,18 +14,10 @@
 #include "tensor.h"
 
 enum {
-  MAX_THREADS = 256,
   IDLE_NS = 50000, /* longer than what lies between two kernels of a model that are spread over threads */
   LATE_NS = 20000, /* by so much tasks of one size differ; a thread that takes longer waits for a processor */
   LOOKS = 64,      /* between two readings of the clock */
 };
-
-/* As TVM's c_backend_api.h has them. */
-typedef struct {
-  void *sync_handle;
-  int32_t num_task;
-} Group;
-typedef int (*Task)(int task, Group *group, void *data);
 
 static int num_threads = 1, num_started = 0;
 /* Number of the round (32 bits), how many tasks it has (16), number of its next task (16): who claims a task must see
@@ -101,8 +93,8 @@ static void start_threads(void) {
   }
 }
 
-/* TVMBackendParallelLaunch: does the tasks 0 … count − 1; 0 is as many as there are threads. */
-static int launch(Task function, void *data, int count) {
+/* Also TVMBackendParallelLaunch. */
+int launch_tasks(Task function, void *data, int count) {
   if (num_threads == 1 || count == 1 || is_inside) {
     Group alone = {NULL, 1};
     return function(0, &alone, data);
@@ -126,10 +118,12 @@ static int launch(Task function, void *data, int count) {
   return atomic_load(&failed) ? -1 : 0;
 }
 
+int pool_threads(void) { return num_threads; }
+
 void use_pool(const char *path, int threads) {
   num_threads = threads < MAX_THREADS ? threads : MAX_THREADS;
   void *library = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
   /* A model without a kernel that is spread has no such pointer; tasks that wait for each other need a thread each. */
   void **pointer = library ? dlsym(library, "__TVMBackendParallelLaunch") : NULL;
-  if (pointer && !dlsym(library, "__TVMBackendParallelBarrier")) *pointer = (void *)launch;
+  if (pointer && !dlsym(library, "__TVMBackendParallelBarrier")) *pointer = (void *)launch_tasks;
 }

@@ -24,7 +24,7 @@ static const struct {
 void fail(int code, const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
-  fputs("run: ", stderr);
+  fprintf(stderr, "%s: ", program_invocation_short_name);
   vfprintf(stderr, format, arguments);
   fputc('\n', stderr);
   va_end(arguments);

@@ -35,7 +35,7 @@ typedef struct {
   int num_inputs, num_outputs, num_weights;
 } Signature;
 
-/* Prints `run: message` to stderr and exits with `code`. */
+/* Prints the program's name and a message to stderr and exits with `code`. */
 _Noreturn void fail(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Reads lines `input|output|weight dtype shape name`; the shape is `1,3,32,32`, or `-` for a scalar, and has an extent

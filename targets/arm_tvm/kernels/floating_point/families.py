@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from types import ModuleType
 
-from targets.arm_tvm.kernels.floating_point import bordered, depthwise, direct, strided, winograd
+from targets.arm_tvm.kernels.floating_point import amx_bf16, avx512_bf16, bordered, depthwise, direct, strided, winograd
+from targets.arm_tvm.kernels.floating_point.bfloat16 import BFLOAT16
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload
 from targets.arm_tvm.kernels.machine import Machine
 
@@ -16,7 +17,11 @@ FAMILIES: Mapping[str, ModuleType] = {
     "depthwise": depthwise,
     "bordered": bordered,
     "strided": strided,
+    "amx_bf16": amx_bf16,
+    "avx512_bf16": avx512_bf16,
 }
+_BFLOAT16 = (amx_bf16, avx512_bf16)
+_FLOATS = tuple(family for family in FAMILIES.values() if family not in _BFLOAT16)
 
 
 @lru_cache(maxsize=1024)
@@ -25,7 +30,9 @@ def all_choices(workload: ConvWorkload, machine: Machine) -> tuple[Choice, ...]:
 
     A build asks several times for each of its workloads: for the least payload, for the budget, and for the kernel.
     """
-    candidates = (choice for family in FAMILIES.values() for choice in family.choices(workload, machine))
+    # Families of floats take weights of bfloat16 for those of int8, which they widen.
+    families = _BFLOAT16 if workload.weights == BFLOAT16 else _FLOATS
+    candidates = (choice for family in families for choice in family.choices(workload, machine))
     # The sort is stable: of equal costs the family that stands first in FAMILIES wins.
     return tuple(sorted(candidates, key=lambda choice: choice.cost))
 

@@ -2,6 +2,7 @@
 
 softmax      greatest element; e^(x − greatest) written out and summed; times 1 / sum
 layer norm   mean; mean of (x − mean)²; (x − mean) / √(variance + ε) · scale + shift
+instance     the same, a row being a channel of an image, which has one scale and one shift
 rms norm     mean of x²; x / √(mean + ε) · scale
 
 Tiling: one row after the other, rows spread over the threads; a vector of L elements at a time, four of them in a
@@ -82,17 +83,27 @@ def emit_layer_norm(rows: Rows, machine: Machine, *, epsilon: float) -> Any:
     """The kernel: (source, scale, shift, result), scale and shift of one row's size."""
     row = _Row(rows, machine)
     with row.rows_of("x", "y", constants=("scale", "shift")) as (x, scale, shift, y):
-        mean = row.emitter.let(row.reduced(_add, 0.0, lambda at, lanes: row.load(x, at, lanes)) * row.part)
-
-        def centred(at: Any, lanes: int) -> Any:
-            return row.emitter.let(row.load(x, at, lanes) - broadcast(mean, lanes))
-
-        inverse = row.inverse_root(row.reduced(_add, 0.0, lambda at, lanes: _square(centred(at, lanes))), epsilon)
+        centred, inverse = row.standard(x, epsilon)
 
         def write(at: Any, _: int, lanes: int) -> None:
             factor = row.load(scale, at, lanes) * broadcast(inverse, lanes)
             value = fma(centred(at, lanes), factor, row.load(shift, at, lanes), vector_type("float32", lanes))
             row.store(y, at, value, lanes)
+
+        row.each(write)
+    return row.emitter.function()
+
+
+def emit_instance_norm(rows: Rows, machine: Machine, *, channels: int, epsilon: float) -> Any:
+    """The kernel: (source, scale, shift, result), scale and shift of each channel; rows are the channels in turn."""
+    row = _Row(rows, machine)
+    with row.rows_of("x", "y", constants=("scale", "shift"), channels=channels) as (x, scale, shift, y):
+        centred, inverse = row.standard(x, epsilon)
+        factor = row.emitter.let(scale * inverse)
+
+        def write(at: Any, _: int, lanes: int) -> None:
+            terms = (centred(at, lanes), broadcast(factor, lanes), broadcast(shift, lanes))
+            row.store(y, at, fma(*terms, vector_type("float32", lanes)), lanes)
 
         row.each(write)
     return row.emitter.function()
@@ -122,16 +133,25 @@ class _Row:
         self.part = tirx.const(1.0 / rows.size, "float32")
 
     @contextmanager
-    def rows_of(self, source: str, result: str, *, constants: Sequence[str] = ()) -> Iterator[tuple[Any, ...]]:
-        """Declares the parameters and opens the loop over rows; yields source, constants and result from the row on."""
+    def rows_of(
+        self, source: str, result: str, *, constants: Sequence[str] = (), channels: int = 0
+    ) -> Iterator[tuple[Any, ...]]:
+        """Declares the parameters and opens the loop over rows; yields source, constants and result from the row on.
+
+        With `channels`, constants are numbers of a channel, and what is yielded of them is the row's own.
+        """
+        from tvm import tirx
+
         rows, emitter = self.rows, self.emitter
         shape = (rows.count, rows.size)
         x = emitter.parameter(shape, rows.dtype, source)
-        factors = [emitter.parameter((rows.size,), rows.dtype, name) for name in constants]
+        factors = [emitter.parameter((channels or rows.size,), rows.dtype, name) for name in constants]
         y = emitter.parameter(shape, rows.dtype, result)
         work = rows.count * rows.size // self.lanes * PASSES
         with emitter.loop(rows.count, parallel=work > PARALLEL_WORK) as index:
             start = emitter.let(index * rows.size)
+            if channels:
+                factors = [self.load(factor, tirx.floormod(index, int32(channels)), 1) for factor in factors]
             yield (emitter.view(x, start), *factors, emitter.view(y, start))
 
     def load(self, buffer: Any, at: Any, lanes: int) -> Any:
@@ -188,6 +208,16 @@ class _Row:
         for index in range(lanes):
             result = emitter.let(combine(result, lane(total, index)))
         return result
+
+    def standard(self, x: Any, epsilon: float) -> tuple[Callable[[Any, int], Any], Any]:
+        """What gives elements of a row less their mean; and 1 / √(variance + ε)."""
+        mean = self.emitter.let(self.reduced(_add, 0.0, lambda at, lanes: self.load(x, at, lanes)) * self.part)
+
+        def centred(at: Any, lanes: int) -> Any:
+            return self.emitter.let(self.load(x, at, lanes) - broadcast(mean, lanes))
+
+        squares = self.reduced(_add, 0.0, lambda at, lanes: _square(centred(at, lanes)))
+        return centred, self.inverse_root(squares, epsilon)
 
     def inverse_root(self, total: Any, epsilon: float) -> Any:
         """1 / √(mean + ε) of a sum over the row."""

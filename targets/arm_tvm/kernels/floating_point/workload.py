@@ -24,7 +24,7 @@ class ConvWorkload:
         groups: Parts of the channels that are convolved by themselves; `channels` where each is.
         epilogue: Steps after the sum and its bias, in order: `add` (a residual of the result's shape), `relu`,
             `clip LOW HIGH`, or an expression as in `expressions`.
-        weights: Element type of the weights in memory; empty: `dtype`.
+        weights: Element type of the weights in memory; empty: `dtype`. With bfloat16 the source is rounded to it too.
     """
 
     layout: str
@@ -101,4 +101,4 @@ def packed_bytes(work: ConvWorkload, lanes: int, positions: int, *, sources: int
     return blocks(work.filters, lanes) * lanes * sources * positions * _ITEM_BYTES[work.weights or work.dtype]
 
 
-_ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}

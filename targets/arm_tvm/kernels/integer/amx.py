@@ -15,13 +15,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from targets.arm_tvm.kernels.emitter import Emitter, address, effect, int32, load, store
+from targets.arm_tvm.kernels.amx_tiles import (
+    ROW_BYTES,
+    add_products,
+    load_tile,
+    release_tiles,
+    set_shapes,
+    store_tile,
+)
+from targets.arm_tvm.kernels.emitter import Emitter, address, int32, load
 from targets.arm_tvm.kernels.integer.runs import Runs, chunk_words, runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Image
 from targets.arm_tvm.kernels.integer.tiles import Tile
 
-ROW_BYTES = 64
-"""Of a tile: 16 words."""
 SEGMENT = 8
 """Pairs of tiles between two settings of the tiles' shapes, which take the time of some products."""
 PARALLEL_WORDS = 1 << 15
@@ -107,7 +113,7 @@ def emit_tiled(emitter: Emitter, work: Tiled, place: Any) -> None:
     with emitter.loop(channels * segments, parallel=words > PARALLEL_WORDS) as part:
         # Channels outermost: their weights stay in the cache while the image passes.
         channel, segment = tirx.floordiv(part, int32(segments)), tirx.floormod(part, int32(segments))
-        _set_shapes(emitter, work, pixels.size)
+        set_shapes(emitter, _shapes(work, pixels.size))
         size = work.tile.rows * work.blocks * pixels.size
         sums = emitter.allocate(2 * size, "int32x16", "local")
         rest = min(SEGMENT, pairs) if segments == 1 else tirx.Min(int32(SEGMENT), int32(pairs) - segment * SEGMENT)
@@ -122,7 +128,7 @@ def emit_tiled(emitter: Emitter, work: Tiled, place: Any) -> None:
                 for index, number in enumerate(tiles):
                     begin = half + index * work.blocks * pixels.size
                     _store_tile(emitter, work, pixels, (channel, number), (sums, begin))
-        effect(emitter, "llvm.x86.tilerelease")
+        release_tiles(emitter)
 
 
 def _tiles(work: Tiled, pixels: Pixels, pair: Any) -> list[Any]:
@@ -134,22 +140,10 @@ def _tiles(work: Tiled, pixels: Pixels, pair: Any) -> list[Any]:
     return [first, *rest]
 
 
-def _set_shapes(emitter: Emitter, work: Tiled, size: int) -> None:
-    """Rows and bytes of a row of each tile register, in the form of palette 1."""
-    from tvm import tirx
-
+def _shapes(work: Tiled, size: int) -> list[tuple[int, int]]:
+    """Rows and bytes of a row of each tile register."""
     words = chunk_words(work.runs)
-    rows, widths = [size] * PIXELS + [size] * 2 + [words] * 2, [ROW_BYTES] * PIXELS + [4 * words] * 2 + [ROW_BYTES] * 2
-    setting = bytearray(ROW_BYTES)
-    setting[0] = 1
-    for register in range(PIXELS + 4):
-        setting[16 + 2 * register : 18 + 2 * register] = widths[register].to_bytes(2, "little")
-        setting[48 + register] = rows[register]
-    buffer = emitter.allocate(ROW_BYTES // 8, "int64", "local")
-    for index in range(ROW_BYTES // 8):
-        value = int.from_bytes(setting[8 * index : 8 * index + 8], "little")
-        emitter.add(store(buffer, index, tirx.const(value, "int64"), 1))
-    effect(emitter, "llvm.x86.ldtilecfg", address(buffer, 0))
+    return [(size, ROW_BYTES)] * PIXELS + [(size, 4 * words)] * 2 + [(words, ROW_BYTES)] * 2
 
 
 def _sum_up(
@@ -164,7 +158,7 @@ def _sum_up(
         for block in range(blocks):
             # Every pixel begins with the same: rows that are no distance apart.
             start = address(work.start, (channel * blocks + block) * BLOCK)
-            _load(emitter, index * blocks + block, start, 0)
+            load_tile(emitter, index * blocks + block, start, 0)
     size = 4 * words * BLOCK
     chunks = runs.words // words
     weights = channel * (blocks * BLOCK * 4 * runs.total_words)
@@ -175,33 +169,16 @@ def _sum_up(
         with emitter.loop(chunks) as chunk:
             for index, begin in enumerate(places):
                 distance = work.spec.strides[1] * work.image.pixel_stride
-                _load(emitter, PIXELS + index, address(work.source, begin + source + chunk * (4 * words)), distance)
+                load_tile(emitter, PIXELS + index, address(work.source, begin + source + chunk * (4 * words)), distance)
             for index in range(blocks):
                 offset = weights + ((step + chunk) * blocks + index) * size
-                _load(emitter, WEIGHTS + index, address(work.weights, offset), ROW_BYTES)
+                load_tile(emitter, WEIGHTS + index, address(work.weights, offset), ROW_BYTES)
             for index in range(len(places)):
                 for number in range(blocks):
                     registers = (index * blocks + number, PIXELS + index, WEIGHTS + number)
-                    effect(emitter, "llvm.x86.tdpbusd", *map(_byte, registers))
+                    add_products(emitter, "tdpbusd", *registers)
     for index in range(len(tiles) * blocks):
-        place_of_sums = address(sums, half + index * pixels.size)
-        effect(emitter, "llvm.x86.tilestored64", _byte(index), place_of_sums, _int64(ROW_BYTES))
-
-
-def _load(emitter: Emitter, register: int, begin: Any, distance: int) -> None:
-    effect(emitter, "llvm.x86.tileloadd64", _byte(register), begin, _int64(distance))
-
-
-def _byte(value: int) -> Any:
-    from tvm import tirx
-
-    return tirx.const(value, "int8")
-
-
-def _int64(value: int) -> Any:
-    from tvm import tirx
-
-    return tirx.const(value, "int64")
+        store_tile(emitter, index, address(sums, half + index * pixels.size))
 
 
 def _first(work: Tiled, pixels: Pixels, number: Any) -> tuple[Any, Any]:

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
-from arm_tvm_models import make
-from onnx import helper
+from arm_tvm_models import make, reference
+from onnx import TensorProto, helper, numpy_helper
 
 from compiler.model.save import save_model
 from targets.arm_tvm.graph.composites import find_composites
+from targets.arm_tvm.graph.rowwise import find_plain_kernels
+from targets.arm_tvm.kernels.machine import Machine
 
 pytestmark = pytest.mark.needs_tvm
 pytest.importorskip("tvm")
@@ -60,44 +63,88 @@ def _epilogue(nodes: list[Any]) -> tuple[str, ...]:
     return found.workload.epilogue
 
 
-def _transposed(window: int, **attributes: Any) -> str:
-    """What a transposed convolution of 3 channels to 2 on 4 × 5 is imported as."""
+def _node(operator: str, shape: tuple[int, ...], weights: dict[str, np.ndarray], **attributes: Any) -> ir.Model:
+    """A model of one node whose first input is `x`."""
+    node = helper.make_node(operator, ["x", *weights], ["y"], **attributes)
+    proto = helper.make_model(
+        helper.make_graph(
+            [node],
+            "test",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(array, name) for name, array in weights.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+    )
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+
+
+def _imported(model: ir.Model) -> Any:
     from targets.arm_tvm.graph.lower import import_relax
 
-    weights = {"w": np.ones((3, 2, window, window)), "b": np.arange(2.0)}
-    node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], **attributes)
-    size = 2 * 4 if window == 2 else 2 * 4 + 1, 2 * 5 if window == 2 else 2 * 5 + 1
-    return import_relax(make([node], {"x": (1, 3, 4, 5)}, {"y": (1, 2, *size)}, weights)).script()
+    return import_relax(model)
 
 
-def test_transposed_convolution_whose_windows_lie_side_by_side_is_pointwise() -> None:
-    text = _transposed(2, strides=[2, 2])
-    assert "R.nn.conv2d(" in text
-    assert "transpose" not in text
-
-
-@pytest.mark.parametrize(
-    ("window", "attributes"),
-    [(3, {"strides": [2, 2]}), (2, {"strides": [2, 2], "dilations": [2, 2], "pads": [0, 0, 1, 1]})],
-    ids=["overlapping", "with holes"],
-)
-def test_other_transposed_convolutions_are_left_to_tvm(window: int, attributes: dict[str, Any]) -> None:
-    assert "R.nn.conv2d_transpose(" in _transposed(window, **attributes)
-
-
-def test_transposed_convolution_equals_its_definition() -> None:
+def _check(model: ir.Model) -> None:
+    """What is imported computes what ONNX Runtime does."""
     import tvm
     from tvm import relax
 
-    from targets.arm_tvm.graph.lower import import_relax
-
-    rng = np.random.default_rng(1)
-    x, w, b = (rng.normal(size=size).astype(np.float32) for size in ((1, 3, 4, 5), (3, 2, 2, 3), 2))
-    node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], strides=[2, 3])
-    module = import_relax(make([node], {"x": x.shape}, {"y": (1, 2, 8, 15)}, {"w": w, "b": b}))
-    machine = relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())
-    expected = np.einsum("ncij,cfpq->nfipjq", x, w).reshape(1, 2, 8, 15) + b[:, None, None]
+    x = np.random.default_rng(3).normal(size=model.graph.inputs[0].shape.numpy()).astype(np.float32)
+    machine = relax.VirtualMachine(tvm.compile(_imported(model), target="llvm"), tvm.cpu())
+    (expected,) = reference(model, {"x": x}).values()
     np.testing.assert_allclose(machine["main"](tvm.runtime.tensor(x)).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+TRANSPOSED = {
+    "side by side": ((2, 3), {"strides": [2, 3]}),
+    "halves of windows overlap": ((4, 4), {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    "odd windows": ((3, 3), {"strides": [2, 2]}),
+    "padded and one more": ((3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
+    "padded more on one side": ((5, 4), {"strides": [3, 2], "pads": [2, 0, 1, 1]}),
+    "stride 1": ((3, 3), {"pads": [1, 1, 1, 1]}),
+    "stride of more than a window": ((2, 2), {"strides": [3, 3]}),
+}
+
+
+@pytest.mark.parametrize(("window", "attributes"), TRANSPOSED.values(), ids=TRANSPOSED)
+def test_transposed_convolution_is_a_convolution_of_the_same_results(
+    window: tuple[int, int], attributes: dict[str, Any]
+) -> None:
+    rng = np.random.default_rng(1)
+    weights = {"w": rng.normal(size=(3, 2, *window)), "b": rng.normal(size=2)}
+    model = _node("ConvTranspose", (2, 3, 4, 5), {k: v.astype(np.float32) for k, v in weights.items()}, **attributes)
+    text = _imported(model).script()
+    assert "R.nn.conv2d(" in text and "conv2d_transpose" not in text
+    _check(model)
+
+
+LEFT = {
+    "holes": {"strides": [2, 2], "dilations": [2, 2], "pads": [0, 0, 1, 1]},
+    "more padding than a window reads": {"strides": [1, 1], "pads": [2, 2, 2, 2]},
+}
+
+
+@pytest.mark.parametrize("attributes", LEFT.values(), ids=LEFT)
+def test_other_transposed_convolutions_are_left_to_tvm(attributes: dict[str, Any]) -> None:
+    model = _node("ConvTranspose", (1, 3, 7, 7), {"w": np.ones((3, 2, 2, 2), np.float32)}, **attributes)
+    assert "R.nn.conv2d_transpose(" in _imported(model).script()
+
+
+@pytest.mark.parametrize("axis", [0, 1, -2, -1])
+def test_softmax_of_an_inner_axis_is_made_along_the_last_one(axis: int) -> None:
+    model = _node("Softmax", (3, 4, 5), {}, axis=axis)
+    assert "R.nn.softmax(" in _imported(model).script() and "axis=-1" in _imported(model).script()
+    _check(model)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 20), (1, 3, 4, 5)])
+def test_instance_normalization_is_one_kernel(shape: tuple[int, ...]) -> None:
+    weights = {"scale": np.array([0.5, 2, -1], np.float32), "shift": np.array([1, 0, 3], np.float32)}
+    model = _node("InstanceNormalization", shape, weights, epsilon=1e-3)
+    (kernel,) = find_plain_kernels(_imported(model)["main"], Machine(), claimed=()).values()
+    assert kernel.name.startswith("instancenorm")
+    _check(model)
 
 
 def test_weights_in_a_file_beside_the_model_are_read_from_wherever_it_is_imported(

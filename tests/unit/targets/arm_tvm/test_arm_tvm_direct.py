@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arm_tvm_host import blocked, convolved
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -194,11 +195,11 @@ def _run(
     result = (workload.batch, workload.filters, *workload.result)
     residual = rng.normal(size=result).astype(np.float32) if "add" in workload.epilogue else None
     lanes = machine.lanes("float32")
-    given_source = _blocked(source, lanes) if workload.layout == "blocked" else source
-    given_residual = None if residual is None else _blocked(residual, lanes)
+    given_source = blocked(source, lanes) if workload.layout == "blocked" else source
+    given_residual = None if residual is None else blocked(residual, lanes)
     found = _call(workload, machine, given_source, weights, bias, given_residual, family=family, choice=choice)
     plain = found.transpose(0, 1, 4, 2, 3).reshape(workload.batch, -1, *workload.result)[:, : workload.filters]
-    return plain, _expected(workload, source, weights, bias, residual)
+    return plain, convolved(workload, source, weights, bias, residual)
 
 
 def _call(
@@ -225,28 +226,3 @@ def _call(
     result = tvm.runtime.tensor(np.zeros(result_shape(workload, lanes), np.float32))
     tvm.compile(function, target=target)["main"](*map(tvm.runtime.tensor, arguments), result)
     return result.numpy()
-
-
-def _blocked(values: Any, lanes: int) -> Any:
-    batch, channels, height, width = values.shape
-    full = np.zeros((batch, blocks(channels, lanes) * lanes, height, width), values.dtype)
-    full[:, :channels] = values
-    return np.ascontiguousarray(full.reshape(batch, -1, lanes, height, width).transpose(0, 1, 3, 4, 2))
-
-
-def _expected(workload: ConvWorkload, source: Any, weights: Any, bias: Any, residual: Any) -> Any:
-    top, left, bottom, right = workload.padding
-    padded = np.pad(source, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    rows, columns = workload.result
-    total = np.zeros((workload.batch, workload.filters, rows, columns)) + bias[:, None, None]
-    for row in range(workload.kernel[0]):
-        for column in range(workload.kernel[1]):
-            part = padded[:, :, row * workload.dilations[0] :, column * workload.dilations[1] :]
-            part = part[:, :, :: workload.strides[0], :: workload.strides[1]][:, :, :rows, :columns]
-            parts = np.split(part, workload.groups, axis=1), np.split(weights[:, :, row, column], workload.groups)
-            sums = [np.einsum("nchw,oc->nohw", *pair) for pair in zip(*parts, strict=True)]
-            total += np.concatenate(sums, axis=1)
-    for step in workload.epilogue:
-        total = total + residual if step == "add" else np.maximum(total, 0)
-        total = np.minimum(total, 6) if step.startswith("clip") else total
-    return total

@@ -21,8 +21,6 @@ void *__TVMBackendParallelLaunch; /* as a model's library has it */
 #ifdef BARRIER
 void *__TVMBackendParallelBarrier;
 #endif
-typedef struct { void *handle; int num_task; } Group;
-typedef int (*Task)(int, Group *, void *);
 static int (*launch)(Task, void *, int);
 static atomic_int done[64], widest, nested;
 static int inner(int task, Group *group, void *data) { nested += group->num_task; return 0; }

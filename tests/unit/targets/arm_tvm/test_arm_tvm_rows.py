@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from targets.arm_tvm.kernels.floating_point.rows import Rows, emit_layer_norm, emit_rms_norm, emit_softmax
+from targets.arm_tvm.kernels.floating_point.rows import (
+    Rows,
+    emit_instance_norm,
+    emit_layer_norm,
+    emit_rms_norm,
+    emit_softmax,
+)
 from targets.arm_tvm.kernels.machine import Machine
 
 pytestmark = pytest.mark.needs_tvm
@@ -67,6 +73,20 @@ def test_layer_norm_equals_numpy(size: int, dtype: str) -> None:
         return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + EPSILON) * scale + shift
 
     function = emit_layer_norm(Rows(2, size, dtype), NEON, epsilon=EPSILON)
+    _check(function, [array.astype(dtype) for array in arrays], expected)
+
+
+@sizes
+@types
+def test_instance_norm_equals_numpy(size: int, dtype: str) -> None:
+    rng = np.random.default_rng(size)
+    arrays = [rng.normal(3, 2, (2 * 3, size)), rng.normal(size=3), rng.normal(size=3)]
+
+    def expected(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + EPSILON)
+        return normal * np.tile(scale, 2)[:, None] + np.tile(shift, 2)[:, None]
+
+    function = emit_instance_norm(Rows(6, size, dtype), NEON, channels=3, epsilon=EPSILON)
     _check(function, [array.astype(dtype) for array in arrays], expected)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from compiler.compress.quant.compensate import factor_of
 from compiler.compress.weight_only.fit import fit_blocks, rounding_loss
 from compiler.compress.weight_only.quantize import compensated
 from compiler.target.scheme import BlockFormat
@@ -48,7 +49,7 @@ def test_compensated_rounding_loses_less_than_rounding_to_nearest():
         error = weight - scales.values(integers)
         return float(np.einsum("ij,ij->", error @ gram, error))
 
-    assert loss(compensated(weight, scales, gram)) < 0.5 * loss(scales.integers(weight))
+    assert loss(compensated(weight, scales, factor_of(gram[None].copy()))) < 0.5 * loss(scales.integers(weight))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ TEXT = """<ir_version: 10, opset_import: ["": 18]> one (float[N, 6] x) => (float
 SCHEME = QuantScheme("test", {"MatMul": OpScheme({0: TensorFormat("int8")}, {1: TensorFormat("int8")})})
 
 
-def dataset(scale: float, reads: list[int]) -> Dataset:
+def dataset(scale: float, reads: list[int], batch: int | str = "N") -> Dataset:
     rows = np.random.default_rng(2).normal(size=(40, 6)).astype(np.float32) * np.float32(scale)
 
     def read(index: int) -> Arrays:
@@ -35,15 +35,19 @@ def dataset(scale: float, reads: list[int]) -> Dataset:
     def steps() -> Iterator[partial[Arrays]]:
         return (partial(read, index) for index in range(len(rows)))
 
-    return Dataset(len(rows), "made up", f"scale {scale}", (TensorSpec("x", "float32", ("N", 6)),), steps)
+    return Dataset(len(rows), "made up", f"scale {scale}", (TensorSpec("x", "float32", (batch, 6)),), steps)
+
+
+def entry_of(text: str, folder: Path) -> Entry:
+    model = ir.from_onnx_text(text)
+    model.graph[0].name = "product"
+    ir.save(model, folder / BORDER)
+    return Entry("rewrite", "0" * 64, folder, hit=True)
 
 
 @pytest.fixture
 def rewritten(tmp_path: Path) -> Entry:
-    model = ir.from_onnx_text(TEXT)
-    model.graph[0].name = "product"
-    ir.save(model, tmp_path / BORDER)
-    return Entry("rewrite", "0" * 64, tmp_path, hit=True)
+    return entry_of(TEXT, tmp_path)
 
 
 def test_options_that_only_choose_ranges_share_one_reading_of_all_the_data(tmp_path: Path, rewritten: Entry) -> None:
@@ -76,3 +80,15 @@ def test_evaluation_data_that_leave_the_calibrated_ranges_are_warned_of(tmp_path
     (warning,) = coverage(stages, rewritten, SCHEME, dataset(1, []), dataset(10, []))
     assert "leave the calibrated range of 1 of 1 values, 'x'" in warning and "costs accuracy" in warning
     assert coverage(stages, rewritten, SCHEME, dataset(10, []), dataset(1, [])) == ()
+
+
+@pytest.mark.parametrize("batch", [16, 64], ids=["last batch short", "fewer samples than a batch"])
+def test_a_model_of_a_fixed_batch_is_observed_on_any_number_of_samples(tmp_path: Path, batch: int) -> None:
+    ranges = []
+    for size, text in (("N", TEXT), (batch, TEXT.replace("[N,", f"[{batch},"))):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        stages = Stages(Store(folder / "store"))
+        seen = observed(stages, entry_of(text, folder), SCHEME, dataset(1, [], size), QuantOptions())
+        ranges.append((seen.observations.tensors["x"].low, seen.observations.tensors["x"].high))
+    assert ranges[0] == ranges[1]

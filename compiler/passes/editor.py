@@ -8,8 +8,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-DOMAIN = "com.microsoft"
-
 
 class Editor:
     """Adds nodes before a node of a graph.
