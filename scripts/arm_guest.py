@@ -20,7 +20,7 @@ DEBIAN = "python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 li
 PEERS = {
     "ncnn": "ncnn==1.0.20261020",
     "mnn": "MNN==3.6.1",
-    "onnxruntime": "onnxruntime==1.32.0",
+    "onnxruntime": "onnxruntime==1.26.0",  # 1.29 and later end with SIGSEGV when QEMU 7.2 loads them
     "numpy": "numpy==2.4.6",
 }
 CONVERTER = "pnnx==20261020"

@@ -15,11 +15,12 @@ import json
 import multiprocessing
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ from compiler.store import MEASURED_STAGES, Store
 
 FAR_OFF = 0.15
 """A ratio further than this from the quiet ones, and not called disturbed, is wrong."""
+
+BUILD = (sys.executable, "-c", "from compiler.cli import main; main()", "build")
+LAST_LINES = 30
+"""Of a build's messages, where it delivered nothing."""
 
 MEMORY_SPREAD_PCT = 2.0
 
@@ -81,15 +86,28 @@ def _measured(fleet: Path, base: BuildOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="fleetc-") as name:
         cache, out = Path(name) / "cache", Path(name) / "dist"
         _stages_but_measured(base.cache, Store(cache))
-        build_fleet(fleet, replace(base, cache=cache, out=out))
-        facts = json.loads((out / "build.json").read_text(encoding="utf-8"))["devices"][base.devices[0]]
-        manifest = out / base.devices[0] / "manifest.json"
-        found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else facts["report"]
+        began = time.monotonic()
+        command = [*BUILD, str(fleet), "--device", base.devices[0], "--cache", str(cache), "--out", str(out)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds, folder = time.monotonic() - began, out / base.devices[0]
+        manifest = folder / "manifest.json"
+        if not manifest.exists():
+            return {"chosen": "", "trials": {}, "seconds": seconds, "failure": _failure(out, base.devices[0], ended)}
+        found = json.loads(manifest.read_text(encoding="utf-8"))
     number = (found["decision"] or {}).get("trial")
     return {
         "chosen": " ".join(_name(one) for one in found["trials"] if one["number"] == number),
         "trials": {_name(one): _figures(one) for one in found["trials"] if one["speed"]},
+        "final_races": found["final_races"],
+        "seconds": seconds,
     }
+
+
+def _failure(out: Path, device: str, ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Why a round delivered nothing: the exit code, the end of what it printed, and what `build.json` says."""
+    path = out / "build.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))["devices"].get(device) if path.exists() else None
+    return {"exit_code": ended.returncode, "stderr": ended.stderr.splitlines()[-LAST_LINES:], "device": facts}
 
 
 def _name(trial: Mapping[str, Any]) -> str:
@@ -150,6 +168,7 @@ def _bars(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     spread = [_off(trial["run_bytes"], typical["run_bytes"]) for typical, trial in trials]
     choices = _counted(rounds)
     return [
+        bar("rounds that delivered nothing", choices.get("none", 0), 0),
         bar(f"ratios off by more than {FAR_OFF:.0%} and not called disturbed", len(wrong), 0),
         bar("rounds that chose another build than most", len(rounds) - max(choices.values()), 0),
         bar("largest deviation of memory when run from its quiet median, %", 100 * max(spread), MEMORY_SPREAD_PCT),

@@ -135,7 +135,7 @@ def _lines_of_text(name: str, folder: Path) -> BenchModel:
 
 
 def _lines_by_lstm(name: str, folder: Path) -> BenchModel:
-    """Ddddocr's first network: convolutions and LSTM layers in both directions, one gray line."""
+    """Ddddocr's network for one gray line: convolutions and an LSTM layer in both directions."""
 
     def draw(count: int, seed: int) -> Array:
         return make_images(count, seed, 192)[:, :1, :64].astype(np.float32)
@@ -180,7 +180,7 @@ KINDS: dict[str, tuple[Callable[[str, Path], BenchModel], Callable[[BenchModel],
     "mobilenet": (_classifier, _by_script("make_convolutional_model.py", "mobilenet")),
     "resnet50": (_classifier, _by_script("make_convolutional_model.py", "resnet50")),
     "ocr": (_lines_of_text, _of_package("rapidocr-onnxruntime==1.4.4", "ch_PP-OCRv4_rec_infer.onnx")),
-    "ocr-lstm": (_lines_by_lstm, _of_package("ddddocr==1.6.1", "common_old.onnx")),
+    "ocr-lstm": (_lines_by_lstm, _of_package("ddddocr==1.6.1", "common.onnx")),
     "encoder": (_token_ids, _by_script("make_transformer_model.py", "--size-mb", "90", "--width", "384")),
 }
 """Name → what its input is like, and how its file is made."""

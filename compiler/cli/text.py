@@ -180,6 +180,7 @@ def search_text(searched: Searched) -> str:
     head = ("trial", "precision", "status", "speed", "MiB", "run MiB", "points lost")
     lines = [table([_trial_row(trial) for trial in searched.trials], head)]
     lines += [f"  {competitor}" for competitor in searched.contest]
+    lines += [f"  {race}" for race in searched.final_races]
     lines += [f"  {trial.number}: {trial.why}" for trial in searched.trials if trial.why]
     lines += [line for trial in searched.trials if (line := _speed_line(trial))]
     lines += [f"  {gate}" for gate in searched.gates]

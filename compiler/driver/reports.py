@@ -163,6 +163,7 @@ def _searched(plan: Plan, result: SearchResult) -> Searched:
         layers=result.layers,
         saliency=result.saliency,
         contest=result.contest,
+        final_races=result.final_races,
     )
 
 

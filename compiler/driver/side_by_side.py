@@ -16,6 +16,7 @@ from compiler.compress.threads import one_blas_thread
 from compiler.model.process import kill_children
 from compiler.plan.jobs import Job
 from compiler.store import Store
+from compiler.store.parsing import parse_one_at_a_time
 
 # `join` without a limit would not let an interrupt through
 POLL_S = 0.1
@@ -50,6 +51,7 @@ def work_side_by_side(
     Raises:
         KeyboardInterrupt: The command was interrupted; all children are killed.
     """
+    parse_one_at_a_time()
     # BLAS on one thread whatever `most` is: sums in another order give other bytes, and its threads wait actively
     with one_blas_thread():
         if min(most, len(jobs)) < 2:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from compiler.store.parsing import parse_one_at_a_time
+
 T = TypeVar("T")
 
 
@@ -21,6 +23,7 @@ def run_ahead(steps: Iterable[Callable[[], T]], *, workers: int, ahead: int) -> 
     Raises:
         Exception: Whatever a step raises, at its place in the order. Steps that wait are then not run.
     """
+    parse_one_at_a_time()
     waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fleetc-data")
     try:

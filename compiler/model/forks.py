@@ -19,8 +19,9 @@ from pathlib import Path
 from compiler.errors import ToolchainFailed
 from compiler.model.fork_server import FORK, LEAVE
 
-FORK_S = 60.0
-"""How long a fork may take: the first one waits until everything is imported."""
+FORK_S = 600.0
+"""How long a fork may take: the first one waits until everything is imported, which takes a minute where many other
+processes compute. A fork server that was killed is noticed at once."""
 
 READ_AT_START = ("PYTHON", "LD_", "OMP_", "OPENBLAS_", "MKL_", "COVERAGE_")
 """Variables that a process reads once, before a fork of it could be told others; by the beginning of their names."""

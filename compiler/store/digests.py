@@ -25,7 +25,6 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
-from threading import Lock
 
 from compiler.errors import InternalError
 
@@ -201,16 +200,11 @@ def _module_file(name: str) -> Path | None:
     return next((path for path in files if path.is_file()), None)
 
 
-# CPython 3.11 counts the depth of all threads' syntax trees together, and may find a false one (SystemError)
-_PARSING = Lock()
-
-
 @cache
 def _imports_of(name: str, path: Path) -> _Imports:
     try:
         source = path.read_text(encoding="utf-8")
-        with _PARSING:
-            tree = ast.parse(source, str(path))
+        tree = ast.parse(source, str(path))
     except (UnicodeDecodeError, SyntaxError):  # compiled, or a template in a plugin's package: it imports nothing
         return _Imports((), (), (), {})
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]

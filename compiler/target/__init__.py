@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         Runner,
         StaysLoaded,
         TimesLayers,
+        TimesProcessor,
         TimesRuns,
         WeighsRuns,
     )
@@ -148,6 +149,7 @@ _PLACES = {
     "TensorFormat": "compiler.target.scheme",
     "TensorSpec": "compiler.model.spec",
     "TimesLayers": "compiler.target.runner",
+    "TimesProcessor": "compiler.target.runner",
     "TimesRuns": "compiler.target.runner",
     "ToolchainFailed": "compiler.errors",
     "Tunable": "compiler.tune",
@@ -253,6 +255,7 @@ __all__ = [
     "TensorFormat",
     "TensorSpec",
     "TimesLayers",
+    "TimesProcessor",
     "TimesRuns",
     "ToolchainFailed",
     "Tunable",

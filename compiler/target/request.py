@@ -7,6 +7,7 @@ which kind it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -190,6 +191,17 @@ class RaceUntil:
     half_width: float
 
 
+class RaceClock(StrEnum):
+    """What of two artifacts is compared.
+
+    `wall`: how long a run takes. `processor`: how much processor time it takes when there is one processor for all of
+    its threads: other work on the machine delays a run, and hardly changes that.
+    """
+
+    WALL = "wall"
+    PROCESSOR = "processor"
+
+
 @dataclass(frozen=True)
 class RaceTask:
     """Run two artifacts in turn, block by block, so that both see the same machine; `threads` is how many they use."""
@@ -198,6 +210,7 @@ class RaceTask:
     inputs: tuple[Path, ...]
     until: RaceUntil
     threads: int
+    clock: RaceClock = RaceClock.WALL
     work: Literal["race"] = "race"
 
 

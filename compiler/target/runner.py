@@ -35,8 +35,8 @@ class LayerTime:
 class Runner(Protocol):
     """An artifact loaded for execution.
 
-    A runner may also be `TimesRuns`, `CountsInstructions`, `ReportsPeakMemory`, `WeighsRuns`, `TimesLayers`,
-    `StaysLoaded`, `KeepsCache`, `AnswersPrompts` and `HasNote`.
+    A runner may also be `TimesRuns`, `TimesProcessor`, `CountsInstructions`, `ReportsPeakMemory`, `WeighsRuns`,
+    `TimesLayers`, `StaysLoaded`, `KeepsCache`, `AnswersPrompts` and `HasNote`.
     """
 
     evidence: Evidence
@@ -54,6 +54,14 @@ class TimesRuns(Protocol):
 
     def latencies_ms(self, inputs: Arrays, repeat: int) -> list[float]:
         """Milliseconds of each of `repeat` inferences."""
+
+
+@runtime_checkable
+class TimesProcessor(Protocol):
+    """A runner that starts a program, and can tell how much processor time that takes for an inference."""
+
+    def processor_ms(self, inputs: Arrays, repeat: int) -> list[float]:
+        """Milliseconds of processor time, of all threads together, of each of `repeat` inferences."""
 
 
 @runtime_checkable

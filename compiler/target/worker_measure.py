@@ -20,7 +20,7 @@ from compiler.target.request import (
     LayerTimesAnswer,
     LayerTimesTask,
 )
-from compiler.target.runner import ReportsPeakMemory, Runner, TimesLayers, TimesRuns
+from compiler.target.runner import ReportsPeakMemory, Runner, TimesLayers, TimesProcessor, TimesRuns
 from compiler.target.target import find_target
 
 # of linux/prctl.h; huge pages would round memory up to 2 MiB, as the kernel finds time for it
@@ -83,6 +83,24 @@ def times_ms(runner: Runner, inputs: Arrays, runs: int) -> list[float]:
         started = time.perf_counter()
         runner.run(inputs)
         times.append((time.perf_counter() - started) * 1e3)
+    return times
+
+
+def processor_ms(runner: Runner, inputs: Arrays, runs: int) -> list[float]:
+    """Milliseconds of processor time of each of some runs, of all threads together.
+
+    Raises:
+        TargetUnavailable: The runner starts a program and does not tell its processor time.
+    """
+    if isinstance(runner, TimesProcessor):
+        return list(runner.processor_ms(inputs, runs))
+    if isinstance(runner, TimesRuns):
+        raise TargetUnavailable("the target's runner does not tell the processor time of the program that it starts")
+    times = []
+    for _ in range(runs):
+        started = time.process_time()
+        runner.run(inputs)
+        times.append((time.process_time() - started) * 1e3)
     return times
 
 

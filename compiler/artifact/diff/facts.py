@@ -156,6 +156,10 @@ def _contest(searched: Searched) -> Iterator[Fact]:
             ratio = round(competitor.race.speedup, 3)
             name, shown = f"race.{competitor.target}", f"{ratio:.2f} × the target that was raced against"
             yield Fact("trials", name, ratio, ("model", "dims", "tool", "fleetc"), MEASURED, shown=shown)
+    for last in searched.final_races:
+        pair, shown = " against ".join(sorted(last.names)), str(last)
+        feeds = ("model", "dims", "tool", "fleetc")
+        yield Fact("trials", f"race.{pair}", (last.names[0], last.settled), feeds, MEASURED, shown=shown)
     if searched.contest and searched.chosen:
         yield Fact("decision", "target", searched.plan.target, ("race", "trial", "targets"))
 

@@ -14,7 +14,7 @@ from compiler.artifact.schema.accuracy import (
     Threshold,
 )
 from compiler.artifact.schema.build import DeviceRow, DeviceStatus, Failure, Summary
-from compiler.artifact.schema.contest import Competitor, Standing
+from compiler.artifact.schema.contest import Competitor, FinalRace, Settled, Standing
 from compiler.artifact.schema.gate import (
     Gate,
     GateName,
@@ -107,6 +107,7 @@ __all__ = [
     "ExactOutput",
     "Failure",
     "File",
+    "FinalRace",
     "Footprint",
     "Gate",
     "GateData",
@@ -148,6 +149,7 @@ __all__ = [
     "Searched",
     "Selection",
     "ServiceTime",
+    "Settled",
     "Shown",
     "Speed",
     "SpeedUnit",

@@ -14,6 +14,7 @@ class SpeedUnit(StrEnum):
     """What the speed of a trial is measured in."""
 
     MS = "ms"
+    PROCESSOR_MS = "ms of processor time"
     INSTRUCTIONS = "instructions"
     ROOFLINE_MS = "ms by roofline"
     NONE = ""

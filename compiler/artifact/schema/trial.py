@@ -13,7 +13,7 @@ from compiler.artifact.adapter import Number
 from compiler.artifact.artifact import Evidence
 from compiler.artifact.figures import figure_text
 from compiler.artifact.schema.accuracy import Accuracy, Certified
-from compiler.artifact.schema.contest import Competitor
+from compiler.artifact.schema.contest import Competitor, FinalRace
 from compiler.artifact.schema.gate import Gate, GateName
 from compiler.artifact.schema.measured import Footprint, Speed
 from compiler.artifact.schema.plan import PlanFacts
@@ -160,6 +160,7 @@ class Searched:
         layers: Its layers.
         saliency: How similar its saliency maps are.
         contest: The targets that competed, in the order of the profile; none where there is one.
+        final_races: The races of the best builds against each other that settled which is delivered, in order.
     """
 
     plan: PlanFacts
@@ -169,6 +170,7 @@ class Searched:
     layers: tuple[Layer, ...]
     saliency: Saliency | None
     contest: tuple[Competitor, ...] = field(default=(), kw_only=True)
+    final_races: tuple[FinalRace, ...] = field(default=(), kw_only=True)
 
     @property
     def chosen(self) -> TrialFacts | None:

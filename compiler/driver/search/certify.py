@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from compiler.artifact import Evidence
-from compiler.artifact.schema import AccuracyDrop, Certified, TextScore
+from compiler.artifact.schema import AccuracyDrop, Certified, FinalRace, TextScore
 from compiler.driver.measure.accuracy import measure_accuracy
-from compiler.driver.search.select import choose_trial, preference
+from compiler.driver.search.final_race import choose_raced
+from compiler.driver.search.select import preference
 from compiler.driver.search.trial import Trial
 from compiler.driver.stages.candidate import BuiltCandidate
 from compiler.driver.stages.context import BuildContext
@@ -25,27 +26,44 @@ from compiler.evaluate.gates import Figure, Gate, GateName, judge_gates
 from compiler.evaluate.task import MeasuredDrop
 from compiler.fleet import Limits
 from compiler.fleet.data import GENERATION
+from compiler.store import StageName
 
 log = logging.getLogger("fleetc.build")
 
 
-def choose_certified(context: BuildContext, trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], Trial | None]:
-    """The trials, those that were chosen with their certified accuracy, and the one to deliver; None if none passes."""
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Args:
+        trials: All, those that were chosen with their certified accuracy.
+        chosen: The one to deliver; None if none passes.
+        races: The last races, which settled it.
+    """
+
+    trials: tuple[Trial, ...]
+    chosen: Trial | None
+    races: tuple[FinalRace, ...] = ()
+
+
+def choose_certified(context: BuildContext, trials: Sequence[Trial]) -> Choice:
+    """The trial to deliver: the best of those that pass on data that did not choose them, too."""
     known, rank = [*trials], sum(trial.certified is not None for trial in trials)
     limit = context.job.plan.constraints.limits.accuracy_drop_pct
-    while (chosen := choose_trial(known)) is not None:
-        if chosen.certified is not None:  # it passed when it was certified
-            return tuple(known), chosen
+    while True:
+        chosen, races = choose_raced(context, known)
+        if chosen is None or chosen.certified is not None:  # it passed when it was certified
+            return Choice(tuple(known), chosen, races)
         rank += 1
-        certified = _certify(context, chosen, known, rank)
+        with context.clock.timed(StageName.ACCURACY):
+            certified = _certify(context, chosen, known, rank)
         if certified is None:
-            return tuple(known), chosen
+            return Choice(tuple(known), chosen, races)
         judged = with_certified(chosen, certified, limit)
         known[known.index(chosen)] = judged
         if judged.passed:
-            return tuple(known), judged
+            return Choice(tuple(known), judged, races)
         log.info("%s: %s: %s", context.name, judged.label, judged.why)
-    return tuple(known), None
 
 
 def certify_others(context: BuildContext, passed: Sequence[Trial], trials: Sequence[Trial]) -> tuple[Trial, ...]:

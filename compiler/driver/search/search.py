@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compiler.artifact.schema import Competitor, GenerationFacts, Layer, Saliency
+from compiler.artifact.schema import Competitor, FinalRace, GenerationFacts, Layer, Saliency
 from compiler.driver.measure.answers import describe_generation
 from compiler.driver.measure.layers import list_layers
 from compiler.driver.measure.saliency import show_saliency
@@ -52,6 +52,7 @@ class SearchResult:
         saliency: How similar its saliency maps are to the float model's; None where nothing asks.
         contest: How each target of the device came out; none where it has one.
         generation: What was seen of a language model; None of another model.
+        final_races: The races of the best builds against each other.
     """
 
     trials: tuple[Trial, ...]
@@ -62,6 +63,7 @@ class SearchResult:
     saliency: Saliency | None = None
     contest: tuple[Competitor, ...] = ()
     generation: GenerationFacts | None = None
+    final_races: tuple[FinalRace, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.made is None) != (self.error is not None):
@@ -82,17 +84,19 @@ def search_precision(context: BuildContext) -> SearchResult:
         pruned_search = search_ratio(context, trials, float_original(trials))
         trials = (*trials, *pruned_search.trials)
         plan = settle_pruning(plan, Pruning(0.0, False, pruned_search.reason))
-    trials, chosen = _certified(context, trials)
+    choice = choose_certified(context, trials)
     # what was left out for a better one is made after all where that one fails on the held-out data
-    while (more := make_left_out(entrants, trials)) != trials:
-        trials, chosen = _certified(context, more)
+    while (more := make_left_out(entrants, choice.trials)) != choice.trials:
+        choice = choose_certified(context, more)
+    trials, chosen = choice.trials, choice.chosen
     contest = standings(entrants, trials, chosen)
     if chosen is None or chosen.made is None:
         return SearchResult(trials, error=explain_failure(trials, context.name), contest=contest)
     context.clock.note(f"{chosen.label}: {describe(chosen)}")
     is_choice = len(plan.candidates) > 1 or context.job.plan.pruning.is_searched or bool(plan.targets)
-    reason = explain_choice(chosen, trials) if is_choice else plan.reason
-    return _result(context.through(chosen.made.plan), trials, chosen, reason, plan.pruning, contest)
+    reason = explain_choice(chosen, trials, choice.races) if is_choice else plan.reason
+    result = _result(context.through(chosen.made.plan), trials, chosen, reason, plan.pruning, contest)
+    return replace(result, final_races=choice.races)
 
 
 def _only_trial(context: BuildContext) -> SearchResult:
@@ -119,11 +123,6 @@ def _fastest_target(context: BuildContext) -> SearchResult:
 
 def _try_ungated(context: BuildContext, rule: PrecisionRule, number: int) -> Trial:
     return run_trial(context, rule, number=number, original=None, is_only=False)
-
-
-def _certified(context: BuildContext, trials: tuple[Trial, ...]) -> tuple[tuple[Trial, ...], Trial | None]:
-    with context.clock.timed(StageName.ACCURACY):
-        return choose_certified(context, trials)
 
 
 def _result(

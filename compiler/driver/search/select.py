@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compiler.artifact import Evidence
-from compiler.artifact.schema import GateName, Purpose
+from compiler.artifact.schema import FinalRace, GateName, Purpose, SpeedUnit
 from compiler.driver.search.trial import Trial
 from compiler.errors import CompilerError, GateFailed, UnsupportedModel, combine
 from compiler.evaluate.gates import Gate, limits_text, nearest_limits
@@ -18,9 +18,28 @@ _RANKS = (Evidence.NONE, Evidence.ESTIMATED, Evidence.EMULATOR, Evidence.HOST, E
 
 
 def choose_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The one to deliver of those that pass and pay; None if there is none."""
-    passed = [trial for trial in trials if trial.passed and trial.purpose != Purpose.BASELINE and pays(trial, trials)]
+    """The one to deliver of those that pass and pay, by its figures against float32; None if there is none."""
+    passed = deliverable(trials)
     return fastest(passed) if passed else None
+
+
+def deliverable(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that pass and pay."""
+    return [trial for trial in trials if trial.passed and trial.purpose != Purpose.BASELINE and pays(trial, trials)]
+
+
+def contenders(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that may be the fastest of those that can be delivered; none where one alone may, or none was timed.
+
+    A trial may be it where its race against float32 was disturbed, and where its interval reaches that of the fastest
+    whose race was not.
+    """
+    passed = deliverable(trials)
+    strongest = max(map(_rank, passed), default=None)
+    comparable = [trial for trial in passed if _rank(trial) == strongest and _is_timed(trial)]
+    sure = max((_least_speedup(trial) for trial in comparable if not _is_disturbed(trial)), default=0.0)
+    close = [trial for trial in comparable if _is_disturbed(trial) or _most_speedup(trial) >= sure * (1.0 - SAME_SPEED)]
+    return close if len(close) > 1 else []
 
 
 def fastest(trials: Sequence[Trial]) -> Trial:
@@ -68,6 +87,8 @@ def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
     best = choose_trial(trials)
     if best is None or best is trial or best.speed is None or trial.speed is None:
         return None
+    if best.speed.disturbed or trial.speed.disturbed:
+        return None
     if _rank(best) != _rank(trial):
         return best if _rank(best) > _rank(trial) else None
     return best if _speedup(trial) < _least_speedup(best) * (1.0 - SAME_SPEED) else None
@@ -76,7 +97,8 @@ def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
 def out_of_reach(speedup: float, trials: Sequence[Trial]) -> Trial | None:
     """The passing trial that a candidate of at most that speed-up could not replace; None where it still might.
 
-    Only a trial whose accuracy was judged, and whose speed has the best evidence so far, rules others out.
+    Only a trial whose accuracy was judged, and whose speed has the best evidence so far and was not disturbed, rules
+    others out.
 
     Args:
         speedup: The most that is expected of the candidate.
@@ -86,7 +108,7 @@ def out_of_reach(speedup: float, trials: Sequence[Trial]) -> Trial | None:
     if best is None or best.speed is None or best.speed.speedup is None:
         return None
     strongest = max(_RANKS.index(trial.speed.evidence) for trial in trials if trial.speed)
-    if _rank(best) < (True, strongest):
+    if _rank(best) < (True, strongest) or best.speed.disturbed:
         return None
     return best if speedup < _least_speedup(best) * (1.0 - SAME_SPEED) else None
 
@@ -102,10 +124,10 @@ def pays(trial: Trial, trials: Sequence[Trial]) -> bool:
     return all(_least_speedup(trial) * (1.0 - SAME_SPEED) > _speedup(other) for other in comparable)
 
 
-def explain_choice(chosen: Trial, trials: Sequence[Trial]) -> str:
-    """Why this one, against the others."""
+def explain_choice(chosen: Trial, trials: Sequence[Trial], races: Sequence[FinalRace] = ()) -> str:
+    """Why this one, against the others; their last races first."""
     others = [trial for trial in trials if trial is not chosen and trial.purpose == Purpose.CANDIDATE]
-    lines = [f"the search chose it: {describe(chosen)}"]
+    lines = [f"the search chose it: {describe(chosen)}", *map(str, races)]
     lines += [f"{trial.label}: {trial.why or _weaker(trial, chosen) or describe(trial)}" for trial in others]
     return "; ".join(lines)
 
@@ -190,6 +212,21 @@ def _least_speedup(trial: Trial) -> float:
     """The lower end of the speed-up's interval, where it has one."""
     least = trial.speed.low if trial.speed else None
     return _speedup(trial) if least is None else least
+
+
+def _most_speedup(trial: Trial) -> float:
+    """The upper end of the speed-up's interval, where it has one."""
+    most = trial.speed.high if trial.speed else None
+    return _speedup(trial) if most is None else most
+
+
+def _is_disturbed(trial: Trial) -> bool:
+    return trial.speed is not None and bool(trial.speed.disturbed)
+
+
+def _is_timed(trial: Trial) -> bool:
+    """Whether its speed is a time that was measured here, so that it can be raced again."""
+    return trial.speed is not None and trial.speed.evidence == Evidence.HOST and trial.speed.unit == SpeedUnit.MS
 
 
 def _bytes(trial: Trial) -> int:

@@ -16,7 +16,7 @@ RUNNER_SOURCES = (
     *("answer.c", "requests.c", "rungs.c", "ladder.c", "memory.c"),
 )
 GENERATOR_SOURCES = (
-    *("generate.c", "decoder.c", "attention.c"),
+    *("generate.c", "decoder.c", "attention.c", "blocks.c"),
     *("bundle.c", "model.c", "tensor.c", "sizes.c", "cores.c", "pool.c", "processor.c"),
 )
 SERVER_SOURCES = ("serve.c",)

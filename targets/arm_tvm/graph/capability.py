@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from compiler.target import Capability, OpRule, PrecisionRule, Refusal, op_key
+from compiler.target import (
+    BlockFormat,
+    Capability,
+    OpRule,
+    PrecisionRule,
+    QuantScheme,
+    Refusal,
+    WeightChoices,
+    op_key,
+)
 from targets.arm_tvm.graph.recurrent import recurrent_reason
 from targets.arm_tvm.kernels.integer.scheme import WEIGHTS_RULE, int8_rule
 from targets.arm_tvm.kernels.integer.specs import ARM_DOTS, Dot
@@ -117,6 +126,19 @@ _FLOAT32 = PrecisionRule(
     tolerance="fp32",
     width_multiple=4,
 )
+_WIDE, _NARROW = BlockFormat(8, 64, symmetric=True), BlockFormat(4, 32)
+BLOCKS_RULE = PrecisionRule(
+    "int4-weights-int8",
+    "weights of 4 and 8 bits in blocks, as limits on memory and accuracy allow; activations rounded to 8 bits while "
+    "the model runs, sums in integers",
+    converts_graph=False,
+    tolerance="quantized",
+    gain=3.0,
+    scheme=QuantScheme(
+        "tvm-weights-int8", {}, weights=WeightChoices((_NARROW, _WIDE), (_WIDE, _NARROW)), rounds_activations=True
+    ),
+)
+"""Weights of language models, as native/blocks.c reads them."""
 _HALF = PrecisionRule(
     "fp16",
     "the cores compute in float16 (asimdhp), twice as many elements at a time",
@@ -172,12 +194,14 @@ def capability_of(dot: Dot, *, half: bool = False, bfloat16: Bfloat16 = Bfloat16
             *halves,
             *((_bfloat16_rule(bfloat16),) if bfloat16 else ()),
             int8_rule(dot),
+            *((BLOCKS_RULE,) if dot in ARM_DOTS else ()),
             *((WEIGHTS_RULE,) if dot in ARM_DOTS else ()),
         ),
         precision_refusals={
             **({} if half else {"fp16": "the cores have no float16 arithmetic (asimdhp and +fullfp16)"}),
             **({} if bfloat16 else {"bf16": "the core has neither AVX512-BF16 nor AMX"}),
-            **({} if dot in ARM_DOTS else {"int8-weights": "its kernels are written for ARM"}),
+            **({} if dot in ARM_DOTS else dict.fromkeys(("int8-weights", BLOCKS_RULE.name), "its kernels are for ARM")),
+            "int4-weights": f"its kernels multiply rounded activations: take {BLOCKS_RULE.name}",
             "fp16-weights": "weights are stored as they are computed with",
         },
         op_refusals=_NO_CONTROL_FLOW,

@@ -9,12 +9,13 @@ are a function of their own, since those of a prompt's last token alone are want
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from compiler.target import (
     CachedAttention,
@@ -32,6 +33,7 @@ from compiler.target import (
     remove_unread,
     stand_in,
 )
+from targets.arm_tvm.graph.blocks import PRODUCT, pack_blocks
 from targets.arm_tvm.graph.quantized.rewrite import DOMAIN
 from targets.arm_tvm.graph.sizes import Sizes, bind_sizes
 
@@ -63,12 +65,15 @@ class DecoderBuild:
         context: Tokens of prompt and answer together.
         prefill: Tokens of a prompt that are read at once.
         sizes: Numbers of new tokens that code is compiled for.
+        values: Inputs and outputs beside a decoder's that have values for each new token: where a decoder is cut at
+            its roundings, its products are given what they read.
     """
 
     decoder: Decoder
     context: int
     prefill: int
     sizes: Sizes
+    values: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> int:
@@ -101,7 +106,17 @@ def plan_decoder(model: ir.Model, dims: Mapping[str, Range]) -> DecoderBuild | N
     _refuse_attentions(model, decoder)
     prefill, context = dims[decoder.sequence].max, dims[decoder.past].max + 1
     built = tuple(sorted({1, min(_PART, prefill), prefill}))
-    return DecoderBuild(decoder, context, prefill, Sizes(decoder.sequence, 1, context, built, 1, divides=True))
+    sizes = Sizes(decoder.sequence, 1, context, built, 1, divides=True)
+    return DecoderBuild(decoder, context, prefill, sizes, _values_of(model, decoder))
+
+
+def _values_of(model: ir.Model, decoder: Decoder) -> frozenset[str]:
+    """Inputs and outputs that have values for each new token, and are none of a decoder's own."""
+    own = {decoder.ids, decoder.mask, decoder.positions, decoder.logits}
+    own |= {name for pair in decoder.pairs for name in (pair.past, pair.present)}
+    tensors = [value for value in (*model.graph.inputs, *model.graph.outputs) if value.name not in own]
+    floats = [value for value in tensors if value.dtype == ir.DataType.FLOAT and value.shape is not None]
+    return frozenset(str(value.name) for value in floats if len(value.shape or ()) == 3)
 
 
 def _refuse_attentions(model: ir.Model, decoder: Decoder) -> None:
@@ -139,17 +154,23 @@ def decoder_models(model: ir.Model, build: DecoderBuild) -> dict[str, ir.Model]:
         UnsupportedModel: Something but attention needs the mask or the number of cached tokens, or logits are more than
             a product of a hidden vector.
     """
-    first = _at_size(model, build, 1)
+    records: dict[str, NDArray[np.uint8]] = {}
+    first = _at_size(model, build, 1, records)
     hidden = _hidden_of(first, build.decoder)
-    models = {f"main_{size}": _body(_at_size(model, build, size), build, hidden) for size in build.sizes.built}
+    models = {f"main_{size}": _body(_at_size(model, build, size, records), build, hidden) for size in build.sizes.built}
     return {**models, HEAD: _head(first, build.decoder, hidden)}
 
 
-def _at_size(model: ir.Model, build: DecoderBuild, size: int) -> ir.Model:
+def _at_size(model: ir.Model, build: DecoderBuild, size: int, records: dict[str, NDArray[np.uint8]]) -> ir.Model:
     """The model for a number of tokens behind one in the cache: attention, which alone looks at it, is replaced."""
     decoder = build.decoder
     sizes = {decoder.sequence: size, decoder.past: 1, **({decoder.total: size + 1} if decoder.total else {})}
-    return bind_sizes(model, sizes)
+    # inference may have given the number of new tokens another name there
+    given = [value.shape for value in model.graph.inputs if value.name in build.values and value.shape is not None]
+    sizes |= {str(shape[1].value): size for shape in given if isinstance(shape[1], ir.SymbolicDim)}
+    bound = bind_sizes(model, sizes)
+    pack_blocks(bound, records)
+    return bound
 
 
 def _hidden_of(model: ir.Model, decoder: Decoder) -> str:
@@ -157,7 +178,7 @@ def _hidden_of(model: ir.Model, decoder: Decoder) -> str:
     value: ir.Value | None = next(output for output in model.graph.outputs if output.name == decoder.logits)
     while (node := value.producer() if value is not None else None) is not None:
         read = [other for other in node.inputs if other is not None and not _is_fixed(other)]
-        if node.op_type == "MatMul" and len(read) == 1 and read[0] is node.inputs[0]:
+        if node.op_type in ("MatMul", PRODUCT) and len(read) == 1 and read[0] is node.inputs[0]:
             return str(read[0].name)
         if node.op_type not in _ELEMENTWISE or len(read) != 1:
             break
@@ -194,9 +215,9 @@ def _body(model: ir.Model, build: DecoderBuild, hidden: str) -> ir.Model:
         inputs = [match.query, match.key, match.value, match.past_key, match.past_value, start]
         (new,) = Editor(model, match.last).add(ATTENTION, inputs, {"scale": match.scale}, domain=DOMAIN)
         stand_in(match.last.outputs[0], new)
-    (output,) = [value for node in graph for value in node.outputs if value.name == hidden]
+    outputs = [_named(model, hidden), *(value for value in graph.outputs if value.name in build.values)]
     graph.outputs.clear()
-    graph.outputs.append(output)
+    graph.outputs.extend(outputs)
     remove_unread(model)
     graph.sort()
     graph.inputs.append(start)
@@ -206,13 +227,24 @@ def _body(model: ir.Model, build: DecoderBuild, hidden: str) -> ir.Model:
             value.shape = ir.Shape([1, value.shape[1], build.rows, value.shape[3]])
         elif not value.uses() and value.name not in graph.initializers:
             graph.inputs.remove(value)
-    _refuse_other_inputs(model, decoder)
+    _refuse_other_inputs(model, decoder, build.values)
     return model
 
 
-def _refuse_other_inputs(model: ir.Model, decoder: Decoder) -> None:
+def _named(model: ir.Model, name: str) -> ir.Value:
+    """A value of a graph as an output; an input of it by a node, for an output is computed."""
+    given = next((value for value in model.graph.inputs if value.name == name), None)
+    if given is None:
+        return next(value for node in model.graph for value in node.outputs if value.name == name)
+    same = ir.node("Identity", [given], name=f"Identity:{name}")
+    same.outputs[0].name, same.outputs[0].type, same.outputs[0].shape = f"{name}:same", given.type, given.shape
+    model.graph.append(same)
+    return same.outputs[0]
+
+
+def _refuse_other_inputs(model: ir.Model, decoder: Decoder, values: Set[str]) -> None:
     known = {decoder.ids, decoder.positions, START, *(pair.past for pair in decoder.pairs)}
-    others = {str(value.name): value for value in model.graph.inputs if value.name not in known}
+    others = [str(value.name) for value in model.graph.inputs if value.name not in {*known, *values}]
     caches = {pair.past for pair in decoder.pairs}
     counted = sorted(
         {
@@ -255,17 +287,23 @@ def _specs(values: Any) -> Iterator[TensorSpec]:
         yield TensorSpec(str(value.name), value.dtype.numpy().name, shape)
 
 
-def describe_decoder(model: ir.Model, build: DecoderBuild, inputs: tuple[TensorSpec, ...]) -> str:
+def describe_decoder(
+    model: ir.Model, build: DecoderBuild, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> str:
     """What the program of the bundle must know of a decoder, as native/decoder.c reads it.
 
     Args:
         model: The border model.
         build: How it is built.
         inputs: Those of compiled code, in order.
+        outputs: Likewise.
     """
     decoder, places = build.decoder, {spec.name: place for place, spec in enumerate(inputs)}
-    kinds = {decoder.ids: "ids", decoder.mask: "mask", decoder.positions: "positions"}
-    given, _ = border_specs(model)
+    kinds = {decoder.ids: "ids", decoder.mask: "mask", decoder.positions: "positions", decoder.logits: "logits"}
+    kinds |= dict.fromkeys(build.values, "values")
+    given, results = border_specs(model)
+    grown = {pair.present: places[pair.past] for pair in decoder.pairs}
+    grown |= {spec.name: place for place, spec in enumerate(outputs)}
     lines = [
         f"context {build.context}",
         f"prefill {build.prefill}",
@@ -274,5 +312,6 @@ def describe_decoder(model: ir.Model, build: DecoderBuild, inputs: tuple[TensorS
         f"positions {places.get(decoder.positions, -1)}",
         f"start {places[START]}",
         *(f"takes {kinds.get(spec.name, 'cache')} {places.get(spec.name, -1)}" for spec in given),
+        *(f"gives {kinds.get(spec.name, 'cache')} {grown.get(spec.name, -1)}" for spec in results),
     ]
     return "".join(f"{line}\n" for line in lines)

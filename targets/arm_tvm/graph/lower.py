@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.target import Array, TensorSpec, ToolchainFailed, UnsupportedModel
+from targets.arm_tvm.graph.blocks import PRODUCT, ROWS, convert_blocks
 from targets.arm_tvm.graph.budget import budget_of, least_payload
 from targets.arm_tvm.graph.capability import find_details
 from targets.arm_tvm.graph.composites import note_bfloat16, note_factors
@@ -158,7 +159,7 @@ def _lowered_decoder(
 ) -> Lowered:
     inputs, outputs = border_specs(model)
     ordered = tuple(signatures[function_name(size)] for size in build.sizes.built)
-    told = describe_decoder(model, build, ordered[0].inputs)
+    told = describe_decoder(model, build, ordered[0].inputs, ordered[0].outputs)
     return Lowered(objects, weights, inputs, outputs, None, build.sizes, ordered, told)
 
 
@@ -303,6 +304,8 @@ def _importer(kernels: Mapping[int, Kernel], weights: Mapping[str, Array], machi
                 return call(self.bb, kernels[attrs["kernel"]], list(inputs))
             if op_name == ATTENTION:
                 return convert_attention(self.bb, list(inputs), attrs["scale"])
+            if op_name in (PRODUCT, ROWS):
+                return convert_blocks(self.bb, op_name, list(inputs))
             try:
                 if op_name in RECURRENT:
                     return recurrent(self.bb, machine, op_name, list(inputs), attrs)

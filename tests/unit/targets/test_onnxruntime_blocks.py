@@ -3,13 +3,9 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from language_models import tiny_decoder, windows
+from language_models import in_blocks, tiny_decoder, windows
 
-from compiler.compress.quant.apply import at_opset
-from compiler.compress.weight_only.apply import apply_weights
-from compiler.compress.weight_only.fit import fit_blocks
 from compiler.compress.weight_only.layers import find_layers
-from compiler.compress.weight_only.round_activations import round_activations
 from compiler.model.frontend import extract_prefix
 from compiler.model.numerics import compare
 from compiler.model.onnx_runtime import OnnxRuntimeSession
@@ -25,21 +21,6 @@ FORMATS = [
     BlockFormat(4, 64, symmetric=True),
     BlockFormat(8, 32),
 ]
-
-
-def in_blocks(format_: BlockFormat, *, rounds: bool = False) -> ir.Model:
-    model = at_opset(tiny_decoder(), 21)
-    layers = {layer.name: layer for layer in find_layers(model)}
-    stored = {}
-    for name, layer in layers.items():
-        array = model.graph.initializers[name].const_value.numpy()
-        weight = np.ascontiguousarray(array.T) if layer.is_turned else array
-        scales = fit_blocks(weight, np.ones(layer.inputs, np.float32), format_)
-        stored[name] = (scales.integers(weight), scales)
-    made = apply_weights(model, layers, stored)
-    if rounds:
-        round_activations(made)
-    return made
 
 
 @pytest.mark.parametrize(("rounds", "least_db"), [(False, 80), (True, 20)], ids=["float32", "int8"])

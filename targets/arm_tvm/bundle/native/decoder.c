@@ -13,14 +13,15 @@ static char *data[MAX_TENSORS]; /* of each input of compiled code */
 static int64_t bound, past;
 static Spec vector, logits;
 static char *last;
+static const char *values[MAX_TENSORS];
 
-static void add_given(Decoder *out, const char *kind, int input, const Signature *from) {
-  Given *given = &out->inputs[out->num_inputs++];
-  *given = (Given){.input = input};
-  static const char *const names[] = {"ids", "mask", "positions", "cache"};
-  for (int i = 0; i < 4; ++i)
-    if (strcmp(kind, names[i]) == 0) given->kind = (GivenKind)i;
-  if (input >= 0) given->spec = from->inputs[input];
+static Border border_of(const char *kind, int place, const Signature *from, int is_output) {
+  static const char *const names[] = {"ids", "mask", "positions", "cache", "values", "logits"};
+  Border border = {.place = place};
+  for (int i = 0; i < 6; ++i)
+    if (strcmp(kind, names[i]) == 0) border.kind = (TensorKind)i;
+  if (place >= 0) border.spec = is_output && border.kind == VALUES ? from->outputs[place] : from->inputs[place];
+  return border;
 }
 
 void read_decoder(const char *path, const Signature *from, Decoder *out) {
@@ -30,9 +31,10 @@ void read_decoder(const char *path, const Signature *from, Decoder *out) {
   FILE *file = fopen(path, "r");
   if (!file) fail(EXIT_RUNTIME, "%s: %s", path, strerror(errno));
   while (fgets(line, sizeof line, file)) {
-    if (sscanf(line, "takes %15s %lld", kind, &value) == 2) {
-      if (out->num_inputs == MAX_TENSORS || value >= from->num_inputs) fail(EXIT_RUNTIME, "%s: bad line: %s", path, line);
-      add_given(out, kind, (int)value, from);
+    if (sscanf(line, "%15s %15s %lld", key, kind, &value) == 3) {
+      int is_output = strcmp(key, "gives") == 0, *count = is_output ? &out->num_outputs : &out->num_inputs;
+      if (*count == MAX_TENSORS || value >= MAX_TENSORS) fail(EXIT_RUNTIME, "%s: bad line: %s", path, line);
+      (is_output ? out->outputs : out->inputs)[(*count)++] = border_of(kind, (int)value, from, is_output);
       continue;
     }
     if (sscanf(line, "%15s %lld", key, &value) != 2) fail(EXIT_RUNTIME, "%s: cannot read the line: %s", path, line);
@@ -71,18 +73,27 @@ static void write_integers(int input, const int64_t *values, int64_t first, int6
   }
 }
 
-void read_ids(const int64_t *ids, int64_t count, void (*each)(char *hidden, int64_t first, int64_t count)) {
+static void copy_values(int input, int64_t first, int64_t size) {
+  Spec spec = spec_at(&signature->sizes, &signature->inputs[input], size);
+  memcpy(data[input], values[input] + spec.bytes / (size_t)size * (size_t)first, spec.bytes);
+}
+
+void give_values(int input, const char *all) { values[input] = all; }
+
+void read_ids(const int64_t *ids, int64_t count, void (*each)(int64_t first, int64_t count)) {
   for (int64_t first = 0, size; first < count; first += size) {
     size = signature->sizes.built[next_part(&signature->sizes, count - first)];
     write_integers(decoder->ids, ids + first, 0, size);
     write_integers(decoder->positions, NULL, past, size);
     write_integers(decoder->start, &past, 0, 1);
+    for (int i = 0; i < signature->num_inputs; ++i)
+      if (values[i]) copy_values(i, first, size);
     if (size != bound) bind_inputs(signature, bound = size, data);
     run_model();
     past += size;
     char *hidden = (char *)output_data(0);
     memcpy(last, hidden + vector.bytes * (size_t)(size - 1), vector.bytes);
-    if (each) each(hidden, first, size);
+    if (each) each(first, size);
   }
 }
 

@@ -4,20 +4,20 @@
 
 #include "tensor.h"
 
-typedef enum { GIVEN_IDS, GIVEN_MASK, GIVEN_POSITIONS, GIVEN_CACHE } GivenKind;
+typedef enum { IDS, MASK, POSITIONS, CACHE, VALUES, LOGITS } TensorKind;
 
 /* An input or output of the model as it was exported. */
 typedef struct {
-  GivenKind kind;
-  int input; /* of compiled code */
-  Spec spec; /* its sizes of tokens are 0 */
-} Given;
+  TensorKind kind;
+  int place; /* of compiled code's inputs, and of its outputs where these are values */
+  Spec spec; /* at the smallest built size */
+} Border;
 
 typedef struct {
   int64_t context, prefill, vocabulary;
   int ids, positions, start; /* inputs of compiled code; -1: there is none */
-  Given inputs[MAX_TENSORS];
-  int num_inputs;
+  Border inputs[MAX_TENSORS], outputs[MAX_TENSORS];
+  int num_inputs, num_outputs;
 } Decoder;
 
 /* Reads the lines of payload/decoder.txt. */
@@ -26,8 +26,11 @@ void read_decoder(const char *path, const Signature *signature, Decoder *out);
 /* Gets the cache and the other inputs of compiled code, whose weights are bound. */
 void begin_decoder(const Decoder *decoder, const Signature *signature);
 
-/* Reads tokens behind those in the cache, in built sizes. After each of those `each` is given its hidden vectors. */
-void read_ids(const int64_t *ids, int64_t count, void (*each)(char *hidden, int64_t first, int64_t count));
+/* Reads tokens behind those in the cache, in built sizes. After each of those `each` may look at outputs. */
+void read_ids(const int64_t *ids, int64_t count, void (*each)(int64_t first, int64_t count));
+
+/* Values of all tokens that are read next, for an input that has some for each. */
+void give_values(int input, const char *values);
 
 /* Tokens in the cache. */
 int64_t tokens_read(void);

@@ -7,9 +7,13 @@
 #include <time.h>
 
 #include "attention.h"
+#include "blocks.h"
 #include "bundle.h"
 #include "decoder.h"
+#include "model.h"
+#include "sizes.h"
 #include "tensor.h"
+#include "usage.h"
 
 enum { DEFAULT_TOKENS = 64, MAX_REPEAT = 100000 };
 
@@ -183,7 +187,7 @@ static Spec sized(const Spec *spec, int axis, int64_t size) {
 /* Tokens that the cache has room for: a whole prompt behind a full context. */
 static int64_t rows_of_cache(void) {
   for (int i = 0; i < decoder.num_inputs; ++i)
-    if (decoder.inputs[i].kind == GIVEN_CACHE) return decoder.inputs[i].spec.shape[2];
+    if (decoder.inputs[i].kind == CACHE) return decoder.inputs[i].spec.shape[2];
   return decoder.context;
 }
 
@@ -196,25 +200,50 @@ static void move_cache(const Spec *part, char *cache, char *rows, int into_cache
   }
 }
 
-static char *called_logits;
+static char *results[MAX_TENSORS]; /* of each output that has values of tokens */
+static Spec result_specs[MAX_TENSORS];
 
-static void keep_logits(char *hidden, int64_t first, int64_t count) {
-  size_t bytes = (size_t)decoder.vocabulary * sizeof(float), width = signature.outputs[0].bytes / (size_t)signature.sizes.built[0];
-  for (int64_t i = 0; i < count; ++i)
-    memcpy(called_logits + (size_t)(first + i) * bytes, logits_of(hidden + (size_t)i * width), bytes);
+static void keep_logits(int output, int64_t first, int64_t count) {
+  size_t bytes = (size_t)decoder.vocabulary * sizeof(float);
+  size_t width = spec_at(&signature.sizes, &signature.outputs[0], 1).bytes;
+  for (int64_t i = 0; i < count; ++i) {
+    char hidden[width];
+    memcpy(hidden, (const char *)output_data(0) + (size_t)i * width, width);
+    memcpy(results[output] + (size_t)(first + i) * bytes, logits_of(hidden), bytes);
+  }
 }
 
-static void read_cache(const Given *given, const char *path, int64_t past) {
+static void keep_results(int64_t first, int64_t count) {
+  for (int i = 0; i < decoder.num_outputs; ++i) {
+    const Border *own = &decoder.outputs[i];
+    if (own->kind == LOGITS) keep_logits(i, first, count);
+    if (own->kind != VALUES) continue;
+    size_t bytes = spec_at(&signature.sizes, &own->spec, count).bytes;
+    memcpy(results[i] + bytes / (size_t)count * (size_t)first, output_data(own->place), bytes);
+  }
+}
+
+static void make_results(int64_t count) {
+  for (int i = 0; i < decoder.num_outputs; ++i) {
+    const Border *own = &decoder.outputs[i];
+    if (own->kind == CACHE) continue;
+    Spec logits = {.descr = "<f4", .bits = 32, .rank = 3, .shape = {1, count, decoder.vocabulary}};
+    result_specs[i] = own->kind == LOGITS ? sized(&logits, 1, count) : sized(&own->spec, 1, count);
+    results[i] = aligned_room(result_specs[i].bytes);
+  }
+}
+
+static void read_cache(const Border *given, const char *path, int64_t past) {
   Spec spec = sized(&given->spec, 2, past);
   char *rows = read_npy(path, &spec);
-  move_cache(&spec, cache_of(given->input), rows, 1);
+  move_cache(&spec, cache_of(given->place), rows, 1);
   free(rows);
 }
 
-static void write_cache(const Given *given, const char *path, int64_t total) {
+static void write_cache(const Border *given, const char *path, int64_t total) {
   Spec spec = sized(&given->spec, 2, total);
   char *rows = aligned_room(spec.bytes);
-  move_cache(&spec, cache_of(given->input), rows, 0);
+  move_cache(&spec, cache_of(given->place), rows, 0);
   write_npy(path, &spec, rows);
   free(rows);
 }
@@ -229,7 +258,7 @@ static void refuse_gaps(const char *path, int64_t total) {
   free(ones);
 }
 
-static void refuse_other_positions(const char *path, const Given *given, int64_t past, int64_t count) {
+static void refuse_other_positions(const char *path, const Border *given, int64_t past, int64_t count) {
   Spec spec = sized(&given->spec, 1, count);
   char *positions = read_npy(path, &spec);
   for (int64_t i = 0; i < count; ++i) {
@@ -242,7 +271,7 @@ static void refuse_other_positions(const char *path, const Given *given, int64_t
 }
 
 /* Ids of the file that has them, as int64; their number. */
-static int64_t read_call_ids(const char *path, const Given *given, Ids *ids) {
+static int64_t read_call_ids(const char *path, const Border *given, Ids *ids) {
   int64_t count = tokens_of(path, 1, 2);
   Spec spec = sized(&given->spec, 1, count);
   char *values = read_npy(path, &spec);
@@ -257,58 +286,69 @@ static int64_t read_call_ids(const char *path, const Given *given, Ids *ids) {
   return count;
 }
 
-static const char *file_of(char **files, GivenKind kind) {
-  for (int i = 0; i < decoder.num_inputs; ++i)
-    if (decoder.inputs[i].kind == kind) return files[i];
-  return NULL;
-}
-
 /* Times of more calls, as `run --repeat` prints them. */
 static void measure(const Ids *ids, int64_t past, int64_t repeat) {
-  double *latency_us = room_for(NULL, repeat, sizeof *latency_us);
+  double *latency_us = room_for(NULL, repeat, sizeof *latency_us), *used_us = room_for(NULL, repeat, sizeof *used_us);
   for (int64_t i = 0; i < repeat; ++i) {
-    double begun_ms = now_ms();
+    double used_before_us = processor_us(), begun_ms = now_ms();
     set_tokens_read(past);
     read_ids(ids->values, ids->count, NULL);
     logits_of(NULL);
     latency_us[i] = 1e3 * (now_ms() - begun_ms);
+    used_us[i] = processor_us() - used_before_us;
   }
   qsort(latency_us, (size_t)repeat, sizeof *latency_us, by_value);
+  qsort(used_us, (size_t)repeat, sizeof *used_us, by_value);
   printf("{\"repeat\": %lld, \"peak_kib\": %ld, \"latency_us\": {\"sorted\": [", (long long)repeat, peak_kib());
   for (int64_t i = 0; i < repeat; ++i) printf("%s%.1f", i ? ", " : "", latency_us[i]);
-  puts("]}}");
-  free(latency_us);
+  printf("]}, \"processor_us\": [");
+  for (int64_t i = 0; i < repeat; ++i) printf("%s%.1f", i ? ", " : "", used_us[i]);
+  puts("]}");
+  free(latency_us), free(used_us);
+}
+
+static int64_t tokens_in_cache(char **files) {
+  for (int i = 0; i < decoder.num_inputs; ++i)
+    if (decoder.inputs[i].kind == CACHE) return tokens_of(files[i], 2, 4);
+  return 0;
+}
+
+static void read_others(char **files, int64_t past, int64_t count) {
+  for (int i = 0; i < decoder.num_inputs; ++i) {
+    const Border *given = &decoder.inputs[i];
+    if (given->kind == MASK) refuse_gaps(files[i], past + count);
+    if (given->kind == POSITIONS) refuse_other_positions(files[i], given, past, count);
+    if (given->kind == CACHE) read_cache(given, files[i], past);
+    if (given->kind == VALUES) {
+      Spec spec = sized(&given->spec, 1, count);
+      give_values(given->place, read_npy(files[i], &spec));
+    }
+  }
 }
 
 static void call_files(char **files, int count, int64_t repeat) {
-  int caches = 0;
-  for (int i = 0; i < decoder.num_inputs; ++i) caches += decoder.inputs[i].kind == GIVEN_CACHE;
-  if (count != decoder.num_inputs + 1 + caches)
-    fail(EXIT_USAGE, "%d input and %d output files are needed, %d were given; see --help", decoder.num_inputs, 1 + caches, count);
+  if (count != decoder.num_inputs + decoder.num_outputs)
+    fail(EXIT_USAGE, "%d input and %d output files are needed, %d were given; see --help", decoder.num_inputs,
+         decoder.num_outputs, count);
   Ids ids = {0};
-  const char *cache = file_of(files, GIVEN_CACHE);
-  int64_t past = cache ? tokens_of(cache, 2, 4) : 0;
+  int64_t past = tokens_in_cache(files);
   for (int i = 0; i < decoder.num_inputs; ++i)
-    if (decoder.inputs[i].kind == GIVEN_IDS) read_call_ids(files[i], &decoder.inputs[i], &ids);
+    if (decoder.inputs[i].kind == IDS) read_call_ids(files[i], &decoder.inputs[i], &ids);
   if (!ids.count || past + ids.count > rows_of_cache())
     fail(EXIT_USAGE, "%lld tokens behind %lld: this bundle takes 1 to %lld", (long long)ids.count, (long long)past,
          (long long)(rows_of_cache() - past));
-  for (int i = 0; i < decoder.num_inputs; ++i) {
-    const Given *given = &decoder.inputs[i];
-    if (given->kind == GIVEN_MASK) refuse_gaps(files[i], past + ids.count);
-    if (given->kind == GIVEN_POSITIONS) refuse_other_positions(files[i], given, past, ids.count);
-    if (given->kind == GIVEN_CACHE) read_cache(given, files[i], past);
-  }
+  read_others(files, past, ids.count);
   set_tokens_read(past);
-  Spec logits = {.descr = "<f4", .bits = 32, .rank = 3, .shape = {1, ids.count, decoder.vocabulary}};
-  logits.bytes = (size_t)(ids.count * decoder.vocabulary) * sizeof(float);
-  called_logits = aligned_room(logits.bytes);
-  read_ids(ids.values, ids.count, keep_logits);
+  make_results(ids.count);
+  read_ids(ids.values, ids.count, keep_results);
   if (repeat) measure(&ids, past, repeat);
-  write_npy(files[decoder.num_inputs], &logits, called_logits);
-  char **out = files + decoder.num_inputs + 1;
-  for (int i = 0; i < decoder.num_inputs; ++i)
-    if (decoder.inputs[i].kind == GIVEN_CACHE) write_cache(&decoder.inputs[i], *out++, past + ids.count);
+  for (int i = 0; i < decoder.num_outputs; ++i) {
+    const char *file = files[decoder.num_inputs + i];
+    if (decoder.outputs[i].kind == CACHE)
+      write_cache(&decoder.outputs[i], file, past + ids.count);
+    else
+      write_npy(file, &result_specs[i], results[i]);
+  }
 }
 
 static int64_t parse_count(const char *option, const char *text, int64_t most) {
@@ -352,6 +392,7 @@ int main(int argc, char **argv) {
   }
   double load_ms = now_ms();
   register_attention();
+  register_blocks();
   load_bundle(&places, &signature);
   begin_decoder(&decoder, &signature);
   load_ms = now_ms() - load_ms;

@@ -10,6 +10,7 @@
 #include "model.h"
 #include "sizes.h"
 #include "tensor.h"
+#include "usage.h"
 
 enum { MAX_REPEAT = 100000, MAX_DEADLINE_MS = 3600000, MAX_MEMORY_MIB = 1 << 24 };
 
@@ -39,8 +40,9 @@ static void print_help(void) {
   if (*signature.sizes.dimension)
     printf("  %s: any size from %lld to %lld, the same in all files\n", signature.sizes.dimension,
            (long long)signature.sizes.least, (long long)signature.sizes.most);
-  puts("\n  --repeat N  run once to warm up and N times measured; print as JSON: percentiles of latency, time to\n"
-       "              load and of the first inference, peak resident memory, threads, and the CPUs they are kept on\n"
+  puts("\n  --repeat N  run once to warm up and N times measured; print as JSON: percentiles of latency, processor\n"
+       "              time of each, time to load and of the first inference, peak resident memory, threads, and the\n"
+       "              CPUs they are kept on\n"
        "  --help      print this\n\n"
        "  --serve SOCKET      load the model and answer requests of other programs of this user at a Unix socket, until\n"
        "                      SIGTERM; what a request looks like is in fleetc's docs/boards.md\n"
@@ -87,22 +89,32 @@ static void print_setting(void) {
   printf("], ");
 }
 
+static void print_sorted(const char *name, double *values, long count) {
+  printf("\"%s\": [", name);
+  for (long i = 0; i < count; ++i) printf("%s%.1f", i ? ", " : "", values[i]);
+  printf("]");
+}
+
 static void measure(long repeat) {
-  double *latency_us = malloc(sizeof *latency_us * (size_t)repeat);
-  if (!latency_us) fail(EXIT_RUNTIME, "out of memory");
+  double *latency_us = malloc(sizeof *latency_us * (size_t)repeat), *used_us = malloc(sizeof *used_us * (size_t)repeat);
+  if (!latency_us || !used_us) fail(EXIT_RUNTIME, "out of memory");
   for (long i = 0; i < repeat; ++i) {
-    double start_us = now_us();
+    double used_before_us = processor_us(), start_us = now_us();
     run_model();
     latency_us[i] = now_us() - start_us;
+    used_us[i] = processor_us() - used_before_us;
   }
   qsort(latency_us, (size_t)repeat, sizeof *latency_us, by_value);
+  qsort(used_us, (size_t)repeat, sizeof *used_us, by_value);
   printf("{\"repeat\": %ld, ", repeat);
   print_setting();
-  printf("\"latency_us\": {\"p50\": %.1f, \"p90\": %.1f, \"p99\": %.1f, \"sorted\": [",
-         percentile(latency_us, repeat, 50), percentile(latency_us, repeat, 90), percentile(latency_us, repeat, 99));
-  for (long i = 0; i < repeat; ++i) printf("%s%.1f", i ? ", " : "", latency_us[i]);
-  puts("]}}");
-  free(latency_us);
+  printf("\"latency_us\": {\"p50\": %.1f, \"p90\": %.1f, \"p99\": %.1f, ", percentile(latency_us, repeat, 50),
+         percentile(latency_us, repeat, 90), percentile(latency_us, repeat, 99));
+  print_sorted("sorted", latency_us, repeat);
+  printf("}, ");
+  print_sorted("processor_us", used_us, repeat);
+  puts("}");
+  free(latency_us), free(used_us);
 }
 
 static long parse_number(const char *option, const char *text, long most) {

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from arm_tvm_models import needs_aarch64
+from arm_tvm_models import SLOW, needs_aarch64
 from decoder_graph import DecoderSize
 from language_models import tiny_decoder, tiny_text, windows
 
@@ -27,6 +27,7 @@ from targets.arm_tvm.graph.decoder import decoder_models, plan_decoder
 from targets.arm_tvm.graph.sizes import bind_sizes
 from targets.arm_tvm.run.emulate import host_arch
 
+EMULATED = [pytest.mark.needs_tvm, pytest.mark.needs_emulator, needs_aarch64]
 CONTEXT, PREFILL = 40, 4
 SIZE = DecoderSize(layers=1, width=160, heads=5, kv_heads=1, hidden=64, vocabulary=300)
 """Five heads read one of keys: four at a time and one; their 32 elements are two parts of sixteen."""
@@ -52,7 +53,9 @@ def model() -> ir.Model:
     scope="module",
     params=[
         pytest.param("", marks=pytest.mark.needs_tvm, id="host"),
-        pytest.param("aarch64", marks=[pytest.mark.needs_tvm, pytest.mark.needs_emulator, needs_aarch64], id="aarch64"),
+        pytest.param(
+            "aarch64", marks=[SLOW, pytest.mark.needs_tvm, pytest.mark.needs_emulator, needs_aarch64], id="aarch64"
+        ),
     ],
 )
 def artifact(request: pytest.FixtureRequest, model: ir.Model, tmp_path_factory, cache_dir: Path):
@@ -70,6 +73,7 @@ def test_calls_behind_any_cache_are_those_of_the_border_model(artifact, model):
         (inputs,) = windows(model, 1, length=length, past=past)
         stats = compare_all(Unoptimized(model).run(inputs), runner.run(inputs))
         assert min(own.sqnr_db for own in stats.values()) > 100, (length, past)
+    assert len(runner.latencies_ms(inputs, 2)) == len(runner.processor_ms(inputs, 2)) == 2
 
 
 def test_a_prompt_is_answered_as_by_the_border_model_up_to_a_stop(artifact, model):
