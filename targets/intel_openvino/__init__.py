@@ -111,7 +111,9 @@ class OpenVino:
         """
         from targets.intel_openvino.convert import read_back, write_ir
         from targets.intel_openvino.integers import refuse_wide_integers
+        from targets.intel_openvino.isa import OWN, OWN_KERNELS
         from targets.intel_openvino.stateful import CACHE, make_stateful
+        from targets.intel_openvino.toolchain import layer_types
 
         raise_refusals(model, refuse_wide_integers(model, plan.dims), target=self.name)
         payload = workdir / "payload"
@@ -128,6 +130,8 @@ class OpenVino:
             plain.unlink()
             plain.with_suffix(".bin").unlink()
             facts[CACHE] = pairs
+        # written down, since to find them takes as long as to load the model, which each measurement does anew
+        facts[OWN] = sorted(OWN_KERNELS & layer_types(payload / "model.xml"))
         return Artifact(
             root=workdir,
             target=self.name,

@@ -34,6 +34,9 @@ OWN_KERNELS = frozenset({"MVN"})
 """Layers whose kernels the plugin chooses by the processor and not by the limit: under one below AVX-512, on a
 processor that has it, OpenVINO 2026.4 mixes the two and crashes."""
 
+OWN = "own_kernels"
+"""Which of them a build has; a fact of its artifact."""
+
 _HALF_PRECISIONS = frozenset({"bf16", "fp16"})
 """Precisions the plugin chooses by the processor and not by the limit: under one below AVX-512, OpenVINO 2026.4 finds
 no kernel and answers with an empty tensor."""

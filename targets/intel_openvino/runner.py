@@ -19,7 +19,7 @@ from compiler.target import (
     available_cpus,
     missing_isa,
 )
-from targets.intel_openvino.isa import impose_isa, refuse_half_precision
+from targets.intel_openvino.isa import OWN, impose_isa, refuse_half_precision
 from targets.intel_openvino.toolchain import INPUT_LIMIT, first_lines, input_name, layer_types, openvino
 
 _PROFILED_RUNS = 20
@@ -32,7 +32,7 @@ class CompiledRunner:
 
     def __init__(self, artifact: Artifact, host: frozenset[str]) -> None:
         flags = _strings(artifact.facts.get("isa"))
-        limited = impose_isa(flags, host, layer_types(artifact.root / artifact.files[0]))
+        limited = impose_isa(flags, host, _own_kernels(artifact))
         refuse_half_precision(artifact.precision, host)
         self.note = "; ".join(filter(None, (limited, _note(artifact, flags, host))))
         self._outputs = [spec.name for spec in artifact.outputs]
@@ -74,6 +74,12 @@ class CompiledRunner:
     def close(self) -> None:
         """Frees the compiled model."""
         del self._request
+
+
+def _own_kernels(artifact: Artifact) -> frozenset[str]:
+    """Layers whose kernels follow no limit; builds of earlier releases do not say."""
+    known = artifact.facts.get(OWN)
+    return frozenset(_strings(known)) if known is not None else layer_types(artifact.root / artifact.files[0])
 
 
 def _refuse_wide(inputs: Arrays) -> None:

@@ -13,6 +13,7 @@
 #include "model.h"
 #include "sizes.h"
 #include "tensor.h"
+#include "usage.h"
 
 enum { DEFAULT_TOKENS = 64, MAX_REPEAT = 100000 };
 
@@ -285,19 +286,23 @@ static int64_t read_call_ids(const char *path, const Border *given, Ids *ids) {
 
 /* Times of more calls, as `run --repeat` prints them. */
 static void measure(const Ids *ids, int64_t past, int64_t repeat) {
-  double *latency_us = room_for(NULL, repeat, sizeof *latency_us);
+  double *latency_us = room_for(NULL, repeat, sizeof *latency_us), *used_us = room_for(NULL, repeat, sizeof *used_us);
   for (int64_t i = 0; i < repeat; ++i) {
-    double begun_ms = now_ms();
+    double used_before_us = processor_us(), begun_ms = now_ms();
     set_tokens_read(past);
     read_ids(ids->values, ids->count, NULL);
     logits_of(NULL);
     latency_us[i] = 1e3 * (now_ms() - begun_ms);
+    used_us[i] = processor_us() - used_before_us;
   }
   qsort(latency_us, (size_t)repeat, sizeof *latency_us, by_value);
+  qsort(used_us, (size_t)repeat, sizeof *used_us, by_value);
   printf("{\"repeat\": %lld, \"peak_kib\": %ld, \"latency_us\": {\"sorted\": [", (long long)repeat, peak_kib());
   for (int64_t i = 0; i < repeat; ++i) printf("%s%.1f", i ? ", " : "", latency_us[i]);
-  puts("]}}");
-  free(latency_us);
+  printf("]}, \"processor_us\": [");
+  for (int64_t i = 0; i < repeat; ++i) printf("%s%.1f", i ? ", " : "", used_us[i]);
+  puts("]}");
+  free(latency_us), free(used_us);
 }
 
 static int64_t tokens_in_cache(char **files) {

@@ -2,7 +2,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
 
 #include "answer.h"
@@ -11,6 +10,7 @@
 #include "model.h"
 #include "sizes.h"
 #include "tensor.h"
+#include "usage.h"
 
 enum { MAX_REPEAT = 100000, MAX_DEADLINE_MS = 3600000, MAX_MEMORY_MIB = 1 << 24 };
 
@@ -59,14 +59,6 @@ static double now_us(void) {
   struct timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
   return (double)time.tv_sec * 1e6 + (double)time.tv_nsec / 1e3;
-}
-
-/* Processor time of all threads of this process. Not of a clock: the plugin of count.c counts between reads of one. */
-static double processor_us(void) {
-  struct rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  return ((double)usage.ru_utime.tv_sec + (double)usage.ru_stime.tv_sec) * 1e6 + (double)usage.ru_utime.tv_usec +
-         (double)usage.ru_stime.tv_usec;
 }
 
 static int by_value(const void *left, const void *right) {

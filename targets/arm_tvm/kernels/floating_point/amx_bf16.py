@@ -27,8 +27,8 @@ from targets.arm_tvm.kernels.emitter import address, int32, load
 from targets.arm_tvm.kernels.floating_point.bfloat16 import LANES, applies, pack, runs_of, weight_words
 from targets.arm_tvm.kernels.floating_point.bfloat16_results import Products, pixels_of
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks
-from targets.arm_tvm.kernels.integer.runs import chunk_words
 from targets.arm_tvm.kernels.machine import Bfloat16, Machine
+from targets.arm_tvm.kernels.runs import chunk_words
 
 __all__ = ["choices", "emit", "pack"]
 

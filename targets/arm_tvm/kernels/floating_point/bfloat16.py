@@ -18,8 +18,8 @@ from compiler.target import Array
 from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, gather, int32, load, shuffle, store
 from targets.arm_tvm.kernels.floating_point.sources import source_shape
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks
-from targets.arm_tvm.kernels.integer.runs import Runs, chunk_words
 from targets.arm_tvm.kernels.machine import Machine
+from targets.arm_tvm.kernels.runs import Runs, chunk_words
 
 LANES = 16
 """Floats of a vector: of a block of channels outside, and the words of 32 channels."""

@@ -11,7 +11,7 @@ from targets.arm_tvm.kernels.floating_point.bfloat16 import LANES, copied, image
 from targets.arm_tvm.kernels.floating_point.epilogue import finish
 from targets.arm_tvm.kernels.floating_point.sources import result_shape, source_shape
 from targets.arm_tvm.kernels.floating_point.workload import ConvWorkload, blocks
-from targets.arm_tvm.kernels.integer.runs import chunk_words
+from targets.arm_tvm.kernels.runs import chunk_words
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from targets.arm_tvm.kernels.amx_tiles import (
     store_tile,
 )
 from targets.arm_tvm.kernels.emitter import Emitter, address, int32, load
-from targets.arm_tvm.kernels.integer.runs import Runs, chunk_words, runs_of
+from targets.arm_tvm.kernels.integer.runs import runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Image
 from targets.arm_tvm.kernels.integer.tiles import Tile
+from targets.arm_tvm.kernels.runs import Runs, chunk_words
 
 SEGMENT = 8
 """Pairs of tiles between two settings of the tiles' shapes, which take the time of some products."""

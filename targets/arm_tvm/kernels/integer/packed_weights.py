@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 
 from targets.arm_tvm.kernels.integer.conv import chunks
 from targets.arm_tvm.kernels.integer.int8_depthwise import FOUR
-from targets.arm_tvm.kernels.integer.runs import chunk_words, runs_of
+from targets.arm_tvm.kernels.integer.runs import runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
 from targets.arm_tvm.kernels.integer.tiles import Tile
 from targets.arm_tvm.kernels.integer.vectors import OFFSET, vectors_of
+from targets.arm_tvm.kernels.runs import chunk_words
 
 Int8 = NDArray[np.int8]
 Int32 = NDArray[np.int32]

@@ -1,35 +1,9 @@
-"""What the windows of a convolution read of an image, as runs of bytes that follow each other in memory."""
+"""What the windows of an integer convolution read of an image, as runs of words of four inputs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from targets.arm_tvm.kernels.integer.specs import ConvSpec
-
-CHUNK_WORDS = 16
-"""Words of four inputs that AMX multiplies at a time: one row of a tile."""
-
-
-@dataclass(frozen=True)
-class Runs:
-    """For each pixel blocks × rows × taps runs of `words` times four inputs.
-
-    Args:
-        blocks: Blocks of channels that are apart.
-        rows: Rows of the window.
-        taps: Taps of a row that are apart.
-        words: Fours of inputs of a run.
-    """
-
-    blocks: int
-    rows: int
-    taps: int
-    words: int
-
-    @property
-    def total_words(self) -> int:
-        """Fours of inputs of a pixel."""
-        return self.blocks * self.rows * self.taps * self.words
+from targets.arm_tvm.kernels.runs import Runs
 
 
 def runs_of(spec: ConvSpec) -> Runs:
@@ -41,8 +15,3 @@ def runs_of(spec: ConvSpec) -> Runs:
     if spec.source.layout == "rows":
         return Runs(1, 1, 1, 4 * spec.source.blocks)
     return Runs(spec.source.blocks, height, *((width, 4) if spec.dilations[1] != 1 else (1, 4 * width)))
-
-
-def chunk_words(runs: Runs) -> int:
-    """The parts of a run that AMX multiplies, all of the same size: as many words as a row has, or fewer."""
-    return next(words for words in range(min(CHUNK_WORDS, runs.words), 0, -1) if runs.words % words == 0)

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from targets.arm_tvm.kernels.integer.runs import chunk_words, runs_of
+from targets.arm_tvm.kernels.integer.runs import runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
 from targets.arm_tvm.kernels.integer.vectors import vectors_of
+from targets.arm_tvm.kernels.runs import chunk_words
 
 MAX_CHOICES = 24
 """Choices of one workload: each of them is compiled and measured when it is tuned."""

@@ -240,6 +240,7 @@ def test_repeat_prints_ordered_latency_percentiles(folder):
     assert report["repeat"] == 20
     assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
     assert latency["sorted"] == sorted(latency["sorted"])
+    assert len(report["processor_us"]) == 20 and 0 <= report["processor_us"][0] <= report["processor_us"][-1]
     assert [latency["sorted"][rank - 1] for rank in (10, 18, 20)] == [latency["p50"], latency["p90"], latency["p99"]]
 
 

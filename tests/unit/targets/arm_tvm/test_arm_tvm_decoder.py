@@ -73,6 +73,7 @@ def test_calls_behind_any_cache_are_those_of_the_border_model(artifact, model):
         (inputs,) = windows(model, 1, length=length, past=past)
         stats = compare_all(Unoptimized(model).run(inputs), runner.run(inputs))
         assert min(own.sqnr_db for own in stats.values()) > 100, (length, past)
+    assert len(runner.latencies_ms(inputs, 2)) == len(runner.processor_ms(inputs, 2)) == 2
 
 
 def test_a_prompt_is_answered_as_by_the_border_model_up_to_a_stop(artifact, model):
