@@ -223,6 +223,13 @@ class DecoderBundle(BundleRunner):
             timeout_s=TIMEOUT_S,
         )
 
+    def stay_loaded(self) -> ServedBundle:
+        """Raises TargetUnavailable: the program answers one prompt, and ends."""
+        raise TargetUnavailable(
+            "the bundle of a language model has no server: its program answers one prompt, and ends",
+            remedy="Run ./generate, or fleetc run --prompt; or take target onnxruntime for a model that is served.",
+        )
+
     def _program(self, inputs: Arrays, place: Path) -> tuple[str, ...]:
         check_inputs(self.artifact, inputs)
         return (*self._generate("--call"), *self._files(inputs, place))

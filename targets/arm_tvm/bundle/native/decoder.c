@@ -27,7 +27,7 @@ static Border border_of(const char *kind, int place, const Signature *from, int 
 void read_decoder(const char *path, const Signature *from, Decoder *out) {
   char line[MAX_NAME + 64], key[16], kind[16];
   long long value;
-  *out = (Decoder){.ids = -1, .positions = -1, .start = -1};
+  out->ids = out->positions = out->start = -1; /* the rest is zero: a copy would touch memory that few decoders need */
   FILE *file = fopen(path, "r");
   if (!file) fail(EXIT_RUNTIME, "%s: %s", path, strerror(errno));
   while (fgets(line, sizeof line, file)) {

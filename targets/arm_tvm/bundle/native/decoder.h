@@ -20,7 +20,7 @@ typedef struct {
   int num_inputs, num_outputs;
 } Decoder;
 
-/* Reads the lines of payload/decoder.txt. */
+/* Reads the lines of payload/decoder.txt into zeros. */
 void read_decoder(const char *path, const Signature *signature, Decoder *out);
 
 /* Gets the cache and the other inputs of compiled code, whose weights are bound. */

@@ -206,11 +206,9 @@ static Spec result_specs[MAX_TENSORS];
 static void keep_logits(int output, int64_t first, int64_t count) {
   size_t bytes = (size_t)decoder.vocabulary * sizeof(float);
   size_t width = spec_at(&signature.sizes, &signature.outputs[0], 1).bytes;
-  for (int64_t i = 0; i < count; ++i) {
-    char hidden[width];
-    memcpy(hidden, (const char *)output_data(0) + (size_t)i * width, width);
-    memcpy(results[output] + (size_t)(first + i) * bytes, logits_of(hidden), bytes);
-  }
+  char *hidden = (char *)output_data(0);
+  for (int64_t i = 0; i < count; ++i)
+    memcpy(results[output] + (size_t)(first + i) * bytes, logits_of(hidden + (size_t)i * width), bytes);
 }
 
 static void keep_results(int64_t first, int64_t count) {

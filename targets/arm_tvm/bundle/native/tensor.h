@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MAX_RANK = 16, MAX_TENSORS = 256, MAX_NAME = 512, MAX_SIZES = 64, ALIGNMENT_BYTES = 64 };
+enum { MAX_RANK = 16, MAX_TENSORS = 1024, MAX_NAME = 512, MAX_SIZES = 64, ALIGNMENT_BYTES = 64 };
 enum { EXIT_RUNTIME = 1, EXIT_USAGE = 2 };
 
 typedef struct {

@@ -13,7 +13,7 @@ from arm_tvm_models import SLOW, needs_aarch64
 from decoder_graph import DecoderSize
 from language_models import tiny_decoder, tiny_text, windows
 
-from compiler.errors import ToolchainFailed, UnsupportedModel
+from compiler.errors import TargetUnavailable, ToolchainFailed, UnsupportedModel
 from compiler.evaluate.answers import Asked, FedBack, answer
 from compiler.fleet import Range
 from compiler.fleet.profile import load_profile
@@ -91,6 +91,11 @@ def test_a_mask_that_hides_tokens_is_refused(artifact, model):
     hidden = {**inputs, "attention_mask": np.array([[0, 1, 1, 1, 1]])}
     with pytest.raises(ToolchainFailed, match="the mask hides tokens"):
         TARGET.load(artifact).run(hidden)
+
+
+def test_it_is_not_served(artifact):
+    with pytest.raises(TargetUnavailable, match="has no server"):
+        TARGET.load(artifact).stay_loaded()
 
 
 def generate(artifact, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
