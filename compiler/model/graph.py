@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 SMALL_TENSOR_BYTES = 4096
 """Initializers up to this size take part in shape inference and checking; larger ones are only weights."""
@@ -100,6 +101,15 @@ def graph_digest(model: ir.Model) -> str:
                 digest.update(f"{name}\0{value.const_value.dtype}\0{value.const_value.shape}\0".encode())
                 digest.update(_raw(value.const_value))
     return digest.hexdigest()
+
+
+def add_constant(graph: ir.Graph, name: str, array: NDArray[Any] | ir.TensorProtocol) -> ir.Value:
+    """A new initializer of a graph; no other may have its name."""
+    tensor = array if isinstance(array, ir.TensorProtocol) else ir.tensor(array, name=name)
+    kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 def check_model(model: ir.Model) -> None:

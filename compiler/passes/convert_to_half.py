@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from compiler.errors import InternalError, UnsupportedModel
-from compiler.model.graph import PassResult
+from compiler.model.graph import PassResult, add_constant
 from compiler.passes.half_angles import find_angles
 from compiler.passes.half_range import beyond_range
 from compiler.passes.half_table import STAYS_FLOAT32
@@ -262,11 +262,7 @@ class _Conversion:
         return self.narrowed[value]
 
     def _convert(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-        narrow = ir.tensor(tensor.numpy().astype(self.dtype.numpy()), name=name)
-        shape = ir.Shape(list(narrow.numpy().shape))
-        value = ir.Value(name=name, type=ir.TensorType(self.dtype), shape=shape, const_value=narrow)
-        self.model.graph.register_initializer(value)
-        return value
+        return add_constant(self.model.graph, name, tensor.numpy().astype(self.dtype.numpy()))
 
     def _widen(self, value: ir.Value) -> ir.Value:
         if value not in self.widened:

@@ -26,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.errors import InternalError
-from compiler.model.graph import FunctionPass, PassResult
+from compiler.model.graph import FunctionPass, PassResult, add_constant
 from compiler.model.numerics import Array
 from compiler.passes.matching import Refused
 from compiler.passes.shift_quantized import connected, hands_on, is_moved
@@ -86,11 +86,8 @@ class Builder:
     def constant(self, array: Any) -> ir.Value:
         """A new initializer."""
         name = self._names.fresh(f"{self.node.outputs[0].name}_constant")
-        tensor = ir.tensor(np.asarray(array), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
-        self._graph.register_initializer(value)
         self._constants.append(name)
-        return value
+        return add_constant(self._graph, name, np.asarray(array))
 
     def dequantize(self, operand: Operand, *, axis: int | None = None) -> ir.Value:
         """D of an operand; with one scale for each channel they are those of this axis."""

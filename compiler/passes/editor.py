@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 
 class Editor:
@@ -55,14 +53,6 @@ def stand_in(old: ir.Value, new: ir.Value) -> None:
     name, new.shape, new.type = old.name, old.shape, old.type
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     old.name, new.name = f"{name}_before", name
-
-
-def add_constant(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
-    """A new initializer."""
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
-    model.graph.register_initializer(value)
-    return value
 
 
 def producer_of(value: ir.Value | None, op: str) -> ir.Node | None:

@@ -16,7 +16,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from compiler.model.graph import FunctionPass, PassResult
+from compiler.model.graph import FunctionPass, PassResult, add_constant
 from compiler.passes.values import Names, display_name, graphs_of, record_origin
 
 OPERATORS = frozenset({"Softmax", "LogSoftmax", "Hardmax"})
@@ -76,11 +76,7 @@ def _shape(graph: ir.Graph, node: ir.Node, source: ir.Value, names: Names) -> ir
     sizes = [size if isinstance(size, int) else -1 for size in source.shape or ()]
     if sizes.count(-1) > 1 or 0 in sizes:  # 0 would mean another size than itself
         return _node(graph, node, "Shape", [source], {}, names)
-    tensor = ir.tensor(np.array(sizes, np.int64), name=names.fresh(f"{node.outputs[0].name}_shape"))
-    kind = ir.TensorType(ir.DataType.INT64)
-    value = ir.Value(name=tensor.name, type=kind, shape=ir.Shape([len(sizes)]), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return add_constant(graph, names.fresh(f"{node.outputs[0].name}_shape"), np.array(sizes, np.int64))
 
 
 def _node(

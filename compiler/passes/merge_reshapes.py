@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from compiler.model.graph import FunctionPass, PassResult
+from compiler.model.graph import FunctionPass, PassResult, add_constant
 from compiler.passes.remove_identities import become_identity, bypass
 from compiler.passes.values import Names, constant_of, display_name, graphs_of, record_origin, replace_input
 
@@ -115,11 +115,8 @@ def _spelled_out(sizes: list[int], middle: ir.Value) -> list[int] | None:
 
 def _set_shape(graph: ir.Graph, node: ir.Node, sizes: list[int], names: Names) -> None:
     """Gives the node its own shape constant; other nodes may read the old one."""
-    tensor = ir.tensor(np.array(sizes, np.int64), name=names.fresh(f"{node.outputs[0].name}_shape"))
-    kind, form = ir.TensorType(ir.DataType.INT64), ir.Shape([len(sizes)])
-    value = ir.Value(name=tensor.name, type=kind, shape=form, const_value=tensor)
-    graph.register_initializer(value)
-    replace_input(node, 1, value)
+    name = names.fresh(f"{node.outputs[0].name}_shape")
+    replace_input(node, 1, add_constant(graph, name, np.array(sizes, np.int64)))
 
 
 MERGE_RESHAPES = FunctionPass("merge-reshapes", merge_reshapes)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compiler.model.graph import PassResult
+from compiler.model.graph import PassResult, add_constant
 from compiler.passes.decompose_operators import Refuses
 from compiler.passes.infer_shapes import infer_shapes
 from compiler.passes.probe import RANDOM_OPERATORS
@@ -120,10 +120,7 @@ def _scalar(graph: ir.Graph, node: ir.Node, names: Names) -> ir.Value | None:
     condition = node.inputs[0]
     if condition is None or (condition.shape is not None and not len(condition.shape)):
         return condition
-    name = names.fresh(f"{display_name(node)}.scalar")
-    tensor = ir.tensor(np.zeros(0, np.int64), name=name)
-    empty = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape([0]))
-    graph.register_initializer(empty)
+    empty = add_constant(graph, names.fresh(f"{display_name(node)}.scalar"), np.zeros(0, np.int64))
     reshaped = ir.node("Reshape", [condition, empty], name=names.fresh(f"{display_name(node)}.Reshape"))
     result = reshaped.outputs[0]
     result.name, result.type, result.shape = names.fresh(f"{condition.name}_scalar"), condition.type, ir.Shape([])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import onnx_ir as ir
 
-from compiler.model.graph import FunctionPass, PassResult
+from compiler.model.graph import FunctionPass, PassResult, add_constant
 from compiler.passes.values import Names, constant_of, replace_input
 
 # the distance of uint8 0…255 from int8 −128…127; zero points move along, so no value changes
@@ -108,7 +108,8 @@ def _shift(model: ir.Model, values: Iterable[ir.Value], names: Names) -> None:
     def shifted(old: ir.Value | None, wish: str) -> ir.Value:
         if old not in constants or old is None:
             array = np.zeros((), np.uint8) if old is None else np.asarray(constant_of(old))
-            constants[old] = _constant(model, (array.astype(np.int16) - SHIFT).astype(np.int8), names.fresh(wish))
+            shifted = (array.astype(np.int16) - SHIFT).astype(np.int8)
+            constants[old] = add_constant(model.graph, names.fresh(wish), shifted)
         return constants[old]
 
     for value in values:
@@ -138,13 +139,6 @@ def _shift_zero(model: ir.Model, node: ir.Node, shifted: Callable[[ir.Value | No
         node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", _INT8)
     if zero is not None:
         _forget(model, zero)
-
-
-def _constant(model: ir.Model, array: np.ndarray[tuple[int, ...], np.dtype[np.int8]], name: str) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(_INT8), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
 
 
 def _forget(model: ir.Model, value: ir.Value) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from compiler.model.graph import FunctionPass, PassResult
+from compiler.model.graph import FunctionPass, PassResult, add_constant
 from compiler.passes.values import Names, constant_of, graphs_of, record_origin, replace_input
 
 Span = tuple[int, int]
@@ -43,9 +43,8 @@ def _trim(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
         return False
     places = [slice(None), slice(None), *(slice(*span) for span in spans)]
     trimmed = np.ascontiguousarray(weights[tuple(places)])
-    new = ir.Value(name=names.fresh(f"{old.name}_trimmed"), shape=ir.Shape(trimmed.shape), type=old.type)
-    new.const_value = ir.tensor(trimmed, dtype=old.dtype, name=new.name)
-    graph.register_initializer(new)
+    name = names.fresh(f"{old.name}_trimmed")
+    new = add_constant(graph, name, ir.tensor(trimmed, dtype=old.dtype, name=name))
     record_origin(node, [node])
     replace_input(node, 1, new)
     rank = len(sides)

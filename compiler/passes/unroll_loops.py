@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compiler.model.graph import PassResult
+from compiler.model.graph import PassResult, add_constant
 from compiler.model.numerics import Array
 from compiler.passes.fold_constants import FOLD_CONSTANTS
 from compiler.passes.infer_shapes import INFER_SHAPES
@@ -190,11 +190,7 @@ class _Loop:
         return self.constants[name]
 
     def _constant(self, array: Array | ir.TensorProtocol, name: str = "index") -> ir.Value:
-        name = self.names.fresh(f"{self.label}/{name}")
-        tensor = ir.tensor(array, name=name)
-        kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.numpy().shape)
-        value = ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
-        self.graph.register_initializer(value)
+        value = add_constant(self.graph, self.names.fresh(f"{self.label}/{name}"), array)
         self.added.append(value)
         return value
 

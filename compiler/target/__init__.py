@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.decoder import Decoder, find_decoder, is_decoder
     from compiler.model.frontend.extract import extract_prefix, extract_suffix
-    from compiler.model.graph import Pass, PassResult, graph_digest
+    from compiler.model.graph import Pass, PassResult, add_constant, graph_digest
     from compiler.model.numerics import Array, Arrays
     from compiler.model.onnx_runtime import OnnxRuntimeSession, onnx_runtime_errors, onnx_runtime_operators
     from compiler.model.save import save_model
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     )
     from compiler.passes.decompose_operators import DecomposeOperators
     from compiler.passes.decompose_quantized import DECOMPOSE_QUANTIZED
-    from compiler.passes.editor import Editor, add_constant, producer_of, remove_unread, stand_in
+    from compiler.passes.editor import Editor, producer_of, remove_unread, stand_in
     from compiler.passes.pipelines import load_passes
     from compiler.passes.probe import run_unoptimized
     from compiler.passes.quantized import is_quantized, rounded_value
@@ -158,7 +158,7 @@ _PLACES = {
     "UnsupportedModel": "compiler.errors",
     "WeighsRuns": "compiler.target.runner",
     "WeightChoices": "compiler.target.scheme",
-    "add_constant": "compiler.passes.editor",
+    "add_constant": "compiler.model.graph",
     "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
     "constant_of": "compiler.passes.values",

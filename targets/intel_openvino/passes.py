@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compiler.target import PassResult, constant_of, record_origin
+from compiler.target import PassResult, add_constant, constant_of, record_origin
 
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -263,13 +263,7 @@ class _Builder:
 
     def constant(self, name: str, values: np.ndarray) -> ir.Value:
         """A new initializer."""
-        unique = self._unique(name)
-        tensor = ir.tensor(values, name=unique)
-        value = ir.Value(
-            name=unique, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape)
-        )
-        self._graph.register_initializer(value)
-        return value
+        return add_constant(self._graph, self._unique(name), values)
 
     def add(
         self,

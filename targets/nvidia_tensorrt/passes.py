@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compiler.target import PassResult, record_origin
+from compiler.target import PassResult, add_constant, record_origin
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,7 @@ class _Builder:
 
     def constant(self, name: str, sizes: Sequence[int]) -> ir.Value:
         """A new initializer of a shape's sizes."""
-        unique = self._unique(name)
-        tensor = ir.tensor(np.array(sizes, np.int64), name=unique)
-        kind = ir.TensorType(tensor.dtype)
-        value = ir.Value(name=unique, const_value=tensor, type=kind, shape=ir.Shape([len(sizes)]))
-        self._graph.register_initializer(value)
-        return value
+        return add_constant(self._graph, self._unique(name), np.array(sizes, np.int64))
 
     def add(
         self, op_type: str, inputs: Sequence[ir.Value], name: str, attributes: Sequence[ir.Attr] = (), *, like: ir.Value

@@ -79,7 +79,7 @@ def _lengths(
             for value, axis in ((bias, 3), (query, 0))
         )
         (narrow,) = edit.add("Cast", [total], {"to": int(ir.DataType.INT32)}, dtype=ir.DataType.INT32)
-        one = add_constant(edit.model, f"{bias.name}_one", np.array([1], np.int32))
+        one = add_constant(edit.model.graph, f"{bias.name}_one", np.array([1], np.int32))
         (last,) = edit.add("Sub", [narrow, one], dtype=ir.DataType.INT32)
         (shared[bias, "length"],) = edit.add("Expand", [last, batch], dtype=ir.DataType.INT32)
         (shared[bias, "total"],) = edit.add("Squeeze", [narrow], dtype=ir.DataType.INT32)
@@ -96,7 +96,7 @@ def _flat(edit: Editor, value: ir.Value) -> ir.Value:
     sizes = sizes_of(value)
     assert sizes is not None  # noqa: S101  a match has them
     (swapped,) = edit.add("Transpose", [value], {"perm": HEADS_LAST})
-    shape = add_constant(edit.model, f"{value.name}_flat", np.array([0, 0, sizes[0] * sizes[1]], np.int64))
+    shape = add_constant(edit.model.graph, f"{value.name}_flat", np.array([0, 0, sizes[0] * sizes[1]], np.int64))
     return edit.add("Reshape", [swapped, shape])[0]
 
 
@@ -183,11 +183,11 @@ def _rows(edit: Editor, angle: ir.Value, size: int, shared: dict[object, ir.Valu
     if angle not in shared:
         model, name, half = edit.model, angle.name, size // 2
         bounds = [
-            add_constant(model, f"{name}_{what}", np.array([number], np.int64))
+            add_constant(model.graph, f"{name}_{what}", np.array([number], np.int64))
             for what, number in (("first", 0), ("half", half), ("axis", 3))
         ]
         (cut,) = edit.add("Slice", [angle, *bounds])
-        shape = add_constant(model, f"{name}_rows", np.array([-1, half], np.int64))
+        shape = add_constant(model.graph, f"{name}_rows", np.array([-1, half], np.int64))
         (shared[angle],) = edit.add("Reshape", [cut, shape])
     return shared[angle]
 
@@ -198,7 +198,7 @@ def _row_numbers(edit: Editor, whole: ir.Value, rows: ir.Value, shared: dict[obj
         model = edit.model
         (count,) = edit.add("Shape", [rows], {"start": 0, "end": 1}, dtype=ir.DataType.INT64)
         (number,) = edit.add("Squeeze", [count], dtype=ir.DataType.INT64)
-        zero, one = (add_constant(model, f"rows_{n}", np.array(n, np.int64)) for n in (0, 1))
+        zero, one = (add_constant(model.graph, f"rows_{n}", np.array(n, np.int64)) for n in (0, 1))
         (numbers,) = edit.add("Range", [zero, number, one], dtype=ir.DataType.INT64)
         (shape,) = edit.add("Shape", [whole], {"start": 0, "end": 2}, dtype=ir.DataType.INT64)
         (shared["rows"],) = edit.add("Reshape", [numbers, shape], dtype=ir.DataType.INT64)

@@ -112,15 +112,18 @@ def _parts(model: ir.Model, node: ir.Node) -> list[_Matrix]:
         rest -= part
         zero_part = None if zeros is None else _bits_at(zeros, rest, part)
         packed = _packed(_bits_at(filled, rest, part), part).reshape(outputs, -1, block * part // 8)
+        zeros_of_part = None
+        if zero_part is not None:
+            zeros_of_part = add_constant(model.graph, f"{name}_zeros{rest}", _packed(zero_part, part))
         made.append(
             _Matrix(
                 part,
                 block,
                 outputs,
                 inputs,
-                add_constant(model, f"{name}_packed{rest}", packed),
+                add_constant(model.graph, f"{name}_packed{rest}", packed),
                 wide if not rest else _times(model, wide, 2**rest),
-                None if zero_part is None else add_constant(model, f"{name}_zeros{rest}", _packed(zero_part, part)),
+                zeros_of_part,
                 zero_part,
             )
         )
@@ -129,13 +132,13 @@ def _parts(model: ir.Model, node: ir.Node) -> list[_Matrix]:
 
 def _widened(model: ir.Model, name: str, scales: NDArray[np.generic]) -> ir.Value:
     """The scales in float32, of those in float16 that the file has."""
-    half = add_constant(model, f"{name}_half", scales.astype(np.float16))
+    half = add_constant(model.graph, f"{name}_half", scales.astype(np.float16))
     return _first(model, ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)}, name=f"Cast:{name}"), f"{name}_wide")
 
 
 def _times(model: ir.Model, scale: ir.Value, factor: int) -> ir.Value:
     """Scales of the upper bits: worked out when the model is opened, not stored."""
-    number = add_constant(model, f"{scale.name}_factor", np.array(factor, np.float32))
+    number = add_constant(model.graph, f"{scale.name}_factor", np.array(factor, np.float32))
     node = ir.node("Mul", [scale, number], name=f"Mul:{scale.name}")
     model.graph.insert_after(scale.producer() or model.graph[0], node)
     node.outputs[0].name, node.outputs[0].dtype = f"{scale.name}_upper", ir.DataType.FLOAT
@@ -204,17 +207,17 @@ def _look_ups(model: ir.Model, reader: ir.Node, parts: list[_Matrix]) -> list[ir
         found.append(gather.outputs[0])
     if len(found) > 1:
         nodes.append(_made("Add", found, f"{name}_sum"))
-    shape = add_constant(model, f"{name}_shape", np.array([0, 0, parts[0].inputs], np.int64))
+    shape = add_constant(model.graph, f"{name}_shape", np.array([0, 0, parts[0].inputs], np.int64))
     return [*nodes, _made("Reshape", [nodes[-1].outputs[0], shape], f"{name}_whole")]
 
 
 def _look_up(model: ir.Model, reader: ir.Node, matrix: _Matrix, name: str) -> tuple[ir.Node, ir.Node]:
     attributes = {"gather_axis": 0, "quantize_axis": 2, "block_size": matrix.block, "bits": matrix.bits}
-    column = add_constant(model, f"{name}_column", np.array([matrix.outputs, -1, 1], np.int64))
+    column = add_constant(model.graph, f"{name}_column", np.array([matrix.outputs, -1, 1], np.int64))
     scale = _made("Reshape", [matrix.scale, column], f"{name}_scale")
     inputs = [matrix.packed, reader.inputs[1], scale.outputs[0]]
     if matrix.zeros is not None:
-        inputs.append(add_constant(model, f"{name}_zeros", matrix.zeros[:, :, None]))
+        inputs.append(add_constant(model.graph, f"{name}_zeros", matrix.zeros[:, :, None]))
     gather = ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=f"GatherBlockQuantized:{name}")
     gather.outputs[0].name = f"{name}_blocks"
     return scale, gather

@@ -36,10 +36,10 @@ def select_logits(model: ir.Model) -> bool:
         return False
     first = next(node for node in model.graph if node in products)  # the others come behind it
     graph = model.graph
-    start = add_constant(model, LOGITS_FROM, np.zeros(1, np.int64))
+    start = add_constant(model.graph, LOGITS_FROM, np.zeros(1, np.int64))
     graph.inputs.append(start)
-    end = add_constant(model, f"{LOGITS_FROM}:end", np.array([np.iinfo(np.int64).max], np.int64))
-    axis = add_constant(model, f"{LOGITS_FROM}:axis", np.array([_SEQUENCE], np.int64))
+    end = add_constant(model.graph, f"{LOGITS_FROM}:end", np.array([np.iinfo(np.int64).max], np.int64))
+    axis = add_constant(model.graph, f"{LOGITS_FROM}:axis", np.array([_SEQUENCE], np.int64))
     (whole,) = hidden
     (chosen,) = Editor(model, first).add("Slice", [whole, start, end, axis])
     for product in products:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from compiler.compress.prune.groups import Ties, positions
 from compiler.compress.prune.walk import Count, Cut
+from compiler.model.graph import add_constant
 from compiler.passes.values import Names, constant_of
 
 
@@ -77,10 +78,7 @@ def _recount(model: ir.Model, node: ir.Node, count: Count, channels: int, names:
         return
     array[count.element] = channels
     name = names.fresh(f"{old.name if old else ''}_kept")
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape))
-    value.dtype = ir.DataType.INT64
-    model.graph.register_initializer(value)
-    node.replace_input_with(count.place, value)
+    node.replace_input_with(count.place, add_constant(model.graph, name, array.astype(np.int64)))
     if old is not None and not old.uses() and str(old.name) in model.graph.initializers:
         del model.graph.initializers[str(old.name)]
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from compiler.compress.prune.walk import sizes
+from compiler.model.graph import add_constant
 from compiler.passes.remove_dead_nodes import remove_dead_nodes
 from compiler.passes.values import Names, constant_of
 
@@ -30,7 +31,4 @@ def _settle(model: ir.Model, node: ir.Node, names: Names) -> None:
         return
     target = np.array([-1 if isinstance(size, str) else size for size in shape], dtype=np.int64)
     name = names.fresh(f"{node.outputs[0].name}_shape")
-    value = ir.Value(name=name, const_value=ir.tensor(target, name=name), shape=ir.Shape(target.shape))
-    value.dtype = ir.DataType.INT64
-    model.graph.register_initializer(value)
-    node.replace_input_with(1, value)
+    node.replace_input_with(1, add_constant(model.graph, name, target))

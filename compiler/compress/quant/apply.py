@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from compiler.compress.quant.plan import QuantPlan, TensorQuant
 from compiler.compress.quant.weights import round_weight, scale_array
 from compiler.errors import InternalError, UnsupportedModel
+from compiler.model.graph import add_constant
 from compiler.model.opset import raise_opset
 from compiler.passes.pipelines import BEFORE_RAISING, RAISED, load_passes, precision_passes
 from compiler.passes.quantized import is_quantized
@@ -154,11 +155,7 @@ class _Application:
             self.model.graph.initializers.pop(str(old.name))
 
     def _constant(self, wish: str, array: NDArray[Any]) -> ir.Value:
-        name = self.names.fresh(wish)
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
-        self.model.graph.register_initializer(value)
-        return value
+        return add_constant(self.model.graph, self.names.fresh(wish), array)
 
     def _node(self, op: str, inputs: list[ir.Value], wish: str, attributes: dict[str, Any] | None = None) -> ir.Node:
         name = self.names.fresh(wish)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from compiler.model.graph import add_constant
 from compiler.passes.values import Names, replace_input
 
 _FITTED = "_fitted"
@@ -24,10 +25,7 @@ def give_constant(model: ir.Model, node: ir.Node, index: int, array: NDArray[np.
     """
     old = node.inputs[index] if index < len(node.inputs) else None
     stem = f"{node.name}_{index}" if old is None else str(old.name).partition(_FITTED)[0]
-    name = names.fresh(stem + _FITTED)
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
+    value = add_constant(model.graph, names.fresh(stem + _FITTED), array)
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     replace_input(node, index, value)

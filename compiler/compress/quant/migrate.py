@@ -27,6 +27,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler.compress.quant.constants import give_constant
+from compiler.model.graph import add_constant
 from compiler.passes.values import Names, constant_of, is_only_used_by
 
 Floats = NDArray[np.float32]
@@ -127,9 +128,7 @@ def apply_factors(model: ir.Model, site: Site, factors: Floats, names: Names) ->
 def _insert_mul(model: ir.Model, site: Site, factors: Floats, names: Names) -> None:
     value = site.value
     name = names.fresh(f"{value.name}_smoothed")
-    tensor = ir.tensor(factors, name=names.fresh(f"{name}_by"))
-    by = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
-    model.graph.register_initializer(by)
+    by = add_constant(model.graph, names.fresh(f"{name}_by"), factors)
     node = ir.node("Mul", [value, by], name=names.fresh(f"Mul:{name}"))
     made = node.outputs[0]
     made.name, made.type, made.shape = name, value.type, value.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from compiler.model.graph import add_constant
 from compiler.passes.values import Names, constant_of
 
 
@@ -44,7 +45,4 @@ def _keep_first_axis(model: ir.Model, node: ir.Node, size: int, names: Names) ->
     array = np.array(target, dtype=np.int64)
     array[0] = 0
     name = names.fresh(f"{node.outputs[0].name}_shape")
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape))
-    value.dtype = ir.DataType.INT64
-    model.graph.register_initializer(value)
-    node.replace_input_with(1, value)
+    node.replace_input_with(1, add_constant(model.graph, name, array))

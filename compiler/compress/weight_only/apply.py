@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from compiler.compress.weight_only.fit import BlockScales
 from compiler.compress.weight_only.layers import WeightLayer
+from compiler.model.graph import add_constant
 from compiler.passes.values import Names, record_origin
 from compiler.target.scheme import BITS_KEY
 
@@ -54,11 +55,7 @@ def _dequantized(
         return np.ascontiguousarray(array.T) if layer.is_turned else array
 
     def constant(suffix: str, array: NDArray[np.generic]) -> ir.Value:
-        name = names.fresh(f"{layer.name}_{suffix}")
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
-        model.graph.register_initializer(value)
-        return value
+        return add_constant(model.graph, names.fresh(f"{layer.name}_{suffix}"), array)
 
     def node(op: str, inputs: list[ir.Value], suffix: str, **attributes: int) -> ir.Node:
         made = ir.node(op, inputs, attributes, name=names.fresh(f"{op}:{layer.name}"), num_outputs=1)

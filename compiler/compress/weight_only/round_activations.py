@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler.errors import UnsupportedModel
+from compiler.model.graph import add_constant
 from compiler.passes.values import Names, record_origin
 from compiler.target.scheme import BITS_KEY
 
@@ -63,10 +64,7 @@ def _rounded(model: ir.Model, product: ir.Node, value: ir.Value, block: int, nam
     nodes: list[ir.Node] = []
 
     def constant(suffix: str, array: NDArray[np.generic]) -> ir.Value:
-        tensor = ir.tensor(array, name=names.fresh(f"{value.name}_{suffix}"))
-        made = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
-        model.graph.register_initializer(made)
-        return made
+        return add_constant(model.graph, names.fresh(f"{value.name}_{suffix}"), array)
 
     def node(op: str, *inputs: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT, **attributes: int) -> ir.Value:
         made = ir.node(op, inputs, attributes, name=names.fresh(f"{op}:{value.name}"), num_outputs=1)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from compiler.errors import UnsupportedModel
 from compiler.model.frontend.infer import infer_shapes
+from compiler.model.graph import add_constant
 from compiler.model.numerics import TOLERANCES, Array, Arrays, compare_all
 from compiler.model.reference import Unoptimized
 
@@ -98,14 +99,8 @@ def _mend(model: ir.Model, nodes: Sequence[ir.Node]) -> None:
         shape = _constant(node.inputs[1])
         if shape is None:
             continue
-        tensor = ir.tensor(
-            np.concatenate([np.zeros(1, np.int64), shape[1:]]), name=f"{node.outputs[0].name}_batched_shape"
-        )
-        value = ir.Value(
-            name=tensor.name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([shape.size]), const_value=tensor
-        )
-        model.graph.register_initializer(value)
-        node.replace_input_with(1, value)
+        sizes = np.concatenate([np.zeros(1, np.int64), shape[1:]])
+        node.replace_input_with(1, add_constant(model.graph, f"{node.outputs[0].name}_batched_shape", sizes))
 
 
 def _reason(model: ir.Model, before: Arrays, double: Arrays, batch_names: frozenset[str]) -> str:

@@ -103,7 +103,7 @@ def _packed(model: ir.Model, node: ir.Node, known: dict[str, NDArray[np.uint8]])
     if name not in known:
         known[name] = records_of(rows, scales, zeros, bits=bits, block=block)
     form = np.array([bits, block, outputs, inputs], np.int64)
-    return add_constant(model, f"{name}_records", known[name]), add_constant(model, f"{name}_form", form)
+    return add_constant(model.graph, f"{name}_records", known[name]), add_constant(model.graph, f"{name}_form", form)
 
 
 def _scale_of(node: ir.Node) -> NDArray[np.generic] | None:

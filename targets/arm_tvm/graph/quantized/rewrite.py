@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from compiler.target import Array
+from compiler.target import Array, add_constant
 from targets.arm_tvm.graph.quantized.recognize import Match, image_of, match
 from targets.arm_tvm.graph.quantized.tensors import Quantized, dequantized, is_op, quantized, static_shape
 from targets.arm_tvm.graph.reading import array_digest
@@ -202,10 +202,7 @@ class _Rewrite:
         taken = self.model.graph.initializers
         while name in taken:
             name += "_"
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.model.graph.register_initializer(value)
-        return value
+        return add_constant(self.model.graph, name, array)
 
     def _node(self, kernel: Kernel, inputs: list[ir.Value], before: ir.Node, name: str | None) -> ir.Value:
         key = len(self.kernels)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from compiler.target import Array
+from compiler.target import Array, add_constant
 from targets.arm_tvm.graph.quantized.tensors import Floats, constant, is_op, weights
 from targets.arm_tvm.graph.reading import array_digest
 
@@ -69,9 +69,6 @@ def _replace(node: ir.Node, floats: Array, graph: ir.Graph) -> None:
     (made,) = node.outputs
     if made.is_graph_output():
         return
-    name = f"{made.name}.floats"
-    tensor = ir.tensor(floats, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(floats.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
+    value = add_constant(graph, f"{made.name}.floats", floats)
     for reader, index in tuple(made.uses()):
         reader.replace_input_with(index, value)
