@@ -26,8 +26,9 @@ QUANTIZED = (StageName.QUANTIZE, StageName.SENSITIVITY)
 WHOLE = (StageName.REWRITE, StageName.KERNELS, StageName.SALIENCY, StageName.LAYERS)
 """Stages of every device."""
 
-ROUGH_S = 5.0
-"""A stage that nobody has seen yet, of a network of a few million weights on one core; within a factor of ten."""
+ROUGH_S = 2.5
+"""A stage that nobody has seen yet: what those of the example's six devices take on average, with an allowance (the
+record is benchmarks/build.json). Another model may take ten times as long or a tenth."""
 
 
 @dataclass(frozen=True)
