@@ -170,10 +170,17 @@ def _only_reader(value: ir.Value, op: str) -> ir.Node | None:
     return uses[0][0] if len(uses) == 1 and uses[0][0].op_type == op and not value.is_graph_output() else None
 
 
-def is_causal(model: ir.Model, bias: ir.Value, decoder: Decoder) -> bool:
-    """Whether a bias hides exactly the later tokens where the mask is of ones, worked out for a few tokens."""
+def is_causal(model: ir.Model, bias: ir.Value, decoder: Decoder, *, past: int = _PAST) -> bool:
+    """Whether a bias hides exactly the later tokens where the mask is of ones, worked out for a few tokens.
+
+    Args:
+        model: The border model.
+        bias: What is added to scores.
+        decoder: What the model's inputs mean.
+        past: Tokens before these: a window of attention shows only behind as many as it has.
+    """
     part = extract_prefix(model, [str(bias.name)])
-    names = {decoder.batch: 1, decoder.sequence: _NEW, decoder.past: _PAST, decoder.total: _PAST + _NEW}
+    names = {decoder.batch: 1, decoder.sequence: _NEW, decoder.past: past, decoder.total: past + _NEW}
     inputs = {}
     read = [value for value in part.graph.inputs if value.uses()]
     part.graph.inputs.clear()
@@ -186,9 +193,9 @@ def is_causal(model: ir.Model, bias: ir.Value, decoder: Decoder) -> bool:
             return False
         inputs[str(value.name)] = np.ones(shape, value.dtype.numpy())
         if value.name == decoder.positions:
-            inputs[decoder.positions] = np.arange(_PAST, _PAST + _NEW, dtype=np.int64)[None]
+            inputs[decoder.positions] = np.arange(past, past + _NEW, dtype=np.int64)[None]
     got = np.asarray(run_unoptimized(part, inputs)[str(bias.name)], np.float64)
-    if got.ndim != 4 or got.shape[2:] != (_NEW, _PAST + _NEW) or got.shape[1] != 1:
+    if got.ndim != 4 or got.shape[2:] != (_NEW, past + _NEW) or got.shape[1] != 1:
         return False
-    later = np.triu(np.ones((_NEW, _PAST + _NEW), bool), _PAST + 1)
+    later = np.triu(np.ones((_NEW, past + _NEW), bool), past + 1)
     return bool((got[..., ~later] == 0).all() and (got[..., later] <= _HIDDEN).all())

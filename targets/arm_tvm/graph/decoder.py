@@ -103,8 +103,8 @@ def plan_decoder(model: ir.Model, dims: Mapping[str, Range]) -> DecoderBuild | N
             f"target 'tvm' builds a language model for one sequence, and {', '.join(others)} is a range too",
             remedy="Give it one size: `batch: 1`.",
         )
-    _refuse_attentions(model, decoder)
     prefill, context = dims[decoder.sequence].max, dims[decoder.past].max + 1
+    _refuse_attentions(model, decoder, context)
     built = tuple(sorted({1, min(_PART, prefill), prefill}))
     sizes = Sizes(decoder.sequence, 1, context, built, 1, divides=True)
     return DecoderBuild(decoder, context, prefill, sizes, _values_of(model, decoder))
@@ -119,16 +119,17 @@ def _values_of(model: ir.Model, decoder: Decoder) -> frozenset[str]:
     return frozenset(str(value.name) for value in floats if len(value.shape or ()) == 3)
 
 
-def _refuse_attentions(model: ir.Model, decoder: Decoder) -> None:
+def _refuse_attentions(model: ir.Model, decoder: Decoder, context: int) -> None:
     """Raises UnsupportedModel where an input of the cache is read by something else than a known causal attention."""
     matches = find_attentions(model)
-    causal = {bias for bias in {match.bias for match in matches} if is_causal(model, bias, decoder)}
+    # behind a full context, since our attention has no bias: what hides the oldest tokens would be lost
+    causal = {bias for bias in {match.bias for match in matches} if is_causal(model, bias, decoder, past=context - 1)}
     known = {name for match in matches if match.bias in causal for name in _caches_of(match)}
     unknown = sorted({pair.past for pair in decoder.pairs} - known)
     if unknown:
         raise UnsupportedModel(
             f"target 'tvm' does not know the attention that reads {', '.join(unknown)}: it takes products of queries "
-            "and keys, a factor, a bias that hides later tokens, Softmax, and the product with values",
+            "and keys, a factor, a bias that hides later tokens and no others, Softmax, and the product with values",
             remedy="Take precision fp32 or int8-weights, which leave it in float32; export the model with its "
             "attention spelled out (optimum, torch); or take target onnxruntime.",
         )

@@ -168,6 +168,23 @@ def test_an_attention_that_sees_later_tokens_is_refused():
         plan(model)
 
 
+def test_an_attention_with_a_window_shorter_than_the_context_is_refused():
+    model = one_sequence()
+    causal = next(node for node in model.graph if node.op_type == "LessOrEqual")
+    columns, rows = causal.inputs
+    reach = ir.node("Add", [columns, constant(model.graph, "window", 30)], name="reach")
+    near = ir.node("Greater", [reach.outputs[0], rows], name="near")
+    both = ir.node("And", [causal.outputs[0], near.outputs[0]], name="both")
+    for name, node in (("reached", reach), ("is_near", near), ("is_seen", both)):
+        node.outputs[0].name = name
+        model.graph.insert_before(causal.outputs[0].uses()[0][0], node)
+    for reader, index in [use for use in causal.outputs[0].uses() if use[0] is not both]:
+        reader.replace_input_with(index, both.outputs[0])
+    with pytest.raises(UnsupportedModel, match=r"does not know the attention .* later tokens and no others"):
+        plan(model)
+    assert plan(model, {**DIMS, "past": Range(0, 4, 20)}) is not None
+
+
 def constant(graph: ir.Graph, name: str, number: object) -> ir.Value:
     value = ir.Value(name=name, const_value=ir.tensor(np.array(number)))
     graph.register_initializer(value)
