@@ -111,7 +111,10 @@ def _default_runner(model: BenchModel, options: Options, cpu: str, cache: Path) 
     shutil.rmtree(root, ignore_errors=True)
     objects = root / "objects"
     objects.mkdir(parents=True)
-    module = from_onnx(onnx.load(model.border))  # as TVM's users do: our importer converts operators of its own
+    try:
+        module = from_onnx(onnx.load(model.border))  # as TVM's users do: our importer converts operators of its own
+    except tvm.error.OpNotImplemented as error:
+        raise PeerUnavailable(f"TVM's importer: {str(error).splitlines()[-1]}") from error
     inputs, outputs = read_signature(module, [model.input], ["output"])
     executable = tvm.compile(module, target=tvm.target.Target(options.target))
     lowered = Lowered(write_objects(executable, options, objects), (), inputs, outputs)
