@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +28,7 @@ SAMPLE_SEED, INPUT_SEED = 7, 99
 TOKENS = 64
 """Length of the sequence that the encoder is given."""
 
-Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def prepare_model(name: str, cache: Path) -> BenchModel:
         bound = bind_shapes(read_model(model.source).model, ranges, where="").model
         run_passes(bound, load_passes(list(PORTABLE)))
         ir.save(bound, model.border)
-        np.savez(model.folder / "samples.npz", **{model.input: model.samples()})
+        arrays: dict[str, Any] = {model.input: model.samples()}
+        np.savez(model.folder / "samples.npz", **arrays)
     return model
 
 

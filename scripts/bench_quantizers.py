@@ -17,7 +17,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def _quantized(
     yield from _nncf(asked.model, calibration, evaluation)
 
 
-def quantize_ort(model: Path, samples: list[Arrays], folder: Path) -> Path:
+def quantize_ort(model: Path, samples: Sequence[Arrays], folder: Path) -> Path:
     """ONNX Runtime's own quantizer: Q/DQ, weights per channel and symmetric, after its own preparation."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
