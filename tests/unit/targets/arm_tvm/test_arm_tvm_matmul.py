@@ -65,10 +65,10 @@ def test_product_that_broadcasts_is_left_alone() -> None:
     assert _kernels([node], {"a": (2, 4, 5), "b": (5, 6)}, (2, 4, 6)) == []
 
 
-@pytest.mark.parametrize(("axis", "count"), [(-1, 1), (2, 1), (1, 0)])
-def test_softmax_of_the_last_axis_only_is_a_kernel_of_rows(axis: int, count: int) -> None:
+@pytest.mark.parametrize("axis", [-1, 2, 1])
+def test_softmax_is_a_kernel_of_rows_whatever_its_axis(axis: int) -> None:
     node = helper.make_node("Softmax", ["a"], ["y"], axis=axis)
-    assert len(_kernels([node], {"a": (2, 3, 8)}, (2, 3, 8))) == count
+    assert len(_kernels([node], {"a": (2, 3, 8)}, (2, 3, 8))) == 1
 
 
 @pytest.mark.parametrize(("axis", "shape", "count"), [(-1, (2, 3, 8), 1), (2, (2, 3, 8), 1)])
