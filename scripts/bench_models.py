@@ -43,6 +43,7 @@ class BenchModel:
         batch: Name of the dimension that counts items; empty where the model takes one and no more.
         sizes: Name of each other free dimension → its size.
         unit: What a white pixel is in its input.
+        batches: Items at a time that throughput is measured with: a peer's file for one can be reshaped to them.
     """
 
     name: str
@@ -52,6 +53,7 @@ class BenchModel:
     batch: str = "batch"
     sizes: Mapping[str, int] = field(default_factory=dict)
     unit: float = 1.0
+    batches: tuple[int, ...] = (1, 8)
 
     @property
     def source(self) -> Path:
@@ -133,7 +135,7 @@ def _lines_of_text(name: str, folder: Path) -> BenchModel:
         return (make_images(count, seed, 320)[:, :, :48] * 2 - 1).astype(np.float32)
 
     width, items = "p2o.DynamicDimension.1", "p2o.DynamicDimension.0"
-    return BenchModel(name, folder, draw, input="x", batch=items, sizes={"x.2": 48, width: 320})
+    return BenchModel(name, folder, draw, input="x", batch=items, sizes={"x.2": 48, width: 320}, batches=(1,))
 
 
 def _lines_by_lstm(name: str, folder: Path) -> BenchModel:
@@ -142,7 +144,7 @@ def _lines_by_lstm(name: str, folder: Path) -> BenchModel:
     def draw(count: int, seed: int) -> Array:
         return make_images(count, seed, 192)[:, :1, :64].astype(np.float32)
 
-    return BenchModel(name, folder, draw, input="input1", batch="", sizes={"image_width": 192})
+    return BenchModel(name, folder, draw, input="input1", batch="", sizes={"image_width": 192}, batches=(1,))
 
 
 def _token_ids(name: str, folder: Path) -> BenchModel:

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Models on this machine, built by the target `tvm`, beside OpenVINO and ONNX Runtime, into benchmarks/x86.json.
 
-    scripts/bench_x86.py                                   the face model, MobileNet-v2 and ResNet-50, in int8 and fp32
+    scripts/bench_x86.py                                   all of DEFAULT, in int8 and fp32
     scripts/bench_x86.py --model face --precision int8 --rounds 40
     scripts/bench_x86.py --model face --precision bf16     beside OpenVINO in bf16
     scripts/bench_x86.py --nncf ENVIRONMENT/bin/python     with NNCF's int8 beside ours (nncf and openvino are there)
 
 Short runs of all in turn. Latency is of one item, on one and on two threads; throughput is of all processors, at the
-best of the batch sizes 1 and 8. OpenVINO runs with the hint that is made for either, ONNX Runtime with as many calls
-at a time as there are processors, and ours as one process with one thread for each. All of them may use every
-instruction set that this processor has, AMX included. What is compared is the median of the quotients of neighbouring
-runs and, for latency, the fastest inference of each, which other work on the machine disturbs least.
+best of the batch sizes 1 and 8 (1 alone where a network cannot be reshaped). OpenVINO runs with the hint that is made
+for either, ONNX Runtime with as many calls at a time as there are processors, and ours as one process with one thread
+for each. All of them may use every instruction set that this processor has, AMX included. What is compared is the
+median of the quotients of neighbouring runs and, for latency, the fastest inference of each, which other work on the
+machine disturbs least.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 from arm_host import write_profile
 from arm_ours import FLEETC
 from bench_models import BenchModel, prepare_model
@@ -40,7 +42,7 @@ RUN_S = 0.4
 """Seconds of one run: long beside a start, short beside the minutes in which a busy host changes."""
 
 THREADS = (1, 2)
-BATCHES = (1, 8)
+DEFAULT = ("face", "mobilenet", "resnet50", "ocr", "encoder")
 PEER = ROOT / "scripts" / "x86_peer_run.py"
 BF16 = json.dumps({"INFERENCE_PRECISION_HINT": "bf16"})
 FLEET = """schema: 1
@@ -70,7 +72,7 @@ def main() -> None:
     """Builds, measures, and writes the file after each model and precision."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "x86.json")
-    parser.add_argument("--model", nargs="*", default=["face", "mobilenet", "resnet50"])
+    parser.add_argument("--model", nargs="*", default=DEFAULT)
     parser.add_argument("--precision", nargs="*", default=["int8", "fp32"])
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of short runs (default: %(default)s)")
     parser.add_argument("--nncf", help="the Python of an environment with nncf and openvino")
@@ -85,7 +87,7 @@ def main() -> None:
             contenders = list(_contenders(model, precision, cache, given.nncf))
             if given.build_only:
                 continue
-            runs[f"{name} {precision}"] = measure(contenders, given.rounds)
+            runs[f"{name} {precision}"] = measure(contenders, given.rounds, model.batches)
             print(name, precision, json.dumps(runs[f"{name} {precision}"], indent=1))
             given.out.write_text(json.dumps(head() | {"runs": runs}, indent=1) + "\n", "utf-8")
 
@@ -103,7 +105,7 @@ def head() -> Figures:
     }
 
 
-def measure(contenders: Sequence[Contender], rounds: int) -> Figures:
+def measure(contenders: Sequence[Contender], rounds: int, batches: Sequence[int]) -> Figures:
     """Latency and throughput of all in turn; ours is the first."""
     found: Figures = {}
     for threads in THREADS:
@@ -119,7 +121,7 @@ def measure(contenders: Sequence[Contender], rounds: int) -> Figures:
             for name in list(fastest)[1:]
         }
     best = [
-        {one.name: max(one.items_per_s(batch, RUN_S) for batch in BATCHES) for one in contenders} for _ in range(rounds)
+        {one.name: max(one.items_per_s(batch, RUN_S) for batch in batches) for one in contenders} for _ in range(rounds)
     ]
     found["throughput"] = {name: {"items_per_s": _median(best, name)} for name in best[0]} | {
         f"ours over {name}": _quotients(best, contenders[0].name, name) for name in list(best[0])[1:]
@@ -139,10 +141,10 @@ def _quotients(turns: Sequence[Mapping[str, float]], ours: str, other: str) -> F
 
 def _contenders(model: BenchModel, precision: str, cache: Path, nncf: str | None) -> Iterator[Contender]:
     """Everybody who computes the model in a precision; ours by the target `tvm` first."""
-    inputs = {batch: model.folder / f"in-{batch}.npy" for batch in BATCHES}
+    inputs = {batch: model.folder / f"in-{batch}.npy" for batch in model.batches}
     for batch, path in inputs.items():
         np.save(path, np.repeat(model.item(), batch, axis=0))
-    yield _ours({batch: build(model, "tvm", precision, batch, cache) for batch in BATCHES}, inputs)
+    yield _ours({batch: build(model, "tvm", precision, batch, cache) for batch in model.batches}, inputs)
     folder = build(model, "openvino", precision, 1, cache) / "payload"
     settings = (folder / "config.json").read_text("utf-8")
     yield _peer("fleetc, openvino", "openvino", sys.executable, folder / "model.xml", settings, inputs)
@@ -161,14 +163,21 @@ def _contenders(model: BenchModel, precision: str, cache: Path, nncf: str | None
             command = [nncf, str(PEER), "nncf", str(model.border), str(model.folder / "samples.npz"), str(path)]
             subprocess.run(command, check=True, stdout=sys.stderr)
         yield _peer("openvino, nncf", "openvino", sys.executable, path, "{}", inputs)
+    if (quantized := _ort_int8(model)) is not None:
+        yield _peer("onnxruntime", "onnxruntime", sys.executable, quantized, "{}", inputs)
+
+
+def _ort_int8(model: BenchModel) -> Path | None:
+    """What ONNX Runtime's quantizer makes; None where it fails, or makes what ONNX Runtime does not open."""
     quantized = model.folder / "ort-int8.onnx"
-    if not quantized.exists():
-        try:
+    try:
+        if not quantized.exists():
             quantize_ort(model.source, [{model.input: row[None]} for row in model.samples()], model.folder)
-        except Exception as error:  # its quantizer ends with whatever it meets in a network
-            print(f"{model.name}: ONNX Runtime's quantizer fails: {type(error).__name__}: {error}", file=sys.stderr)
-            return
-    yield _peer("onnxruntime", "onnxruntime", sys.executable, quantized, "{}", inputs)
+        onnxruntime.InferenceSession(str(quantized), providers=["CPUExecutionProvider"])
+    except Exception as error:  # it ends with whatever it meets in a network
+        print(f"{model.name}: ONNX Runtime's int8: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+    return quantized
 
 
 def build(model: BenchModel, target: str, precision: str, batch: int, cache: Path) -> Path:
