@@ -6,6 +6,7 @@ import ctypes
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +79,7 @@ def times_ms(runner: Runner, inputs: Arrays, runs: int) -> list[float]:
     """Milliseconds of each of some runs: the runner's own where it times itself."""
     if isinstance(runner, TimesRuns):
         return list(runner.latencies_ms(inputs, runs))
-    times = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        runner.run(inputs)
-        times.append((time.perf_counter() - started) * 1e3)
-    return times
+    return _timed_ms(runner, inputs, runs, time.perf_counter)
 
 
 def processor_ms(runner: Runner, inputs: Arrays, runs: int) -> list[float]:
@@ -96,11 +92,15 @@ def processor_ms(runner: Runner, inputs: Arrays, runs: int) -> list[float]:
         return list(runner.processor_ms(inputs, runs))
     if isinstance(runner, TimesRuns):
         raise TargetUnavailable("the target's runner does not tell the processor time of the program that it starts")
+    return _timed_ms(runner, inputs, runs, time.process_time)
+
+
+def _timed_ms(runner: Runner, inputs: Arrays, runs: int, clock_s: Callable[[], float]) -> list[float]:
     times = []
     for _ in range(runs):
-        started = time.process_time()
+        started = clock_s()
         runner.run(inputs)
-        times.append((time.process_time() - started) * 1e3)
+        times.append((clock_s() - started) * 1e3)
     return times
 
 

@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "bundle.h"
@@ -14,6 +13,7 @@
 #include "requests.h"
 #include "rungs.h"
 #include "sizes.h"
+#include "usage.h"
 
 enum { LOOK_MS = 250, MOST_CRASHES = 2 };
 static const double LOOK_US = LOOK_MS * 1e3; /* between two looks at memory */
@@ -31,12 +31,6 @@ static Client *served; /* whose request is run; NULL where nothing is, or a buil
 static int running = -1, is_open, last_status;
 static double started_us, looked_us;
 static volatile sig_atomic_t is_stopping;
-
-static double now_us(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (double)time.tv_sec * 1e6 + (double)time.tv_nsec / 1e3;
-}
 
 static void on_signal(int number) {
   (void)number;

@@ -2,8 +2,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <tvm/ffi/c_api.h>
 
+#include "functions.h"
 #include "pool.h"
 #include "tensor.h"
 
@@ -158,16 +158,6 @@ static void make_room(int64_t context) {
   }
 }
 
-static const DLTensor *tensor_of(const TVMFFIAny *value) {
-  if (value->type_index == kTVMFFIDLTensorPtr) return value->v_ptr;
-  return (const DLTensor *)((const char *)value->v_obj + sizeof(TVMFFIObject));
-}
-
-static void *data_of(const TVMFFIAny *value) {
-  const DLTensor *tensor = tensor_of(value);
-  return (char *)tensor->data + tensor->byte_offset;
-}
-
 static int attend(void *self, const TVMFFIAny *given, int32_t count, TVMFFIAny *result) {
   (void)self, (void)count, (void)result;
   const int64_t *query = tensor_of(&given[0])->shape, *cache = tensor_of(&given[3])->shape;
@@ -193,9 +183,4 @@ static int attend(void *self, const TVMFFIAny *given, int32_t count, TVMFFIAny *
   return launch_tasks(attend_share, &it, 0);
 }
 
-void register_attention(void) {
-  TVMFFIByteArray name = {"fleetc.attention", strlen("fleetc.attention")};
-  TVMFFIObjectHandle function = NULL;
-  if (TVMFFIFunctionCreate(NULL, attend, NULL, &function) != 0 || TVMFFIFunctionSetGlobal(&name, function, 1) != 0)
-    fail(EXIT_RUNTIME, "the runtime does not take %s", name.data);
-}
+void register_attention(void) { add_function("fleetc.attention", attend); }

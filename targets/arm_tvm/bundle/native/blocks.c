@@ -3,8 +3,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <tvm/ffi/c_api.h>
 
+#include "functions.h"
 #include "pool.h"
 #include "tensor.h"
 
@@ -212,16 +212,6 @@ static void *room_of(void **room, size_t *had, size_t bytes) {
   return *room;
 }
 
-static const DLTensor *tensor_of(const TVMFFIAny *value) {
-  if (value->type_index == kTVMFFIDLTensorPtr) return value->v_ptr;
-  return (const DLTensor *)((const char *)value->v_obj + sizeof(TVMFFIObject));
-}
-
-static void *data_of(const TVMFFIAny *value) {
-  const DLTensor *tensor = tensor_of(value);
-  return (char *)tensor->data + tensor->byte_offset;
-}
-
 static Form form_of(const TVMFFIAny *value) {
   const int64_t *given = data_of(value);
   Form form = {.bits = given[0], .block = given[1], .outputs = given[2], .inputs = given[3]};
@@ -285,13 +275,6 @@ static int look_up(void *self, const TVMFFIAny *given, int32_t count, TVMFFIAny 
     write_row(data_of(&given[1]), &form, id, (float *)data_of(&given[3]) + i * form.inputs);
   }
   return 0;
-}
-
-static void add_function(const char *name, TVMFFISafeCallType call) {
-  TVMFFIByteArray key = {name, strlen(name)};
-  TVMFFIObjectHandle function = NULL;
-  if (TVMFFIFunctionCreate(NULL, call, NULL, &function) != 0 || TVMFFIFunctionSetGlobal(&key, function, 1) != 0)
-    fail(EXIT_RUNTIME, "the runtime does not take %s", name);
 }
 
 void register_blocks(void) {

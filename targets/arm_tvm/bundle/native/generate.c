@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "attention.h"
 #include "blocks.h"
@@ -41,11 +40,7 @@ static void print_help(void) {
          (long long)decoder.vocabulary, (long long)decoder.context);
 }
 
-static double now_ms(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (double)time.tv_sec * 1e3 + (double)time.tv_nsec / 1e6;
-}
+static double now_ms(void) { return now_us() / 1e3; }
 
 static void *room_for(void *array, int64_t count, size_t item_bytes) {
   array = realloc(array, item_bytes * (size_t)(count ? count : 1));
@@ -103,28 +98,12 @@ static int is_among(const Ids *ids, int64_t value) {
   return 0;
 }
 
-/* Largest resident memory of this process so far, in KiB, files mapped by it included. */
-static long peak_kib(void) {
-  char line[256];
-  long peak = -1;
-  FILE *file = fopen("/proc/self/status", "r");
-  while (file && fgets(line, sizeof line, file))
-    if (sscanf(line, "VmHWM: %ld", &peak) == 1) break;
-  if (file) fclose(file);
-  return peak;
-}
-
 static void print_json(const Ids *answer, double prompt_ms, const double *token_ms, int64_t steps, double load_ms) {
   printf("{\"tokens\": [");
   for (int64_t i = 0; i < answer->count; ++i) printf("%s%lld", i ? ", " : "", (long long)answer->values[i]);
   printf("], \"prompt_ms\": %.3f, \"token_ms\": [", prompt_ms);
   for (int64_t i = 0; i < steps; ++i) printf("%s%.3f", i ? ", " : "", token_ms[i]);
   printf("], \"load_ms\": %.3f, \"peak_kib\": %ld}\n", load_ms, peak_kib());
-}
-
-static int by_value(const void *left, const void *right) {
-  double a = *(const double *)left, b = *(const double *)right;
-  return (a > b) - (a < b);
 }
 
 static void print_times(int64_t prompt, double prompt_ms, double *token_ms, int64_t steps) {

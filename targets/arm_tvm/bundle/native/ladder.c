@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "usage.h"
+
 /* The same figures as in serving/ladder.py, where each is explained. */
 static const double DWELL_US = 0.15e6, CLIMB_EVERY_US = 2.5e6, MOST_CLIMBS = 6, FRESH_US = 10e6;
 static const double FIRST_RETRY_US = 0.5e6, LAST_RETRY_US = 60e6, FORGIVEN_US = 300e6;
@@ -35,11 +37,6 @@ static void add(Window *window, double ratio, double now_us) {
   int place = window->count++ % WINDOW;
   window->ratios[place] = ratio;
   window->at_us[place] = now_us;
-}
-
-static int by_value(const void *left, const void *right) {
-  double a = *(const double *)left, b = *(const double *)right;
-  return (a > b) - (a < b);
 }
 
 /* A quantile of the runs that still say something of the machine; 0 where there are too few. */

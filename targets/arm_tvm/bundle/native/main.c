@@ -2,7 +2,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "answer.h"
 #include "bundle.h"
@@ -55,31 +54,9 @@ static void print_help(void) {
        "Exit status: 0 done, 1 the model or its libraries failed, 2 a wrong command line or file.");
 }
 
-static double now_us(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (double)time.tv_sec * 1e6 + (double)time.tv_nsec / 1e3;
-}
-
-static int by_value(const void *left, const void *right) {
-  double a = *(const double *)left, b = *(const double *)right;
-  return (a > b) - (a < b);
-}
-
 /* Nearest-rank percentile of sorted values. */
 static double percentile(const double *sorted, long count, long percent) {
   return sorted[(count * percent + 99) / 100 - 1];
-}
-
-/* Largest resident memory of this process so far, in KiB, files mapped by it included. */
-static long peak_kib(void) {
-  char line[256];
-  long peak = -1;
-  FILE *file = fopen("/proc/self/status", "r");
-  while (file && fgets(line, sizeof line, file))
-    if (sscanf(line, "VmHWM: %ld", &peak) == 1) break;
-  if (file) fclose(file);
-  return peak;
 }
 
 static void print_setting(void) {
