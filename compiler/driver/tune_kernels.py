@@ -157,9 +157,10 @@ def _border_and_kernels(
     rewritten = None
     if job.plan.constraints.limits.memory_reduction_pct is not None:
         rewritten = rewritten_entry(ready.model, ready.digest, job.plan, ready.inputs.probe, stages).files / BORDER
-    plan = bound_payload(job.plan, ready.model, job.device.generation, rewritten=rewritten)
     passes = target.passes(profile)
     capability, inputs = target.capability(profile), ready.inputs.probe
+    in_place = capability.keeps_cache
+    plan = bound_payload(job.plan, ready.model, job.device.generation, rewritten=rewritten, in_place=in_place)
     border = make_border(ready.model, ready.digest, plan, passes, capability=capability, inputs=inputs, stages=stages)
     refuse_unsupported(border.load(), capability, target=target.name)
     return plan, border, list_kernels(border, plan, profile, target, stages=stages, child_limits=child_limits)

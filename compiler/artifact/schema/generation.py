@@ -86,6 +86,9 @@ class GenerationFacts:
         evidence: Where the prompts were answered.
         answers: Of each prompt; none where the fleet file names no prompts.
         weights: The format of each weight; none where they are not in few bits.
+        note: What answered, and why, where that is not the build's own program on this machine.
+        speed_evidence: Where the speed is from; None: from the answers.
+        speed_note: How it was reckoned, where it is no time that was measured.
     """
 
     context: int
@@ -97,6 +100,9 @@ class GenerationFacts:
     evidence: Evidence
     answers: tuple[PromptAnswers, ...] = ()
     weights: tuple[WeightFacts, ...] = ()
+    note: str = ""
+    speed_evidence: Evidence | None = None
+    speed_note: str = ""
 
     @property
     def same_tokens_pct(self) -> float | None:

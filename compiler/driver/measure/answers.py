@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from compiler.artifact import Evidence
 from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import GenerationFacts, ProcessMemory, PromptAnswers, WeightFacts
 from compiler.compress.threads import in_parallel
 from compiler.driver.measure.child import measure_in_child
-from compiler.driver.measure.memory import RUNS
-from compiler.driver.stages.candidate import BuiltCandidate
+from compiler.driver.measure.memory import RUNS, peak_bytes
+from compiler.driver.measure.speed import INSTRUCTIONS_PER_CYCLE
+from compiler.driver.stages.candidate import BuiltCandidate, is_foreign
 from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.emulation import reckon
 from compiler.driver.stages.weights import read_weights
 from compiler.errors import TargetUnavailable, ToolchainFailed
 from compiler.evaluate.answers import Answered, Asked, FedBack, Prompts, answer
 from compiler.evaluate.text import empty_cache, token_inputs
+from compiler.fleet.profile import HardwareProfile
 from compiler.model.decoder import Decoder, find_decoder
 from compiler.model.frontend import describe_inputs
 from compiler.model.numerics import Arrays
@@ -31,36 +36,89 @@ _AT_ONCE = 4
 """Prompts that the given model answers side by side; nobody times it."""
 
 
+@dataclass(frozen=True)
+class _Replies:
+    """Answers of a build.
+
+    Args:
+        answers: In the order of the prompts; none where nothing that stands for the build could answer.
+        evidence: Where they were made.
+        note: What answered, where it is not the build's own program on this machine.
+    """
+
+    answers: tuple[Answered, ...] = ()
+    evidence: Evidence = Evidence.NONE
+    note: str = ""
+
+
 def describe_generation(context: BuildContext, made: BuiltCandidate) -> GenerationFacts | None:
     """What is seen of a language model; None of another model."""
     used, prompts = context.job.device.generation, context.data.prompts
     if used is None:
         return None
     decoder, asked = find_decoder(context.ready.model), prompts.asked if prompts else ()
-    replies, evidence = _by_build(context, made, decoder, asked)
-    originals = _by_original(context, decoder, asked) if replies else ()
+    replies = _by_build(context, made, decoder, asked)
+    originals = _by_model(context, context.ready.model, context.ready.digest, asked) if replies.answers else ()
+    is_timed = replies.evidence == Evidence.HOST and not replies.note
+    rate, why = (_rate([ms for reply in replies.answers for ms in reply.token_ms]), "") if is_timed else (None, "")
+    if rate is None:
+        rate, why = estimated_rate(context.job.profile, made)
     return GenerationFacts(
         context=used.context,
         prefill=used.prefill,
         decoder=decoder,
         memory=_memory(context, made, decoder),
-        tokens_per_s=_rate([ms for reply in replies for ms in reply.token_ms]),
-        prompt_tokens_per_s=_prompt_rate(asked, replies),
-        evidence=evidence,
-        answers=_side_by_side(prompts, originals, replies) if prompts and replies else (),
+        tokens_per_s=rate,
+        prompt_tokens_per_s=_prompt_rate(asked, replies.answers) if is_timed else None,
+        evidence=replies.evidence,
+        answers=_side_by_side(prompts, originals, replies.answers) if prompts and replies.answers else (),
         weights=tuple(
             WeightFacts(row.name, str(row.format), row.format.bits, row.format.block, row.bytes, row.kl, row.reason)
             for row in read_weights(made.border.entries)
         ),
+        note=replies.note,
+        speed_evidence=Evidence.ESTIMATED if why else None,
+        speed_note=why,
     )
 
 
-def _by_build(
-    context: BuildContext, made: BuiltCandidate, decoder: Decoder, asked: tuple[Asked, ...]
-) -> tuple[tuple[Answered, ...], Evidence]:
-    """The build's answers, timed while nothing else runs; none where it does not run on this machine itself."""
+def estimated_rate(profile: HardwareProfile, made: BuiltCandidate) -> tuple[float | None, str]:
+    """Tokens per second by the instructions that an emulator counted of one, and how that was reckoned.
+
+    Args:
+        profile: The device.
+        made: The build.
+
+    Returns:
+        None, and nothing, where nothing was counted or the profile says too little.
+    """
+    count, cpu, bandwidth = made.verdict.instructions, profile.cpu, profile.memory_bandwidth_gbps
+    if not count or cpu is None or not cpu.clock_mhz or not bandwidth:
+        return None, ""
+    artifact = made.built.artifact
+    payload = sum((artifact.root / name).stat().st_size for name in artifact.files if name.startswith("payload/"))
+    seconds = count / (cpu.clock_mhz * 1e6 * INSTRUCTIONS_PER_CYCLE) + payload / (bandwidth * 1e9)
+    words = (
+        f"{count / 1e6:.1f} M instructions of one token ({made.typical.label}), {INSTRUCTIONS_PER_CYCLE:g} a cycle of "
+        f"one core assumed, and {payload / 1e6:.1f} MB of weights read at {bandwidth:g} GB/s, one after the other"
+    )
+    return 1 / seconds, words
+
+
+def _by_build(context: BuildContext, made: BuiltCandidate, decoder: Decoder, asked: tuple[Asked, ...]) -> _Replies:
+    """The build's answers; none where neither it nor its border model is asked.
+
+    On this machine itself they are timed while nothing else runs.
+    """
+    if asked and is_foreign(context.job.profile.cpu):
+        return _by_emulator(context, made, decoder, asked)
     if not asked or made.verdict.evidence != Evidence.HOST:
-        return (), Evidence.NONE
+        return _Replies()
+    reply = _ask(context, made, decoder, asked)
+    return _Replies(reply.answers, reply.evidence)
+
+
+def _ask(context: BuildContext, made: BuiltCandidate, decoder: Decoder, asked: tuple[Asked, ...]) -> GenerateAnswer:
     artifact = made.built.artifact
     (reply,) = measure_in_child(
         context,
@@ -70,15 +128,39 @@ def _by_build(
         lambda _: GenerateTask(artifact, decoder, asked),
         asked=[asdict(one) for one in asked],
     )
-    return reply.answers, reply.evidence
+    return reply
 
 
-def _by_original(context: BuildContext, decoder: Decoder, asked: tuple[Asked, ...]) -> tuple[Answered, ...]:
-    """The given model's answers, by the reference."""
-    model, digest = context.ready.model, context.ready.digest
+def _by_emulator(context: BuildContext, made: BuiltCandidate, decoder: Decoder, asked: tuple[Asked, ...]) -> _Replies:
+    """Answers of the program in the emulator, as many as end in its time; those of the border model to the others.
+
+    Each is kept by itself: one that takes too long takes nothing from those before it.
+    """
+    border, answers, left_s = made.border.load(), list[Answered](), context.options.emulate_s
+    token_s = reckon(border, made.typical.inputs)[0] if made.points else math.inf
+    if made.verdict.evidence == Evidence.EMULATOR:
+        for one in asked:
+            left_s -= token_s * (len(one.prompt) + one.tokens)
+            if left_s < 0:
+                break
+            try:
+                answers += _ask(context, made, decoder, (one,)).answers
+            except (TargetUnavailable, ToolchainFailed) as error:
+                context.clock.note(f"a prompt is answered by the border model: {error.what.splitlines()[0]}")
+                break
+    count, rest = len(answers), asked[len(answers) :]
+    answers += _by_model(context, border, made.border.digest, rest) if rest else ()
+    evidence = Evidence.EMULATOR if count else Evidence.HOST
+    parts = [f"{count} answered by its program in the emulator"] if count else []
+    parts += [f"{len(rest)} by the border model in ONNX Runtime, since the emulator takes too long"] if rest else []
+    return _Replies(tuple(answers), evidence, ", ".join(parts))
+
+
+def _by_model(context: BuildContext, model: ir.Model, digest: str, asked: tuple[Asked, ...]) -> tuple[Answered, ...]:
+    """A model's answers, by the reference."""
 
     def make(folder: Path) -> None:
-        run, inputs = Unoptimized(model).run, describe_inputs(model)
+        run, inputs, decoder = Unoptimized(model).run, describe_inputs(model), find_decoder(model)
         # a few at a time: each step makes the head's weights anew where they are a table turned round
         replies = in_parallel(lambda one: answer(FedBack(run, inputs, decoder), one), asked, most=_AT_ONCE)
         write_result(folder, _ANSWERS, [to_json(reply) for reply in replies])
@@ -122,6 +204,9 @@ def _prompt_rate(asked: tuple[Asked, ...], replies: tuple[Answered, ...]) -> flo
 
 def _memory(context: BuildContext, made: BuiltCandidate, decoder: Decoder) -> ProcessMemory:
     """Peak memory with the model opened, behind an empty cache, and behind a full one."""
+    if made.verdict.evidence == Evidence.EMULATOR and not made.left_out:
+        peak, evidence = peak_bytes(context, made.built, made.points[-1].inputs, runs=1)
+        return ProcessMemory(None, None, peak, evidence, "the emulator runs the largest sizes alone")
     if made.verdict.evidence != Evidence.HOST:
         return ProcessMemory(None, None, None, Evidence.NONE, made.verdict.reason or "it was not executed here")
     full = made.points[-1].inputs

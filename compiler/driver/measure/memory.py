@@ -84,15 +84,20 @@ def measure_footprint(context: BuildContext, made: UnverifiedCandidate, original
         return Footprint(weights, evidence, None, Evidence.NONE, reason)
     noise = _too_small(original.run_bytes) if original and _is_noise(original.run_bytes) else ""
     process, its_evidence = None, Evidence.NONE
+    if not made.points:
+        return Footprint(weights, evidence, None, Evidence.NONE, made.unexecuted)
+    unexecuted, is_judged = "", made.plan.rule in context.job.plan.candidates
     try:
-        if context.job.plan.constraints.limits.memory_mib is not None:
-            process, its_evidence = _peak(context, made.built, made.points[-1].inputs, runs=RUNS)
+        if context.job.plan.constraints.limits.memory_mib is not None and is_judged:
+            unexecuted = made.unexecuted  # the largest sizes are what the limit is on
+            if not unexecuted:
+                process, its_evidence = peak_bytes(context, made.built, made.points[-1].inputs, runs=RUNS)
         run, where = (None, Evidence.NONE) if noise else _run_bytes(context, made)
     except (TargetUnavailable, ToolchainFailed) as error:  # no such counter here, or a runtime that fails at it
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
     # two processes differ by chance: a tiny model may come out below the empty one
-    least = None if run is None else max(0, run)
-    return Footprint(weights, evidence, least, where, noise, process_bytes=process, process_evidence=its_evidence)
+    least, why = None if run is None else max(0, run), "; ".join(filter(None, (noise, unexecuted)))
+    return Footprint(weights, evidence, least, where, why, process_bytes=process, process_evidence=its_evidence)
 
 
 def unbuilt_footprint(made: UnverifiedCandidate) -> Footprint:
@@ -225,16 +230,18 @@ def _run_bytes(context: BuildContext, made: UnverifiedCandidate) -> tuple[int, E
     # what the runtime takes by itself is no merit or fault of a precision
     empty = _one_node(context, op), {"x": np.zeros(_INPUTS[op], np.float32)}
     whole = made.built, made.typical.inputs
-    first, where = _peak(context, *whole, runs=1)
-    least, _ = _peak(context, *empty, runs=1)
+    first, where = peak_bytes(context, *whole, runs=1)
+    least, _ = peak_bytes(context, *empty, runs=1)
     # an emulated program takes the same each time; nor do more runs tell noise apart
     if where == Evidence.EMULATOR or first - least < SMALLEST_BYTES // 2:
         return first - least, where
     more = RUNS - 1
-    return min(first, _peak(context, *whole, runs=more)[0]) - min(least, _peak(context, *empty, runs=more)[0]), where
+    return min(first, peak_bytes(context, *whole, runs=more)[0]) - min(
+        least, peak_bytes(context, *empty, runs=more)[0]
+    ), where
 
 
-def _peak(context: BuildContext, built: Built, inputs: Arrays, *, runs: int) -> tuple[int, Evidence]:
+def peak_bytes(context: BuildContext, built: Built, inputs: Arrays, *, runs: int) -> tuple[int, Evidence]:
     """Peak bytes of a process that runs an artifact, the least of some, and where it ran."""
     if is_foreign(context.job.profile.cpu) and (peak := _emulated_peak(context, built, inputs)) is not None:
         return peak, Evidence.EMULATOR

@@ -10,12 +10,13 @@ from pathlib import Path
 import onnx_ir as ir
 
 from compiler.artifact.manifest import BORDER
-from compiler.artifact.schema import Parity, Reference
+from compiler.artifact.schema import Parity, ParityStatus, Reference
 from compiler.driver.stages.bisect import explain_divergence
 from compiler.driver.stages.border import Border, given_border, make_border
 from compiler.driver.stages.border_parity import hold_to_model, judge_border
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.emulation import LeftOut, choose_points, fewer_tokens, total_s, up_to
 from compiler.driver.stages.inputs import sizes_label
 from compiler.driver.stages.kernels import (
     Kernels,
@@ -31,11 +32,12 @@ from compiler.driver.stages.quantize import Variant, quantized_entry
 from compiler.driver.stages.recover import pruned_search_entries
 from compiler.driver.stages.reference import ParityCase, reference_cases
 from compiler.driver.stages.rewrite import rewritten_entry
-from compiler.driver.stages.verify import Verification, verify_artifact
+from compiler.driver.stages.verify import Verification, not_executed, verify_artifact
 from compiler.driver.stages.weights import weights_entry
 from compiler.errors import GateFailed, UnsupportedModel
 from compiler.fleet.detect import host_isa
 from compiler.fleet.profile import Cpu
+from compiler.model.decoder import find_decoder
 from compiler.model.numerics import TOLERANCES
 from compiler.plan import Plan
 from compiler.store import BORDER_STAGES, Entry, StageName
@@ -56,6 +58,7 @@ class UnverifiedCandidate:
         weak_proofs: Why some of that parity says little.
         kernels: What each of its kernels is built with, and by which record; none where the target cannot be tuned.
         curves: The trials behind those records.
+        left_out: Sizes that are not executed, since the emulator has not the time for them.
     """
 
     plan: Plan
@@ -66,6 +69,7 @@ class UnverifiedCandidate:
     weak_proofs: tuple[str, ...] = ()
     kernels: tuple[Scheduled, ...] = ()
     curves: tuple[Curve, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def reference(self) -> Reference:
@@ -75,8 +79,13 @@ class UnverifiedCandidate:
     @property
     def typical(self) -> ParityCase:
         """The point at the optimal sizes: what speed and memory are measured at."""
-        sizes = {name: sizes.opt for name, sizes in self.plan.target_plan.dims.items()}
-        return next((point for point in self.points if point.label == sizes_label(sizes)), self.points[0])
+        label = _typical_label(self.plan)
+        return next((point for point in self.points if point.label == label), self.points[0])
+
+    @property
+    def unexecuted(self) -> str:
+        """What is not executed, with the reasons; empty where all is."""
+        return "; ".join(f"not executed: {one}" for one in self.left_out)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -125,7 +134,9 @@ def build(
         CompilerError: It cannot be built.
     """
     job, ready = context.job, context.ready
-    bound = bound_payload(plan, ready.model, job.device.generation, rewritten=_rewritten(context, plan))
+    in_place = job.target.capability(job.profile).keeps_cache
+    rewritten = _rewritten(context, plan)
+    bound = bound_payload(plan, ready.model, job.device.generation, rewritten=rewritten, in_place=in_place)
     plan = hold_to_model(bound, ready.model)
     plan = plan if payload_bytes is None else lower_payload(plan, payload_bytes)
     border = make_candidate_border(context, plan, variant)
@@ -143,8 +154,39 @@ def build(
     with context.clock.timed(StageName.REFERENCE):
         is_changed = _reference(plan, border_parity) == Reference.BORDER_MODEL
         points = _reference_cases(context, border.load(), border.digest) if is_changed else imported
-    weak = weak_proofs(points, is_random=ready.inputs.is_random)
-    return UnverifiedCandidate(plan, border, built, points, border_parity, weak, kernels.scheduled, kernels.curves)
+        weak = weak_proofs(points, is_random=ready.inputs.is_random)
+        points, left_out = _executed(context, border, plan, points, is_changed=is_changed)
+    return UnverifiedCandidate(
+        plan, border, built, points, border_parity, weak, kernels.scheduled, kernels.curves, left_out
+    )
+
+
+def _typical_label(plan: Plan) -> str:
+    """What the point at the optimal sizes is labelled with."""
+    return sizes_label({name: sizes.opt for name, sizes in plan.target_plan.dims.items()})
+
+
+def _executed(
+    context: BuildContext, border: Border, plan: Plan, points: tuple[ParityCase, ...], *, is_changed: bool
+) -> tuple[tuple[ParityCase, ...], tuple[LeftOut, ...]]:
+    """The points that are executed, and what is not: an emulator is given what it is reckoned to end in its time.
+
+    What is no candidate is never delivered: it is run at the sizes alone at which others are compared with it.
+    """
+    seconds, ready = context.options.emulate_s, context.ready
+    if not is_foreign(context.job.profile.cpu) or not seconds:
+        return points, ()
+    is_delivered = plan.rule in context.job.plan.candidates
+    possible = points if is_delivered else up_to(points, _typical_label(plan))
+    model = border.load()
+    chosen, left_out = choose_points(model, possible, seconds=seconds)
+    for one in left_out:
+        context.clock.note(f"{plan.precision}: not executed: {one}")
+    if left_out and is_delivered and context.job.device.generation is not None:
+        parts = fewer_tokens(model, points[-1], find_decoder(model), seconds=seconds - total_s(model, chosen))
+        source = (model, border.digest) if is_changed else (ready.model, ready.digest)
+        chosen += reference_cases(*source, parts, context.stages)
+    return chosen, left_out
 
 
 def _rewritten(context: BuildContext, plan: Plan) -> Path | None:
@@ -258,6 +300,8 @@ def verify(context: BuildContext, made: UnverifiedCandidate, *, explain: bool) -
         CompilerError: It differs from what it was made of, or cannot be run.
     """
     options, plan = context.options, made.plan
+    if not made.points:
+        return BuiltCandidate(**vars(made), verdict=not_executed(plan.tolerance, str(made.left_out[0])))
     try:
         with context.clock.timed(StageName.VERIFY):
             verdict = verify_artifact(
@@ -266,6 +310,7 @@ def verify(context: BuildContext, made: UnverifiedCandidate, *, explain: bool) -
                 made.points,
                 reference=made.border.load() if made.reference == Reference.BORDER_MODEL else context.ready.model,
                 tolerance=plan.tolerance,
+                counted=made.typical,
                 repeat=options.repeat,
                 where=f"{context.name}: verify",
                 stages=context.stages,
@@ -284,6 +329,8 @@ def verify(context: BuildContext, made: UnverifiedCandidate, *, explain: bool) -
                 stages=context.stages,
                 child_limits=options.child_limits,
             )
+        if parity.status == ParityStatus.PASSED and made.unexecuted:
+            parity = replace(parity, reason="; ".join(filter(None, (parity.reason, made.unexecuted))))
         return BuiltCandidate(**vars(made), verdict=replace(verdict, parity=parity))
     except GateFailed as error:
         if explain:

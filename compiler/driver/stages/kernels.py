@@ -54,7 +54,12 @@ def tuning_log(cache: Path) -> TuningLog:
 
 
 def bound_payload(
-    plan: Plan, original: ir.Model, generation: Generation | None = None, *, rewritten: Path | None = None
+    plan: Plan,
+    original: ir.Model,
+    generation: Generation | None = None,
+    *,
+    rewritten: Path | None = None,
+    in_place: bool = False,
 ) -> Plan:
     """The plan with the bytes that its build's payload may take, where a limit on memory holds.
 
@@ -64,10 +69,11 @@ def bound_payload(
         generation: How a language model is used: its cache takes memory too.
         rewritten: The file of the float model after the portable passes, whose weights a share counts from, as they do
             when the build is judged; None: those of the imported model.
+        in_place: Whether the target writes a cache of its whole size in place: then there is one of it in memory.
     """
     memory_mib = plan.constraints.limits.memory_mib
     if memory_mib is not None:
-        cache = 2 * cache_bytes(original, generation) if generation else 0  # the one before a token and the one after
+        cache = _caches_bytes(original, generation, in_place=in_place) if generation else 0
         logits = _logits_bytes(original, generation) if generation else 0
         most = max(1, int(memory_mib * MIB) - cache - logits - RUNTIME_BYTES)
         reason = (
@@ -91,6 +97,13 @@ def bound_payload(
 def _logits_bytes(model: ir.Model, generation: Generation) -> int:
     """Bytes of what a decoder gives for the tokens of a prompt that are read at once, in float32."""
     return 4 * generation.prefill * find_decoder(model).vocabulary
+
+
+def _caches_bytes(model: ir.Model, generation: Generation, *, in_place: bool) -> int:
+    """Bytes of all caches that a prompt behind a full context takes: those before it and after it, or the one."""
+    if in_place:
+        return cache_bytes(model, replace(generation, context=generation.context - 1 + generation.prefill))
+    return 2 * cache_bytes(model, generation)
 
 
 def cache_bytes(model: ir.Model, generation: Generation) -> int:

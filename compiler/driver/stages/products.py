@@ -93,6 +93,7 @@ def verify_products(
                     repeat=0,
                     where=where,
                     child_limits=child_limits,
+                    instructions=False,
                 )
             except GateFailed as error:
                 error.what = f"each product was given what the border model gives it: {error.what}"

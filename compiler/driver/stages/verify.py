@@ -64,7 +64,7 @@ class Verification:
     Args:
         parity: Whether it computes what the reference does.
         latency: Per point: p50, p90, p99 in ms, inferences per second; empty where nothing was timed.
-        instructions: Guest instructions of one inference of the first point; None where nothing counts them.
+        instructions: Guest instructions of one inference, of the point that is counted; None where nothing counts them.
     """
 
     parity: Parity
@@ -89,6 +89,7 @@ def verify_artifact(
     *,
     reference: ir.Model,
     tolerance: str,
+    counted: ParityCase | None = None,
     repeat: int,
     where: str,
     stages: Stages,
@@ -104,6 +105,7 @@ def verify_artifact(
         points: Inputs and expected outputs.
         reference: The model that gave them.
         tolerance: Name of the tolerance every output of every point must meet.
+        counted: The point whose instructions are counted, by an emulator; None: the first.
         repeat: Timed runs per point.
         where: Device, for messages.
         stages: Where it is run.
@@ -116,13 +118,18 @@ def verify_artifact(
     """
     if reason := why_not_executed(artifact, is_emulated=is_emulated, emulate_s=emulate_s):
         stages.clock.note(f"not executed: {reason}")
-        return _not_executed(tolerance, reason)
+        return not_executed(tolerance, reason)
+
+    in_part: list[Verification] = []
 
     def make(folder: Path) -> None:
         if is_emulated:
             judged = partial(_check_emulated, artifact, digest, points, reference=reference, tolerance=tolerance)
-            check = partial(judged, repeat=repeat, where=where, stages=stages)
+            check = partial(judged, counted=counted or points[0], repeat=repeat, where=where, stages=stages)
             verification = _emulated(check, child_limits, emulate_s)
+            if len(verification.parity.points) < len(points):
+                in_part.append(verification)  # more time may give more: it is not kept
+                raise TargetUnavailable(verification.reason)
         else:
             whole = partial(check_parity, artifact, points, reference=reference, tolerance=tolerance)
             verification = whole(repeat=repeat, where=where, child_limits=child_limits)
@@ -136,14 +143,15 @@ def verify_artifact(
             make,
             build=digest,
             points=[[point.label, arrays_digest(point.inputs), arrays_digest(point.expected)] for point in points],
+            counted=counted.label if counted else "",
             tolerance=tolerance,
             repeat=repeat,
             # a pass on one processor says nothing of another: kernels are chosen by the processor at hand
             host=host_fingerprint(),
         )
     except TargetUnavailable as error:
-        stages.clock.note(f"not executed: {error.what}")
-        return _not_executed(tolerance, error.what)
+        stages.clock.note(error.what if in_part else f"not executed: {error.what}")
+        return in_part[0] if in_part else not_executed(tolerance, error.what)
     return parse(Verification, read_result(entry, _VERDICT))
 
 
@@ -172,7 +180,8 @@ def _emulated(check: Callable[..., Verification], child_limits: ChildLimits, sec
         raise TargetUnavailable(what, remedy="Give it more time with --emulate-seconds.") from error
 
 
-def _not_executed(tolerance: str, reason: str) -> Verification:
+def not_executed(tolerance: str, reason: str) -> Verification:
+    """What is said of an artifact that is not executed here."""
     return Verification(Parity(ParityStatus.NOT_EXECUTED, tolerance, Evidence.NONE, reason))
 
 
@@ -185,6 +194,7 @@ def check_parity(
     repeat: int,
     where: str,
     child_limits: ChildLimits,
+    instructions: bool = True,
 ) -> Verification:
     """Runs the artifact on every point and compares its outputs with the reference's; nothing is kept.
 
@@ -196,13 +206,14 @@ def check_parity(
         repeat: Timed runs per point.
         where: Device, for messages.
         child_limits: What the child process may use.
+        instructions: Whether those of the first point are counted where they can be.
 
     Raises:
         GateFailed: An output is outside the tolerance, and further off than the reference's own noise.
         TargetUnavailable: It cannot run on this machine.
     """
     inputs = [point.inputs for point in points]
-    run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, child_limits=child_limits)
+    run = execute(artifact, inputs, repeat=repeat, instructions=instructions, where=where, child_limits=child_limits)
     return _verified(points, run, reference, tolerance, where)
 
 
@@ -213,23 +224,58 @@ def _check_emulated(
     *,
     reference: ir.Model,
     tolerance: str,
+    counted: ParityCase,
     repeat: int,
     where: str,
     stages: Stages,
     child_limits: ChildLimits,
 ) -> Verification:
-    """The same by runs that are kept; the instructions are counted of what is right."""
-    started, once = time.monotonic(), partial(emulated_run, artifact, digest, where=where, stages=stages)
-    runs = [once(point.inputs, child_limits=child_limits) for point in points]
+    """The same by runs that are kept; the instructions are counted of what is right.
+
+    What does not end in time is left out, and takes nothing from what did.
+    """
+    clock = _TimeLeft(child_limits)
+    once = partial(emulated_run, artifact, digest, where=where, stages=stages)
+    runs: list[Execution] = []
+    for point in points:
+        try:
+            runs.append(once(point.inputs, child_limits=clock.limits))
+        except ToolchainFailed:
+            if not runs or not clock.is_over:
+                raise
+            break
     if any(run.evidence != Evidence.EMULATOR for run in runs):  # a target whose artifacts run on any processor
         native = partial(check_parity, artifact, points, reference=reference, tolerance=tolerance)
         return native(repeat=repeat, where=where, child_limits=child_limits)
+    ended, late = points[: len(runs)], ", ".join(point.label for point in points[len(runs) :])
+    words = f"not executed: {late}: it did not end in the emulator within {child_limits.timeout_s:g} s" if late else ""
+    note = "; ".join(filter(None, (runs[0].note, words)))
     outputs = tuple(output for run in runs for output in run.outputs)
-    whole = Execution(Evidence.EMULATOR, runs[0].note, outputs, (), None)
-    verification = _verified(points, whole, reference, tolerance, where)
-    left = replace(child_limits, timeout_s=max(0.0, child_limits.timeout_s - (time.monotonic() - started)))
-    count = count_instructions(artifact, points[0].inputs, where=where, child_limits=left)
+    verification = _verified(ended, Execution(Evidence.EMULATOR, note, outputs, (), None), reference, tolerance, where)
+    try:
+        count = count_instructions(artifact, counted.inputs, where=where, child_limits=clock.limits)
+    except ToolchainFailed:
+        if not clock.is_over:
+            raise
+        count = None
     return replace(verification, instructions=count)
+
+
+class _TimeLeft:
+    """The limits of child processes that share the time of one."""
+
+    def __init__(self, whole: ChildLimits) -> None:
+        self._whole, self._end = whole, time.monotonic() + whole.timeout_s
+
+    @property
+    def limits(self) -> ChildLimits:
+        """Of the next one."""
+        return replace(self._whole, timeout_s=max(0.0, self._end - time.monotonic()))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no time is left."""
+        return time.monotonic() >= self._end
 
 
 def _verified(
