@@ -11,6 +11,7 @@ import pytest
 from arm_tvm_models import conv_model, needs_aarch64, reference
 
 from compiler.artifact import Evidence
+from compiler.artifact.schema import ParityStatus
 from compiler.driver.clock import Clock
 from compiler.driver.stages.execute import emulated_run
 from compiler.driver.stages.reference import ParityCase
@@ -78,3 +79,33 @@ def test_parity_and_memory_share_a_run(artifact: Artifact, tmp_path: Path) -> No
     assert runs[0].peak_bytes == runs[1].peak_bytes
     entries, _ = store.info().stages["verify"]
     assert entries == 2, "the run, and what it was judged to be"
+
+
+def test_what_ended_in_time_is_judged_and_what_did_not_is_said(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages, limits = Stages(Store(tmp_path / "cache"), Clock("camera")), ChildLimits()
+    other = {"image": IMAGE["image"] + 1}
+    cases = [
+        ParityCase(label, image, reference(conv_model(), image)) for label, image in (("one", IMAGE), ("two", other))
+    ]
+    emulated_run(artifact, "digest", IMAGE, where="camera: memory", stages=stages, child_limits=limits)
+    (tmp_path / "qemu-aarch64").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "qemu-aarch64").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    verification = verify_artifact(
+        artifact,
+        "digest",
+        cases,
+        reference=conv_model(),
+        tolerance="fp32",
+        repeat=0,
+        where="camera: verify",
+        stages=stages,
+        child_limits=limits,
+        is_emulated=True,
+        emulate_s=1,
+    )
+    assert verification.parity.status == ParityStatus.PASSED and verification.instructions is None
+    assert [point.sizes for point in verification.parity.points] == ["one"]
+    assert "not executed: two: it did not end in the emulator within 1 s" in verification.reason

@@ -65,3 +65,13 @@ def test_of_a_language_models_limit_its_cache_and_the_logits_of_a_prompt_are_tak
     cache = 4 * SIZE.layers * 2 * SIZE.kv_heads * 32 * SIZE.head_width
     logits = 4 * 16 * SIZE.vocabulary
     assert found.target_plan.payload_bytes == (100 << 20) - 2 * cache - logits - RUNTIME_BYTES
+
+
+def test_a_cache_that_is_written_in_place_is_taken_off_once(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, "limits: {memory_mib: 100}")
+    found = bound_payload(plan, tiny_decoder(), Generation(context=32, prefill=16), in_place=True)
+    row = 4 * SIZE.layers * 2 * SIZE.kv_heads * SIZE.head_width
+    logits = 4 * 16 * SIZE.vocabulary
+    # a prompt of 16 tokens behind a full context has places of its own
+    assert found.target_plan.payload_bytes == (100 << 20) - row * (32 - 1 + 16) - logits - RUNTIME_BYTES
+    assert "the cache takes 0.0 MiB" in found.decisions["payload"].reason
