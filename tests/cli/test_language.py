@@ -11,6 +11,8 @@ import pytest
 from decoder_graph import DecoderSize
 from language_models import tiny_decoder, tiny_text, windows
 
+from compiler.driver.stages import emulation
+from compiler.driver.stages.emulation import reckon
 from compiler.model.onnx_runtime import OnnxRuntimeSession
 from compiler.model.reference import Unoptimized
 from tests.cli.conftest import SLOW, Place, make_place
@@ -148,6 +150,45 @@ def test_activations_in_int8_compete_and_are_judged_product_by_product(built: Pl
     border = ir.load(built.root / "boards" / "phone" / "border.onnx")
     # q, k and v read the same in the same blocks: products that read the same share a rounding
     assert 0 < sum(node.op_type == "QuantizeLinear" for node in border.graph) < 8
+
+
+@SLOW
+@pytest.mark.needs_tvm
+@pytest.mark.needs_emulator
+def test_a_phone_sized_board_answers_in_the_emulator_what_its_time_allows(
+    built: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = FLEET.replace("MEMORY", "400").replace("profile: phone.yaml", "profile: raspberry-pi-5")
+    (built.root / "pi.yaml").write_text(text.replace("precision: int4-weights", "precision: int4-weights-int8"))
+    outcome = built.run("build", "pi.yaml", "-o", "pi")
+    assert outcome.code == 0, outcome.err
+    manifest = json.loads((built.root / "pi" / "phone" / "manifest.json").read_text())
+    parity, spoken = manifest["verdict"]["parity"], manifest["generation"]
+    assert [point["sizes"] for point in parity["points"]][-1].startswith("sequence=16, past=31")
+    assert parity["products_sqnr_db"] > 40
+    gates = {gate["name"]: gate for gate in manifest["gates"]}
+    assert gates["memory: process"]["passed"] and gates["memory: process"]["evidence"] == "measured-emulator"
+    assert spoken["note"] == "2 answered by its program in the emulator" and len(spoken["answers"]) == 2
+    assert spoken["speed_evidence"] == "estimated" and spoken["tokens_per_s"] > 0
+    assert "one core assumed" in (built.root / "pi" / "report.html").read_text()
+
+    # the same where the emulator is so slow that the largest size takes 700 of its 600 seconds
+    model = tiny_decoder(SIZE)
+    macs = reckon(model, windows(model, 1, length=16, past=31)[0])[1]
+    monkeypatch.setattr(emulation, "INTEGER_MACS_PER_S", macs / 700)
+    monkeypatch.setattr(emulation, "FLOAT_MACS_PER_S", macs / 700)
+    outcome = built.run("build", "pi.yaml", "-o", "slow")
+    assert outcome.code == 0, outcome.err
+    manifest = json.loads((built.root / "slow" / "phone" / "manifest.json").read_text())
+    sizes = [point["sizes"] for point in manifest["verdict"]["parity"]["points"]]
+    assert sizes[-1] == "sequence=8, past=31" and not any("sequence=16" in size for size in sizes)
+    reason = manifest["verdict"]["parity"]["reason"]
+    assert "not executed: sequence=16, past=31" in reason and "reckoned with 700 s in the emulator" in reason
+    (memory,) = (gate for gate in manifest["gates"] if gate["name"] == "memory: process")
+    assert memory["passed"] is None and "not executed: sequence=16" in memory["why"]
+    assert manifest["generation"]["note"].startswith("2 by the border model in ONNX Runtime")
+    for text in (outcome.out, (built.root / "slow" / "report.html").read_text()):
+        assert "not executed: sequence=16, past=31" in text
 
 
 @SLOW
