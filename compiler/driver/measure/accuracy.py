@@ -72,7 +72,7 @@ def choose_stand_in(made: BuiltCandidate, *, whole: bool) -> StandIn:
         return StandIn(MeasuredOn.NOTHING, f"{why}: {made.verdict.reason}" if made.verdict.reason else why)
     executed = made.verdict.evidence == Evidence.EMULATOR
     note = (
-        f"the artifact agreed with it on {len(made.points)} sets of inputs under the emulator"
+        f"the artifact agreed with it on {len(made.verdict.parity.points)} sets of inputs under the emulator"
         if executed
         else f"the artifact itself was not executed: {made.verdict.reason}"
     )

@@ -110,12 +110,11 @@ def _by_build(context: BuildContext, made: BuiltCandidate, decoder: Decoder, ask
 
     On this machine itself they are timed while nothing else runs.
     """
-    if asked and is_foreign(context.job.profile.cpu):
-        return _by_emulator(context, made, decoder, asked)
-    if not asked or made.verdict.evidence != Evidence.HOST:
-        return _Replies()
-    reply = _ask(context, made, decoder, asked)
-    return _Replies(reply.answers, reply.evidence)
+    if asked and made.verdict.evidence == Evidence.HOST:
+        reply = _ask(context, made, decoder, asked)
+        return _Replies(reply.answers, reply.evidence)
+    is_emulated = is_foreign(context.job.profile.cpu) and not made.built.artifact.deferred
+    return _by_emulator(context, made, decoder, asked) if asked and is_emulated else _Replies()
 
 
 def _ask(context: BuildContext, made: BuiltCandidate, decoder: Decoder, asked: tuple[Asked, ...]) -> GenerateAnswer:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from compiler.artifact import Evidence
 from compiler.artifact.manifest import BORDER
 from compiler.artifact.schema import Parity, ParityStatus, Reference
 from compiler.driver.stages.bisect import explain_divergence
@@ -17,6 +18,7 @@ from compiler.driver.stages.border_parity import hold_to_model, judge_border
 from compiler.driver.stages.compile import Built, build_artifact
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.emulation import LeftOut, choose_points, fewer_tokens, total_s, up_to
+from compiler.driver.stages.execute import emulated_run
 from compiler.driver.stages.inputs import sizes_label
 from compiler.driver.stages.kernels import (
     Kernels,
@@ -34,7 +36,7 @@ from compiler.driver.stages.reference import ParityCase, reference_cases
 from compiler.driver.stages.rewrite import rewritten_entry
 from compiler.driver.stages.verify import Verification, not_executed, verify_artifact
 from compiler.driver.stages.weights import weights_entry
-from compiler.errors import GateFailed, UnsupportedModel
+from compiler.errors import GateFailed, TargetUnavailable, ToolchainFailed, UnsupportedModel
 from compiler.fleet.detect import host_isa
 from compiler.fleet.profile import Cpu
 from compiler.model.decoder import find_decoder
@@ -43,6 +45,8 @@ from compiler.plan import Plan
 from compiler.store import BORDER_STAGES, Entry, StageName
 from compiler.target.capability import refuse_unsupported
 from compiler.tune import Curve, Scheduled, TuningLog
+
+UNDELIVERED = "it is not delivered, and others are compared with it at smaller sizes"
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ def build(
         is_changed = _reference(plan, border_parity) == Reference.BORDER_MODEL
         points = _reference_cases(context, border.load(), border.digest) if is_changed else imported
         weak = weak_proofs(points, is_random=ready.inputs.is_random)
-        points, left_out = _executed(context, border, plan, points, is_changed=is_changed)
+        points, left_out = _executed(context, border, plan, built, points, is_changed=is_changed)
     return UnverifiedCandidate(
         plan, border, built, points, border_parity, weak, kernels.scheduled, kernels.curves, left_out
     )
@@ -167,7 +171,13 @@ def _typical_label(plan: Plan) -> str:
 
 
 def _executed(
-    context: BuildContext, border: Border, plan: Plan, points: tuple[ParityCase, ...], *, is_changed: bool
+    context: BuildContext,
+    border: Border,
+    plan: Plan,
+    built: Built,
+    points: tuple[ParityCase, ...],
+    *,
+    is_changed: bool,
 ) -> tuple[tuple[ParityCase, ...], tuple[LeftOut, ...]]:
     """The points that are executed, and what is not: an emulator is given what it is reckoned to end in its time.
 
@@ -179,14 +189,35 @@ def _executed(
     is_delivered = plan.rule in context.job.plan.candidates
     possible = points if is_delivered else up_to(points, _typical_label(plan))
     model = border.load()
-    chosen, left_out = choose_points(model, possible, seconds=seconds)
+    chosen, late = choose_points(model, possible, seconds=seconds)
+    left_out = (*late, *(LeftOut(point.label, UNDELIVERED) for point in points[len(possible) :]))
+    if not left_out or not _is_emulated(context, built, points[0]):
+        return points, ()
     for one in left_out:
         context.clock.note(f"{plan.precision}: not executed: {one}")
-    if left_out and is_delivered and context.job.device.generation is not None:
+    if is_delivered and context.job.device.generation is not None:
         parts = fewer_tokens(model, points[-1], find_decoder(model), seconds=seconds - total_s(model, chosen))
         source = (model, border.digest) if is_changed else (ready.model, ready.digest)
         chosen += reference_cases(*source, parts, context.stages)
     return chosen, left_out
+
+
+def _is_emulated(context: BuildContext, built: Built, point: ParityCase) -> bool:
+    """Whether an emulator runs what was built for a foreign processor: some targets' builds run on any.
+
+    The smallest size tells, whose run is kept for parity.
+    """
+    limits, where = context.options.child_limits, f"{context.name}: verify"
+    limits = replace(limits, timeout_s=min(limits.timeout_s, context.options.emulate_s))
+    try:
+        run = emulated_run(
+            built.artifact, built.entry.digest, point.inputs, where=where, stages=context.stages, child_limits=limits
+        )
+    except TargetUnavailable:  # whoever verifies it says why
+        return False
+    except ToolchainFailed:
+        return True
+    return run.evidence == Evidence.EMULATOR
 
 
 def _rewritten(context: BuildContext, plan: Plan) -> Path | None:

@@ -148,14 +148,7 @@ def up_to(points: Sequence[ParityCase], label: str) -> tuple[ParityCase, ...]:
 
 def _at_sizes(model: ir.Model, inputs: Arrays) -> ir.Model:
     """A copy of the model, weights shared, with the sizes of some inputs."""
-    sizes = {
-        str(dim.value): size
-        for value in model.graph.inputs
-        if value.shape is not None and value.name in inputs
-        for dim, size in zip(value.shape, inputs[str(value.name)].shape, strict=True)
-        if isinstance(dim, ir.SymbolicDim)
-    }
-    if not sizes:
+    if all(value.shape is None or value.shape.is_static() for value in model.graph.inputs):
         return model
     copy = model.clone()
     for value in copy.graph.inputs:
