@@ -155,6 +155,7 @@ def test_activations_in_int8_compete_and_are_judged_product_by_product(built: Pl
 @SLOW
 @pytest.mark.needs_tvm
 @pytest.mark.needs_emulator
+@pytest.mark.timeout(900)
 def test_a_phone_sized_board_answers_in_the_emulator_what_its_time_allows(
     built: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def _ask(context: BuildContext, made: BuiltCandidate, decoder: Decoder, asked: t
         GenerateAnswer,
         [(made.built, {})],
         lambda _: GenerateTask(artifact, decoder, asked),
+        is_alone=made.verdict.evidence == Evidence.HOST,
         asked=[asdict(one) for one in asked],
     )
     return reply

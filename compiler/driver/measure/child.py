@@ -30,6 +30,7 @@ def measure_in_child(
     task: Callable[[tuple[Path, ...]], Task],
     *,
     times: int = 1,
+    is_alone: bool = True,
     **arguments: object,
 ) -> tuple[A, ...]:
     """Has artifacts measured in child processes, or takes the results from the store.
@@ -41,6 +42,7 @@ def measure_in_child(
         builds: The artifacts, each with its inputs.
         task: Files with those inputs → what the child is to do.
         times: Child processes to ask, one after another.
+        is_alone: Whether other work of builds waits meanwhile; the time of what an emulator runs is no figure.
         arguments: What else the results depend on.
 
     Returns:
@@ -62,7 +64,8 @@ def measure_in_child(
             answers = [ask(asked, answer, folder=scratch, child_limits=limits, where=where) for _ in range(times)]
         write_result(folder, _RESULTS, [to_json(result) for result in answers])
 
-    entry = context.stages.measure(
+    run = context.stages.measure if is_alone else context.stages.run
+    entry = run(
         stage,
         make,
         builds=[built.entry.digest for built, _ in builds],
