@@ -10,18 +10,16 @@ Otherwise the model stays as it was and a note names what happened.
 
 from __future__ import annotations
 
-import atexit
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from compiler.errors import ToolchainFailed, UnsupportedModel
-from compiler.model.forks import ForkServer
+from compiler.model.forks import shared_server
 from compiler.model.frontend.tensors import each_graph
 from compiler.model.graph import SMALL_TENSOR_BYTES, PassResult, check_model, skeleton
 from compiler.model.numerics import TOLERANCES
@@ -81,14 +79,6 @@ class _Refused(Exception):
     """Why the result is not adopted."""
 
 
-@cache
-def _fork_server() -> ForkServer:
-    """Where onnxsim's processes are forked from: importing it takes longer than simplifying most models."""
-    forks = ForkServer("compiler.passes.onnxsim_child:prepare", name="fleetc-onnxsim")
-    atexit.register(forks.close)
-    return forks
-
-
 def _run(bare: onnx.ModelProto, command: Sequence[str], mode: str, *, timeout_s: float) -> onnx.ModelProto:
     with scratch_folder() as folder:
         (folder / SOURCE).write_bytes(bare.SerializeToString())
@@ -108,7 +98,9 @@ def _start(command: Sequence[str], folder: Path, mode: str) -> Child:
     try:
         if command:
             return start_program([*command, str(folder), mode], folder)
-        return fork_child(_fork_server(), "compiler.passes.onnxsim_child:simplify", folder, mode)
+        # importing what onnxsim needs takes longer than simplifying most models
+        forks = shared_server("compiler.passes.onnxsim_child:prepare", name="fleetc-onnxsim")
+        return fork_child(forks, "compiler.passes.onnxsim_child:simplify", folder, mode)
     except (OSError, ToolchainFailed) as error:
         raise _Refused(f"it could not be started: {error}") from error
 
