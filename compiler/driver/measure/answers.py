@@ -204,8 +204,9 @@ def _prompt_rate(asked: tuple[Asked, ...], replies: tuple[Answered, ...]) -> flo
 
 def _memory(context: BuildContext, made: BuiltCandidate, decoder: Decoder) -> ProcessMemory:
     """Peak memory with the model opened, behind an empty cache, and behind a full one."""
-    if made.verdict.evidence == Evidence.EMULATOR and not made.left_out:
-        peak, evidence = peak_bytes(context, made.built, made.points[-1].inputs, runs=1)
+    is_whole = not made.left_out and len(made.verdict.parity.points) == len(made.points)
+    if made.verdict.evidence == Evidence.EMULATOR and is_whole:
+        peak, evidence = peak_bytes(context, made.built, made.points[-1].inputs)
         return ProcessMemory(None, None, peak, evidence, "the emulator runs the largest sizes alone")
     if made.verdict.evidence != Evidence.HOST:
         return ProcessMemory(None, None, None, Evidence.NONE, made.verdict.reason or "it was not executed here")
