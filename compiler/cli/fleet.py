@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     default=EMULATE_S,
     show_default=True,
     metavar="SECONDS",
-    help="Longest time one build may run in the emulator; what did not end in it is delivered as not executed.",
+    help="Longest time one build may run in the emulator; sizes that would not end in it are not executed.",
 )
 @click.option("--dump-passes", type=FOLDER, metavar="DIR", help="Write the model after every pass that changed it.")
 @click.option(
