@@ -96,22 +96,6 @@ def tile_choices(spec: ConvSpec, dot: Dot, *, groups: int | None = None) -> tupl
     return tuple(sorted(fitting, key=lambda tile: predicted_instructions(spec, tile, dot))[:MAX_CHOICES])
 
 
-def choose_tile(
-    spec: ConvSpec, dot: Dot, schedule: Mapping[str, Mapping[str, object]], *, groups: int | None = None
-) -> Tile:
-    """The schedule's tile for the convolution where it has one that still exists, else the cheapest.
-
-    Args:
-        spec: The convolution.
-        dot: How the machine multiplies int8.
-        schedule: `workload_digest` → a tile, as `Tile.to_dict` gives it.
-        groups: Of the tile that the weights are packed for; None: any.
-    """
-    tiles = tile_choices(spec, dot, groups=groups)
-    wanted = dict(schedule.get(workload_digest(spec, dot), {}))
-    return next((tile for tile in tiles if tile.to_dict() == wanted), tiles[0])
-
-
 def workload_digest(spec: ConvSpec, dot: Dot) -> str:
     """Names the convolution in tuning logs and plans (64 hex digits)."""
     value = {"family": "int8", "dot": dot, **asdict(spec)}
