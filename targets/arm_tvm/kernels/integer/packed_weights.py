@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.arm_tvm.kernels.integer.conv import chunks
+from targets.arm_tvm.kernels.integer.gathered import gathered
 from targets.arm_tvm.kernels.integer.int8_depthwise import FOUR
 from targets.arm_tvm.kernels.integer.runs import runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
@@ -39,6 +40,9 @@ def _taps(weights: Int8, spec: ConvSpec) -> Int8:
 
 
 def _pack_direct(weights: Int8, spec: ConvSpec, tile: Tile, dot: Dot) -> Int8:
+    own = gathered(spec, dot)
+    if own != spec:
+        spec, weights = own, weights.transpose(0, 2, 3, 1).reshape(len(weights), -1, 1, 1)
     outputs, inputs, height, width = weights.shape
     missing = spec.result.blocks * BLOCK - outputs
     if not vectors_of(dot).by_lane:
