@@ -1,4 +1,4 @@
-"""Winograd's algorithm in int16: to the bit what the direct convolution of integers gives, and chosen where it is cheaper."""
+"""Winograd's algorithm in int16: to the bit what the direct convolution gives, and chosen where it is cheaper."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def computed(spec: ConvSpec, way: Way, arrays: tuple[Array, Array, Array], scale
     factors = (np.full(spec.result.blocks * BLOCK, value, np.float32) for value in (scale, 0.25))
     arguments = [blocked(images), pack_weights(weights, spec, way, "generic"), *factors, blocked(residual)]
     function = emit(Kernel(spec, "generic", way)).with_attr("global_symbol", "main")
-    # Winograd's is long: LLVM's full optimization takes seconds.
-    target = {"kind": "llvm", "mcpu": "x86-64-v3", "opt-level": 1}
+    # Winograd's is long: to optimize it takes seconds.
+    target = {"kind": "llvm", "mcpu": "x86-64-v3", "opt-level": 0}
     built = tvm.compile(tvm.IRModule({"main": function}), target=target)
     result = tvm.runtime.empty((spec.result.elements,), "int8")
     built(*(tvm.runtime.tensor(argument) for argument in arguments), result)
@@ -78,9 +78,8 @@ def computed(spec: ConvSpec, way: Way, arrays: tuple[Array, Array, Array], scale
 @pytest.mark.parametrize(
     ("spec", "way"),
     [
-        (spec_of(20, 36, (11, 9), (1, 2), batch=2), WinogradTile(4, 2, 3)),
+        (spec_of(20, 36, (11, 10), (1, 2), batch=2), WinogradTile(4, 2, 3)),
         (spec_of(5, 3, (7, 13), (0, 1)), WinogradTile(2, 2, 5)),
-        (spec_of(16, 16, (6, 10), (0, 0)), WinogradTile(4, 1, 2)),
     ],
 )
 def test_results_are_those_of_the_direct_convolution(spec: ConvSpec, way: WinogradTile) -> None:
@@ -137,10 +136,8 @@ def test_it_is_for_windows_of_3_by_3_that_move_by_one_alone(changed: dict[str, o
 
 
 def test_transformed_weights_that_would_not_stay_in_the_cache_have_smaller_tiles_or_none() -> None:
-    sizes = {
-        channels: {way.m for way in winograd_choices(spec_of(channels, 16, (8, 8)), "widen")}
-        for channels in (128, 256, 512)
-    }
+    specs = {channels: spec_of(channels, 16, (8, 8)) for channels in (128, 256, 512)}
+    sizes = {channels: {way.m for way in winograd_choices(spec, "widen")} for channels, spec in specs.items()}
     assert sizes == {128: {2, 4}, 256: {2}, 512: set()}
 
 
@@ -166,23 +163,24 @@ def test_other_sizes_of_a_range_read_the_weights_as_they_are_packed() -> None:
 
 
 @needs_aarch64
-def test_under_the_emulator_a_build_gives_what_one_with_the_direct_kernel_gives(
+def test_under_the_emulator_results_are_those_of_the_direct_kernel(
     tmp_path: Path, cache_dir: Path, pi5: object
 ) -> None:
     net = Quantizing(unsigned=True)
     data = net.steps("image", 0.03)
-    net.add("Conv", [data, net.weights("w", (16, 24, 3, 3), least=-128), net.bias("b", 16)], "c", pads=[1] * 4)
-    model = net.model({"image": (1, 24, 9, 10)}, {net.steps("c", 0.1): (1, 16, 9, 10)})
-    (kernel,) = [kernel for kernel in use_integers(model, "widen").kernels.values() if kernel.way]
-    assert isinstance(kernel.spec, ConvSpec) and isinstance(kernel.way, WinogradTile)
-    direct = tile_choices(kernel.spec, "widen")[0]
-    image = {"image": np.random.default_rng(3).standard_normal((1, 24, 9, 10)).astype(np.float32) * 3}
-    results = []
-    for name, way in (("winograd", kernel.way), ("direct", direct)):
-        (tmp_path / name).mkdir()
-        schedule = {workload_digest(kernel.spec, "widen"): way.to_dict()}
-        plan = TargetPlan(precision="int8", options=PI4, cache_dir=cache_dir, schedule=schedule)
-        (result,) = TARGET.load(TARGET.build(model, plan, pi5, workdir=tmp_path / name)).run(image).values()
-        results.append(result)
-    np.testing.assert_array_equal(*results)
-    assert len(np.unique(results[0])) > 40
+    weights, bias = net.weights("w", (16, 24, 3, 3), least=-128), net.bias("b", 16)
+    whole, positive = (net.add("Conv", [data, weights, bias], name, pads=[1] * 4) for name in ("whole", "positive"))
+    net.add("Relu", [positive], "cut")
+    outputs = {net.steps(name, 0.1): (1, 16, 8, 8) for name in (whole, "cut")}
+    model = net.model({"image": (1, 24, 8, 8)}, outputs)
+    # Of two convolutions of the same weights that differ in an activation one is computed directly.
+    kernels = [kernel for kernel in use_integers(model, "widen").kernels.values() if kernel.way]
+    specs = [kernel.spec for kernel in kernels if isinstance(kernel.spec, ConvSpec)]
+    assert [type(kernel.way) for kernel in kernels] == [WinogradTile] * 2 and len(set(specs)) == 2
+    schedule = {workload_digest(specs[1], "widen"): tile_choices(specs[1], "widen")[0].to_dict()}
+    plan = TargetPlan(precision="int8", options=PI4, cache_dir=cache_dir, schedule=schedule)
+    image = {"image": np.random.default_rng(3).standard_normal((1, 24, 8, 8)).astype(np.float32) * 3}
+    results = TARGET.load(TARGET.build(model, plan, pi5, workdir=tmp_path)).run(image)
+    winograd, direct = (results[name] for name in outputs)
+    np.testing.assert_array_equal(np.maximum(winograd, 0), direct)
+    assert len(np.unique(winograd)) > 100
