@@ -1,8 +1,8 @@
 """How a model must be quantized for the integer kernels, and the gain in speed, as data.
 
 The gains are quotients of instructions that one inference of the face network executes, fp32 with Winograd's algorithm
-against int8: 40.6 M (ncnn's) to 21.6 M with sdot, 16.8 M with smmla. With widening multiplies and of
-int8-weights it is our own fp32 on a Cortex-A72, 31.6 M, against 39.5 M and 47.0 M. On x86-64 they are quotients of times of that
+against int8: 40.6 M (ncnn's) to 21.6 M with sdot, 16.8 M with smmla. Of int8 by widening multiplies and of int8-weights
+it is our own fp32 on a Cortex-A72, 31.6 M, against 39.5 M and 47.0 M. On x86-64 they are quotients of times of that
 network on one core of a Xeon with AMX, rounded down: 3.1 ms in fp32, 1.05 ms with vpdpbusd, 0.53 ms with tdpbusd; with
 vectors of 256 bits, as code for an Intel N100, 6.3 ms in fp32 and 1.7 ms with vpdpbusd.
 """

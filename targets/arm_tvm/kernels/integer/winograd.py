@@ -2,7 +2,7 @@
 
 Results are bit for bit those of the direct convolution (`minimal_filters` says why). The result is cut into tiles of
 m × m; a band is `rows` rows of tiles. The input is copied with its border, so that all tiles are whole. For each band
-    V[ξ][ic/16][tile][16]  = B^T d B       int16 (ξ = 0 … n² − 1, n = m + 2)
+    V[ξ][ic/8][tile][8]    = B^T d B       int16 (ξ = 0 … n² − 1, n = m + 2)
 and for each block of 16 output channels
     U[ξ][ic][16]           = G g G^T       int16, of the weights as they are in the file: 9 bytes a filter and channel
     M[ξ][tile][16]         = Σ_ic U · V    int32, smlal and smlal2 by element
@@ -43,8 +43,8 @@ TAPS = 9
 """Weights of a filter for one channel."""
 HALF = 8
 """Lanes of int16."""
-FOURS = 2
-"""Vectors of four results that are requantized together: of all four of a block LLVM would spill sums."""
+FOURS = 4
+"""Vectors of sums of a block of channels."""
 
 
 def emit_winograd(spec: ConvSpec, tile: WinogradTile, dot: Dot) -> Any:
@@ -138,8 +138,8 @@ class _Winograd:
     def _multiply(self, to: Any, factors: tuple[Any, Any], xi: Any, part: tuple[Any, int]) -> None:
         """M[ξ] of some tiles."""
         emitter, (v, u), (tile, tiles) = self.emitter, factors, part
-        sums = emitter.allocate(4 * tiles, "int32x4")
-        for place in range(4 * tiles):
+        sums = emitter.allocate(FOURS * tiles, "int32x4")
+        for place in range(FOURS * tiles):
             emitter.add(store(sums, place, broadcast(0, 4, "int32"), 1))
         with emitter.loop(2 * self.sources) as eight:
             data = emitter.let(xi * self.v_step + (eight * self.band + tile) * HALF)
@@ -148,7 +148,7 @@ class _Winograd:
             for step in range(HALF):
                 self._step(sums, (u, weights + step * BLOCK), columns, step)
         results = emitter.let(xi * self.m_step + tile * BLOCK)
-        for place in range(4 * tiles):
+        for place in range(FOURS * tiles):
             emitter.add(store(to, results + place * 4, load(sums, place, 1), 4))
 
     def _step(self, sums: Any, weights: tuple[Any, Any], columns: list[Any], step: int) -> None:
@@ -158,14 +158,15 @@ class _Winograd:
         fours = [shuffle([vector], range(at, at + 4)) for vector in vectors for at in (0, 4)]
         for tile, column in enumerate(columns):
             operand = shuffle([column], [step] * 4)
-            for place, four in enumerate(fours, 4 * tile):
+            for place, four in enumerate(fours, FOURS * tile):
                 self.emitter.add(store(sums, place, multiply_add(self.emitter, load(sums, place, 1), four, operand), 1))
 
     def _transform_results(self, sums: Any, place: Any, at: tuple[Any, Any]) -> None:
         (band, group), emitter, image = at, self.emitter, self.spec.result
         first = group * BLOCK
-        scales, biases = (
-            [emitter.let(load(buffer, first + 4 * part, 4)) for part in range(4)] for buffer in (self.scale, self.bias)
+        factors = tuple(
+            [emitter.let(load(buffer, first + 4 * four, 4)) for four in range(FOURS)]
+            for buffer in (self.scale, self.bias)
         )
         half = emitter.allocate(self.m * self.n * BLOCK, "int32", "global")
         with emitter.loop(self.rows) as row:
@@ -175,52 +176,44 @@ class _Winograd:
                 corner = ty * (self.m * image.row_stride) + tx * (self.m * BLOCK)
                 target = emitter.let(place + group * image.block_stride + corner)
                 self._transform_columns(sums, source, half)
-                for part in range(0, 4, FOURS):
-                    chosen = slice(part, part + FOURS)
-                    self._transform_rows(half, (target, lines, columns), part, (scales[chosen], biases[chosen]))
+                self._transform_rows(half, (target, lines, columns), factors)
 
     def _transform_columns(self, sums: Any, source: Any, half: Any) -> None:
-        """A^T applied to the columns of M of one tile. A loop: of longer code LLVM would keep all in registers."""
+        """A^T applied to the columns of M of one tile; a loop, since LLVM spills what is written out."""
         n, emitter = self.n, self.emitter
         with emitter.loop(n) as j:
             first = emitter.let(source + j * self.m_step)
-            for four in range(4):
+            for four in range(FOURS):
                 column = [emitter.let(load(sums, first + (i * n * self.m_step + 4 * four), 4)) for i in range(n)]
                 for y, value in enumerate(self.wrapped.result(column, self.own)):
                     emitter.add(store(half, j * BLOCK + (y * n * BLOCK + 4 * four), value, 4))
 
     def _kinds(self, ty: Any) -> Iterator[tuple[tuple[int, int], Any]]:
         """Opens the code of whole tiles, then of cut ones; yields their rows and columns, and the tile's column."""
-        height, width = self.spec.result.height, self.spec.result.width
-        for lines, first in ((self.m, 0), (height % self.m, height // self.m)):
-            count = height // self.m if first == 0 and lines == self.m else 1
-            if not lines or not count:
-                continue
-            alone = count == self.bands * self.rows
-            inside = ty < count if lines == self.m else ty == first
-            with self.emitter.when(None if alone else inside):
-                if width // self.m:
-                    with self.emitter.loop(width // self.m) as tx:
-                        yield (lines, self.m), tx
-                if width % self.m:
-                    yield (lines, width % self.m), int32(width // self.m)
+        from tvm import tirx
 
-    def _transform_rows(
-        self, half: Any, to: tuple[Any, int, int], part: int, factors: tuple[list[Any], list[Any]]
-    ) -> None:
-        """The results of one tile in some fours of channels."""
+        result = self.spec.result
+        for top, down, lines in _cut(result.height, self.m):
+            # The condition also excludes rows that the last band has and the image has not.
+            alone = down == self.bands * self.rows
+            with self.emitter.when(None if alone else tirx.all(ty >= top, ty < top + down)):
+                for left, across, columns in _cut(result.width, self.m):
+                    with self.emitter.loop(across) as tx:
+                        yield (lines, columns), tx + left
+
+    def _transform_rows(self, half: Any, to: tuple[Any, int, int], factors: tuple[list[Any], ...]) -> None:
+        """A^T applied to the rows of that: the results of one tile, requantized."""
         (target, lines, width), n, image = to, self.n, self.spec.result
         for y in range(lines):
             fours = [
                 self.wrapped.result(
                     [self.emitter.let(load(half, (y * n + j) * BLOCK + 4 * four, 4)) for j in range(n)], self.own
                 )
-                for four in range(part, part + FOURS)
+                for four in range(FOURS)
             ]
             for x in range(width):
                 values = [self._exact(four[x], self.own.bits[y] + self.own.bits[x]) for four in fours]
-                offset = target + (y * image.row_stride + x * BLOCK + 4 * part)
-                self._finish(values, offset, factors)
+                self._finish(values, target + (y * image.row_stride + x * BLOCK), factors)
 
     def _exact(self, value: Any, bits: int) -> Any:
         """L² y → y as a float."""
@@ -231,9 +224,16 @@ class _Winograd:
         # scvtf with a shift: a power of two changes nothing of how it is rounded.
         return self.emitter.let(intrinsic("float32x4", "llvm.aarch64.neon.vcvtfxs2fp.v4f32.v4i32", value, int32(bits)))
 
-    def _finish(self, values: list[Any], offset: Any, factors: tuple[list[Any], list[Any]]) -> None:
+    def _finish(self, values: list[Any], offset: Any, factors: tuple[list[Any], ...]) -> None:
         residual = None
         if self.residual is not None:
-            residual = read_residual(self.residual, offset, 4 * len(values), self.dot)
-        final = scaled(values, *factors, residual, self.spec.epilogue)
+            residual = read_residual(self.residual, offset, BLOCK, self.dot)
+        scales, biases = factors
+        final = scaled(values, scales, biases, residual, self.spec.epilogue)
         write(self.emitter, final, (self.result, offset), self.spec.epilogue, self.dot)
+
+
+def _cut(size: int, m: int) -> list[tuple[int, int, int]]:
+    """A size in whole tiles and a rest: (first tile, tiles, size of one)."""
+    whole, rest = divmod(size, m)
+    return [part for part in ((0, whole, m), (whole, 1, rest)) if part[1] and part[2]]
