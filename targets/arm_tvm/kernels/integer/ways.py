@@ -1,7 +1,8 @@
 """The ways to compute an integer convolution, by predicted instructions: directly, or by Winograd's algorithm.
 
-Winograd's algorithm is for cores without an integer dot product: sdot makes 16 products an instruction, which is what the
-four of smlal stand for at F(4×4, 3×3). Results are the same to the bit, so the fewest predicted instructions decide.
+Winograd's algorithm is for cores without an integer dot product: sdot makes 16 products an instruction, which is what
+the four of smlal stand for at F(4×4, 3×3). Results are the same to the bit, so the fewest predicted instructions
+decide.
 """
 
 from __future__ import annotations

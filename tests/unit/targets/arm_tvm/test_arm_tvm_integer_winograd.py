@@ -26,11 +26,11 @@ PI4 = Options("aarch64-linux-gnu", "cortex-a72", ("+neon",))
 
 
 def spec_of(
-    channels: int, filters: int, size: tuple[int, int], pads: tuple[int, int] = (1, 1), batch: int = 1
+    channels: int, outputs: int, size: tuple[int, int], pads: tuple[int, int] = (1, 1), batch: int = 1
 ) -> ConvSpec:
     """A 3×3 convolution of stride 1 with the same padding at both ends of an axis."""
     rows, columns = (length + 2 * pad - 2 for length, pad in zip(size, pads, strict=True))
-    source, result = Image(batch, channels, *size), Image(batch, filters, rows, columns)
+    source, result = Image(batch, channels, *size), Image(batch, outputs, rows, columns)
     return ConvSpec(source, result, (3, 3), (1, 1), (1, 1), pads, -7, True, Epilogue(zero_point=3, residual_scale=0.5))
 
 
