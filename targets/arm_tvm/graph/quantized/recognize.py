@@ -1,10 +1,11 @@
 """Which nodes of a Q/DQ graph become which integer kernel.
 
-    conv     DQ(x), DQ(w) → Conv | Gemm | MatMul (+ bias) (+ DQ(r)) (→ Relu | Clip) (→ Q)
-    pool     DQ(x) → MaxPool | AveragePool | GlobalAveragePool (→ Relu | Clip) → Q
-    sum      DQ(x), DQ(y) → Add (→ Relu | Clip) → Q;   DQ(x) → Relu | Clip → Q;   DQ(x) → Q
+    conv     DQ(x), DQ(w) → Conv | Gemm | MatMul (+ bias) (+ DQ(r)) (→ activation) (→ Q)
+    pool     DQ(x) → MaxPool | AveragePool | GlobalAveragePool (→ activation) → Q
+    sum      DQ(x), DQ(y) → Add (→ activation) → Q;   DQ(x) → activation → Q;   DQ(x) → Q
     move     DQ(x) → Pad | Flatten | Reshape | Squeeze | Identity → Q,   DQ(x)… → Concat → Q     where Q and DQ agree
 
+An activation is what `activations` finds: Relu, HardSwish, Sigmoid, and what is made of them and of numbers.
 What matches none of them stays in float between DequantizeLinear and QuantizeLinear, as the model says it.
 """
 
@@ -16,6 +17,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from targets.arm_tvm.graph.quantized.activations import OPERATORS
 from targets.arm_tvm.graph.quantized.tail import Tail, epilogue_of, follow
 from targets.arm_tvm.graph.quantized.tensors import (
     Floats,
@@ -135,12 +137,18 @@ def _short(spec: ConvSpec, data: Quantized) -> ConvSpec:
 
 def match_behind(quantizer: ir.Node) -> bool:
     """Whether the integers that a QuantizeLinear makes come out of a kernel."""
-    value = quantizer.inputs[0] if is_op(quantizer, "QuantizeLinear") else None
-    while value is not None and (node := value.producer()) is not None:
+    pending = [quantizer.inputs[0]] if is_op(quantizer, "QuantizeLinear") else []
+    seen: set[ir.Value] = set()
+    while pending:
+        value = pending.pop()
+        node = value.producer() if value is not None and value not in seen else None
+        if value is None or node is None:
+            continue
+        seen.add(value)
         kernel = match(node)
         if kernel is not None and quantizer in kernel.tail.nodes:
             return True
-        value = node.inputs[0] if is_op(node, "Relu", "Clip", "Add") else None
+        pending += node.inputs if is_op(node, *OPERATORS) else []
     return False
 
 
@@ -245,11 +253,13 @@ def _add(node: ir.Node) -> Match | None:
 
 
 def _activation(node: ir.Node) -> Match | None:
-    data, image = dequantized(node.inputs[0]), image_of(static_shape(node.inputs[0]))
-    if data is None or image is None or node.inputs[0] is None:
+    computed = [value for value in node.inputs if value is not None and constant(value) is None]
+    value = computed[0] if computed else None
+    data, image = dequantized(value), image_of(static_shape(value))
+    if data is None or image is None or value is None or len(computed) > 1:
         return None
     # The chain begins in front of the activation, which so is its first step.
-    tail = follow(node.inputs[0])
+    tail = follow(value, first=node)
     if tail.result is None or not tail.nodes or tail.nodes[0] is not node:
         return None
     return _elementwise(node, (data,), image, tail)
@@ -366,9 +376,8 @@ _FINDERS = {
     "MaxPool": _pool,
     "AveragePool": _pool,
     "GlobalAveragePool": _pool,
-    "Add": _add,
-    "Relu": _activation,
-    "Clip": _activation,
+    **dict.fromkeys(OPERATORS, _activation),
+    "Add": lambda node: _add(node) or _activation(node),
     "Pad": _pad,
     "Flatten": _reshape,
     "Reshape": _reshape,
