@@ -72,6 +72,8 @@ def call(builder: Any, kernel: Kernel, arguments: list[Any]) -> Any:
     spec = kernel.spec
     if isinstance(spec, JoinSpec):
         return builder.emit(relax.op.concat(arguments, axis=0))
+    if isinstance(spec, UnpackSpec) and spec.is_same:
+        return builder.emit(relax.op.reshape(arguments[0], spec.shape))
     function = emit(kernel)
     if isinstance(spec, PackSpec):
         batch, channels, height, width = spec.source

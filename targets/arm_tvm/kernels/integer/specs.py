@@ -234,5 +234,12 @@ class UnpackSpec:
     scale: float
     zero_point: int
 
+    @property
+    def is_same(self) -> bool:
+        """Whether the image's elements are those of the result in the same order."""
+        image = self.source
+        in_order = image.layout == "rows" or image.height * image.width == 1
+        return self.source_dtype == self.dtype == "float32" and in_order and image.channels % BLOCK == 0
+
 
 Spec: TypeAlias = ConvSpec | PoolSpec | ElementwiseSpec | PadSpec | JoinSpec | PackSpec | UnpackSpec
