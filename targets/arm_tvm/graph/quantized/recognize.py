@@ -3,6 +3,7 @@
     conv     DQ(x), DQ(w) → Conv | Gemm | MatMul (+ bias) (+ DQ(r)) (→ activation) (→ Q)
     pool     DQ(x) → MaxPool | AveragePool | GlobalAveragePool (→ activation) → Q
     sum      DQ(x), DQ(y) → Add (→ activation) → Q;   DQ(x) → activation → Q;   DQ(x) → Q
+    gate     x · g → (activation →) Q                     where x and g are float results of kernels, g of one pixel
     move     DQ(x) → Pad | Flatten | Reshape | Squeeze | Identity → Q,   DQ(x)… → Concat → Q     where Q and DQ agree
 
 An activation is what `activations` finds: Relu, HardSwish, Sigmoid, and what is made of them and of numbers.
@@ -11,6 +12,7 @@ What matches none of them stays in float between DequantizeLinear and QuantizeLi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -36,6 +38,7 @@ from targets.arm_tvm.kernels.integer.specs import (
     ConvSpec,
     ElementwiseSpec,
     Epilogue,
+    GateSpec,
     Image,
     JoinSpec,
     PadSpec,
@@ -59,6 +62,7 @@ class Match:
         image: Layout of the result.
         weights: Of a convolution: (outputs, inputs, rows, columns).
         factors: Scale and bias per output channel, in units of the result.
+        floats: Float results of other kernels that it reads, after `inputs`.
     """
 
     node: ir.Node
@@ -68,6 +72,7 @@ class Match:
     image: Image
     weights: np.ndarray[tuple[int, ...], np.dtype[np.int8]] | None = None
     factors: tuple[Floats, Floats] | None = None
+    floats: tuple[ir.Value, ...] = ()
 
     @property
     def last(self) -> ir.Node:
@@ -81,6 +86,29 @@ def match(node: ir.Node) -> Match | None:
         return None
     finder = _FINDERS.get(node.op_type)
     return finder(node) if finder is not None else None
+
+
+def match_gate(node: ir.Node, floats: Mapping[ir.Value, Image]) -> Match | None:
+    """The kernel of an image whose channels are scaled, both computed by kernels before; None if the node is none.
+
+    Args:
+        node: The product.
+        floats: Float results of kernels, and how they lie.
+    """
+    if not is_op(node, "Mul") or any(value not in floats for value in node.inputs):
+        return None
+    operands = [(value, floats[value]) for value in node.inputs if value is not None]
+    gates = [operand for operand in operands if operand[1].height * operand[1].width == 1]
+    images = [operand for operand in operands if operand not in gates]
+    if len(gates) != 1 or len(images) != 1:
+        return None
+    (data, image), (gate, pixel) = images[0], gates[0]
+    same = (image.batch, image.channels, image.layout) == (pixel.batch, pixel.channels, pixel.layout)
+    tail = follow(node.outputs[0])
+    if not same or image.layout != "blocked" or tail.result is None:
+        return None
+    epilogue, unit, _ = epilogue_of(tail)
+    return Match(node, GateSpec(image, 1.0 / unit, epilogue), (), tail, image, floats=(data, gate))
 
 
 def image_of(shape: tuple[int, ...] | None) -> Image | None:

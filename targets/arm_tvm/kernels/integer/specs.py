@@ -188,6 +188,15 @@ class ElementwiseSpec:
 
 
 @dataclass(frozen=True)
+class GateSpec:
+    """y = clamp(round(f(a · g · scale) / step) + zero_point) of floats in blocks, g one number for each channel."""
+
+    image: Image
+    scale: float
+    epilogue: Epilogue
+
+
+@dataclass(frozen=True)
 class PadSpec:
     """A larger image around the source, which starts at `offset` (channel, row, column)."""
 
@@ -242,4 +251,4 @@ class UnpackSpec:
         return self.source_dtype == self.dtype == "float32" and in_order and image.channels % BLOCK == 0
 
 
-Spec: TypeAlias = ConvSpec | PoolSpec | ElementwiseSpec | PadSpec | JoinSpec | PackSpec | UnpackSpec
+Spec: TypeAlias = ConvSpec | PoolSpec | ElementwiseSpec | GateSpec | PadSpec | JoinSpec | PackSpec | UnpackSpec

@@ -99,3 +99,34 @@ def test_activations_of_integers_that_others_read_too_are_kernels_of_their_own()
         kernel.spec.epilogue.activations for kernel in kernels_of(model) if isinstance(kernel.spec, ElementwiseSpec)
     ]
     assert [len(text) for text in texts] == [1, 1, 0]
+
+
+def gated_network(channels: int = 24) -> ir.Model:
+    """Squeeze and excitation: an image whose channels are scaled by what is computed of their means."""
+    net = Quantizing(unsigned=True)
+    data = net.steps("image", 0.03)
+    net.add("Conv", [data, net.weights("w0", (channels, 16, 3, 3)), net.bias("b0", channels)], "c", pads=[1] * 4)
+    net.add("HardSwish", ["c"], "h")
+    mean = net.steps(net.add("GlobalAveragePool", [net.steps("h", 0.2)], "g"), 0.05)
+    net.add("Conv", [mean, net.weights("w1", (channels, channels, 1, 1)), net.bias("b1", channels)], "e")
+    net.add("HardSigmoid", ["e"], "s")
+    scaled = net.steps(net.add("Mul", ["h", "s"], "m"), 0.1)
+    net.add("Conv", [scaled, net.weights("w2", (16, channels, 1, 1))], "y")
+    return net.model({"image": SHAPE}, {"y": SHAPE})
+
+
+def test_channels_are_scaled_where_they_lie() -> None:
+    model = gated_network()
+    assert ops(model) == []
+    names = [node.name.split(".")[-2] for node in use_integers(model, "sdot").model.graph if node.name]
+    assert names.count("int8_gate") == names.count("int8_unpack") == 1
+    assert names.count("int8_pack") == 2  # the image, and the floats that the mean is computed of
+
+
+@pytest.mark.parametrize("dot", ["generic", "amx_int8"])
+def test_scaled_channels_are_what_the_model_says(dot: str, tmp_path: Path, cache_dir: Path, pi5: object) -> None:
+    options, needed = HOSTS[dot]
+    if missing := needed - host_isa():
+        pytest.skip(f"this machine's processor lacks {', '.join(sorted(missing))}")
+    model = gated_network()
+    assert_agrees(model, {"image": image(*SHAPE)}, built(model, options, tmp_path, cache_dir, pi5))
