@@ -1,7 +1,7 @@
 """Which nodes of a Q/DQ graph become which integer kernel.
 
     conv     DQ(x), DQ(w) → Conv | Gemm | MatMul (+ bias) (+ DQ(r)) (→ activation) (→ Q)
-    pool     DQ(x) → MaxPool | AveragePool | GlobalAveragePool (→ activation) → Q
+    pool     DQ(x) → MaxPool | AveragePool | GlobalAveragePool (→ activation) (→ Q)
     sum      DQ(x), DQ(y) → Add (→ activation) → Q;   DQ(x) → activation → Q;   DQ(x) → Q
     gate     x · g → (activation →) Q                     where x and g are float results of kernels, g of one pixel
     move     DQ(x) → Pad | Flatten | Reshape | Squeeze | Identity → Q,   DQ(x)… → Concat → Q     where Q and DQ agree
@@ -222,7 +222,7 @@ def _pool(node: ir.Node) -> Match | None:
     if data is None or source is None or result is None or source.layout != "blocked":
         return None
     tail = follow(node.outputs[0])
-    if tail.result is None or any(value.name and tuple(value.uses()) for value in node.outputs[1:]):
+    if any(value.name and tuple(value.uses()) for value in node.outputs[1:]):
         return None
     whole, maximum = node.op_type == "GlobalAveragePool", node.op_type == "MaxPool"
     kernel = (source.height, source.width) if whole else _pair(node, "kernel_shape")
@@ -232,7 +232,9 @@ def _pool(node: ir.Node) -> Match | None:
     epilogue, unit, _ = epilogue_of(tail)
     scale = data.scale / unit / (1 if maximum else prod(kernel))
     shift = -scale * data.zero_point * (1 if maximum else prod(kernel))
-    same = maximum and data.agrees(tail.result) and epilogue == Epilogue(True, data.zero_point)
+    same = (
+        maximum and tail.result is not None and data.agrees(tail.result) and epilogue == Epilogue(True, data.zero_point)
+    )
     spec = PoolSpec(
         source,
         result,
