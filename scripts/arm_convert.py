@@ -202,14 +202,17 @@ def _mnn_config(samples: Floats, pictures: Path, unit: float) -> dict[str, objec
     pictures.mkdir(exist_ok=True)
     for index, picture in enumerate(_pictures(samples, unit)):
         picture.save(pictures / f"{index}.png")
-    rows, columns = samples.shape[2:]
-    scale = {"format": "RGB", "mean": [0.0] * 3, "normal": [unit / 255] * 3, "width": columns, "height": rows}
+    channels, rows, columns = samples.shape[1:]
+    layout = "RGB" if channels == 3 else "GRAY"
+    scale = {"format": layout, "mean": [0.0] * channels, "normal": [unit / 255] * channels}
+    size = {"width": columns, "height": rows}
     methods = {"feature_quantize_method": "KL", "weight_quantize_method": "MAX_ABS"}
-    return {**scale, **methods, "path": f"{pictures}/", "used_image_num": len(samples), "model": "float.mnn"}
+    return {**scale, **size, **methods, "path": f"{pictures}/", "used_image_num": len(samples), "model": "float.mnn"}
 
 
 def _pictures(samples: Floats, unit: float) -> Iterator[Any]:
     from PIL import Image
 
     for sample in samples:
-        yield Image.fromarray(np.rint(sample.transpose(1, 2, 0) * (255 / unit)).clip(0, 255).astype(np.uint8))
+        pixels = np.rint(sample.transpose(1, 2, 0) * (255 / unit)).clip(0, 255).astype(np.uint8)
+        yield Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)  # gray has no axis of channels

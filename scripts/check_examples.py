@@ -26,8 +26,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         files = list(write_blocks(ROOT, Path(folder)))
         path = os.pathsep.join(map(str, (PLUGIN, HELPERS, ROOT)))
-        mypy = [sys.executable, "-m", "mypy", "--cache-dir", str(ROOT / ".mypy_cache" / "examples")]
-        command = [*mypy, "--strict", "--follow-imports=silent", str(PLUGIN / "acme_npu.py")]
+        command = [sys.executable, "-m", "mypy", str(PLUGIN / "acme_npu.py")]
         environment = {**os.environ, "MYPYPATH": path}
         return subprocess.run([*command, *map(str, files)], cwd=ROOT, env=environment, check=False).returncode
 

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     default=20,
     show_default=True,
-    help="Timed runs per batch size where it runs here.",
+    help="Timed runs per batch size where it runs here; fewer, 5 at least, where they would take longer than 5 s.",
 )
 @click.option(
     "--race-seconds",

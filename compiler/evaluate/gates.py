@@ -47,7 +47,7 @@ class Figure:
     Args:
         value: The figure in the gate's unit; None where there is none.
         evidence: Where it is from.
-        rule: What of it is judged: `point`, `bound`, `minimum of 3 runs`, `median`, `roofline`.
+        rule: What of it is judged: `point`, `bound`, `minimum of up to 3 runs`, `median`, `roofline`.
         why: Why there is none, or what its reader should know.
     """
 

@@ -183,6 +183,31 @@ def empty_cache(inputs: Sequence[TensorSpec], decoder: Decoder, *, rows: int = 1
     }
 
 
+def cut_cache(
+    cache: Arrays, inputs: Sequence[TensorSpec], decoder: Decoder, *, rows: int, past: int
+) -> dict[str, Array]:
+    """What the cache of the first sequences was behind their first tokens: part of what it is behind more of them.
+
+    Args:
+        cache: Input name → array.
+        inputs: What the model takes.
+        decoder: Which inputs are its cache.
+        rows: Sequences.
+        past: Tokens of each.
+    """
+    axes = {pair.past: pair.axis for pair in decoder.pairs}
+    return {
+        spec.name: cache[spec.name][
+            tuple(
+                slice(past) if axis == axes[spec.name] else slice(None) if isinstance(size, int) else slice(rows)
+                for axis, size in enumerate(spec.shape)
+            )
+        ]
+        for spec in inputs
+        if spec.name in axes
+    }
+
+
 def token_inputs(ids: TokenIds, past: int, inputs: Sequence[TensorSpec], decoder: Decoder) -> dict[str, Array]:
     """Ids, mask and positions of tokens behind others.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from io import RawIOBase
 from pathlib import Path
 
@@ -199,3 +201,11 @@ class ForkServer:
                 remedy="See whether this machine has memory and processes left.",
             )
         return int(answers.readline() or 0)
+
+
+@cache
+def shared_server(prepare: str, *arguments: str, name: str) -> ForkServer:
+    """This process's fork server of such a preparation, for whoever asks; it is closed when this process ends."""
+    forks = ForkServer(prepare, *arguments, name=name)
+    atexit.register(forks.close)
+    return forks

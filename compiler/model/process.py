@@ -39,6 +39,7 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 """Colours and other control characters, which a vendor's log may hold and a message must not."""
 
 MIB = 1 << 20
+LOG = "log.txt"
 Child: TypeAlias = subprocess.Popen[bytes] | Fork
 _running: set[Child] = set()
 """Children that were started and not ended yet, for an interrupt that reaches another thread than theirs."""
@@ -77,10 +78,15 @@ def start_child(module: str, folder: Path, *, pass_fds: Sequence[int] = ()) -> s
         folder: Its scratch folder.
         pass_fds: Pipes that it inherits.
     """
-    with (folder / "log.txt").open("wb") as output:
+    # -P: the current folder is no place for code
+    return start_program([sys.executable, "-P", "-m", module, str(folder)], folder, pass_fds=pass_fds)
+
+
+def start_program(command: Sequence[str], folder: Path, *, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Starts a program, whose output goes to the folder's `log.txt`. Raises OSError where it cannot be started."""
+    with (folder / LOG).open("wb") as output:
         child = subprocess.Popen(  # a session of its own, so that killing it takes the tools it started along
-            # -P: the current folder is no place for code
-            [sys.executable, "-P", "-m", module, str(folder)],
+            list(command),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -91,16 +97,18 @@ def start_child(module: str, folder: Path, *, pass_fds: Sequence[int] = ()) -> s
     return child
 
 
-def fork_child(forks: ForkServer, function: str, folder: Path) -> Fork:
-    """Has a process forked that calls `MODULE:FUNCTION` with the folder; its output goes to the folder's `log.txt`.
+def fork_child(forks: ForkServer, function: str, folder: Path, *arguments: str) -> Fork:
+    """Has a process forked that calls `MODULE:FUNCTION` with the folder and what is given beside it.
+
+    Its output goes to the folder's `log.txt`.
 
     Raises:
         ToolchainFailed: No process can be forked.
     """
-    with (folder / "log.txt").open("wb") as output:
+    with (folder / LOG).open("wb") as output:
         child = forks.fork(
             function,
-            [str(folder)],
+            [str(folder), *arguments],
             folder=Path.cwd(),
             environment=os.environ,
             output=output.fileno(),
@@ -211,7 +219,7 @@ def death_of(code: int) -> str:
 
 def log_tail(folder: Path) -> str:
     """The last lines a child wrote into its `log.txt`, to stand behind a message; empty if it wrote nothing."""
-    with (folder / "log.txt").open("rb") as file:
+    with (folder / LOG).open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
         text = file.read().decode("utf-8", "replace")
     lines = CONTROL.sub("", text).strip().splitlines()[-LOG_TAIL_LINES:]

@@ -74,7 +74,7 @@ def run_measured(number: int, step: Pass, model: ir.Model, *, before: GraphStats
     Raises:
         InternalError: The pass raised something that is not an error of the user's.
     """
-    copy = model.clone() if judge.may_undo else None
+    copy = judge.copy_of(model)
     started = time.perf_counter()
     result = _run(number, step, model)
     milliseconds = (time.perf_counter() - started) * 1000.0

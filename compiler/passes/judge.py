@@ -50,19 +50,23 @@ class Judge:
     def __init__(self, probe: Probe | None, model: ir.Model, *, undo: bool, strict: bool) -> None:
         self._probe, self._undo, self._strict = probe, undo, undo and strict
         self._outputs = None if probe is None else probe.expected
+        self._copy: ir.Model | None = None
         self._tolerance = tolerance_of(model)
         self._steps = count_quantized_steps(model)
         self._noise_db = math.inf
         if self._steps and probe is not None and probe.expected is not None:
             self._noise_db = min(own_noise_db(model, probe.inputs, probe.expected).values(), default=math.inf)
 
-    @property
-    def may_undo(self) -> bool:
-        """Whether a pass may have to be undone."""
-        return self._undo and self._outputs is not None
+    def copy_of(self, model: ir.Model) -> ir.Model | None:
+        """The model as it is now; None where no pass may have to be undone. Copied again after a pass changed it."""
+        if not self._undo or self._outputs is None:
+            return None
+        self._copy = self._copy or model.clone()
+        return self._copy
 
     def look(self, step: Pass, model: ir.Model) -> Finding:
         """The finding on a pass that changed the model; an accepted result is what the next pass is compared with."""
+        self._copy = None
         if self._probe is None or self._probe.expected is None or self._outputs is None:
             return Finding(None, NO_PROBE if self._probe is None else self._probe.why)
         try:

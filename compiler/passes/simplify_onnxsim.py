@@ -11,7 +11,6 @@ Otherwise the model stays as it was and a note names what happened.
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +18,16 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from compiler.errors import UnsupportedModel
+from compiler.errors import ToolchainFailed, UnsupportedModel
+from compiler.model.forks import shared_server
 from compiler.model.frontend.tensors import each_graph
 from compiler.model.graph import SMALL_TENSOR_BYTES, PassResult, check_model, skeleton
 from compiler.model.numerics import TOLERANCES
+from compiler.model.process import LOG, Child, fork_child, kill_child, start_program
+from compiler.passes.onnxsim_child import RESULT, SOURCE
 from compiler.passes.probe import make_probe
 from compiler.passes.values import record_origin
 from compiler.store.scratch import scratch_folder
-
-COMMAND = (sys.executable, "-P", "-m", "compiler.passes.onnxsim_child")
-MEMORY_BYTES = 16 << 30
-"""Address space of the child; ONNX Runtime and onnxsim reserve some gigabytes before they do anything."""
 
 MODES = ("all", "fold")
 """All that onnxsim does; or constant folding and shape inference alone."""
@@ -42,11 +40,11 @@ class SimplifyOnnxsim:
     """The pass.
 
     Args:
-        command: Program that is called with input path, output path, memory limit in bytes, and mode.
+        command: Program that is called in onnxsim's place, with the folder and the mode; empty: onnxsim.
         timeout_s: Limit on the time of the child process, in seconds.
     """
 
-    command: Sequence[str] = COMMAND
+    command: Sequence[str] = ()
     timeout_s: float = 120.0
     name: str = "simplify-onnxsim"
 
@@ -83,27 +81,32 @@ class _Refused(Exception):
 
 def _run(bare: onnx.ModelProto, command: Sequence[str], mode: str, *, timeout_s: float) -> onnx.ModelProto:
     with scratch_folder() as folder:
-        source, target = folder / "in.onnx", folder / "out.onnx"
-        source.write_bytes(bare.SerializeToString())
+        (folder / SOURCE).write_bytes(bare.SerializeToString())
+        child = _start(command, folder, mode)
         try:
-            done = subprocess.run(
-                [*command, str(source), str(target), str(MEMORY_BYTES), mode],
-                capture_output=True,
-                timeout=timeout_s,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
+            code = child.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             raise _Refused(f"it did not finish within {timeout_s:g} s") from error
-        except OSError as error:
-            raise _Refused(f"it could not be started: {error}") from error
-        if done.returncode != 0:
-            raise _Refused(_ending(done.returncode, done.stderr.decode(errors="replace")))
-        return _parse(target)
+        finally:
+            kill_child(child)
+        if code != 0:
+            raise _Refused(_ending(code, (folder / LOG).read_text(encoding="utf-8", errors="replace")))
+        return _parse(folder / RESULT)
 
 
-def _ending(code: int, stderr: str) -> str:
-    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "no message")
+def _start(command: Sequence[str], folder: Path, mode: str) -> Child:
+    try:
+        if command:
+            return start_program([*command, str(folder), mode], folder)
+        # importing what onnxsim needs takes longer than simplifying most models
+        forks = shared_server("compiler.passes.onnxsim_child:prepare", name="fleetc-onnxsim")
+        return fork_child(forks, "compiler.passes.onnxsim_child:simplify", folder, mode)
+    except (OSError, ToolchainFailed) as error:
+        raise _Refused(f"it could not be started: {error}") from error
+
+
+def _ending(code: int, log: str) -> str:
+    last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "no message")
     return f"it crashed with signal {-code}: {last[:200]}" if code < 0 else f"it failed ({code}): {last[:200]}"
 
 

@@ -60,6 +60,6 @@ def _how(plan: Plan) -> str:
     return (
         "they compete: their float32 builds are raced first; of a candidate is expected at most the upper end of the "
         f"race × what its target promises × {1 + CLOSE:g}, and it is left out only where what passes is measured to be "
-        "faster than that; a disturbed race leaves out none; where nothing can be raced here, a later target's are "
-        "tried only where nothing of those before passes"
+        "faster than that, where other work disturbs the races by processor time and by the number of threads; where "
+        "nothing can be raced here, a later target's are tried only where nothing of those before passes"
     )

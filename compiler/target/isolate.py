@@ -10,16 +10,14 @@ and the child's guardian kills the child and every tool it started.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import subprocess
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from compiler.errors import InternalError, ToolchainFailed, from_dict
-from compiler.model.forks import ForkServer
+from compiler.model.forks import ForkServer, shared_server
 from compiler.model.process import (
     CONTROL,
     MIB,
@@ -38,16 +36,13 @@ from compiler.model.process import (
 __all__ = ["CONTROL", "MIB", "ChildLimits", "Family", "death_of", "kill_child", "log_tail", "run_child", "start_child"]
 
 
-@cache
 def fork_server(target: str = "") -> ForkServer:
     """Where processes of `compiler.target.worker` are forked from.
 
     Args:
         target: Name of a target that is `Prepares`: its toolchain is imported there. Empty: what all targets need is.
     """
-    forks = ForkServer("compiler.target.worker:prepare", *filter(None, [target]), name="fleetc-worker")
-    atexit.register(forks.close)
-    return forks
+    return shared_server("compiler.target.worker:prepare", *filter(None, [target]), name="fleetc-worker")
 
 
 def run_child(

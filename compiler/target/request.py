@@ -114,6 +114,7 @@ class ExecuteTask:
         inputs: A `.npz` per set.
         outputs: Where the outputs of each are written.
         repeat: How often each is run again and timed.
+        repeat_s: Time that the timed runs of one set may take together; a model whose runs take longer has fewer.
         counted: Inputs of one more inference whose instructions are counted, by a runner under an emulator that can;
             None counts nothing.
     """
@@ -123,6 +124,7 @@ class ExecuteTask:
     outputs: tuple[Path, ...]
     repeat: int = 0
     counted: Path | None = None
+    repeat_s: float | None = None
     work: Literal["execute"] = "execute"
 
 

@@ -7,8 +7,10 @@ import importlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -43,6 +45,9 @@ from compiler.target.target import Measurer, Prepares, Target, TargetPlan, Tunes
 from compiler.target.worker_generate import generate
 from compiler.target.worker_measure import evaluate, footprint, time_layers, times_ms
 from compiler.tune import Tunable
+
+LEAST_TIMED = 5
+"""Timed runs of a set in any case: fewer have no percentiles to speak of."""
 
 
 def planned(on: BorderWork) -> tuple[HardwareProfile, Target, TargetPlan]:
@@ -112,7 +117,8 @@ def _tell(answers: TextIO, value: TuneHello | TrialAnswer) -> None:
 def execute(task: ExecuteTask) -> ExecuteAnswer:
     """Runs an artifact on every input file and writes the outputs beside.
 
-    With `repeat`, every input is run that many times more and each run is timed. Under an emulator nothing is timed; a
+    With `repeat`, every input is run that many times more and each run is timed; less often, `LEAST_TIMED` times at
+    least, where that would take longer than `repeat_s` by the first run. Under an emulator nothing is timed; a
     runner that can weighs its runs, and counts the guest instructions of one more inference where that is asked for.
     """
     runner = find_target(task.artifact.target).load(task.artifact)
@@ -122,7 +128,8 @@ def execute(task: ExecuteTask) -> ExecuteAnswer:
         repeat = 0 if is_emulated else task.repeat  # an emulator's time is no figure
         pairs = list(zip(task.inputs, task.outputs, strict=True))
         peaks = [_run_weighed(weigher, *paths) for paths in pairs] if weigher else []
-        times = [() for _ in pairs] if weigher else [_run_once(runner, *paths, repeat) for paths in pairs]
+        once = partial(_run_once, runner, repeat=repeat, budget_s=task.repeat_s)
+        times = [() for _ in pairs] if weigher else [once(*paths) for paths in pairs]
         instructions = None
         if task.counted and is_emulated and isinstance(runner, CountsInstructions):
             instructions = runner.count_instructions(load_arrays(task.counted))
@@ -181,9 +188,14 @@ def work(folder: str) -> None:
     os._exit(0)  # some toolchains crash while they unload; the work is done and written
 
 
-def _run_once(runner: Runner, source: Path, destination: Path, repeat: int) -> tuple[float, ...]:
-    inputs = load_arrays(source)
+def _run_once(
+    runner: Runner, source: Path, destination: Path, *, repeat: int, budget_s: float | None
+) -> tuple[float, ...]:
+    inputs, started = load_arrays(source), time.monotonic()
     write_arrays(destination, runner.run(inputs))
+    first_s = time.monotonic() - started
+    if budget_s is not None and repeat * first_s > budget_s:
+        repeat = min(repeat, max(LEAST_TIMED, int(budget_s / first_s)))
     return tuple(times_ms(runner, inputs, repeat)) if repeat else ()
 
 

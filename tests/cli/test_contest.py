@@ -117,8 +117,8 @@ def test_where_nothing_of_the_faster_target_passes_the_slower_one_is_tried_after
     assert standings(manifest) == {"moody": "won", "reference": "beaten"}
     statuses = {f"{trial['target']} {trial['precision']}": trial["status"] for trial in manifest["trials"]}
     assert statuses == {"moody fp32": "refused", "reference fp32": "refused", "moody fp16": "passed"}
-    is_known = not manifest["contest"][1]["race"]["disturbed"]
-    assert ("in float32 it has 0." in why(manifest, "moody")) is is_known
+    if not manifest["contest"][1]["race"]["disturbed"]:
+        assert "in float32 it has 0." in why(manifest, "moody")
     assert "memory: weights failed" in why(manifest, "reference")
     page = (place.dist / "report.html").read_text(encoding="utf-8")
     assert "Which target" in page and "moody fp16" in page

@@ -47,7 +47,7 @@ class Gate:
         unit: Unit of both.
         passed: The verdict; None where the gate was not judged.
         evidence: Where the value is from.
-        rule: What of the figure was judged: `point`, `bound`, `minimum of 3 runs`, …
+        rule: What of the figure was judged: `point`, `bound`, `minimum of up to 3 runs`, …
         why: Why it was not judged, or what its reader should know.
         unjudged: What becomes of the build where it was not judged.
     """

@@ -18,7 +18,7 @@ from compiler.driver.dist import note_finished
 from compiler.driver.stages.border import Border
 from compiler.driver.stages.compile import check_artifact
 from compiler.driver.stages.execute import execute
-from compiler.driver.stages.inputs import sizes_label, tokens_behind_cache
+from compiler.driver.stages.inputs import sizes_label, tokens_behind_caches
 from compiler.driver.stages.reference import ParityCase
 from compiler.driver.stages.verify import (
     Verification,
@@ -328,7 +328,7 @@ def _inputs_at(
     if spoken is not None and samples is None:
         # random masks and caches are nothing that a decoder ever sees
         ids = np.random.default_rng(0).integers(0, spoken.decoder.vocabulary or 1, _TEXT_TOKENS)
-        arrays = tokens_behind_cache(ir.load(border_of(delivered.folder)), ids, sizes)
+        (arrays,) = tokens_behind_caches(ir.load(border_of(delivered.folder)), ids, [sizes])
         return SizedInputs(sizes_label(sizes), arrays, "random tokens, caches by the border model itself")
     drawn = load_samples(samples, specs) if samples else make_samples(specs, count=8, sizes=others)
     arrays = batch_of(drawn, specs, sizes.get("batch", 1), sizes=sizes)

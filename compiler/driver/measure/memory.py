@@ -3,9 +3,10 @@
 weights   bytes of `payload/`; of the border models where nothing was built
 run       peak resident memory of a process that loads the artifact and runs it, less that of the same runtime with a
           model of one node, the heaviest operator. Of mapped files only the artifact's own are counted: which pages of
-          a runtime's libraries are resident is no property of the model. The least of several runs on this machine,
-          since what else a process touches only adds; under an emulator, whose program is looked at from outside, the
-          largest of the looks at one run, the last of them when its inference is done: the run that parity judges.
+          a runtime's libraries are resident is no property of the model. The least of up to three runs on this
+          machine, since what else a process touches only adds; under an emulator, whose program is looked at from
+          outside, the largest of the looks at one run, the last of them when its inference is done: the run that
+          parity judges.
 """
 
 from __future__ import annotations
@@ -42,7 +43,13 @@ from compiler.target.request import FootprintAnswer, FootprintTask
 
 # a process varies by pages it happens to touch, always upwards
 RUNS = 3
-RULE = f"minimum of {RUNS} runs"
+RULE = f"minimum of up to {RUNS} runs"
+
+AGREE_BYTES = 64 << 10
+"""Two runs that differ by no more end it: chance adds to both, so that it added next to nothing."""
+
+LARGE_BYTES = 256 << 20
+"""From here on one run tells: what a process touches by chance is below a hundredth of it."""
 RULE_EMULATED = "maximum of looks at one run and at its end"
 
 MIB = 1 << 20
@@ -86,7 +93,7 @@ def measure_footprint(context: BuildContext, made: UnverifiedCandidate, original
     process, its_evidence = None, Evidence.NONE
     try:
         if context.job.plan.constraints.limits.memory_mib is not None:
-            process, its_evidence = _peak(context, made.built, made.points[-1].inputs, runs=RUNS)
+            process, its_evidence = _least_peak(context, made.built, made.points[-1].inputs)
         run, where = (None, Evidence.NONE) if noise else _run_bytes(context, made)
     except (TargetUnavailable, ToolchainFailed) as error:  # no such counter here, or a runtime that fails at it
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
@@ -224,29 +231,41 @@ def _run_bytes(context: BuildContext, made: UnverifiedCandidate) -> tuple[int, E
     op = _heaviest(made)
     # what the runtime takes by itself is no merit or fault of a precision
     empty = _one_node(context, op), {"x": np.zeros(_INPUTS[op], np.float32)}
-    whole = made.built, made.typical.inputs
-    first, where = _peak(context, *whole, runs=1)
-    least, _ = _peak(context, *empty, runs=1)
+    first, where = _peak(context, made.built, made.typical.inputs)
+    least, _ = _peak(context, *empty)
     # an emulated program takes the same each time; nor do more runs tell noise apart
     if where == Evidence.EMULATOR or first - least < SMALLEST_BYTES // 2:
         return first - least, where
-    more = RUNS - 1
-    return min(first, _peak(context, *whole, runs=more)[0]) - min(least, _peak(context, *empty, runs=more)[0]), where
+    return _least_peak(context, made.built, made.typical.inputs)[0] - _least_peak(context, *empty)[0], where
 
 
-def _peak(context: BuildContext, built: Built, inputs: Arrays, *, runs: int) -> tuple[int, Evidence]:
-    """Peak bytes of a process that runs an artifact, the least of some, and where it ran."""
+def _least_peak(context: BuildContext, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
+    """Peak bytes of a process that runs an artifact, the least of as many as are needed to tell, and where it ran."""
+    least, where = _peak(context, built, inputs)
+    if where == Evidence.EMULATOR or least >= LARGE_BYTES:
+        return least, where
+    for nth in range(2, RUNS + 1):
+        peak, _ = _peak(context, built, inputs, nth=nth)
+        is_told = abs(peak - least) <= AGREE_BYTES
+        least = min(least, peak)
+        if is_told:
+            break
+    return least, where
+
+
+def _peak(context: BuildContext, built: Built, inputs: Arrays, *, nth: int = 1) -> tuple[int, Evidence]:
+    """Peak bytes of one process that runs an artifact, the first or another one, and where it ran."""
     if is_foreign(context.job.profile.cpu) and (peak := _emulated_peak(context, built, inputs)) is not None:
         return peak, Evidence.EMULATOR
-    answers = measure_in_child(
+    (answer,) = measure_in_child(
         context,
         StageName.MEMORY,
         FootprintAnswer,
         [(built, inputs)],
         lambda paths: FootprintTask(built.artifact, paths[0]),
-        times=runs,
+        run=nth,
     )
-    return min(answer.peak_bytes for answer in answers), answers[0].evidence
+    return answer.peak_bytes, answer.evidence
 
 
 def _emulated_peak(context: BuildContext, built: Built, inputs: Arrays) -> int | None:

@@ -9,6 +9,8 @@ estimated           a roofline of the profile
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 import onnx_ir as ir
@@ -22,7 +24,7 @@ from compiler.driver.roofline import describe_machine, model_seconds
 from compiler.driver.stages.candidate import BuiltCandidate, UnverifiedCandidate, is_foreign
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.work import list_work
-from compiler.errors import TargetUnavailable
+from compiler.errors import CompilerError, StorageError, TargetUnavailable
 from compiler.evaluate.gates import Figure
 from compiler.evaluate.paired import centre_of, ratio_of
 from compiler.fleet.detect import detect_profile
@@ -131,23 +133,14 @@ def race_targets(context: BuildContext, made: UnverifiedCandidate, baseline: Unv
         raise TargetUnavailable("the device has another kind of processor than this machine")
     if reason := next((side.built.artifact.deferred for side in (made, baseline) if side.built.artifact.deferred), ""):
         raise TargetUnavailable(f"the device must finish the build first: {reason}")
-    until = replace(FIRST_RACE, budget_s=min(FIRST_RACE.budget_s, context.options.race_s))
+    until = _first(context)
     speed = race_speed(_raced(context, made, baseline, until), note="")
     if speed.disturbed:
-        speed = _by_processor_time(context, made, baseline, until, speed)
+        with suppress(
+            TargetUnavailable
+        ):  # a runner that does not tell processor time: the clock's figure is all there is
+            speed = replace(_by_processor_time(context, made, baseline, until), disturbed=speed.disturbed)
     return on_device(context.job.profile, speed, made, baseline)
-
-
-def _by_processor_time(
-    context: BuildContext, made: UnverifiedCandidate, baseline: UnverifiedCandidate, until: RaceUntil, disturbed: Speed
-) -> Speed:
-    """The same race by processor time, still called disturbed; the race by the clock where one does not tell it."""
-    try:
-        answer = _raced(context, made, baseline, until, clock=RaceClock.PROCESSOR)
-    except TargetUnavailable:
-        return disturbed
-    speed = race_speed(answer, note="by processor time on one processor")
-    return replace(speed, unit=SpeedUnit.PROCESSOR_MS, disturbed=disturbed.disturbed)
 
 
 def race_best(context: BuildContext, made: BuiltCandidate, other: BuiltCandidate, *, is_busy: bool) -> Speed:
@@ -165,9 +158,58 @@ def race_best(context: BuildContext, made: BuiltCandidate, other: BuiltCandidate
     until = _last(context)
     speed = None if is_busy else race_speed(_raced(context, made, other, until), note="")
     if speed is None or speed.disturbed:
-        answer = _raced(context, made, other, until, clock=RaceClock.PROCESSOR)
-        speed = replace(race_speed(answer, note=""), unit=SpeedUnit.PROCESSOR_MS)
+        speed = _by_processor_time(context, made, other, until)
     return on_device(context.job.profile, speed, made, other)
+
+
+def least_speedup(context: BuildContext, made: BuiltCandidate, original: BuiltCandidate, speed: Speed) -> float:
+    """The least that a speed-up can be, whatever else this machine does; 0 where nothing tells.
+
+    Args:
+        context: The device.
+        made: The build.
+        original: The float original.
+        speed: Of the one against the other; where it was disturbed they are raced by processor time.
+
+    Raises:
+        StorageError: The cache's disk is full.
+    """
+    if speed.disturbed and speed.evidence == Evidence.HOST:
+        try:
+            speed = _by_processor_time(context, made, original, _first(context))
+        except StorageError:
+            raise
+        except CompilerError:  # both ran before; without this race nothing is certain
+            return 0.0
+    return speed_ends(speed, threads=threads_here(made))[0]
+
+
+def speed_ends(speed: Speed, *, threads: int) -> tuple[float, float]:
+    """The ends between which a speed-up lies for certain; 0 and infinity where other work disturbed the clock.
+
+    Args:
+        speed: The speed-up.
+        threads: Threads of the builds. Processor time is taken on one processor: on n threads a build is n times as
+            fast at most, and the other one may gain nothing by them.
+    """
+    if speed.speedup is None:
+        return 0.0, math.inf
+    low, high = (speed.speedup if end is None else end for end in (speed.low, speed.high))
+    if speed.unit == SpeedUnit.PROCESSOR_MS:
+        return low / threads, high * threads
+    return (0.0, math.inf) if speed.disturbed else (low, high)
+
+
+def _by_processor_time(
+    context: BuildContext, made: UnverifiedCandidate, other: UnverifiedCandidate, until: RaceUntil
+) -> Speed:
+    """A race by processor time, both on one processor with one thread, which other work hardly moves."""
+    answer = _raced(context, made, other, until, clock=RaceClock.PROCESSOR)
+    return replace(race_speed(answer, note="by processor time on one processor"), unit=SpeedUnit.PROCESSOR_MS)
+
+
+def _first(context: BuildContext) -> RaceUntil:
+    return replace(FIRST_RACE, budget_s=min(FIRST_RACE.budget_s, context.options.race_s))
 
 
 def _last(context: BuildContext) -> RaceUntil:
@@ -184,7 +226,7 @@ def _raced(
 ) -> RaceAnswer:
     builds = [(side.built, side.typical.inputs) for side in (made, original)]
     artifacts = tuple(built.artifact for built, _ in builds)
-    threads = min(made.plan.target_plan.threads, available_cpus())
+    threads = threads_here(made)
     (raced,) = measure_in_child(
         context,
         StageName.SPEED,
@@ -196,6 +238,11 @@ def _raced(
         clock=str(clock),
     )
     return raced
+
+
+def threads_here(made: UnverifiedCandidate) -> int:
+    """How many threads a build has when it runs on this machine."""
+    return min(made.plan.target_plan.threads, available_cpus())
 
 
 def race_speed(raced: RaceAnswer, *, note: str) -> Speed:

@@ -11,12 +11,11 @@ without gates:  the fastest is verified and delivered
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from compiler.artifact.schema import Competitor, Speed, Standing
-from compiler.driver.measure.speed import race_targets
+from compiler.driver.measure.speed import race_targets, speed_ends, threads_here
 from compiler.driver.search.select import SAME_SPEED, choose_trial, describe
 from compiler.driver.search.trial import Trial
 from compiler.driver.stages.candidate import BuiltCandidate, build
@@ -41,6 +40,7 @@ class Entrant:
         standing: How it came out by its first build alone: `slower` where its candidates are tried last; None where
             they are tried as they come.
         why: Why.
+        threads: How many its build had in the race.
     """
 
     context: BuildContext
@@ -49,6 +49,7 @@ class Entrant:
     is_baseline: bool = False
     standing: Standing | None = None
     why: str = ""
+    threads: int = 1
 
     @property
     def name(self) -> str:
@@ -76,19 +77,14 @@ class Entrant:
         return self.speedup if self.race is None or self.race.high is None else self.race.high
 
     @property
-    def is_disturbed(self) -> bool:
-        """Whether its race says nothing for certain."""
-        return self.race is not None and bool(self.race.disturbed)
-
-    @property
     def most(self) -> float:
-        """The most that its speed-up may be; after a disturbed race nobody knows."""
-        return math.inf if self.is_disturbed else self.high
+        """The most that its speed-up may be, whatever disturbed its race."""
+        return self.high if self.race is None else speed_ends(self.race, threads=self.threads)[1]
 
     @property
     def least(self) -> float:
-        """The least that its speed-up may be; after a disturbed race nobody knows."""
-        return 0.0 if self.is_disturbed else self.low
+        """The least that its speed-up may be, whatever disturbed its race."""
+        return self.low if self.race is None else speed_ends(self.race, threads=self.threads)[0]
 
     @property
     def race_words(self) -> str:
@@ -144,7 +140,7 @@ def _race(own: BuildContext, rule: PrecisionRule, baseline: BuiltCandidate) -> E
         return _failed(own, error)
     try:
         with own.clock.timed(StageName.SPEED):
-            entrant = Entrant(own, race_targets(own, made, baseline), other)
+            entrant = Entrant(own, race_targets(own, made, baseline), other, threads=threads_here(made))
     except TargetUnavailable as error:
         own.clock.note(f"{name} is not raced against {other}: {error.what}")
         return Entrant(own, standing=Standing.NOT_RACED, why=f"not raced against {other}: {error.what}")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from compiler.artifact import Evidence
-from compiler.artifact.schema import Purpose
+from compiler.artifact.schema import Purpose, Speed
+from compiler.driver.measure.speed import least_speedup
 from compiler.driver.roofline import describe_machine, model_seconds
-from compiler.driver.search.select import out_of_reach
-from compiler.driver.search.trial import Trial, judged_event
+from compiler.driver.search.select import out_of_reach, undisturbed
+from compiler.driver.search.trial import Trial, float_original, judged_event
 from compiler.driver.stages.candidate import make_candidate_border
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import Variant
@@ -55,7 +57,7 @@ def why_left_out(
     is_judged_by_it = estimate is not None and is_estimated
     gain = max(rule.gain, estimate or 0.0)
     expected = estimate if is_judged_by_it and estimate is not None else gain * most * (1.0 + slack)
-    best = out_of_reach(expected, trials)
+    best = out_of_reach(expected, trials, partial(_least_speedup, context, trials))
     if best is None or best.speed is None:
         return ""
     source = "by the roofline" if is_judged_by_it or gain == estimate else "by the target's expectation"
@@ -64,8 +66,24 @@ def why_left_out(
         source += f", {100 * slack:g} % more allowed" if slack else ""
     return (
         f"not made: {expected:.2f} × float32 at most is expected of it ({source}), and {best.label} passes with "
-        f"{best.speed.speedup:.2f} × ({best.speed.evidence}); --search thorough tries it"
+        f"{_speed_words(best.speed)}; --search thorough tries it"
     )
+
+
+def _least_speedup(context: BuildContext, trials: Sequence[Trial], trial: Trial) -> float:
+    """The least that a trial's speed-up can be; where its race was disturbed, by processor time."""
+    if trial.speed is None or not trial.speed.disturbed or trial.made is None:
+        return undisturbed(trial)
+    original = float_original(trials)
+    if original is None or original.made is None:
+        return 0.0
+    with context.clock.timed(StageName.SPEED):
+        return least_speedup(context.through(trial.made.plan), trial.made, original.made, trial.speed)
+
+
+def _speed_words(speed: Speed) -> str:
+    doubt = ", disturbed, but out of its reach by processor time, too" if speed.disturbed else ""
+    return f"{speed.speedup:.2f} × ({speed.evidence}{doubt})"
 
 
 def skip_trial(context: BuildContext, rule: PrecisionRule, *, number: int, why: str) -> Trial:

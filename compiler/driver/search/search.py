@@ -22,8 +22,8 @@ from compiler.driver.search.certify import choose_certified
 from compiler.driver.search.contest import Entrant, enter_targets, explain_target, fastest_first, standings
 from compiler.driver.search.prune_ratio import search_ratio
 from compiler.driver.search.select import describe, explain_choice, explain_failure
-from compiler.driver.search.trial import Trial, run_trial
-from compiler.driver.search.trials import float_original, make_left_out, run_trials
+from compiler.driver.search.trial import Trial, float_original, run_trial
+from compiler.driver.search.trials import make_left_out, run_trials
 from compiler.driver.stages.border_parity import hold_to_model
 from compiler.driver.stages.candidate import BuiltCandidate, make_candidate_border, with_kernels
 from compiler.driver.stages.context import BuildContext

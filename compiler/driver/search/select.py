@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from compiler.artifact import Evidence
 from compiler.artifact.schema import FinalRace, GateName, Purpose, SpeedUnit
@@ -94,23 +94,30 @@ def beaten_by(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
     return best if _speedup(trial) < _least_speedup(best) * (1.0 - SAME_SPEED) else None
 
 
-def out_of_reach(speedup: float, trials: Sequence[Trial]) -> Trial | None:
+def undisturbed(trial: Trial) -> float:
+    """The least that a trial's speed-up can be: the lower end of its interval, 0 where its race was disturbed."""
+    return 0.0 if _is_disturbed(trial) else _least_speedup(trial)
+
+
+def out_of_reach(
+    speedup: float, trials: Sequence[Trial], least: Callable[[Trial], float] = undisturbed
+) -> Trial | None:
     """The passing trial that a candidate of at most that speed-up could not replace; None where it still might.
 
-    Only a trial whose accuracy was judged, and whose speed has the best evidence so far and was not disturbed, rules
-    others out.
+    Only a trial whose accuracy was judged, and whose speed has the best evidence so far, rules others out.
 
     Args:
         speedup: The most that is expected of the candidate.
         trials: All so far.
+        least: The least that a trial's speed-up can be.
     """
     best = choose_trial(trials)
     if best is None or best.speed is None or best.speed.speedup is None:
         return None
     strongest = max(_RANKS.index(trial.speed.evidence) for trial in trials if trial.speed)
-    if _rank(best) < (True, strongest) or best.speed.disturbed:
+    if _rank(best) < (True, strongest):
         return None
-    return best if speedup < _least_speedup(best) * (1.0 - SAME_SPEED) else None
+    return best if speedup < least(best) * (1.0 - SAME_SPEED) else None
 
 
 def pays(trial: Trial, trials: Sequence[Trial]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -281,3 +281,8 @@ def _footprint(trial: Trial | None) -> Footprint | None:
 def is_missing(trial: Trial) -> bool:
     """Whether it failed for something that this machine lacks, as every other trial will."""
     return isinstance(trial.error, MissingError)
+
+
+def float_original(trials: Sequence[Trial]) -> Trial | None:
+    """The float original that the others are measured against; None if there is none."""
+    return next((trial for trial in trials if trial.made is not None and trial.made.plan.is_baseline), None)

@@ -16,7 +16,7 @@ from compiler.driver.search.expected import order_candidates, skip_trial, why_le
 from compiler.driver.search.follow_ups import judged_drop
 from compiler.driver.search.mixed import search_mixed
 from compiler.driver.search.select import beaten_by, choose_trial, describe
-from compiler.driver.search.trial import Trial, is_missing, run_trial
+from compiler.driver.search.trial import Trial, float_original, is_missing, run_trial
 from compiler.driver.stages.context import BuildContext, with_plan
 from compiler.errors import combine
 from compiler.fleet import Kept
@@ -178,12 +178,7 @@ def why_not_made(entrant: Entrant, rule: PrecisionRule, trials: Sequence[Trial])
     """
     if entrant.standing == Standing.NOT_RACED and choose_trial(trials):
         return entrant.why
-    # a disturbed race rules out no target; where one of its candidates was measured, the race's interval will do
+    # where one of its candidates was measured, the race's interval will do, however disturbed
     was_tried = any(trial.target == entrant.name and trial.made is not None for trial in trials)
     most, slack = entrant.high if was_tried else entrant.most, CLOSE if entrant.name else 0.0
     return why_left_out(entrant.context, rule, trials, most=most, slack=slack)
-
-
-def float_original(trials: Sequence[Trial]) -> Trial | None:
-    """The float original that the others are measured against; None if there is none."""
-    return next((trial for trial in trials if trial.made is not None and trial.made.plan.is_baseline), None)

@@ -52,8 +52,11 @@ def execute(
     instructions: bool,
     where: str,
     child_limits: ChildLimits,
+    repeat_s: float | None = None,
 ) -> Execution:
     """Runs an artifact in a child process; with `instructions`, those of the first inputs are counted where they can.
+
+    With `repeat_s`, the timed runs of one set of inputs end after about so many seconds.
 
     Raises:
         TargetUnavailable: It cannot run on this machine.
@@ -68,6 +71,7 @@ def execute(
             outputs=tuple(folder / f"out{index}.npz" for index in range(len(inputs))),
             repeat=repeat,
             counted=folder / "in0.npz" if instructions else None,
+            repeat_s=repeat_s,
         )
         answer = ask(task, ExecuteAnswer, folder=folder, child_limits=child_limits, where=where)
         outputs = tuple(load_arrays(path) for path in task.outputs)

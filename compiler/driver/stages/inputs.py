@@ -13,7 +13,7 @@ from compiler.errors import CompilerError, FleetError, ModelError, UnsupportedMo
 from compiler.evaluate import open_calibration
 from compiler.evaluate.arrays import array_shapes
 from compiler.evaluate.samples import SUFFIXES, Samples, batch_of, load_samples, make_samples
-from compiler.evaluate.text import TokenIds, empty_cache, read_tokens, token_inputs
+from compiler.evaluate.text import TokenIds, cut_cache, empty_cache, read_tokens, token_inputs
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.data import Calibration
 from compiler.fleet.sizes import sum_of
@@ -252,12 +252,14 @@ def _text_points(
     they do by no text.
     """
     ids = read_tokens(calibration.path, calibration.tokenizer)
-    points = {label: tokens_behind_cache(model, ids, sizes) for label, sizes in labelled.items()}
+    points = dict(zip(labelled, tokens_behind_caches(model, ids, list(labelled.values())), strict=True))
     return VerificationInputs(points, points[smallest], f"{calibration.path.name}, caches by the model itself", ())
 
 
-def tokens_behind_cache(model: ir.Model, ids: TokenIds, sizes: Mapping[str, int]) -> Arrays:
-    """Inputs of a decoder: the last tokens of a text, and the cache that the model itself makes of those before them.
+def tokens_behind_caches(model: ir.Model, ids: TokenIds, sizes: Sequence[Mapping[str, int]]) -> list[Arrays]:
+    """Inputs of a decoder at some sizes: tokens of a text behind the cache that the model itself made of those before.
+
+    The model computes the largest cache alone: what it keeps of a token does not depend on those behind it.
 
     Args:
         model: The decoder.
@@ -265,13 +267,20 @@ def tokens_behind_cache(model: ir.Model, ids: TokenIds, sizes: Mapping[str, int]
         sizes: Dimension → its size.
     """
     decoder, specs = find_decoder(model), describe_inputs(model)
-    rows, length, past = (sizes.get(name, 1) for name in ("batch", decoder.sequence, decoder.past))
+    counts = [tuple(each.get(name, 1) for name in ("batch", decoder.sequence, decoder.past)) for each in sizes]
+    rows, length, past = map(max, zip(*counts, strict=True))
     text = np.resize(ids, (rows, past + length))
-    cache = empty_cache(specs, decoder, rows=rows)
+    whole = empty_cache(specs, decoder, rows=rows)
     if past:
-        outputs = run_unoptimized(model, {**token_inputs(text[:, :past], 0, specs, decoder), **cache})
-        cache = {pair.past: outputs[pair.present] for pair in decoder.pairs}
-    return {**token_inputs(text[:, past:], past, specs, decoder), **cache}
+        outputs = run_unoptimized(model, {**token_inputs(text[:, :past], 0, specs, decoder), **whole})
+        whole = {pair.past: outputs[pair.present] for pair in decoder.pairs}
+    return [
+        {
+            **token_inputs(text[:rows, past : past + length], past, specs, decoder),
+            **cut_cache(whole, specs, decoder, rows=rows, past=past),
+        }
+        for rows, length, past in counts
+    ]
 
 
 def _points(

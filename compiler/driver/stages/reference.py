@@ -5,15 +5,16 @@ Of a candidate whose results are changed on purpose, by pruning or quantizing, i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import onnx_ir as ir
 
 from compiler.driver.stages.run import Stages
 from compiler.model.numerics import Array, Arrays, arrays_digest, load_arrays, write_arrays
-from compiler.passes.probe import run_unoptimized
+from compiler.model.reference import Unoptimized
 from compiler.store import StageName
 
 _OUTPUTS = "outputs.npz"
@@ -48,14 +49,15 @@ def reference_cases(
     Raises:
         UnsupportedModel: ONNX Runtime does not run the model.
     """
+    reference = cache(lambda: Unoptimized(model))  # opened for the first of them that is not in the store
     return tuple(
-        ParityCase(label, arrays, _expected(model, digest, arrays, stages)) for label, arrays in inputs.items()
+        ParityCase(label, arrays, _expected(reference, digest, arrays, stages)) for label, arrays in inputs.items()
     )
 
 
-def _expected(model: ir.Model, digest: str, inputs: Arrays, stages: Stages) -> dict[str, Array]:
+def _expected(reference: Callable[[], Unoptimized], digest: str, inputs: Arrays, stages: Stages) -> dict[str, Array]:
     def make(folder: Path) -> None:
-        write_arrays(folder / _OUTPUTS, run_unoptimized(model, inputs))
+        write_arrays(folder / _OUTPUTS, reference().run(inputs))
 
     entry = stages.run(StageName.REFERENCE, make, model=digest, inputs=arrays_digest(inputs))
     return load_arrays(entry.files / _OUTPUTS)

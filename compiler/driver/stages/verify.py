@@ -48,6 +48,9 @@ from compiler.target.isolate import ChildLimits
 
 _VERDICT = "verdict.json"
 
+REPEAT_S = 5.0
+"""Seconds of timed runs at one set of sizes: a model that computes for a second tells its time in few of them."""
+
 OWN_NOISE = (
     "the reference's own outputs move by {:.1f} dB when its inputs move by less than it can tell apart: "
     "on these samples nothing comes nearer, and {:g} dB are not asked for"
@@ -202,7 +205,15 @@ def check_parity(
         TargetUnavailable: It cannot run on this machine.
     """
     inputs = [point.inputs for point in points]
-    run = execute(artifact, inputs, repeat=repeat, instructions=True, where=where, child_limits=child_limits)
+    run = execute(
+        artifact,
+        inputs,
+        repeat=repeat,
+        instructions=True,
+        where=where,
+        child_limits=child_limits,
+        repeat_s=REPEAT_S,
+    )
     return _verified(points, run, reference, tolerance, where)
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
+
+from compiler.model.forks import shared_server
+from compiler.model.frontend.onnx_check import MODEL, VERDICT
+from compiler.model.process import fork_child, kill_child
+from compiler.store.scratch import scratch_folder
 
 CHECK_S = 20.0
 """Seconds of processor time the checks may take, and one more for every NODES_PER_S nodes."""
@@ -40,22 +43,22 @@ class Verdict:
 
 def check_apart(proto: onnx.ModelProto, *, strict: bool, timeout_s: float = CHECK_S) -> Verdict:
     """Runs checker and inference on a model without weights, bounded in time and memory."""
-    program = str(Path(__file__).with_name("onnx_check.py"))
     limit_s = round(timeout_s + len(proto.graph.node) / NODES_PER_S)
     endless = Verdict("crash", f"ONNX's own checker does not come to an end on this model within {limit_s} s")
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-W", "ignore", program, str(limit_s), *(["--strict"] if strict else [])],
-            input=proto.SerializeToString(),
-            capture_output=True,
-            timeout=limit_s * BUSY,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return endless
-    if done.returncode == -signal.SIGXCPU:
-        return endless
-    if done.returncode != 0:
-        return Verdict("crash", f"ONNX's own checker crashes on this model (exit code {done.returncode})")
-    answer = json.loads(done.stdout)
-    return Verdict(answer["failed"], answer["said"])
+    forks = shared_server("compiler.model.frontend.onnx_check:prepare", name="fleetc-check")
+    with scratch_folder() as folder:
+        (folder / MODEL).write_bytes(proto.SerializeToString())
+        mode = "strict" if strict else "lenient"
+        child = fork_child(forks, "compiler.model.frontend.onnx_check:check", folder, str(limit_s), mode)
+        try:
+            code = child.wait(limit_s * BUSY)
+        except subprocess.TimeoutExpired:
+            return endless
+        finally:
+            kill_child(child)
+        if code == -signal.SIGXCPU:
+            return endless
+        if code != 0:
+            return Verdict("crash", f"ONNX's own checker crashes on this model (exit code {code})")
+        answer = json.loads((folder / VERDICT).read_text(encoding="utf-8"))
+        return Verdict(answer["failed"], answer["said"])

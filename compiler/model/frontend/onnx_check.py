@@ -1,4 +1,4 @@
-"""A program of its own: ONNX's checker and strict inference on the message at stdin, the verdict as JSON at stdout.
+"""What a process of its own does: ONNX's checker and strict inference on a model, the verdict as JSON.
 
 It imports nothing but onnx, so that it starts fast, and bounds its own memory. See `apart.py` for why it exists.
 """
@@ -6,12 +6,31 @@ It imports nothing but onnx, so that it starts fast, and bounds its own memory. 
 from __future__ import annotations
 
 import json
-import sys
+import os
+import warnings
+from pathlib import Path
 
 import onnx
 
+MODEL, VERDICT = "model.onnx", "verdict.json"
+
 MEMORY_BYTES = 4 << 30
 """What checking a model without weights may take; a damaged file can ask for any amount."""
+
+
+def prepare() -> tuple[str, ...]:
+    """onnx is imported with this module. Returns no file that must not change: the parent has imported the same."""
+    return ()
+
+
+def check(folder: str, cpu_s: str, mode: str) -> None:
+    """Checks the folder's model, in mode `strict` with strict inference, writes the verdict, and ends this process."""
+    _bound(int(cpu_s))
+    warnings.simplefilter("ignore")  # the parent's reader says what matters
+    proto = onnx.ModelProto.FromString((Path(folder) / MODEL).read_bytes())
+    answer = verdict(proto, strict=mode == "strict")
+    (Path(folder) / VERDICT).write_text(json.dumps(answer), encoding="utf-8")
+    os._exit(0)  # unloading takes longer than the checks of most models
 
 
 def verdict(proto: onnx.ModelProto, *, strict: bool) -> dict[str, str]:
@@ -57,9 +76,3 @@ def _bound(cpu_s: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-if __name__ == "__main__":
-    _bound(int(sys.argv[1]))
-    answer = verdict(onnx.ModelProto.FromString(sys.stdin.buffer.read()), strict="--strict" in sys.argv)
-    sys.stdout.write(json.dumps(answer))

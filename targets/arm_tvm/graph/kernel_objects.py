@@ -133,11 +133,11 @@ def compile_objects(
 
 def _digest(name: str, function: Any, options: Options) -> str:
     """Of all that a kernel's object file depends on."""
-    import tvm
+    import tvm_ffi
 
     parts = {
         "name": name,
-        "function": tvm.ir.save_json(function),
+        "function": tvm_ffi.structural_hash(function),  # the name has a digest of what it was before TVM's last passes
         "target": options.target,
         "tvm": installed_version("apache-tvm"),
         # A change of the passes between a kernel and its machine code must not find old objects.

@@ -22,12 +22,17 @@ TEXT = """g (float[N,4,6] x) => (float[N,24] y) <float[1] two = {2.0}> {
 
 def child(code: str) -> SimplifyOnnxsim:
     """The pass with another program in onnxsim's place."""
-    return SimplifyOnnxsim(command=(sys.executable, "-c", f"import sys, os, time, onnx\n{code}"), timeout_s=20.0)
+    start = (
+        "import sys, os, time, onnx\n"
+        "folder, mode = sys.argv[1:]\n"
+        "source, result = folder + '/in.onnx', folder + '/out.onnx'"
+    )
+    return SimplifyOnnxsim(command=(sys.executable, "-c", f"{start}\n{code}"), timeout_s=20.0)
 
 
 def edit(code: str) -> SimplifyOnnxsim:
     """The pass with a program that changes the model in one way."""
-    return child(f"m = onnx.load(sys.argv[1])\n{code}\nonnx.save(m, sys.argv[2])")
+    return child(f"m = onnx.load(source)\n{code}\nonnx.save(m, result)")
 
 
 def test_result_is_adopted_with_names_metadata_and_origins() -> None:
@@ -78,7 +83,7 @@ def test_branches_and_functions_survive() -> None:
         (child("os.abort()"), "crashed with signal 6"),
         (child("sys.exit('no schema')"), r"failed \(1\): no schema"),
         (child("pass"), "no valid model: FileNotFoundError"),
-        (child("open(sys.argv[2], 'wb').write(b'not onnx')"), "no valid model"),
+        (child("open(result, 'wb').write(b'not onnx')"), "no valid model"),
         (SimplifyOnnxsim(command=("/nonexistent/program",)), "could not be started"),
         (edit("m.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1"), "changed the input"),
         (edit("m.graph.output[0].type.tensor_type.shape.dim[0].dim_param = 'M'"), "changed the output"),
@@ -115,6 +120,14 @@ def test_frozen_batch_is_seen_although_the_interface_is_unchanged() -> None:
 def test_program_that_hangs_is_killed() -> None:
     step = SimplifyOnnxsim(command=(sys.executable, "-c", "import time; time.sleep(60)"), timeout_s=0.5)
     assert step(parse(TEXT)).notes == ("onnxsim's result is left out: it did not finish within 0.5 s",)
+
+
+def test_onnxsim_itself_has_the_limit_of_time_and_the_next_model_is_simplified() -> None:
+    model = parse(TEXT)
+    assert SimplifyOnnxsim(timeout_s=0.01)(model).notes == (
+        "onnxsim's result is left out: it did not finish within 0.01 s",
+    )
+    assert SIMPLIFY_ONNXSIM(model).modified
 
 
 def test_model_that_cannot_be_compared_is_left_as_it_is() -> None:
@@ -164,7 +177,7 @@ def test_a_result_with_foreign_operators_is_made_again_without_optimizations_and
     model = parse(TEXT)
     (note,) = edit(make).__call__(model).notes
     assert "other domains than ONNX's: com.microsoft::Relu" in note
-    only_first = edit(f"\nif sys.argv[4] == 'all':\n    {make}\nelse:\n    m.graph.node[7].op_type = 'Add'")
+    only_first = edit(f"\nif mode == 'all':\n    {make}\nelse:\n    m.graph.node[7].op_type = 'Add'")
     (note,) = only_first(model).notes
     assert "it changed an output" in note  # the second result was looked at
 

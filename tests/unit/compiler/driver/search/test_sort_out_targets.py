@@ -68,6 +68,20 @@ def test_a_disturbed_race_sorts_out_nothing(speedup: float) -> None:
     assert tried([first(), entrant("second", speedup, disturbed="its threads waited")], {}) == ["first", "second"]
 
 
+@pytest.mark.parametrize(
+    ("speedup", "names"),
+    [(1.5, ["first", "second"]), (5.0, ["second"]), (0.3, ["first"])],
+    ids=["two threads may make up for it", "faster however they scale", "slower however they scale"],
+)
+def test_by_processor_time_a_disturbed_race_sorts_out_what_no_number_of_threads_makes_up_for(
+    speedup: float, names: list[str]
+) -> None:
+    raced = entrant("second", speedup, disturbed="its threads waited", threads=2)
+    assert raced.race is not None
+    by_processor = replace(raced, race=replace(raced.race, unit=SpeedUnit.PROCESSOR_MS))
+    assert tried([first(), by_processor], {}) == names
+
+
 INT8 = PrecisionRule("int8", "it is", converts_graph=False, tolerance="int8", gain=3.5)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from language_models import tiny_decoder, tiny_text
 
-from compiler.driver.stages.inputs import BuildStart, prepare
+from compiler.driver.stages.inputs import BuildStart, prepare, tokens_behind_caches
 from compiler.errors import CompilerError, FleetError
 from compiler.fleet import load_fleet
 from compiler.model.frontend import describe_inputs, describe_outputs, read_model
@@ -229,3 +230,17 @@ def test_a_size_that_is_a_sum_of_others_is_drawn_with_them(tmp_path: Path, named
         {"x": 2, "past": 6, "mask": 8},
         {"x": 4, "past": 12, "mask": 16},
     ]
+
+
+def test_a_smaller_cache_is_part_of_the_largest_one_which_alone_is_computed() -> None:
+    model, ids = tiny_decoder(), tiny_text(300)
+    sizes = [
+        {"batch": rows, "sequence": length, "past": past} for rows, length, past in ((1, 1, 0), (1, 3, 5), (2, 4, 9))
+    ]
+    together = tokens_behind_caches(model, ids, sizes)
+    for each, size in zip(together, sizes[:2], strict=False):
+        (expected,) = tokens_behind_caches(model, ids, [size])
+        assert each.keys() == expected.keys()
+        for name, array in expected.items():
+            assert each[name].shape == array.shape
+            np.testing.assert_allclose(each[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
