@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import onnx
 
+from compiler.errors import StorageError
 from compiler.model.forks import shared_server
-from compiler.model.frontend.onnx_check import MODEL, VERDICT
+from compiler.model.frontend.onnx_check import MODEL, UNWRITTEN, VERDICT
 from compiler.model.process import fork_child, kill_child
+from compiler.store.disk import output_errors
 from compiler.store.scratch import scratch_folder
 
 CHECK_S = 20.0
@@ -42,12 +44,17 @@ class Verdict:
 
 
 def check_apart(proto: onnx.ModelProto, *, strict: bool, timeout_s: float = CHECK_S) -> Verdict:
-    """Runs checker and inference on a model without weights, bounded in time and memory."""
+    """Runs checker and inference on a model without weights, bounded in time and memory.
+
+    Raises:
+        StorageError: The disk of temporary files is full.
+    """
     limit_s = round(timeout_s + len(proto.graph.node) / NODES_PER_S)
     endless = Verdict("crash", f"ONNX's own checker does not come to an end on this model within {limit_s} s")
     forks = shared_server("compiler.model.frontend.onnx_check:prepare", name="fleetc-check")
     with scratch_folder() as folder:
-        (folder / MODEL).write_bytes(proto.SerializeToString())
+        with output_errors(folder):
+            (folder / MODEL).write_bytes(proto.SerializeToString())
         mode = "strict" if strict else "lenient"
         child = fork_child(forks, "compiler.model.frontend.onnx_check:check", folder, str(limit_s), mode)
         try:
@@ -58,6 +65,10 @@ def check_apart(proto: onnx.ModelProto, *, strict: bool, timeout_s: float = CHEC
             kill_child(child)
         if code == -signal.SIGXCPU:
             return endless
+        if code == UNWRITTEN:
+            raise StorageError(
+                "what ONNX's checks found cannot be written", where=str(folder), remedy="Free space, or set TMPDIR."
+            )
         if code != 0:
             return Verdict("crash", f"ONNX's own checker crashes on this model (exit code {code})")
         answer = json.loads((folder / VERDICT).read_text(encoding="utf-8"))

@@ -13,6 +13,8 @@ from pathlib import Path
 import onnx
 
 MODEL, VERDICT = "model.onnx", "verdict.json"
+UNWRITTEN = 74
+"""Exit code where the verdict cannot be written, which is not the model's fault; EX_IOERR of sysexits.h."""
 
 MEMORY_BYTES = 4 << 30
 """What checking a model without weights may take; a damaged file can ask for any amount."""
@@ -29,7 +31,10 @@ def check(folder: str, cpu_s: str, mode: str) -> None:
     warnings.simplefilter("ignore")  # the parent's reader says what matters
     proto = onnx.ModelProto.FromString((Path(folder) / MODEL).read_bytes())
     answer = verdict(proto, strict=mode == "strict")
-    (Path(folder) / VERDICT).write_text(json.dumps(answer), encoding="utf-8")
+    try:
+        (Path(folder) / VERDICT).write_text(json.dumps(answer), encoding="utf-8")
+    except OSError:
+        os._exit(UNWRITTEN)
     os._exit(0)  # unloading takes longer than the checks of most models
 
 

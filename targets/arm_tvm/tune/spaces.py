@@ -14,7 +14,8 @@ from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload
 from targets.arm_tvm.kernels.integer.dot_products import dot_of
 from targets.arm_tvm.kernels.integer.kernel import Kernel, emit
 from targets.arm_tvm.kernels.integer.specs import ConvSpec
-from targets.arm_tvm.kernels.integer.tiles import Tile, predicted_instructions, tile_choices, workload_digest
+from targets.arm_tvm.kernels.integer.tiles import workload_digest
+from targets.arm_tvm.kernels.integer.ways import predicted_cost, way_choices, way_of
 from targets.arm_tvm.kernels.machine import machine_of
 from targets.arm_tvm.options import Options
 
@@ -73,18 +74,18 @@ def _float_space(work: ConvWorkload, choices: tuple[Choice, ...], machine: Any) 
 def _integer_spaces(model: ir.Model, options: Options) -> Iterator[Space]:
     kernels = integer_kernels(model, dot_of(options.arch, options.mcpu, options.mattr))
     for kernel in kernels.values():
-        if isinstance(kernel.spec, ConvSpec) and kernel.tile is not None:
+        if isinstance(kernel.spec, ConvSpec) and kernel.way is not None:
             yield _integer_space(kernel, kernel.spec)
 
 
 def _integer_space(kernel: Kernel, spec: ConvSpec) -> Space:
     dot = kernel.dot
-    tiles = tile_choices(spec, dot)
+    ways = way_choices(spec, dot)
 
     def write(parameters: Parameters) -> Any:
-        return emit(Kernel(spec, dot, Tile.from_dict(parameters)))
+        return emit(Kernel(spec, dot, way_of(parameters)))
 
-    choices, work = tuple(tile.to_dict() for tile in tiles), predicted_instructions(spec, tiles[0], dot)
+    choices, work = tuple(way.to_dict() for way in ways), predicted_cost(spec, ways[0], dot)
     return Space(_integer_name(spec), workload_digest(spec, dot), choices, work, write)
 
 

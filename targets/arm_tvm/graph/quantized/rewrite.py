@@ -17,8 +17,8 @@ from targets.arm_tvm.kernels.integer.conv import dot_for
 from targets.arm_tvm.kernels.integer.kernel import Kernel
 from targets.arm_tvm.kernels.integer.packed_weights import pack_depthwise, pack_weights, start_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot, Image, PackSpec, Spec, UnpackSpec
-from targets.arm_tvm.kernels.integer.tiles import choose_tile
 from targets.arm_tvm.kernels.integer.vectors import vectors_of
+from targets.arm_tvm.kernels.integer.ways import Way, choose_way
 
 DOMAIN = "fleetc.integer"
 OPERATOR = "IntegerKernel"
@@ -30,11 +30,11 @@ class Packing:
 
     Args:
         dot: How they are multiplied.
-        groups: Of the register tile; None for depthwise convolutions.
+        way: How a convolution reads them, which those of the same weights follow; None for depthwise ones.
     """
 
     dot: Dot
-    groups: int | None
+    way: Way | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def use_integers(
     Args:
         model: With shapes and types; left as it is.
         dot: How the machine multiplies int8.
-        schedule: Digest of a convolution → the tile to take; others get the cheapest by prediction.
+        schedule: Digest of a convolution → the way to take; others get the cheapest by prediction.
         packings: Digest of weights → how they are packed already, for the same model at another size.
     """
     rewrite = _Rewrite(model.clone(), dot, schedule or {}, packings or {})
@@ -212,9 +212,9 @@ class _Rewrite:
             kernel, packed = Kernel(spec, dot), pack_depthwise(matched.weights, dot)
             self.packings[digest] = Packing(dot, None)
         else:
-            tile = choose_tile(spec, dot, self.schedule, groups=None if known is None else known.groups)
-            self.packings[digest] = Packing(dot, tile.groups)
-            kernel, packed = Kernel(spec, dot, tile), pack_weights(matched.weights, spec, tile, dot)
+            way = choose_way(spec, dot, self.schedule, like=None if known is None else known.way)
+            self.packings[digest] = Packing(dot, way)
+            kernel, packed = Kernel(spec, dot, way), pack_weights(matched.weights, spec, way, dot)
         missing = spec.result.blocks * BLOCK - spec.result.channels
         scale, bias = (np.pad(factor, (0, missing)).astype(np.float32) for factor in matched.factors)
         name = matched.node.name or matched.tail.end.name

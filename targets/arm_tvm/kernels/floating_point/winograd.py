@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from compiler.target import Array
+from targets.arm_tvm.kernels.cook_toom import weight_matrix
 from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, fma, int32, lane, load, store
 from targets.arm_tvm.kernels.floating_point.epilogue import finish
 from targets.arm_tvm.kernels.floating_point.int8_weights import WIDENING, widened
@@ -36,7 +37,6 @@ from targets.arm_tvm.kernels.floating_point.winograd_transforms import (
     transform_input,
     transform_output,
     transform_weights,
-    weight_matrix,
 )
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks, packed_bytes
 from targets.arm_tvm.kernels.machine import Machine

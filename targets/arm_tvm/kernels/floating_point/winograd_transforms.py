@@ -1,13 +1,7 @@
-"""The matrices of Winograd's minimal filtering F(m×m, 3×3), and code that applies them with few instructions.
+"""Code that applies the matrices of Winograd's minimal filtering (`cook_toom`) with few instructions.
 
-With n = m + 2 and n - 1 points a_i, and infinity as the last (Cook and Toom):
-
-    A^T[k, i] = a_i^k     G[i, k] = a_i^k / Π_{j≠i} (a_i - a_j)    B^T[i] = coefficients of Π_{j≠i} (x - a_j)
-    A^T[m-1, ∞] = 1       G[∞, 2] = 1                              B^T[∞] = coefficients of Π_j (x - a_j)
-
-and y = A^T [(G g G^T) ⊙ (B^T d B)] A for a tile d of n × n and a filter g of 3 × 3. Points come in pairs ±a, so two
-rows of B^T differ in the signs of odd coefficients, and two columns of A^T likewise: the even and the odd part are
-computed once.
+Points come in pairs ±a, so two rows of B^T differ in the signs of odd coefficients, and two columns of A^T likewise:
+the even and the odd part are computed once.
 
 A factor of a row of G may go to the same row of B^T. Where the kernel transforms the weights, which are many on a small
 map, rows of G are divided so that only the even part of a pair ±a is multiplied: 7 instructions per column at m = 4,
@@ -24,47 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compiler.target import Array
+from targets.arm_tvm.kernels.cook_toom import input_matrix, output_matrix, weight_matrix
 from targets.arm_tvm.kernels.emitter import Emitter, broadcast, fma
-
-POINTS: dict[int, tuple[float, ...]] = {
-    2: (0.0, 1.0, -1.0),
-    4: (0.0, 1.0, -1.0, 2.0, -2.0),
-    6: (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5),
-}
-"""Per output size m of a tile: the finite points. All coefficients are exact in binary."""
-
-
-@cache
-def output_matrix(m: int) -> npt.NDArray[np.float64]:
-    """A^T, (m, m + 2)."""
-    points = POINTS[m]
-    matrix = np.zeros((m, m + 2))
-    matrix[:, :-1] = np.array([[point**power for point in points] for power in range(m)])
-    matrix[m - 1, -1] = 1
-    return matrix
-
-
-@cache
-def weight_matrix(m: int) -> npt.NDArray[np.float64]:
-    """G, (m + 2, 3)."""
-    points = POINTS[m]
-    matrix = np.zeros((m + 2, 3))
-    for row, point in enumerate(points):
-        scale = np.prod([point - other for other in points if other != point])
-        matrix[row] = np.array([1.0, point, point**2]) / scale
-    matrix[-1, 2] = 1
-    return matrix
-
-
-@cache
-def input_matrix(m: int) -> npt.NDArray[np.float64]:
-    """B^T, (m + 2, m + 2)."""
-    points = POINTS[m]
-    matrix = np.zeros((m + 2, m + 2))
-    for row, point in enumerate(points):
-        matrix[row, :-1] = np.poly([other for other in points if other != point])[::-1]
-    matrix[-1] = np.poly(points)[::-1]
-    return matrix
 
 
 @cache

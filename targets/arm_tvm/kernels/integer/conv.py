@@ -1,7 +1,8 @@
 """Integer convolution and matrix product.
 
 Tiling: 4·G output channels × P pixels of accumulators stay in registers over the whole reduction. An input vector holds
-16 channels of one pixel (or 16 bytes of a row, where pixels are shorter); weights are packed to be read in order.
+16 channels of one pixel (or 16 bytes of a row, where pixels are shorter, or of a whole window: `gathered`); weights are
+packed to be read in order.
 
     sdot     acc (G × P int32x4) += weights (4 channels × 4 inputs) · one 32-bit lane of the pixel: 16 products an
              instruction. G = 2, P = 9: 18 accumulators, 9 inputs, weights in the rest; 72 sdot to 4 + 4.5 loads.
@@ -15,7 +16,7 @@ Roofline: products over 16 (32 with smmla) over the dot units' rate; a tile's we
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from targets.arm_tvm.kernels.emitter import (
@@ -25,6 +26,7 @@ from targets.arm_tvm.kernels.emitter import (
     load,
 )
 from targets.arm_tvm.kernels.integer.amx import Tiled, emit_tiled
+from targets.arm_tvm.kernels.integer.gathered import gather_row, gathered
 from targets.arm_tvm.kernels.integer.padding import emit_padded, emit_rows
 from targets.arm_tvm.kernels.integer.products import PRODUCTS, Operands, Product
 from targets.arm_tvm.kernels.integer.requantize import read_residual, scaled, write
@@ -78,9 +80,9 @@ def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
     """The kernel: (source, weights, scale, bias[, start][, residual], result), all flat."""
     emitter = Emitter()
     groups = spec.result.blocks * BLOCK
-    vectors = vectors_of(dot)
+    vectors, own = vectors_of(dot), gathered(spec, dot)
     source = emitter.parameter((spec.source.elements,), vectors.stored, "x")
-    weights = emitter.parameter((groups * spec.kernel[0] * _row_bytes(spec, dot),), "int8", "w")
+    weights = emitter.parameter((groups * own.kernel[0] * _row_bytes(own, dot),), "int8", "w")
     scale, bias = (emitter.parameter((groups,), "float32", name) for name in ("scale", "bias"))
     start = emitter.parameter((groups,), "int32", "start") if vectors.moved else None
     size, adds = spec.result.elements, spec.epilogue.residual_scale is not None
@@ -101,6 +103,8 @@ def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
         places = place, batch * spec.result.batch_stride
         if vectors.tiled:
             _amx_tiles(emitter, multiplied, tile, dot, arrays, places)
+        elif own != spec:
+            _gathered_rows(emitter, (spec, own), tile, dot, arrays, places)
         else:
             _tiles(emitter, spec, tile, dot, arrays, places)
     return emitter.function()
@@ -127,6 +131,39 @@ def _tiles(emitter: Emitter, spec: ConvSpec, tile: Tile, dot: Dot, arrays: _Arra
                 with emitter.loop(parts) as at:
                     part_tile = Tile(tile.groups, rows, columns)
                     _tile(emitter, spec, part_tile, dot, arrays, places, (channel, row, at * columns + first))
+
+
+def _gathered_rows(
+    emitter: Emitter,
+    specs: tuple[ConvSpec, ConvSpec],
+    tile: Tile,
+    dot: Dot,
+    arrays: _Arrays,
+    places: tuple[Any, Any],
+) -> None:
+    """All tiles of one image, from windows that are gathered row by row.
+
+    Args:
+        emitter: Takes the statements.
+        specs: The convolution, and what `gathered` makes of it.
+        tile: Its register tile.
+        dot: How it multiplies.
+        arrays: The arguments.
+        places: Where the image begins in the source and in the result.
+    """
+    spec, own = specs
+    work = own.result.height * own.result.width * own.result.blocks * _row_bytes(own, dot) // 4
+    with emitter.loop(own.result.height, parallel=work > PARALLEL_WORK) as row:
+        buffer = emitter.allocate(own.source.width * own.source.pixel_stride + BLOCK, "int8", "global")
+        first = places[0] + row * (spec.strides[0] * spec.source.row_stride)
+        gather_row(emitter, spec, (arrays.operands.source, first), (buffer, own.source))
+        windows = replace(arrays, operands=replace(arrays.operands, source=buffer), image=own.source)
+        with emitter.loop(own.result.blocks * 4 // tile.groups) as channel:
+            for start, parts, columns in split(own.result.width, tile.columns):
+                with emitter.loop(parts) as at:
+                    part = Tile(tile.groups, 1, columns)
+                    place = channel, row, at * columns + start
+                    _tile(emitter, own, part, dot, windows, (int32(0), places[1]), place)
 
 
 def _amx_tiles(
@@ -189,6 +226,10 @@ def _reduce(
         parts = chunks(spec, dot)
         with emitter.loop(height) as y:
             base = origin + y * (spec.dilations[0] * image.row_stride)
+            if len(parts) > UNROLLED_TAPS and set(parts) == {4}:
+                with emitter.loop(len(parts)) as index:
+                    step(base + index * BLOCK, weights + (y * len(parts) + index) * (4 * size), 4)
+                return
             for index, lanes in enumerate(parts):
                 step(base + index * BLOCK, weights + (y * sum(parts) + sum(parts[:index])) * size, lanes)
         return

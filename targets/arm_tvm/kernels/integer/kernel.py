@@ -23,7 +23,8 @@ from targets.arm_tvm.kernels.integer.specs import (
     Spec,
     UnpackSpec,
 )
-from targets.arm_tvm.kernels.integer.tiles import Tile
+from targets.arm_tvm.kernels.integer.ways import Way, WinogradTile
+from targets.arm_tvm.kernels.integer.winograd import emit_winograd
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,19 @@ class Kernel:
     Args:
         spec: What it computes.
         dot: Which instructions multiply int8.
-        tile: The register tile of a convolution; None for other kernels.
+        way: How a convolution is computed; None for other kernels.
     """
 
     spec: Spec
     dot: Dot
-    tile: Tile | None = None
+    way: Way | None = None
 
     @property
     def name(self) -> str:
         """Its name in the module."""
         family = type(self.spec).__name__.removesuffix("Spec").lower()
+        if isinstance(self.way, WinogradTile):
+            return "int8_winograd"
         depthwise = isinstance(self.spec, ConvSpec) and self.spec.depthwise
         return f"int8_{'depthwise' if depthwise else family}"
 
@@ -52,7 +55,7 @@ def emit(kernel: Kernel) -> Any:
     """The TIR function."""
     spec, dot = kernel.spec, kernel.dot
     if isinstance(spec, ConvSpec):
-        return emit_depthwise(spec, dot) if kernel.tile is None else emit_conv(spec, kernel.tile, dot)
+        return _emit_conv(spec, kernel.way, dot)
     if isinstance(spec, PoolSpec):
         return emit_pool(spec, dot)
     if isinstance(spec, ElementwiseSpec):
@@ -66,6 +69,12 @@ def emit(kernel: Kernel) -> Any:
     if isinstance(spec, UnpackSpec):
         return emit_unpack(spec, dot)
     raise TypeError(f"{type(spec).__name__} is no kernel")
+
+
+def _emit_conv(spec: ConvSpec, way: Way | None, dot: Dot) -> Any:
+    if way is None:
+        return emit_depthwise(spec, dot)
+    return emit_winograd(spec, way, dot) if isinstance(way, WinogradTile) else emit_conv(spec, way, dot)
 
 
 def call(builder: Any, kernel: Kernel, arguments: list[Any]) -> Any:

@@ -6,26 +6,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.arm_tvm.kernels.integer.conv import chunks
+from targets.arm_tvm.kernels.integer.gathered import gathered
 from targets.arm_tvm.kernels.integer.int8_depthwise import FOUR
 from targets.arm_tvm.kernels.integer.runs import as_multiplied, runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
 from targets.arm_tvm.kernels.integer.tiles import Tile
 from targets.arm_tvm.kernels.integer.vectors import OFFSET, vectors_of
+from targets.arm_tvm.kernels.integer.ways import Way, WinogradTile
 from targets.arm_tvm.kernels.runs import chunk_words
 
 Int8 = NDArray[np.int8]
 Int32 = NDArray[np.int32]
 
 
-def pack_weights(weights: Int8, spec: ConvSpec, tile: Tile, dot: Dot) -> Int8:
+def pack_weights(weights: Int8, spec: ConvSpec, way: Way, dot: Dot) -> Int8:
     """Flat weights of a convolution.
 
     Args:
         weights: (output channels, input channels, rows, columns).
         spec: The convolution.
-        tile: Its register tile.
+        way: How it is computed.
         dot: How it multiplies.
     """
+    return _taps(weights, spec) if isinstance(way, WinogradTile) else _pack_direct(weights, spec, way, dot)
+
+
+def _taps(weights: Int8, spec: ConvSpec) -> Int8:
+    """For Winograd's algorithm: [block of output channels][input channel][tap][16], flat."""
+    outputs, inputs = weights.shape[:2]
+    full = np.zeros((spec.result.blocks * BLOCK, spec.source.blocks * BLOCK, weights[0, 0].size), np.int8)
+    full[:outputs, :inputs] = weights.reshape(outputs, inputs, -1)
+    return np.ascontiguousarray(full.reshape(-1, BLOCK, *full.shape[1:]).transpose(0, 2, 3, 1)).reshape(-1)
+
+
+def _pack_direct(weights: Int8, spec: ConvSpec, tile: Tile, dot: Dot) -> Int8:
+    own = gathered(spec, dot)
+    if own != spec:
+        spec, weights = own, weights.transpose(0, 2, 3, 1).reshape(len(weights), -1, 1, 1)
     outputs, inputs, height, width = weights.shape
     missing = spec.result.blocks * BLOCK - outputs
     if not vectors_of(dot).by_lane:

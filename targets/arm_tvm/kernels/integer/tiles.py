@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from targets.arm_tvm.kernels.integer.gathered import gathered
 from targets.arm_tvm.kernels.integer.runs import as_multiplied, runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
 from targets.arm_tvm.kernels.integer.vectors import vectors_of
@@ -83,7 +84,7 @@ def tile_choices(spec: ConvSpec, dot: Dot, *, groups: int | None = None) -> tupl
         dot: How the machine multiplies int8.
         groups: Of the tile that the weights are packed for; None: any.
     """
-    vectors = vectors_of(dot)
+    spec, vectors = gathered(spec, dot), vectors_of(dot)
     if vectors.tiled:
         return tuple(tile for tile in _amx_choices(as_multiplied(spec, dot)) if groups in (None, tile.groups))
     # 4, 8 and 16 channels divide a block of 16; 32 channels are two blocks.
@@ -91,27 +92,12 @@ def tile_choices(spec: ConvSpec, dot: Dot, *, groups: int | None = None) -> tupl
     dividing = [count for count in counts if spec.result.blocks * 4 % count == 0 and 4 * count % vectors.lanes == 0]
     fit_packing = [count for count in dividing if groups in (None, count)]
     wide = [(1, columns) for columns in range(1, min(spec.result.width, COLUMNS_MAX) + 1)]
-    # Tiles of several rows are for images whose rows are too short to fill the registers.
-    high = [(rows, spec.result.width) for rows in range(2, min(spec.result.height, ROWS_MAX) + 1)]
+    # Tiles of several rows are for images whose rows are too short to fill the registers; windows are gathered by rows.
+    most = min(spec.result.height, ROWS_MAX) if spec.strides[0] else 1
+    high = [(rows, spec.result.width) for rows in range(2, most + 1)]
     tiles = [Tile(count, rows, columns) for count in fit_packing for rows, columns in wide + high]
     fitting = [tile for tile in tiles if _registers(tile, dot) <= vectors.registers]
     return tuple(sorted(fitting, key=lambda tile: predicted_instructions(spec, tile, dot))[:MAX_CHOICES])
-
-
-def choose_tile(
-    spec: ConvSpec, dot: Dot, schedule: Mapping[str, Mapping[str, object]], *, groups: int | None = None
-) -> Tile:
-    """The schedule's tile for the convolution where it has one that still exists, else the cheapest.
-
-    Args:
-        spec: The convolution.
-        dot: How the machine multiplies int8.
-        schedule: `workload_digest` → a tile, as `Tile.to_dict` gives it.
-        groups: Of the tile that the weights are packed for; None: any.
-    """
-    tiles = tile_choices(spec, dot, groups=groups)
-    wanted = dict(schedule.get(workload_digest(spec, dot), {}))
-    return next((tile for tile in tiles if tile.to_dict() == wanted), tiles[0])
 
 
 def workload_digest(spec: ConvSpec, dot: Dot) -> str:
@@ -126,6 +112,7 @@ def predicted_instructions(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
     """Predicted instructions of one image; cycles of AMX."""
     if vectors_of(dot).tiled:
         return _amx_cycles(as_multiplied(spec, dot), tile)
+    spec = gathered(spec, dot)
     channels = spec.result.blocks * BLOCK // (4 * tile.groups)
     return channels * sum(
         row_parts * column_parts * _tile_cost(spec, Tile(tile.groups, rows, columns), dot)
@@ -145,8 +132,10 @@ def _tile_cost(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
     matrices = 4 * tile.groups * pairs + 2 * pairs
     # widen and generic: 3 instructions per 16 products, for each of the 4 channels of a group.
     products = {"sdot": 4 * results, "smmla": matrices, "widen": 12 * results, "generic": 12 * results}
-    taps = spec.kernel[0] * spec.kernel[1] * (1 if spec.source.layout == "pixels" else spec.source.blocks)
-    return taps * (products[dot] + loads + LOOP / spec.kernel[1]) + EPILOGUE * results + 5 * LOOP
+    lines, vectors = spec.kernel[0] * spec.source.blocks, spec.kernel[1]
+    if spec.source.layout == "pixels":
+        lines, vectors = spec.kernel[0], -(-spec.kernel[1] * spec.source.channels // BLOCK)
+    return lines * (vectors * (products[dot] + loads) + LOOP) + EPILOGUE * results + 5 * LOOP
 
 
 def _amx_choices(spec: ConvSpec) -> tuple[Tile, ...]:

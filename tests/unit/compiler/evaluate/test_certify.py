@@ -26,9 +26,8 @@ def outputs(hits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
 
 def contenders(columns: Sequence[np.ndarray], labels: np.ndarray) -> list[Contender]:
     """Candidates by which samples they get right; the float model gets all of them right."""
-    perfect = outputs(np.ones(len(labels), bool), labels)
-    drops = [CLASSES.drop(perfect, outputs(hits, labels), labels, limit_pct=2.0) for hits in columns]
-    return [Contender(*drop.measured) for drop in drops if drop.measured]
+    perfect = CLASSES.measure(outputs(np.ones(len(labels), bool), labels), labels, None)
+    return [Contender(perfect, CLASSES.measure(outputs(hits, labels), labels, None)) for hits in columns]
 
 
 def fit(candidates: list[Contender], chosen: int, count: int, labels: np.ndarray, rank: int = 1):

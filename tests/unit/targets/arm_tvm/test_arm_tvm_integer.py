@@ -98,14 +98,14 @@ def test_a_residual_and_its_activation_are_computed_in_the_convolution() -> None
 
 
 def test_a_schedule_takes_the_place_of_the_predicted_tile() -> None:
-    first = next(kernel for kernel in use_integers(residual_network(), "sdot").kernels.values() if kernel.tile)
-    assert isinstance(first.spec, ConvSpec) and first.tile is not None
+    first = next(kernel for kernel in use_integers(residual_network(), "sdot").kernels.values() if kernel.way)
+    assert isinstance(first.spec, ConvSpec) and first.way is not None
     other = tile_choices(first.spec, first.dot)[1]
     schedule = {workload_digest(first.spec, first.dot): other.to_dict()}
-    tiles = [kernel.tile for kernel in use_integers(residual_network(), "sdot", schedule).kernels.values()]
+    tiles = [kernel.way for kernel in use_integers(residual_network(), "sdot", schedule).kernels.values()]
     assert other in tiles
     gone = {workload_digest(first.spec, first.dot): other.to_dict() | {"columns": 99}}
-    assert first.tile in [kernel.tile for kernel in use_integers(residual_network(), "sdot", gone).kernels.values()]
+    assert first.way in [kernel.way for kernel in use_integers(residual_network(), "sdot", gone).kernels.values()]
 
 
 def one_conv(weights: str = "w", **attributes: object) -> ir.Model:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from compiler.model.numerics import Array
+from targets.arm_tvm.kernels.cook_toom import input_matrix, output_matrix, weight_matrix
 from targets.arm_tvm.kernels.floating_point import winograd
 from targets.arm_tvm.kernels.floating_point.families import all_choices
-from targets.arm_tvm.kernels.floating_point.winograd_transforms import input_matrix, output_matrix, weight_matrix
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks
 from targets.arm_tvm.kernels.machine import Machine
 
