@@ -9,6 +9,7 @@ from compiler.fleet.detect import host_isa
 from targets.arm_tvm.kernels.integer.conv import dot_for
 from targets.arm_tvm.kernels.integer.kernel import Kernel, emit
 from targets.arm_tvm.kernels.integer.packed_weights import pack_depthwise, pack_weights, start_of
+from targets.arm_tvm.kernels.integer.runs import as_multiplied
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot, Epilogue, Image
 from targets.arm_tvm.kernels.integer.tiles import split, tile_choices
 from targets.arm_tvm.kernels.integer.vectors import vectors_of
@@ -126,6 +127,28 @@ def test_an_integer_convolution_is_exact(dot: Dot, spec: ConvSpec, seed: int, da
     exact = exact + residual * (added or 0.0)
     want = np.clip(np.rint(exact) + spec.epilogue.zero_point, max(spec.epilogue.low, -128), 127)
     np.testing.assert_array_equal(found, want)
+
+
+def test_channels_that_amx_takes_pixel_by_pixel_are_filled_up_to_lines() -> None:
+    if missing := CORES["amx_int8"][1] - host_isa():
+        pytest.skip(f"this machine's processor lacks {', '.join(sorted(missing))}")
+    request_tiles()
+    source, result = Image(2, 236, 3, 7), Image(2, 141, 3, 4)
+    spec = ConvSpec(source, result, (1, 1), (1, 2), (1, 1), (0, 0), 3, True, Epilogue(low=-128))
+    multiplied = as_multiplied(spec, "amx_int8")
+    assert (multiplied.source.layout, multiplied.source.channels) == ("rows", 256)
+    assert as_multiplied(spec, "avx512_vnni") == spec
+    rng = np.random.default_rng(7)
+    images = rng.integers(-128, 128, (2, 236, 3, 7)).astype(np.int8)
+    weights = rng.integers(-128, 128, (141, 236, 1, 1)).astype(np.int8)
+    bias = np.zeros(result.blocks * BLOCK, dtype=np.float32)
+    tile = tile_choices(spec, "amx_int8")[0]
+    packed = pack_weights(weights, spec, tile, "amx_int8")
+    scales = np.full(result.blocks * BLOCK, SCALE / 16)
+    arguments = [stored(blocked(images), "amx_int8"), packed, scales, bias, start_of(weights)]
+    found = unblocked(computed(Kernel(spec, "amx_int8", tile), arguments, result.elements), result).astype(np.int16)
+    want = np.clip(np.rint(sums(spec, images, weights) * float(SCALE / 16)), -128, 127)
+    np.testing.assert_array_equal(found - 128, want)
 
 
 @given(size=st.integers(1, 200), most=st.integers(1, 16))

@@ -36,6 +36,7 @@ from targets.arm_tvm.graph.packing import Schedule, choose_alike, choose_kernels
 from targets.arm_tvm.graph.quantized.rewrite import DOMAIN, OPERATOR, IntegerModel, Packing, use_integers
 from targets.arm_tvm.graph.quantized.stored import take_stored
 from targets.arm_tvm.graph.recurrent import RECURRENT, recurrent, reverse_sequence
+from targets.arm_tvm.graph.reshapes import keep_reshapes_apart, merge_reshapes
 from targets.arm_tvm.graph.sizes import Sizes, bind_size
 from targets.arm_tvm.graph.tvm_kernels import parallelize
 from targets.arm_tvm.kernels.integer.dot_products import dot_of
@@ -362,7 +363,9 @@ def _fuse(module: Any, target: Any) -> Any:
     from tvm.relax.backend.cpu_generic import pipeline as cpu
 
     with target:
-        fused = tvm.transform.Sequential([*cpu.library_dispatch_passes(target), *cpu.legalize_passes(target)])(module)
+        legalize, *fuse = cpu.legalize_passes(target)
+        legal = tvm.transform.Sequential([*cpu.library_dispatch_passes(target), legalize])(merge_reshapes(module))
+        fused = tvm.transform.Sequential(fuse)(keep_reshapes_apart(legal))
     return parallelize(fused)
 
 

@@ -29,7 +29,7 @@ class _Activation:
 
     Args:
         alpha, beta: Defaults of its parameters; None: it has none of that name.
-        text: Writes it as an expression of `x`, as in `kernels.floating_point.expressions`.
+        text: Writes it as an expression of `x`, as in `kernels.expressions`.
     """
 
     alpha: float | None

@@ -24,7 +24,7 @@ class Region:
     """An activation.
 
     Args:
-        text: What it computes of `x`, as in `kernels.floating_point.expressions`.
+        text: What it computes of `x`, as in `kernels.expressions`.
         last: The variable of its result.
         inner: The variables between, without the first.
     """

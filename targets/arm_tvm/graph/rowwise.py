@@ -9,7 +9,8 @@ from typing import Any
 
 from targets.arm_tvm.graph.reading import operator_name, readers_of, shape_of
 from targets.arm_tvm.graph.regions import Users, find_region
-from targets.arm_tvm.kernels.floating_point.matmul import Matmul, applies, emit_matmul
+from targets.arm_tvm.graph.written_out_norms import find_written_out_norm
+from targets.arm_tvm.kernels.floating_point.matmul import Matmul, emit_matmul, vectors_for
 from targets.arm_tvm.kernels.floating_point.rows import (
     Rows,
     emit_instance_norm,
@@ -59,7 +60,7 @@ def find_plain_kernels(main: Any, machine: Machine, *, claimed: Container[Any]) 
         if rule is None or binding.var in claimed or str(binding.var.ty.dtype) not in DTYPES:
             continue
         kernel = rule(binding, machine, users)
-        if kernel is not None:
+        if kernel is not None and not any(var in claimed for var in (*kernel.inner, kernel.last)):
             kernels[kernel.last] = kernel
     return kernels
 
@@ -89,6 +90,25 @@ def _layer_norm(binding: Any, machine: Machine, _: Users) -> PlainKernel | None:
         return None
     epsilon = float(attrs.epsilon)
     return _row_kernel(f"layernorm_{epsilon}", binding, rows, lambda: emit_layer_norm(rows, machine, epsilon=epsilon))
+
+
+def _written_out_norm(binding: Any, machine: Machine, users: Users) -> PlainKernel | None:
+    from tvm import relax
+
+    norm = find_written_out_norm(binding, users)
+    if norm is None:
+        return None
+    *outer, size = shape_of(norm.source)
+    rows = Rows(prod(outer), size, str(binding.var.ty.dtype))
+    factors = ((relax.const(factor), (size,)) for factor in (norm.scale, norm.shift))
+    return PlainKernel(
+        f"layernorm_{norm.epsilon}_{rows}",
+        lambda: emit_layer_norm(rows, machine, epsilon=norm.epsilon),
+        ((norm.source, (rows.count, size)), *factors),
+        (rows.count, size),
+        norm.last,
+        norm.inner,
+    )
 
 
 def _rms_norm(binding: Any, machine: Machine, _: Users) -> PlainKernel | None:
@@ -138,7 +158,8 @@ def _matmul(binding: Any, machine: Machine, users: Users) -> PlainKernel | None:
         return None
     batch, (rows, depth), columns = prod(before[:-2]), before[-2:], after[-1]
     work = Matmul(batch, rows, depth, columns, dtype)
-    if not applies(work, machine):
+    narrow = vectors_for(work, machine)
+    if narrow is None:
         return None
     last, inner = binding.var, []
     while (region := find_region(last, users)) is not None:
@@ -146,7 +167,7 @@ def _matmul(binding: Any, machine: Machine, users: Users) -> PlainKernel | None:
         work, last = replace(work, steps=(*work.steps, region.text)), region.last
     return PlainKernel(
         f"matmul_{work}",
-        lambda: emit_matmul(work, machine),
+        lambda: emit_matmul(work, narrow),
         ((left, (batch, rows, depth)), (right, (batch, depth, columns))),
         (batch, rows, columns),
         last,
@@ -156,6 +177,7 @@ def _matmul(binding: Any, machine: Machine, users: Users) -> PlainKernel | None:
 
 _RULES: Mapping[str, Callable[[Any, Machine, Users], PlainKernel | None]] = {
     "relax.nn.softmax": _softmax,
+    "relax.mean": _written_out_norm,
     "relax.nn.instance_norm": _instance_norm,
     "relax.nn.layer_norm": _layer_norm,
     "relax.nn.rms_norm": _rms_norm,

@@ -1,21 +1,25 @@
 """Which nodes of a Q/DQ graph become which integer kernel.
 
-    conv     DQ(x), DQ(w) → Conv | Gemm | MatMul (+ bias) (+ DQ(r)) (→ Relu | Clip) (→ Q)
-    pool     DQ(x) → MaxPool | AveragePool | GlobalAveragePool (→ Relu | Clip) → Q
-    sum      DQ(x), DQ(y) → Add (→ Relu | Clip) → Q;   DQ(x) → Relu | Clip → Q;   DQ(x) → Q
+    conv     DQ(x), DQ(w) → Conv | Gemm | MatMul (+ bias) (+ DQ(r)) (→ activation) (→ Q)
+    pool     DQ(x) → MaxPool | AveragePool | GlobalAveragePool (→ activation) (→ Q)
+    sum      DQ(x), DQ(y) → Add (→ activation) → Q;   DQ(x) → activation → Q;   DQ(x) → Q
+    gate     x · g → (activation →) Q                     where x and g are float results of kernels, g of one pixel
     move     DQ(x) → Pad | Flatten | Reshape | Squeeze | Identity → Q,   DQ(x)… → Concat → Q     where Q and DQ agree
 
+An activation is what `activations` finds: Relu, HardSwish, Sigmoid, and what is made of them and of numbers.
 What matches none of them stays in float between DequantizeLinear and QuantizeLinear, as the model says it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
+from targets.arm_tvm.graph.quantized.activations import OPERATORS
 from targets.arm_tvm.graph.quantized.tail import Tail, epilogue_of, follow
 from targets.arm_tvm.graph.quantized.tensors import (
     Floats,
@@ -34,6 +38,7 @@ from targets.arm_tvm.kernels.integer.specs import (
     ConvSpec,
     ElementwiseSpec,
     Epilogue,
+    GateSpec,
     Image,
     JoinSpec,
     PadSpec,
@@ -57,6 +62,7 @@ class Match:
         image: Layout of the result.
         weights: Of a convolution: (outputs, inputs, rows, columns).
         factors: Scale and bias per output channel, in units of the result.
+        floats: Float results of other kernels that it reads, after `inputs`.
     """
 
     node: ir.Node
@@ -66,6 +72,7 @@ class Match:
     image: Image
     weights: np.ndarray[tuple[int, ...], np.dtype[np.int8]] | None = None
     factors: tuple[Floats, Floats] | None = None
+    floats: tuple[ir.Value, ...] = ()
 
     @property
     def last(self) -> ir.Node:
@@ -79,6 +86,29 @@ def match(node: ir.Node) -> Match | None:
         return None
     finder = _FINDERS.get(node.op_type)
     return finder(node) if finder is not None else None
+
+
+def match_gate(node: ir.Node, floats: Mapping[ir.Value, Image]) -> Match | None:
+    """The kernel of an image whose channels are scaled, both computed by kernels before; None if the node is none.
+
+    Args:
+        node: The product.
+        floats: Float results of kernels, and how they lie.
+    """
+    if not is_op(node, "Mul") or any(value not in floats for value in node.inputs):
+        return None
+    operands = [(value, floats[value]) for value in node.inputs if value is not None]
+    gates = [operand for operand in operands if operand[1].height * operand[1].width == 1]
+    images = [operand for operand in operands if operand not in gates]
+    if len(gates) != 1 or len(images) != 1:
+        return None
+    (data, image), (gate, pixel) = images[0], gates[0]
+    same = (image.batch, image.channels, image.layout) == (pixel.batch, pixel.channels, pixel.layout)
+    tail = follow(node.outputs[0])
+    if not same or image.layout != "blocked" or tail.result is None:
+        return None
+    epilogue, unit, _ = epilogue_of(tail)
+    return Match(node, GateSpec(image, 1.0 / unit, epilogue), (), tail, image, floats=(data, gate))
 
 
 def image_of(shape: tuple[int, ...] | None) -> Image | None:
@@ -135,12 +165,18 @@ def _short(spec: ConvSpec, data: Quantized) -> ConvSpec:
 
 def match_behind(quantizer: ir.Node) -> bool:
     """Whether the integers that a QuantizeLinear makes come out of a kernel."""
-    value = quantizer.inputs[0] if is_op(quantizer, "QuantizeLinear") else None
-    while value is not None and (node := value.producer()) is not None:
+    pending = [quantizer.inputs[0]] if is_op(quantizer, "QuantizeLinear") else []
+    seen: set[ir.Value] = set()
+    while pending:
+        value = pending.pop()
+        node = value.producer() if value is not None and value not in seen else None
+        if value is None or node is None:
+            continue
+        seen.add(value)
         kernel = match(node)
         if kernel is not None and quantizer in kernel.tail.nodes:
             return True
-        value = node.inputs[0] if is_op(node, "Relu", "Clip", "Add") else None
+        pending += node.inputs if is_op(node, *OPERATORS) else []
     return False
 
 
@@ -186,7 +222,7 @@ def _pool(node: ir.Node) -> Match | None:
     if data is None or source is None or result is None or source.layout != "blocked":
         return None
     tail = follow(node.outputs[0])
-    if tail.result is None or any(value.name and tuple(value.uses()) for value in node.outputs[1:]):
+    if any(value.name and tuple(value.uses()) for value in node.outputs[1:]):
         return None
     whole, maximum = node.op_type == "GlobalAveragePool", node.op_type == "MaxPool"
     kernel = (source.height, source.width) if whole else _pair(node, "kernel_shape")
@@ -196,7 +232,9 @@ def _pool(node: ir.Node) -> Match | None:
     epilogue, unit, _ = epilogue_of(tail)
     scale = data.scale / unit / (1 if maximum else prod(kernel))
     shift = -scale * data.zero_point * (1 if maximum else prod(kernel))
-    same = maximum and data.agrees(tail.result) and epilogue == Epilogue(True, data.zero_point)
+    same = (
+        maximum and tail.result is not None and data.agrees(tail.result) and epilogue == Epilogue(True, data.zero_point)
+    )
     spec = PoolSpec(
         source,
         result,
@@ -245,11 +283,13 @@ def _add(node: ir.Node) -> Match | None:
 
 
 def _activation(node: ir.Node) -> Match | None:
-    data, image = dequantized(node.inputs[0]), image_of(static_shape(node.inputs[0]))
-    if data is None or image is None or node.inputs[0] is None:
+    computed = [value for value in node.inputs if value is not None and constant(value) is None]
+    value = computed[0] if computed else None
+    data, image = dequantized(value), image_of(static_shape(value))
+    if data is None or image is None or value is None or len(computed) > 1:
         return None
     # The chain begins in front of the activation, which so is its first step.
-    tail = follow(node.inputs[0])
+    tail = follow(value, first=node)
     if tail.result is None or not tail.nodes or tail.nodes[0] is not node:
         return None
     return _elementwise(node, (data,), image, tail)
@@ -366,9 +406,8 @@ _FINDERS = {
     "MaxPool": _pool,
     "AveragePool": _pool,
     "GlobalAveragePool": _pool,
-    "Add": _add,
-    "Relu": _activation,
-    "Clip": _activation,
+    **dict.fromkeys(OPERATORS, _activation),
+    "Add": lambda node: _add(node) or _activation(node),
     "Pad": _pad,
     "Flatten": _reshape,
     "Reshape": _reshape,

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compiler.target import Array, add_constant
-from targets.arm_tvm.graph.quantized.recognize import Match, image_of, match
+from targets.arm_tvm.graph.quantized.recognize import Match, image_of, match, match_gate
 from targets.arm_tvm.graph.quantized.tensors import Quantized, dequantized, is_op, quantized, static_shape
 from targets.arm_tvm.graph.reading import array_digest
 from targets.arm_tvm.kernels.integer.conv import dot_for
@@ -78,12 +78,16 @@ def _matches(model: ir.Model) -> list[Match]:
     """All kernels, each after those that make what it reads."""
     place = {node: index for index, node in enumerate(model.graph)}
     claimed: set[ir.Node] = set()
+    floats: dict[ir.Value, Image] = {}
     matches = []
     for node in model.graph:
-        candidate = match(node) if node not in claimed else None
-        if candidate is not None:
-            matches.append(candidate)
-            claimed.update((node, *candidate.tail.nodes))
+        candidate = (match(node) or match_gate(node, floats)) if node not in claimed else None
+        if candidate is None:
+            continue
+        matches.append(candidate)
+        claimed.update((node, *candidate.tail.nodes))
+        if candidate.tail.result is None:
+            floats[candidate.tail.end] = candidate.image
     return sorted(matches, key=lambda matched: place[matched.last])
 
 
@@ -104,6 +108,7 @@ class _Rewrite:
         """Inserts one kernel before the last of the nodes it replaces."""
         last = matched.last
         arguments = [self._packed(tensor, image, last) for tensor, image in matched.inputs]
+        arguments += [self.results[value][0] for value in matched.floats]
         if matched.spec is None:
             (output,) = arguments
         else:
@@ -158,6 +163,8 @@ class _Rewrite:
     def _packed(self, tensor: Quantized, image: Image, before: ir.Node) -> ir.Value:
         """The tensor in the layout a kernel wants; made once."""
         key = (tensor.value, image)
+        if key not in self.packed and (made := self._quantized(tensor, image, before)) is not None:
+            self.packed[key] = made
         if key not in self.packed:
             source, dtype, known = self._origin(tensor)
             inner = image_of(_shape(tensor.value)) or image
@@ -165,6 +172,24 @@ class _Rewrite:
             spec = PackSpec(sizes, dtype, image, known.scale, known.zero_point)
             self.packed[key] = self._node(Kernel(spec, self.dot), [source], before, tensor.value.name)
         return self.packed[key]
+
+    def _quantized(self, tensor: Quantized, image: Image, before: ir.Node) -> ir.Value | None:
+        """The tensor out of the floats that a kernel gives in the layout that is wanted; None where none does."""
+        producer = tensor.value.producer()
+        known = quantized(producer) if producer is not None and is_op(producer, "QuantizeLinear") else None
+        floats = producer.inputs[0] if producer is not None else None
+        made = self.results.get(floats) if floats is not None else None
+        if made is None or known is None or producer is None or made[1:] != (image, None):
+            return None
+        # In whatever order they lie: sixteen at a time, as the rows of a matrix.
+        count = image.elements // BLOCK
+        spec = PackSpec(
+            (1, BLOCK, 1, count), "float32", Image(1, BLOCK, 1, count, "rows"), known.scale, known.zero_point
+        )
+        output = self._node(Kernel(spec, self.dot), [made[0]], before, tensor.value.name)
+        self.replaced.add(producer)
+        self.results[tensor.value] = (output, image, known)
+        return output
 
     def _origin(self, tensor: Quantized) -> tuple[ir.Value, str, Quantized]:
         """What a tensor is packed from: the floats it is made of, or its integers in the model's layout."""

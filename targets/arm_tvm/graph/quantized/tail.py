@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from targets.arm_tvm.graph.quantized.activations import find_activation
 from targets.arm_tvm.graph.quantized.tensors import (
     Floats,
     Quantized,
@@ -31,8 +32,9 @@ class Tail:
         nodes: What the chain replaces, the last one last.
         bias: Added per channel (an Add with a constant); None if nothing is.
         residual: Added element by element.
-        low: Least value of the activation.
+        low: Least value of the activation, where that is Relu or Clip.
         high: Greatest.
+        activations: Other activations, one after the other, as expressions of `x`.
         result: How the end is quantized; None where it is float.
     """
 
@@ -42,16 +44,18 @@ class Tail:
     residual: Quantized | None = None
     low: float = -math.inf
     high: float = math.inf
+    activations: tuple[str, ...] = ()
     result: Quantized | None = None
 
 
-def follow(value: ir.Value, *, channels: int = 0, residual: bool = False) -> Tail:
+def follow(value: ir.Value, *, channels: int = 0, residual: bool = False, first: ir.Node | None = None) -> Tail:
     """The longest chain behind a value that one kernel can take.
 
     Args:
         value: What the operator makes.
         channels: Size of the last axis, along which a constant may be added; 0: none may.
         residual: Whether another quantized tensor may be added.
+        first: The activation's operator that the chain begins with; others may read the value too. None: no other may.
     """
     # The order of these steps is the order in which a kernel computes them.
     tail = Tail(value)
@@ -59,7 +63,7 @@ def follow(value: ir.Value, *, channels: int = 0, residual: bool = False) -> Tai
         _take_bias(tail, channels)
     if residual:
         _take_residual(tail)
-    _take_activation(tail)
+    _take_activations(tail, first)
     reader = only_reader(tail.end)
     if reader is not None and is_op(reader, "QuantizeLinear") and reader.inputs[0] is tail.end:
         tail.result = quantized(reader)
@@ -96,30 +100,50 @@ def _take_residual(tail: Tail) -> None:
     _advance(tail, reader)
 
 
-def _take_activation(tail: Tail) -> None:
-    reader = only_reader(tail.end)
-    if reader is None or reader.inputs[0] is not tail.end:
-        return
-    if is_op(reader, "Relu"):
-        tail.low = 0.0
+def _take_activations(tail: Tail, first: ir.Node | None) -> None:
+    activations, end, begin = [], tail.end, first
+    while (activation := find_activation(end, first=begin)) is not None:
+        activations.append(activation)
+        end, begin = activation.nodes[-1].outputs[0], None
+    reader = first or only_reader(tail.end)
+    limits = _limits(reader, tail.end) if len(activations) < 2 and reader is not None else None
+    # Limits are cut after rounding, sixteen results at a time.
+    if limits is not None and reader is not None and all(known.nodes == (reader,) for known in activations):
+        tail.low, tail.high = limits
         _advance(tail, reader)
-    elif is_op(reader, "Clip"):
-        limits = [constant(value) for value in reader.inputs[1:] if value is not None]
-        if len(limits) == len(reader.inputs) - 1 and all(limit is not None and limit.size == 1 for limit in limits):
-            ends = [float(np.asarray(limit).reshape(())) for limit in limits]
-            tail.low, tail.high = ends[0] if ends else -math.inf, ends[1] if len(ends) > 1 else math.inf
-            _advance(tail, reader)
+        return
+    tail.activations = tuple(activation.text for activation in activations)
+    for node in (node for activation in activations for node in activation.nodes):
+        _advance(tail, node)
+
+
+def _limits(node: ir.Node, value: ir.Value) -> tuple[float, float] | None:
+    """Least and greatest result of Relu or Clip; None of other operators."""
+    if node.inputs[0] is not value:
+        return None
+    if is_op(node, "Relu"):
+        return 0.0, math.inf
+    limits = [constant(limit) for limit in node.inputs[1:] if limit is not None]
+    if not is_op(node, "Clip") or len(limits) != len(node.inputs) - 1:
+        return None
+    if any(limit is None or limit.size != 1 for limit in limits):
+        return None
+    ends = [float(np.asarray(limit).reshape(())) for limit in limits]
+    return ends[0] if ends else -math.inf, ends[1] if len(ends) > 1 else math.inf
 
 
 def epilogue_of(tail: Tail) -> tuple[Epilogue, float, float]:
     """The chain as numbers: epilogue, scale of the result (1 if float), what the residual's zero point adds."""
-    unit = tail.result.scale if tail.result is not None else 1.0
+    step = tail.result.scale if tail.result is not None else 1.0
+    # An activation is computed of numbers as the model has them; steps of the result come behind it.
+    unit = 1.0 if tail.activations else step
     residual = tail.residual.scale / unit if tail.residual is not None else None
     shift = -residual * tail.residual.zero_point if tail.residual is not None and residual is not None else 0.0
+    last = (residual, tail.activations, step / unit)
     if tail.result is None:
-        return Epilogue(False, 0, tail.low, tail.high, residual), unit, shift
+        return Epilogue(False, 0, tail.low, tail.high, *last), unit, shift
     zero = tail.result.zero_point
-    return Epilogue(True, zero, _limit(tail.low, unit, zero), _limit(tail.high, unit, zero), residual), unit, shift
+    return Epilogue(True, zero, _limit(tail.low, unit, zero), _limit(tail.high, unit, zero), *last), unit, shift
 
 
 def _limit(limit: float, unit: float, zero: int) -> float:

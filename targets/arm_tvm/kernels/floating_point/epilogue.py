@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from targets.arm_tvm.kernels.emitter import Emitter, broadcast
-from targets.arm_tvm.kernels.floating_point.expressions import evaluate
+from targets.arm_tvm.kernels.expressions import evaluate
 
 
 def finish(emitter: Emitter, value: Any, steps: Sequence[str], residual: Any, *, lanes: int, dtype: str) -> Any:

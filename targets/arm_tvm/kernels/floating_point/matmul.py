@@ -12,7 +12,7 @@ Roofline: P·Q / (P·Q + Q + P/L) of the multipliers' rate: 0.79 with P = 5, Q =
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -25,6 +25,8 @@ MAX_ROWS, MAX_VECTORS = 8, 8
 """Rows and vectors of one tile, at most: they bound the search."""
 TILE_OVERHEAD = 14
 """As in `direct`."""
+LEAST_VECTOR_BITS = 128
+"""Of the machines that there are: x86 has narrower forms of its wide vectors."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,14 @@ class Matmul:
     steps: tuple[str, ...] = ()
 
 
-def applies(work: Matmul, machine: Machine) -> bool:
-    """Whether a row of the result has at least one vector."""
-    # The last vector overlaps the one before it, so a row must have room for one.
-    return work.columns >= machine.lanes(work.dtype)
+def vectors_for(work: Matmul, machine: Machine) -> Machine | None:
+    """The machine with its widest vectors of which a row of the result has one; None where it has none.
+
+    The last vector overlaps the one before it, so a row must have room for one.
+    """
+    while machine.vector_bits > LEAST_VECTOR_BITS and work.columns < machine.lanes(work.dtype):
+        machine = replace(machine, vector_bits=machine.vector_bits // 2)
+    return machine if work.columns >= machine.lanes(work.dtype) else None
 
 
 def emit_matmul(work: Matmul, machine: Machine) -> Any:

@@ -25,8 +25,8 @@ import numpy as np
 
 from compiler.target import Array
 from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, fma, int32, lane, load, store
+from targets.arm_tvm.kernels.expressions import evaluate
 from targets.arm_tvm.kernels.floating_point.direct import split
-from targets.arm_tvm.kernels.floating_point.expressions import evaluate
 from targets.arm_tvm.kernels.floating_point.workload import blocks
 from targets.arm_tvm.kernels.machine import Machine
 

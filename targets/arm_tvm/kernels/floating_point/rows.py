@@ -30,7 +30,7 @@ from targets.arm_tvm.kernels.emitter import (
     store,
     vector_type,
 )
-from targets.arm_tvm.kernels.floating_point.functions import exp
+from targets.arm_tvm.kernels.functions import exp
 from targets.arm_tvm.kernels.machine import Machine
 
 UNROLLED = 4

@@ -1,12 +1,14 @@
 """Integer convolution in AMX's tiles: 16 × 16 sums of products of rows of up to 64 bytes.
 
-Tiling: two tiles of pixels × two of 16 output channels are four tiles of sums; they stay in registers over the whole
-reduction. A row of a pixel's tile is what its window has in one row, one run of bytes of the image as it lies there:
-tileloadd takes neighbouring pixels by their distance in memory, which may be less than the row is long. So nothing is
-gathered. Pixels are numbered through all rows of the image where windows move by one: those that lie across its edge
-are computed and not stored. The last tile overlaps the one before it.
-Roofline: tdpbusd takes as many cycles as the longer of pixels and words of a row, for 16 channels; four of them
-to 2 · 16 + 2 · words loads of rows. Results go through memory to the requantization, 16 channels of a pixel at a time.
+Tiling: two tiles of pixels × two of 16 output channels, or four × one where their number is odd, are four tiles of
+sums; they stay in registers over the whole reduction. A row of a pixel's tile is what its window has in one row, one
+run of bytes of the image as it lies there: tileloadd takes neighbouring pixels by their distance in memory, which may
+be less than the row is long. So nothing is gathered, but for windows of one pixel with many results, whose runs in
+blocks of channels would be short (`runs.as_multiplied`). Pixels are numbered through all rows of the image where
+windows move by one: those that lie across its edge are computed and not stored. The last tile overlaps the one before.
+Roofline: tdpbusd takes as many cycles as the longer of pixels and words of a row, for 16 channels, and its sums can
+be added to after 52: four tiles of sums hide that. Four of them to 2 · 16 + 2 · words loads of rows. Results go
+through memory to the requantization, 16 channels of a pixel at a time.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ SEGMENT = 8
 """Pairs of tiles between two settings of the tiles' shapes, which take the time of some products."""
 PARALLEL_WORDS = 1 << 15
 """Words times pixels times blocks of channels, three microseconds of AMX, below which other threads are not started."""
-PIXELS, WEIGHTS = 4, 6
-"""First tile registers of each; sums take those before."""
+PIXELS, WEIGHTS = (4, 5, 7), (6, 7)
+"""Tile registers of each, taken in turn; sums have those before. Four tiles of pixels go with one of weights."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def _tiles(work: Tiled, pixels: Pixels, pair: Any) -> list[Any]:
 def _shapes(work: Tiled, size: int) -> list[tuple[int, int]]:
     """Rows and bytes of a row of each tile register."""
     words = chunk_words(work.runs)
-    return [(size, ROW_BYTES)] * PIXELS + [(size, 4 * words)] * 2 + [(words, ROW_BYTES)] * 2
+    sums, pixels, weights = (size, ROW_BYTES), (size, 4 * words), (words, ROW_BYTES)
+    return [*[sums] * 4, pixels, pixels, weights, weights if work.blocks > 1 else pixels]
 
 
 def _sum_up(
@@ -168,16 +171,15 @@ def _sum_up(
         source = source + tap * (work.spec.dilations[1] * work.image.pixel_stride)
         step = ((block * runs.rows + row) * runs.taps + tap) * chunks
         with emitter.loop(chunks) as chunk:
-            for index, begin in enumerate(places):
-                distance = work.spec.strides[1] * work.image.pixel_stride
-                load_tile(emitter, PIXELS + index, address(work.source, begin + source + chunk * (4 * words)), distance)
             for index in range(blocks):
                 offset = weights + ((step + chunk) * blocks + index) * size
-                load_tile(emitter, WEIGHTS + index, address(work.weights, offset), ROW_BYTES)
-            for index in range(len(places)):
+                load_tile(emitter, WEIGHTS[index], address(work.weights, offset), ROW_BYTES)
+            for index, begin in enumerate(places):
+                register = PIXELS[index % len(PIXELS)]
+                distance = work.spec.strides[1] * work.image.pixel_stride
+                load_tile(emitter, register, address(work.source, begin + source + chunk * (4 * words)), distance)
                 for number in range(blocks):
-                    registers = (index * blocks + number, PIXELS + index, WEIGHTS + number)
-                    add_products(emitter, "tdpbusd", *registers)
+                    add_products(emitter, "tdpbusd", index * blocks + number, register, WEIGHTS[number])
     for index in range(len(tiles) * blocks):
         store_tile(emitter, index, address(sums, half + index * pixels.size))
 

@@ -27,10 +27,10 @@ from targets.arm_tvm.kernels.emitter import (
 )
 from targets.arm_tvm.kernels.integer.amx import Tiled, emit_tiled
 from targets.arm_tvm.kernels.integer.gathered import gather_row, gathered
-from targets.arm_tvm.kernels.integer.padding import emit_padded
+from targets.arm_tvm.kernels.integer.padding import emit_padded, emit_rows
 from targets.arm_tvm.kernels.integer.products import PRODUCTS, Operands, Product
 from targets.arm_tvm.kernels.integer.requantize import read_residual, scaled, write
-from targets.arm_tvm.kernels.integer.runs import runs_of
+from targets.arm_tvm.kernels.integer.runs import as_multiplied, runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot, Image
 from targets.arm_tvm.kernels.integer.tiles import Tile, split
 from targets.arm_tvm.kernels.integer.vectors import vectors_of
@@ -95,10 +95,14 @@ def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
             origin, image = emit_padded(emitter, (source, place, spec.source), spec.extent, spec.pads, fill)
             # The copy holds one image only.
             place = int32(0)
+        multiplied = as_multiplied(spec, dot)
+        if multiplied is not spec:
+            origin, image = emit_rows(emitter, (source, place, spec.source), multiplied.source.channels)
+            place = int32(0)
         arrays = _Arrays(Operands(origin, weights, start, spec.wide), scale, bias, residual, result, image)
         places = place, batch * spec.result.batch_stride
         if vectors.tiled:
-            _amx_tiles(emitter, spec, tile, dot, arrays, places)
+            _amx_tiles(emitter, multiplied, tile, dot, arrays, places)
         elif own != spec:
             _gathered_rows(emitter, (spec, own), tile, dot, arrays, places)
         else:
@@ -108,7 +112,7 @@ def emit_conv(spec: ConvSpec, tile: Tile, dot: Dot) -> Any:
 
 def _row_bytes(spec: ConvSpec, dot: Dot) -> int:
     if not vectors_of(dot).by_lane:
-        return 4 * runs_of(spec).total_words // spec.kernel[0]
+        return 4 * runs_of(as_multiplied(spec, dot)).total_words // spec.kernel[0]
     lanes = 4 * sum(chunks(spec, dot))
     return lanes if spec.source.layout == "pixels" else lanes * spec.kernel[1] * spec.source.blocks
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from targets.arm_tvm.kernels.integer.border import emit_pack, emit_unpack
 from targets.arm_tvm.kernels.integer.conv import emit_conv
-from targets.arm_tvm.kernels.integer.elementwise import emit_elementwise
+from targets.arm_tvm.kernels.integer.elementwise import emit_elementwise, emit_gate
 from targets.arm_tvm.kernels.integer.int8_depthwise import emit_depthwise
 from targets.arm_tvm.kernels.integer.padding import emit_pad
 from targets.arm_tvm.kernels.integer.pool import emit_pool
@@ -15,6 +15,7 @@ from targets.arm_tvm.kernels.integer.specs import (
     ConvSpec,
     Dot,
     ElementwiseSpec,
+    GateSpec,
     JoinSpec,
     PackSpec,
     PadSpec,
@@ -59,6 +60,8 @@ def emit(kernel: Kernel) -> Any:
         return emit_pool(spec, dot)
     if isinstance(spec, ElementwiseSpec):
         return emit_elementwise(spec, dot)
+    if isinstance(spec, GateSpec):
+        return emit_gate(spec, dot)
     if isinstance(spec, PadSpec):
         return emit_pad(spec, dot)
     if isinstance(spec, PackSpec):
@@ -81,6 +84,8 @@ def call(builder: Any, kernel: Kernel, arguments: list[Any]) -> Any:
     spec = kernel.spec
     if isinstance(spec, JoinSpec):
         return builder.emit(relax.op.concat(arguments, axis=0))
+    if isinstance(spec, UnpackSpec) and spec.is_same:
+        return builder.emit(relax.op.reshape(arguments[0], spec.shape))
     function = emit(kernel)
     if isinstance(spec, PackSpec):
         batch, channels, height, width = spec.source

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from targets.arm_tvm.kernels.integer.conv import chunks
 from targets.arm_tvm.kernels.integer.gathered import gathered
 from targets.arm_tvm.kernels.integer.int8_depthwise import FOUR
-from targets.arm_tvm.kernels.integer.runs import runs_of
+from targets.arm_tvm.kernels.integer.runs import as_multiplied, runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
 from targets.arm_tvm.kernels.integer.tiles import Tile
 from targets.arm_tvm.kernels.integer.vectors import OFFSET, vectors_of
@@ -77,12 +77,13 @@ def _ordered(weights: Int8, tile: Tile, dot: Dot) -> Int8:
 def _by_runs(weights: Int8, spec: ConvSpec, tile: Tile, dot: Dot) -> Int8:
     """For x86: words of four inputs of the runs that windows read, for as many output channels as a vector has."""
     outputs, inputs, height, width = weights.shape
-    runs, lanes = runs_of(spec), vectors_of(dot).lanes
+    multiplied = as_multiplied(spec, dot)
+    runs, lanes = runs_of(multiplied), vectors_of(dot).lanes
     if spec.source.layout == "pixels":
         rows = weights.transpose(0, 2, 3, 1).reshape(outputs, height, width * inputs)
         ordered = np.pad(rows, ((0, 0), (0, 0), (0, 4 * runs.words - width * inputs)))
     else:
-        grown = np.pad(weights, ((0, 0), (0, -inputs % BLOCK), (0, 0), (0, 0)))
+        grown = np.pad(weights, ((0, 0), (0, multiplied.source.blocks * BLOCK - inputs), (0, 0), (0, 0)))
         ordered = grown.reshape(outputs, -1, BLOCK, height, width).transpose(0, 1, 3, 4, 2)
     # AMX takes all words of a row of its tile for 16 channels, then those of the next 16; vpdpbusd word by word.
     words = chunk_words(runs) if vectors_of(dot).tiled else 1

@@ -1,4 +1,4 @@
-"""Copies of an image with a border around it."""
+"""Copies of an image: with a border around it, or pixel by pixel."""
 
 from __future__ import annotations
 
@@ -33,6 +33,27 @@ def emit_padded(
     buffer = emitter.allocate(image.elements, str(source[0].dtype), "global")
     copy_into(emitter, source, (buffer, int32(0), image), (0, *pads), fill)
     return buffer, image
+
+
+def emit_rows(emitter: Emitter, source: tuple[Any, Any, Image], channels: int) -> tuple[Any, Image]:
+    """A local copy of one blocked image in which the channels of a pixel follow each other.
+
+    Args:
+        emitter: Takes the statements.
+        source: Buffer, offset, shape.
+        channels: Of the copy: those that the source lacks are left as they are.
+
+    Returns:
+        The copy's buffer and shape.
+    """
+    buffer, place, blocked = source
+    image = replace(blocked, batch=1, layout="rows", channels=channels)
+    rows = emitter.allocate(image.elements, str(buffer.dtype), "global")
+    with emitter.loop(blocked.height * blocked.width) as pixel:
+        for block in range(blocked.blocks):
+            value = load(buffer, place + block * blocked.block_stride + pixel * BLOCK, BLOCK)
+            emitter.add(store(rows, pixel * image.pixel_stride + block * BLOCK, value, BLOCK))
+    return rows, image
 
 
 def copy_into(

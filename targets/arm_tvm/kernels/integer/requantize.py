@@ -2,7 +2,7 @@
 
 Per four results: scvtf, fmul, fadd (+ sxtl, scvtf, fmla for a residual), fcvtns, and half of two sqxtn. fcvtns rounds
 halves to even and sqxtn saturates, as ONNX's QuantizeLinear does. An activation is a clamp of the int8 result, sixteen
-at a time: rounding is monotone, so it may be done after it.
+at a time: rounding is monotone, so it may be done after it. Other activations are computed of the floats before.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from targets.arm_tvm.kernels.emitter import Emitter, broadcast, cast, intrinsic, load, shuffle, store
+from targets.arm_tvm.kernels.expressions import evaluate
 from targets.arm_tvm.kernels.integer.specs import BLOCK, Dot, Epilogue
 from targets.arm_tvm.kernels.integer.vectors import vectors_of
 
@@ -139,6 +140,7 @@ def write(emitter: Emitter, values: Sequence[Any], target: tuple[Any, Any], epil
 
     buffer, offset = target
     vectors, lanes = vectors_of(dot), int(values[0].ty.dtype.lanes)
+    values = [_activated(emitter, value, epilogue) for value in values]
     if epilogue.quantized:
         for start in range(0, len(values), BLOCK // lanes):
             part = values[start : start + BLOCK // lanes]
@@ -151,6 +153,14 @@ def write(emitter: Emitter, values: Sequence[Any], target: tuple[Any, Any], epil
         if epilogue.high < float("inf"):
             value = tirx.Min(value, broadcast(epilogue.high, lanes, "float32"))
         emitter.add(store(buffer, offset + lanes * index, value, lanes))
+
+
+def _activated(emitter: Emitter, value: Any, epilogue: Epilogue) -> Any:
+    """The activations of a vector, in steps of the result."""
+    lanes = int(value.ty.dtype.lanes)
+    for text in epilogue.activations:
+        value = evaluate(text, value, emitter=emitter, lanes=lanes, dtype="float32")
+    return value * broadcast(1.0 / epilogue.step, lanes, "float32") if epilogue.step != 1.0 else value
 
 
 def read_residual(buffer: Any, offset: Any, channels: int, dot: Dot) -> Any:

@@ -76,16 +76,18 @@ class Image:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """From the accumulator to y = clamp(round(acc · scale + bias [+ residual · residual_scale]) + zero_point).
+    """From the accumulator to y = clamp(round(f(v) / step) + zero_point), v = acc · scale + bias [+ residual · factor].
 
-    Scale and bias are per channel and come as arrays; the scale of the result is divided into them.
+    Scale and bias are per channel and come as arrays; without activations the result's scale is divided into them.
 
     Args:
         quantized: Whether the result is int8; otherwise float32, and nothing is rounded.
         zero_point: Of the result, −128 to 127.
         low: Least result; of a float32 result in its own unit.
         high: Greatest result.
-        residual_scale: Scale of the residual in units of the result; None where there is none.
+        residual_scale: Factor of the residual: its scale in units of the result; None where there is none.
+        activations: f: expressions of `x`, as in `kernels.expressions`, one after the other.
+        step: Scale of the result behind activations; 1 without.
     """
 
     quantized: bool = True
@@ -93,6 +95,8 @@ class Epilogue:
     low: float = -128
     high: float = 127
     residual_scale: float | None = None
+    activations: tuple[str, ...] = ()
+    step: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,15 @@ class ElementwiseSpec:
 
 
 @dataclass(frozen=True)
+class GateSpec:
+    """y = clamp(round(f(a · g · scale) / step) + zero_point) of floats in blocks, g one number for each channel."""
+
+    image: Image
+    scale: float
+    epilogue: Epilogue
+
+
+@dataclass(frozen=True)
 class PadSpec:
     """A larger image around the source, which starts at `offset` (channel, row, column)."""
 
@@ -230,5 +243,12 @@ class UnpackSpec:
     scale: float
     zero_point: int
 
+    @property
+    def is_same(self) -> bool:
+        """Whether the image's elements are those of the result in the same order."""
+        image = self.source
+        in_order = image.layout == "rows" or image.height * image.width == 1
+        return self.source_dtype == self.dtype == "float32" and in_order and image.channels % BLOCK == 0
 
-Spec: TypeAlias = ConvSpec | PoolSpec | ElementwiseSpec | PadSpec | JoinSpec | PackSpec | UnpackSpec
+
+Spec: TypeAlias = ConvSpec | PoolSpec | ElementwiseSpec | GateSpec | PadSpec | JoinSpec | PackSpec | UnpackSpec

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from targets.arm_tvm.kernels.integer.gathered import gathered
-from targets.arm_tvm.kernels.integer.runs import runs_of
+from targets.arm_tvm.kernels.integer.runs import as_multiplied, runs_of
 from targets.arm_tvm.kernels.integer.specs import BLOCK, ConvSpec, Dot
 from targets.arm_tvm.kernels.integer.vectors import vectors_of
 from targets.arm_tvm.kernels.runs import chunk_words
@@ -31,6 +31,8 @@ LOOP = 4
 """Instructions that close a loop."""
 AMX_ROWS = 16
 """Rows of a tile of AMX: its pixels."""
+AMX_LATENCY = 52
+"""Cycles from one product to the next that adds to the same tile of sums."""
 IN_FLIGHT = 10
 """Products of x86 that are begun before the first one's sum can be added to: two a cycle, five cycles each."""
 EPILOGUE_VECTOR = 10
@@ -84,7 +86,7 @@ def tile_choices(spec: ConvSpec, dot: Dot, *, groups: int | None = None) -> tupl
     """
     spec, vectors = gathered(spec, dot), vectors_of(dot)
     if vectors.tiled:
-        return tuple(tile for tile in _amx_choices(spec) if groups in (None, tile.groups))
+        return tuple(tile for tile in _amx_choices(as_multiplied(spec, dot)) if groups in (None, tile.groups))
     # 4, 8 and 16 channels divide a block of 16; 32 channels are two blocks.
     counts = (1, 2, 4, 8) if vectors.by_lane else (2, 4, 8, 12, 16)
     dividing = [count for count in counts if spec.result.blocks * 4 % count == 0 and 4 * count % vectors.lanes == 0]
@@ -101,13 +103,15 @@ def tile_choices(spec: ConvSpec, dot: Dot, *, groups: int | None = None) -> tupl
 def workload_digest(spec: ConvSpec, dot: Dot) -> str:
     """Names the convolution in tuning logs and plans (64 hex digits)."""
     value = {"family": "int8", "dot": dot, **asdict(spec)}
+    if not spec.epilogue.activations:  # so that records without them keep their names
+        del value["epilogue"]["activations"], value["epilogue"]["step"]
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def predicted_instructions(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
     """Predicted instructions of one image; cycles of AMX."""
     if vectors_of(dot).tiled:
-        return _amx_cycles(spec, tile)
+        return _amx_cycles(as_multiplied(spec, dot), tile)
     spec = gathered(spec, dot)
     channels = spec.result.blocks * BLOCK // (4 * tile.groups)
     return channels * sum(
@@ -135,14 +139,13 @@ def _tile_cost(spec: ConvSpec, tile: Tile, dot: Dot) -> float:
 
 
 def _amx_choices(spec: ConvSpec) -> tuple[Tile, ...]:
-    """One or two tiles of pixels by one or two of output channels, pixels divided evenly among their tiles."""
+    """Up to four tiles of sums: of pixels by output channels, pixels divided evenly among their tiles."""
     size = spec.result.width
     if spec.strides == (1, 1):
         size += (spec.result.height - 1) * max(spec.extent[1], spec.source.width)
     columns = -(-size // -(-size // AMX_ROWS))
-    tiles = [
-        Tile(groups, rows, columns) for groups in (8, 4) for rows in (2, 1) if spec.result.blocks * 4 % groups == 0
-    ]
+    counts = ((8, 2), (8, 1), (4, 4), (4, 2), (4, 1))
+    tiles = [Tile(groups, rows, columns) for groups, rows in counts if spec.result.blocks * 4 % groups == 0]
     return tuple(sorted(tiles, key=lambda tile: _amx_cycles(spec, tile)))
 
 
@@ -154,7 +157,7 @@ def _amx_cycles(spec: ConvSpec, tile: Tile) -> float:
     if spec.strides == (1, 1):
         size, lines = size + (lines - 1) * max(spec.extent[1], spec.source.width), 1
     groups = -(-lines * -(-size // tile.columns) // tile.rows) * spec.result.blocks // blocks
-    products = tile.rows * blocks * max(tile.columns, words)
+    products = max(tile.rows * blocks * max(tile.columns, words), AMX_LATENCY)
     loads = (tile.rows * tile.columns + blocks * words) / 2
     steps = runs.total_words // words
     return groups * (steps * max(products, loads) + EPILOGUE_VECTOR * tile.rows * blocks * tile.columns)

@@ -40,6 +40,7 @@ def make(
     weights: dict[str, Array] | None = None,
     *,
     dtypes: dict[str, int] | None = None,
+    opset: int = 20,
 ) -> ir.Model:
     """A checked model; tensors are float32 unless `dtypes` says otherwise."""
     kinds = dtypes or {}
@@ -55,7 +56,7 @@ def make(
         for name, value in (weights or {}).items()
     ]
     graph = helper.make_graph(nodes, "test", *values, constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     onnx.checker.check_model(model, full_check=True)
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 

@@ -92,3 +92,36 @@ def residual_network(*, unsigned: bool = False, least: int = -127, batch: int | 
     row = net.steps(net.add("Flatten", [flat], "f"), 0.05)
     net.add("Gemm", [row, net.weights("w5", (64, 10), 1, least=least), net.bias("b5", 10)], "scores")
     return net.model({"image": (batch, 3, 40, 40)}, {"scores": (batch, 10)})
+
+
+def activated_network() -> ir.Model:
+    """Activations behind convolutions and a product, before their results are quantized: (1, 3, 24, 24) → (1, 16)."""
+    net = Quantizing(unsigned=True)
+    net.constants |= {name: np.float32(value) for name, value in ACTIVATION_NUMBERS.items()}
+    net.add(
+        "Conv", [net.steps("image", 0.03), net.weights("w0", (24, 3, 3, 3)), net.bias("b0", 24)], "c0", pads=[1] * 4
+    )
+    net.add("Add", ["c0", "three"], "s0")
+    net.add("Clip", ["s0", "zero", "six"], "k0")
+    first = net.steps(net.add("Mul", ["c0", "k0"], "m0"), 0.3)
+    net.add("Conv", [first, net.weights("w1", (24, 1, 5, 5))], "c1", pads=[2] * 4, group=24, strides=[2, 1])
+    net.add("HardSwish", ["c1"], "h1")
+    net.add("Mul", ["factor", "h1"], "m1")
+    second = net.steps(net.add("Add", ["m1", "three"], "a1"), 0.4)
+    net.add("Conv", [second, net.weights("w2", (16, 24, 1, 1))], "c2")
+    net.add("Sigmoid", ["c2"], "s2")
+    third = net.steps(net.add("Mul", ["c2", "s2"], "m2"), 0.2)
+    row = net.steps(net.add("GlobalAveragePool", [third], "g"), 0.1)
+    flat = net.steps(net.add("Flatten", [row], "f"), 0.1)
+    net.add("MatMul", [flat, net.weights("w3", (16, 16), 1)], "c3")
+    net.add("Add", [net.bias("b3", 16), "c3"], "a3")
+    net.add("Div", ["a3", "root"], "d3")
+    net.add("Erf", ["d3"], "e3")
+    net.add("Add", ["e3", "one"], "p3")
+    net.add("Mul", ["a3", "p3"], "q3")
+    gelu = net.steps(net.add("Mul", ["q3", "half"], "y3"), 0.05)
+    net.add("Gemm", [gelu, net.weights("w4", (16, 16), 1)], "y")
+    return net.model({"image": (1, 3, 24, 24)}, {"y": (1, 16)})
+
+
+ACTIVATION_NUMBERS = {"zero": 0, "one": 1, "three": 3, "six": 6, "half": 0.5, "root": 2**0.5, "factor": 1.3}

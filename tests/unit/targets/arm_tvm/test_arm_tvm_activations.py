@@ -24,7 +24,7 @@ def _computed(text: str, values: np.ndarray, dtype: str = "float32") -> np.ndarr
     import tvm
 
     from targets.arm_tvm.kernels.emitter import Emitter, load, store
-    from targets.arm_tvm.kernels.floating_point.expressions import evaluate
+    from targets.arm_tvm.kernels.expressions import evaluate
 
     emitter = Emitter()
     x, y = (emitter.parameter((len(values),), dtype, name) for name in "xy")

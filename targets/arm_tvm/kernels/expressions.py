@@ -11,8 +11,8 @@ import ast
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from targets.arm_tvm.kernels import functions
 from targets.arm_tvm.kernels.emitter import Emitter, broadcast
-from targets.arm_tvm.kernels.floating_point import functions
 
 X = "x"
 
