@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether figures and the choice hold on a busy machine: a device is built again and again, quiet and busy in turn.
 
-    scripts/bench_figures.py examples/face/fleet.yaml [--device kiosk] [--rounds 20] [--load 4]
+    scripts/bench_figures.py examples/face/fleet.yaml [--device kiosk] [--rounds 20] [--quiet 20] [--load 4]
 
 The first build fills a store; every round measures times and memory anew and takes the rest from there. Under load,
 busy processes run beside it, `--load` for each processor. Run it where nothing else runs. Writes
@@ -46,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure one device again and again, quiet and under load.")
     parser.add_argument("fleet", type=Path)
     parser.add_argument("--device", default="kiosk")
-    parser.add_argument("--rounds", type=int, default=20, help="of each kind")
+    parser.add_argument("--rounds", type=int, default=20, help="busy ones")
+    parser.add_argument(
+        "--quiet", type=int, help="quiet ones, before the busy ones of the same number; as many by default"
+    )
     parser.add_argument("--load", type=int, default=4, help="busy processes per processor")
     parser.add_argument("--cache", type=Path, help="a store to begin with; an empty one by default")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "figures.json")
@@ -57,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out=Path(name) / "dist", cache=options.cache or Path(name) / "cache", devices=(options.device,)
         )
         build_fleet(options.fleet, base)
-        rounds = list(_rounds(options.fleet, base, options.rounds, options.load))
+        quiet = options.rounds if options.quiet is None else options.quiet
+        rounds = list(_rounds(options.fleet, base, options.rounds, quiet=quiet, load=options.load))
     record = {
         **commit(),
         "machine": machine(),
@@ -74,11 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps({"summary": record["summary"], "bars": record["bars"]}, indent=1))
 
 
-def _rounds(fleet: Path, base: BuildOptions, count: int, load: int) -> Iterator[dict[str, Any]]:
-    for number in range(1, count + 1):
-        for kind, processes in (("quiet", 0), ("busy", load * (os.cpu_count() or 1))):
-            with busy(processes):
-                yield {"round": number, "kind": kind, **_measured(fleet, base)}
+def _rounds(fleet: Path, base: BuildOptions, count: int, *, quiet: int, load: int) -> Iterator[dict[str, Any]]:
+    for number in range(1, max(count, quiet) + 1):
+        for kind, most, processes in (("quiet", quiet, 0), ("busy", count, load * (os.cpu_count() or 1))):
+            if number <= most:
+                with busy(processes):
+                    yield {"round": number, "kind": kind, **_measured(fleet, base)}
 
 
 def _measured(fleet: Path, base: BuildOptions) -> dict[str, Any]:
