@@ -13,8 +13,8 @@ from compiler.store import BORDER_STAGES, StageName, Store, read_result, stage_k
 
 DRIVER = Path(next(iter(compiler.driver.__path__)))
 NO_STAGES = {
-    *("__init__", "any_batch", "border", "border_parity", "candidate", "context", "data", "execute", "files", "inputs"),
-    *("products", "proof", "run", "weights"),
+    *("__init__", "any_batch", "border", "border_parity", "candidate", "context", "data", "emulation", "execute"),
+    *("files", "inputs", "products", "proof", "run", "weights"),
 }
 """Files of `driver/stages` that hold what several stages share, or another form of some."""
 
