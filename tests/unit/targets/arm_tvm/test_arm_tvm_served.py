@@ -318,11 +318,8 @@ def test_only_build_is_started_again(here, tmp_path):
 @needs_aarch64
 @pytest.mark.needs_emulator
 def test_cheap_build_answers_while_deadlines_are_short_and_the_accurate_one_afterwards(arm, tmp_path):
-    with serving(arm.command, tmp_path, *arm.rungs, "--deadline-ms", "600000") as server:
-        server.wait_until_answered_by(0)
-        accurate_ms, cheap_ms = (run_ms(server, name) for name in ("accurate", "cheap"))
-        assert accurate_ms > 20 * cheap_ms
-        between_us = int(1e3 * accurate_ms / 2)
+    with timed_apart(arm, tmp_path) as server:
+        between_us = int(1e3 * run_ms(server, "accurate") / 2)
         assert server.ask(within_us=between_us)[:2] == (DONE, 1)
         server.wait_for("cheap answers instead of .*accurate: load")
         server.wait_until_answered_by(0)
@@ -330,6 +327,19 @@ def test_cheap_build_answers_while_deadlines_are_short_and_the_accurate_one_afte
         status, _, reason = server.ask(within_us=1)
         assert status == LATE
         assert b"it would be late" in reason
+
+
+@contextmanager
+def timed_apart(pair: Pair, place: Path, tries: int = 5) -> Iterator[Serving]:
+    """A ladder that has timed its builds as they are; it is started again where other work delayed the cheap one."""
+    for attempt in range(tries):
+        (own := place / str(attempt)).mkdir()
+        with serving(pair.command, own, *pair.rungs, "--deadline-ms", "600000") as server:
+            server.wait_until_answered_by(0)
+            if run_ms(server, "accurate") > 20 * run_ms(server, "cheap"):
+                yield server
+                return
+    pytest.fail(f"the accurate build never took 20 times as long as the cheap one: {server.log.read_text()}")
 
 
 def run_ms(server: Serving, name: str) -> float:
