@@ -180,14 +180,22 @@ def descendants(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     found, waiting = list[psutil.Process](), [pid]
     while waiting:
-        parent = waiting.pop()
         # psutil would read the parent of every process of the machine: a tenth of a build's own time on a busy one
-        for listed in Path(f"/proc/{parent}/task").glob("*/children"):
-            with contextlib.suppress(OSError, psutil.Error):  # it ended meanwhile
-                children = [int(child) for child in listed.read_text(encoding="ascii").split()]
-                found += [psutil.Process(child) for child in children]
-                waiting += children
+        for child in _children(waiting.pop()):
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                found.append(psutil.Process(child))
+                waiting.append(child)
     return found
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that the threads of one have started; none of a process that has ended."""
+    children: list[int] = []
+    with contextlib.suppress(OSError):  # its folder is gone as soon as it has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # and a thread's as soon as that has
+                children += map(int, (task / "children").read_text(encoding="ascii").split())
+    return children
 
 
 def kill_child(child: Child) -> None:

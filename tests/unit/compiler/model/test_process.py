@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import psutil
@@ -20,6 +21,34 @@ def test_family_is_every_process_below_one_as_the_whole_system_shows_it() -> Non
             assert set(descendants(root.pid)) == whole
             alone = psutil.Process(root.pid).memory_info().rss
             assert Family(root.pid).resident_bytes() > alone
+        finally:
+            os.killpg(root.pid, signal.SIGKILL)
+
+
+CHURN = """
+import os
+while True:
+    for _ in range(6):
+        if os.fork() == 0:
+            os.fork()
+            os._exit(0)
+    try:
+        while True:
+            os.waitpid(-1, 0)
+    except ChildProcessError:
+        pass
+"""
+"""Children that have children and end at once."""
+
+
+def test_processes_that_end_while_they_are_looked_at_are_no_error() -> None:
+    with subprocess.Popen([sys.executable, "-c", CHURN], start_new_session=True) as root:
+        try:
+            ends = time.monotonic() + 1.0
+            seen = 0
+            while time.monotonic() < ends:
+                seen += len(descendants(root.pid))
+            assert seen
         finally:
             os.killpg(root.pid, signal.SIGKILL)
 
