@@ -37,7 +37,7 @@ def contenders(trials: Sequence[Trial]) -> list[Trial]:
     passed = deliverable(trials)
     strongest = max(map(_rank, passed), default=None)
     comparable = [trial for trial in passed if _rank(trial) == strongest and _is_timed(trial)]
-    sure = max((_least_speedup(trial) for trial in comparable if not _is_disturbed(trial)), default=0.0)
+    sure = max(map(undisturbed, comparable), default=0.0)
     close = [trial for trial in comparable if _is_disturbed(trial) or _most_speedup(trial) >= sure * (1.0 - SAME_SPEED)]
     return close if len(close) > 1 else []
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from compiler.driver.clock import Clock
 from compiler.driver.stages.execute import emulated_run
 from compiler.driver.stages.reference import ParityCase
 from compiler.driver.stages.run import Stages
-from compiler.driver.stages.verify import verify_artifact
+from compiler.driver.stages.verify import Verification, verify_artifact
 from compiler.fleet.profile import load_profile
 from compiler.model.numerics import TOLERANCES, compare_all
 from compiler.store import Store
@@ -34,6 +36,22 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Artif
     folder, options = tmp_path_factory.mktemp("emulated"), Options("aarch64-linux-gnu", "cortex-a76", ("+neon",))
     plan = TargetPlan("fp32", options, {}, threads=4, schedule={}, cache_dir=cache_dir)
     return TARGET.build(conv_model(), plan, load_profile("raspberry-pi-5"), workdir=folder)
+
+
+def verified(artifact: Artifact, cases: Sequence[ParityCase], stages: Stages, **more: Any) -> Verification:
+    """The verdict on runs in the emulator."""
+    return verify_artifact(
+        artifact,
+        "digest",
+        cases,
+        reference=conv_model(),
+        tolerance="fp32",
+        where="camera: verify",
+        stages=stages,
+        child_limits=ChildLimits(),
+        is_emulated=True,
+        **more,
+    )
 
 
 def test_a_run_tells_outputs_and_memory_and_a_second_one_the_instructions(
@@ -63,18 +81,7 @@ def test_parity_and_memory_share_a_run(artifact: Artifact, tmp_path: Path) -> No
         emulated_run(artifact, "digest", IMAGE, where="camera: memory", stages=stages, child_limits=limits)
         for _ in range(2)
     ]
-    verification = verify_artifact(
-        artifact,
-        "digest",
-        (case,),
-        reference=conv_model(),
-        tolerance="fp32",
-        repeat=20,
-        where="camera: verify",
-        stages=stages,
-        child_limits=limits,
-        is_emulated=True,
-    )
+    verification = verified(artifact, (case,), stages, repeat=20)
     assert verification.evidence == Evidence.EMULATOR and verification.instructions
     assert runs[0].peak_bytes == runs[1].peak_bytes
     entries, _ = store.info().stages["verify"]
@@ -93,19 +100,7 @@ def test_what_ended_in_time_is_judged_and_what_did_not_is_said(
     (tmp_path / "qemu-aarch64").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "qemu-aarch64").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    verification = verify_artifact(
-        artifact,
-        "digest",
-        cases,
-        reference=conv_model(),
-        tolerance="fp32",
-        repeat=0,
-        where="camera: verify",
-        stages=stages,
-        child_limits=limits,
-        is_emulated=True,
-        emulate_s=1,
-    )
+    verification = verified(artifact, cases, stages, repeat=0, emulate_s=1)
     assert verification.parity.status == ParityStatus.PASSED and verification.instructions is None
     assert [point.sizes for point in verification.parity.points] == ["one"]
     assert "not executed: two: it did not end in the emulator within 1 s" in verification.reason
