@@ -50,17 +50,11 @@ def find_written_out_norm(binding: Any, users: Users) -> WrittenOutNorm | None:
         return None
     # Each is read by the next alone, but for what is centred: the square reads it, and the quotient.
     square: Any = next((user for user in users.get(centred.var, ()) if _is_square(user, centred.var)), None)
-    variance = _only(square.var, "relax.mean", users) if square is not None else None
-    above = _only(variance.var, "relax.add", users) if variance is not None else None
-    root = _only(above.var, "relax.sqrt", users) if above is not None else None
-    quotient = _only(root.var, "relax.divide", users) if root is not None else None
-    scaled = _only(quotient.var, "relax.multiply", users) if quotient is not None else None
-    shifted = _only(scaled.var, "relax.add", users) if scaled is not None else None
-    if square is None or variance is None or above is None or root is None or quotient is None:
+    behind = _chain(square, ("mean", "add", "sqrt", "divide", "multiply", "add"), users) if square is not None else None
+    if behind is None:
         return None
-    if scaled is None or shifted is None or not _is_mean_of_rows(variance):
-        return None
-    if not quotient.value.args[0].same_as(centred.var):
+    variance, above, root, quotient, scaled, shifted = behind
+    if not _is_mean_of_rows(variance) or not quotient.value.args[0].same_as(centred.var):
         return None
     if set(users[centred.var]) != {square, quotient} or shape_of(shifted.var) != shape_of(x):
         return None
@@ -70,6 +64,17 @@ def find_written_out_norm(binding: Any, users: Users) -> WrittenOutNorm | None:
         return None
     inner = tuple(part.var for part in (binding, centred, square, variance, above, root, quotient, scaled))
     return WrittenOutNorm(x, float(epsilon[0]), scale, shift, shifted.var, inner)
+
+
+def _chain(first: Any, names: tuple[str, ...], users: Users) -> list[Any] | None:
+    """The bindings behind one, each of its operator and alone in reading the one before; None where one is missing."""
+    chain = [first]
+    for name in names:
+        reader = _only(chain[-1].var, f"relax.{name}", users)
+        if reader is None:
+            return None
+        chain.append(reader)
+    return chain[1:]
 
 
 def _only(var: Any, name: str, users: Users) -> Any:
