@@ -50,8 +50,8 @@ with the node, the operator and the reason, before any toolchain is asked. `*`: 
 written out for it in others where that is possible ([how it works](how-it-works.md#the-portable-half)), which is
 not counted here.
 
-Claimed cases are run by `tests/conformance` (all of them on `reference` and `openvino`; one of each operator on
-`onnxruntime`, `tvm` and `tensorrt`; `tensorrt` builds and does not run). What is claimed and yet refused by the
+Claimed cases are run by `tests/conformance`: one of each operator on every target, and with `FLEETC_SLOW=1` all of
+them on `reference` and `openvino`; `tensorrt` builds and does not run. What is claimed and yet refused by the
 build, or computed otherwise than ONNX expects, is in the second table; each line of it is a test that fails when
 the line is no longer true.
 """

@@ -21,8 +21,6 @@ import pytest
 from compiler import cli
 from compiler.target.testing import install_plugin, text_case
 
-SLOW = pytest.mark.skipif("FLEETC_SLOW" not in os.environ, reason="takes half a minute; FLEETC_SLOW=1 runs it")
-
 MODEL = """(float[batch, 3, 8, 8] x) => (float[batch, 4] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
     m = Mul(a, s)

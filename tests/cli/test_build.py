@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tests.cli.conftest import SLOW, Place, make_place, write_model
+from tests.cli.conftest import Place, make_place, write_model
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_only_the_device_whose_profile_changed_is_built_again(two: Place) -> Non
     assert built(two) == ["left", "right", "right"]
 
 
-@SLOW
+@pytest.mark.slow
 def test_same_inputs_in_another_folder_give_the_same_bytes(tmp_path: Path, site: Path) -> None:
     places = []
     for name in ("here", "elsewhere"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import SLOW, Outcome, Place, make_place, write_model
+from tests.cli.conftest import Outcome, Place, make_place, write_model
 
 LSTM = "(float[8, 1, 16] x) => (float[8, 1, 1, 16] y) { y = LSTM <hidden_size = 16> (x, w, r) }"
 """Eight short steps, where OpenVINO spends its time on meeting between them: ONNX Runtime takes a tenth of it."""
@@ -44,6 +44,7 @@ def recurrent(tmp_path_factory: pytest.TempPathFactory, site: Path) -> tuple[Pla
     return place, place.build("--json", "--no-report", "--race-seconds", "3")
 
 
+@pytest.mark.slow
 def test_a_small_recurrent_model_goes_to_onnx_runtime_and_the_manifest_says_why(
     recurrent: tuple[Place, Outcome],
 ) -> None:
@@ -107,7 +108,7 @@ def test_half_a_build_needs_one_target(recurrent: tuple[Place, Outcome]) -> None
     assert outcome.code == 2 and "the target (openvino, onnxruntime) is decided by builds of each" in outcome.err
 
 
-@SLOW
+@pytest.mark.slow
 def test_where_nothing_of_the_faster_target_passes_the_slower_one_is_tried_after_all(place: Place) -> None:
     write_model(place.root / "model.onnx", WIDE, w1=(96, 96), w2=(96, 96))
     place.write_fleet({"one": profile(place, "one", "moody", ["reference"])}, limits={"memory_reduction_pct": 40})
@@ -124,7 +125,7 @@ def test_where_nothing_of_the_faster_target_passes_the_slower_one_is_tried_after
     assert "Which target" in page and "moody fp16" in page
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_device_finishes_a_build_through_the_target_that_won(place: Place) -> None:
     others = {"moody": {"wait_for": str(place.root / "here")}}
     place.write_fleet({"one": profile(place, "one", "ghost", others)})

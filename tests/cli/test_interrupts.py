@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cli.conftest import SLOW, Outcome, Place, checked
+from tests.cli.conftest import Outcome, Place, checked
 
 PATIENCE_S = 100.0
 
@@ -81,7 +81,7 @@ def test_interrupt_ends_at_once_with_130_and_says_how_to_resume(place: Place, si
     assert not [path for path in place.dist.iterdir()]
 
 
-@SLOW
+@pytest.mark.slow
 def test_build_killed_at_any_moment_ends_in_the_digests_of_an_undisturbed_one(place: Place) -> None:
     place.write_fleet({"one": place.profile("one", seconds=0.3), "two": place.profile("two", "reference")})
     before = time.monotonic()
@@ -101,7 +101,7 @@ def test_build_killed_at_any_moment_ends_in_the_digests_of_an_undisturbed_one(pl
     assert place.digests() == wanted, f"seed {seed}"
 
 
-@SLOW
+@pytest.mark.slow
 def test_two_builds_at_once_on_one_store_and_output_agree(place: Place) -> None:
     log = place.root / "built.log"
     place.moody({"one": {"log": str(log), "seconds": 0.5}})

@@ -15,7 +15,7 @@ from compiler.driver.stages import emulation
 from compiler.driver.stages.emulation import reckon
 from compiler.model.onnx_runtime import OnnxRuntimeSession
 from compiler.model.reference import Unoptimized
-from tests.cli.conftest import SLOW, Place, make_place
+from tests.cli.conftest import Place, make_place
 
 FLEET = """schema: 1
 model: decoder.onnx
@@ -124,7 +124,7 @@ def test_it_answers_with_the_tokens_of_its_border_model(built: Place) -> None:
     answers_as_its_border_model(built, "dist/phone")
 
 
-@SLOW
+@pytest.mark.slow
 def test_activations_in_int8_compete_and_are_judged_product_by_product(built: Place) -> None:
     (built.root / "board.yaml").write_text(BOARD)
     (built.root / "boards.yaml").write_text(FLEET.replace("MEMORY", "400").replace("phone.yaml", "board.yaml"))
@@ -152,7 +152,7 @@ def test_activations_in_int8_compete_and_are_judged_product_by_product(built: Pl
     assert 0 < sum(node.op_type == "QuantizeLinear" for node in border.graph) < 8
 
 
-@SLOW
+@pytest.mark.slow
 @pytest.mark.needs_tvm
 @pytest.mark.needs_emulator
 @pytest.mark.timeout(900)
@@ -192,7 +192,7 @@ def test_a_phone_sized_board_answers_in_the_emulator_what_its_time_allows(
         assert "not executed: sequence=16, past=31" in text
 
 
-@SLOW
+@pytest.mark.slow
 @pytest.mark.needs_openvino
 def test_openvino_answers_with_its_cache_inside(built: Place) -> None:
     (built.root / "kiosk.yaml").write_text(FLEET.replace("MEMORY", "400").replace("phone.yaml", "intel-n100"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from make_transformer_model import encoder_of, make_transformer, save
 
-from tests.cli.conftest import SLOW, make_place
+from tests.cli.conftest import make_place
 
 FLEET = """schema: 1
 model: encoder.onnx
@@ -17,7 +17,7 @@ devices:
 """
 
 
-@SLOW
+@pytest.mark.slow
 @pytest.mark.needs_tvm
 def test_an_arm_model_of_300_megabytes_is_delivered(tmp_path: Path, site: Path) -> None:
     place = make_place(tmp_path, site)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cli.conftest import SLOW, Place, write_model
+from tests.cli.conftest import Place, write_model
 
 BODY = """(float[batch, 3, 8, 8] x) => (float[batch, 4] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
@@ -111,7 +111,7 @@ def test_auto_climbs_the_ladder_and_delivers_what_is_faster_on_that_device(conv:
     assert "pruned" in manifest["decision"]["reason"]
 
 
-@SLOW
+@pytest.mark.slow
 def test_auto_ships_unpruned_where_nothing_tells_a_gain_and_says_so(conv: Place) -> None:
     auto(conv, modelled(conv))
     outcome = conv.build("--search-budget", "3")
@@ -131,7 +131,7 @@ def test_auto_ships_unpruned_where_any_cut_breaks_the_limit(conv: Place) -> None
     assert [trial["status"] for trial in manifest["trials"]][1:] == ["refused"] * (len(manifest["trials"]) - 1)
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_forced_ratio_that_a_gate_refuses_fails_with_both_numbers(conv: Place) -> None:
     fleet(conv, limit=0.001, prune=0.5)
     conv.write_fleet(
@@ -206,7 +206,7 @@ def test_one_sample_is_enough_to_be_regularised_and_is_said(conv: Place) -> None
     assert any("too few calibration samples" in text for text in conv.manifest("one")["pruning"]["warnings"])
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_pruned_model_is_pruned_again_and_everything_else_comes_from_the_store(conv: Place) -> None:
     fleet(conv, limit=None, prune=0.3)
     assert conv.build().code == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
 import sys
 import time
@@ -18,7 +17,6 @@ from tests.cli.test_pruning_command import BOARD, BODY, SHAPES, fleet, modelled,
 TORCH = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is not installed: pip install 'fleetc[train]'"
 )
-SLOW = pytest.mark.skipif("FLEETC_SLOW" not in os.environ, reason="takes two minutes; FLEETC_SLOW=1 runs it")
 SHORT = 0.03
 """Minutes: two seconds, hundreds of steps of the little network."""
 
@@ -87,7 +85,7 @@ def test_a_second_build_takes_it_from_the_store_and_nothing_is_left_beside(conv:
 
 
 @TORCH
-@SLOW
+@pytest.mark.slow
 def test_a_build_killed_in_the_middle_goes_on_at_its_step(conv: Place) -> None:
     fleet(conv, limit=None, prune=0.5, recover_minutes=2)
     child = conv.start(*conv.build_command())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.conftest import SLOW, Place, make_place, write_model
+from tests.cli.conftest import Place, make_place, write_model
 
 
 def write_images(place: Place) -> None:
@@ -70,7 +70,7 @@ def test_a_gate_that_holds_keeps_figures_and_pictures_and_repeats_from_the_store
     assert images.digests() == before
 
 
-@SLOW
+@pytest.mark.slow
 def test_pictures_are_kept_out_where_the_fleet_file_says_so_and_the_figures_stay(place: Place) -> None:
     images = replace(place, repeat=1)  # a store of its own: no picture of another test is in it
     write_images(images)
@@ -87,7 +87,7 @@ def test_pictures_are_kept_out_where_the_fleet_file_says_so_and_the_figures_stay
     assert questions and all(json.loads(one.read_text(encoding="utf-8"))["pictures"] == [] for one in questions)
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_model_without_an_image_input_is_not_judged_and_says_why(images: Place) -> None:
     write_model(images.root / "model.onnx", "(float[batch, 6] x) => (float[batch, 6] y) { y = MatMul(x, w) }", w=(6, 6))
     np.savez(images.root / "images.npz", x=np.ones((4, 6), np.float32))
@@ -97,7 +97,7 @@ def test_a_model_without_an_image_input_is_not_judged_and_says_why(images: Place
     assert gate["passed"] is None and "no image input" in gate["why"]
 
 
-@SLOW
+@pytest.mark.slow
 def test_pictures_of_one_colour_leave_the_gate_open(images: Place) -> None:
     np.savez(images.root / "images.npz", x=np.full((6, 3, 8, 8), 0.5, np.float32))
     limited(images, 0.9, precision="fp32")

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from compiler.evaluate import make_split
-from tests.cli.conftest import SLOW, Place, checked, write_model
+from tests.cli.conftest import Place, checked, write_model
 from tests.cli.test_interrupts import end, wait_for
 
 WIDE = "(float[batch, 96] x) => (float[batch, 96] y) { a = MatMul(x, w1) r = Relu(a) y = MatMul(r, w2) }"
@@ -57,6 +57,7 @@ def test_auto_takes_the_candidate_that_holds_the_memory_limit_and_says_why(wide:
     assert json.loads(race["arguments"])["until"]["budget_s"] == 0, "FLEETC_RACE_SECONDS bounds the race"
 
 
+@pytest.mark.slow
 def test_a_target_that_exceeds_the_limit_by_what_it_does_not_count_builds_smaller_until_the_measured_payload_keeps_it(
     wide: Place,
 ) -> None:
@@ -73,7 +74,7 @@ def test_a_target_that_exceeds_the_limit_by_what_it_does_not_count_builds_smalle
     assert (wide.root / "built.log").read_text().split() == ["one"] * 4
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_limit_that_the_smallest_build_exceeds_is_refused_with_the_first_build(wide: Place) -> None:
     limited(wide, {"memory_reduction_pct": 40}, one={"code": 60000})
     outcome = wide.build("--json")
@@ -105,7 +106,7 @@ def test_limits_that_nothing_holds_are_code_5_without_an_artifact_but_with_every
     assert wide.build().code == 0
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_device_whose_gate_fails_does_not_sink_the_others(wide: Place) -> None:
     limited(wide, {}, one={}, two={})
     text = json.loads(wide.fleet.read_text())
@@ -134,7 +135,7 @@ def test_a_candidate_of_which_less_is_expected_than_what_passes_is_not_made_unle
     assert len(log.read_text().split()) == made + 1
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_forced_precision_that_a_gate_refuses_fails_with_both_numbers(wide: Place) -> None:
     limited(wide, {"memory_reduction_pct": 40})
     outcome = wide.build("--precision", "fp32")
@@ -144,7 +145,7 @@ def test_a_forced_precision_that_a_gate_refuses_fails_with_both_numbers(wide: Pl
     assert wide.manifest("one")["decision"]["precision"] == "fp16"
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_candidate_that_cannot_be_built_is_recorded_and_the_others_are_tried(wide: Place) -> None:
     write_model(wide.root / "model.onnx", WIDE.replace("Relu", "Sin"), w1=(96, 96), w2=(96, 96))
     limited(wide, {"latency_ms": 1e6}, one={"refuses": ["Cast"]})
@@ -156,7 +157,7 @@ def test_a_candidate_that_cannot_be_built_is_recorded_and_the_others_are_tried(w
     ]
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=SLOW)])
+@pytest.mark.parametrize("sign", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_search_ended_in_the_middle_goes_on_without_repeating_finished_trials(
     wide: Place, sign: signal.Signals
 ) -> None:
@@ -183,7 +184,7 @@ def finished_builds(place: Place) -> set[Path]:
     return {path for path in entries if '"stage": "compile"' in path.read_text(encoding="utf-8")}
 
 
-@SLOW
+@pytest.mark.slow
 def test_the_search_repeats_to_the_same_bytes_from_the_store(wide: Place) -> None:
     limited(wide, {"memory_reduction_pct": 40})
     assert wide.build().code == 0
@@ -213,7 +214,7 @@ def labelled(place: Place, classes: int = 4, count: int = 48) -> dict[str, objec
     return {"task": "classification", "path": "labelled.npz"}
 
 
-@SLOW
+@pytest.mark.slow
 def test_an_evaluation_alone_brings_default_gates_and_accuracy_is_judged_on_the_artifact(wide: Place) -> None:
     wide.write_fleet({"one": wide.profile("one")}, evaluation=labelled(wide))
     outcome = wide.build()
@@ -234,7 +235,7 @@ def test_an_evaluation_alone_brings_default_gates_and_accuracy_is_judged_on_the_
     assert "lost while choosing:" in told and "5 of 5 folds chose it" in told
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_build_for_verification_has_the_fleets_threshold_from_the_half_that_chooses(place: Place) -> None:
     """The other half certifies, and what certifies chooses nothing."""
     samples = np.random.default_rng(3).standard_normal((24, 3, 8, 8)).astype(np.float32)
@@ -261,7 +262,7 @@ def test_a_build_for_verification_has_the_fleets_threshold_from_the_half_that_ch
     assert "a pair is accepted above a similarity of" in place.run("inspect", place.dist / "one").out
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_gate_that_nobody_could_judge_fails_a_strict_build_and_delivers_another(wide: Place) -> None:
     profile = wide.profile("one", load="unavailable")
     limited(wide, {"memory_reduction_pct": 40}, one={"load": "unavailable"})
@@ -286,7 +287,7 @@ def test_an_artifact_that_cannot_run_here_is_judged_by_its_border_model_and_says
     assert gates["accuracy"]["passed"] and gates["memory: run"]["passed"] is None
 
 
-@SLOW
+@pytest.mark.slow
 def test_accuracy_is_judged_again_on_other_data_and_the_limit_still_holds(wide: Place) -> None:
     wide.write_fleet({"one": wide.profile("one")}, evaluation=labelled(wide))
     assert wide.build().code == 0
@@ -308,7 +309,7 @@ def test_accuracy_is_judged_again_on_other_data_and_the_limit_still_holds(wide: 
     assert other.code == 5, "the artifact is not that model's"
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_metric_of_ones_own_that_raises_is_named_and_nothing_is_delivered(wide: Place) -> None:
     (wide.root / "mymetric.py").write_text("def score(outputs, labels):\n    raise KeyError('scores')\n")
     labelled(wide)
@@ -319,7 +320,7 @@ def test_a_metric_of_ones_own_that_raises_is_named_and_nothing_is_delivered(wide
     assert not (wide.dist / "one").exists()
 
 
-@SLOW
+@pytest.mark.slow
 def test_inspect_prints_trials_gates_and_layers(wide: Place) -> None:
     limited(wide, {"memory_reduction_pct": 40})
     assert wide.build().code == 0
@@ -338,7 +339,7 @@ def test_forced_int8_without_calibration_data_is_refused_before_anything_is_buil
     assert "int8 needs calibration data" in outcome.err and not (wide.dist / "one").exists()
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_quantized_candidate_is_judged_by_its_border_model_and_every_layer_is_explained(wide: Place) -> None:
     data = labelled(wide)
     wide.write_fleet(
@@ -361,7 +362,7 @@ def test_a_quantized_candidate_is_judged_by_its_border_model_and_every_layer_is_
     assert wide.run(*args, "--evaluation", wide.root / "labelled.npz").code == 0
 
 
-@SLOW
+@pytest.mark.slow
 def test_device_classes_with_equal_schemes_share_calibration_and_the_quantized_model(wide: Place) -> None:
     data = labelled(wide)
     devices = {name: {"profile": wide.profile(name, log=str(wide.root / "log")), "precision": "int8"} for name in "ab"}
@@ -378,7 +379,7 @@ def test_device_classes_with_equal_schemes_share_calibration_and_the_quantized_m
     assert wide.manifest("a")["border"]["sha256"] == wide.manifest("b")["border"]["sha256"]
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_limit_on_accuracy_that_nothing_meets_says_the_best_reached(wide: Place) -> None:
     data = {**labelled(wide), "task": "embedding", "rule": "point"}
     wide.write_fleet(
@@ -401,7 +402,7 @@ def test_a_limit_on_accuracy_that_nothing_meets_says_the_best_reached(wide: Plac
     )
 
 
-@SLOW
+@pytest.mark.slow
 def test_evaluation_data_beyond_what_calibration_showed_are_warned_of_in_the_trial_and_on_the_screen(
     wide: Place,
 ) -> None:
@@ -416,7 +417,7 @@ def test_evaluation_data_beyond_what_calibration_showed_are_warned_of_in_the_tri
     assert "the evaluation data leave the calibrated range of" in warning and warning in outcome.err
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_model_that_is_quantized_already_is_verified_and_passed_on(wide: Place) -> None:
     data = labelled(wide)
     fleet = {"calibration": {"path": "labelled.npz"}, "evaluation": data, "limits": {"accuracy_drop_pct": 50}}

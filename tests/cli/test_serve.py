@@ -36,7 +36,7 @@ from serving.deployment import Deployment
 from serving.export import export
 from serving.metrics import Metrics
 from serving.protocol import Inference
-from tests.cli.conftest import SLOW, Place
+from tests.cli.conftest import Place
 from tests.control_group import memory_group
 
 CRASH, NAN, NAN_EVERYWHERE = 6.0, 7.0, 8.0
@@ -524,7 +524,7 @@ def test_a_port_that_is_taken_and_an_artifact_that_is_not_whole_are_refused(
     assert "missing" in str(broken.exception)
 
 
-@SLOW
+@pytest.mark.slow
 def test_only_build_gives_way_to_one_that_takes_less_where_memory_is_short(
     shared: Place, builds: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from compiler.target import CompilerError
 from compiler.target.testing import install_plugin
 from serving.builds import read_builds
 from serving.drift import DriftMonitor, least_shift
-from tests.cli.conftest import SLOW, Place, make_place
+from tests.cli.conftest import Place, make_place
 
 PACED = '''
 import time
@@ -136,7 +136,7 @@ def test_the_drift_figures_tell_shifted_inputs_from_clean_ones(laddered: Place) 
     assert worst(0.0, 0.5) > limit
 
 
-@SLOW
+@pytest.mark.slow
 def test_builds_that_nobody_timed_are_ranked_by_what_their_emulator_counted(site: Path, tmp_path: Path) -> None:
     install_plugin(site, "counted", COUNTED)
     place = make_place(tmp_path, site, repeat=1)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from compiler.target.testing import install_plugin
-from tests.cli.conftest import SLOW, Place, make_place
+from tests.cli.conftest import Place, make_place
 
 PLUGIN = "from compiler.target.testing import FakeTunedTarget\nTARGET = FakeTunedTarget('tuned')\n"
 BEST = {"tile": 3}
@@ -74,7 +74,11 @@ def test_a_second_run_repeats_no_trial(lab: Place) -> None:
 
 @pytest.mark.parametrize(
     ("trial", "said"),
-    [("fail", "as it was told to"), ("crash", "SIGSEGV"), pytest.param("hang", "did not finish within", marks=SLOW)],
+    [
+        ("fail", "as it was told to"),
+        ("crash", "SIGSEGV"),
+        pytest.param("hang", "did not finish within", marks=pytest.mark.slow),
+    ],
 )
 def test_a_trial_that_goes_wrong_is_remembered_as_an_error_and_the_run_goes_on(
     lab: Place, trial: str, said: str
@@ -113,7 +117,7 @@ def test_after_kill_9_the_same_command_goes_on_without_repeating_a_finished_tria
     assert all(one["tried"] == 4 for one in resumed.json["kernels"])
 
 
-@SLOW
+@pytest.mark.slow
 def test_two_tuners_on_one_log_repeat_nothing_and_tear_nothing(lab: Place) -> None:
     log = lab.root / "trials.txt"
     profile = lab.profile("board", target="tuned", trials_log=str(log), seconds_per_trial=0.1)
@@ -125,7 +129,7 @@ def test_two_tuners_on_one_log_repeat_nothing_and_tear_nothing(lab: Place) -> No
     assert len(trials) == len(set(trials)) == len(lines(lab)) == 12
 
 
-@SLOW
+@pytest.mark.slow
 def test_plateau_trials_and_budget_stop_each_kernel_and_say_so(lab: Place) -> None:
     few = tune(lab, "--trials", "2").json["kernels"]
     assert {(one["tried"], one["stopped"]) for one in few} == {(2, "trials")}
@@ -188,7 +192,7 @@ def _replace_target(path: Path, to: Path) -> int:
     return scratch.export(to)
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_lab_tunes_and_a_build_server_builds(lab: Place, tuned_site: Path) -> None:
     assert tune(lab, "--export", lab.root / "lab.jsonl").json["exported"] == 12
     server = make_place(lab.root / "server", tuned_site)
@@ -221,7 +225,7 @@ def test_the_tuner_goes_on_behind_a_torn_line(lab: Place) -> None:
     assert len(tune(lab).json["kernels"]) == 3
 
 
-@SLOW
+@pytest.mark.slow
 def test_instructions_are_never_mixed_with_times(lab: Place) -> None:
     assert tune(lab, "--backend", "emulator").json["unit"] == "instructions"
     after = tune(lab)

@@ -15,7 +15,7 @@ from compiler.fleet.detect import host_isa
 from compiler.target.testing import text_case
 from targets.arm_tvm.run.emulate import host_arch
 from tests.boards import free_port, running_tracker, start_board, stop
-from tests.cli.conftest import SLOW, Place, make_place
+from tests.cli.conftest import Place, make_place
 
 pytestmark = [
     pytest.mark.needs_tvm,
@@ -73,7 +73,7 @@ def test_a_board_is_tuned_and_a_build_for_it_uses_what_was_measured(lab: Place, 
     assert planned["choice"] == kernel["best"]["choice"]
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_board_that_dies_ends_the_run_and_what_was_measured_stays(lab: Place, tracker: str) -> None:
     process = start_board(tracker, "mortal")
     known = len(records(lab))
@@ -101,7 +101,7 @@ def test_an_unknown_key_ends_the_run_before_a_trial(lab: Place, tracker: str) ->
     assert "no board under key 'rpi9'" in told.err
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_board_of_another_kind_ends_the_run_before_a_trial(lab: Place, tracker: str) -> None:
     process = start_board(tracker, "wrong")
     try:

@@ -6,7 +6,6 @@ apart gives the same together as place by place. Takes a minute: FLEETC_SLOW=1.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -94,7 +93,7 @@ def outputs_of(case: Opened) -> tuple[list[np.ndarray], list[list[np.ndarray]]] 
         return None
 
 
-@pytest.mark.skipif(not os.environ.get("FLEETC_SLOW"), reason="a minute: FLEETC_SLOW=1")
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_places_that_are_taken_to_be_apart_are() -> None:
     compared: Counter[str] = Counter()

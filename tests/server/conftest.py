@@ -23,9 +23,6 @@ PATIENCE_S = 240.0
 """Longest time to wait for anything: other tests share the machine."""
 
 
-slow = pytest.mark.skipif(not os.environ.get("FLEETC_SLOW"), reason="takes long: FLEETC_SLOW=1 runs it")
-
-
 @dataclass
 class Server:
     """A server's process and its data folder.

@@ -14,7 +14,7 @@ import urllib3
 from server.api.app import MAX_JSON_BYTES
 from server.certificates import server_certificate
 from tests.cli.conftest import Outcome
-from tests.server.conftest import Server, serving, slow
+from tests.server.conftest import Server, serving
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_the_key_is_its_owners_alone_and_stays(built: Server, public: Path) -> N
     assert (folder / "server.pub").read_bytes() == public.read_bytes()
 
 
-@slow
+@pytest.mark.slow
 def test_a_cache_behind_an_authority_of_its_own_is_used_by_whoever_names_that(tmp_path: Path, site: Path) -> None:
     server = serving(tmp_path / "own", site, "--slots", "0")
     certificate, key = server_certificate(server.data / "tls", ["127.0.0.1"])

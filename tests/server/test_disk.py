@@ -15,10 +15,10 @@ import urllib3
 from fault_server import free_port
 
 from server.connection import Refusal
-from tests.server.conftest import Server, serving, slow, wait_until
+from tests.server.conftest import Server, serving, wait_until
 
 MIB = 1 << 20
-pytestmark = slow
+pytestmark = pytest.mark.slow
 
 
 @contextmanager

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 from fault_server import run
 
 from server.builds import NAME
-from tests.server.conftest import Server, slow, wait_until
+from tests.server.conftest import Server, wait_until
 
 
 def hanging(server: Server) -> tuple[str, list[psutil.Process]]:
@@ -53,7 +54,7 @@ def test_cancel_returns_when_every_process_of_the_build_is_gone(running: Server)
     (running.place.root / "start").unlink()
 
 
-@slow
+@pytest.mark.slow
 def test_a_killed_build_is_begun_again_and_delivered(running: Server) -> None:
     identity, processes = hanging(running)
     processes[1].kill()
@@ -63,7 +64,7 @@ def test_a_killed_build_is_begun_again_and_delivered(running: Server) -> None:
     (running.place.root / "start").unlink()
 
 
-@slow
+@pytest.mark.slow
 def test_a_toolchain_that_crashes_gets_a_second_attempt_and_fails_with_its_class(running: Server) -> None:
     place = running.place
     place.write_fleet({"crash": place.profile("crash", build="crash"), "good": place.profile("good")})
@@ -87,7 +88,7 @@ def test_a_killed_server_takes_its_builds_along_and_the_next_one_ends_the_job(ow
     assert states.count("job-finished") == 1
 
 
-@slow
+@pytest.mark.slow
 def test_a_stopped_server_ends_its_builds_in_order_and_refuses_a_second_one_in_its_folder(
     own: Server, tmp_path: Path
 ) -> None:
@@ -101,7 +102,7 @@ def test_a_stopped_server_ends_its_builds_in_order_and_refuses_a_second_one_in_i
     assert own.finished(identity)["state"] == "succeeded"
 
 
-@slow
+@pytest.mark.slow
 def test_jobs_on_two_workers_end_as_they_would_have_whatever_is_killed_at_random(tmp_path: Path) -> None:
     value = run(tmp_path, 6, random.Random(2), time.monotonic() + 180)
     assert value["problems"] == [] and sum(value["kills"].values()) > 0

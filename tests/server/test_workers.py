@@ -14,7 +14,7 @@ import urllib3
 from fault_server import free_port
 
 from server.builds import NAME
-from tests.server.conftest import Server, serving, slow, wait_until
+from tests.server.conftest import Server, serving, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,7 @@ def second(lab: Server) -> Iterator[subprocess.Popen[str]]:
     process.wait(60)
 
 
+@pytest.mark.slow
 def test_a_rebuild_waits_for_another_worker_and_adds_its_signature(
     lab: Server, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -79,7 +80,7 @@ def test_a_rebuild_waits_for_another_worker_and_adds_its_signature(
     assert len(builders) == 2
 
 
-@slow
+@pytest.mark.slow
 def test_a_rebuild_makes_everything_but_what_was_observed(lab: Server, second: object) -> None:
     place = lab.place
     log = place.root / "builds"
@@ -91,7 +92,7 @@ def test_a_rebuild_makes_everything_but_what_was_observed(lab: Server, second: o
     assert log.read_text().count("logged") == 2
 
 
-@slow
+@pytest.mark.slow
 def test_a_rebuild_with_other_bytes_names_the_files_and_leaves_what_was_delivered(
     lab: Server, second: object, tmp_path: Path
 ) -> None:
@@ -122,7 +123,7 @@ def test_a_plan_says_what_the_cache_has_and_who_could_do_the_rest(lab: Server, s
     assert (two["original"], two["cached"]) == ("", {})
 
 
-@slow
+@pytest.mark.slow
 def test_a_worker_that_vanishes_with_its_network_is_given_up_and_ends_its_build_when_it_is_back(
     lab: Server, second: subprocess.Popen[str]
 ) -> None:
@@ -147,7 +148,7 @@ def test_a_worker_that_vanishes_with_its_network_is_given_up_and_ends_its_build_
     start.unlink()
 
 
-@slow
+@pytest.mark.slow
 def test_a_cancel_says_whose_worker_has_not_answered(lab: Server, second: subprocess.Popen[str]) -> None:
     place = lab.place
     start = place.root / "start-cancelled"

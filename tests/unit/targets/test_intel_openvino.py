@@ -55,6 +55,7 @@ def test_two_builds_in_one_process_give_the_same_bytes(tmp_path: Path) -> None:
     assert _bytes(_build(tmp_path / "a")) == _bytes(_build(tmp_path / "elsewhere"))
 
 
+@pytest.mark.slow
 def test_every_conformance_model_builds_to_the_same_bytes_twice(tmp_path: Path) -> None:
     differing, refused = [], []
     capability = TARGET.capability(_GENOA)

@@ -33,7 +33,6 @@ from compiler.target.testing import text_case
 from targets.intel_openvino import TARGET, Options
 from targets.intel_openvino.isa import VARIABLE, isa_limit
 from targets.intel_openvino.quantized import INT8
-from tests.cli.conftest import SLOW
 
 pytestmark = pytest.mark.needs_openvino
 
@@ -114,6 +113,7 @@ def run_bytes(folder: Path, builds: dict[str, Artifact], name: str) -> int:
     return peaks[0] - peaks[1]
 
 
+@pytest.mark.slow
 def test_memory_when_run_is_the_same_on_a_busy_machine(tmp_path: Path, builds: dict[str, Artifact]) -> None:
     quiet = run_bytes(tmp_path, builds, "fp32")
     with busy_machine(load=1):
@@ -172,7 +172,7 @@ def chosen_by(speed: Speed) -> str:
     return chosen.precision
 
 
-@SLOW  # its busy processes take both cores from whatever else is tested
+@pytest.mark.slow  # its busy processes take both cores from whatever else is tested
 def test_a_ratio_on_a_busy_machine_is_the_quiet_one_or_called_disturbed_and_chooses_the_same(
     tmp_path: Path, builds: dict[str, Artifact]
 ) -> None:

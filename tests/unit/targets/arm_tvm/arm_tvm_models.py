@@ -1,7 +1,5 @@
 """Small models for the tests of this target."""
 
-import os
-
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -11,7 +9,6 @@ from onnx import TensorProto, helper, numpy_helper
 from targets.arm_tvm.run.emulate import why_not_runnable
 
 Array = np.ndarray
-SLOW = pytest.mark.skipif("FLEETC_SLOW" not in os.environ, reason="takes ten seconds; FLEETC_SLOW=1 runs it")
 needs_aarch64 = pytest.mark.skipif(bool(why_not_runnable("aarch64")), reason=why_not_runnable("aarch64"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from arm_tvm_models import SLOW, needs_aarch64
+from arm_tvm_models import needs_aarch64
 from decoder_graph import DecoderSize
 from language_models import in_blocks, windows
 
@@ -36,9 +36,11 @@ WIDE, NARROW = BlockFormat(8, 64, symmetric=True), BlockFormat(4, 32)
 emulated = [pytest.mark.needs_tvm, pytest.mark.needs_emulator, needs_aarch64]
 DOTPROD = Options("aarch64-linux-gnu", "cortex-a76", ("+neon", "+fullfp16", "+dotprod"))
 CORES = [
-    pytest.param(Options(f"{host_arch()}-linux-gnu"), marks=[SLOW, pytest.mark.needs_tvm], id="host"),
+    pytest.param(Options(f"{host_arch()}-linux-gnu"), marks=[pytest.mark.slow, pytest.mark.needs_tvm], id="host"),
     pytest.param(DOTPROD, marks=emulated, id="sdot"),
-    pytest.param(Options("aarch64-linux-gnu", "cortex-a72", ("+neon",)), marks=[SLOW, *emulated], id="widening"),
+    pytest.param(
+        Options("aarch64-linux-gnu", "cortex-a72", ("+neon",)), marks=[pytest.mark.slow, *emulated], id="widening"
+    ),
 ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from arm_tvm_models import SLOW, needs_aarch64
+from arm_tvm_models import needs_aarch64
 from decoder_graph import DecoderSize
 from language_models import tiny_decoder, tiny_text, windows
 
@@ -54,7 +54,9 @@ def model() -> ir.Model:
     params=[
         pytest.param("", marks=pytest.mark.needs_tvm, id="host"),
         pytest.param(
-            "aarch64", marks=[SLOW, pytest.mark.needs_tvm, pytest.mark.needs_emulator, needs_aarch64], id="aarch64"
+            "aarch64",
+            marks=[pytest.mark.slow, pytest.mark.needs_tvm, pytest.mark.needs_emulator, needs_aarch64],
+            id="aarch64",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from arm_tvm_models import SLOW, needs_aarch64
+from arm_tvm_models import needs_aarch64
 from integer_models import Quantizing, activated_network
 from test_arm_tvm_integer import BOARDS, HOSTS, assert_agrees, built, image, ops
 
@@ -39,7 +39,7 @@ def test_activations_are_what_the_model_says_on_the_host(
     assert_agrees(model, {"image": image(1, 3, 24, 24)}, built(model, options, tmp_path, cache_dir, pi5))
 
 
-@SLOW
+@pytest.mark.slow
 @needs_aarch64
 def test_activations_are_what_the_model_says_under_the_emulator(tmp_path: Path, cache_dir: Path, pi5: object) -> None:
     model = activated_network()

@@ -92,6 +92,7 @@ def test_a_choice_is_timed_on_this_machine(cache: Path) -> None:
     assert 0.1 < found.median < 1e5
 
 
+@pytest.mark.slow
 def test_a_choice_is_timed_behind_a_tracker_as_the_devices_own(cache: Path, tracker: str, board: str) -> None:
     profile = replace(host(), name="board")
     measurer = TARGET.measurer(model(), plan(profile, cache), profile, Backend("rpc", tracker, board))
