@@ -253,9 +253,10 @@ class _Work:
         """What each format of each weight costs."""
         first = choices.products[0]
         losses = self._losses(choices.products)
-        trials = Trials(self.model, logits, self.batches[:TRIAL_BATCHES])
+        groups = list(self._groups())
+        trials = self._trials(logits, groups)
         curves = {layer.name: self._table_curve(layer, choices.tables, trials) for layer in self.tables}
-        for number, group in enumerate(self._groups()):
+        for number, group in enumerate(groups):
             what = f"{group[0].role} ×{len(group)} in {first}"
             values = partial(self._all_first_values, group)
             kl = self._trial(f"group-{number:04d}", what, values, trials)
@@ -267,6 +268,14 @@ class _Work:
                     _option(layer, format_, price * row[str(format_)]) for format_ in choices.products
                 ]
         return curves
+
+    def _trials(self, logits: str, groups: Sequence[Sequence[WeightLayer]]) -> Trials:
+        """Trials that begin with the segment of a group's first weight."""
+        first = {group[0].name for group in groups}
+        segments = cut_segments(self.model, self.layers, most_bytes=SEGMENT_BYTES)
+        starts = {segment.nodes[0] for segment in segments if first & {layer.name for layer in segment.layers}}
+        names = [layer.name for layer in self.layers]
+        return Trials(self.model, logits, self.batches[:TRIAL_BATCHES], weights=names, starts=starts)
 
     def fit_all(self, formats: Mapping[str, BlockFormat]) -> dict[str, Stored]:
         """Every weight in its format."""

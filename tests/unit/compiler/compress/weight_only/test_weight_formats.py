@@ -10,10 +10,11 @@ import pytest
 from language_models import tiny_decoder, windows
 
 from compiler.compress.weight_only import Budget, WeightOptions, WeightsQuantized, measure_weights, quantize_weights
-from compiler.compress.weight_only.divergence import Trials
+from compiler.compress.weight_only.divergence import Trials, mean_divergence
 from compiler.compress.weight_only.layers import WeightKind, find_layers
 from compiler.compress.weight_only.segments import Stream, cut_segments, sum_squares
 from compiler.errors import UnsupportedModel
+from compiler.evaluate.generation import log_softmax
 from compiler.model.graph import graph_digest
 from compiler.model.reference import Unoptimized
 from compiler.target.scheme import BlockFormat, WeightChoices
@@ -94,22 +95,35 @@ def test_the_limit_of_time_holds_and_counts_from_the_fastest_format(model, batch
 
 def test_the_limit_holds_and_more_bytes_are_closer(model, batches, costs, tmp_path):
     float_bytes = 4 * sum(layer.elements for layer in find_layers(model))
-    trials = Trials(model, "logits", windows(model, 4, length=24))
+    expected = [Unoptimized(model).run(batch)["logits"] for batch in windows(model, 4, length=24)]
     measured = []
     for share in (0.17, 0.2, None):
         budget = None if share is None else int(share * float_bytes) + 4096
         made = quantized(model, batches, costs, tmp_path / str(share), budget)
         assert budget is None or made.plan.bytes <= budget
         both = [Unoptimized(made.model).run(batch)["logits"] for batch in windows(model, 4, length=24)]
-        measured.append(float(np.mean([divergence(a, b) for a, b in zip(trials._expected, both, strict=True)])))
+        measured.append(float(np.mean([divergence(a, b) for a, b in zip(expected, both, strict=True)])))
     assert measured[0] > measured[1] > measured[2]
     assert measured[2] < 1e-3
 
 
-def divergence(expected: np.ndarray, logits: np.ndarray) -> float:
-    from compiler.compress.weight_only.divergence import mean_divergence
+def divergence(reference: np.ndarray, logits: np.ndarray) -> float:
+    return mean_divergence(log_softmax(reference.reshape(-1, reference.shape[-1])), logits)
 
-    return mean_divergence(expected.astype(np.float32), logits)
+
+def test_a_trial_behind_a_start_is_that_of_the_whole_model(model):
+    layers, batches = find_layers(model), windows(model, 2, length=24)
+    late = next(layer for layer in layers if layer.name.endswith("1.mlp.up_proj.weight"))
+    changed = {late.name: 0.9 * model.graph.initializers[late.name].const_value.numpy()}
+    names = [layer.name for layer in layers]
+    starts = {layer.node for layer in layers if ".1." in layer.name}
+    assert len(starts) > 3
+    by_parts = Trials(model, "logits", batches, weights=names, starts=starts).measure(changed)
+    whole = model.clone()
+    whole.graph.initializers[late.name].const_value = ir.tensor(changed[late.name])
+    both = [[Unoptimized(each).run(batch)["logits"] for each in (model, whole)] for batch in batches]
+    assert by_parts == Trials(model, "logits", batches, weights=names).measure(changed)
+    assert by_parts == pytest.approx(np.mean([divergence(*pair) for pair in both])) and by_parts > 1e-4
 
 
 def test_a_choice_has_its_reason(model, batches, costs, tmp_path):
