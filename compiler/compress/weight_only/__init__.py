@@ -7,10 +7,12 @@ from compiler.compress.weight_only.plan import WeightChoice, WeightPlan
 from compiler.compress.weight_only.quantize import (
     WeightOptions,
     WeightsQuantized,
+    choose_weights,
+    fit_weights,
     measure_weights,
     quantize_weights,
 )
-from compiler.compress.weight_only.round_activations import round_activations
+from compiler.compress.weight_only.round_activations import round_activations, round_cache
 
 __all__ = [
     "Budget",
@@ -18,7 +20,10 @@ __all__ = [
     "WeightOptions",
     "WeightPlan",
     "WeightsQuantized",
+    "choose_weights",
+    "fit_weights",
     "measure_weights",
     "quantize_weights",
     "round_activations",
+    "round_cache",
 ]

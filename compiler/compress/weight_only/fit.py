@@ -142,7 +142,8 @@ def _integers(blocks: Floats, scale: Floats, zero: Floats, format_: BlockFormat)
     np.rint(moved, out=moved)
     # np.clip takes twice as long as both of these
     np.maximum(moved, -zero, out=moved)
-    return np.minimum(moved, np.float32(2**format_.bits - 1) - zero, out=moved)
+    np.minimum(moved, np.float32(2**format_.bits - 1) - zero, out=moved)
+    return moved
 
 
 def _cost(blocks: Floats, heavy: Floats, scale: Floats, integers: Floats) -> Floats:

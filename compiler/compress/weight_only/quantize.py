@@ -117,8 +117,79 @@ def measure_weights(
     work = _begin(model, batches, options, folder, tell)
     with one_blas_thread():
         curves = work.measure(choices, logits)
-    rows = {name: [[astuple(option.format), option.bytes, option.kl] for option in row] for name, row in curves.items()}
-    write_atomic(result, json.dumps(rows).encode())
+    weights = [
+        {
+            "name": layer.name,
+            "node": layer.node,
+            "op": layer.op,
+            "elements": layer.elements if layer.reads else 0,
+            "options": [[astuple(option.format), option.bytes, option.kl] for option in curves[layer.name]],
+        }
+        for layer in work.layers
+    ]
+    write_atomic(result, json.dumps({"other_bytes": work.other_bytes, "weights": weights}).encode())
+
+
+def choose_weights(measured: Path, *, budget: Budget, times: Mapping[int, float], scheme: str) -> WeightPlan:
+    """Chooses the format of every weight (step 3).
+
+    Args:
+        measured: The file that `measure_weights` wrote.
+        budget: What all weights of the model may take, those that stay in float too.
+        times: Bits → time of a product of weights of so many bits; empty where nothing is known of it.
+        scheme: Its name, for the plan.
+
+    Raises:
+        GateFailed: The smallest formats take more.
+    """
+    costs = json.loads(measured.read_bytes())
+    weights, other_bytes = costs["weights"], int(costs["other_bytes"])
+    curves = {weight["name"]: options for weight, options in zip(weights, _options(weights, times), strict=True)}
+    left = None if budget.bytes is None else budget.bytes - other_bytes
+    chosen = choose_formats(curves, replace(budget, bytes=left))
+    choices = tuple(
+        WeightChoice(weight["name"], weight["node"], weight["op"], option.format, option.bytes, option.kl, reason)
+        for weight in weights
+        for option, reason in [chosen[weight["name"]]]
+    )
+    kl, time = (
+        sum(values) for values in zip(*((option.kl, option.time) for option, _ in chosen.values()), strict=True)
+    )
+    return WeightPlan(scheme, budget.bytes, other_bytes, choices, kl, time)
+
+
+def _options(weights: Sequence[Mapping[str, Any]], times: Mapping[int, float]) -> Iterator[list[Option]]:
+    """The options of each weight, with the times of their products; a table that no product shares takes none."""
+    fastest = min(times.values(), default=1.0) * sum(weight["elements"] for weight in weights)
+    for weight in weights:
+        share = weight["elements"] / fastest if fastest else 0.0
+        formats = [(BlockFormat(*format_), size, kl) for format_, size, kl in weight["options"]]
+        yield [Option(format_, size, kl, share * times.get(format_.bits, 0.0)) for format_, size, kl in formats]
+
+
+def fit_weights(
+    model: ir.Model,
+    batches: Iterable[Arrays],
+    formats: Mapping[str, BlockFormat],
+    options: WeightOptions,
+    *,
+    folder: Path,
+    tell: Tell,
+) -> ir.Model:
+    """The model with its weights in formats that were chosen (step 4).
+
+    Args:
+        model: The one that was measured.
+        batches: The same.
+        formats: Weight → its format.
+        options: The same.
+        folder: Where finished segments are kept; empty, or of the same work.
+        tell: Is told what happens.
+    """
+    work = _begin(model, batches, options, folder, tell)
+    with one_blas_thread():
+        stored = work.fit_all(formats)
+    return apply_weights(work.model, {layer.name: layer for layer in work.layers}, stored)
 
 
 def quantize_weights(
@@ -133,39 +204,9 @@ def quantize_weights(
     folder: Path,
     tell: Tell,
 ) -> WeightsQuantized:
-    """Puts the weights of a model in few bits (steps 3 and 4).
-
-    Args:
-        model: The same.
-        batches: The same.
-        measured: The file that `measure_weights` wrote.
-        options: The same.
-        budget: What all weights of the model may take, those that stay in float too.
-        times: Bits → time of a product of weights of so many bits; empty where nothing is known of it.
-        scheme: Its name, for the plan.
-        folder: Where finished segments are kept; empty, or of the same work.
-        tell: Is told what happens.
-
-    Raises:
-        GateFailed: The smallest formats take more.
-    """
-    work = _begin(model, batches, options, folder, tell)
-    rows = json.loads(measured.read_bytes())
-    curves = {layer.name: work.options_of(layer, rows[layer.name], times) for layer in work.layers}
-    left = None if budget.bytes is None else budget.bytes - work.other_bytes
-    chosen = choose_formats(curves, replace(budget, bytes=left))
-    with one_blas_thread():
-        stored = work.fit_all({name: option.format for name, (option, _) in chosen.items()})
-    made = apply_weights(work.model, {layer.name: layer for layer in work.layers}, stored)
-    choices = tuple(
-        WeightChoice(layer.name, layer.node, layer.op, option.format, option.bytes, option.kl, reason)
-        for layer in work.layers
-        for option, reason in [chosen[layer.name]]
-    )
-    kl, time = (
-        sum(values) for values in zip(*((option.kl, option.time) for option, _ in chosen.values()), strict=True)
-    )
-    return WeightsQuantized(made, WeightPlan(scheme, budget.bytes, work.other_bytes, choices, kl, time))
+    """Puts the weights of a model in few bits (steps 3 and 4): arguments of `choose_weights` and `fit_weights`."""
+    plan = choose_weights(measured, budget=budget, times=times, scheme=scheme)
+    return WeightsQuantized(fit_weights(model, batches, plan.formats, options, folder=folder, tell=tell), plan)
 
 
 def _begin(model: ir.Model, batches: Iterable[Arrays], options: WeightOptions, folder: Path, tell: Tell) -> _Work:
@@ -232,15 +273,6 @@ class _Work:
     def other_bytes(self) -> int:
         """Of weights that stay as they are."""
         return measure_model(self.model).bytes - sum(4 * layer.elements for layer in self.layers)
-
-    def options_of(
-        self, layer: WeightLayer, rows: Sequence[tuple[Sequence[Any], int, float]], times: Mapping[int, float]
-    ) -> list[Option]:
-        """The options of a weight, with their times; a table that no product shares takes none."""
-        fastest = min(times.values(), default=1.0) * sum(other.elements for other in self.layers if other.reads)
-        share = layer.elements / fastest if layer.reads else 0.0
-        formats = [(BlockFormat(*format_), size, kl) for format_, size, kl in rows]
-        return [Option(format_, size, kl, share * times.get(format_.bits, 0.0)) for format_, size, kl in formats]
 
     def weight(self, layer: WeightLayer) -> Floats:
         """The matrix (outputs, inputs)."""
