@@ -50,6 +50,9 @@ Stored = tuple[NDArray[np.uint8], BlockScales]
 SEGMENT_BYTES = 48 << 20
 """Float weights of one segment; its sums take about as much again."""
 
+KEPT_BYTES = 1 << 30
+"""Most bytes of what products read that are kept from the first walk for the second; of more, it is summed again."""
+
 TRIAL_BATCHES = 4
 """Batches that trials are run on: with 256 tokens each, the divergence of a group is known to some percent."""
 
@@ -96,6 +99,7 @@ def measure_weights(
     logits: str,
     folder: Path,
     result: Path,
+    reads: Path,
     tell: Tell,
 ) -> None:
     """Measures what each format of each weight costs (steps 1 and 2), and writes that to a file.
@@ -108,13 +112,14 @@ def measure_weights(
         logits: The output whose divergence is to be small.
         folder: Where finished segments are kept; empty, or of the same work.
         result: The file.
+        reads: A folder that gets what products read, so that `fit_weights` need not sum it again.
         tell: Is told what happens.
 
     Raises:
         UnsupportedModel: Nothing can be quantized, or weights are not finite.
         DataError: There are no calibration data.
     """
-    work = _begin(model, batches, options, folder, tell)
+    work = _begin(model, batches, options, folder, tell, reads)
     with one_blas_thread():
         curves = work.measure(choices, logits)
     weights = [
@@ -174,6 +179,7 @@ def fit_weights(
     options: WeightOptions,
     *,
     folder: Path,
+    reads: Path,
     tell: Tell,
 ) -> ir.Model:
     """The model with its weights in formats that were chosen (step 4).
@@ -184,9 +190,10 @@ def fit_weights(
         formats: Weight → its format.
         options: The same.
         folder: Where finished segments are kept; empty, or of the same work.
+        reads: The folder that `measure_weights` was given.
         tell: Is told what happens.
     """
-    work = _begin(model, batches, options, folder, tell)
+    work = _begin(model, batches, options, folder, tell, reads)
     with one_blas_thread():
         stored = work.fit_all(formats)
     return apply_weights(work.model, {layer.name: layer for layer in work.layers}, stored)
@@ -202,14 +209,23 @@ def quantize_weights(
     times: Mapping[int, float],
     scheme: str,
     folder: Path,
+    reads: Path,
     tell: Tell,
 ) -> WeightsQuantized:
     """Puts the weights of a model in few bits (steps 3 and 4): arguments of `choose_weights` and `fit_weights`."""
     plan = choose_weights(measured, budget=budget, times=times, scheme=scheme)
-    return WeightsQuantized(fit_weights(model, batches, plan.formats, options, folder=folder, tell=tell), plan)
+    made = fit_weights(model, batches, plan.formats, options, folder=folder, reads=reads, tell=tell)
+    return WeightsQuantized(made, plan)
 
 
-def _begin(model: ir.Model, batches: Iterable[Arrays], options: WeightOptions, folder: Path, tell: Tell) -> _Work:
+def _begin(
+    model: ir.Model,
+    batches: Iterable[Arrays],
+    options: WeightOptions,
+    folder: Path,
+    tell: Tell,
+    reads: Path,
+) -> _Work:
     folder.mkdir(parents=True, exist_ok=True)
     held = [dict(batch) for batch in islice(batches, options.batches)]
     if not held:
@@ -219,7 +235,7 @@ def _begin(model: ir.Model, batches: Iterable[Arrays], options: WeightOptions, f
     if not layers:
         raise UnsupportedModel("the model has no matrix in float32 that weights in blocks could stand for")
     _refuse_not_finite(raised, layers)
-    return _Work(raised, layers, held, options, folder, tell)
+    return _Work(raised, layers, held, options, folder, tell, reads)
 
 
 def _refuse_not_finite(model: ir.Model, layers: Sequence[WeightLayer]) -> None:
@@ -260,6 +276,7 @@ class _Work:
     options: WeightOptions
     folder: Path
     tell: Tell
+    reads: Path
 
     @property
     def products(self) -> tuple[WeightLayer, ...]:
@@ -340,13 +357,32 @@ class _Work:
         ]
         if not todo:
             return
+        if all(place.exists() for segment in todo for place in self._places(segment).values()):
+            yield from ((segment, self._kept_reads(segment)) for segment in todo)
+            return
         stream = Stream(self.model, segments, [dict(batch) for batch in self.batches])
         for segment in segments[: todo[-1].number + 1]:
-            reads = sorted({layer.reads for layer in segment.layers if layer.kind == WeightKind.PRODUCT})
-            tapped = reads if segment in todo else []
+            tapped = reads_of(segment) if segment in todo else []
             sums = sum_squares(stream.run(segment, tapped), tapped)
             if segment in todo:
+                self._keep_reads(segment, sums)
                 yield segment, sums
+
+    def _places(self, segment: Segment) -> dict[str, Path]:
+        """What the products of a segment read → its file; whether it is there or not."""
+        known = sorted({layer.reads for layer in self.products})
+        return {name: self.reads / f"{known.index(name):04d}.npy" for name in reads_of(segment)}
+
+    def _keep_reads(self, segment: Segment, sums: Mapping[str, Floats]) -> None:
+        """Keeps what products read, where there is room for that of all of them."""
+        if sum({layer.reads: 4 * layer.inputs**2 for layer in self.products}.values()) > KEPT_BYTES:
+            return
+        self.reads.mkdir(exist_ok=True)
+        for name, place in self._places(segment).items():
+            write_atomic(place, partial(np.save, arr=sums[name]))
+
+    def _kept_reads(self, segment: Segment) -> dict[str, Floats]:
+        return {name: np.load(place) for name, place in self._places(segment).items()}
 
     def _losses(self, formats: Sequence[BlockFormat]) -> dict[str, dict[str, float]]:
         """Weight → format → tr(ΔW·H·ΔWᵀ); in the first format measured, in others by the ratio of plain rounding."""
@@ -364,7 +400,7 @@ class _Work:
     ) -> None:
         """Calls `work` for the products of a segment, several at a time; they share what they read."""
         products = [layer for layer in segment.layers if layer.kind == WeightKind.PRODUCT]
-        names = sorted({layer.reads for layer in products}) if self.options.compensate else []
+        names = reads_of(segment) if self.options.compensate else []
         factors = dict(zip(names, in_parallel(lambda name: factor_of(sums[name][None].copy()), names), strict=True))
         in_parallel(lambda layer: work(layer, _Read(sums[layer.reads], factors.get(layer.reads))), products)
 
@@ -459,6 +495,11 @@ class _Work:
     def _read_losses(self, layer: WeightLayer) -> dict[str, float]:
         with np.load(self._place("losses", layer), allow_pickle=False) as file:
             return dict(zip(file["names"].tolist(), file["values"].tolist(), strict=True))
+
+
+def reads_of(segment: Segment) -> list[str]:
+    """Names of what the products of a segment read."""
+    return sorted({layer.reads for layer in segment.layers if layer.kind == WeightKind.PRODUCT})
 
 
 def _option(layer: WeightLayer, format_: BlockFormat, kl: float) -> Option:

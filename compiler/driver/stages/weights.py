@@ -35,7 +35,7 @@ from compiler.plan import Plan
 from compiler.store import Entry, Stage, StageName, read_result, stage_key, write_result
 from compiler.target.scheme import QuantScheme, WeightChoices
 
-_COSTS, _FORMATS, _TIME = "weights.json", "formats.json", "time.json"
+_COSTS, _READS, _FORMATS, _TIME = "weights.json", "reads", "formats.json", "time.json"
 
 
 def weights_entry(context: BuildContext, plan: Plan, time: float | None, rewritten: Entry) -> Entry:
@@ -57,7 +57,7 @@ def weights_entry(context: BuildContext, plan: Plan, time: float | None, rewritt
     costs = _costs_entry(context, rewritten, choices, data, options)
 
     chosen = choose_weights(costs.files / _COSTS, budget=budget, times=scheme.times, scheme=scheme.name)
-    fitted = _fitted_entry(context, rewritten, chosen, data, options)
+    fitted = _fitted_entry(context, rewritten, costs, chosen, data, options)
 
     def make(files: Path) -> None:
         model = load_stage(fitted)
@@ -76,16 +76,23 @@ def weights_entry(context: BuildContext, plan: Plan, time: float | None, rewritt
 
 
 def _fitted_entry(
-    context: BuildContext, rewritten: Entry, chosen: WeightPlan, data: Dataset, options: WeightOptions
+    context: BuildContext, rewritten: Entry, costs: Entry, chosen: WeightPlan, data: Dataset, options: WeightOptions
 ) -> Entry:
     """The model with its weights in their formats, for all schemes and limits that come to the same."""
     inputs: dict[str, object] = {"model": rewritten.digest, "data": [data.digest, data.count]}
     inputs |= {"options": asdict(options), "formats": {name: asdict(own) for name, own in chosen.formats.items()}}
 
     def make(files: Path) -> None:
-        model = load_stage(rewritten)
-        tell = context.clock.note
-        save_stage(fit_weights(model, Batches(data), chosen.formats, options, folder=folder, tell=tell), files)
+        model = fit_weights(
+            load_stage(rewritten),
+            Batches(data),
+            chosen.formats,
+            options,
+            folder=folder,
+            reads=costs.files / _READS,
+            tell=context.clock.note,
+        )
+        save_stage(model, files)
 
     stage = stage_key(StageName.QUANTIZE, make, inputs)
     folder = context.store.workspace(stage)
@@ -109,6 +116,7 @@ def _costs_entry(
             logits=find_decoder(model).logits,
             folder=folder,
             result=files / _COSTS,
+            reads=files / _READS,
             tell=context.clock.note,
         )
 

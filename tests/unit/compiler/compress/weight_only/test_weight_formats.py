@@ -43,6 +43,7 @@ def batches(model):
 def costs(model, batches, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("costs")
     arguments = {"logits": "logits", "folder": folder / "work", "result": folder / "costs.json", "tell": quiet}
+    arguments["reads"] = folder / "reads"
     measure_weights(model, batches, CHOICES, WeightOptions(), **arguments)
     return folder / "costs.json"
 
@@ -57,6 +58,7 @@ def quantized(model, batches, costs: Path, folder: Path, budget: int | None, tel
         times=TIMES,
         scheme="test",
         folder=folder,
+        reads=costs.parent / "reads",
         tell=tell,
     )
 
@@ -151,6 +153,22 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(model, batches, costs
     assert hashlib.sha256(str(resumed.plan).encode()).digest() == hashlib.sha256(str(whole.plan).encode()).digest()
 
 
+def test_what_was_summed_while_measuring_is_not_summed_again(model, batches, costs, tmp_path, monkeypatch):
+    shutil.copy(costs, tmp_path)
+    summed = quantized(model, batches, tmp_path / costs.name, tmp_path / "summed", None)
+    monkeypatch.setattr(Stream, "run", None)
+    kept = quantized(model, batches, costs, tmp_path / "kept", None)
+    assert graph_digest(kept.model) == graph_digest(summed.model)
+
+
+def test_of_a_large_model_what_products_read_is_summed_again(model, batches, tmp_path, monkeypatch):
+    monkeypatch.setattr("compiler.compress.weight_only.quantize.KEPT_BYTES", 1000)
+    how = {"logits": "logits", "folder": tmp_path / "work", "result": tmp_path / "costs.json", "tell": quiet}
+    measure_weights(model, batches, CHOICES, WeightOptions(), reads=tmp_path / "reads", **how)
+    assert not (tmp_path / "reads").exists()
+    assert quantized(model, batches, tmp_path / "costs.json", tmp_path / "fitted", None).plan.kl > 0
+
+
 class Killed(Exception):
     """Stands for the end of the process."""
 
@@ -166,6 +184,7 @@ def test_trials_that_were_made_before_a_kill_are_not_made_again(model, batches, 
     def measured(name: str, tell) -> bytes:
         result = tmp_path / name
         how = {"logits": "logits", "folder": tmp_path / "work", "result": result, "tell": tell}
+        how["reads"] = tmp_path / "reads"
         measure_weights(model, batches, CHOICES, WeightOptions(batches=8), **how)
         return result.read_bytes()
 
@@ -191,5 +210,6 @@ def test_weights_that_are_not_finite_are_refused_by_name(batches, tmp_path):
             logits="logits",
             folder=tmp_path,
             result=tmp_path / "x.json",
+            reads=tmp_path / "reads",
             tell=quiet,
         )
