@@ -241,7 +241,7 @@ def measure_candidate(
         figures[GateName.MEMORY_PEAK] = process_figure(footprint)
     if accuracy:
         figures[GateName.ACCURACY] = accuracy_figure(accuracy)
-    elif is_read and context.data.unjudged:
+    elif context.data.unjudged:
         figures[GateName.ACCURACY] = Figure(None, Evidence.NONE, why=context.data.unjudged)
     is_judged = purpose != Purpose.BASELINE
     if saliency:
