@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from compiler.compress.weight_only.choose import Budget
+from compiler.compress.weight_only.choose import Budget, choose_weights
 from compiler.compress.weight_only.plan import WeightChoice, WeightPlan
 from compiler.compress.weight_only.quantize import (
     WeightOptions,
     WeightsQuantized,
-    choose_weights,
     fit_weights,
     measure_weights,
     quantize_weights,

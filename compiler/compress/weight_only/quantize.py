@@ -17,7 +17,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,11 +31,11 @@ from compiler.compress.quant.apply import at_opset
 from compiler.compress.quant.compensate import Factor, factor_of, round_in_turn
 from compiler.compress.threads import in_parallel, one_blas_thread
 from compiler.compress.weight_only.apply import OPSET, apply_weights
-from compiler.compress.weight_only.choose import Budget, Option, choose_formats
+from compiler.compress.weight_only.choose import Budget, Option, choose_weights
 from compiler.compress.weight_only.divergence import Trials
 from compiler.compress.weight_only.fit import BlockScales, fit_blocks, rounding_loss
 from compiler.compress.weight_only.layers import WeightKind, WeightLayer, find_layers
-from compiler.compress.weight_only.plan import WeightChoice, WeightPlan
+from compiler.compress.weight_only.plan import WeightPlan
 from compiler.compress.weight_only.segments import Segment, Stream, cut_segments, sum_squares
 from compiler.errors import DataError, UnsupportedModel
 from compiler.model.numerics import Array, Arrays
@@ -133,43 +133,6 @@ def measure_weights(
         for layer in work.layers
     ]
     write_atomic(result, json.dumps({"other_bytes": work.other_bytes, "weights": weights}).encode())
-
-
-def choose_weights(measured: Path, *, budget: Budget, times: Mapping[int, float], scheme: str) -> WeightPlan:
-    """Chooses the format of every weight (step 3).
-
-    Args:
-        measured: The file that `measure_weights` wrote.
-        budget: What all weights of the model may take, those that stay in float too.
-        times: Bits → time of a product of weights of so many bits; empty where nothing is known of it.
-        scheme: Its name, for the plan.
-
-    Raises:
-        GateFailed: The smallest formats take more.
-    """
-    costs = json.loads(measured.read_bytes())
-    weights, other_bytes = costs["weights"], int(costs["other_bytes"])
-    curves = {weight["name"]: options for weight, options in zip(weights, _options(weights, times), strict=True)}
-    left = None if budget.bytes is None else budget.bytes - other_bytes
-    chosen = choose_formats(curves, replace(budget, bytes=left))
-    choices = tuple(
-        WeightChoice(weight["name"], weight["node"], weight["op"], option.format, option.bytes, option.kl, reason)
-        for weight in weights
-        for option, reason in [chosen[weight["name"]]]
-    )
-    kl, time = (
-        sum(values) for values in zip(*((option.kl, option.time) for option, _ in chosen.values()), strict=True)
-    )
-    return WeightPlan(scheme, budget.bytes, other_bytes, choices, kl, time)
-
-
-def _options(weights: Sequence[Mapping[str, Any]], times: Mapping[int, float]) -> Iterator[list[Option]]:
-    """The options of each weight, with the times of their products; a table that no product shares takes none."""
-    fastest = min(times.values(), default=1.0) * sum(weight["elements"] for weight in weights)
-    for weight in weights:
-        share = weight["elements"] / fastest if fastest else 0.0
-        formats = [(BlockFormat(*format_), size, kl) for format_, size, kl in weight["options"]]
-        yield [Option(format_, size, kl, share * times.get(format_.bits, 0.0)) for format_, size, kl in formats]
 
 
 def fit_weights(
@@ -350,11 +313,7 @@ class _Work:
     def _segments(self, is_done: Callable[[Segment], bool]) -> Iterator[tuple[Segment, dict[str, Floats]]]:
         """Every segment with the mean squares of what its products read; those behind the last unfinished are left."""
         segments = cut_segments(self.model, self.layers, most_bytes=SEGMENT_BYTES)
-        todo = [
-            segment
-            for segment in segments
-            if any(x.kind == WeightKind.PRODUCT for x in segment.layers) and not is_done(segment)
-        ]
+        todo = [segment for segment in segments if segment.products and not is_done(segment)]
         if not todo:
             return
         if all(place.exists() for segment in todo for place in self._places(segment).values()):
@@ -362,7 +321,7 @@ class _Work:
             return
         stream = Stream(self.model, segments, [dict(batch) for batch in self.batches])
         for segment in segments[: todo[-1].number + 1]:
-            tapped = reads_of(segment) if segment in todo else []
+            tapped = segment.reads if segment in todo else ()
             sums = sum_squares(stream.run(segment, tapped), tapped)
             if segment in todo:
                 self._keep_reads(segment, sums)
@@ -371,7 +330,7 @@ class _Work:
     def _places(self, segment: Segment) -> dict[str, Path]:
         """What the products of a segment read → its file; whether it is there or not."""
         known = sorted({layer.reads for layer in self.products})
-        return {name: self.reads / f"{known.index(name):04d}.npy" for name in reads_of(segment)}
+        return {name: self.reads / f"{known.index(name):04d}.npy" for name in segment.reads}
 
     def _keep_reads(self, segment: Segment, sums: Mapping[str, Floats]) -> None:
         """Keeps what products read, where there is room for that of all of them."""
@@ -399,10 +358,9 @@ class _Work:
         self, segment: Segment, sums: Mapping[str, Floats], work: Callable[[WeightLayer, _Read], None]
     ) -> None:
         """Calls `work` for the products of a segment, several at a time; they share what they read."""
-        products = [layer for layer in segment.layers if layer.kind == WeightKind.PRODUCT]
-        names = reads_of(segment) if self.options.compensate else []
+        names = segment.reads if self.options.compensate else ()
         factors = dict(zip(names, in_parallel(lambda name: factor_of(sums[name][None].copy()), names), strict=True))
-        in_parallel(lambda layer: work(layer, _Read(sums[layer.reads], factors.get(layer.reads))), products)
+        in_parallel(lambda layer: work(layer, _Read(sums[layer.reads], factors.get(layer.reads))), segment.products)
 
     def _measure(self, layer: WeightLayer, formats: Sequence[BlockFormat], read: _Read) -> dict[str, float]:
         first = formats[0]
@@ -479,10 +437,9 @@ class _Work:
             return file["integers"], BlockScales(format_, file["scale"], file["zero"], layer.inputs)
 
     def _is_kept(self, kind: str, segment: Segment, formats: Mapping[str, BlockFormat]) -> bool:
-        products = [layer for layer in segment.layers if layer.kind == WeightKind.PRODUCT]
         return all(
             self._place(kind, layer).exists() and self._kept(kind, layer)[1].format == formats[layer.name]
-            for layer in products
+            for layer in segment.products
         )
 
     def _has_losses(self, layer: WeightLayer) -> bool:
@@ -495,11 +452,6 @@ class _Work:
     def _read_losses(self, layer: WeightLayer) -> dict[str, float]:
         with np.load(self._place("losses", layer), allow_pickle=False) as file:
             return dict(zip(file["names"].tolist(), file["values"].tolist(), strict=True))
-
-
-def reads_of(segment: Segment) -> list[str]:
-    """Names of what the products of a segment read."""
-    return sorted({layer.reads for layer in segment.layers if layer.kind == WeightKind.PRODUCT})
 
 
 def _option(layer: WeightLayer, format_: BlockFormat, kl: float) -> Option:
