@@ -74,8 +74,10 @@ def ours(
     def feeds() -> Iterator[Mapping[str, Array]]:
         return feeds_of(calibration, inputs, decoder)
 
+    reads = folder / "reads"
     if not costs.exists():
-        measure_weights(model, feeds(), SETS[name], how, logits=decoder.logits, folder=folder, result=costs, tell=_tell)
+        kept = {"folder": folder, "result": costs, "reads": reads}
+        measure_weights(model, feeds(), SETS[name], how, logits=decoder.logits, tell=_tell, **kept)
     for budget in budgets:
         started, place = time.monotonic(), folder / f"{budget:g}"
         made = quantize_weights(
@@ -87,6 +89,7 @@ def ours(
             times={},
             scheme=name,
             folder=place,
+            reads=reads,
             tell=_tell,
         )
         row: Figures = {

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, Field
 
 Rule: TypeAlias = Literal["auto", "point", "bound"]
+CacheFormat: TypeAlias = Literal["float32", "int8"]
 Color: TypeAlias = Literal["rgb", "bgr", "gray"]
 Fit: TypeAlias = Literal["stretch", "crop", "pad"]
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -137,6 +138,13 @@ class Generation:
     prefill: Annotated[
         int, Field(ge=2, description="Tokens of a prompt that are computed at once; also of a window that is judged.")
     ] = 256
+    cache: Annotated[
+        CacheFormat,
+        Field(
+            description="How keys and values are kept: `float32`, or `int8` with a factor for each head and token, in "
+            "about a quarter of the memory, by targets that write the cache themselves."
+        ),
+    ] = "float32"
 
     def __post_init__(self) -> None:
         if self.prefill > self.context:

@@ -42,6 +42,9 @@ _JOINS = {
 _STEPS = 4
 """Operators that an exporter may put between a joined cache and the output: Identity, Cast and the like."""
 
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear")
+"""Operators that round a cache: what they give is of their first input."""
+
 
 @dataclass(frozen=True)
 class CachePair:
@@ -201,8 +204,14 @@ def _grown_from(value: ir.Value, outputs: list[ir.Value]) -> ir.Value | None:
             match = next((out for out in outputs if out in front), None)
             if match is not None:
                 return match
-            front = [out for seen in front for user, _ in seen.uses() if len(user.inputs) == 1 for out in user.outputs]
+            users = [use for seen in front for use in seen.uses()]
+            front = [out for user, place in users if _hands_on(user, place) for out in user.outputs]
     return None
+
+
+def _hands_on(node: ir.Node, place: int) -> bool:
+    """Whether what a node gives is, in another form, what it reads at a place."""
+    return len(node.inputs) == 1 or (node.op_type in _ROUNDING and place == 0)
 
 
 def _rank(value: ir.Value) -> int:

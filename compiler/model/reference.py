@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from compiler.model.graph import skeleton
@@ -13,12 +14,15 @@ from compiler.model.onnx_runtime import OnnxRuntimeSession, onnx_runtime_errors,
 from compiler.model.save import save_model
 from compiler.store.scratch import scratch_folder
 
+TURNED_BYTES = 512 << 20
+"""Weights that a Transpose turns are turned when a session is opened, up to so many bytes; others in each run."""
+
 
 class Unoptimized:
     """A session on a model; the weights are shared, not copied, and nothing is written to disk.
 
     One run computes on the thread that calls it, so results do not depend on the machine, and several threads may call
-    at once.
+    at once. Where a Transpose turns a weight, as of a table that the head shares, its result is made once.
 
     Args:
         model: Must stay as it is while the session is in use.
@@ -29,8 +33,10 @@ class Unoptimized:
     """
 
     def __init__(self, model: ir.Model) -> None:
-        self._session = open_session(skeleton(model).SerializeToString(), is_optimized=False)
-        self._weights = _removed_weights(model, self._session)
+        bare = skeleton(model)
+        turned = _turn_weights(model, bare)
+        self._session = open_session(bare.SerializeToString(), is_optimized=False)
+        self._weights = _removed_weights(model, self._session) | turned
         self._names = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
@@ -97,6 +103,27 @@ def _removed_weights(model: ir.Model, session: Any) -> dict[str, Any]:
         for name, value in model.graph.initializers.items()
         if name in wanted and value.const_value is not None
     }
+
+
+def _turn_weights(model: ir.Model, bare: onnx.ModelProto) -> dict[str, Any]:
+    """Takes the nodes out of a skeleton that turn a weight it lacks; name of the result, an input now → its value."""
+    graph, turned, left = bare.graph, dict[str, Any](), TURNED_BYTES
+    given, results = {value.name for value in graph.input}, {value.name for value in graph.output}
+    for place in range(len(graph.node) - 1, -1, -1):
+        node = graph.node[place]
+        if node.op_type != "Transpose" or node.domain or node.input[0] not in given or node.output[0] in results:
+            continue
+        weight, result = model.graph.initializers.get(node.input[0]), node.output[0]
+        tensor = weight.const_value if weight is not None else None
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.nbytes > left:
+            continue
+        left -= tensor.nbytes
+        order = next((list(attribute.ints) for attribute in node.attribute), None)
+        array = np.transpose(tensor.numpy(), order)
+        turned[result] = _lend(array)
+        graph.input.append(onnx.helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, array.shape))
+        del graph.node[place]
+    return turned
 
 
 def _lend(array: Array) -> Any:

@@ -4,8 +4,8 @@
     q ──────────────────────────────────────────────→ MatMul → · scale → + bias → Softmax ┐
     past, v → Concat → [each head repeated] ───────────────────────────────────────────→ MatMul → Transpose → Reshape
 
-Targets have operators of their own for it, which hide later tokens by themselves: the bias is worked out for a few
-tokens to see that it does, too.
+What is joined may be rounded to 8 bits, each head of each token by itself. Targets have operators of their own for
+attention, which hide later tokens by themselves: the bias is worked out for a few tokens to see that it does, too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from compiler.model.decoder import Decoder
 from compiler.model.frontend.extract import extract_prefix
 from compiler.passes.editor import producer_of
 from compiler.passes.probe import run_unoptimized
+from compiler.passes.quantized import rounded_value
 from compiler.passes.values import scalar_of
 
 HEADS_LAST = [0, 2, 1, 3]
@@ -33,7 +34,7 @@ _PAST, _NEW = 2, 3
 
 @dataclass(frozen=True)
 class CachedAttention:
-    """One attention: its values, and the node whose result it gives."""
+    """One attention: its values, and the node whose result it gives; whether it reads keys and values rounded."""
 
     query: ir.Value
     key: ir.Value
@@ -48,6 +49,7 @@ class CachedAttention:
     kv_heads: int
     size: int
     last: ir.Node
+    is_rounded: bool
 
 
 def find_attentions(model: ir.Model) -> list[CachedAttention]:
@@ -92,10 +94,11 @@ def _around(product: ir.Node, scale: float, bias: ir.Value, mixed: ir.Node) -> C
         or sizes[1] != kv_sizes[1]
         or sizes[0] % kv_sizes[0]
         or sizes_of(values[2]) != kv_sizes
+        or keys[3] != values[3]
     ):
         return None
-    past_key, key, present_key = keys
-    past_value, value, present_value = values
+    past_key, key, present_key, is_rounded = keys
+    past_value, value, present_value, _ = values
     return CachedAttention(
         query,
         key,
@@ -110,6 +113,7 @@ def _around(product: ir.Node, scale: float, bias: ir.Value, mixed: ir.Node) -> C
         kv_heads=kv_sizes[0],
         size=sizes[1],
         last=flat,
+        is_rounded=is_rounded,
     )
 
 
@@ -127,8 +131,8 @@ def _unscaled(value: ir.Value | None) -> tuple[ir.Node | None, float]:
     return producer_of(value, "MatMul"), 1.0
 
 
-def _joined(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value] | None:
-    """The old cache, the new rows and both together, behind the repetition of heads."""
+def _joined(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value, bool] | None:
+    """The old cache, the new rows, both together as they are read, and whether that is rounded by head and token."""
     flat = producer_of(value, "Reshape")
     wide = producer_of(flat.inputs[0], "Expand") if flat is not None else None
     single = producer_of(wide.inputs[0], "Unsqueeze") if wide is not None else None
@@ -139,7 +143,8 @@ def _joined(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value] | Non
         if own is None or sizes is None or many is None or list(many)[1] != own[0] or many[4] != own[1]:
             return None
         value = source if many[2] == sizes[0] // own[0] and sizes[1] == own[1] else None
-    joined = producer_of(value, "Concat")
+    rounded = _rounded_by_head(value)
+    joined = producer_of(value if rounded is None else rounded, "Concat")
     if (
         joined is None
         or value is None
@@ -148,7 +153,15 @@ def _joined(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value] | Non
     ):
         return None
     past, new = joined.inputs
-    return (past, new, value) if past is not None and past.is_graph_input() and new is not None else None
+    if past is None or new is None or not past.is_graph_input():
+        return None
+    return past, new, value, rounded is not None
+
+
+def _rounded_by_head(value: ir.Value | None) -> ir.Value | None:
+    """What is rounded, each head of each token by itself, to give a value (batch, heads, positions, size)."""
+    restored, sizes = producer_of(value, "DequantizeLinear"), sizes_of(value)
+    return rounded_value(restored, sizes[1]) if restored is not None and sizes is not None else None
 
 
 def sizes_of(value: ir.Value | None) -> tuple[int, int] | None:

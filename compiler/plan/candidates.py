@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compiler.errors import FleetError
 from compiler.evaluate.gates import Constraints
@@ -11,6 +11,8 @@ from compiler.target.capability import Capability, PrecisionRule
 
 BASELINE = "fp32"
 """The precision that costs no accuracy: what the others are measured against."""
+
+_FLOAT_CACHE = "its cache is in float32; one in int8 goes with weights in blocks"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,41 @@ def choose_candidates(
     names = ", ".join(rule.name for rule in rules)
     reason = f"search among {names}, most promising first{_without(left_out)}"
     return Candidates(rules, "auto", reason, left_out)
+
+
+def with_cache(candidates: Candidates, capability: Capability, device: DeviceClass, target: str) -> Candidates:
+    """The candidates with the cache of a language model in the format that the fleet file asks for.
+
+    Args:
+        candidates: The precisions to try.
+        capability: Of the target.
+        device: The device class.
+        target: The target's name.
+
+    Raises:
+        FleetError: The target, or every candidate, keeps the cache in float32.
+    """
+    if device.generation is None or device.generation.cache == "float32":
+        return candidates
+    if not capability.narrow_cache:
+        raise FleetError(
+            f"target '{target}' has no cache in int8 for {device.profile}",
+            where=device.place,
+            remedy="Leave `generation: {cache: …}` out, or take target tvm for an ARM profile.",
+        )
+    rules = tuple(
+        replace(rule, scheme=replace(rule.scheme, rounds_cache=True))
+        for rule in candidates.rules
+        if rule.scheme is not None and rule.scheme.weights is not None
+    )
+    others = {rule.name: _FLOAT_CACHE for rule in candidates.rules if rule.name not in {own.name for own in rules}}
+    if not rules:
+        raise FleetError(
+            f"precision {candidates.value}: {_FLOAT_CACHE}",
+            where=device.place,
+            remedy="Take precision int4-weights-int8, or leave `generation: {cache: …}` out.",
+        )
+    return replace(candidates, rules=rules, left_out={**candidates.left_out, **others})
 
 
 def _forced(asked: str, capability: Capability, fleet: Fleet | None, device: DeviceClass, where: str) -> Candidates:

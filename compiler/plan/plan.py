@@ -15,7 +15,7 @@ from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.profile import HardwareProfile, profile_digest, validate_options
 from compiler.fleet.request import ModelRequest
 from compiler.passes.pipelines import PORTABLE
-from compiler.plan.candidates import BASELINE, Candidates, choose_candidates
+from compiler.plan.candidates import BASELINE, Candidates, choose_candidates, with_cache
 from compiler.plan.pruning import UNPRUNED, Pruning, asked_of, choose_pruning, choose_recovery
 from compiler.store import StageName
 from compiler.target import Target, TargetPlan, Tunes
@@ -231,6 +231,7 @@ def make_plan(
         where="--precision" if options.precision else device.place,
         is_made=options.first is not None,
     )
+    candidates = with_cache(candidates, capability, device, target.name)
     rule = candidates.rules[0]
     asked, place = asked_of(options.prune, device)
     pruning = choose_pruning(asked, fleet, constraints=constraints, where=place)
@@ -257,6 +258,7 @@ def make_plan(
             "tuning": _choose_tuning(target),
             "threads": _threads_decision(profile, threads),
             **_sizes_decision(device, capability),
+            **_cache_decision(rule),
         },
         target_plan=TargetPlan(
             precision=rule.name,
@@ -403,6 +405,14 @@ def _sizes_decision(device: DeviceClass, capability: Capability) -> dict[str, De
     """How ranges are built, where that is not by shapes that stay open."""
     ranges = [f"{name} {sizes}" for name, sizes in _sizes(device).items() if not sizes.is_fixed]
     return {"sizes": Decision(", ".join(ranges), capability.fixed_sizes)} if ranges and capability.fixed_sizes else {}
+
+
+def _cache_decision(rule: PrecisionRule) -> dict[str, Decision]:
+    """How keys and values are kept, where that is not as the model has them."""
+    if rule.scheme is None or not rule.scheme.rounds_cache:
+        return {}
+    reason = "generation.cache asks for it; a factor for each head and token, the largest element at 127"
+    return {"cache": Decision("int8", reason)}
 
 
 def _sizes(device: DeviceClass) -> dict[str, Range]:

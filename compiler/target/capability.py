@@ -89,6 +89,7 @@ class Capability:
         fixed_sizes: How a range is built of fixed sizes, in words for the plan; empty where shapes stay open. What is
             refused is then judged at such sizes, by `Target.build`.
         keeps_cache: Whether fixed sizes do for a language model: its cache has its whole size, and is written in place.
+        narrow_cache: Whether such a cache may be in 8 bits, where the precision's scheme has formats of weights alone.
         opset_max: Newest version of the default domain that the toolchain reads.
         op_refusals: Operator that is not in `ops` → why not, and what to do instead.
     """
@@ -102,6 +103,7 @@ class Capability:
     ranges_max: int = 0
     fixed_sizes: str = ""
     keeps_cache: bool = False
+    narrow_cache: bool = False
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ class QuantScheme:
         weights: Formats of weights alone, chosen layer by layer under a limit of bytes; `ops` is empty then.
         rounds_activations: Whether products of such weights are summed in integers: what they read is rounded to 8 bits
             while the model runs, block by block as the weights are.
+        rounds_cache: Whether keys and values are rounded to 8 bits in a language model's cache, by head and token.
         times: Bits of weights → time of a product of them against one of others, as the target's kernels take it: a
             limit on speed is held by it. Empty where the target says nothing.
     """
@@ -126,4 +127,5 @@ class QuantScheme:
     min_inputs: int = 0
     weights: WeightChoices | None = None
     rounds_activations: bool = False
+    rounds_cache: bool = False
     times: Mapping[int, float] = field(default_factory=dict)

@@ -50,7 +50,7 @@ def fuse_attention(model: ir.Model) -> None:
     causal = {bias for bias in {match.bias for match in matches} if is_causal(model, bias, decoder)}
     shared: dict[object, ir.Value] = {}
     for match in matches:
-        if match.bias in causal:
+        if match.bias in causal and not match.is_rounded:
             _replace_attention(model, match, shared)
     remove_unread(model)
     model.graph.sort()  # what is left may read a grown cache before the node that gives it now

@@ -160,13 +160,15 @@ def test_a_phone_sized_board_answers_in_the_emulator_what_its_time_allows(
     built: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = FLEET.replace("MEMORY", "400").replace("profile: phone.yaml", "profile: raspberry-pi-5")
-    (built.root / "pi.yaml").write_text(text.replace("precision: int4-weights", "precision: int4-weights-int8"))
-    outcome = built.run("build", "pi.yaml", "-o", "pi")
+    text = text.replace("precision: int4-weights", "precision: int4-weights-int8")
+    (built.root / "pi.yaml").write_text(text)
+    (built.root / "narrow.yaml").write_text(text.replace("prefill: 16", "prefill: 16, cache: int8"))
+    outcome = built.run("build", "narrow.yaml", "-o", "pi")
     assert outcome.code == 0, outcome.err
     manifest = json.loads((built.root / "pi" / "phone" / "manifest.json").read_text())
     parity, spoken = manifest["verdict"]["parity"], manifest["generation"]
     assert [point["sizes"] for point in parity["points"]][-1].startswith("sequence=16, past=31")
-    assert parity["products_sqnr_db"] > 40
+    assert parity["products_sqnr_db"] > 40 and manifest["plan"]["decisions"]["cache"]["value"] == "int8"
     gates = {gate["name"]: gate for gate in manifest["gates"]}
     assert gates["memory: process"]["passed"] and gates["memory: process"]["evidence"] == "measured-emulator"
     assert spoken["note"] == "2 answered by its program in the emulator" and len(spoken["answers"]) == 2

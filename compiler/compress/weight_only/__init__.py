@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from compiler.compress.weight_only.choose import Budget
+from compiler.compress.weight_only.choose import Budget, choose_weights
 from compiler.compress.weight_only.plan import WeightChoice, WeightPlan
 from compiler.compress.weight_only.quantize import (
     WeightOptions,
     WeightsQuantized,
+    fit_weights,
     measure_weights,
     quantize_weights,
 )
-from compiler.compress.weight_only.round_activations import round_activations
+from compiler.compress.weight_only.round_activations import round_activations, round_cache
 
 __all__ = [
     "Budget",
@@ -18,7 +19,10 @@ __all__ = [
     "WeightOptions",
     "WeightPlan",
     "WeightsQuantized",
+    "choose_weights",
+    "fit_weights",
     "measure_weights",
     "quantize_weights",
     "round_activations",
+    "round_cache",
 ]

@@ -9,9 +9,13 @@ over their limit and time over its limit, added.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from compiler.compress.weight_only.plan import WeightChoice, WeightPlan
 from compiler.errors import GateFailed
 from compiler.target.scheme import BlockFormat
 
@@ -87,6 +91,43 @@ def choose_formats(curves: Mapping[str, Sequence[Option]], budget: Budget) -> di
         if place + 2 < len(hull):
             heapq.heappush(steps, (-_gain(hull, place + 1, budget), name))
     return {name: (hull[places[name]], _reason(hull, places[name])) for name, hull in hulls.items()}
+
+
+def choose_weights(measured: Path, *, budget: Budget, times: Mapping[int, float], scheme: str) -> WeightPlan:
+    """Chooses the format of every weight by what was measured.
+
+    Args:
+        measured: The file that `measure_weights` wrote.
+        budget: What all weights of the model may take, those that stay in float too.
+        times: Bits → time of a product of weights of so many bits; empty where nothing is known of it.
+        scheme: Its name, for the plan.
+
+    Raises:
+        GateFailed: The smallest formats take more.
+    """
+    costs = json.loads(measured.read_bytes())
+    weights, other_bytes = costs["weights"], int(costs["other_bytes"])
+    curves = {weight["name"]: options for weight, options in zip(weights, _options(weights, times), strict=True)}
+    left = None if budget.bytes is None else budget.bytes - other_bytes
+    chosen = choose_formats(curves, replace(budget, bytes=left))
+    choices = tuple(
+        WeightChoice(weight["name"], weight["node"], weight["op"], option.format, option.bytes, option.kl, reason)
+        for weight in weights
+        for option, reason in [chosen[weight["name"]]]
+    )
+    kl, time = (
+        sum(values) for values in zip(*((option.kl, option.time) for option, _ in chosen.values()), strict=True)
+    )
+    return WeightPlan(scheme, budget.bytes, other_bytes, choices, kl, time)
+
+
+def _options(weights: Sequence[Mapping[str, Any]], times: Mapping[int, float]) -> Iterator[list[Option]]:
+    """The options of each weight, with the times of their products; a table that no product shares takes none."""
+    fastest = min(times.values(), default=1.0) * sum(weight["elements"] for weight in weights)
+    for weight in weights:
+        share = weight["elements"] / fastest if fastest else 0.0
+        formats = [(BlockFormat(*format_), size, kl) for format_, size, kl in weight["options"]]
+        yield [Option(format_, size, kl, share * times.get(format_.bits, 0.0)) for format_, size, kl in formats]
 
 
 def lower_hull(options: Sequence[Option], cost: Callable[[Option], float]) -> list[Option]:

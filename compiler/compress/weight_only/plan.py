@@ -55,6 +55,11 @@ class WeightPlan:
         """Of all weights."""
         return self.other_bytes + sum(choice.bytes for choice in self.choices)
 
+    @property
+    def formats(self) -> dict[str, BlockFormat]:
+        """Weight → its format."""
+        return {choice.name: choice.format for choice in self.choices}
+
     def __str__(self) -> str:
         limit = f" of {self.budget_bytes / 1e6:.1f}" if self.budget_bytes else ""
         lines = [f"{self.scheme}: {self.bytes / 1e6:.1f}{limit} MB, expected divergence {self.kl:.3g} nats a token"]

@@ -17,7 +17,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,11 +31,11 @@ from compiler.compress.quant.apply import at_opset
 from compiler.compress.quant.compensate import Factor, factor_of, round_in_turn
 from compiler.compress.threads import in_parallel, one_blas_thread
 from compiler.compress.weight_only.apply import OPSET, apply_weights
-from compiler.compress.weight_only.choose import Budget, Option, choose_formats
+from compiler.compress.weight_only.choose import Budget, Option, choose_weights
 from compiler.compress.weight_only.divergence import Trials
 from compiler.compress.weight_only.fit import BlockScales, fit_blocks, rounding_loss
 from compiler.compress.weight_only.layers import WeightKind, WeightLayer, find_layers
-from compiler.compress.weight_only.plan import WeightChoice, WeightPlan
+from compiler.compress.weight_only.plan import WeightPlan
 from compiler.compress.weight_only.segments import Segment, Stream, cut_segments, sum_squares
 from compiler.errors import DataError, UnsupportedModel
 from compiler.model.numerics import Array, Arrays
@@ -49,6 +49,9 @@ Stored = tuple[NDArray[np.uint8], BlockScales]
 
 SEGMENT_BYTES = 48 << 20
 """Float weights of one segment; its sums take about as much again."""
+
+KEPT_BYTES = 1 << 30
+"""Most bytes of what products read that are kept from the first walk for the second; of more, it is summed again."""
 
 TRIAL_BATCHES = 4
 """Batches that trials are run on: with 256 tokens each, the divergence of a group is known to some percent."""
@@ -96,6 +99,7 @@ def measure_weights(
     logits: str,
     folder: Path,
     result: Path,
+    reads: Path,
     tell: Tell,
 ) -> None:
     """Measures what each format of each weight costs (steps 1 and 2), and writes that to a file.
@@ -108,17 +112,54 @@ def measure_weights(
         logits: The output whose divergence is to be small.
         folder: Where finished segments are kept; empty, or of the same work.
         result: The file.
+        reads: A folder that gets what products read, so that `fit_weights` need not sum it again.
         tell: Is told what happens.
 
     Raises:
         UnsupportedModel: Nothing can be quantized, or weights are not finite.
         DataError: There are no calibration data.
     """
-    work = _begin(model, batches, options, folder, tell)
+    work = _begin(model, batches, options, folder, tell, reads)
     with one_blas_thread():
         curves = work.measure(choices, logits)
-    rows = {name: [[astuple(option.format), option.bytes, option.kl] for option in row] for name, row in curves.items()}
-    write_atomic(result, json.dumps(rows).encode())
+    weights = [
+        {
+            "name": layer.name,
+            "node": layer.node,
+            "op": layer.op,
+            "elements": layer.elements if layer.reads else 0,
+            "options": [[astuple(option.format), option.bytes, option.kl] for option in curves[layer.name]],
+        }
+        for layer in work.layers
+    ]
+    write_atomic(result, json.dumps({"other_bytes": work.other_bytes, "weights": weights}).encode())
+
+
+def fit_weights(
+    model: ir.Model,
+    batches: Iterable[Arrays],
+    formats: Mapping[str, BlockFormat],
+    options: WeightOptions,
+    *,
+    folder: Path,
+    reads: Path,
+    tell: Tell,
+) -> ir.Model:
+    """The model with its weights in formats that were chosen (step 4).
+
+    Args:
+        model: The one that was measured.
+        batches: The same.
+        formats: Weight → its format.
+        options: The same.
+        folder: Where finished segments are kept; empty, or of the same work.
+        reads: The folder that `measure_weights` was given.
+        tell: Is told what happens.
+    """
+    work = _begin(model, batches, options, folder, tell, reads)
+    with one_blas_thread():
+        stored = work.fit_all(formats)
+    return apply_weights(work.model, {layer.name: layer for layer in work.layers}, stored)
 
 
 def quantize_weights(
@@ -131,44 +172,23 @@ def quantize_weights(
     times: Mapping[int, float],
     scheme: str,
     folder: Path,
+    reads: Path,
     tell: Tell,
 ) -> WeightsQuantized:
-    """Puts the weights of a model in few bits (steps 3 and 4).
-
-    Args:
-        model: The same.
-        batches: The same.
-        measured: The file that `measure_weights` wrote.
-        options: The same.
-        budget: What all weights of the model may take, those that stay in float too.
-        times: Bits → time of a product of weights of so many bits; empty where nothing is known of it.
-        scheme: Its name, for the plan.
-        folder: Where finished segments are kept; empty, or of the same work.
-        tell: Is told what happens.
-
-    Raises:
-        GateFailed: The smallest formats take more.
-    """
-    work = _begin(model, batches, options, folder, tell)
-    rows = json.loads(measured.read_bytes())
-    curves = {layer.name: work.options_of(layer, rows[layer.name], times) for layer in work.layers}
-    left = None if budget.bytes is None else budget.bytes - work.other_bytes
-    chosen = choose_formats(curves, replace(budget, bytes=left))
-    with one_blas_thread():
-        stored = work.fit_all({name: option.format for name, (option, _) in chosen.items()})
-    made = apply_weights(work.model, {layer.name: layer for layer in work.layers}, stored)
-    choices = tuple(
-        WeightChoice(layer.name, layer.node, layer.op, option.format, option.bytes, option.kl, reason)
-        for layer in work.layers
-        for option, reason in [chosen[layer.name]]
-    )
-    kl, time = (
-        sum(values) for values in zip(*((option.kl, option.time) for option, _ in chosen.values()), strict=True)
-    )
-    return WeightsQuantized(made, WeightPlan(scheme, budget.bytes, work.other_bytes, choices, kl, time))
+    """Puts the weights of a model in few bits (steps 3 and 4): arguments of `choose_weights` and `fit_weights`."""
+    plan = choose_weights(measured, budget=budget, times=times, scheme=scheme)
+    made = fit_weights(model, batches, plan.formats, options, folder=folder, reads=reads, tell=tell)
+    return WeightsQuantized(made, plan)
 
 
-def _begin(model: ir.Model, batches: Iterable[Arrays], options: WeightOptions, folder: Path, tell: Tell) -> _Work:
+def _begin(
+    model: ir.Model,
+    batches: Iterable[Arrays],
+    options: WeightOptions,
+    folder: Path,
+    tell: Tell,
+    reads: Path,
+) -> _Work:
     folder.mkdir(parents=True, exist_ok=True)
     held = [dict(batch) for batch in islice(batches, options.batches)]
     if not held:
@@ -178,7 +198,7 @@ def _begin(model: ir.Model, batches: Iterable[Arrays], options: WeightOptions, f
     if not layers:
         raise UnsupportedModel("the model has no matrix in float32 that weights in blocks could stand for")
     _refuse_not_finite(raised, layers)
-    return _Work(raised, layers, held, options, folder, tell)
+    return _Work(raised, layers, held, options, folder, tell, reads)
 
 
 def _refuse_not_finite(model: ir.Model, layers: Sequence[WeightLayer]) -> None:
@@ -219,6 +239,7 @@ class _Work:
     options: WeightOptions
     folder: Path
     tell: Tell
+    reads: Path
 
     @property
     def products(self) -> tuple[WeightLayer, ...]:
@@ -233,15 +254,6 @@ class _Work:
         """Of weights that stay as they are."""
         return measure_model(self.model).bytes - sum(4 * layer.elements for layer in self.layers)
 
-    def options_of(
-        self, layer: WeightLayer, rows: Sequence[tuple[Sequence[Any], int, float]], times: Mapping[int, float]
-    ) -> list[Option]:
-        """The options of a weight, with their times; a table that no product shares takes none."""
-        fastest = min(times.values(), default=1.0) * sum(other.elements for other in self.layers if other.reads)
-        share = layer.elements / fastest if layer.reads else 0.0
-        formats = [(BlockFormat(*format_), size, kl) for format_, size, kl in rows]
-        return [Option(format_, size, kl, share * times.get(format_.bits, 0.0)) for format_, size, kl in formats]
-
     def weight(self, layer: WeightLayer) -> Floats:
         """The matrix (outputs, inputs)."""
         array = constant_of(self.model.graph.initializers[layer.name])
@@ -253,9 +265,10 @@ class _Work:
         """What each format of each weight costs."""
         first = choices.products[0]
         losses = self._losses(choices.products)
-        trials = Trials(self.model, logits, self.batches[:TRIAL_BATCHES])
+        groups = list(self._groups())
+        trials = self._trials(logits, groups)
         curves = {layer.name: self._table_curve(layer, choices.tables, trials) for layer in self.tables}
-        for number, group in enumerate(self._groups()):
+        for number, group in enumerate(groups):
             what = f"{group[0].role} ×{len(group)} in {first}"
             values = partial(self._all_first_values, group)
             kl = self._trial(f"group-{number:04d}", what, values, trials)
@@ -267,6 +280,14 @@ class _Work:
                     _option(layer, format_, price * row[str(format_)]) for format_ in choices.products
                 ]
         return curves
+
+    def _trials(self, logits: str, groups: Sequence[Sequence[WeightLayer]]) -> Trials:
+        """Trials that begin with the segment of a group's first weight."""
+        first = {group[0].name for group in groups}
+        segments = cut_segments(self.model, self.layers, most_bytes=SEGMENT_BYTES)
+        starts = {segment.nodes[0] for segment in segments if first & {layer.name for layer in segment.layers}}
+        names = [layer.name for layer in self.layers]
+        return Trials(self.model, logits, self.batches[:TRIAL_BATCHES], weights=names, starts=starts)
 
     def fit_all(self, formats: Mapping[str, BlockFormat]) -> dict[str, Stored]:
         """Every weight in its format."""
@@ -292,20 +313,35 @@ class _Work:
     def _segments(self, is_done: Callable[[Segment], bool]) -> Iterator[tuple[Segment, dict[str, Floats]]]:
         """Every segment with the mean squares of what its products read; those behind the last unfinished are left."""
         segments = cut_segments(self.model, self.layers, most_bytes=SEGMENT_BYTES)
-        todo = [
-            segment
-            for segment in segments
-            if any(x.kind == WeightKind.PRODUCT for x in segment.layers) and not is_done(segment)
-        ]
+        todo = [segment for segment in segments if segment.products and not is_done(segment)]
         if not todo:
+            return
+        if all(place.exists() for segment in todo for place in self._places(segment).values()):
+            yield from ((segment, self._kept_reads(segment)) for segment in todo)
             return
         stream = Stream(self.model, segments, [dict(batch) for batch in self.batches])
         for segment in segments[: todo[-1].number + 1]:
-            reads = sorted({layer.reads for layer in segment.layers if layer.kind == WeightKind.PRODUCT})
-            tapped = reads if segment in todo else []
+            tapped = segment.reads if segment in todo else ()
             sums = sum_squares(stream.run(segment, tapped), tapped)
             if segment in todo:
+                self._keep_reads(segment, sums)
                 yield segment, sums
+
+    def _places(self, segment: Segment) -> dict[str, Path]:
+        """What the products of a segment read → its file; whether it is there or not."""
+        known = sorted({layer.reads for layer in self.products})
+        return {name: self.reads / f"{known.index(name):04d}.npy" for name in segment.reads}
+
+    def _keep_reads(self, segment: Segment, sums: Mapping[str, Floats]) -> None:
+        """Keeps what products read, where there is room for that of all of them."""
+        if sum({layer.reads: 4 * layer.inputs**2 for layer in self.products}.values()) > KEPT_BYTES:
+            return
+        self.reads.mkdir(exist_ok=True)
+        for name, place in self._places(segment).items():
+            write_atomic(place, partial(np.save, arr=sums[name]))
+
+    def _kept_reads(self, segment: Segment) -> dict[str, Floats]:
+        return {name: np.load(place) for name, place in self._places(segment).items()}
 
     def _losses(self, formats: Sequence[BlockFormat]) -> dict[str, dict[str, float]]:
         """Weight → format → tr(ΔW·H·ΔWᵀ); in the first format measured, in others by the ratio of plain rounding."""
@@ -322,10 +358,9 @@ class _Work:
         self, segment: Segment, sums: Mapping[str, Floats], work: Callable[[WeightLayer, _Read], None]
     ) -> None:
         """Calls `work` for the products of a segment, several at a time; they share what they read."""
-        products = [layer for layer in segment.layers if layer.kind == WeightKind.PRODUCT]
-        names = sorted({layer.reads for layer in products}) if self.options.compensate else []
+        names = segment.reads if self.options.compensate else ()
         factors = dict(zip(names, in_parallel(lambda name: factor_of(sums[name][None].copy()), names), strict=True))
-        in_parallel(lambda layer: work(layer, _Read(sums[layer.reads], factors.get(layer.reads))), products)
+        in_parallel(lambda layer: work(layer, _Read(sums[layer.reads], factors.get(layer.reads))), segment.products)
 
     def _measure(self, layer: WeightLayer, formats: Sequence[BlockFormat], read: _Read) -> dict[str, float]:
         first = formats[0]
@@ -402,10 +437,9 @@ class _Work:
             return file["integers"], BlockScales(format_, file["scale"], file["zero"], layer.inputs)
 
     def _is_kept(self, kind: str, segment: Segment, formats: Mapping[str, BlockFormat]) -> bool:
-        products = [layer for layer in segment.layers if layer.kind == WeightKind.PRODUCT]
         return all(
             self._place(kind, layer).exists() and self._kept(kind, layer)[1].format == formats[layer.name]
-            for layer in products
+            for layer in segment.products
         )
 
     def _has_losses(self, layer: WeightLayer) -> bool:

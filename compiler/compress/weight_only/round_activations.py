@@ -1,10 +1,14 @@
-"""Activations rounded to 8 bits while the model runs, stated in standard operators.
+"""Activations and caches rounded to 8 bits while the model runs, stated in standard operators.
 
 A product of weights in blocks that is summed in integers rounds what it reads, block by block as its weights are:
 
     s = max |x| / 127 over a block of inputs        x ≈ s · round(x / s), from −127 to 127
 
     Reshape → Abs → ReduceMax → Mul → Max = s;  QuantizeLinear(x, s) → DequantizeLinear = what is multiplied
+
+A cache in 8 bits is rounded likewise, each head of each token by itself, where old rows and new ones are joined: what
+attention reads, and what is given back, is what such a cache holds. Rounding a second time changes nothing but a last
+place of s.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler.errors import UnsupportedModel
+from compiler.model.decoder import Decoder
 from compiler.model.graph import add_constant
 from compiler.passes.values import Names, record_origin
 from compiler.target.scheme import BITS_KEY
@@ -46,6 +51,43 @@ def round_activations(model: ir.Model) -> None:
         product.replace_input_with(0, rounded[value, block])
 
 
+def round_cache(model: ir.Model, decoder: Decoder) -> None:
+    """Puts a rounding behind every join of a cache with new rows.
+
+    Args:
+        model: Of opset 21 or newer, ranks inferred; changed in place.
+        decoder: Its inputs and outputs.
+
+    Raises:
+        UnsupportedModel: An input of the cache is not joined with new rows by one Concat.
+    """
+    names, order = Names(model), {node: number for number, node in enumerate(model.graph)}
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    for pair in decoder.pairs:
+        joins = [node for node, _ in inputs[pair.past].uses()]
+        if len(joins) != 1 or joins[0].op_type != "Concat":
+            raise UnsupportedModel(
+                f"'{pair.past}' is not joined with new rows by one Concat, so that its cache cannot be in int8",
+                remedy="Leave `generation: {cache: …}` out.",
+            )
+        _round_joined(model, joins[0].outputs[0], names, order)
+
+
+def _round_joined(model: ir.Model, joined: ir.Value, names: Names, order: dict[ir.Node, int]) -> None:
+    """Puts a rounding between a grown cache and all that reads it, the outputs of the model too."""
+    uses = list(joined.uses())
+    first, size = min((node for node, _ in uses), key=lambda node: order[node]), joined.shape and joined.shape[-1]
+    if not isinstance(size, int):
+        raise UnsupportedModel(f"the size of the heads of '{joined.name}' is not known")
+    rounded = _rounded(model, first, joined, size, names)
+    for node, index in uses:
+        node.replace_input_with(index, rounded)
+    for place, output in enumerate(model.graph.outputs):
+        if output is joined:
+            joined.name, rounded.name = names.fresh(f"{joined.name}_joined"), joined.name
+            model.graph.outputs[place] = rounded
+
+
 def _products(model: ir.Model) -> Iterator[tuple[ir.Node, int]]:
     """Every MatMul by weights in blocks, or by their transpose, in the order of the graph; and the block."""
     for node in model.graph:
@@ -56,8 +98,8 @@ def _products(model: ir.Model) -> Iterator[tuple[ir.Node, int]]:
             yield node, weights.attributes.get_int("block_size", 0)
 
 
-def _rounded(model: ir.Model, product: ir.Node, value: ir.Value, block: int, names: Names) -> ir.Value:
-    """What is multiplied in place of a value; its nodes stand before the first product that reads it."""
+def _rounded(model: ir.Model, reader: ir.Node, value: ir.Value, block: int, names: Names) -> ir.Value:
+    """What is read in place of a value; its nodes stand before the first node that reads it."""
     if value.shape is None or not isinstance(width := value.shape[-1], int):
         raise UnsupportedModel(f"the width of '{value.name}' is not known: it cannot be rounded in blocks of {block}")
     axis = len(value.shape) - 1
@@ -69,7 +111,7 @@ def _rounded(model: ir.Model, product: ir.Node, value: ir.Value, block: int, nam
     def node(op: str, *inputs: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT, **attributes: int) -> ir.Value:
         made = ir.node(op, inputs, attributes, name=names.fresh(f"{op}:{value.name}"), num_outputs=1)
         made.outputs[0].name, made.outputs[0].dtype = names.fresh(f"{value.name}_{op.lower()}"), dtype
-        record_origin(made, [product])
+        record_origin(made, [reader])
         nodes.append(made)
         return made.outputs[0]
 
@@ -87,5 +129,5 @@ def _rounded(model: ir.Model, product: ir.Node, value: ir.Value, block: int, nam
     )
     result = node("DequantizeLinear", integers, scale, axis=axis, block_size=block)
     integers.shape = result.shape = value.shape
-    model.graph.insert_before(product, nodes)
+    model.graph.insert_before(reader, nodes)
     return result

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.compress.threads import in_parallel
-from compiler.compress.weight_only.layers import WeightLayer
+from compiler.compress.weight_only.layers import WeightKind, WeightLayer
 from compiler.model.frontend.extract import read_by
 from compiler.model.numerics import Array, Arrays
 from compiler.model.reference import Unoptimized
@@ -31,6 +31,16 @@ class Segment:
     number: int
     nodes: tuple[str, ...]
     layers: tuple[WeightLayer, ...]
+
+    @property
+    def products(self) -> tuple[WeightLayer, ...]:
+        """Those of its weights that are matrices of products alone."""
+        return tuple(layer for layer in self.layers if layer.kind == WeightKind.PRODUCT)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of what those products read."""
+        return tuple(sorted({layer.reads for layer in self.products}))
 
 
 def cut_segments(model: ir.Model, layers: Sequence[WeightLayer], *, most_bytes: int) -> tuple[Segment, ...]:

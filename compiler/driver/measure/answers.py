@@ -161,7 +161,6 @@ def _by_model(context: BuildContext, model: ir.Model, digest: str, asked: tuple[
 
     def make(folder: Path) -> None:
         run, inputs, decoder = Unoptimized(model).run, describe_inputs(model), find_decoder(model)
-        # a few at a time: each step makes the head's weights anew where they are a table turned round
         replies = in_parallel(lambda one: answer(FedBack(run, inputs, decoder), one), asked, most=_AT_ONCE)
         write_result(folder, _ANSWERS, [to_json(reply) for reply in replies])
 

@@ -226,7 +226,9 @@ def measure_candidate(
     constraints = context.job.plan.constraints
     if not constraints.any:
         return Trial(number, purpose, made.plan.precision, made, target=made.plan.competes_as)
-    judge = context.data.judge
+    # a language model's original is held to its reference by parity, and a text takes as long as a candidate's
+    is_read = purpose != Purpose.BASELINE or context.job.device.generation is None
+    judge = context.data.judge if is_read else None
     with context.clock.timed(StageName.ACCURACY):
         accuracy = measure_accuracy(context, judge, made) if judge else None
     saliency = measure_saliency(context, made) if _limits_saliency(constraints, purpose) else None

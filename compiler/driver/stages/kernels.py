@@ -73,7 +73,7 @@ def bound_payload(
     """
     memory_mib = plan.constraints.limits.memory_mib
     if memory_mib is not None:
-        cache = _caches_bytes(original, generation, in_place=in_place) if generation else 0
+        cache = _caches_bytes(original, generation, in_place=in_place, is_narrow=_is_narrow(plan)) if generation else 0
         logits = _logits_bytes(original, generation) if generation else 0
         most = max(1, int(memory_mib * MIB) - cache - logits - RUNTIME_BYTES)
         reason = (
@@ -99,15 +99,21 @@ def _logits_bytes(model: ir.Model, generation: Generation) -> int:
     return 4 * generation.prefill * find_decoder(model).vocabulary
 
 
-def _caches_bytes(model: ir.Model, generation: Generation, *, in_place: bool) -> int:
+def _is_narrow(plan: Plan) -> bool:
+    """Whether keys and values are kept in 8 bits."""
+    return plan.rule.scheme is not None and plan.rule.scheme.rounds_cache
+
+
+def _caches_bytes(model: ir.Model, generation: Generation, *, in_place: bool, is_narrow: bool) -> int:
     """Bytes of all caches that a prompt behind a full context takes: those before it and after it, or the one."""
     if in_place:
-        return cache_bytes(model, replace(generation, context=generation.context - 1 + generation.prefill))
-    return 2 * cache_bytes(model, generation)
+        rows = replace(generation, context=generation.context - 1 + generation.prefill)
+        return cache_bytes(model, rows, is_narrow=is_narrow)
+    return 2 * cache_bytes(model, generation, is_narrow=is_narrow)
 
 
-def cache_bytes(model: ir.Model, generation: Generation) -> int:
-    """Bytes of a decoder's keys and values at its full context."""
+def cache_bytes(model: ir.Model, generation: Generation, *, is_narrow: bool = False) -> int:
+    """Bytes of a decoder's keys and values at its full context; in 8 bits each head of a token has a float32 beside."""
     pairs = {pair.past: pair.axis for pair in find_decoder(model).pairs}
     total = 0
     for value in model.graph.inputs:
@@ -116,7 +122,8 @@ def cache_bytes(model: ir.Model, generation: Generation) -> int:
                 generation.context if axis == pairs[str(value.name)] else size if isinstance(size, int) else 1
                 for axis, size in enumerate(value.shape)
             ]
-            total += int(math.prod(sizes) * value.dtype.itemsize)
+            rows = math.prod(sizes[:-1])
+            total += int(rows * (sizes[-1] + 4 if is_narrow else sizes[-1] * value.dtype.itemsize))
     return total
 
 

@@ -145,9 +145,19 @@ def _roundings(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
     readers: dict[ir.Value, list[ir.Node]] = {}
     for node in model.graph:
         value = rounded_value(node)
-        if value is not None:
+        if value is not None and not _is_cache(value):
             readers.setdefault(value, []).extend(_readers(node, value))
     return readers
+
+
+def _is_cache(value: ir.Value) -> bool:
+    """Whether it is a cache that new rows were joined to: that is given as an input of the model already."""
+    joined = value.producer()
+    return (
+        joined is not None
+        and joined.op_type == "Concat"
+        and any(read is not None and read.is_graph_input() for read in joined.inputs)
+    )
 
 
 def _readers(node: ir.Node, value: ir.Value) -> Iterator[ir.Node]:

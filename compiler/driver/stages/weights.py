@@ -18,9 +18,11 @@ from compiler.compress.weight_only import (
     WeightChoice,
     WeightOptions,
     WeightPlan,
+    choose_weights,
+    fit_weights,
     measure_weights,
-    quantize_weights,
     round_activations,
+    round_cache,
 )
 from compiler.driver.stages.calibrate import Batches
 from compiler.driver.stages.context import BuildContext
@@ -33,7 +35,7 @@ from compiler.plan import Plan
 from compiler.store import Entry, Stage, StageName, read_result, stage_key, write_result
 from compiler.target.scheme import QuantScheme, WeightChoices
 
-_COSTS, _FORMATS, _TIME = "weights.json", "formats.json", "time.json"
+_COSTS, _READS, _FORMATS, _TIME = "weights.json", "reads", "formats.json", "time.json"
 
 
 def weights_entry(context: BuildContext, plan: Plan, time: float | None, rewritten: Entry) -> Entry:
@@ -54,32 +56,43 @@ def weights_entry(context: BuildContext, plan: Plan, time: float | None, rewritt
     options, budget = WeightOptions(), Budget(plan.target_plan.payload_bytes, time)
     costs = _costs_entry(context, rewritten, choices, data, options)
 
-    inputs: dict[str, object] = {"model": rewritten.digest, "costs": costs.digest, "data": [data.digest, data.count]}
-    inputs |= {
-        "options": asdict(options),
-        "budget": asdict(budget),
-        "times": {str(bits): time for bits, time in scheme.times.items()},
-    }
-    inputs |= {"rounds activations": scheme.rounds_activations}
+    chosen = choose_weights(costs.files / _COSTS, budget=budget, times=scheme.times, scheme=scheme.name)
+    fitted = _fitted_entry(context, rewritten, costs, chosen, data, options)
 
     def make(files: Path) -> None:
-        made = quantize_weights(
+        model = load_stage(fitted)
+        if scheme.rounds_activations:
+            round_activations(model)
+        if scheme.rounds_cache:
+            round_cache(model, find_decoder(model))
+        save_stage(model, files)
+        write_result(files, PLAN, {"plan": quant_plan(chosen).to_dict(), "warnings": []})
+        write_result(files, _FORMATS, [to_json(choice) for choice in chosen.choices])
+        write_result(files, _TIME, chosen.time)
+
+    inputs: dict[str, object] = {"model": fitted.digest, "plan": to_json(chosen)}
+    inputs |= {"rounds activations": scheme.rounds_activations, "rounds cache": scheme.rounds_cache}
+    return context.stages.obtain(stage_key(StageName.QUANTIZE, make, inputs), make)
+
+
+def _fitted_entry(
+    context: BuildContext, rewritten: Entry, costs: Entry, chosen: WeightPlan, data: Dataset, options: WeightOptions
+) -> Entry:
+    """The model with its weights in their formats, for all schemes and limits that come to the same."""
+    inputs: dict[str, object] = {"model": rewritten.digest, "data": [data.digest, data.count]}
+    inputs |= {"options": asdict(options), "formats": {name: asdict(own) for name, own in chosen.formats.items()}}
+
+    def make(files: Path) -> None:
+        model = fit_weights(
             load_stage(rewritten),
             Batches(data),
-            costs.files / _COSTS,
+            chosen.formats,
             options,
-            budget=budget,
-            times=scheme.times,
-            scheme=scheme.name,
             folder=folder,
+            reads=costs.files / _READS,
             tell=context.clock.note,
         )
-        if scheme.rounds_activations:
-            round_activations(made.model)
-        save_stage(made.model, files)
-        write_result(files, PLAN, {"plan": quant_plan(made.plan).to_dict(), "warnings": []})
-        write_result(files, _FORMATS, [to_json(choice) for choice in made.plan.choices])
-        write_result(files, _TIME, made.plan.time)
+        save_stage(model, files)
 
     stage = stage_key(StageName.QUANTIZE, make, inputs)
     folder = context.store.workspace(stage)
@@ -103,6 +116,7 @@ def _costs_entry(
             logits=find_decoder(model).logits,
             folder=folder,
             result=files / _COSTS,
+            reads=files / _READS,
             tell=context.clock.note,
         )
 

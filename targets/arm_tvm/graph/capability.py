@@ -209,6 +209,7 @@ def capability_of(dot: Dot, *, half: bool = False, bfloat16: Bfloat16 = Bfloat16
         ranges_max=1,
         fixed_sizes="several are built and share their weights; a batch that is none of them is divided into such",
         keeps_cache=True,
+        narrow_cache=dot in ARM_DOTS,
         opset_max=OPSET_MAX,
     )
 

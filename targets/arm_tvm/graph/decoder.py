@@ -3,6 +3,8 @@
     main_1, main_16, main_256   ids, positions, caches (1, groups, context, size), tokens before → hidden vectors
     head                        hidden vector of one token → logits
 
+A cache in 8 bits is a row of integers for each head and token, with their factor behind them.
+
 A prompt is divided into built sizes: a token behind others is computed alike whichever of them are read with it. Logits
 are a function of their own, since those of a prompt's last token alone are wanted.
 """
@@ -49,8 +51,10 @@ START = "fleetc.start"
 
 _PART = 16
 """Tokens of the built size between one and `prefill`: more sizes take more code, fewer more steps of one token."""
-_LANES = 4
-"""Elements of a head that native/attention.c computes at a time."""
+_LANES, _NARROW_LANES = 4, 16
+"""Elements of a head that native/attention.c computes at a time, of a cache in float32 and in 8 bits."""
+_FACTOR_BYTES = 4
+"""Of a row of a cache in 8 bits; native/attention.h says the same."""
 
 _ELEMENTWISE = frozenset({"Add", "Cast", "Clip", "Div", "Identity", "Mul", "Tanh"})
 """What may stand between the last product and the logits."""
@@ -133,11 +137,12 @@ def _refuse_attentions(model: ir.Model, decoder: Decoder, context: int) -> None:
             remedy="Take precision fp32 or int8-weights, which leave it in float32; export the model with its "
             "attention spelled out (optimum, torch); or take target onnxruntime.",
         )
-    odd = sorted({str(match.size) for match in matches if match.size % _LANES})
-    if odd:
-        raise UnsupportedModel(
-            f"target 'tvm' computes heads of multiples of {_LANES} elements; this has {', '.join(odd)}"
-        )
+    for is_rounded, lanes, where in ((False, _LANES, ""), (True, _NARROW_LANES, " behind a cache in int8")):
+        sizes = {match.size for match in matches if match.is_rounded == is_rounded}
+        if odd := sorted(str(size) for size in sizes if size % lanes):
+            raise UnsupportedModel(
+                f"target 'tvm' computes heads of multiples of {lanes} elements{where}; this has {', '.join(odd)}"
+            )
 
 
 def _caches_of(match: CachedAttention) -> tuple[str, str]:
@@ -212,7 +217,9 @@ def _body(model: ir.Model, build: DecoderBuild, hidden: str) -> ir.Model:
     """The model up to its hidden vectors, with our attention, whose cache is of the whole context."""
     graph, decoder = model.graph, build.decoder
     start = ir.Value(name=START, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+    narrow: set[str] = set()
     for match in find_attentions(model):
+        narrow |= set(_caches_of(match)) if match.is_rounded else set()
         inputs = [match.query, match.key, match.value, match.past_key, match.past_value, start]
         (new,) = Editor(model, match.last).add(ATTENTION, inputs, {"scale": match.scale}, domain=DOMAIN)
         stand_in(match.last.outputs[0], new)
@@ -225,11 +232,19 @@ def _body(model: ir.Model, build: DecoderBuild, hidden: str) -> ir.Model:
     caches = {pair.past for pair in decoder.pairs}
     for value in list(graph.inputs):
         if value.name in caches and value.shape is not None:
-            value.shape = ir.Shape([1, value.shape[1], build.rows, value.shape[3]])
+            _size_cache(value, build.rows, is_narrow=value.name in narrow)
         elif not value.uses() and value.name not in graph.initializers:
             graph.inputs.remove(value)
     _refuse_other_inputs(model, decoder, build.values)
     return model
+
+
+def _size_cache(value: ir.Value, rows: int, *, is_narrow: bool) -> None:
+    """Gives an input of the cache its whole size, and the form in which it lies in memory."""
+    groups, size = (int(str(extent)) for extent in (value.shape or ())[1::2])
+    value.shape = ir.Shape([1, groups, rows, size + (_FACTOR_BYTES if is_narrow else 0)])
+    if is_narrow:
+        value.type = ir.TensorType(ir.DataType.INT8)  # copies of a model share their types
 
 
 def _named(model: ir.Model, name: str) -> ir.Value:

@@ -101,7 +101,7 @@ def test_weights_in_blocks_stay_as_small_as_they_are(model: ir.Model, tmp_path: 
     batches, how = windows(model, 2), WeightOptions(batches=2)
     choices = WEIGHTS.weights
     assert choices is not None
-    common = {"folder": tmp_path / "work", "tell": lambda text: None}
+    common = {"folder": tmp_path / "work", "reads": tmp_path / "reads", "tell": lambda text: None}
     measure_weights(model, batches, choices, how, logits="logits", result=tmp_path / "costs.json", **common)
     made = quantize_weights(
         model,

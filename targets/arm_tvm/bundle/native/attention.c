@@ -5,6 +5,7 @@
 
 #include "functions.h"
 #include "pool.h"
+#include "rounding.h"
 #include "tensor.h"
 
 #ifdef __aarch64__
@@ -13,15 +14,18 @@
 
 typedef float Vector __attribute__((vector_size(16), aligned(4)));
 typedef int32_t Integers __attribute__((vector_size(16)));
-enum { LANES = 4, KEYS = 4, MOST_HEADS = 4, MOST_VECTORS = 4 };
+enum { LANES = 4, KEYS = 4, MOST_HEADS = 4, MOST_VECTORS = 4, BYTES = 4 * LANES };
 
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
   const float *query, *key, *value;
-  float *keys, *values, *out;
+  char *keys, *values; /* caches */
+  float *out;
   int64_t heads, groups, tokens, context, size, start;
+  size_t row_bytes; /* of a head and token in a cache */
   float scale;
+  int is_narrow;
 } Attention;
 
 static float *scores[MAX_THREADS]; /* of each task */
@@ -117,14 +121,84 @@ INLINE void mix(const Attention *it, const float *weights, int64_t row, const fl
   for (; i < it->size; i += LANES) mix_part(it, weights, row, values + i, heads, 1, length, out + i);
 }
 
+/* Sixteen integers as floats. */
+INLINE void expand(const int8_t *from, Vector *out) {
+#ifdef __aarch64__
+  int8x16_t bytes = vld1q_s8(from);
+  int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
+  out[0] = (Vector)vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), out[1] = (Vector)vcvtq_f32_s32(vmovl_high_s16(low));
+  out[2] = (Vector)vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), out[3] = (Vector)vcvtq_f32_s32(vmovl_high_s16(high));
+#else
+  for (int v = 0; v < BYTES / LANES; ++v)
+    out[v] = (Vector){from[v * LANES], from[v * LANES + 1], from[v * LANES + 2], from[v * LANES + 3]};
+#endif
+}
+
+INLINE float factor_of(const int8_t *row, int64_t size) {
+  float factor;
+  memcpy(&factor, row + size, sizeof factor);
+  return factor;
+}
+
+INLINE void score_narrow_keys(const Attention *it, const float *query, const int8_t *key, int heads, int keys, int64_t stride,
+                              float *out, int64_t row) {
+  Vector sum[MOST_HEADS][KEYS] = {0}, part[KEYS][BYTES / LANES];
+  for (int64_t i = 0; i < it->size; i += BYTES) {
+    for (int k = 0; k < keys; ++k) expand(key + (size_t)k * it->row_bytes + i, part[k]);
+    for (int v = 0; v < BYTES / LANES; ++v)
+      for (int h = 0; h < heads; ++h)
+        for (int k = 0; k < keys; ++k) sum[h][k] += load(query + h * stride + i + v * LANES) * part[k][v];
+  }
+  Vector factors = all(0);
+  for (int k = 0; k < keys; ++k) factors[k] = factor_of(key + (size_t)k * it->row_bytes, it->size);
+  for (int h = 0; h < heads; ++h) {
+    Vector scored = sums(sum[h][0], sum[h][1], sum[h][2], sum[h][3]) * factors * all(it->scale);
+    memcpy(out + h * row, &scored, (size_t)keys * sizeof *out);
+  }
+}
+
+INLINE void score_narrow(const Attention *it, const float *query, const int8_t *keys, int heads, int64_t stride, int64_t length,
+                         float *out, int64_t row) {
+  int64_t first = 0;
+  for (; first + KEYS <= length; first += KEYS)
+    score_narrow_keys(it, query, keys + (size_t)first * it->row_bytes, heads, KEYS, stride, out + first, row);
+  for (; first < length; ++first)
+    score_narrow_keys(it, query, keys + (size_t)first * it->row_bytes, heads, 1, stride, out + first, row);
+}
+
+/* Sums of values by weight, which the factors of the values are put into first. */
+INLINE void mix_narrow(const Attention *it, float *weights, int64_t row, const int8_t *values, int heads, int64_t length,
+                       float *out) {
+  for (int64_t j = 0; j < length; ++j)
+    for (int h = 0; h < heads; ++h) weights[h * row + j] *= factor_of(values + (size_t)j * it->row_bytes, it->size);
+  for (int64_t i = 0; i < it->size; i += BYTES) {
+    Vector sum[MOST_HEADS][BYTES / LANES] = {0}, part[BYTES / LANES];
+    for (int64_t j = 0; j < length; ++j) {
+      expand(values + (size_t)j * it->row_bytes + i, part);
+      for (int h = 0; h < heads; ++h)
+        for (int v = 0; v < BYTES / LANES; ++v) sum[h][v] += all(weights[h * row + j]) * part[v];
+    }
+    for (int h = 0; h < heads; ++h)
+      for (int v = 0; v < BYTES / LANES; ++v) *(Vector *)(out + h * it->size + i + v * LANES) = sum[h][v];
+  }
+}
+
 /* Some heads of one group, of one token; their number is a constant, so that sums stay in registers. */
 INLINE void attend_heads(const Attention *it, int64_t token, int64_t head, int heads, float *row) {
   int64_t group = head / (it->heads / it->groups), length = it->start + token + 1;
   const float *query = it->query + (head * it->tokens + token) * it->size;
-  const float *keys = it->keys + group * it->context * it->size, *values = it->values + group * it->context * it->size;
-  score(it, query, keys, heads, it->tokens * it->size, length, row, room);
+  const size_t place = (size_t)(group * it->context) * it->row_bytes;
+  const void *keys = it->keys + place, *values = it->values + place;
+  float *out = it->out + (token * it->heads + head) * it->size;
+  if (it->is_narrow)
+    score_narrow(it, query, keys, heads, it->tokens * it->size, length, row, room);
+  else
+    score(it, query, keys, heads, it->tokens * it->size, length, row, room);
   for (int h = 0; h < heads; ++h) soften(row + h * room, length);
-  mix(it, row, room, values, heads, length, it->out + (token * it->heads + head) * it->size);
+  if (it->is_narrow)
+    mix_narrow(it, row, room, values, heads, length, out);
+  else
+    mix(it, row, room, values, heads, length, out);
 }
 
 static void attend_token(const Attention *it, int64_t token, int64_t group, float *row) {
@@ -143,10 +217,26 @@ static int attend_share(int task, Group *tasks, void *data) {
   return 0;
 }
 
-static void write_rows(const Attention *it, const float *rows, float *cache) {
-  size_t bytes = (size_t)(it->tokens * it->size) * sizeof *rows;
-  for (int64_t group = 0; group < it->groups; ++group)
-    memcpy(cache + (group * it->context + it->start) * it->size, rows + group * it->tokens * it->size, bytes);
+void narrow_rows(const float *from, int64_t rows, int64_t size, int8_t *to) {
+  for (int64_t i = 0; i < rows; ++i, from += size, to += size + FACTOR_BYTES) {
+    float factor = round_values(from, size, to);
+    memcpy(to + size, &factor, sizeof factor);
+  }
+}
+
+void widen_rows(const int8_t *from, int64_t rows, int64_t size, float *to) {
+  for (int64_t i = 0; i < rows; ++i, from += size + FACTOR_BYTES, to += size)
+    for (int64_t j = 0; j < size; ++j) to[j] = factor_of(from, size) * (float)from[j];
+}
+
+static void write_rows(const Attention *it, const float *rows, char *cache) {
+  for (int64_t group = 0; group < it->groups; ++group, rows += it->tokens * it->size) {
+    char *to = cache + (size_t)(group * it->context + it->start) * it->row_bytes;
+    if (it->is_narrow)
+      narrow_rows(rows, it->tokens, it->size, (int8_t *)to);
+    else
+      memcpy(to, rows, (size_t)it->tokens * it->row_bytes);
+  }
 }
 
 static void make_room(int64_t context) {
@@ -171,9 +261,11 @@ static int attend(void *self, const TVMFFIAny *given, int32_t count, TVMFFIAny *
                   .groups = cache[1],
                   .tokens = query[2],
                   .context = cache[2],
-                  .size = cache[3],
+                  .size = query[3],
                   .start = *(const int64_t *)data_of(&given[5]),
-                  .scale = *(const float *)data_of(&given[6])};
+                  .scale = *(const float *)data_of(&given[6]),
+                  .is_narrow = tensor_of(&given[3])->dtype.bits == 8};
+  it.row_bytes = it.is_narrow ? (size_t)it.size + FACTOR_BYTES : (size_t)it.size * sizeof(float);
   if (it.start < 0 || it.start + it.tokens > it.context)
     fail(EXIT_RUNTIME, "%lld tokens behind %lld are more than the context of %lld", (long long)it.tokens, (long long)it.start,
          (long long)it.context);

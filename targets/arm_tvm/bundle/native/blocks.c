@@ -1,11 +1,11 @@
 #include "blocks.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "functions.h"
 #include "pool.h"
+#include "rounding.h"
 #include "tensor.h"
 
 #ifdef __aarch64__
@@ -13,8 +13,6 @@
 #endif
 
 enum { OUTPUTS = 8, HALF = 4, ROWS = 4, MOST_BLOCK = 256 };
-
-#define LEAST_STEP 0x1p-100f /* of a block of zeros; compress/weight_only/round_activations.py says the same */
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -182,24 +180,15 @@ static int multiply_share(int task, Group *tasks, void *data) {
   return 0;
 }
 
-/* x ≈ step · integer, with the largest of a block at ±127; as the model says it: ties to even, 0 where all are 0. */
+/* A row block by block, with the sums of its integers. */
 static void round_row(const float *values, const Form *form, int8_t *rounded, float *steps) {
   for (int64_t block = 0; block < form->blocks; ++block) {
     int64_t first = block * form->block, count = form->inputs - first < form->block ? form->inputs - first : form->block;
-    const float *own = values + first;
     int8_t *to = rounded + first;
-    float most = 0;
-    for (int64_t i = 0; i < count; ++i) most = fabsf(own[i]) > most ? fabsf(own[i]) : most;
-    float step = most * (1.0f / 127.0f);
-    step = step < LEAST_STEP ? LEAST_STEP : step;
+    steps[block] = round_values(values + first, count, to);
     int32_t total = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      int32_t integer = (int32_t)rintf(own[i] / step);
-      to[i] = (int8_t)integer;
-      total += integer;
-    }
+    for (int64_t i = 0; i < count; ++i) total += to[i];
     memset(to + count, 0, (size_t)(form->block - count));
-    steps[block] = step;
     steps[form->blocks + block] = (float)total;
   }
 }

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "attention.h"
 #include "model.h"
 #include "sizes.h"
 
@@ -21,6 +22,11 @@ static Border border_of(const char *kind, int place, const Signature *from, int 
   for (int i = 0; i < 6; ++i)
     if (strcmp(kind, names[i]) == 0) border.kind = (TensorKind)i;
   if (place >= 0) border.spec = is_output && border.kind == VALUES ? from->outputs[place] : from->inputs[place];
+  border.is_narrow = border.kind == CACHE && border.spec.bits == 8;
+  if (border.is_narrow) {
+    border.spec.shape[3] -= FACTOR_BYTES, border.spec.bits = 32, border.spec.code = 2;
+    strcpy(border.spec.dtype, "float32"), strcpy(border.spec.descr, "<f4");
+  }
   return border;
 }
 

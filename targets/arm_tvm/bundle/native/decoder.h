@@ -11,6 +11,7 @@ typedef struct {
   TensorKind kind;
   int place; /* of compiled code's inputs, and of its outputs where these are values */
   Spec spec; /* at the smallest built size */
+  int is_narrow; /* a cache in 8 bits, whose spec is of the floats that it stands for */
 } Border;
 
 typedef struct {

@@ -170,12 +170,18 @@ static int64_t rows_of_cache(void) {
   return decoder.context;
 }
 
-static void move_cache(const Spec *part, char *cache, char *rows, int into_cache) {
-  size_t item = part->bits / 8, block = (size_t)(part->shape[2] * part->shape[3]) * item;
-  size_t stride = (size_t)(rows_of_cache() * part->shape[3]) * item;
+static void move_cache(const Spec *part, int is_narrow, char *cache, char *rows, int into_cache) {
+  int64_t count = part->shape[2], size = part->shape[3];
+  size_t item = part->bits / 8, block = (size_t)(count * size) * item;
+  size_t stride = (size_t)rows_of_cache() * (is_narrow ? (size_t)size + FACTOR_BYTES : (size_t)size * item);
   for (int64_t head = 0; head < part->shape[1]; ++head) {
     char *own = cache + (size_t)head * stride, *other = rows + (size_t)head * block;
-    memcpy(into_cache ? own : other, into_cache ? other : own, block);
+    if (is_narrow && into_cache)
+      narrow_rows((const float *)other, count, size, (int8_t *)own);
+    else if (is_narrow)
+      widen_rows((const int8_t *)own, count, size, (float *)other);
+    else
+      memcpy(into_cache ? own : other, into_cache ? other : own, block);
   }
 }
 
@@ -213,14 +219,14 @@ static void make_results(int64_t count) {
 static void read_cache(const Border *given, const char *path, int64_t past) {
   Spec spec = sized(&given->spec, 2, past);
   char *rows = read_npy(path, &spec);
-  move_cache(&spec, cache_of(given->place), rows, 1);
+  move_cache(&spec, given->is_narrow, cache_of(given->place), rows, 1);
   free(rows);
 }
 
 static void write_cache(const Border *given, const char *path, int64_t total) {
   Spec spec = sized(&given->spec, 2, total);
   char *rows = aligned_room(spec.bytes);
-  move_cache(&spec, cache_of(given->place), rows, 0);
+  move_cache(&spec, given->is_narrow, cache_of(given->place), rows, 0);
   write_npy(path, &spec, rows);
   free(rows);
 }

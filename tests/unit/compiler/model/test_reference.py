@@ -64,6 +64,26 @@ def test_optimized_session_gives_the_references_results_but_for_last_places() ->
     np.testing.assert_allclose(Optimized(model).run(inputs)["y"], Unoptimized(model).run(inputs)["y"], rtol=1e-6)
 
 
+def test_a_weight_that_is_turned_is_turned_once_and_read_as_it_is_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ir.from_onnx_text(
+        HEADER + "(int64[2] ids, float[64] scale, float[64,64] w) => (float[2,64] y, float[64,2] z, float[64,64] own) {"
+        " x = Gather(w, ids) p = Mul(x, scale) t = Transpose<perm=[1,0]>(w) y = MatMul(p, t) z = Transpose(p)"
+        " own = Transpose<perm=[1,0]>(w) }"
+    )
+    table = np.random.default_rng(0).standard_normal((64, 64), np.float32)
+    weight = model.graph.inputs.pop()
+    weight.const_value = ir.tensor(table, name="w")
+    model.graph.register_initializer(weight)
+    inputs = {"ids": np.array([3, 1]), "scale": np.ones(64, np.float32)}
+    once = Unoptimized(model).run(inputs)
+    monkeypatch.setattr("compiler.model.reference.TURNED_BYTES", 0)
+    each = Unoptimized(model)
+    assert "t" not in {value.name for value in each._session.get_inputs()}
+    for name, array in each.run(inputs).items():
+        np.testing.assert_array_equal(once[name], array)
+    np.testing.assert_array_equal(once["own"], table.T)
+
+
 @pytest.mark.parametrize(
     ("body", "may"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from arm_tvm_models import needs_aarch64
 from decoder_graph import DecoderSize
 from language_models import tiny_decoder, tiny_text, windows
 
+from compiler.compress.quant.apply import at_opset
+from compiler.compress.weight_only import round_cache
 from compiler.errors import TargetUnavailable, ToolchainFailed, UnsupportedModel
 from compiler.evaluate.answers import Asked, FedBack, answer
 from compiler.fleet import Range
@@ -49,24 +52,60 @@ def model() -> ir.Model:
     return one_sequence()
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param("", marks=pytest.mark.needs_tvm, id="host"),
-        pytest.param(
-            "aarch64",
-            marks=[pytest.mark.slow, pytest.mark.needs_tvm, pytest.mark.needs_emulator, needs_aarch64],
-            id="aarch64",
-        ),
-    ],
-)
-def artifact(request: pytest.FixtureRequest, model: ir.Model, tmp_path_factory, cache_dir: Path):
+@pytest.fixture(scope="module")
+def rounded(model: ir.Model) -> ir.Model:
+    """The same with its cache in 8 bits."""
+    made = at_opset(model, 21)
+    round_cache(made, find_decoder(made))
+    return made
+
+
+CORES = [
+    pytest.param("", marks=pytest.mark.needs_tvm, id="host"),
+    pytest.param(
+        "aarch64",
+        marks=[pytest.mark.slow, pytest.mark.needs_tvm, pytest.mark.needs_emulator, needs_aarch64],
+        id="aarch64",
+    ),
+]
+
+
+def build(model: ir.Model, core: str, folder: Path, cache_dir: Path):
     options = Options(f"{host_arch()}-linux-gnu")
-    if request.param:
+    if core:
         options = Options("aarch64-linux-gnu", "cortex-a76", ("+neon", "+fullfp16", "+dotprod"))
     plan = TargetPlan("fp32", options, dims=DIMS, threads=2, cache_dir=cache_dir)
-    folder = tmp_path_factory.mktemp("decoder")
     return TARGET.build(model, plan, load_profile("raspberry-pi-5"), workdir=folder)
+
+
+@pytest.fixture(scope="module", params=CORES)
+def artifact(request: pytest.FixtureRequest, model: ir.Model, tmp_path_factory, cache_dir: Path):
+    return build(model, request.param, tmp_path_factory.mktemp("decoder"), cache_dir)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_a_cache_in_8_bits_holds_what_the_border_model_says(core, rounded, tmp_path, cache_dir):
+    made = build(rounded, core, tmp_path / "out", cache_dir)
+    runner, reference = TARGET.load(made), Unoptimized(rounded)
+    for length, past in [(13, 0), (1, 7), (PREFILL, CONTEXT - 1)]:
+        (inputs,) = windows(rounded, 1, length=length, past=past)
+        stats = compare_all(reference.run(inputs), runner.run(inputs))
+        assert min(own.sqnr_db for own in stats.values()) > 100, (length, past)
+    asked = Asked(PROMPT, 8, PREFILL, CONTEXT, ())
+    expected = answer(FedBack(reference.run, describe_inputs(rounded), find_decoder(rounded)), asked).tokens
+    assert runner.answer(asked).tokens == expected
+    # a row of 32 integers and their factor
+    assert f"input int8 1,1,{CONTEXT - 1 + PREFILL},36 past_key_values.0.key" in (
+        (made.root / "payload/io.txt").read_text()
+    )
+
+
+def test_heads_that_are_no_multiple_of_16_have_no_cache_in_8_bits():
+    model = at_opset(one_sequence(replace(SIZE, width=120)), 21)
+    assert plan(model) is not None
+    round_cache(model, find_decoder(model))
+    with pytest.raises(UnsupportedModel, match="multiples of 16 elements behind a cache in int8; this has 24"):
+        plan(model)
 
 
 def test_calls_behind_any_cache_are_those_of_the_border_model(artifact, model):

@@ -10,10 +10,11 @@ import pytest
 from language_models import tiny_decoder, windows
 
 from compiler.compress.weight_only import Budget, WeightOptions, WeightsQuantized, measure_weights, quantize_weights
-from compiler.compress.weight_only.divergence import Trials
+from compiler.compress.weight_only.divergence import Trials, mean_divergence
 from compiler.compress.weight_only.layers import WeightKind, find_layers
 from compiler.compress.weight_only.segments import Stream, cut_segments, sum_squares
 from compiler.errors import UnsupportedModel
+from compiler.evaluate.generation import log_softmax
 from compiler.model.graph import graph_digest
 from compiler.model.reference import Unoptimized
 from compiler.target.scheme import BlockFormat, WeightChoices
@@ -42,6 +43,7 @@ def batches(model):
 def costs(model, batches, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("costs")
     arguments = {"logits": "logits", "folder": folder / "work", "result": folder / "costs.json", "tell": quiet}
+    arguments["reads"] = folder / "reads"
     measure_weights(model, batches, CHOICES, WeightOptions(), **arguments)
     return folder / "costs.json"
 
@@ -56,6 +58,7 @@ def quantized(model, batches, costs: Path, folder: Path, budget: int | None, tel
         times=TIMES,
         scheme="test",
         folder=folder,
+        reads=costs.parent / "reads",
         tell=tell,
     )
 
@@ -94,22 +97,35 @@ def test_the_limit_of_time_holds_and_counts_from_the_fastest_format(model, batch
 
 def test_the_limit_holds_and_more_bytes_are_closer(model, batches, costs, tmp_path):
     float_bytes = 4 * sum(layer.elements for layer in find_layers(model))
-    trials = Trials(model, "logits", windows(model, 4, length=24))
+    expected = [Unoptimized(model).run(batch)["logits"] for batch in windows(model, 4, length=24)]
     measured = []
     for share in (0.17, 0.2, None):
         budget = None if share is None else int(share * float_bytes) + 4096
         made = quantized(model, batches, costs, tmp_path / str(share), budget)
         assert budget is None or made.plan.bytes <= budget
         both = [Unoptimized(made.model).run(batch)["logits"] for batch in windows(model, 4, length=24)]
-        measured.append(float(np.mean([divergence(a, b) for a, b in zip(trials._expected, both, strict=True)])))
+        measured.append(float(np.mean([divergence(a, b) for a, b in zip(expected, both, strict=True)])))
     assert measured[0] > measured[1] > measured[2]
     assert measured[2] < 1e-3
 
 
-def divergence(expected: np.ndarray, logits: np.ndarray) -> float:
-    from compiler.compress.weight_only.divergence import mean_divergence
+def divergence(reference: np.ndarray, logits: np.ndarray) -> float:
+    return mean_divergence(log_softmax(reference.reshape(-1, reference.shape[-1])), logits)
 
-    return mean_divergence(expected.astype(np.float32), logits)
+
+def test_a_trial_behind_a_start_is_that_of_the_whole_model(model):
+    layers, batches = find_layers(model), windows(model, 2, length=24)
+    late = next(layer for layer in layers if layer.name.endswith("1.mlp.up_proj.weight"))
+    changed = {late.name: 0.9 * model.graph.initializers[late.name].const_value.numpy()}
+    names = [layer.name for layer in layers]
+    starts = {layer.node for layer in layers if ".1." in layer.name}
+    assert len(starts) > 3
+    by_parts = Trials(model, "logits", batches, weights=names, starts=starts).measure(changed)
+    whole = model.clone()
+    whole.graph.initializers[late.name].const_value = ir.tensor(changed[late.name])
+    both = [[Unoptimized(each).run(batch)["logits"] for each in (model, whole)] for batch in batches]
+    assert by_parts == Trials(model, "logits", batches, weights=names).measure(changed)
+    assert by_parts == pytest.approx(np.mean([divergence(*pair) for pair in both])) and by_parts > 1e-4
 
 
 def test_a_choice_has_its_reason(model, batches, costs, tmp_path):
@@ -137,6 +153,22 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(model, batches, costs
     assert hashlib.sha256(str(resumed.plan).encode()).digest() == hashlib.sha256(str(whole.plan).encode()).digest()
 
 
+def test_what_was_summed_while_measuring_is_not_summed_again(model, batches, costs, tmp_path, monkeypatch):
+    shutil.copy(costs, tmp_path)
+    summed = quantized(model, batches, tmp_path / costs.name, tmp_path / "summed", None)
+    monkeypatch.setattr(Stream, "run", None)
+    kept = quantized(model, batches, costs, tmp_path / "kept", None)
+    assert graph_digest(kept.model) == graph_digest(summed.model)
+
+
+def test_of_a_large_model_what_products_read_is_summed_again(model, batches, tmp_path, monkeypatch):
+    monkeypatch.setattr("compiler.compress.weight_only.quantize.KEPT_BYTES", 1000)
+    how = {"logits": "logits", "folder": tmp_path / "work", "result": tmp_path / "costs.json", "tell": quiet}
+    measure_weights(model, batches, CHOICES, WeightOptions(), reads=tmp_path / "reads", **how)
+    assert not (tmp_path / "reads").exists()
+    assert quantized(model, batches, tmp_path / "costs.json", tmp_path / "fitted", None).plan.kl > 0
+
+
 class Killed(Exception):
     """Stands for the end of the process."""
 
@@ -152,6 +184,7 @@ def test_trials_that_were_made_before_a_kill_are_not_made_again(model, batches, 
     def measured(name: str, tell) -> bytes:
         result = tmp_path / name
         how = {"logits": "logits", "folder": tmp_path / "work", "result": result, "tell": tell}
+        how["reads"] = tmp_path / "reads"
         measure_weights(model, batches, CHOICES, WeightOptions(batches=8), **how)
         return result.read_bytes()
 
@@ -177,5 +210,6 @@ def test_weights_that_are_not_finite_are_refused_by_name(batches, tmp_path):
             logits="logits",
             folder=tmp_path,
             result=tmp_path / "x.json",
+            reads=tmp_path / "reads",
             tell=quiet,
         )
