@@ -18,7 +18,7 @@ from compiler.artifact.manifest import read_artifact
 from compiler.driver.measure.accuracy import run_artifact
 from compiler.evaluate import Dataset, find_task, open_evaluation, run_dataset
 from compiler.fleet import Range
-from compiler.fleet.data import VERIFICATION, Evaluation
+from compiler.fleet.data import Evaluation
 from compiler.model.frontend import import_model
 from compiler.model.numerics import Arrays
 from compiler.target.isolate import ChildLimits
@@ -64,7 +64,7 @@ class Faces:
 
     @property
     def _evaluation(self) -> Evaluation:
-        return Evaluation(task=VERIFICATION, path=self.photographs)
+        return Evaluation(task="verification", path=self.photographs)
 
     def expected(self) -> Arrays:
         """What the model in float32 gives for the photographs, by ONNX Runtime."""
