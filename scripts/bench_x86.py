@@ -5,6 +5,11 @@
     scripts/bench_x86.py --model face --precision int8 --rounds 40
     scripts/bench_x86.py --model face --precision bf16     beside OpenVINO in bf16
     scripts/bench_x86.py --nncf ENVIRONMENT/bin/python     with NNCF's int8 beside ours (nncf and openvino are there)
+    scripts/bench_x86.py --prune auto --faces FOLDER --nncf ENVIRONMENT/bin/python
+
+The last measures the face model alone, as `fleetc build` chooses it with and without `--prune auto` inside the limit of
+2 points of TAR on the photographs of FOLDER (one folder per person), beside NNCF's int8 unpruned, with what each
+loses on them.
 
 Short runs of all in turn. Latency is of one item, on one and on two threads; throughput is of all processors, at the
 best of the batch sizes 1 and 8 (1 alone where a network cannot be reshaped). OpenVINO runs with the hint that is made
@@ -29,6 +34,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import x86_faces
 from arm_host import write_profile
 from arm_ours import FLEETC
 from bench_models import BenchModel, prepare_model
@@ -76,20 +82,38 @@ def main() -> None:
     parser.add_argument("--precision", nargs="*", default=["int8", "fp32"])
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of short runs (default: %(default)s)")
     parser.add_argument("--nncf", help="the Python of an environment with nncf and openvino")
+    parser.add_argument("--prune", choices=["auto"], help="the face model, pruned inside the accuracy limit")
+    parser.add_argument("--faces", type=Path, help="photographs that judge it, one folder per person")
     parser.add_argument("--cache", type=Path, default=user_cache_path("fleetc-bench"), help="(default: %(default)s)")
     parser.add_argument("--build-only", action="store_true", help="builds everything and measures nothing")
     given = parser.parse_args()
+    if given.prune and not (given.faces and given.nncf):
+        parser.error("--prune needs --faces and --nncf")
     cache = given.cache.resolve()
     runs = json.loads(given.out.read_text("utf-8"))["runs"] if given.out.exists() else {}
+    for name, row in _rows(given, cache):
+        runs[name] = row
+        print(name, json.dumps(row, indent=1))
+        if not given.build_only:
+            given.out.write_text(json.dumps(head() | {"runs": runs}, indent=1) + "\n", "utf-8")
+
+
+def _rows(given: argparse.Namespace, cache: Path) -> Iterator[tuple[str, Figures]]:
+    """Each row's name and figures, as soon as it is measured; without times where builds alone are asked for."""
+
+    def timed(model: BenchModel, contenders: Sequence[Contender]) -> Figures:
+        return {} if given.build_only else measure(contenders, given.rounds, model.batches)
+
+    if given.prune:
+        model = prepare_model("face", cache)
+        faces = x86_faces.prepare_faces(model, given.faces)
+        contenders, losses = _pruned_contenders(faces, given.prune, cache, given.nncf)
+        yield f"face, prune {given.prune}", {"accuracy": losses, **timed(model, contenders)}
+        return
     for name in given.model:
         model = prepare_model(name, cache)
         for precision in given.precision:
-            contenders = list(_contenders(model, precision, cache, given.nncf))
-            if given.build_only:
-                continue
-            runs[f"{name} {precision}"] = measure(contenders, given.rounds, model.batches)
-            print(name, precision, json.dumps(runs[f"{name} {precision}"], indent=1))
-            given.out.write_text(json.dumps(head() | {"runs": runs}, indent=1) + "\n", "utf-8")
+            yield f"{name} {precision}", timed(model, list(_contenders(model, precision, cache, given.nncf)))
 
 
 def head() -> Figures:
@@ -141,9 +165,7 @@ def _quotients(turns: Sequence[Mapping[str, float]], ours: str, other: str) -> F
 
 def _contenders(model: BenchModel, precision: str, cache: Path, nncf: str | None) -> Iterator[Contender]:
     """Everybody who computes the model in a precision; ours by the target `tvm` first."""
-    inputs = {batch: model.folder / f"in-{batch}.npy" for batch in model.batches}
-    for batch, path in inputs.items():
-        np.save(path, np.repeat(model.item(), batch, axis=0))
+    inputs = _write_inputs(model)
     yield _ours({batch: build(model, "tvm", precision, batch, cache) for batch in model.batches}, inputs)
     folder = build(model, "openvino", precision, 1, cache) / "payload"
     settings = (folder / "config.json").read_text("utf-8")
@@ -158,13 +180,49 @@ def _contenders(model: BenchModel, precision: str, cache: Path, nncf: str | None
         yield _peer("openvino bf16", "openvino", sys.executable, model.border, BF16, inputs)
         return
     if nncf:
-        path = model.folder / "nncf.xml"
-        if not path.exists():
-            command = [nncf, str(PEER), "nncf", str(model.border), str(model.folder / "samples.npz"), str(path)]
-            subprocess.run(command, check=True, stdout=sys.stderr)
+        path = _quantize_nncf(model, nncf, model.folder / "samples.npz", "nncf.xml")
         yield _peer("openvino, nncf", "openvino", sys.executable, path, "{}", inputs)
     if (quantized := _ort_int8(model)) is not None:
         yield _peer("onnxruntime", "onnxruntime", sys.executable, quantized, "{}", inputs)
+
+
+def _pruned_contenders(faces: x86_faces.Faces, prune: str, cache: Path, nncf: str) -> tuple[list[Contender], Figures]:
+    """The face model by `tvm`, pruned and not, and by NNCF, calibrated alike; and what each loses on photographs."""
+    model, inputs = faces.model, _write_inputs(faces.model)
+    pruned, whole = (
+        {batch: _build_faces(faces, how, batch, cache) for batch in model.batches} for how in (prune, "off")
+    )
+    path = _quantize_nncf(model, nncf, faces.calibration, "nncf-faces.xml")
+    contenders = [
+        _ours(pruned, inputs),
+        _ours(whole, inputs, "ours, unpruned"),
+        _peer("openvino, nncf", "openvino", sys.executable, path, "{}", inputs),
+    ]
+    expected = faces.expected()
+    losses = {
+        f"{name}, batch {batch}": faces.loss(expected, x86_faces.run_build(folder, faces.dataset))
+        | x86_faces.chosen_in(folder)
+        for name, folders in (("ours", pruned), ("ours, unpruned", whole))
+        for batch, folder in folders.items()
+    }
+    return contenders, losses | {"openvino, nncf": faces.loss(expected, x86_faces.run_openvino(path, faces.dataset))}
+
+
+def _write_inputs(model: BenchModel) -> dict[int, Path]:
+    """Batch size → a file with that many items."""
+    inputs = {batch: model.folder / f"in-{batch}.npy" for batch in model.batches}
+    for batch, path in inputs.items():
+        np.save(path, np.repeat(model.item(), batch, axis=0))
+    return inputs
+
+
+def _quantize_nncf(model: BenchModel, nncf: str, samples: Path, name: str) -> Path:
+    """NNCF's int8 in a file of that name beside the model; made where it is absent."""
+    path = model.folder / name
+    if not path.exists():
+        command = [nncf, str(PEER), "nncf", str(model.border), str(samples), str(path)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return path
 
 
 def _ort_int8(model: BenchModel) -> Path | None:
@@ -187,20 +245,32 @@ def build(model: BenchModel, target: str, precision: str, batch: int, cache: Pat
         lines = [line for line in profile.read_text("utf-8").splitlines() if not line.startswith("target")]
         profile = cache / "bench-host-openvino.yaml"
         profile.write_text("\n".join([*lines, "target: openvino", ""]), "utf-8")
-    folder = cache / "dist" / f"x86-{model.name}-{target}-{precision}-{batch}"
-    fleet = folder.with_suffix(".yaml")
-    fleet.parent.mkdir(parents=True, exist_ok=True)
     paths = {"model": model.source.resolve(), "samples": (model.folder / "samples.npz").resolve()}
     dims = json.dumps(model.dims(batch))
-    fleet.write_text(FLEET.format(**paths, profile=profile, dims=dims, precision=precision), "utf-8")
-    command = [FLEETC, "build", str(fleet), "--out", str(folder), "--cache", str(cache), "--json"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    text = FLEET.format(**paths, profile=profile, dims=dims, precision=precision)
+    return _deliver(text, cache / "dist" / f"x86-{model.name}-{target}-{precision}-{batch}", cache)
+
+
+def _build_faces(faces: x86_faces.Faces, prune: str, batch: int, cache: Path) -> Path:
+    """The folder of what a search chooses for this machine of the face model by `tvm` inside the accuracy limit."""
+    dims = json.dumps(faces.model.dims(batch))
+    text = faces.fleet(prune=prune, profile=write_profile(cache), dims=dims)
+    return _deliver(text, cache / "dist" / f"x86-face-tvm-prune-{prune}-{batch}", cache)
+
+
+def _deliver(fleet: str, folder: Path, cache: Path) -> Path:
+    """Builds the one device, `board`, of a fleet file; the folder of its artifact."""
+    path = folder.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(fleet, "utf-8")
+    command = [FLEETC, "build", str(path), "--out", str(folder), "--cache", str(cache), "--json"]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
-        sys.exit(f"{model.name} {target} {precision}: {(ended.stdout + ended.stderr)[-1500:]}")
+        sys.exit(f"{path}: {ended.stdout[-1500:]}")
     return folder / "board"
 
 
-def _ours(folders: Mapping[int, Path], inputs: Mapping[int, Path]) -> Contender:
+def _ours(folders: Mapping[int, Path], inputs: Mapping[int, Path], name: str = "ours") -> Contender:
     """The bundle's own program: one process for latency, one for each processor for throughput."""
 
     def start(batch: int, threads: int, count: int, before: Sequence[str] = ()) -> subprocess.Popen[str]:
@@ -222,7 +292,7 @@ def _ours(folders: Mapping[int, Path], inputs: Mapping[int, Path]) -> Contender:
         running = [start(batch, 1, count, ("taskset", "-c", str(processor))) for processor in processors]
         return sum(1e3 * batch / statistics.fmean(times_ms(process)) for process in running)
 
-    return Contender("ours", lambda threads, count: times_ms(start(1, threads, count)), items_per_s)
+    return Contender(name, lambda threads, count: times_ms(start(1, threads, count)), items_per_s)
 
 
 def _peer(name: str, kind: str, python: str, model: Path, settings: str, inputs: Mapping[int, Path]) -> Contender:

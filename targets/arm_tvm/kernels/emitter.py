@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
-PARALLEL_WORK = 1 << 17
-"""Vector operations below which starting the other threads costs more than they bring."""
+PARALLEL_WORK = 1 << 15
+"""Vector operations, some ten microseconds, below which starting the other threads costs more than they bring."""
+PARALLEL_ELEMENTS = 1 << 17
+"""The same in elements that are moved or converted, a vector of them at once."""
 OPAQUE = 8
 """TVM's pattern kind of a function that is not to be fused with others."""
 

@@ -1,4 +1,8 @@
-"""Harnesses that time compiled kernels: on this machine, and on a board behind TVM's tracker."""
+"""Harnesses that time compiled kernels: on this machine, and on a board behind TVM's tracker.
+
+Between two runs of a kernel as many bytes are copied as the model has weights. So it finds its own weights as in the
+model, behind those of all other kernels, and not in the cache where its last run left them.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +39,12 @@ from targets.arm_tvm.options import Options
 from targets.arm_tvm.run.amx import request_tiles
 from targets.arm_tvm.run.emulate import host_arch
 
-REPEATS = 10
-"""Measured values of one trial."""
+RUNS = 51
+"""Measured values of one trial, each of one run: a mean of several would be of warm weights. What other work disturbs
+is far from the middle one."""
 
-REPEAT_MS = 10
-"""Each value is the mean over at least so long: a shorter time would measure the clock."""
+LARGEST_COPY_BYTES = 1 << 29
+"""More than any cache holds; larger models need no more."""
 
 CONNECT_S = 5.0
 """After how long a tracker that does not answer is called absent."""
@@ -79,6 +84,7 @@ class HostHarness:
     Args:
         plan: How kernels are built, and on how many threads they run.
         profile: What they are built for.
+        weights_bytes: Of the model's weights.
 
     Raises:
         TargetUnavailable: This machine lacks instructions of the profile.
@@ -86,42 +92,44 @@ class HostHarness:
 
     evidence = Evidence.HOST
 
-    def __init__(self, plan: TargetPlan, profile: HardwareProfile) -> None:
+    def __init__(self, plan: TargetPlan, profile: HardwareProfile, weights_bytes: int) -> None:
         _refuse_host(profile, plan.options)
         if dot_of(plan.options.arch, plan.options.mcpu, plan.options.mattr) == "amx_int8":
             request_tiles()
         self._plan, self.device = plan, profile_device(detect_profile())
+        self._weights_bytes = weights_bytes
 
     def compile(self, function: Any, folder: Path) -> Path:
         """A library with the function `kernel`."""
         return compile_kernel(function, self._plan, folder)
 
     def values(self, function: Any, built: Path) -> tuple[float, ...]:
-        """Microseconds, `REPEATS` of them."""
-        return _timed(None, built, arguments_of(function), self._plan.threads)
+        """Microseconds, `RUNS` of them."""
+        return _timed(None, built, arguments_of(function), self._plan.threads, self._weights_bytes)
 
 
 class BoardHarness:
     """A board behind TVM's tracker, in microseconds; one connection per trial, since a kernel that crashes ends it.
 
     Args:
-        plan, profile: As of `HostHarness`.
+        plan, profile, weights_bytes: As of `HostHarness`.
         backend: Tracker, key, and how long a trial may take.
     """
 
     evidence = Evidence.DEVICE
 
-    def __init__(self, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> None:
+    def __init__(self, plan: TargetPlan, profile: HardwareProfile, backend: Backend, weights_bytes: int) -> None:
         self._plan, self._backend, self.device = plan, backend, profile_device(profile)
+        self._weights_bytes = weights_bytes
 
     def compile(self, function: Any, folder: Path) -> Path:
         """A library with the function `kernel`."""
         return compile_kernel(function, self._plan, folder)
 
     def values(self, function: Any, built: Path) -> tuple[float, ...]:
-        """Microseconds, `REPEATS` of them; raises TargetUnavailable where there is no board any more."""
+        """Microseconds, `RUNS` of them; raises TargetUnavailable where there is no board any more."""
         with self._session() as session:
-            return _timed(session, built, arguments_of(function), self._plan.threads)
+            return _timed(session, built, arguments_of(function), self._plan.threads, self._weights_bytes)
 
     @contextmanager
     def _session(self) -> Iterator[Any]:
@@ -210,20 +218,21 @@ def compile_kernel(function: Any, plan: TargetPlan, folder: Path) -> Path:
     return folder / "kernel.so"
 
 
-def _timed(session: Any, library: Path, arguments: Arguments, threads: int) -> tuple[float, ...]:
+def _timed(session: Any, library: Path, arguments: Arguments, threads: int, copied_bytes: int) -> tuple[float, ...]:
     try:
-        return _time(session, library, arguments, threads)
+        return _time(session, library, arguments, threads, copied_bytes)
     except Exception as error:  # the runtime raises whatever the kernel or the connection breaks with
         raise ToolchainFailed(f"the kernel does not run: {last_line(error)}") from error
 
 
-def _time(session: Any, library: Path, arguments: Arguments, threads: int) -> tuple[float, ...]:
+def _time(session: Any, library: Path, arguments: Arguments, threads: int, copied_bytes: int) -> tuple[float, ...]:
     import tvm
 
     module, find, device = _loaded(session, library)
     find("runtime.config_threadpool")(BIG_CORES, threads)
     tensors = [tvm.runtime.tensor(array, device) for array in random_arguments(arguments)]
-    timed = module.time_evaluator("kernel", device, number=1, repeat=REPEATS, min_repeat_ms=REPEAT_MS)
+    copied = min(copied_bytes, LARGEST_COPY_BYTES)
+    timed = module.time_evaluator("kernel", device, number=1, repeat=RUNS, cache_flush_bytes=copied)
     return tuple(seconds * 1e6 for seconds in timed(*tensors).results)
 
 

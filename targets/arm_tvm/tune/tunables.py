@@ -52,7 +52,7 @@ class KernelMeasurer:
     """
 
     def __init__(self, model: ir.Model, plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> None:
-        self._harness = _open_harness(plan, profile, backend)
+        self._harness = _open_harness(plan, profile, backend, _weights_bytes(model))
         self.device, self.evidence = self._harness.device, self._harness.evidence
         self._spaces = find_spaces(model, plan.options, plan.precision)
         if backend.kind == "rpc":
@@ -96,7 +96,14 @@ class KernelMeasurer:
             ) from error
 
 
-def _open_harness(plan: TargetPlan, profile: HardwareProfile, backend: Backend) -> Harness:
+def _open_harness(plan: TargetPlan, profile: HardwareProfile, backend: Backend, weights: int) -> Harness:
     if backend.kind == "emulator":
         return EmulatorHarness(plan, profile)
-    return HostHarness(plan, profile) if backend.kind == "host" else BoardHarness(plan, profile, backend)
+    if backend.kind == "host":
+        return HostHarness(plan, profile, weights)
+    return BoardHarness(plan, profile, backend, weights)
+
+
+def _weights_bytes(model: ir.Model) -> int:
+    weights = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in weights if tensor is not None)

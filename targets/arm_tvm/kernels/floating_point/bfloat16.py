@@ -15,7 +15,17 @@ import ml_dtypes
 import numpy as np
 
 from compiler.target import Array
-from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, gather, int32, load, shuffle, store
+from targets.arm_tvm.kernels.emitter import (
+    PARALLEL_ELEMENTS,
+    PARALLEL_WORK,
+    Emitter,
+    broadcast,
+    gather,
+    int32,
+    load,
+    shuffle,
+    store,
+)
 from targets.arm_tvm.kernels.floating_point.sources import source_shape
 from targets.arm_tvm.kernels.floating_point.workload import Choice, ConvWorkload, blocks
 from targets.arm_tvm.kernels.machine import Machine
@@ -147,7 +157,9 @@ class _Copy:
     def matrix(self) -> None:
         """Rows of a matrix, filled up to whole blocks."""
         whole, rest = divmod(self.work.channels, 2 * LANES)
-        with self.emitter.loop(self.work.width, parallel=prod(source_shape(self.work, LANES)) > PARALLEL_WORK) as row:
+        with self.emitter.loop(
+            self.work.width, parallel=prod(source_shape(self.work, LANES)) > PARALLEL_ELEMENTS
+        ) as row:
             with self.emitter.loop(whole) as block:
                 at = row * self.work.channels + block * (2 * LANES)
                 pair = [load(self.source, at + index * LANES, LANES) for index in range(2)]

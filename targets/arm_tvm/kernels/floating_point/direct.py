@@ -17,6 +17,7 @@ for the weights between them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice, product
 from math import prod
@@ -264,10 +265,10 @@ class Direct:
         origin, own = 0, part * (self.out_blocks * self.lanes * self.reduction)
         for first_q, q_count, q in _block_groups(self.part, self.lanes, self.choice.parameters["blocks"]):
             for first_row, row_count, rows in split(self.work.result[0], rows_of_tile):
-                for group, row, weights in self._groups((q_count, q, row_count, rows), origin + own):
+                for group, row, of_columns, weights in self._groups((q_count, q, row_count, rows), origin + own):
                     top = row * rows + first_row
                     for first, count, columns in split(width, columns_of_tile):
-                        with self.emitter.loop(count) as at:
+                        with self._tiles_of_row(first, count, of_columns) as at:
                             place = (group * q + first_q, top, at * columns + first)
                             self.valid_lanes = min(self.lanes, self._results_from(first_q))
                             self._tile((batch, part), (q, rows, columns), place, weights)
@@ -276,10 +277,16 @@ class Direct:
     def _tile_size(self) -> tuple[int, int]:
         return self.choice.parameters["rows"], self.choice.parameters["columns"]
 
-    def _groups(self, counts: tuple[int, int, int, int], origin: Any) -> Iterator[tuple[Any, Any, Any]]:
-        """Opens the loops over groups of output blocks and rows of tiles; yields both, and the offset of the weights.
+    def _groups(
+        self, counts: tuple[int, int, int, int], origin: Any
+    ) -> Iterator[tuple[Any, Any, tuple[Any, int], Any]]:
+        """Opens the loops over groups of output blocks, rows of tiles and parts of a row.
 
-        Channels outermost: the weights of a group stay in the cache while the image passes.
+        Channels outermost: the weights of a group stay in the cache while the image passes. Few groups of few rows
+        would leave cores idle, as of a pointwise convolution, whose pixels are one row: then a row is cut into parts.
+
+        Yields:
+            The group, the row, the part with how many of them a row has, and the offset of the weights.
         """
         from tvm import tirx
 
@@ -296,11 +303,34 @@ class Direct:
                 with self.emitter.loop(each) as index:
                     row = part * each + index
                     with self.emitter.when(None if parts * each == row_count else row < row_count):
-                        yield group, row, int32(0)
+                        yield group, row, (int32(0), 1), int32(0)
             return
-        with self.emitter.loop(q_count * row_count, parallel=heavy) as step:
-            group, row = tirx.floordiv(step, int32(row_count)), tirx.floormod(step, int32(row_count))
-            yield group, row, group * size + origin
+        parts = min(self._tiles_across(), -(-LEAST_PARALLEL // (q_count * row_count))) if heavy else 1
+        with self.emitter.loop(q_count * row_count * parts, parallel=heavy) as step:
+            line, part = tirx.floordiv(step, int32(parts)), tirx.floormod(step, int32(parts))
+            group, row = tirx.floordiv(line, int32(row_count)), tirx.floormod(line, int32(row_count))
+            yield group, row, (part, parts), group * size + origin
+
+    def _tiles_across(self) -> int:
+        return blocks(self.work.result[1], self._tile_size()[1])
+
+    @contextmanager
+    def _tiles_of_row(self, first: int, count: int, of_columns: tuple[Any, int]) -> Iterator[Any]:
+        """The loop over those of `count` tiles, from a column on, that are in one of the equal parts of a row."""
+        from tvm import tirx
+
+        part, parts = of_columns
+        if parts == 1:
+            with self.emitter.loop(count) as at:
+                yield at
+        elif first > 0:  # what whole tiles leave of the row
+            with self.emitter.when(part == parts - 1):
+                yield int32(0)
+        else:
+            begin, end = (tirx.floordiv(index * self._tiles_across(), int32(parts)) for index in (part, part + 1))
+            begin = self.emitter.let(begin)
+            with self.emitter.loop(tirx.min(end, int32(count)) - begin) as index:
+                yield begin + index
 
     def _widen(self, at: Any, q: int) -> None:
         """Makes floats of the weights of a group of `q` blocks."""

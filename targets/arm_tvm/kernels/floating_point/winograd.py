@@ -215,16 +215,19 @@ class _Winograd:
         self.result = emitter.parameter(shape, self.dtype, "y")
         bands = ceil(self.down / self.rows)
         heavy = self.n**2 * self.sources * self.results * lanes * self.down * self.across > PARALLEL_WORK
+        groups = self.results // self.q
+        # One band has nothing to spread over the threads but its groups of output blocks, and one group its products.
+        is_one_band = heavy and bands == 1
+        in_products = is_one_band and groups == 1
         with emitter.loop(self.work.batch) as image, emitter.loop(bands, parallel=heavy) as band:
             v = self._workspace(self.n**2 * self.v_step // lanes)
             self._transform_sources(v, image, band)
-            # With one band there is nothing to spread over the threads but the groups of output blocks.
-            with emitter.loop(self.results // self.q, parallel=heavy and bands == 1) as group:
+            with emitter.loop(groups, parallel=is_one_band) as group:
                 self.u = self._transform_weights(group) if self.is_late else None
                 m = self._workspace(self.n**2 * self.m_step // lanes)
-                with emitter.loop(self.n**2) as xi:
+                with emitter.loop(self.n**2, parallel=in_products) as xi:
                     self._multiply_all(m, v, group, xi)
-                self._transform_results(m, (image, group), band)
+                self._transform_results(m, (image, group), band, parallel=in_products)
         return emitter.function()
 
     def _transform_weights(self, group: Any) -> Any:
@@ -321,10 +324,10 @@ class _Winograd:
         column = values or absent
         return transform_input(self.emitter, column, m=self.m, dtype=self.dtype, lanes=self.lanes, scaled=self.is_late)
 
-    def _transform_results(self, m: Any, to: tuple[Any, Any], band: Any) -> None:
+    def _transform_results(self, m: Any, to: tuple[Any, Any], band: Any, *, parallel: bool) -> None:
         (image, group), (height, width) = to, self.work.result
-        half = self._workspace(self.m * self.n) if self.looped else None
-        with self.emitter.loop(self.q) as vector:
+        with self.emitter.loop(self.q, parallel=parallel) as vector:
+            half = self._workspace(self.m * self.n) if self.looped else None
             out = self.emitter.let(group * self.q + vector)
             bias = self._vector(self.bias, out * self.lanes)
             self.factor = None if self.factors is None else self._vector(self.factors, out * self.lanes)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from targets.arm_tvm.kernels.emitter import (
-    PARALLEL_WORK,
+    PARALLEL_ELEMENTS,
     Emitter,
     broadcast,
     cast,
@@ -27,7 +27,7 @@ def emit_pack(spec: PackSpec, dot: Dot) -> Any:
     source = emitter.parameter((batch * channels * height * width,), spec.dtype, "x")
     result = emitter.parameter((spec.result.elements,), vectors_of(dot).stored, "y")
     if spec.result.layout == "rows" and channels % BLOCK == 0:
-        with emitter.loop(spec.result.elements // BLOCK, parallel=spec.result.elements > PARALLEL_WORK) as index:
+        with emitter.loop(spec.result.elements // BLOCK, parallel=spec.result.elements > PARALLEL_ELEMENTS) as index:
             value = _quantize(load(source, index * BLOCK, BLOCK), spec, dot)
             emitter.add(store(result, index * BLOCK, value, BLOCK))
     elif spec.result.layout == "pixels":
@@ -117,7 +117,7 @@ def _fill(emitter: Emitter, spec: PackSpec, result: Any, dot: Dot) -> None:
 
 def _pack_blocked(emitter: Emitter, spec: PackSpec, source: Any, result: Any, dot: Dot) -> None:
     batch, channels, height, width = spec.source
-    parallel = spec.result.elements > PARALLEL_WORK
+    parallel = spec.result.elements > PARALLEL_ELEMENTS
     for first, blocks in _block_ranges(channels):
         with emitter.loop(batch) as image, emitter.loop(blocks * height * width, parallel=parallel) as index:
             from tvm import tirx
@@ -159,7 +159,7 @@ def emit_unpack(spec: UnpackSpec, dot: Dot) -> Any:
     for first, blocks in _block_ranges(image.channels):
         with (
             emitter.loop(image.batch) as batch,
-            emitter.loop(blocks * area, parallel=image.elements > PARALLEL_WORK) as at,
+            emitter.loop(blocks * area, parallel=image.elements > PARALLEL_ELEMENTS) as at,
         ):
             from tvm import tirx
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from targets.arm_tvm.kernels.emitter import PARALLEL_WORK, Emitter, broadcast, load
+from targets.arm_tvm.kernels.emitter import PARALLEL_ELEMENTS, Emitter, broadcast, load
 from targets.arm_tvm.kernels.integer.requantize import parts, read_residual, scaled, write
 from targets.arm_tvm.kernels.integer.specs import BLOCK, Dot, ElementwiseSpec, GateSpec
 from targets.arm_tvm.kernels.integer.vectors import vectors_of
@@ -22,7 +22,7 @@ def emit_elementwise(spec: ElementwiseSpec, dot: Dot) -> Any:
     b = emitter.parameter((spec.elements,), vectors.stored, "b") if spec.epilogue.residual_scale is not None else None
     result = emitter.parameter((spec.elements,), vectors.stored if spec.epilogue.quantized else "float32", "y")
     scale, bias = broadcast(spec.scale, lanes, "float32"), broadcast(spec.bias, lanes, "float32")
-    with emitter.loop(spec.elements // BLOCK, parallel=spec.elements > PARALLEL_WORK) as index:
+    with emitter.loop(spec.elements // BLOCK, parallel=spec.elements > PARALLEL_ELEMENTS) as index:
         offset = index * BLOCK
         values = parts(vectors.signed(load(a, offset, BLOCK)), lanes)
         added = read_residual(b, offset, BLOCK, dot) if b is not None else None
@@ -39,7 +39,7 @@ def emit_gate(spec: GateSpec, dot: Dot) -> Any:
     factors = emitter.parameter((blocks * BLOCK,), "float32", "g")
     result = emitter.parameter((image.elements,), vectors.stored, "y")
     scale, parts = broadcast(spec.scale, lanes, "float32"), range(0, BLOCK, lanes)
-    with emitter.loop(blocks, parallel=image.elements > PARALLEL_WORK) as block:
+    with emitter.loop(blocks, parallel=image.elements > PARALLEL_ELEMENTS) as block:
         held = [emitter.let(load(factors, block * BLOCK + part, lanes) * scale) for part in parts]
         with emitter.loop(area) as pixel:
             offset = (block * area + pixel) * BLOCK

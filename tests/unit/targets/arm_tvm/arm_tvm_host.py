@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -58,3 +59,8 @@ def convolved(workload: ConvWorkload, source: Any, weights: Any, bias: Any, resi
         total = total + residual if step == "add" else np.maximum(total, 0)
         total = np.minimum(total, 6) if step.startswith("clip") else total
     return total
+
+
+def parallel_loops(function: Any) -> list[int]:
+    """Iterations of every loop of a kernel that is spread over the threads."""
+    return [int(count) for count in re.findall(r"T\.parallel\((\d+)\)", function.script())]

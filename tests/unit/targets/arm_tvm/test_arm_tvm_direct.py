@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arm_tvm_host import blocked, convolved
+from arm_tvm_host import blocked, convolved, parallel_loops
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -59,6 +59,20 @@ def test_product_of_matrices_equals_numpy(rows: int) -> None:
     weights, bias = rng.normal(size=(40, 24)).astype(np.float32), rng.normal(size=40).astype(np.float32)
     found = _call(workload, NEON, source, weights.reshape(40, 24, 1, 1), bias, None)
     np.testing.assert_allclose(found, np.maximum(source @ weights.T + bias, 0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("filters", "side", "least"), [(16, 24, 8), (96, 23, 8), (80, 13, 8), (512, 10, 8)])
+def test_pointwise_convolutions_are_spread_over_threads(filters: int, side: int, least: int) -> None:
+    workload = ConvWorkload("blocked", "float32", 1, 64, side, side, filters)
+    choice = direct.choices(workload, AVX512)[0]
+    assert sum(parallel_loops(direct.emit(workload, choice, AVX512))) >= least
+    found, expected = _run(workload, AVX512, seed=filters)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_of_a_few_microseconds_are_not_spread_over_threads() -> None:
+    workload = ConvWorkload("blocked", "float32", 1, 32, 4, 4, 64)
+    assert parallel_loops(direct.emit(workload, direct.choices(workload, AVX512)[0], AVX512)) == []
 
 
 @pytest.mark.parametrize(("channels", "filters"), [(24, 37), (23, 40), (6, 5), (9, 3)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from arm_tvm_host import parallel_loops
 
 from compiler.model.numerics import Array
 from targets.arm_tvm.kernels.cook_toom import input_matrix, output_matrix, weight_matrix
@@ -49,6 +50,15 @@ def test_result_is_the_convolution_with_bias_residual_and_activation(
     choice = Choice("winograd", dict(zip(("m", "rows", "tiles", "blocks"), parameters, strict=True)))
     wanted, found = _run(work, choice, machine)
     assert _sqnr_db(wanted, found) > FLOAT32_SQNR_DB
+
+
+@pytest.mark.needs_tvm
+def test_one_band_of_one_group_spreads_its_products_over_threads() -> None:
+    pytest.importorskip("tvm")
+    work = ConvWorkload("blocked", "float32", 1, 64, 17, 17, 16, (3, 3), padding=(1, 1, 1, 1), epilogue=("add",))
+    choice = Choice("winograd", {"m": 6, "rows": 3, "tiles": 3, "blocks": 4})
+    assert parallel_loops(winograd.emit(work, choice, NEON)) == [64, 4]
+    assert _sqnr_db(*_run(work, choice, NEON)) > FLOAT32_SQNR_DB
 
 
 @pytest.mark.needs_tvm

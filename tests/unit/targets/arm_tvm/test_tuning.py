@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -22,6 +24,7 @@ from compiler.tune import Tunable, profile_device
 from targets.arm_tvm import TARGET
 from targets.arm_tvm.bundle.folder import write_server
 from targets.arm_tvm.run.emulate import emulator, host_arch
+from targets.arm_tvm.tune.harness import RUNS, HostHarness
 from tests.boards import free_port, running_board, running_tracker, start_board, stop
 
 pytestmark = [
@@ -39,6 +42,14 @@ MODEL = """(float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y) {
 
 def model() -> ir.Model:
     return ir.from_proto(text_case("small", MODEL, weights={"w": (16, 16, 3, 3), "v": (16, 16, 3, 3)}).proto())
+
+
+def read_once(count: int) -> Any:
+    """A TIR function that reads so many floats, each once."""
+    from tvm import te
+
+    weights = te.placeholder((count,), name="w")
+    return te.create_prim_func([weights, te.compute((count,), lambda i: weights[i] + 1.0, name="y")])
 
 
 OPTIONS = {"mtriple": "x86_64-linux-gnu", "mattr": ["+avx2"], "prefer": "speed"}
@@ -88,8 +99,17 @@ def test_a_choice_is_timed_on_this_machine(cache: Path) -> None:
     found = measurer.measure(kernel(cache), kernel(cache).choices[1])
     assert measurer.evidence == Evidence.HOST
     assert measurer.device == profile_device(detect_profile())
-    assert len(found.values) == 10
+    assert len(found.values) == RUNS
     assert 0.1 < found.median < 1e5
+
+
+def test_weights_are_as_cold_as_those_of_a_large_model(cache: Path, tmp_path: Path) -> None:
+    function, medians = read_once(1 << 16), []
+    for weights_bytes in (0, 64 << 20):
+        harness = HostHarness(plan(host(), cache), host(), weights_bytes)
+        medians.append(median(harness.values(function, harness.compile(function, tmp_path))))
+    warm_us, cold_us = medians
+    assert cold_us > 1.5 * warm_us
 
 
 @pytest.mark.slow
@@ -97,7 +117,7 @@ def test_a_choice_is_timed_behind_a_tracker_as_the_devices_own(cache: Path, trac
     profile = replace(host(), name="board")
     measurer = TARGET.measurer(model(), plan(profile, cache), profile, Backend("rpc", tracker, board))
     for choice in kernel(cache).choices[:2]:
-        assert len(measurer.measure(kernel(cache), choice).values) == 10
+        assert len(measurer.measure(kernel(cache), choice).values) == RUNS
     assert measurer.evidence == Evidence.DEVICE
     assert measurer.device == profile_device(profile)
 
@@ -179,10 +199,10 @@ def test_an_emulated_board_without_python_serves_kernels_behind_the_tracker(
         backend = Backend("rpc", tracker, "emulated", trial_s=60)
         measurer = TARGET.measurer(model(), plan(pi5, cache_dir), pi5, backend)
         [kernel] = TARGET.tunables(model(), plan(pi5, cache_dir), pi5)
-        assert len(measurer.measure(kernel, kernel.default).values) == 10
+        assert len(measurer.measure(kernel, kernel.default).values) == RUNS
         with pytest.raises(ToolchainFailed, match="no choice of"):
             measurer.measure(kernel, {"family": "direct", "blocks": 99})
-        assert len(measurer.measure(kernel, kernel.choices[1]).values) == 10
+        assert len(measurer.measure(kernel, kernel.choices[1]).values) == RUNS
     with pytest.raises(TargetUnavailable, match="emulated"):
         measurer.measure(kernel, kernel.default)
 
