@@ -90,6 +90,11 @@ def arithmetic_rate(isa: Collection[str], precision: str) -> float:
     return float(rates.get(_SAME_AS.get(precision, precision), rates.get("fp32", 0)))
 
 
+def weight_bytes(precision: str) -> float:
+    """Bytes of one weight as a precision stores it."""
+    return _WEIGHT_BYTES.get(precision, _BYTES.get(precision, 4.0))
+
+
 def layer_seconds(layer: LayerWork, machine: Machine, precision: str, *, overlaps: bool = True) -> float:
     """One layer's time at peak rates in a precision; one the machine has no rate for counts as float32.
 

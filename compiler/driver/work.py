@@ -48,6 +48,29 @@ def list_work(model: ir.Model, *, batch: int = 1) -> tuple[LayerWork, ...]:
     return tuple(_work(node, quantized, batch) for node in model.graph if node.op_type not in QUANTIZERS | {"Constant"})
 
 
+def list_border_casts(model: ir.Model, *, batch: int = 1, is_low: bool = True) -> tuple[LayerWork, ...]:
+    """The Casts that a float32 model gets when its inside is converted: its inputs and outputs keep their types.
+
+    Args:
+        model: The float32 model.
+        batch: What a symbolic first dimension counts as.
+        is_low: Whether they count in the precision of the rest.
+    """
+    borders = [*(value for value in model.graph.inputs if value.const_value is None), *model.graph.outputs]
+    floats = (value for value in borders if value.dtype == ir.DataType.FLOAT)
+    return tuple(
+        LayerWork(
+            node=f"{value.name}.cast",
+            op="Cast",
+            macs=0.0,
+            weights=0,
+            activations=float(2 * _elements(value) * (batch if _is_free(value) else 1)),
+            is_low=is_low,
+        )
+        for value in floats
+    )
+
+
 def _work(node: ir.Node, quantized: bool, batch: int) -> LayerWork:
     constants = list(_constants(node))
     moving = [value for value in node.inputs if value is not None and value not in constants]

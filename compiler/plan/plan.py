@@ -331,6 +331,12 @@ def size_dims(plan: Plan, dims: Mapping[str, Range]) -> Plan:
     return replace(plan, dims={**plan.dims, **dims}, target_plan=target_plan)
 
 
+def at_optimal_sizes(plan: Plan) -> Plan:
+    """The plan of a build that is only raced: each range is the one size that it shall be fastest at."""
+    dims = {name: Range(sizes.opt, sizes.opt, sizes.opt) for name, sizes in plan.target_plan.dims.items()}
+    return replace(plan, target_plan=replace(plan.target_plan, dims=dims))
+
+
 def options_to_dict(options: object) -> dict[str, Any]:
     """A target's options as a JSON-ready value."""
     return asdict(options) if is_dataclass(options) and not isinstance(options, type) else dict(vars(options))

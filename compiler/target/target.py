@@ -43,7 +43,8 @@ class TargetPlan:
     Args:
         precision: One of the capability's precision names.
         options: The profile's `target_options` as the target's own `Options`.
-        dims: Symbolic dimension left in the border model → its range. Dimensions with one value are already bound.
+        dims: Symbolic dimension left in the border model → its range. Dimensions with one value are already bound,
+            but in a build that is only raced: of a target with `fixed_sizes` it is asked for at one size of each range.
         threads: Threads the artifact shall use on the device.
         schedule: Workload of a kernel → the choice it is built with; a kernel that is not in it is built with the
             target's own first choice.

@@ -95,7 +95,7 @@ class Tvm:
         from targets.arm_tvm.bundle.folder import Cores, write_bundle
         from targets.arm_tvm.bundle.processor import needed_flags, refuse_other_processor
         from targets.arm_tvm.graph.decoder import plan_decoder
-        from targets.arm_tvm.graph.sizes import plan_sizes
+        from targets.arm_tvm.graph.sizes import bind_single, plan_sizes
 
         options: Options = plan.options
         needs = needed_flags(options)
@@ -103,8 +103,10 @@ class Tvm:
         cores = Cores(plan.threads, max(plan.threads, profile.cpu.cores if profile.cpu else 1))
         decoder = plan_decoder(model, plan.dims)
         sizes = None
-        if decoder is None:
-            sizes = plan_sizes(model, plan.dims, self.capability(profile) if plan.dims else None)
+        if decoder is None and plan.dims:
+            capability = self.capability(profile)
+            model = bind_single(model, plan.dims, capability)
+            sizes = plan_sizes(model, plan.dims, capability)
         lowered, files = write_bundle(
             model,
             options,

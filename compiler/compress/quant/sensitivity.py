@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from compiler.compress.quant.apply import apply
+from compiler.compress.quant.apply import apply, at_opset
 from compiler.compress.quant.plan import QuantPlan
 from compiler.compress.quant.prepare import prepare
 from compiler.fleet.machine import available_cpus
@@ -52,7 +52,7 @@ def measure_sensitivity(model: ir.Model, plan: QuantPlan, batches: Iterable[Arra
     Raises:
         UnsupportedModel: ONNX Runtime does not run the model.
     """
-    inputs, model = list(batches), prepare(model)
+    inputs, model = list(batches), at_opset(prepare(model), plan.opset)  # once, and not for each layer
     whole = apply(model, replace(plan, tensors={}, weights={}, reads={}, int_biases=(), compute="fp32"))
     expected = _outputs(whole, inputs)
     steps = (

@@ -2,7 +2,8 @@
 
 first build of the first target that can make one: the baseline, in float32 where there are gates
   ↓
-first build of each other target, raced against it for a few seconds, neither verified nor judged
+first build of each other target, raced against it for a few seconds, neither verified nor judged; at the optimal
+sizes alone, where a target compiles each size for itself
   ↓
 with gates:     a target whose best precision cannot be expected near another's is tried last; a candidate is left out
                 where what passes is measured to be faster than the most that can be expected of it
@@ -22,7 +23,7 @@ from compiler.driver.stages.candidate import BuiltCandidate, build
 from compiler.driver.stages.context import BuildContext, with_plan
 from compiler.driver.stages.quantize import Variant
 from compiler.errors import CompilerError, StorageError, TargetUnavailable
-from compiler.plan import Plan, settle
+from compiler.plan import Plan, at_optimal_sizes, settle
 from compiler.plan.contest import CLOSE
 from compiler.store import StageName
 from compiler.target.capability import PrecisionRule
@@ -130,7 +131,7 @@ def enter_targets(
 
 def _race(own: BuildContext, rule: PrecisionRule, baseline: BuiltCandidate) -> Entrant:
     name, other = own.job.plan.target, baseline.plan.target
-    plan = settle(own.job.plan, rule, "raced against another target")
+    plan = raced_plan(own, settle(own.job.plan, rule, "raced against another target"))
     own = with_plan(own, replace(own.job.plan, baseline=None))  # all trials are measured against that one
     try:
         made = build(own, plan, Variant())
@@ -150,6 +151,17 @@ def _race(own: BuildContext, rule: PrecisionRule, baseline: BuiltCandidate) -> E
         return _failed(own, error)
     own.clock.note(f"{name} in {rule.name}: {entrant.race_words}")
     return entrant
+
+
+def raced_plan(own: BuildContext, plan: Plan) -> Plan:
+    """The plan of a build that is only raced: where each size has code of its own, that of the raced one is enough.
+
+    Args:
+        own: The device through the target.
+        plan: As a candidate would be built.
+    """
+    has_fixed_sizes = bool(own.job.target.capability(own.job.profile).fixed_sizes)
+    return at_optimal_sizes(plan) if has_fixed_sizes and own.job.device.generation is None else plan
 
 
 def _failed(own: BuildContext, error: CompilerError) -> Entrant:

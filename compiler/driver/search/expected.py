@@ -1,7 +1,8 @@
 """What can be expected of a candidate that is not made yet: the order of the trials, and those that are left out.
 
 Where trials are judged by a roofline, that of the rewritten model in the candidate's precision tells beforehand what
-the trial would. Where they are measured, the target's expected gain and the roofline are taken, the larger of the two.
+the trial would: one that is no faster by it than what passes, and has weights of no fewer bytes, is left out too. Where
+they are measured, the target's expected gain and the roofline are taken, the larger of the two.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import onnx_ir as ir
+
 from compiler.artifact import Evidence
 from compiler.artifact.schema import Purpose, Speed
 from compiler.driver.measure.speed import least_speedup
-from compiler.driver.roofline import describe_machine, model_seconds
-from compiler.driver.search.select import out_of_reach, undisturbed
+from compiler.driver.roofline import describe_machine, model_seconds, weight_bytes
+from compiler.driver.search.select import SAME_SPEED, out_of_reach, undisturbed
 from compiler.driver.search.trial import Trial, float_original, judged_event
 from compiler.driver.stages.candidate import make_candidate_border
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.quantize import Variant
-from compiler.driver.work import LayerWork, list_work
+from compiler.driver.work import LayerWork, list_border_casts, list_work
 from compiler.plan import settle
 from compiler.store import StageName
 from compiler.target.capability import PrecisionRule
@@ -58,6 +61,11 @@ def why_left_out(
     gain = max(rule.gain, estimate or 0.0)
     expected = estimate if is_judged_by_it and estimate is not None else gain * most * (1.0 + slack)
     best = out_of_reach(expected, trials, partial(_least_speedup, context, trials))
+    if best is None and is_judged_by_it and (equal := as_good(rule, expected, trials)) is not None:
+        return (
+            f"not made: {expected:.2f} × float32 at most is expected of it (by the roofline), no more than of "
+            f"{equal.label}, which passes and has weights of no more bytes; --search thorough tries it"
+        )
     if best is None or best.speed is None:
         return ""
     source = "by the roofline" if is_judged_by_it or gain == estimate else "by the target's expectation"
@@ -68,6 +76,22 @@ def why_left_out(
         f"not made: {expected:.2f} × float32 at most is expected of it ({source}), and {best.label} passes with "
         f"{_speed_words(best.speed)}; --search thorough tries it"
     )
+
+
+def as_good(rule: PrecisionRule, expected: float, trials: Sequence[Trial]) -> Trial | None:
+    """The passing trial in floating point that a candidate is estimated to be no better than; None where there is none.
+
+    Args:
+        rule: The candidate's precision.
+        expected: The most that is estimated of it, against float32.
+        trials: All so far.
+    """
+    best = out_of_reach(0.0, trials)  # what has the evidence to rule others out
+    if best is None or best.speed is None or best.speed.speedup is None:
+        return None
+    is_of_floats = rule.scheme is None and best.variant is None and not best.pruned
+    is_smaller = weight_bytes(rule.name) < weight_bytes(best.precision)
+    return best if is_of_floats and not is_smaller and expected <= best.speed.speedup * (1.0 + SAME_SPEED) else None
 
 
 def _least_speedup(context: BuildContext, trials: Sequence[Trial], trial: Trial) -> float:
@@ -103,10 +127,18 @@ def roofline_speedup(context: BuildContext, rule: PrecisionRule) -> float | None
         return None
     plan = settle(context.job.plan, rule, "estimated by the search")
     rewritten = make_candidate_border(context, plan, Variant(), last=StageName.REWRITE).load()
-    works = list_work(rewritten, batch=context.job.device.batch.opt)
+    batch = context.job.device.batch.opt
+    works = list_work(rewritten, batch=batch)
     base = model_seconds(works, machine, "fp32")
-    value = model_seconds([_in_precision(work, rule) for work in works], machine, rule.name)
+    own = [*(_in_precision(work, rule) for work in works), *_casts(rewritten, rule, batch)]
+    value = model_seconds(own, machine, rule.name)
     return base / value if base and value else None
+
+
+def _casts(rewritten: ir.Model, rule: PrecisionRule, batch: int) -> tuple[LayerWork, ...]:
+    """Where the graph itself is converted, what stands at its inputs and outputs."""
+    is_converted = rule.scheme.compute != "fp32" if rule.scheme else rule.converts_graph
+    return list_border_casts(rewritten, batch=batch, is_low=rule.scheme is None) if is_converted else ()
 
 
 def _in_precision(work: LayerWork, rule: PrecisionRule) -> LayerWork:

@@ -1,6 +1,7 @@
 """What the float model computes on calibration and evaluation data, observed once for all variants of a candidate.
 
-Nothing in the keys names a device or how ranges are chosen: alternatives that differ there cost no second observation.
+Nothing in the keys names a device, or how ranges are chosen: alternatives that differ there cost no second observation.
+Nor do schemes of different targets whose operators read the same values.
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-from compiler.compress.quant import Calibrated, QuantOptions, calibrate, check_coverage, observations_from_bytes
+from compiler.compress.quant import (
+    Calibrated,
+    QuantOptions,
+    calibrate,
+    check_coverage,
+    observations_from_bytes,
+    observed_values,
+    prepare,
+)
 from compiler.driver.stages.files import load_stage
 from compiler.driver.stages.run import Stages
 from compiler.errors import DataError
@@ -66,13 +75,20 @@ def observed(
         StageName.CALIBRATE,
         make,
         model=rewritten.digest,
-        scheme=asdict(scheme),
+        observed=_what_is_observed(rewritten, scheme, options),
         data=[data.digest, data.count],
         batches=most,
         options=options.before_observing,
     )
     warnings = tuple(read_result(entry, _WARNINGS))
     return Calibrated(observations_from_bytes((entry.files / _OBSERVATIONS).read_bytes()), warnings)
+
+
+def _what_is_observed(rewritten: Entry, scheme: QuantScheme, options: QuantOptions) -> object:
+    """The values of a model that a scheme needs a range of; the scheme, where the model is changed before."""
+    if options.balance != "none":
+        return asdict(scheme)
+    return sorted(observed_values(prepare(load_stage(rewritten)), scheme))
 
 
 def coverage(

@@ -119,6 +119,26 @@ def plan_sizes(model: ir.Model, dims: Mapping[str, Range], capability: Capabilit
     return replace(divided, built=every, divides=False)
 
 
+def bind_single(model: ir.Model, dims: Mapping[str, Range], capability: Capability) -> ir.Model:
+    """The border model where dimensions whose range is one size have that size: so is asked for what is only raced.
+
+    Args:
+        model: The border model.
+        dims: Dimension → its range.
+        capability: What the target takes.
+
+    Raises:
+        UnsupportedModel: An operator is refused at that size.
+    """
+    named = {_name(dim) for value in model.graph.inputs for dim in value.shape or ()}
+    single = {name: sizes.opt for name, sizes in dims.items() if sizes.is_fixed and name in named}
+    if not single:
+        return model
+    bound = bind_sizes(model, single)
+    refuse_unsupported(bound, capability, target="tvm")
+    return bound
+
+
 def at_best_size(model: ir.Model, dims: Mapping[str, Range]) -> ir.Model:
     """The border model with each range at the size that it shall be fastest at: what kernels are tuned for."""
     for dimension, sizes in dims.items():

@@ -160,6 +160,12 @@ def test_files_of_different_batches_are_refused(cache_dir: Path, tmp_path: Path)
     assert (ended.returncode, "shape is 3x2, input 'b' takes 2x2" in ended.stderr) == (2, True)
 
 
+def test_a_range_of_one_size_is_built_at_that_size_alone(cache_dir: Path, tmp_path: Path) -> None:
+    artifact, inputs = build(network(), {"batch": Range(3, 3, 3)}, tmp_path, cache_dir), inputs_of(3)
+    assert "sizes" not in artifact.facts and artifact.inputs[0].shape == (3, 16, 9, 9)
+    assert_right(TARGET.load(artifact).run(inputs), inputs, network())
+
+
 def test_every_width_is_built_where_pixels_are_mixed(cache_dir: Path, tmp_path: Path) -> None:
     weights = {"w": DRAW.standard_normal((8, 8, 3, 3)) / 8}
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv", strides=[1, 2], pads=[1] * 4)]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from quant_models import SIGNED, UNSIGNED, batches_of, model_of, scheme_of
@@ -177,6 +178,20 @@ def test_a_layers_error_is_that_of_the_whole_model_and_what_stands_before_it_is_
         behind[node] = {str(other.name) for other in _behind(alone, frontier).graph} & set(order)
     assert len(behind) > 3
     assert behind == {node: set(order[order.index(node) :]) for node in behind}
+
+
+def test_the_opset_that_a_plan_needs_is_reached_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(BODY)
+    batches = batches_of(model, count=1)
+    plan = quantize(model, batches, scheme_of()).plan
+    raised, convert = [], onnx.version_converter.convert_version
+    monkeypatch.setattr(
+        onnx.version_converter, "convert_version", lambda proto, opset: raised.append(opset) or convert(proto, opset)
+    )
+    newer = replace(plan, opset=model.opset_imports[""] + 1)
+    errors = measure_sensitivity(model, newer, batches)
+    assert raised == [newer.opset] and len(errors) > 3
+    assert errors == measure_sensitivity(model, plan, batches)
 
 
 def test_corrected_biases_take_away_what_quantization_shifts() -> None:

@@ -65,6 +65,18 @@ def test_options_that_only_choose_ranges_share_one_reading_of_all_the_data(tmp_p
     assert store.info().stages["calibrate"][0] == 2, "what changes the model is observed for itself"
 
 
+def test_schemes_that_read_the_same_values_share_one_reading_of_the_data(tmp_path: Path, rewritten: Entry) -> None:
+    reads: list[int] = []
+    data, store = dataset(1, reads), Store(tmp_path / "store")
+    product = OpScheme({0: TensorFormat("int8", positive="uint8")}, {1: TensorFormat("int8")})
+    other = QuantScheme("other", {"MatMul": product, "Conv": product})
+    seen = [observed(Stages(store), rewritten, scheme, data, QuantOptions()) for scheme in (SCHEME, other)]
+    assert len(reads) == data.count and seen[0].observations.to_bytes() == seen[1].observations.to_bytes()
+    weights = QuantScheme("weights", {"MatMul": OpScheme({}, {1: TensorFormat("int8")})})
+    observed(Stages(store), rewritten, weights, data, QuantOptions())
+    assert store.info().stages["calibrate"][0] == 2, "a scheme that reads other values has its own"
+
+
 def test_a_stored_observation_gives_the_plan_that_a_fresh_one_gives(tmp_path: Path, rewritten: Entry) -> None:
     data, stages = dataset(1, []), Stages(Store(tmp_path / "store"))
     model = ir.load(rewritten.files / BORDER)
