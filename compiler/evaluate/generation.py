@@ -72,7 +72,11 @@ def log_softmax(logits: Array) -> NDArray[np.float32]:
 
 def divergences(reference: Array, logits: Array) -> NDArray[np.float32]:
     """Kullback-Leibler divergence of each row of logits from the float model's (tokens,)."""
-    want, got = log_softmax(reference), log_softmax(logits)
+    return log_divergences(log_softmax(reference), log_softmax(logits))
+
+
+def log_divergences(want: NDArray[np.float32], got: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same, of logarithms of probabilities (tokens, vocabulary): the float model's and the other's."""
     return np.asarray(np.einsum("ij,ij->i", np.exp(want), want - got), np.float32)
 
 
@@ -86,7 +90,7 @@ def _window(logits: Array, reference: Array, ids: Array) -> tuple[float, float, 
     """Of one window: mean −ln q, mean −ln p, mean divergence, share of equal top tokens."""
     rows = np.arange(len(ids))
     own, base = log_softmax(logits[:-1]), log_softmax(reference[:-1])
-    divergence = float(divergences(reference[:-1], logits[:-1]).mean())
+    divergence = float(log_divergences(base, own).mean())
     agreement = float((logits[:-1].argmax(axis=1) == reference[:-1].argmax(axis=1)).mean())
     return -float(own[rows, ids].mean()), -float(base[rows, ids].mean()), divergence, agreement
 

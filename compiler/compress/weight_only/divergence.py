@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler.compress.threads import in_parallel
-from compiler.evaluate.generation import log_softmax
+from compiler.evaluate.generation import log_divergences, log_softmax
 from compiler.model.frontend.extract import extract_prefix, extract_suffix, read_by
 from compiler.model.numerics import Array, Arrays
 from compiler.model.reference import Unoptimized
@@ -39,9 +39,8 @@ def mean_divergence(expected: Floats, logits: Floats) -> float:
     got = logits.reshape(-1, logits.shape[-1])
     total = 0.0
     for start in range(0, len(expected), _ROWS):
-        want = expected[start : start + _ROWS]
-        rest = want - log_softmax(got[start : start + _ROWS])
-        total += float(np.einsum("ij,ij->i", np.exp(want), rest).sum(dtype=np.float64))
+        rows = slice(start, start + _ROWS)
+        total += float(log_divergences(expected[rows], log_softmax(got[rows])).sum(dtype=np.float64))
     return total / max(1, len(expected))
 
 
