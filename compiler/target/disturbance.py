@@ -1,4 +1,7 @@
-"""What else a machine did while something was timed on it: other work, the hypervisor, a changing clock (Linux)."""
+"""What else a machine did while something was timed on it: other work, the hypervisor, a changing clock (Linux).
+
+And what is avoidable of it: threads of this very process that still wait for more work.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,9 @@ STOLEN = 0.02
 
 CLOCK_CHANGE = 0.10
 """Relative change of the clock between beginning and end."""
+
+AWAKE_AT_MOST_S, LOOK_S, RESTING = 0.5, 0.005, 0.1
+"""How long threads may stay awake behind a run, how long it is looked at what they use, and what share is none."""
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
@@ -67,6 +73,20 @@ def disturbances(before: Conditions, after: Conditions, *, threads: int) -> str:
         threads: Threads that were measured.
     """
     return "; ".join(_disturbances(before, after, max(1, threads)))
+
+
+def let_threads_rest() -> None:
+    """Waits until the threads of the one that ran are asleep.
+
+    A runtime's threads spin for a while behind a run, ready for the next one (ONNX Runtime's for 50 ms and more); those
+    of the other build would wait for them, as they never do where a device runs one build.
+    """
+    until = time.monotonic() + AWAKE_AT_MOST_S
+    while time.monotonic() < until:
+        before = time.process_time()
+        time.sleep(LOOK_S)
+        if time.process_time() - before < LOOK_S * RESTING:
+            return
 
 
 def _disturbances(before: Conditions, after: Conditions, threads: int) -> Iterator[str]:

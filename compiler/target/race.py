@@ -15,7 +15,7 @@ import numpy as np
 
 from compiler.evaluate.paired import ratio_of
 from compiler.model.numerics import Arrays, load_arrays
-from compiler.target.disturbance import conditions, disturbances
+from compiler.target.disturbance import conditions, disturbances, let_threads_rest
 from compiler.target.request import RaceAnswer, RaceClock, RaceTask, RaceUntil
 from compiler.target.runner import Runner
 from compiler.target.target import find_target
@@ -45,12 +45,15 @@ def race(task: RaceTask) -> RaceAnswer:
         times = times_ms if task.clock == RaceClock.WALL else processor_ms
         sizes = [_block_size(times, runner, inputs) for runner, inputs in zip(runners, feeds, strict=True)]
         blocks: tuple[list[Block], list[Block]] = ([], [])
+        let_threads_rest()
         # behind the loading, whose own work would count as a disturbance
         before = conditions()
         while not _is_enough(blocks, time.monotonic() - before.time_s, task.until):
             # in turn: the second of a pair finds warmer caches and a warmer processor
             first = len(blocks[0]) % 2
             for index in (first, 1 - first):
+                if index != first:
+                    let_threads_rest()
                 blocks[index].append(_block(times, runners[index], feeds[index], sizes[index]))
         return RaceAnswer(
             medians_ms=tuple(tuple(median for _, median in own) for own in blocks),

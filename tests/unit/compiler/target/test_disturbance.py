@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from compiler.target.disturbance import Conditions, conditions, disturbances
+from compiler.target.disturbance import AWAKE_AT_MOST_S, Conditions, conditions, disturbances, let_threads_rest
 
 BEFORE = Conditions(10.0, 0.0, 0.0, 0.0, 0, 3000.0)
 QUIET = Conditions(20.0, 0.02, 0.1, 0.0, 40, 2990.0)
@@ -52,3 +54,23 @@ def test_counters_are_read_from_proc_and_sys(tmp_path: Path) -> None:
     assert (found.waited_s, found.pressed_s, found.stolen_s, found.clock_mhz) == (2.0, 2.5, 3.0, 2000.0)
     empty = conditions(tmp_path / "nowhere")
     assert (empty.waited_s, empty.pressed_s, empty.stolen_s, empty.clock_mhz) == (None, None, None, None)
+
+
+def test_threads_that_spin_behind_a_run_are_waited_for() -> None:
+    """As those of ONNX Runtime do, which the next build's threads would have to wait for."""
+    ends = threading.Event()
+    spinning = threading.Thread(target=lambda: [None for _ in iter(ends.is_set, True)])
+    spinning.start()
+    threading.Timer(0.15, ends.set).start()
+    let_threads_rest()
+    assert ends.is_set() and not spinning.is_alive()
+
+
+def test_nobody_is_waited_for_beyond_half_a_second() -> None:
+    ends, began_s = threading.Event(), time.monotonic()
+    spinning = threading.Thread(target=lambda: [None for _ in iter(ends.is_set, True)])
+    spinning.start()
+    let_threads_rest()
+    took_s = time.monotonic() - began_s
+    ends.set()
+    assert AWAKE_AT_MOST_S <= took_s < AWAKE_AT_MOST_S + 1.0
