@@ -16,7 +16,8 @@ best of the batch sizes 1 and 8 (1 alone where a network cannot be reshaped). Op
 for either, ONNX Runtime with as many calls at a time as there are processors, and ours as one process with one thread
 for each. All of them may use every instruction set that this processor has, AMX included. What is compared is the
 median of the quotients of neighbouring runs and, for latency, the fastest inference of each, which other work on the
-machine disturbs least.
+machine disturbs least. `share_of_peak` is the model's multiply-accumulates over what one thread can do in that time by
+the instruction that ours uses, on registers alone.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import onnxruntime
 import x86_faces
 from arm_host import write_profile
@@ -41,6 +44,9 @@ from bench_models import BenchModel, prepare_model
 from bench_quantizers import quantize_ort
 from bench_record import ROOT, Figures, commit, machine, versions
 from platformdirs import user_cache_path
+from x86_peak import measure_peak
+
+from compiler.passes.macs import count_macs
 
 TOOLS = ("fleetc", "numpy", "openvino", "onnxruntime", "apache-tvm", "apache-tvm-ffi", "ziglang")
 ROUNDS = 11
@@ -101,32 +107,55 @@ def main() -> None:
 def _rows(given: argparse.Namespace, cache: Path) -> Iterator[tuple[str, Figures]]:
     """Each row's name and figures, as soon as it is measured; without times where builds alone are asked for."""
 
-    def timed(model: BenchModel, contenders: Sequence[Contender]) -> Figures:
-        return {} if given.build_only else measure(contenders, given.rounds, model.batches)
+    def timed(model: BenchModel, precision: str, contenders: Sequence[Contender]) -> Figures:
+        if given.build_only:
+            return {}
+        found = measure(contenders, given.rounds, model.batches)
+        return with_shares(found, macs_of(model), measure_peak(precision, cpu_flags(), cache))
 
     if given.prune:
         model = prepare_model("face", cache)
         faces = x86_faces.prepare_faces(model, given.faces)
         contenders, losses = _pruned_contenders(faces, given.prune, cache, given.nncf)
-        yield f"face, prune {given.prune}", {"accuracy": losses, **timed(model, contenders)}
+        yield f"face, prune {given.prune}", {"accuracy": losses, **timed(model, "int8", contenders)}
         return
     for name in given.model:
         model = prepare_model(name, cache)
         for precision in given.precision:
-            yield f"{name} {precision}", timed(model, list(_contenders(model, precision, cache, given.nncf)))
+            yield f"{name} {precision}", timed(model, precision, list(_contenders(model, precision, cache, given.nncf)))
 
 
 def head() -> Figures:
     """When, what and where."""
-    line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **commit(),
         "machine": machine(),
         "versions": versions(TOOLS),
-        "flags": [flag for flag in line.split() if "vnni" in flag or "bf16" in flag or flag.startswith("amx")],
+        "flags": [flag for flag in sorted(cpu_flags()) if "vnni" in flag or "bf16" in flag or flag.startswith("amx")],
         "load_average": [round(value, 2) for value in os.getloadavg()],
     }
+
+
+def cpu_flags() -> frozenset[str]:
+    """The processor's features as the kernel names them."""
+    line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    return frozenset(line.split())
+
+
+def macs_of(model: BenchModel) -> int | None:
+    """Multiply-accumulates of one item; None where a shape is not known."""
+    return count_macs(ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(model.border), data_prop=True)))
+
+
+def with_shares(found: Figures, macs: int | None, peak: Figures) -> Figures:
+    """The figures with each contender's share of the peak on one thread, by its fastest inference."""
+    latency = dict(found["latency, threads 1"])
+    if macs and (gmacs_per_s := peak.get("gmacs_per_s")):
+        for name, row in latency.items():
+            if "fastest_ms" in row:
+                latency[name] = row | {"share_of_peak": round(macs / 1e6 / row["fastest_ms"] / gmacs_per_s, 3)}
+    return found | {"latency, threads 1": latency, "macs": macs, "peak, threads 1": peak}
 
 
 def measure(contenders: Sequence[Contender], rounds: int, batches: Sequence[int]) -> Figures:
