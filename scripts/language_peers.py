@@ -26,6 +26,11 @@ from language_judge import Run, by_reference
 from compiler.model.numerics import Arrays
 
 LLAMA_TYPES = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
+LLAMA_BLOCK = 256
+"""Rows that are no multiple of this are in a type of smaller blocks: llama.cpp takes FALLBACKS, ik_llama.cpp Q6_0, which
+is its own and which gguf does not read."""
+
+FALLBACKS = {"Q5_K_M": "q5_1", "Q6_K": "q8_0"}
 NNCF_PROGRAM = Path(__file__).resolve().with_name("language_nncf.py")
 NNCF_MODES = ("int4", "int4-awq", "int4-scale")
 
@@ -74,13 +79,22 @@ def llama_peers(model: ir.Model, size: DecoderSize, program: Path, work: Path) -
     for kind in LLAMA_TYPES:
         made = work / f"{kind}.gguf"
         if not made.exists():
-            done = subprocess.run([program, whole, made, kind, "1"], check=False, capture_output=True, text=True)
+            command = [program, *_fallback(kind, size), whole, made, kind, "1"]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode:
                 yield f"llama.cpp {kind}: exit code {done.returncode}: {_last_line(done.stderr)}"
                 continue
         weights, stored = _read_gguf(made, size)
         run = by_reference(_with_weights(model, weights))
         yield Peer(f"llama.cpp {kind}", stored, run, "its formats, activations in float")
+
+
+def _fallback(kind: str, size: DecoderSize) -> list[str]:
+    """The option that puts products of rows of the width in the type that llama.cpp itself falls back to."""
+    if kind not in FALLBACKS or size.width % LLAMA_BLOCK == 0:
+        return []
+    products = "|".join(name for name in _GGUF_NAMES.values() if "norm" not in name and name != "ffn_down")
+    return ["--custom-q", rf"blk\..*\.({products})\.weight={FALLBACKS[kind]}"]
 
 
 def nncf_peers(model: Path, calibration: Path, python: Path, work: Path) -> Iterator[Peer | str]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # a child process that answers prompts needs no graph library
 CACHE_RANK = 4
 """Batch, heads, positions, head."""
 
+POSITIONS = 2
+"""The axis along which a cache grows."""
+
 _PAST = re.compile(r"(^|[._/])(past|cache)")
 _NUMBER = re.compile(r"\d+")
 _KIND = re.compile(r"key|value|(?<![a-z])[kv](?![a-z])")
@@ -52,7 +55,7 @@ class CachePair:
 
     past: str
     present: str
-    axis: int = 2
+    axis: int = POSITIONS
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,12 @@ def _layouts(cache: list[ir.Value]) -> Iterator[CompilerError]:
             yield UnsupportedModel(
                 f"cache input '{value.name}' of shape {value.shape} is not (batch, heads, positions, head)",
                 remedy="Export keys and values of each layer as tensors of four dimensions.",
+            )
+        elif not _symbol(value, POSITIONS) and (other := next((a for a in (1, 3) if _symbol(value, a)), None)):
+            yield UnsupportedModel(
+                f"cache input '{value.name}' of shape {value.shape} grows along axis {other}: it is not (batch, heads, "
+                "positions, head)",
+                remedy="Transpose keys and values before the cache joins them, as optimum and torch export them.",
             )
 
 

@@ -154,7 +154,7 @@ def _gain(hull: Sequence[Option], place: int, budget: Budget) -> float:
 def _too_small(budget: Budget, used: int, time: float, kl: float) -> GateFailed:
     if budget.bytes is not None and used > budget.bytes:
         return GateFailed(
-            f"the weights may take {_mb(budget.bytes)}, and their smallest formats take {_mb(used)}",
+            f"the weights may take {_mb(max(0, budget.bytes))}, and their smallest formats take {_mb(used)}",
             remedy=f"Allow {_mb(used)}, at an expected divergence of {kl:.3g} nats a token, or take a smaller model.",
         )
     return GateFailed(

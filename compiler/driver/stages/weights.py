@@ -28,7 +28,7 @@ from compiler.driver.stages.calibrate import Batches
 from compiler.driver.stages.context import BuildContext
 from compiler.driver.stages.files import load_stage, save_stage
 from compiler.driver.stages.quantize import PLAN
-from compiler.errors import DataError, InternalError
+from compiler.errors import DataError, GateFailed, InternalError
 from compiler.evaluate import Dataset
 from compiler.model.decoder import find_decoder
 from compiler.plan import Plan
@@ -56,7 +56,11 @@ def weights_entry(context: BuildContext, plan: Plan, time: float | None, rewritt
     options, budget = WeightOptions(), Budget(plan.target_plan.payload_bytes, time)
     costs = _costs_entry(context, rewritten, choices, data, options)
 
-    chosen = choose_weights(costs.files / _COSTS, budget=budget, times=scheme.times, scheme=scheme.name)
+    try:
+        chosen = choose_weights(costs.files / _COSTS, budget=budget, times=scheme.times, scheme=scheme.name)
+    except GateFailed as error:
+        limit = f": {plan.decisions['payload'].reason}" if budget.bytes is not None else ""
+        raise GateFailed(f"{error.what}{limit}", where=context.job.device.place, remedy=error.remedy) from error
     fitted = _fitted_entry(context, rewritten, costs, chosen, data, options)
 
     def make(files: Path) -> None:

@@ -54,6 +54,13 @@ def with_flat_cache() -> ir.Model:
     return model
 
 
+def with_positions_before_heads() -> ir.Model:
+    model = tiny_decoder()
+    value = next(value for value in model.graph.inputs if value.name == "past_key_values.1.key")
+    value.shape = ir.Shape(["b", "p", 2, 64])
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -65,6 +72,7 @@ def with_flat_cache() -> ir.Model:
             "the model has no cache",
         ),
         (with_flat_cache, "cache input 'past_key_values.1.key' of shape [b,p] is not"),
+        (with_positions_before_heads, "cache input 'past_key_values.1.key' of shape [b,p,2,64] grows along axis 1"),
         (
             lambda: renamed({"past_key_values.1.key": "past_key_values.0.key.again"}),
             "'present.0.key' would belong to several inputs of the cache",
