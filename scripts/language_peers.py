@@ -27,8 +27,8 @@ from compiler.model.numerics import Arrays
 
 LLAMA_TYPES = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 LLAMA_BLOCK = 256
-"""Rows that are no multiple of this are in a type of smaller blocks: llama.cpp takes FALLBACKS, ik_llama.cpp Q6_0, which
-is its own and which gguf does not read."""
+"""Rows that are no multiple of this are in a type of smaller blocks: llama.cpp takes FALLBACKS, ik_llama.cpp Q6_0, a
+type of its own that gguf does not read."""
 
 FALLBACKS = {"Q5_K_M": "q5_1", "Q6_K": "q8_0"}
 NNCF_PROGRAM = Path(__file__).resolve().with_name("language_nncf.py")
