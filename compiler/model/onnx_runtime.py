@@ -38,14 +38,20 @@ class OnnxRuntimeSession:
         is_optimized: With all graph optimizations, or with none; without them the results are the same each time.
         threads: Of one operator.
         operators: How many operators may run at once.
+        packs: Whether kernels copy weights into a form of theirs, which takes as much memory again; without, what the
+            model takes and gives is known, and it is slow to run.
 
     Raises:
         UnsupportedModel: ONNX Runtime refuses the model, or it takes or gives something that is no tensor.
         ToolchainFailed: The machine's memory does not hold it.
     """
 
-    def __init__(self, path: Path, *, is_optimized: bool, threads: int = 1, operators: int = 1) -> None:
-        self._session = open_session(str(path), is_optimized=is_optimized, threads=threads, operators=operators)
+    def __init__(
+        self, path: Path, *, is_optimized: bool, threads: int = 1, operators: int = 1, packs: bool = True
+    ) -> None:
+        self._session = open_session(
+            str(path), is_optimized=is_optimized, threads=threads, operators=operators, packs=packs
+        )
         self.inputs = tuple(map(_spec, self._session.get_inputs()))
         self.outputs = tuple(map(_spec, self._session.get_outputs()))
         self._names = [spec.name for spec in self.outputs]
@@ -76,8 +82,10 @@ def onnx_runtime_operators() -> frozenset[str]:
     return frozenset((standard - _NO_KERNEL) | {f"com.microsoft::{name}" for name in _MICROSOFT.split()})
 
 
-def open_session(model: str | bytes, *, is_optimized: bool, threads: int = 1, operators: int = 1) -> Any:
-    """An `InferenceSession` on a file, or on the bytes of a model.
+def open_session(
+    model: str | bytes, *, is_optimized: bool, threads: int = 1, operators: int = 1, packs: bool = True
+) -> Any:
+    """An `InferenceSession` on a file, or on the bytes of a model; the rest as in `OnnxRuntimeSession`.
 
     Raises:
         UnsupportedModel: ONNX Runtime refuses the model.
@@ -90,6 +98,8 @@ def open_session(model: str | bytes, *, is_optimized: bool, threads: int = 1, op
     options.graph_optimization_level = level.ORT_ENABLE_ALL if is_optimized else level.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.inter_op_num_threads = threads, operators
     options.use_deterministic_compute = not is_optimized
+    if not packs:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 4  # what is wrong comes as an exception; its copy on stderr would be noise
     with onnx_runtime_errors("does not run the model"):
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -101,7 +101,7 @@ class OnnxRuntime:
         files = save_model(packed, path, external_above_bytes=above)
         (workdir / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         threads, operators = threads_of(config)
-        session = OnnxRuntimeSession(path, is_optimized=True, threads=threads, operators=operators)
+        session = OnnxRuntimeSession(path, is_optimized=True, threads=threads, operators=operators, packs=False)
         return Artifact(
             root=workdir,
             target=self.name,

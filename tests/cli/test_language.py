@@ -11,6 +11,7 @@ import pytest
 from decoder_graph import DecoderSize
 from language_models import tiny_decoder, tiny_text, windows
 
+from compiler.driver.search import trials
 from compiler.driver.stages import emulation
 from compiler.driver.stages.emulation import reckon
 from compiler.model.onnx_runtime import OnnxRuntimeSession
@@ -238,6 +239,16 @@ def test_a_memory_limit_that_no_format_holds_ends_in_5(built: Place) -> None:
     outcome = built.run("build", "small.yaml", "-o", "small", "--repeat", "1")
     assert outcome.code == 5
     assert "their smallest formats take" in outcome.err and "expected divergence" in outcome.err
+
+
+def test_a_float_build_far_beyond_the_limit_on_memory_is_not_made(built: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "BEYOND", 0.0)
+    outcome = built.run("build", "language.yaml", "-o", "alone", "--repeat", "1")
+    assert outcome.code == 0, outcome.err
+    assert "fp32 is not made: its weights take" in outcome.err
+    manifest = json.loads((built.root / "alone/phone/manifest.json").read_text())
+    assert [trial["precision"] for trial in manifest["trials"]] == ["int4-weights"]
+    assert manifest["plan"]["decisions"]["baseline"]["value"] == "not made"
 
 
 def test_it_is_judged_again_by_another_text(built: Place) -> None:

@@ -23,7 +23,7 @@ from compiler.driver.search.contest import Entrant, enter_targets, explain_targe
 from compiler.driver.search.prune_ratio import search_ratio
 from compiler.driver.search.select import describe, explain_choice, explain_failure
 from compiler.driver.search.trial import Trial, float_original, run_trial
-from compiler.driver.search.trials import make_left_out, run_trials
+from compiler.driver.search.trials import leave_out_baseline, make_left_out, run_trials
 from compiler.driver.stages.border_parity import hold_to_model
 from compiler.driver.stages.candidate import BuiltCandidate, make_candidate_border, with_kernels
 from compiler.driver.stages.context import BuildContext
@@ -76,9 +76,10 @@ def search_precision(context: BuildContext) -> SearchResult:
     Raises:
         CompilerError: There is one candidate and it cannot be made, or this machine lacks the toolchain.
     """
-    plan = context.job.plan
-    if not plan.constraints.any:
+    if not context.job.plan.constraints.any:
         return _fastest_target(context) if context.job.others else _only_trial(context)
+    context = leave_out_baseline(context)
+    plan = context.job.plan
     entrants, trials = run_trials(context)
     if plan.pruning.is_searched:
         pruned_search = search_ratio(context, trials, float_original(trials))

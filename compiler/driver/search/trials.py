@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from compiler.artifact.schema import Purpose, Standing
+from compiler.artifact.schema import Decision, Purpose, Standing
 from compiler.driver.search.contest import Entrant, enter_targets, sort_out
 from compiler.driver.search.expected import order_candidates, skip_trial, why_left_out
 from compiler.driver.search.follow_ups import judged_drop
@@ -18,12 +18,35 @@ from compiler.driver.search.mixed import search_mixed
 from compiler.driver.search.select import beaten_by, choose_trial, describe
 from compiler.driver.search.trial import Trial, float_original, is_missing, run_trial
 from compiler.driver.stages.context import BuildContext, with_plan
+from compiler.driver.stages.kernels import MIB
 from compiler.errors import combine
 from compiler.fleet import Kept
+from compiler.passes.instrument import measure
 from compiler.plan import SearchEffort, settle_pruning
 from compiler.plan.contest import CLOSE
 from compiler.plan.pruning import UNPRUNED
 from compiler.target.capability import PrecisionRule
+
+BEYOND = 2.0
+"""A float32 build is not made to compare with where its weights alone are so many times the limit on memory."""
+
+
+def leave_out_baseline(context: BuildContext) -> BuildContext:
+    """The device without the float32 build that others are compared with, where that is far beyond its memory.
+
+    Nothing like it runs on the device, and this machine would have to hold it: ONNX Runtime, say, keeps weights twice.
+    """
+    plan = context.job.plan
+    limit_mib, rule = plan.constraints.limits.memory_mib, plan.baseline
+    if limit_mib is None or rule is None or rule in plan.candidates or context.job.others:
+        return context
+    weights_mib = measure(context.ready.model).bytes / MIB
+    if weights_mib <= BEYOND * limit_mib:
+        return context
+    why = f"its weights take {weights_mib:.0f} MiB, and memory_mib is {limit_mib:g}: nothing is compared with it"
+    context.clock.note(f"{rule.name} is not made: {why}")
+    decisions = {**plan.decisions, "baseline": Decision("not made", why)}
+    return with_plan(context, replace(plan, baseline=None, decisions=decisions))
 
 
 def run_trials(context: BuildContext) -> tuple[tuple[Entrant, ...], tuple[Trial, ...]]:
