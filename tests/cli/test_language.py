@@ -241,7 +241,9 @@ def test_a_memory_limit_that_no_format_holds_ends_in_5(built: Place) -> None:
     assert "their smallest formats take" in outcome.err and "expected divergence" in outcome.err
 
 
-def test_a_float_build_far_beyond_the_limit_on_memory_is_not_made(built: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_float_build_far_beyond_the_limit_on_memory_is_not_made(
+    built: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trials, "BEYOND", 0.0)
     outcome = built.run("build", "language.yaml", "-o", "alone", "--repeat", "1")
     assert outcome.code == 0, outcome.err
