@@ -68,7 +68,7 @@ def factor_of(gram: Floats) -> Factor:
     """The factor of sums X̂·X̂ᵀ (groups, terms, terms)."""
     diagonal = np.diagonal(gram, axis1=1, axis2=2)
     order = np.argsort(-diagonal, axis=1, kind="stable")[:, ::-1]
-    sorted_ = np.take_along_axis(np.take_along_axis(gram, order[:, :, None], 1), order[:, None, :], 2)
+    sorted_ = np.stack([own[np.ix_(places, places)] for own, places in zip(gram, order, strict=True)])
     mean = diagonal.mean(axis=1)
     places = np.arange(gram.shape[1])
     # an input that is always zero says nothing about its weights: any λ > 0 leaves them rounded to nearest

@@ -50,6 +50,9 @@ Stored = tuple[NDArray[np.uint8], BlockScales]
 SEGMENT_BYTES = 48 << 20
 """Float weights of one segment; its sums take about as much again."""
 
+LARGE_BYTES = 32 << 20
+"""Weights of more bytes are fitted one after another: each takes six times as much meanwhile."""
+
 KEPT_BYTES = 1 << 30
 """Most bytes of what products read that are kept from the first walk for the second; of more, it is summed again."""
 
@@ -359,8 +362,13 @@ class _Work:
     ) -> None:
         """Calls `work` for the products of a segment, several at a time; they share what they read."""
         names = segment.reads if self.options.compensate else ()
-        factors = dict(zip(names, in_parallel(lambda name: factor_of(sums[name][None].copy()), names), strict=True))
-        in_parallel(lambda layer: work(layer, _Read(sums[layer.reads], factors.get(layer.reads))), segment.products)
+        most = 1 if 4 * max(layer.elements for layer in segment.products) > LARGE_BYTES else None
+        factors = dict(zip(names, in_parallel(lambda name: factor_of(sums[name][None]), names, most=most), strict=True))
+
+        def of_layer(layer: WeightLayer) -> None:
+            work(layer, _Read(sums[layer.reads], factors.get(layer.reads)))
+
+        in_parallel(of_layer, segment.products, most=most)
 
     def _measure(self, layer: WeightLayer, formats: Sequence[BlockFormat], read: _Read) -> dict[str, float]:
         first = formats[0]
