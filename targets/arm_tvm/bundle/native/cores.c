@@ -56,9 +56,14 @@ static void read_wishes(const char *path, long *threads, long *fast_cores) {
   if (*threads < 1 || *fast_cores < 1) fail(EXIT_RUNTIME, "%s: threads and fast_cores must be there and positive", path);
 }
 
-static long wanted_threads(long from_file) {
+/* More threads than cores would wait for each other at every kernel. */
+static long wanted_threads(long from_file, int num_cpus) {
   const char *text = getenv("TVM_NUM_THREADS");
   long value = text ? strtol(text, NULL, 10) : 0;
+  if (value > num_cpus) {
+    fprintf(stderr, "TVM_NUM_THREADS is %ld, and the model has %d cores: as many threads are started\n", value, num_cpus);
+    value = num_cpus;
+  }
   return value > 0 ? value : from_file;
 }
 
@@ -82,7 +87,7 @@ Cores use_fast_cores(const char *path) {
   if (sched_setaffinity(0, bytes, set) != 0) fail(EXIT_RUNTIME, "cannot choose CPUs: %s", strerror(errno));
   CPU_FREE(set);
 
-  threads = wanted_threads(threads < cores.num_cpus ? threads : cores.num_cpus);
+  threads = wanted_threads(threads < cores.num_cpus ? threads : cores.num_cpus, cores.num_cpus);
   char text[24];
   snprintf(text, sizeof text, "%ld", threads);
   setenv("TVM_NUM_THREADS", text, 1);

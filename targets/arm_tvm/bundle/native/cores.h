@@ -14,7 +14,8 @@ typedef struct {
  *
  * The file at `path` has lines `threads N` and `fast_cores N`. Of the CPUs this process may use, the fast_cores fastest
  * are taken, by what the kernel says of their capacity, else of their highest clock; a second hardware thread of
- * a core comes after all cores. TVM_NUM_THREADS in the environment overrides the number of threads. */
+ * a core comes after all cores. TVM_NUM_THREADS in the environment overrides the number of threads, up to that of the
+ * cores. */
 Cores use_fast_cores(const char *path);
 
 #endif

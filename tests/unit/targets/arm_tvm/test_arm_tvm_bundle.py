@@ -328,6 +328,9 @@ def test_threads_are_no_more_than_the_cores_of_the_device(folder, tmp_path):
     command = [tmp_path / "one" / "run", "--repeat", "1", folder / "good.npy", tmp_path / "out.npy"]
     report = json.loads(subprocess.run(command, env={}, capture_output=True, text=True, timeout=60).stdout)
     assert (len(report["cpus"]), report["threads"]) == (1, 1)
+    asked = subprocess.run(command, env={"TVM_NUM_THREADS": "64"}, capture_output=True, text=True, timeout=60)
+    assert json.loads(asked.stdout)["threads"] == 1
+    assert "TVM_NUM_THREADS is 64, and the model has 1 core" in asked.stderr
 
 
 @pytest.mark.parametrize("text", ["", "threads 0\nfast_cores 1\n", "threads 2\n"])
