@@ -61,7 +61,7 @@ static long wanted_threads(long from_file, int num_cpus) {
   const char *text = getenv("TVM_NUM_THREADS");
   long value = text ? strtol(text, NULL, 10) : 0;
   if (value > num_cpus) {
-    fprintf(stderr, "TVM_NUM_THREADS is %ld, and the model has %d cores: as many threads are started\n", value, num_cpus);
+    fprintf(stderr, "TVM_NUM_THREADS is %ld: as many threads are started as the model has cores, %d\n", value, num_cpus);
     value = num_cpus;
   }
   return value > 0 ? value : from_file;
