@@ -21,6 +21,9 @@ PROFILES = {"cortex-a76": "raspberry-pi-5", "cortex-a72": "raspberry-pi-4"}
 EMULATE_S = "7200"
 """Counts are wanted however long QEMU takes: ResNet-50 in floats takes minutes an inference."""
 
+_COUNTED_TWICE = 0.02
+"""By so much kernels alone may come to more than the whole: each starts and ends by itself."""
+
 DEAREST = 6
 """How many kernels are named one by one."""
 FLEET = """schema: 1
@@ -55,9 +58,10 @@ class Build:
 
 
 def precisions_of(profile: str) -> tuple[str, ...]:
-    """What the target offers on a profile, by itself or not."""
+    """What the target offers on a profile, by itself or not; but for formats that are chosen by answers."""
     loaded = load_profile(profile)
-    return tuple(rule.name for rule in find_target(loaded.target).capability(loaded).precisions)
+    rules = find_target(loaded.target).capability(loaded).precisions
+    return tuple(rule.name for rule in rules if not (rule.scheme and rule.scheme.rounds_activations))
 
 
 def build(wanted: Build) -> Figures:
@@ -144,6 +148,8 @@ def shares(told: Figures, instructions: float | None) -> Figures:
     kernels of ours that there was no time to count."""
     if not instructions or "dearest" not in told:
         return {"unavailable": told.get("unavailable", "the build's instructions are not known")}
+    if told["untuned"] > instructions * (1 + _COUNTED_TWICE):
+        return {"unavailable": "the kernels that are counted are those of the float model, and the build has others"}
     kernels = {f"{one['kernel']} x{one['count']}": one["count"] * one["untuned"] for one in told["dearest"]}
     others = told["untuned"] - sum(kernels.values())
     missing = f", kernels that were not counted among it: {told['not_counted']}" if told["not_counted"] else ""
