@@ -29,7 +29,7 @@ from compiler.plan import BuildOptions, Plan, make_plan, settle
 from compiler.plan.jobs import Job
 from compiler.store import Store
 from compiler.target import Backend, find_target
-from compiler.target.capability import refuse_unsupported
+from compiler.target.capability import PrecisionRule, refuse_unsupported
 from compiler.target.isolate import ChildLimits
 from compiler.target.request import BuildRequest
 from compiler.target.tuning_process import MeasuringChild, Subject
@@ -190,9 +190,23 @@ def _first_error(log: TuningLog, device: DeviceType) -> str:
 
 
 def _note(device: DeviceType, wanted: DeviceType, plan: Plan) -> str:
+    return "; ".join(filter(None, (_of_another(device, wanted, plan), of_floats(plan.rule))))
+
+
+def _of_another(device: DeviceType, wanted: DeviceType, plan: Plan) -> str:
     if device == wanted:
         return ""
     return (
         f"measured on {device}, which is not what profile {plan.profile} describes ({wanted}): a build for it takes "
         "these choices as transferred where instruction set and cores are the same, and says so"
+    )
+
+
+def of_floats(rule: PrecisionRule) -> str:
+    """What to know of the kernels of a precision that quantizes what they read; empty for any other."""
+    if rule.scheme is None or not rule.scheme.needs_calibration:
+        return ""
+    return (
+        f"these are kernels of the float model: {rule.name} takes the choices of those that it leaves in floating "
+        "point, and its integer kernels have none"
     )
