@@ -44,6 +44,10 @@ def mean_divergence(expected: Floats, logits: Floats) -> float:
     return total / max(1, len(expected))
 
 
+LARGE_BYTES = 128 << 20
+"""Of a weight: with such a one windows are run one after another."""
+
+
 @dataclass(frozen=True)
 class _Part:
     """The model from one of its nodes on.
@@ -100,7 +104,9 @@ class Trials:
         self._parts = _parts_of(whole, starts)
         names = [logits, *dict.fromkeys(name for part in self._parts for name in part.reads)]
         session, read = _opened(extract_prefix(whole, names))
-        self._windows = in_parallel(lambda batch: self._window(session, read, batch), batches)
+        # a table that the head shares is turned in each run
+        self._most = 1 if max(array.nbytes for array in self._floats.values()) > LARGE_BYTES else None
+        self._windows = in_parallel(lambda batch: self._window(session, read, batch), batches, most=self._most)
 
     def measure(self, weights: Mapping[str, Floats]) -> float:
         """The mean divergence with other values of some weights, in nats a token."""
@@ -112,7 +118,7 @@ class Trials:
             outputs = part.session.run({name: known[name] for name in part.inputs})
             return mean_divergence(window.expected, outputs[self._logits].astype(np.float32, copy=False))
 
-        return max(0.0, float(np.mean(in_parallel(divergence, self._windows))))
+        return max(0.0, float(np.mean(in_parallel(divergence, self._windows, most=self._most))))
 
     def _window(self, session: Unoptimized, read: Sequence[str], batch: Arrays) -> _Window:
         known = {**self._floats, **batch}

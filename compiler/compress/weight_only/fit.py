@@ -7,6 +7,7 @@ by least squares with the integers held, and kept where that is better.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,9 @@ SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 _CHUNK = 1 << 16
 """Weights that are looked at together: what is tried again and again stays in a core's cache."""
+
+_SPREAD = 1 << 20
+"""Weights whose scales and zero points are spread out together."""
 
 _SHRUNK_BITS = 6
 _LEAST = 2.0**-14
@@ -55,13 +59,24 @@ class BlockScales:
 
     def integers(self, weight: Floats) -> NDArray[np.uint8]:
         """The nearest integers (outputs, inputs)."""
-        scaled = np.rint(weight / self.spread(self.scale)) + self.spread(self.zero)
-        integers: NDArray[np.uint8] = np.clip(scaled, 0, self.top).astype(np.uint8)
+        integers = np.empty(weight.shape, np.uint8)
+        for rows in self._some_rows():
+            scaled = np.rint(weight[rows] / self.spread(self.scale[rows])) + self.spread(self.zero[rows])
+            integers[rows] = np.clip(scaled, 0, self.top)
         return integers
 
     def values(self, integers: NDArray[np.uint8]) -> Floats:
         """The weights that integers stand for."""
-        return (integers.astype(np.float32) - self.spread(self.zero)) * self.spread(self.scale)
+        values = np.empty(integers.shape, np.float32)
+        for rows in self._some_rows():
+            moved = integers[rows].astype(np.float32) - self.spread(self.zero[rows])
+            np.multiply(moved, self.spread(self.scale[rows]), out=values[rows])
+        return values
+
+    def _some_rows(self) -> Iterator[slice]:
+        """All rows, some at a time: a number for each weight takes as much memory as the weights."""
+        step = max(1, _SPREAD // self.inputs)
+        return (slice(start, start + step) for start in range(0, len(self.scale), step))
 
     def rounded(self, weight: Floats) -> Floats:
         """The nearest weights on the lattice."""
