@@ -79,7 +79,7 @@ def llama_peers(model: ir.Model, size: DecoderSize, program: Path, work: Path) -
     for kind in LLAMA_TYPES:
         made = work / f"{kind}.gguf"
         if not made.exists():
-            command = [program, *_fallback(kind, size), whole, made, kind, "1"]
+            command = [str(part) for part in (program, *_fallback(kind, size), whole, made, kind, 1)]
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode:
                 yield f"llama.cpp {kind}: exit code {done.returncode}: {_last_line(done.stderr)}"
