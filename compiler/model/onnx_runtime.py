@@ -83,9 +83,20 @@ def onnx_runtime_operators() -> frozenset[str]:
 
 
 def open_session(
-    model: str | bytes, *, is_optimized: bool, threads: int = 1, operators: int = 1, packs: bool = True
+    model: str | bytes,
+    *,
+    is_optimized: bool,
+    threads: int = 1,
+    operators: int = 1,
+    packs: bool = True,
+    keeps: bool = True,
 ) -> Any:
-    """An `InferenceSession` on a file, or on the bytes of a model; the rest as in `OnnxRuntimeSession`.
+    """An `InferenceSession` on a file, or on the bytes of a model.
+
+    Args:
+        model: Either.
+        is_optimized, threads, operators, packs: As in `OnnxRuntimeSession`.
+        keeps: Whether the memory of one run is kept for the next.
 
     Raises:
         UnsupportedModel: ONNX Runtime refuses the model.
@@ -100,6 +111,7 @@ def open_session(
     options.use_deterministic_compute = not is_optimized
     if not packs:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_cpu_mem_arena = keeps
     options.log_severity_level = 4  # what is wrong comes as an exception; its copy on stderr would be noise
     with onnx_runtime_errors("does not run the model"):
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

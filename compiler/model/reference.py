@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,9 @@ from compiler.store.scratch import scratch_folder
 
 TURNED_BYTES = 512 << 20
 """Weights that a Transpose turns are turned when a session is opened, up to so many bytes; others in each run."""
+
+LARGE_BYTES = 1 << 30
+"""Of weights and inputs: beyond that nothing is kept from one run for the next, which is as much again."""
 
 
 class Unoptimized:
@@ -35,7 +40,8 @@ class Unoptimized:
     def __init__(self, model: ir.Model) -> None:
         bare = skeleton(model)
         turned = _turn_weights(model, bare)
-        self._session = open_session(bare.SerializeToString(), is_optimized=False)
+        self._is_large = _bytes_of(model) > LARGE_BYTES
+        self._session = open_session(bare.SerializeToString(), is_optimized=False, keeps=not self._is_large)
         self._weights = _removed_weights(model, self._session) | turned
         self._names = [output.name for output in self._session.get_outputs()]
 
@@ -49,6 +55,8 @@ class Unoptimized:
         feeds = {name: _lend(array) for name, array in inputs.items()} | self._weights
         with onnx_runtime_errors("does not run the model"):
             values = self._session.run_with_ort_values(self._names, feeds)
+        if self._is_large:
+            _give_back_memory()
         pairs = zip(self._names, values, strict=True)
         # an output that is an input lies in memory that is valid for this run only
         return {name: np.array(inputs[name]) if name in inputs else _take(value) for name, value in pairs}
@@ -94,6 +102,25 @@ class Optimized:
             ToolchainFailed: The machine's memory does not hold what it computes.
         """
         return self._session.run(inputs)
+
+
+def _give_back_memory() -> None:
+    """Gives freed memory back to the system, where the C library holds on to it (glibc)."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def _bytes_of(model: ir.Model) -> int:
+    """Of weights and of inputs whose shapes are fixed, which may be weights too."""
+    return sum(map(_fixed_bytes, [*model.graph.initializers.values(), *model.graph.inputs]))
+
+
+def _fixed_bytes(value: ir.Value) -> int:
+    shape, dtype = value.shape, value.dtype
+    if shape is None or not shape.is_static() or dtype is None or dtype == ir.DataType.STRING:
+        return 0
+    return math.prod(shape.numpy()) * dtype.bitwidth // 8
 
 
 def _removed_weights(model: ir.Model, session: Any) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import psutil
 import pytest
 
 from compiler.errors import ToolchainFailed, UnsupportedModel
+from compiler.model import reference
 from compiler.model.reference import Optimized, Unoptimized, may_optimize
 from compiler.passes.probe import make_probe
 
@@ -100,3 +102,21 @@ def test_a_weight_that_is_turned_is_turned_once_and_read_as_it_is_too(monkeypatc
 def test_only_models_of_floats_are_optimized(body: str, may: bool) -> None:
     model = ir.from_onnx_text(f"{HEADER}({body}")
     assert may_optimize(model) is may
+
+
+def test_what_a_large_model_takes_for_a_run_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = HEADER + "(float[1] x, int64[2] sizes) => (float y) { z = Expand(x, sizes)  y = ReduceMax<keepdims=0>(z) }"
+    inputs = {"x": FLOATS[0, :1], "sizes": np.array([8192, 8192])}
+
+    def held_mib() -> float:
+        session, before = Unoptimized(ir.from_onnx_text(text)), rss_bytes()
+        assert session.run(inputs)["y"] == 1
+        return (rss_bytes() - before) / 2**20
+
+    assert held_mib() > 200, "a session keeps it for the next run"
+    monkeypatch.setattr(reference, "LARGE_BYTES", -1)
+    assert held_mib() < 50
+
+
+def rss_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
