@@ -15,6 +15,8 @@ from arm_ours import Build, build
 from bench_models import BenchModel
 from bench_record import Figures
 
+from compiler.target import host_isa
+
 ROUNDS = 11
 INFERENCES = 40
 FEATURES = ("avx", "fma", "f16c", "amx", "bmi")
@@ -50,8 +52,7 @@ def write_profile(folder: Path) -> Path:
         str(key): bool(on) for key, on in tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")().items()
     }
     mattr = [("+" if on else "-") + key for key, on in sorted(features.items()) if key.startswith(FEATURES)]
-    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    isa = [flag for flag in flags.split(":")[1].split() if flag.startswith(FEATURES)]
+    isa = [flag for flag in sorted(host_isa()) if flag.startswith(FEATURES)]
     path = folder / "bench-host.yaml"
     cores = len(os.sched_getaffinity(0))
     path.write_text(PROFILE.format(mcpu=name, mattr=", ".join(mattr), cores=cores, isa=", ".join(isa)), "utf-8")

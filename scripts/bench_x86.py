@@ -47,6 +47,7 @@ from platformdirs import user_cache_path
 from x86_peak import measure_peak
 
 from compiler.passes.macs import count_macs
+from compiler.target import host_isa
 
 TOOLS = ("fleetc", "numpy", "openvino", "onnxruntime", "apache-tvm", "apache-tvm-ffi", "ziglang")
 ROUNDS = 11
@@ -111,7 +112,7 @@ def _rows(given: argparse.Namespace, cache: Path) -> Iterator[tuple[str, Figures
         if given.build_only:
             return {}
         found = measure(contenders, given.rounds, model.batches)
-        return with_shares(found, macs_of(model), measure_peak(precision, cpu_flags(), cache))
+        return with_shares(found, macs_of(model), measure_peak(precision, host_isa(), cache))
 
     if given.prune:
         model = prepare_model("face", cache)
@@ -132,15 +133,9 @@ def head() -> Figures:
         **commit(),
         "machine": machine(),
         "versions": versions(TOOLS),
-        "flags": [flag for flag in sorted(cpu_flags()) if "vnni" in flag or "bf16" in flag or flag.startswith("amx")],
+        "flags": [flag for flag in sorted(host_isa()) if "vnni" in flag or "bf16" in flag or flag.startswith("amx")],
         "load_average": [round(value, 2) for value in os.getloadavg()],
     }
-
-
-def cpu_flags() -> frozenset[str]:
-    """The processor's features as the kernel names them."""
-    line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    return frozenset(line.split())
 
 
 def macs_of(model: BenchModel) -> int | None:

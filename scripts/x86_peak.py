@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Set
 from pathlib import Path
 
 from bench_record import Figures
+
+from targets.arm_tvm.bundle.zig import run_zig
 
 PROGRAM = Path(__file__).with_name("x86_peak.c")
 INSTRUCTIONS = {
@@ -36,8 +37,7 @@ def measure_peak(precision: str, flags: Set[str], cache: Path) -> Figures:
         return {"unavailable": f"this processor has no instruction of {precision}"}
     _, kind, instruction = found
     built = cache / "x86_peak"
-    command = [sys.executable, "-m", "ziglang", "cc", "-O2", "-o", str(built), str(PROGRAM)]
-    subprocess.run(command, check=True)
+    run_zig("cc", "-O2", "-o", built, PROGRAM, cache_dir=cache)
     told = subprocess.run([built, kind], check=True, capture_output=True, text=True).stdout
     macs_per_s, clock_hz = map(float, told.split())
     return {
