@@ -48,7 +48,8 @@ def in_blocks(
         own = next((other for end, other in others.items() if name.endswith(end)), format_)
         scales = fit_blocks(weight, np.ones(layer.inputs, np.float32), own)
         stored[name] = (scales.integers(weight), scales)
-    made = apply_weights(model, layers, stored)
+    formats = {name: scales.format for name, (_, scales) in stored.items()}
+    made = apply_weights(model, layers, formats, stored.__getitem__)
     if rounds:
         round_activations(made)
     return made

@@ -112,6 +112,22 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray[Any] | ir.TensorProt
     return value
 
 
+def add_lazy_constant(
+    graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, ...], make: Callable[[], NDArray[Any]]
+) -> ir.Value:
+    """A new initializer whose array is made whenever it is asked for, and not kept: a large model never is in memory.
+
+    Args:
+        graph: Where it is added; no other initializer may have its name.
+        name: Its name.
+        dtype: Its type.
+        shape: Its shape.
+        make: Gives the array; called as long as the graph is used.
+    """
+    tensor = ir.LazyTensor(lambda: ir.Tensor(make(), dtype, name=name), dtype, ir.Shape(shape), name=name)
+    return add_constant(graph, name, tensor)
+
+
 def check_model(model: ir.Model) -> None:
     """Checks structure, types and shapes with ONNX's own checker and strict shape inference, weights left out.
 

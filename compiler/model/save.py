@@ -139,7 +139,7 @@ def _write_data(place: Path, weights: Mapping[str, ir.TensorProtocol]) -> dict[s
         for name, tensor in weights.items():
             file.write(b"\0" * (-file.tell() % ALIGNMENT_BYTES))
             offsets[name] = file.tell()
-            file.write(_raw(tensor))
+            _write_raw(file, tensor)
 
     write_atomic(place, write)
     return offsets
@@ -156,9 +156,16 @@ def _write_onnx(place: Path, proto: onnx.ModelProto, fields: Sequence[_Field]) -
         for field in fields:
             file.write(_INITIALIZER_TAG + varint(field.size) + field.head)
             if field.raw is not None:
-                file.write(_raw(field.raw))
+                _write_raw(file, field.raw)
 
     write_atomic(place, write)
+
+
+def _write_raw(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.tofile(file)  # asked for bytes, it would stay in memory, and unpacked if it has less than 8 bits
+    else:
+        file.write(_raw(tensor))
 
 
 def _raw(tensor: ir.TensorProtocol) -> bytes | memoryview:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 
 import numpy as np
 import onnx_ir as ir
@@ -40,7 +41,14 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
 def constant_of(value: ir.Value | None) -> NDArray[np.generic] | None:
     """The array of a constant, or None. Never write into it: it may be shared, or mapped from a file."""
     tensor = constant_tensor(value)
-    return None if tensor is None else tensor.numpy()
+    return None if tensor is None else array_of(tensor)
+
+
+def array_of(tensor: ir.TensorProtocol) -> NDArray[np.generic]:
+    """A tensor's array; it is not kept where it is no view of a mapped file."""
+    if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth < 8:
+        tensor = copy(tensor)  # it would keep what it unpacks, twice the bytes of the file
+    return tensor.numpy()
 
 
 def scalar_of(value: ir.Value | None) -> float | None:

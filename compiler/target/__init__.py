@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compiler.fleet.profile import Cpu, HardwareProfile, load_profile, validate_options
     from compiler.model.decoder import Decoder, find_decoder, is_decoder
     from compiler.model.frontend.extract import extract_prefix, extract_suffix
-    from compiler.model.graph import Pass, PassResult, add_constant, graph_digest
+    from compiler.model.graph import Pass, PassResult, add_constant, add_lazy_constant, graph_digest
     from compiler.model.numerics import Array, Arrays
     from compiler.model.onnx_runtime import OnnxRuntimeSession, onnx_runtime_errors, onnx_runtime_operators
     from compiler.model.save import save_model
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from compiler.passes.quantized import is_quantized, rounded_value
     from compiler.passes.shift_quantized import SHIFT_QUANTIZED
     from compiler.passes.unroll_loops import UnrollLoops
-    from compiler.passes.values import constant_of, record_origin, scalar_of
+    from compiler.passes.values import array_of, constant_of, constant_tensor, record_origin, scalar_of
     from compiler.store.atomic import write_atomic
     from compiler.store.scratch import scratch_folder
     from compiler.target.capability import (
@@ -159,9 +159,12 @@ _PLACES = {
     "WeighsRuns": "compiler.target.runner",
     "WeightChoices": "compiler.target.scheme",
     "add_constant": "compiler.model.graph",
+    "add_lazy_constant": "compiler.model.graph",
+    "array_of": "compiler.passes.values",
     "available_cpus": "compiler.fleet.machine",
     "combine": "compiler.errors",
     "constant_of": "compiler.passes.values",
+    "constant_tensor": "compiler.passes.values",
     "detect_profile": "compiler.fleet.detect",
     "extract_prefix": "compiler.model.frontend.extract",
     "extract_suffix": "compiler.model.frontend.extract",
@@ -265,9 +268,12 @@ __all__ = [
     "WeighsRuns",
     "WeightChoices",
     "add_constant",
+    "add_lazy_constant",
+    "array_of",
     "available_cpus",
     "combine",
     "constant_of",
+    "constant_tensor",
     "detect_profile",
     "extract_prefix",
     "extract_suffix",

@@ -14,13 +14,24 @@ float32 that the operators want, once, when the model is opened.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compiler.target import BITS_KEY, add_constant, constant_of, remove_unread, rounded_value, stand_in
+from compiler.target import (
+    BITS_KEY,
+    add_constant,
+    add_lazy_constant,
+    array_of,
+    constant_tensor,
+    remove_unread,
+    rounded_value,
+    stand_in,
+)
 from targets.onnxruntime_cpu.rules import DOMAIN
 
 _FLOAT32, _INT8 = 1, 4
@@ -32,32 +43,100 @@ _PARTS = {4: (4,), 6: (4, 2), 8: (8,)}
 _MIDDLE = {4: 8, 8: 128}
 """Bits → the zero point that the operators assume where none is given."""
 
+_SOME_WEIGHTS = 1 << 20
+"""Weights that are packed at once: on the way each takes several bytes."""
+
 Bytes = NDArray[np.uint8]
 
 
-@dataclass
-class _Matrix:
-    """One weight in blocks, as the operators want it.
+@dataclass(frozen=True)
+class _Stored:
+    """One weight in blocks, as the border model has it. Arrays are made anew whenever they are asked for, and not kept.
 
     Args:
         bits: Of one weight.
         block: Inputs that share a scale.
-        outputs: Rows.
-        inputs: Columns.
-        packed: (outputs, blocks, bytes of a block).
-        scale: (outputs, blocks).
-        zero: Packed zero points (outputs, bytes); None where all are the middle.
-        zeros: The same unpacked (outputs, blocks).
+        is_turned: Whether columns are outputs, in all three tensors.
+        integers: A row for each output.
+        scale: A column for each block.
+        zero: As the scale; None where all are the middle.
     """
 
     bits: int
     block: int
-    outputs: int
-    inputs: int
+    is_turned: bool
+    integers: ir.TensorProtocol
+    scale: ir.TensorProtocol
+    zero: ir.TensorProtocol | None
+
+    @property
+    def outputs(self) -> int:
+        """Rows."""
+        return self._shape(self.integers)[0]
+
+    @property
+    def inputs(self) -> int:
+        """Columns."""
+        return self._shape(self.integers)[1]
+
+    @property
+    def scale_shape(self) -> tuple[int, int]:
+        """(outputs, blocks)."""
+        return self._shape(self.scale)
+
+    def scales(self) -> NDArray[np.float16]:
+        """Of each block (outputs, blocks)."""
+        return np.ascontiguousarray(self._rows(self.scale).astype(np.float16))
+
+    def zeros(self, first: int, bits: int) -> Bytes:
+        """Some bits of the zero points (outputs, blocks)."""
+        assert self.zero is not None  # noqa: S101  who asks has looked
+        return _bits_at(self._rows(self.zero).astype(np.uint8), first, bits)
+
+    def packed_zeros(self, first: int, bits: int) -> Bytes:
+        """The same, packed."""
+        return _packed(self.zeros(first, bits), bits)
+
+    def packed(self, first: int, bits: int) -> Bytes:
+        """Some bits of the integers (outputs, blocks, bytes of a block)."""
+        rows, middle = self._rows(self.integers), _MIDDLE[self.bits] if self.zero is None else 0
+        step = max(1, _SOME_WEIGHTS // self.inputs)
+        filled = ((0, 0), (0, -self.inputs % self.block))
+        made = np.empty((*self.scale_shape, self.block * bits // 8), np.uint8)
+        for start in range(0, self.outputs, step):
+            whole = np.pad(rows[start : start + step].astype(np.int16) + middle, filled).astype(np.uint8)
+            some = made[start : start + step]
+            some[...] = _packed(_bits_at(whole, first, bits), bits).reshape(some.shape)
+        return made
+
+    def _shape(self, tensor: ir.TensorProtocol) -> tuple[int, int]:
+        rows, columns = (int(size) for size in tensor.shape.numpy())
+        return (columns, rows) if self.is_turned else (rows, columns)
+
+    def _rows(self, tensor: ir.TensorProtocol) -> NDArray[np.generic]:
+        array = array_of(tensor)
+        return array.T if self.is_turned else array
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """Some bits of one weight, as the operators want them.
+
+    Args:
+        stored: The weight.
+        first: The lowest of the bits.
+        bits: How many.
+        packed: (outputs, blocks, bytes of a block).
+        scale: (outputs, blocks).
+        zero: Packed zero points (outputs, bytes); None where all are the middle.
+    """
+
+    stored: _Stored
+    first: int
+    bits: int
     packed: ir.Value
     scale: ir.Value
     zero: ir.Value | None
-    zeros: Bytes | None
 
 
 def pack_weights(model: ir.Model) -> ir.Model:
@@ -95,44 +174,42 @@ def _pack(model: ir.Model, node: ir.Node) -> None:
 
 def _parts(model: ir.Model, node: ir.Node) -> list[_Matrix]:
     """The matrices whose products add up to that of a weight."""
-    integers, zero = constant_of(node.inputs[0]), constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
-    cast = node.inputs[1].producer() if node.inputs[1] is not None else None
-    scale = constant_of(cast.inputs[0] if cast is not None else node.inputs[1])
-    assert integers is not None and scale is not None  # noqa: S101  the quantizer makes them constants
-    bits, block = int(node.metadata_props[BITS_KEY]), node.attributes.get_int("block_size", 0)
-    is_turned = node.attributes.get_int("axis", 1) == 0
-    rows, scales = (np.ascontiguousarray(array.T if is_turned else array) for array in (integers, scale))
-    zeros = None if zero is None else np.ascontiguousarray(zero.T if is_turned else zero).astype(np.uint8)
-    outputs, inputs = rows.shape
-    whole = rows.astype(np.int16) + (_MIDDLE[bits] if zeros is None else 0)
-    filled = np.pad(whole, ((0, 0), (0, -inputs % block))).astype(np.uint8)
-    name, rest, made = str(node.inputs[0].name), bits, []  # type: ignore[union-attr]  # it has been read
-    wide = _widened(model, name, scales)
-    for part in _PARTS[bits]:
+    stored, name = _stored(node), str(node.inputs[0].name)  # type: ignore[union-attr]  # it has been read
+    rest, made, blocks = stored.bits, [], stored.scale_shape[1]
+    wide = _widened(model, name, stored)
+
+    def constant(suffix: str, *columns: int, make: Callable[[], Bytes]) -> ir.Value:
+        shape = (stored.outputs, *columns)
+        return add_lazy_constant(model.graph, f"{name}_{suffix}{rest}", ir.DataType.UINT8, shape, make)
+
+    for part in _PARTS[stored.bits]:
         rest -= part
-        zero_part = None if zeros is None else _bits_at(zeros, rest, part)
-        packed = _packed(_bits_at(filled, rest, part), part).reshape(outputs, -1, block * part // 8)
-        zeros_of_part = None
-        if zero_part is not None:
-            zeros_of_part = add_constant(model.graph, f"{name}_zeros{rest}", _packed(zero_part, part))
-        made.append(
-            _Matrix(
-                part,
-                block,
-                outputs,
-                inputs,
-                add_constant(model.graph, f"{name}_packed{rest}", packed),
-                wide if not rest else _times(model, wide, 2**rest),
-                zeros_of_part,
-                zero_part,
-            )
-        )
+        cut = {"first": rest, "bits": part}
+        zero = None
+        if stored.zero is not None:
+            zero = constant("zeros", -(-blocks * part // 8), make=partial(stored.packed_zeros, **cut))
+        packed = constant("packed", blocks, stored.block * part // 8, make=partial(stored.packed, **cut))
+        scale = _times(model, wide, 2**rest) if rest else wide
+        made.append(_Matrix(stored, rest, part, packed, scale, zero))
     return made
 
 
-def _widened(model: ir.Model, name: str, scales: NDArray[np.generic]) -> ir.Value:
+def _stored(node: ir.Node) -> _Stored:
+    """The weight that a node dequantizes."""
+    cast = node.inputs[1].producer() if node.inputs[1] is not None else None
+    integers, scale = (
+        constant_tensor(x) for x in (node.inputs[0], cast.inputs[0] if cast is not None else node.inputs[1])
+    )
+    zero = constant_tensor(node.inputs[2]) if len(node.inputs) > 2 else None
+    assert integers is not None and scale is not None  # noqa: S101  the quantizer makes them constants
+    is_turned = node.attributes.get_int("axis", 1) == 0
+    bits, block = int(node.metadata_props[BITS_KEY]), node.attributes.get_int("block_size", 0)
+    return _Stored(bits, block, is_turned, integers, scale, zero)
+
+
+def _widened(model: ir.Model, name: str, stored: _Stored) -> ir.Value:
     """The scales in float32, of those in float16 that the file has."""
-    half = add_constant(model.graph, f"{name}_half", scales.astype(np.float16))
+    half = add_lazy_constant(model.graph, f"{name}_half", ir.DataType.FLOAT16, stored.scale_shape, stored.scales)
     return _first(model, ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)}, name=f"Cast:{name}"), f"{name}_wide")
 
 
@@ -176,12 +253,12 @@ def _products(reader: ir.Node, parts: list[_Matrix]) -> list[ir.Node]:
 
 def _product(reader: ir.Node, matrix: _Matrix, number: int) -> ir.Node:
     restored = reader.inputs[0].producer() if reader.inputs[0] is not None else None
-    rounded = rounded_value(restored, matrix.block) if restored is not None else None
+    rounded = rounded_value(restored, matrix.stored.block) if restored is not None else None
     attributes = {
-        "K": matrix.inputs,
-        "N": matrix.outputs,
+        "K": matrix.stored.inputs,
+        "N": matrix.stored.outputs,
         "bits": matrix.bits,
-        "block_size": matrix.block,
+        "block_size": matrix.stored.block,
         "accuracy_level": _FLOAT32 if rounded is None else _INT8,
     }
     inputs = [
@@ -207,17 +284,19 @@ def _look_ups(model: ir.Model, reader: ir.Node, parts: list[_Matrix]) -> list[ir
         found.append(gather.outputs[0])
     if len(found) > 1:
         nodes.append(_made("Add", found, f"{name}_sum"))
-    shape = add_constant(model.graph, f"{name}_shape", np.array([0, 0, parts[0].inputs], np.int64))
+    shape = add_constant(model.graph, f"{name}_shape", np.array([0, 0, parts[0].stored.inputs], np.int64))
     return [*nodes, _made("Reshape", [nodes[-1].outputs[0], shape], f"{name}_whole")]
 
 
 def _look_up(model: ir.Model, reader: ir.Node, matrix: _Matrix, name: str) -> tuple[ir.Node, ir.Node]:
-    attributes = {"gather_axis": 0, "quantize_axis": 2, "block_size": matrix.block, "bits": matrix.bits}
-    column = add_constant(model.graph, f"{name}_column", np.array([matrix.outputs, -1, 1], np.int64))
+    attributes = {"gather_axis": 0, "quantize_axis": 2, "block_size": matrix.stored.block, "bits": matrix.bits}
+    column = add_constant(model.graph, f"{name}_column", np.array([matrix.stored.outputs, -1, 1], np.int64))
     scale = _made("Reshape", [matrix.scale, column], f"{name}_scale")
     inputs = [matrix.packed, reader.inputs[1], scale.outputs[0]]
-    if matrix.zeros is not None:
-        inputs.append(add_constant(model.graph, f"{name}_zeros", matrix.zeros[:, :, None]))
+    if matrix.zero is not None:
+        inputs.append(
+            add_constant(model.graph, f"{name}_zeros", matrix.stored.zeros(matrix.first, matrix.bits)[:, :, None])
+        )
     gather = ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=f"GatherBlockQuantized:{name}")
     gather.outputs[0].name = f"{name}_blocks"
     return scale, gather

@@ -118,7 +118,8 @@ def choose_weights(measured: Path, *, budget: Budget, times: Mapping[int, float]
     kl, time = (
         sum(values) for values in zip(*((option.kl, option.time) for option, _ in chosen.values()), strict=True)
     )
-    return WeightPlan(scheme, budget.bytes, other_bytes, choices, kl, time)
+    least = other_bytes + sum(min(option.bytes for option in options) for options in curves.values())
+    return WeightPlan(scheme, budget.bytes, other_bytes, choices, kl, least, time)
 
 
 def _options(weights: Sequence[Mapping[str, Any]], times: Mapping[int, float]) -> Iterator[list[Option]]:

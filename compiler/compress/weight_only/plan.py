@@ -40,6 +40,7 @@ class WeightPlan:
         other_bytes: Of weights that stay in float.
         choices: In the order of the graph.
         kl: Expected divergence of all of them together, in nats a token.
+        least_bytes: What all weights of the model take in their smallest formats.
         time: Of all products, against that of all weights in the fastest format; 0 where nothing is known of it.
     """
 
@@ -48,6 +49,7 @@ class WeightPlan:
     other_bytes: int
     choices: tuple[WeightChoice, ...]
     kl: float
+    least_bytes: int
     time: float = 0.0
 
     @property

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from compiler.compress.quant.apply import at_opset
 from compiler.compress.quant.compensate import Factor, factor_of, round_in_turn
 from compiler.compress.threads import in_parallel, one_blas_thread
-from compiler.compress.weight_only.apply import OPSET, apply_weights
+from compiler.compress.weight_only.apply import OPSET, Stored, apply_weights
 from compiler.compress.weight_only.choose import Budget, Option, choose_weights
 from compiler.compress.weight_only.divergence import Trials
 from compiler.compress.weight_only.fit import BlockScales, fit_blocks, rounding_loss
@@ -45,7 +45,6 @@ from compiler.store.atomic import write_atomic
 from compiler.target.scheme import BlockFormat, WeightChoices
 
 Floats = NDArray[np.float32]
-Stored = tuple[NDArray[np.uint8], BlockScales]
 
 SEGMENT_BYTES = 48 << 20
 """Float weights of one segment; its sums take about as much again."""
@@ -148,7 +147,7 @@ def fit_weights(
     reads: Path,
     tell: Tell,
 ) -> ir.Model:
-    """The model with its weights in formats that were chosen (step 4).
+    """The model with its weights in formats that were chosen (step 4); they stay in the folder until they are read.
 
     Args:
         model: The one that was measured.
@@ -161,8 +160,9 @@ def fit_weights(
     """
     work = _begin(model, batches, options, folder, tell, reads)
     with one_blas_thread():
-        stored = work.fit_all(formats)
-    return apply_weights(work.model, {layer.name: layer for layer in work.layers}, stored)
+        work.fit_all(formats)
+    layers = {layer.name: layer for layer in work.layers}
+    return apply_weights(work.model, layers, formats, lambda name: work.fitted(layers[name]))
 
 
 def quantize_weights(
@@ -292,17 +292,22 @@ class _Work:
         names = [layer.name for layer in self.layers]
         return Trials(self.model, logits, self.batches[:TRIAL_BATCHES], weights=names, starts=starts)
 
-    def fit_all(self, formats: Mapping[str, BlockFormat]) -> dict[str, Stored]:
-        """Every weight in its format."""
-        stored = {layer.name: self._fit_table(layer, formats[layer.name]) for layer in self.tables}
+    def fit_all(self, formats: Mapping[str, BlockFormat]) -> None:
+        """Puts every weight in its format, into the folder."""
+        for layer in self.tables:
+            if not self._is_fitted(layer, formats):
+                self._keep("final", layer, *self._fit_table(layer, formats[layer.name]))
 
         def fit(layer: WeightLayer, read: _Read) -> None:
             self._keep("final", layer, *self._fitted(layer, formats[layer.name], read))
 
-        for segment, sums in self._segments(lambda segment: self._is_kept("final", segment, formats)):
+        for segment, sums in self._segments(lambda x: all(self._is_fitted(layer, formats) for layer in x.products)):
             self._for_each_product(segment, sums, fit)
             self.tell(f"weights of segment {segment.number} are in their formats")
-        return stored | {layer.name: self._kept("final", layer) for layer in self.products}
+
+    def fitted(self, layer: WeightLayer) -> Stored:
+        """A weight in its format, from the folder."""
+        return self._kept("final", layer)
 
     def _groups(self) -> Iterator[list[WeightLayer]]:
         """Products of one role and depth."""
@@ -444,11 +449,8 @@ class _Work:
             format_ = BlockFormat(bits, block, bool(symmetric), scale_bits)
             return file["integers"], BlockScales(format_, file["scale"], file["zero"], layer.inputs)
 
-    def _is_kept(self, kind: str, segment: Segment, formats: Mapping[str, BlockFormat]) -> bool:
-        return all(
-            self._place(kind, layer).exists() and self._kept(kind, layer)[1].format == formats[layer.name]
-            for layer in segment.products
-        )
+    def _is_fitted(self, layer: WeightLayer, formats: Mapping[str, BlockFormat]) -> bool:
+        return self._place("final", layer).exists() and self.fitted(layer)[1].format == formats[layer.name]
 
     def _has_losses(self, layer: WeightLayer) -> bool:
         return layer.kind == WeightKind.TABLE or self._place("losses", layer).exists()

@@ -19,6 +19,7 @@ from compiler.artifact.schema import Footprint
 from compiler.driver.measure.memory import MIB, SMALLEST_BYTES, measure_footprint, reference_footprint
 from compiler.driver.stages.candidate import UnverifiedCandidate
 from compiler.driver.stages.context import BuildContext
+from compiler.driver.stages.weights import read_least_bytes
 from compiler.fleet import Limits
 from compiler.store import StageName
 
@@ -39,7 +40,7 @@ class Remake(Protocol):
 def fit_memory(
     context: BuildContext, made: UnverifiedCandidate, original: Footprint | None, *, remake: Remake
 ) -> UnverifiedCandidate:
-    """The candidate, or a smaller build of it that keeps the limit on memory; itself where none does.
+    """The candidate, or a smaller build of it that keeps the limit on memory; the smallest of them where none does.
 
     Args:
         context: The device.
@@ -76,7 +77,7 @@ def fit_memory(
             f"its payload gets {most / MIB:.1f} MiB, and weights are made {'smaller' if is_over else 'larger'}"
         )
         attempt = remake(payload_bytes=most)
-    return fitting or made
+    return fitting or attempt
 
 
 def next_payload(size: int, excess: int, *, least: int, over: int | None, is_last: bool) -> int | None:
@@ -99,9 +100,11 @@ def next_payload(size: int, excess: int, *, least: int, over: int | None, is_las
 
 
 def _least_bytes(made: UnverifiedCandidate) -> int | None:
-    """The least payload that another build may have; 0 where weights are chosen by bytes, and the choice says it."""
+    """The least payload that another build may have; None where the target makes none smaller."""
     scheme = made.plan.rule.scheme
-    return 0 if scheme is not None and scheme.weights is not None else made.built.artifact.least_payload_bytes
+    if scheme is not None and scheme.weights is not None:
+        return read_least_bytes(made.border.entries)
+    return made.built.artifact.least_payload_bytes
 
 
 def excess_bytes(reference: Footprint, footprint: Footprint, limits: Limits) -> int:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from compiler.artifact.adapter import parse, to_json
 from compiler.compress.quant import LayerQuant, QuantPlan
@@ -35,7 +36,7 @@ from compiler.plan import Plan
 from compiler.store import Entry, Stage, StageName, read_result, stage_key, write_result
 from compiler.target.scheme import QuantScheme, WeightChoices
 
-_COSTS, _READS, _FORMATS, _TIME = "weights.json", "reads", "formats.json", "time.json"
+_COSTS, _READS, _FORMATS, _TOTALS = "weights.json", "reads", "formats.json", "totals.json"
 
 
 def weights_entry(context: BuildContext, plan: Plan, time: float | None, rewritten: Entry) -> Entry:
@@ -72,7 +73,7 @@ def weights_entry(context: BuildContext, plan: Plan, time: float | None, rewritt
         save_stage(model, files)
         write_result(files, PLAN, {"plan": quant_plan(chosen).to_dict(), "warnings": []})
         write_result(files, _FORMATS, [to_json(choice) for choice in chosen.choices])
-        write_result(files, _TIME, chosen.time)
+        write_result(files, _TOTALS, {"time": chosen.time, "least_bytes": chosen.least_bytes})
 
     inputs: dict[str, object] = {"model": fitted.digest, "plan": to_json(chosen)}
     inputs |= {"rounds activations": scheme.rounds_activations, "rounds cache": scheme.rounds_cache}
@@ -156,10 +157,20 @@ def read_weights(entries: Iterable[Entry]) -> tuple[WeightChoice, ...]:
 
 def read_time(entries: Iterable[Entry]) -> float:
     """The time of all products, against that of all weights in the fastest format; 0 where nothing is known of it."""
+    return float(_read_totals(entries).get("time", 0.0))
+
+
+def read_least_bytes(entries: Iterable[Entry]) -> int:
+    """What all weights of a border model take in their smallest formats; 0 where they are not chosen one by one."""
+    return int(_read_totals(entries).get("least_bytes", 0))
+
+
+def _read_totals(entries: Iterable[Entry]) -> dict[str, Any]:
     for entry in entries:
-        if entry.stage == StageName.QUANTIZE and (entry.files / _TIME).exists():
-            return float(read_result(entry, _TIME))
-    return 0.0
+        if entry.stage == StageName.QUANTIZE and (entry.files / _TOTALS).exists():
+            totals: dict[str, Any] = read_result(entry, _TOTALS)
+            return totals
+    return {}
 
 
 def quant_plan(plan: WeightPlan) -> QuantPlan:

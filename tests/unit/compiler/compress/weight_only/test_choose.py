@@ -1,11 +1,13 @@
 """Formats under a limit of bytes: what is chosen costs no more than any other choice that fits."""
 
+import json
+from dataclasses import astuple
 from itertools import product
 
 import numpy as np
 import pytest
 
-from compiler.compress.weight_only.choose import Budget, Option, choose_formats, lower_hull
+from compiler.compress.weight_only.choose import Budget, Option, choose_formats, choose_weights, lower_hull
 from compiler.errors import GateFailed
 from compiler.target.scheme import BlockFormat
 
@@ -47,6 +49,29 @@ def test_a_limit_below_the_smallest_formats_fails_and_says_what_they_take():
     assert failed.value.exit_code == 5
     assert "may take 0.01 MB, and their smallest formats take 0.021 MB" in str(failed.value)
     assert "divergence of" in str(failed.value)
+
+
+def test_the_least_bytes_of_a_plan_are_the_least_that_can_be_had(tmp_path):
+    rows = [
+        {
+            "name": name,
+            "node": name,
+            "op": "MatMul",
+            "elements": 100,
+            "options": [[astuple(option.format), option.bytes, option.kl] for option in options],
+        }
+        for name, options in curves(0).items()
+    ]
+    measured = tmp_path / "weights.json"
+    measured.write_text(json.dumps({"other_bytes": 77, "weights": rows}))
+
+    def chosen(size: int | None):
+        return choose_weights(measured, budget=Budget(size), times={}, scheme="int4")
+
+    least = chosen(None).least_bytes
+    assert chosen(least).bytes == least
+    with pytest.raises(GateFailed):
+        chosen(least - 1)
 
 
 @pytest.mark.parametrize("seed", range(3))

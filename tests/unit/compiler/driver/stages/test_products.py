@@ -44,7 +44,8 @@ def deep() -> ir.Model:
         weight = np.ascontiguousarray(model.graph.initializers[name].const_value.numpy().T)
         scales = fit_blocks(weight, np.ones(WIDTH, np.float32), BlockFormat(8, 64))
         stored[name] = (scales.integers(weight), scales)
-    made = apply_weights(model, layers, stored)
+    formats = {name: scales.format for name, (_, scales) in stored.items()}
+    made = apply_weights(model, layers, formats, stored.__getitem__)
     round_activations(made)
     return made
 
