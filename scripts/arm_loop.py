@@ -101,7 +101,7 @@ def hottest_loop(folder: Path, model: BenchModel, cpu: str, cache: Path) -> Figu
     alone = independent([VECTOR_OF_SCALAR], "fmla .4s") if is_scalar else independent(code, kind)
     peak_per_cycle = len(alone) / _cycles(alone, cpu, tools["llvm-mca"])
     return {
-        "tool": _version(tools["llvm-mca"]),
+        "tool": version(tools["llvm-mca"]),
         "model_of": MCA_CPU[cpu],
         "executed_instructions": block.instructions,
         "rank_among_blocks": blocks.index(block) + 1,
@@ -164,6 +164,7 @@ def _cycles(code: Sequence[str], cpu: str, tool: str) -> float:
     return int(found[1]) / ITERATIONS
 
 
-def _version(tool: str) -> str:
+def version(tool: str) -> str:
+    """What one of LLVM's programs says of itself."""
     text = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
     return " ".join(text.split()[:4])

@@ -5,6 +5,7 @@
     scripts/bench_x86.py --model face --precision int8 --rounds 40
     scripts/bench_x86.py --model face --precision bf16     beside OpenVINO in bf16
     scripts/bench_x86.py --nncf ENVIRONMENT/bin/python     with NNCF's int8 beside ours (nncf and openvino are there)
+    scripts/bench_x86.py --loops                           adds to rows that are there where ours spends its time
     scripts/bench_x86.py --prune auto --faces FOLDER --nncf ENVIRONMENT/bin/python
 
 The last measures the face model alone, as `fleetc build` chooses it with and without `--prune auto` inside the limit of
@@ -44,6 +45,7 @@ from bench_models import BenchModel, prepare_model
 from bench_quantizers import quantize_ort
 from bench_record import ROOT, Figures, commit, machine, versions
 from platformdirs import user_cache_path
+from x86_loop import hot_loops
 from x86_peak import measure_peak
 
 from compiler.passes.macs import count_macs
@@ -53,6 +55,9 @@ TOOLS = ("fleetc", "numpy", "openvino", "onnxruntime", "apache-tvm", "apache-tvm
 ROUNDS = 11
 RUN_S = 0.4
 """Seconds of one run: long beside a start, short beside the minutes in which a busy host changes."""
+
+SAMPLED_S = 3.0
+"""Seconds of inferences in which loops are looked for."""
 
 THREADS = (1, 2)
 DEFAULT = ("face", "mobilenet", "resnet50", "ocr", "encoder")
@@ -93,13 +98,16 @@ def main() -> None:
     parser.add_argument("--faces", type=Path, help="photographs that judge it, one folder per person")
     parser.add_argument("--cache", type=Path, default=user_cache_path("fleetc-bench"), help="(default: %(default)s)")
     parser.add_argument("--build-only", action="store_true", help="builds everything and measures nothing")
+    parser.add_argument(
+        "--loops", action="store_true", help="adds to rows that are measured where ours spends its time"
+    )
     given = parser.parse_args()
     if given.prune and not (given.faces and given.nncf):
         parser.error("--prune needs --faces and --nncf")
     cache = given.cache.resolve()
     runs = json.loads(given.out.read_text("utf-8"))["runs"] if given.out.exists() else {}
     for name, row in _rows(given, cache):
-        runs[name] = row
+        runs[name] = runs.get(name, {}) | row if given.loops else row
         print(name, json.dumps(row, indent=1))
         if not given.build_only:
             given.out.write_text(json.dumps(head() | {"runs": runs}, indent=1) + "\n", "utf-8")
@@ -114,6 +122,12 @@ def _rows(given: argparse.Namespace, cache: Path) -> Iterator[tuple[str, Figures
         found = measure(contenders, given.rounds, model.batches)
         return with_shares(found, macs_of(model), measure_peak(precision, host_isa(), cache))
 
+    if given.loops:
+        for name in given.model:
+            model = prepare_model(name, cache)
+            for precision in given.precision:
+                yield f"{name} {precision}", _loops(model, build(model, "tvm", precision, 1, cache))
+        return
     if given.prune:
         model = prepare_model("face", cache)
         faces = x86_faces.prepare_faces(model, given.faces)
@@ -124,6 +138,13 @@ def _rows(given: argparse.Namespace, cache: Path) -> Iterator[tuple[str, Figures
         model = prepare_model(name, cache)
         for precision in given.precision:
             yield f"{name} {precision}", timed(model, precision, list(_contenders(model, precision, cache, given.nncf)))
+
+
+def _loops(model: BenchModel, folder: Path) -> Figures:
+    """Where a bundle spends its time, with what it was built from."""
+    inputs = _write_inputs(model)
+    count = max(3, int(1e3 * SAMPLED_S / min(_ours({1: folder}, inputs).latency_ms(1, 3))))
+    return {"loops": {**commit(), **hot_loops(folder, inputs[1], count)}}
 
 
 def head() -> Figures:

@@ -12,6 +12,14 @@ say nothing. (E. Frantar et al., GPTQ, 2022, which solves B. Hassibi's and D. St
 rounding. GPTQ hands each error on by the factor of H⁻¹; gathering errors by the factor of H is the same in exact
 arithmetic (J. Chen et al., The Geometry of LLM Quantization, 2025), and needs no inverse.)
 
+One sweep leaves a lattice point that a change of single weights may still improve, since a weight rounded early knew
+nothing of those rounded later. `round_again` goes round once more: each input's weights anew, with all others held,
+
+    ŵ_j = round(ŵ_j + Σ_k (w_k − ŵ_k)·H_kj / H_jj)
+
+which never makes the sum larger (K. Behdin et al., QuantEase, 2023). It is the sum that AdaRound learns its roundings
+for by gradient descent (M. Nagel et al., Up or Down?, 2020, equation 12), here without a learning rate.
+
 H is summed batch by batch, so memory is a few matrices of (terms, terms) for any number of samples.
 """
 
@@ -121,6 +129,40 @@ def round_in_turn(wanted: Floats, lower: Floats, on_lattice: Callable[[Floats, s
             rounded[:, place] = on_lattice(row, place)
             errors[:, place] = wanted[:, place] - rounded[:, place]
     return rounded
+
+
+def round_again(
+    wanted: Floats,
+    rounded: Floats,
+    gram: Floats,
+    order: NDArray[np.int64],
+    on_lattice: Callable[[Floats, slice], Floats],
+) -> None:
+    """Rounds each term's weights anew, all others held, those that matter most first; in place.
+
+    Args:
+        wanted: The weights (terms, outputs), their terms in an order.
+        rounded: What they are rounded to, in that order.
+        gram: H (terms, terms), its terms not in that order.
+        order: Position of a weight → its term.
+        on_lattice: Rounds one position's weights (1, outputs); the slice says which position it is.
+    """
+    diagonal = np.diagonal(gram)
+    damping = np.float32(DAMPING * diagonal.mean() or 1.0)  # as in the factor
+    errors = wanted - rounded
+    for last in range(len(order), 0, -_BLOCK):
+        place = slice(max(0, last - _BLOCK), last)
+        terms = order[place]
+        pulls = gram[terms][:, order] @ errors + damping * errors[place]
+        inside = gram[np.ix_(terms, terms)]
+        changes = np.zeros_like(pulls)
+        for j in range(len(terms) - 1, -1, -1):
+            pull = pulls[j] + inside[j, j + 1 :] @ changes[j + 1 :]
+            at = slice(place.start + j, place.start + j + 1)
+            new = on_lattice(rounded[at] + pull / (inside[j, j] + damping), at)
+            changes[j] = rounded[at] - new
+            rounded[at] = new
+        errors[place] += changes
 
 
 def _on_lattice(row: Floats, scale: Floats, quant: TensorQuant) -> Floats:

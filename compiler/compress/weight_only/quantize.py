@@ -28,7 +28,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler.compress.quant.apply import at_opset
-from compiler.compress.quant.compensate import Factor, factor_of, round_in_turn
+from compiler.compress.quant.compensate import Factor, factor_of, round_again, round_in_turn
 from compiler.compress.threads import in_parallel, one_blas_thread
 from compiler.compress.weight_only.apply import OPSET, Stored, apply_weights
 from compiler.compress.weight_only.choose import Budget, Option, choose_weights
@@ -60,6 +60,9 @@ TRIAL_BATCHES = 4
 
 DEPTHS = 3
 """Parts of the depth whose weights have a price of their own: first layers of a decoder are others than the last."""
+
+SWEEPS = 2
+"""Times that weights are rounded anew behind the first."""
 
 _QUICK = (1.0, 0.85)
 """Ranges tried where only the error of a format is asked for."""
@@ -396,7 +399,7 @@ class _Work:
         scales = fit_blocks(weight, read.squares, format_)
         if read.factor is None:
             return scales.integers(weight), scales
-        return compensated(weight, scales, read.factor), scales
+        return compensated(weight, scales, read.factor, read.gram), scales
 
     def _trial(self, name: str, what: str, values: Callable[[], Mapping[str, Floats]], trials: Trials) -> float:
         """The divergence of a trial, measured once however often the work is begun."""
@@ -468,13 +471,14 @@ def _option(layer: WeightLayer, format_: BlockFormat, kl: float) -> Option:
     return Option(format_, format_.bytes_of(layer.outputs, layer.inputs), kl)
 
 
-def compensated(weight: Floats, scales: BlockScales, factor: Factor) -> NDArray[np.uint8]:
-    """The integers of the least tr(ΔW·H·ΔWᵀ), rounded one input after another.
+def compensated(weight: Floats, scales: BlockScales, factor: Factor, gram: Floats) -> NDArray[np.uint8]:
+    """The integers of the least tr(ΔW·H·ΔWᵀ), rounded one input after another, several times.
 
     Args:
         weight: (outputs, inputs).
         scales: Its lattice.
         factor: Of H (1, inputs, inputs).
+        gram: H (inputs, inputs).
     """
     order = factor.order[0]
     by_input = [scales.spread(array)[:, order].T for array in (scales.scale, scales.zero)]
@@ -487,5 +491,8 @@ def compensated(weight: Floats, scales: BlockScales, factor: Factor) -> NDArray[
         values: Floats = (moved - zero[:, place]) * scale[:, place]
         return values
 
-    round_in_turn(np.ascontiguousarray(weight[:, order].T)[None], factor.lower, on_lattice)
+    wanted = np.ascontiguousarray(weight[:, order].T)
+    rounded = round_in_turn(wanted[None], factor.lower, on_lattice)[0]
+    for _ in range(SWEEPS):
+        round_again(wanted, rounded, gram, order, lambda row, place: on_lattice(row[None], place)[0])
     return np.ascontiguousarray(integers.T)

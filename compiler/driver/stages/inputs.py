@@ -17,7 +17,7 @@ from compiler.evaluate.text import TokenIds, cut_cache, empty_cache, read_tokens
 from compiler.fleet import DeviceClass, Fleet, Range
 from compiler.fleet.data import Calibration
 from compiler.fleet.sizes import sum_of
-from compiler.model.decoder import find_decoder
+from compiler.model.decoder import Decoder, find_decoder
 from compiler.model.frontend import (
     Imported,
     bind_shapes,
@@ -33,6 +33,7 @@ from compiler.model.frontend import (
 from compiler.model.frontend.kinds import InputKind
 from compiler.model.graph import graph_digest
 from compiler.model.numerics import Arrays
+from compiler.model.reference import Unoptimized
 from compiler.model.spec import TensorSpec
 from compiler.passes.probe import run_unoptimized
 from compiler.store import canonical_json
@@ -41,6 +42,9 @@ SEED = 0
 
 FEW = 32
 """Samples that are enough to compare builds on."""
+
+TOKENS_AT_ONCE = 256
+"""Tokens of a text that the model makes a cache of in one run."""
 
 _ANY_BATCH = Range(1, 2, 3)
 """Any range does: a batch that is one stays symbolic in the model, and its ends are nowhere in it."""
@@ -270,10 +274,9 @@ def tokens_behind_caches(model: ir.Model, ids: TokenIds, sizes: Sequence[Mapping
     counts = [tuple(each.get(name, 1) for name in ("batch", decoder.sequence, decoder.past)) for each in sizes]
     rows, length, past = map(max, zip(*counts, strict=True))
     text = np.resize(ids, (rows, past + length))
-    whole = empty_cache(specs, decoder, rows=rows)
+    whole: Arrays = empty_cache(specs, decoder, rows=rows)
     if past:
-        outputs = run_unoptimized(model, {**token_inputs(text[:, :past], 0, specs, decoder), **whole})
-        whole = {pair.past: outputs[pair.present] for pair in decoder.pairs}
+        whole = _grown_cache(model, text[:, :past], whole, specs, decoder)
     return [
         {
             **token_inputs(text[:rows, past : past + length], past, specs, decoder),
@@ -281,6 +284,18 @@ def tokens_behind_caches(model: ir.Model, ids: TokenIds, sizes: Sequence[Mapping
         }
         for rows, length, past in counts
     ]
+
+
+def _grown_cache(
+    model: ir.Model, text: TokenIds, cache: Arrays, specs: Sequence[TensorSpec], decoder: Decoder
+) -> Arrays:
+    """The cache behind a text, some tokens at a time: what a run takes grows with the square of them."""
+    reference = Unoptimized(model)
+    for start in range(0, text.shape[1], TOKENS_AT_ONCE):
+        some = text[:, start : start + TOKENS_AT_ONCE]
+        outputs = reference.run({**token_inputs(some, start, specs, decoder), **cache})
+        cache = {pair.past: outputs[pair.present] for pair in decoder.pairs}
+    return cache
 
 
 def _points(

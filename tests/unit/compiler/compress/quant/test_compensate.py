@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 from quant_models import batches_of, model_of, scheme_of
 
 from compiler.compress.quant import QuantOptions, quantize
-from compiler.compress.quant.compensate import DAMPING, compensate, factorize
+from compiler.compress.quant.compensate import (
+    DAMPING,
+    compensate,
+    factor_of,
+    factorize,
+    round_again,
+    round_in_turn,
+)
 from compiler.compress.quant.plan import TensorQuant
 from compiler.compress.quant.unfold import Layout, find_layout
 from compiler.compress.quant.weights import dequantize, nearest, quantize_weight, round_weight, spread
@@ -212,3 +219,41 @@ def test_layers_that_read_one_value_alike_share_its_factor(monkeypatch: pytest.M
     monkeypatch.setattr(np.linalg, "cholesky", lambda array, real=np.linalg.cholesky: calls.append(1) or real(array))
     quantize(model, batches_of(model), scheme_of())
     assert len(calls) == {"n": 1, "m": 2}[read]
+
+
+@pytest.mark.parametrize("terms", [5, 200])
+def test_rounding_again_never_errs_more_and_ends_where_no_single_weight_errs_less(terms: int) -> None:
+    random = np.random.default_rng(terms)
+    read = random.standard_normal((3 * terms, terms)) @ random.standard_normal((terms, terms))
+    read[:, 2] = 0  # says nothing about its weights
+    gram = (read.T @ read / len(read)).astype(np.float32)
+    damped = gram.astype(np.float64) + DAMPING * np.diagonal(gram).mean() * np.eye(terms)
+    factor = factor_of(gram[None].copy())
+    order = factor.order[0]
+    wanted = random.standard_normal((terms, 40)).astype(np.float32)[order]
+    step = np.float32(0.5)
+
+    def on_lattice(row: Array, _: slice) -> Array:
+        return np.asarray(np.clip(np.rint(row / step), -3, 4) * step, np.float32)
+
+    def errs(rounded: Array) -> np.ndarray:
+        error = np.empty_like(wanted, np.float64)
+        error[order] = wanted - rounded
+        return np.einsum("io,ij,jo->o", error, damped, error)
+
+    rounded = round_in_turn(wanted[None], factor.lower, on_lattice)[0]
+    before = first = errs(rounded)
+    for _ in range(50):
+        last = rounded.copy()
+        round_again(wanted, rounded, gram, order, on_lattice)
+        assert (errs(rounded) <= before * (1 + 1e-5)).all()
+        before = errs(rounded)
+        if (rounded == last).all():
+            break
+    assert (rounded == last).all()
+    assert (before < first).any()
+    for position in range(terms):
+        for move in (-step, step):
+            other = rounded.copy()
+            other[position] = on_lattice(other[position] + move, slice(0, 1))
+            assert (errs(other) >= before * (1 - 1e-5)).all()
