@@ -63,6 +63,9 @@ class Unoptimized:
 
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
+_HALF = 4
+"""Bits of what is stored two to a byte."""
+
 _ROUNDING = ("Quantize", "Integer", "QLinear", "NBits")
 """In the names of operators that round to few bits."""
 
@@ -126,7 +129,7 @@ def _fixed_bytes(value: ir.Value) -> int:
 def _removed_weights(model: ir.Model, session: Any) -> dict[str, Any]:
     wanted = {value.name for value in session.get_inputs()}
     return {
-        name: _lend(value.const_value.numpy())
+        name: _lend_weight(value.const_value)
         for name, value in model.graph.initializers.items()
         if name in wanted and value.const_value is not None
     }
@@ -151,6 +154,18 @@ def _turn_weights(model: ir.Model, bare: onnx.ModelProto) -> dict[str, Any]:
         graph.input.append(onnx.helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, array.shape))
         del graph.node[place]
     return turned
+
+
+def _lend_weight(tensor: ir.TensorProtocol) -> Any:
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth != _HALF:
+        return _lend(tensor.numpy())
+    import onnxruntime as ort
+
+    size = tensor.size
+    mapped = np.memmap(tensor.path, np.uint8, "r", offset=tensor.offset or 0)[:size]
+    # of so many bytes the runtime reads the first half: where the file has them it does not matter what they are
+    halves = mapped if len(mapped) == size else np.append(mapped, np.zeros(size - len(mapped), np.uint8))
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(halves.reshape(tensor.shape.numpy()), int(tensor.dtype))
 
 
 def _lend(array: Array) -> Any:

@@ -76,7 +76,9 @@ def factor_of(gram: Floats) -> Factor:
     """The factor of sums X̂·X̂ᵀ (groups, terms, terms)."""
     diagonal = np.diagonal(gram, axis1=1, axis2=2)
     order = np.argsort(-diagonal, axis=1, kind="stable")[:, ::-1]
-    sorted_ = np.stack([own[np.ix_(places, places)] for own, places in zip(gram, order, strict=True)])
+    sorted_ = np.empty_like(gram)
+    for own, places, place in zip(gram, order, sorted_, strict=True):
+        place[...] = own[np.ix_(places, places)]
     mean = diagonal.mean(axis=1)
     places = np.arange(gram.shape[1])
     # an input that is always zero says nothing about its weights: any λ > 0 leaves them rounded to nearest

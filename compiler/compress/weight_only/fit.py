@@ -73,6 +73,10 @@ class BlockScales:
             np.multiply(moved, self.spread(self.scale[rows]), out=values[rows])
         return values
 
+    def of_rows(self, rows: slice) -> BlockScales:
+        """The lattice of some outputs."""
+        return BlockScales(self.format, self.scale[rows], self.zero[rows], self.inputs)
+
     def _some_rows(self) -> Iterator[slice]:
         """All rows, some at a time: a number for each weight takes as much memory as the weights."""
         step = max(1, _SPREAD // self.inputs)

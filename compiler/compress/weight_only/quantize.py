@@ -52,6 +52,9 @@ SEGMENT_BYTES = 48 << 20
 LARGE_BYTES = 32 << 20
 """Weights of more bytes are fitted one after another: each takes six times as much meanwhile."""
 
+TOGETHER = 1 << 22
+"""Weights of one matrix whose roundings are compensated together: each takes eight floats meanwhile."""
+
 KEPT_BYTES = 1 << 30
 """Most bytes of what products read that are kept from the first walk for the second; of more, it is summed again."""
 
@@ -480,6 +483,14 @@ def compensated(weight: Floats, scales: BlockScales, factor: Factor, gram: Float
         factor: Of H (1, inputs, inputs).
         gram: H (inputs, inputs).
     """
+    integers = np.empty(weight.shape, np.uint8)
+    step = max(1, TOGETHER // weight.shape[1])
+    for rows in (slice(start, start + step) for start in range(0, len(weight), step)):
+        integers[rows] = _compensated(weight[rows], scales.of_rows(rows), factor, gram)
+    return integers
+
+
+def _compensated(weight: Floats, scales: BlockScales, factor: Factor, gram: Floats) -> NDArray[np.uint8]:
     order = factor.order[0]
     by_input = [scales.spread(array)[:, order].T for array in (scales.scale, scales.zero)]
     scale, zero = (np.ascontiguousarray(array)[None] for array in by_input)
@@ -495,4 +506,4 @@ def compensated(weight: Floats, scales: BlockScales, factor: Factor, gram: Float
     rounded = round_in_turn(wanted[None], factor.lower, on_lattice)[0]
     for _ in range(SWEEPS):
         round_again(wanted, rounded, gram, order, lambda row, place: on_lattice(row[None], place)[0])
-    return np.ascontiguousarray(integers.T)
+    return integers.T

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import psutil
@@ -9,7 +11,9 @@ import pytest
 
 from compiler.errors import ToolchainFailed, UnsupportedModel
 from compiler.model import reference
+from compiler.model.graph import add_constant
 from compiler.model.reference import Optimized, Unoptimized, may_optimize
+from compiler.model.save import save_model
 from compiler.passes.probe import make_probe
 
 HEADER = '<ir_version: 10, opset_import: ["": 20, "own": 1]> g '
@@ -120,3 +124,21 @@ def test_what_a_large_model_takes_for_a_run_is_given_back(monkeypatch: pytest.Mo
 
 def rss_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
+
+
+@pytest.mark.parametrize("count", [16384, 16383])
+@pytest.mark.parametrize("dtype", [ir.DataType.INT4, ir.DataType.UINT4])
+def test_weights_of_4_bits_are_read_from_their_file_and_not_unpacked(
+    tmp_path: Path, dtype: ir.DataType, count: int
+) -> None:
+    text = '<ir_version: 10, opset_import: ["": 21]> g (float s) => (float[n] y) { y = DequantizeLinear(w, s) }'
+    model = ir.from_onnx_text(text)
+    low = -8 if dtype == ir.DataType.INT4 else 0
+    wanted = np.random.default_rng(0).integers(low, low + 16, count)
+    weight = ir.tensor(wanted.astype(dtype.numpy()), dtype=dtype, name="w")
+    model.graph[0].replace_input_with(0, add_constant(model.graph, "w", weight))
+    save_model(model, tmp_path / "m.onnx", external_above_bytes=0)
+    read = ir.load(tmp_path / "m.onnx")
+    outputs = Unoptimized(read).run({"s": np.float32(0.5).reshape(())})
+    assert outputs["y"].tolist() == (wanted * 0.5).tolist()
+    assert read.graph.initializers["w"].const_value.raw is None

@@ -56,6 +56,16 @@ def test_the_same_model_is_the_same_bytes(whole: ir.Model, tmp_path: Path, exter
     assert files[0] == files[1]
 
 
+def test_weights_that_are_copied_from_file_to_file_do_not_stay_in_memory(whole: ir.Model, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    save_model(whole, first, external_above_bytes=0)
+    read = ir.load(first)
+    save_model(read, second, external_above_bytes=0)
+    assert first.with_suffix(".data").read_bytes() == second.with_suffix(".data").read_bytes()
+    outside = [value.const_value for value in read.graph.initializers.values()]
+    assert [tensor.raw for tensor in outside if isinstance(tensor, ir.ExternalTensor)] == [None, None]
+
+
 def test_what_shapes_are_inferred_from_stays_inside_the_model_file(whole: ir.Model, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     assert save_model(whole, path, external_above_bytes=0) == (path, tmp_path / "m.data")
