@@ -150,10 +150,15 @@ class EvaluateTask:
 
 @dataclass(frozen=True)
 class FootprintTask:
-    """Run an artifact once, or only load it where there are no inputs, and tell the peak memory that it took."""
+    """Run an artifact once, or only load it where there are no inputs, and tell the peak memory that it took.
+
+    Where its runner keeps a cache inside, it answers a prompt in place of the run, as it does on the device.
+    """
 
     artifact: ArtifactWithRoot
     inputs: Path
+    decoder: Decoder | None = None
+    asked: Asked | None = None
     work: Literal["footprint"] = "footprint"
 
 

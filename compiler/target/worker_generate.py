@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from compiler.evaluate.answers import Answered, Asked, Conversation, FedBack, Following, answer
+from collections.abc import Sequence
+
+from compiler.evaluate.answers import Answered, Asked, FedBack, Following, answer
+from compiler.model.decoder import Decoder
+from compiler.model.spec import TensorSpec
 from compiler.target.request import GenerateAnswer, GenerateTask
 from compiler.target.runner import AnswersPrompts, KeepsCache, Runner
 from compiler.target.target import find_target
@@ -19,11 +23,14 @@ def generate(task: GenerateTask) -> GenerateAnswer:
 
 
 def _answered(runner: Runner, task: GenerateTask, asked: Asked) -> Answered:
-    return runner.answer(asked) if isinstance(runner, AnswersPrompts) else answer(_begun(runner, task), asked)
+    if isinstance(runner, AnswersPrompts):
+        return runner.answer(asked)
+    inputs = task.artifact.inputs
+    kept = begin(runner, inputs, task.decoder) if isinstance(runner, KeepsCache) else None
+    return answer(kept or FedBack(runner.run, inputs, task.decoder), asked)
 
 
-def _begun(runner: Runner, task: GenerateTask) -> Conversation:
-    if isinstance(runner, KeepsCache):
-        runner.forget()
-        return Following(runner.follow, task.artifact.inputs, task.decoder)
-    return FedBack(runner.run, task.artifact.inputs, task.decoder)
+def begin(runner: KeepsCache, inputs: Sequence[TensorSpec], decoder: Decoder) -> Following:
+    """A conversation with a runner that keeps its cache."""
+    runner.forget()
+    return Following(runner.follow, inputs, decoder)

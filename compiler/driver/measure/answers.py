@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from compiler.artifact.adapter import parse, to_json
 from compiler.artifact.schema import GenerationFacts, ProcessMemory, PromptAnswers, WeightFacts
 from compiler.compress.threads import in_parallel
 from compiler.driver.measure.child import measure_in_child
-from compiler.driver.measure.memory import RUNS, peak_bytes
+from compiler.driver.measure.memory import RUNS, full_prompt, peak_bytes
 from compiler.driver.measure.speed import INSTRUCTIONS_PER_CYCLE
 from compiler.driver.stages.candidate import BuiltCandidate, is_foreign
 from compiler.driver.stages.context import BuildContext
@@ -29,7 +29,7 @@ from compiler.model.frontend import describe_inputs
 from compiler.model.numerics import Arrays
 from compiler.model.reference import Unoptimized
 from compiler.store import StageName, read_result, write_result
-from compiler.target.request import FootprintAnswer, FootprintTask, GenerateAnswer, GenerateTask
+from compiler.target.request import GenerateAnswer, GenerateTask
 
 _ANSWERS = "answers.json"
 _AT_ONCE = 4
@@ -210,25 +210,17 @@ def _memory(context: BuildContext, made: BuiltCandidate, decoder: Decoder) -> Pr
     if made.verdict.evidence != Evidence.HOST:
         return ProcessMemory(None, None, None, Evidence.NONE, made.verdict.reason or "it was not executed here")
     full = made.points[-1].inputs
-    specs = made.built.artifact.inputs
+    specs, asked = made.built.artifact.inputs, full_prompt(context, full)
     ids = full[decoder.ids].astype(np.int64)
     first = {**token_inputs(ids, 0, specs, decoder), **empty_cache(specs, decoder)}
+    part = replace(asked, prompt=asked.prompt[: asked.prefill], tokens=1) if asked else None
     try:
-        load, prefill, last = (_peak(context, made, inputs) for inputs in ({}, first, full))
+        load, prefill, last = (_peak(context, made, *run) for run in (({}, None), (first, part), (full, asked)))
     except (TargetUnavailable, ToolchainFailed) as error:
         return ProcessMemory(None, None, None, Evidence.NONE, error.what.splitlines()[0])
     return ProcessMemory(load, prefill, last, Evidence.HOST)
 
 
-def _peak(context: BuildContext, made: BuiltCandidate, inputs: Arrays) -> int:
+def _peak(context: BuildContext, made: BuiltCandidate, inputs: Arrays, asked: Asked | None) -> int:
     """The least of some runs, as the gate on memory takes it."""
-    artifact = made.built.artifact
-    answers = measure_in_child(
-        context,
-        StageName.MEMORY,
-        FootprintAnswer,
-        [(made.built, inputs)],
-        lambda paths: FootprintTask(artifact, paths[0]),
-        times=RUNS,
-    )
-    return min(answer.peak_bytes for answer in answers)
+    return min(peak_bytes(context, made.built, inputs, nth=nth, asked=asked)[0] for nth in range(1, RUNS + 1))

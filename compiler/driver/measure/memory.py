@@ -6,12 +6,14 @@ run       peak resident memory of a process that loads the artifact and runs it,
           a runtime's libraries are resident is no property of the model. The least of up to three runs on this
           machine, since what else a process touches only adds; under an emulator, whose program is looked at from
           outside, the largest of the looks at one run, the last of them when its inference is done: the run that
-          parity judges.
+          parity judges
+process   that peak as it is, at the largest sizes (`memory_mib`). A language model whose runner keeps the cache inside
+          answers a prompt there, as on the device: read in parts, until one more token fills the context
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeGuard
 
@@ -30,8 +32,10 @@ from compiler.driver.stages.execute import emulated_run
 from compiler.driver.stages.verify import why_not_executed
 from compiler.driver.work import list_work
 from compiler.errors import TargetUnavailable, ToolchainFailed, UnsupportedModel
+from compiler.evaluate.answers import Asked
 from compiler.evaluate.gates import Figure
 from compiler.fleet.detect import host_fingerprint
+from compiler.model.decoder import find_decoder
 from compiler.model.numerics import Arrays, arrays_digest
 from compiler.model.save import save_model
 from compiler.passes.instrument import measure
@@ -98,7 +102,8 @@ def measure_footprint(context: BuildContext, made: UnverifiedCandidate, original
         if context.job.plan.constraints.limits.memory_mib is not None and is_judged:
             unexecuted = made.unexecuted  # the largest sizes are what the limit is on
             if not unexecuted:
-                process, its_evidence = _least_peak(context, made.built, made.points[-1].inputs)
+                inputs = made.points[-1].inputs
+                process, its_evidence = _least_peak(context, made.built, inputs, full_prompt(context, inputs))
         run, where = (None, Evidence.NONE) if noise else _run_bytes(context, made)
     except (TargetUnavailable, ToolchainFailed) as error:  # no such counter here, or a runtime that fails at it
         return Footprint(weights, evidence, None, Evidence.NONE, error.what.splitlines()[0])
@@ -244,13 +249,29 @@ def _run_bytes(context: BuildContext, made: UnverifiedCandidate) -> tuple[int, E
     return _least_peak(context, made.built, made.typical.inputs)[0] - _least_peak(context, *empty)[0], where
 
 
-def _least_peak(context: BuildContext, built: Built, inputs: Arrays) -> tuple[int, Evidence]:
+def full_prompt(context: BuildContext, inputs: Arrays) -> Asked | None:
+    """A prompt behind which one token fills a language model's context; None of another model.
+
+    Args:
+        context: The device.
+        inputs: Of the model, whose tokens it is made of.
+    """
+    used = context.job.device.generation
+    if used is None:
+        return None
+    tokens = np.resize(inputs[find_decoder(context.ready.model).ids], used.context - 1)
+    return Asked(tuple(map(int, tokens)), 2, used.prefill, used.context, ())
+
+
+def _least_peak(
+    context: BuildContext, built: Built, inputs: Arrays, asked: Asked | None = None
+) -> tuple[int, Evidence]:
     """Peak bytes of a process that runs an artifact, the least of as many as are needed to tell, and where it ran."""
-    least, where = peak_bytes(context, built, inputs)
+    least, where = peak_bytes(context, built, inputs, asked=asked)
     if where == Evidence.EMULATOR or least >= LARGE_BYTES:
         return least, where
     for nth in range(2, RUNS + 1):
-        peak, _ = peak_bytes(context, built, inputs, nth=nth)
+        peak, _ = peak_bytes(context, built, inputs, nth=nth, asked=asked)
         is_told = abs(peak - least) <= AGREE_BYTES
         least = min(least, peak)
         if is_told:
@@ -258,17 +279,29 @@ def _least_peak(context: BuildContext, built: Built, inputs: Arrays) -> tuple[in
     return least, where
 
 
-def peak_bytes(context: BuildContext, built: Built, inputs: Arrays, *, nth: int = 1) -> tuple[int, Evidence]:
-    """Peak bytes of one process that runs an artifact, the first or another one, and where it ran."""
+def peak_bytes(
+    context: BuildContext, built: Built, inputs: Arrays, *, nth: int = 1, asked: Asked | None = None
+) -> tuple[int, Evidence]:
+    """Peak bytes of one process that runs an artifact, the first or another one, and where it ran.
+
+    Args:
+        context: The device.
+        built: The artifact.
+        inputs: What it runs; nothing: it is loaded only.
+        nth: Which process of several.
+        asked: What a language model answers in place of the run, where its runner keeps the cache inside.
+    """
     if is_foreign(context.job.profile.cpu) and (peak := _emulated_peak(context, built, inputs)) is not None:
         return peak, Evidence.EMULATOR
+    decoder = find_decoder(context.ready.model) if asked else None
     (answer,) = measure_in_child(
         context,
         StageName.MEMORY,
         FootprintAnswer,
         [(built, inputs)],
-        lambda paths: FootprintTask(built.artifact, paths[0]),
+        lambda paths: FootprintTask(built.artifact, paths[0], decoder, asked),
         run=nth,
+        asked=asdict(asked) if asked else None,
     )
     return answer.peak_bytes, answer.evidence
 
