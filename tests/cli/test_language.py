@@ -11,11 +11,17 @@ import pytest
 from decoder_graph import DecoderSize
 from language_models import tiny_decoder, tiny_text, windows
 
+from compiler.artifact.manifest import read_artifact
 from compiler.driver.search import trials
 from compiler.driver.stages import emulation
 from compiler.driver.stages.emulation import reckon
+from compiler.errors import DataError
+from compiler.evaluate.answers import Asked
+from compiler.model.decoder import find_decoder
 from compiler.model.onnx_runtime import OnnxRuntimeSession
 from compiler.model.reference import Unoptimized
+from compiler.target.request import FootprintAnswer, FootprintTask
+from compiler.target.worker_measure import footprint
 from tests.cli.conftest import Place, make_place
 
 FLEET = """schema: 1
@@ -101,6 +107,20 @@ def test_memory_formats_and_answers_are_in_manifest_and_report(built: Place) -> 
     page = (built.dist / "report.html").read_text()
     assert "other.npy, 10 windows of 16 tokens" in page and "2 prompts, answered by the given model" in page
     assert f"{sum(row['bytes'] for row in spoken['weights']) / (1 << 20):.1f} MiB</summary>" in page
+
+
+def test_the_process_is_weighed_while_a_prompt_fills_the_context(built: Place, tmp_path: Path) -> None:
+    artifact = read_artifact(built.dist / "phone").artifact
+    decoder = find_decoder(ir.load(built.dist / "phone" / "border.onnx"))
+    np.savez(tmp_path / "none.npz")
+
+    def weighed(prompt: int) -> FootprintAnswer:
+        asked = Asked((1,) * prompt, 2, 16, 32, ())
+        return footprint(FootprintTask(artifact, tmp_path / "none.npz", decoder, asked))
+
+    assert weighed(31).peak_bytes > 0
+    with pytest.raises(DataError):  # the cache has no places for them: so it is the prompt that is read
+        weighed(40)
 
 
 def answers_as_its_border_model(place: Place, folder: str) -> None:
