@@ -31,7 +31,14 @@ from decoder_graph import DecoderSize
 from language_judge import DIVERGENCE, MORE, Figures, Judge, Run, by_reference, feeds_of, windows
 from language_peers import Peer, find_quantizer, llama_peers, nncf_peers, onnxruntime_peer, run_session
 
-from compiler.compress.weight_only import Budget, WeightOptions, measure_weights, quantize_weights, round_activations
+from compiler.compress.weight_only import (
+    Budget,
+    WeightOptions,
+    choose_weights,
+    fit_weights,
+    measure_weights,
+    round_activations,
+)
 from compiler.model.decoder import find_decoder
 from compiler.model.frontend import describe_inputs
 from compiler.model.numerics import Array
@@ -84,39 +91,29 @@ def ours(
     for budget in budgets:
         started, place = time.monotonic(), folder / f"{budget:g}"
         is_begun = place.exists()
-        made = quantize_weights(
-            model,
-            feeds(),
-            costs,
-            how,
-            budget=Budget(int(budget * 1e6)),
-            times={},
-            scheme=name,
-            folder=place,
-            reads=reads,
-            tell=_tell,
-        )
+        plan = choose_weights(costs, budget=Budget(int(budget * 1e6)), times={}, scheme=name)
+        made = fit_weights(model, feeds(), plan.formats, how, folder=place, reads=reads, tell=_tell)
         row: Figures = {
             "who": f"fleetc, formats of {name}",
             "budget_mb": budget,
-            "bytes": made.plan.bytes,
-            "formats": dict(Counter(str(choice.format) for choice in made.plan.choices)),
-            "expected KL": round(made.plan.kl, 5),
+            "bytes": plan.bytes,
+            "formats": dict(Counter(str(choice.format) for choice in plan.choices)),
+            "expected KL": round(plan.kl, 5),
         }
         if not is_begun:  # else it is the rest of an earlier run's
             row["seconds"] = round(time.monotonic() - started)
         if name == "onnxruntime":
             for activations, note in PACKED.items():
                 if activations == "int8":
-                    round_activations(made.model)
+                    round_activations(made)
                 path = place / f"{activations}.onnx"
-                packed, *files = save_model(pack_weights(made.model), path, external_above_bytes=0)
+                packed, *files = save_model(pack_weights(made), path, external_above_bytes=0)
                 yield (
                     row | {"file_bytes": sum(file.stat().st_size for file in (packed, *files)), "note": note},
                     (run_session(packed)),
                 )
         else:
-            yield row | {"note": "border model, activations in float"}, by_reference(made.model)
+            yield row | {"note": "border model, activations in float"}, by_reference(made)
 
 
 def peers(options: argparse.Namespace, model: ir.Model, calibration: Array) -> Iterator[Peer | str]:

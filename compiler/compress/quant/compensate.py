@@ -45,6 +45,9 @@ DAMPING = 0.01
 MOST_TERMS = 4608
 """Largest number of terms of a product that is compensated: a matrix of (terms, terms) takes 81 MiB there."""
 
+_COLUMNS = 512
+"""Of a factor that are computed together where it is large."""
+
 _BLOCK = 128
 """Inputs whose errors are gathered by one product of matrices; inside of a block it is one product for each input."""
 
@@ -83,9 +86,32 @@ def factor_of(gram: Floats) -> Factor:
     places = np.arange(gram.shape[1])
     # an input that is always zero says nothing about its weights: any λ > 0 leaves them rounded to nearest
     sorted_[:, places, places] += np.where(mean > 0, DAMPING * mean, 1.0)[:, None].astype(np.float32)
-    lower = np.asarray(np.linalg.cholesky(sorted_), np.float32)
+    if gram.shape[1] > MOST_TERMS:
+        for own in sorted_:
+            factor_in_place(own)
+        lower = sorted_
+    else:
+        lower = np.asarray(np.linalg.cholesky(sorted_), np.float32)
     lower /= np.diagonal(lower, axis1=1, axis2=2)[:, None, :].copy()
     return Factor(order, lower)
+
+
+def factor_in_place(matrix: Floats) -> None:
+    """A symmetric matrix (terms, terms) becomes its lower factor, some columns at a time, with sums in float64.
+
+    numpy's own computes in float64 as a whole, and takes six times the matrix meanwhile.
+    """
+    for first in range(0, len(matrix), _COLUMNS):
+        width = min(_COLUMNS, len(matrix) - first)
+        some = matrix[first:, first : first + width].astype(np.float64)
+        for start in range(0, first, _COLUMNS):
+            done = matrix[first:, start : start + _COLUMNS].astype(np.float64)
+            some -= done @ done[:width].T
+        corner = np.linalg.cholesky(some[:width])
+        some[width:] = np.linalg.solve(corner, some[width:].T).T
+        some[:width] = corner
+        matrix[first:, first : first + width] = some
+        matrix[:first, first : first + width] = 0.0
 
 
 def compensate(weight: Floats, quant: TensorQuant, layout: Layout, factor: Factor) -> Floats:

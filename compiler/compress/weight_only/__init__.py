@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from compiler.compress.weight_only.choose import Budget, choose_weights
 from compiler.compress.weight_only.plan import WeightChoice, WeightPlan
-from compiler.compress.weight_only.quantize import (
-    WeightOptions,
-    WeightsQuantized,
-    fit_weights,
-    measure_weights,
-    quantize_weights,
-)
+from compiler.compress.weight_only.quantize import WeightOptions, fit_weights, measure_weights
 from compiler.compress.weight_only.round_activations import round_activations, round_cache
 
 __all__ = [
@@ -18,11 +12,9 @@ __all__ = [
     "WeightChoice",
     "WeightOptions",
     "WeightPlan",
-    "WeightsQuantized",
     "choose_weights",
     "fit_weights",
     "measure_weights",
-    "quantize_weights",
     "round_activations",
     "round_cache",
 ]

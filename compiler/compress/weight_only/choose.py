@@ -44,10 +44,12 @@ class Budget:
     Args:
         bytes: Of weights, scales and zero points.
         time: Of their products, against that of all weights in the fastest format.
+        why: What leaves them so many bytes, for the error where those do not do.
     """
 
     bytes: int | None = None
     time: float | None = None
+    why: str = ""
 
     def cost(self, option: Option) -> float:
         """The share that an option takes of what there is."""
@@ -70,7 +72,7 @@ def choose_formats(curves: Mapping[str, Sequence[Option]], budget: Budget) -> di
     Raises:
         GateFailed: The cheapest formats of all take more.
     """
-    if budget == Budget():
+    if budget.bytes is None and budget.time is None:
         best = {name: min(options, key=lambda option: (option.kl, option.bytes)) for name, options in curves.items()}
         return {name: (option, "nothing limits the bytes: the most accurate format") for name, option in best.items()}
     hulls = {name: lower_hull(options, budget.cost) for name, options in curves.items()}
@@ -155,7 +157,8 @@ def _gain(hull: Sequence[Option], place: int, budget: Budget) -> float:
 def _too_small(budget: Budget, used: int, time: float, kl: float) -> GateFailed:
     if budget.bytes is not None and used > budget.bytes:
         return GateFailed(
-            f"the weights may take {_mb(max(0, budget.bytes))}, and their smallest formats take {_mb(used)}",
+            f"the weights may take {_mb(max(0, budget.bytes))}, and their smallest formats take {_mb(used)}"
+            + (f": {budget.why}" if budget.why else ""),
             remedy=f"Allow {_mb(used)}, at an expected divergence of {kl:.3g} nats a token, or take a smaller model.",
         )
     return GateFailed(

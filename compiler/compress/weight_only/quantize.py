@@ -31,11 +31,10 @@ from compiler.compress.quant.apply import at_opset
 from compiler.compress.quant.compensate import Factor, factor_of, round_again, round_in_turn
 from compiler.compress.threads import in_parallel, one_blas_thread
 from compiler.compress.weight_only.apply import OPSET, Stored, apply_weights
-from compiler.compress.weight_only.choose import Budget, Option, choose_weights
+from compiler.compress.weight_only.choose import Option
 from compiler.compress.weight_only.divergence import Trials
 from compiler.compress.weight_only.fit import BlockScales, fit_blocks, rounding_loss
 from compiler.compress.weight_only.layers import WeightKind, WeightLayer, find_layers
-from compiler.compress.weight_only.plan import WeightPlan
 from compiler.compress.weight_only.segments import Segment, Stream, cut_segments, sum_squares
 from compiler.errors import DataError, UnsupportedModel
 from compiler.model.numerics import Array, Arrays
@@ -85,14 +84,6 @@ class WeightOptions:
 
     compensate: bool = True
     batches: int = 24
-
-
-@dataclass(frozen=True)
-class WeightsQuantized:
-    """A model with its weights in few bits, and what was decided."""
-
-    model: ir.Model
-    plan: WeightPlan
 
 
 Tell = Callable[[str], None]
@@ -169,25 +160,6 @@ def fit_weights(
         work.fit_all(formats)
     layers = {layer.name: layer for layer in work.layers}
     return apply_weights(work.model, layers, formats, lambda name: work.fitted(layers[name]))
-
-
-def quantize_weights(
-    model: ir.Model,
-    batches: Iterable[Arrays],
-    measured: Path,
-    options: WeightOptions,
-    *,
-    budget: Budget,
-    times: Mapping[int, float],
-    scheme: str,
-    folder: Path,
-    reads: Path,
-    tell: Tell,
-) -> WeightsQuantized:
-    """Puts the weights of a model in few bits (steps 3 and 4): arguments of `choose_weights` and `fit_weights`."""
-    plan = choose_weights(measured, budget=budget, times=times, scheme=scheme)
-    made = fit_weights(model, batches, plan.formats, options, folder=folder, reads=reads, tell=tell)
-    return WeightsQuantized(made, plan)
 
 
 def _begin(

@@ -54,14 +54,14 @@ def weights_entry(context: BuildContext, plan: Plan, time: float | None, rewritt
         DataError: There are no calibration data.
     """
     scheme, choices, data = _needs(context, plan)
-    options, budget = WeightOptions(), Budget(plan.target_plan.payload_bytes, time)
+    options, most = WeightOptions(), plan.target_plan.payload_bytes
+    budget = Budget(most, time, plan.decisions["payload"].reason if most is not None else "")
     costs = _costs_entry(context, rewritten, choices, data, options)
 
     try:
         chosen = choose_weights(costs.files / _COSTS, budget=budget, times=scheme.times, scheme=scheme.name)
     except GateFailed as error:
-        limit = f": {plan.decisions['payload'].reason}" if budget.bytes is not None else ""
-        raise GateFailed(f"{error.what}{limit}", where=context.job.device.place, remedy=error.remedy) from error
+        raise GateFailed(error.what, where=context.job.device.place, remedy=error.remedy) from error
     fitted = _fitted_entry(context, rewritten, costs, chosen, data, options)
 
     def make(files: Path) -> None:

@@ -12,7 +12,7 @@ from decoder_graph import DecoderSize
 from language_models import tiny_decoder, windows
 
 from compiler.artifact import Artifact
-from compiler.compress.weight_only import Budget, WeightOptions, measure_weights, quantize_weights
+from compiler.compress.weight_only import Budget, WeightOptions, choose_weights, fit_weights, measure_weights
 from compiler.fleet import Range
 from compiler.fleet.profile import load_profile
 from compiler.model.frontend.infer import infer_shapes
@@ -103,20 +103,12 @@ def test_weights_in_blocks_stay_as_small_as_they_are(model: ir.Model, tmp_path: 
     assert choices is not None
     common = {"folder": tmp_path / "work", "reads": tmp_path / "reads", "tell": lambda text: None}
     measure_weights(model, batches, choices, how, logits="logits", result=tmp_path / "costs.json", **common)
-    made = quantize_weights(
-        model,
-        batches,
-        tmp_path / "costs.json",
-        how,
-        budget=Budget(115_000),
-        times={},
-        scheme="openvino-weights",
-        **common,
-    )
-    infer_shapes(made.model)
-    assert {choice.format.bits for choice in made.plan.choices} == {4, 8}
-    artifact = build(made.model, tmp_path / "small", "int4-weights")
+    plan = choose_weights(tmp_path / "costs.json", budget=Budget(115_000), times={}, scheme="openvino-weights")
+    made = fit_weights(model, batches, plan.formats, how, **common)
+    infer_shapes(made)
+    assert {choice.format.bits for choice in plan.choices} == {4, 8}
+    artifact = build(made, tmp_path / "small", "int4-weights")
     stored = (artifact.root / "payload/model.bin").stat().st_size
-    assert stored < made.plan.bytes + 4096
+    assert stored < plan.bytes + 4096
     (feeds,) = windows(model, 1, length=5, past=4)
-    assert close(Unoptimized(made.model).run(feeds), TARGET.load(artifact).run(feeds), "int8")
+    assert close(Unoptimized(made).run(feeds), TARGET.load(artifact).run(feeds), "int8")

@@ -12,6 +12,7 @@ from compiler.compress.quant import QuantOptions, quantize
 from compiler.compress.quant.compensate import (
     DAMPING,
     compensate,
+    factor_in_place,
     factor_of,
     factorize,
     round_again,
@@ -257,3 +258,12 @@ def test_rounding_again_never_errs_more_and_ends_where_no_single_weight_errs_les
             other = rounded.copy()
             other[position] = on_lattice(other[position] + move, slice(0, 1))
             assert (errs(other) >= before * (1 - 1e-5)).all()
+
+
+@pytest.mark.parametrize("terms", [7, 512, 1300])
+def test_a_factor_made_some_columns_at_a_time_is_numpys(terms: int) -> None:
+    read = np.random.default_rng(terms).standard_normal((2 * terms, terms)).astype(np.float32)
+    gram = read.T @ read / np.float32(len(read))
+    factor = gram.copy()
+    factor_in_place(factor)
+    assert np.allclose(factor, np.linalg.cholesky(gram), rtol=1e-4, atol=1e-6)

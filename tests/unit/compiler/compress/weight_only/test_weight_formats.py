@@ -3,13 +3,21 @@
 import hashlib
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from language_models import tiny_decoder, windows
 
-from compiler.compress.weight_only import Budget, WeightOptions, WeightsQuantized, measure_weights, quantize_weights
+from compiler.compress.weight_only import (
+    Budget,
+    WeightOptions,
+    WeightPlan,
+    choose_weights,
+    fit_weights,
+    measure_weights,
+)
 from compiler.compress.weight_only.divergence import Trials, mean_divergence
 from compiler.compress.weight_only.layers import WeightKind, find_layers
 from compiler.compress.weight_only.segments import Stream, cut_segments, sum_squares
@@ -48,19 +56,16 @@ def costs(model, batches, tmp_path_factory) -> Path:
     return folder / "costs.json"
 
 
-def quantized(model, batches, costs: Path, folder: Path, budget: int | None, tell=quiet, time=None) -> WeightsQuantized:
-    return quantize_weights(
-        model,
-        batches,
-        costs,
-        WeightOptions(),
-        budget=Budget(budget, time),
-        times=TIMES,
-        scheme="test",
-        folder=folder,
-        reads=costs.parent / "reads",
-        tell=tell,
-    )
+class Quantized(NamedTuple):
+    model: ir.Model
+    plan: WeightPlan
+
+
+def quantized(model, batches, costs: Path, folder: Path, budget: int | None, tell=quiet, time=None) -> Quantized:
+    plan = choose_weights(costs, budget=Budget(budget, time), times=TIMES, scheme="test")
+    reads = costs.parent / "reads"
+    made = fit_weights(model, batches, plan.formats, WeightOptions(), folder=folder, reads=reads, tell=tell)
+    return Quantized(made, plan)
 
 
 def test_every_matrix_is_seen_and_the_shared_table_once(model):
