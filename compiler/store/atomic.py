@@ -28,6 +28,9 @@ AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 """Of linux/fs.h: both names must be there, and each gets what the other had."""
 
+_MORE = 1 << 20
+"""Bytes that a disk has no room for where it had none for the rest of an array."""
+
 _HEX = "[0-9a-f]" * 32
 
 
@@ -105,10 +108,23 @@ def replace_by_link(path: Path, equal: Path) -> None:
 
 
 def _fill(file: BinaryIO, content: bytes | Callable[[BinaryIO], object]) -> None:
-    if isinstance(content, bytes):
-        file.write(content)
-    else:
-        content(file)
+    try:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            content(file)
+    except OSError as error:
+        if error.errno is None:  # numpy tells how much was written, and not why no more
+            _write_more(file)
+        raise
+
+
+def _write_more(file: BinaryIO) -> None:
+    """Has the system say why it writes no more."""
+    file.seek(0, os.SEEK_END)
+    file.write(bytes(_MORE))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

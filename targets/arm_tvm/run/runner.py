@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from compiler.target import (
     available_cpus,
     host_isa,
     scratch_folder,
+    write_atomic,
 )
 from targets.arm_tvm.run.emulate import (
     REMEDY,
@@ -184,7 +186,8 @@ class BundleRunner:
         """Files of the inputs, which are written, and of the outputs."""
         files = [place / f"in{index}.npy" for index in range(len(self.artifact.inputs))]
         for spec, path in zip(self.artifact.inputs, files, strict=True):
-            np.save(path, np.asarray(inputs[spec.name], order="C"), allow_pickle=False)
+            array = np.asarray(inputs[spec.name], order="C")
+            write_atomic(path, partial(np.save, arr=array, allow_pickle=False))
         files += [place / f"out{index}.npy" for index in range(len(self.artifact.outputs))]
         return tuple(map(str, files))
 

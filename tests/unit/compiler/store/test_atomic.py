@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -162,3 +163,24 @@ def test_every_file_that_must_be_whole_is_written_by_the_one_function() -> None:
         if any(call in path.read_text(encoding="utf-8") for call in calls)
     ]
     assert renaming == ["compiler/store/atomic.py"]
+
+
+def test_why_an_array_was_not_written_is_the_systems_reason(tmp_path: Path) -> None:
+    """numpy says how many elements were written; a child, since the limit holds for a whole process."""
+    code = """
+        import resource, signal, sys
+        from functools import partial
+        from pathlib import Path
+        import numpy as np
+        from compiler.store.atomic import write_atomic
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            write_atomic(Path(sys.argv[1]) / "a.npy", partial(np.save, arr=np.zeros(1 << 20)))
+        except OSError as error:
+            print(error.errno)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    ended = subprocess.run(command, cwd=HOUSE, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == [str(errno.EFBIG)]
+    assert list(tmp_path.iterdir()) == []
