@@ -64,7 +64,7 @@ DEPTHS = 3
 """Parts of the depth whose weights have a price of their own: first layers of a decoder are others than the last."""
 
 SWEEPS = 2
-"""Times that weights are rounded anew behind the first."""
+"""Times that weights are rounded anew behind the first, where they are delivered."""
 
 _QUICK = (1.0, 0.85)
 """Ranges tried where only the error of a format is asked for."""
@@ -277,7 +277,7 @@ class _Work:
                 self._keep("final", layer, *self._fit_table(layer, formats[layer.name]))
 
         def fit(layer: WeightLayer, read: _Read) -> None:
-            self._keep("final", layer, *self._fitted(layer, formats[layer.name], read))
+            self._keep("final", layer, *self._fitted(layer, formats[layer.name], read, sweeps=SWEEPS))
 
         for segment, sums in self._segments(lambda x: all(self._is_fitted(layer, formats) for layer in x.products)):
             self._for_each_product(segment, sums, fit)
@@ -356,7 +356,7 @@ class _Work:
     def _measure(self, layer: WeightLayer, formats: Sequence[BlockFormat], read: _Read) -> dict[str, float]:
         first = formats[0]
         weight, squares = self.weight(layer), read.squares
-        integers, scales = self._fitted(layer, first, read)
+        integers, scales = self._fitted(layer, first, read, sweeps=0)  # errors of all formats fall alike by them
         self._keep("first", layer, integers, scales)
         error = weight - scales.values(integers)
         measured = float(np.einsum("ij,ij->", error @ read.gram, error))
@@ -368,13 +368,13 @@ class _Work:
         base = max(plain[str(first)], 1e-30)
         return {name: measured * loss / base for name, loss in plain.items()}
 
-    def _fitted(self, layer: WeightLayer, format_: BlockFormat, read: _Read) -> Stored:
+    def _fitted(self, layer: WeightLayer, format_: BlockFormat, read: _Read, *, sweeps: int) -> Stored:
         """A product's weights in a format: scales by weighted error, roundings that compensate each other."""
         weight = self.weight(layer)
         scales = fit_blocks(weight, read.squares, format_)
         if read.factor is None:
             return scales.integers(weight), scales
-        return compensated(weight, scales, read.factor, read.gram), scales
+        return compensated(weight, scales, read.factor, read.gram, sweeps=sweeps), scales
 
     def _trial(self, name: str, what: str, values: Callable[[], Mapping[str, Floats]], trials: Trials) -> float:
         """The divergence of a trial, measured once however often the work is begun."""
@@ -446,23 +446,26 @@ def _option(layer: WeightLayer, format_: BlockFormat, kl: float) -> Option:
     return Option(format_, format_.bytes_of(layer.outputs, layer.inputs), kl)
 
 
-def compensated(weight: Floats, scales: BlockScales, factor: Factor, gram: Floats) -> NDArray[np.uint8]:
-    """The integers of the least tr(ΔW·H·ΔWᵀ), rounded one input after another, several times.
+def compensated(
+    weight: Floats, scales: BlockScales, factor: Factor, gram: Floats, *, sweeps: int = SWEEPS
+) -> NDArray[np.uint8]:
+    """The integers of the least tr(ΔW·H·ΔWᵀ), rounded one input after another, then anew.
 
     Args:
         weight: (outputs, inputs).
         scales: Its lattice.
         factor: Of H (1, inputs, inputs).
         gram: H (inputs, inputs).
+        sweeps: Times that they are rounded anew.
     """
     integers = np.empty(weight.shape, np.uint8)
     step = max(1, TOGETHER // weight.shape[1])
     for rows in (slice(start, start + step) for start in range(0, len(weight), step)):
-        integers[rows] = _compensated(weight[rows], scales.of_rows(rows), factor, gram)
+        integers[rows] = _compensated(weight[rows], scales.of_rows(rows), factor, gram, sweeps)
     return integers
 
 
-def _compensated(weight: Floats, scales: BlockScales, factor: Factor, gram: Floats) -> NDArray[np.uint8]:
+def _compensated(weight: Floats, scales: BlockScales, factor: Factor, gram: Floats, sweeps: int) -> NDArray[np.uint8]:
     order = factor.order[0]
     by_input = [scales.spread(array)[:, order].T for array in (scales.scale, scales.zero)]
     scale, zero = (np.ascontiguousarray(array)[None] for array in by_input)
@@ -476,6 +479,6 @@ def _compensated(weight: Floats, scales: BlockScales, factor: Factor, gram: Floa
 
     wanted = np.ascontiguousarray(weight[:, order].T)
     rounded = round_in_turn(wanted[None], factor.lower, on_lattice)[0]
-    for _ in range(SWEEPS):
+    for _ in range(sweeps):
         round_again(wanted, rounded, gram, order, lambda row, place: on_lattice(row[None], place)[0])
     return integers.T
