@@ -23,6 +23,10 @@ LARGE_BYTES = 1 << 30
 """Of weights and inputs: beyond that nothing is kept from one run for the next, which is as much again."""
 
 
+_M_MMAP_THRESHOLD = -3
+"""Of malloc.h."""
+
+
 class Unoptimized:
     """A session on a model; the weights are shared, not copied, and nothing is written to disk.
 
@@ -41,6 +45,8 @@ class Unoptimized:
         bare = skeleton(model)
         turned = _turn_weights(model, bare)
         self._is_large = _bytes_of(model) > LARGE_BYTES
+        if self._is_large:
+            _keep_little()
         self._session = open_session(bare.SerializeToString(), is_optimized=False, keeps=not self._is_large)
         self._weights = _removed_weights(model, self._session) | turned
         self._names = [output.name for output in self._session.get_outputs()]
@@ -105,6 +111,16 @@ class Optimized:
             ToolchainFailed: The machine's memory does not hold what it computes.
         """
         return self._session.run(inputs)
+
+
+def _keep_little() -> None:
+    """Has arrays of a megabyte and more given back as soon as they are freed, from now on (glibc).
+
+    Otherwise the C library learns from each that is freed to keep those of its size, up to 32 MiB.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _give_back_memory() -> None:

@@ -41,12 +41,11 @@ def footprint(task: FootprintTask) -> FootprintAnswer:
     _refuse_huge_pages()
     runner = find_target(task.artifact.target).load(task.artifact)
     try:
-        inputs = load_arrays(task.inputs)
         if isinstance(runner, ReportsPeakMemory):
-            return FootprintAnswer(runner.evidence, int(runner.peak_memory_bytes(inputs)))
+            return FootprintAnswer(runner.evidence, int(runner.peak_memory_bytes(load_arrays(task.inputs))))
         if task.decoder is not None and task.asked is not None and isinstance(runner, KeepsCache):
             answer(begin(runner, task.artifact.inputs, task.decoder), task.asked)
-        elif inputs:
+        elif inputs := load_arrays(task.inputs):
             runner.run(inputs)
         return FootprintAnswer(runner.evidence, peak_bytes(task.artifact.root))
     finally:

@@ -59,6 +59,7 @@ def fit_memory(
     ):
         return made
     attempt, fitting, over = made, None, None
+    others = _other_bytes(made.plan.target_plan.payload_bytes, limits)
     for _ in range(MAX_BUILDS + 1):
         least, given = _least_bytes(attempt), attempt.plan.target_plan.payload_bytes
         with context.clock.timed(StageName.MEMORY):
@@ -68,7 +69,9 @@ def fit_memory(
         if least is None or given is None:
             break
         size = min(given, footprint.weights_bytes)
-        most = next_payload(size, excess, least=least, over=over, is_last=is_over and fitting is not None)
+        slope = process_slope(size, footprint.process_bytes, others)
+        is_last = is_over and fitting is not None
+        most = next_payload(size, excess, least=least, over=over, is_last=is_last, slope=slope)
         if most is None:
             break
         over = size if is_over else over
@@ -80,7 +83,29 @@ def fit_memory(
     return fitting or attempt
 
 
-def next_payload(size: int, excess: int, *, least: int, over: int | None, is_last: bool) -> int | None:
+def _other_bytes(payload_bytes: int | None, limits: Limits) -> int | None:
+    """What the plan reckons that a process takes beside its weights; None where no limit is on the process."""
+    if payload_bytes is None or limits.memory_mib is None:
+        return None
+    return int(limits.memory_mib * MIB) - payload_bytes
+
+
+def process_slope(size: int, process_bytes: int | None, others: int | None) -> float:
+    """Bytes of a process that a byte of its payload takes: more than 1 where a runtime keeps copies of weights.
+
+    Args:
+        size: Bytes of the payload.
+        process_bytes: What the process took; None where it was not measured.
+        others: What it is reckoned to take beside; None where that is not known.
+    """
+    if process_bytes is None or others is None or size <= 0:
+        return 1.0
+    return max(1.0, (process_bytes - others) / size)
+
+
+def next_payload(
+    size: int, excess: int, *, least: int, over: int | None, is_last: bool, slope: float = 1.0
+) -> int | None:
     """Bytes that the payload of the next build may take; None where there is none to be made.
 
     Args:
@@ -89,7 +114,9 @@ def next_payload(size: int, excess: int, *, least: int, over: int | None, is_las
         least: The least payload that the target can make.
         over: Bytes of the smallest payload that was over the limit; None where none was.
         is_last: Whether a smaller build keeps the limit already, and this one does not.
+        slope: Bytes that one of the payload takes of what the limit is on.
     """
+    excess = int(excess / slope)
     if excess > 0:
         return None if is_last or size <= least else max(least, size - excess)
     if over is None or -excess < SPARE * size:

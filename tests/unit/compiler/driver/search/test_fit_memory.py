@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.driver.search.fit_memory import SPARE, next_payload
+from compiler.driver.search.fit_memory import SPARE, next_payload, process_slope
 
 LEAST, SIZE = 1_000, 10_000
 
@@ -34,3 +34,10 @@ def test_a_little_is_not_worth_a_build(excess: int, over: int) -> None:
 
 def test_where_a_smaller_build_fits_one_that_is_over_is_the_last() -> None:
     assert next_payload(SIZE, 100, least=LEAST, over=20_000, is_last=True) is None
+
+
+def test_where_a_runtime_copies_weights_fewer_bytes_of_them_bring_what_is_missing() -> None:
+    slope = process_slope(SIZE, 15_000, 2_000)
+    assert slope == 1.3
+    assert next_payload(SIZE, 1_300, least=LEAST, over=None, is_last=False, slope=slope) == SIZE - 1_000
+    assert process_slope(SIZE, 10_000, 2_000) == process_slope(SIZE, None, 2_000) == process_slope(SIZE, 9, None) == 1.0
