@@ -63,8 +63,8 @@ TRIAL_BATCHES = 4
 DEPTHS = 3
 """Parts of the depth whose weights have a price of their own: first layers of a decoder are others than the last."""
 
-SWEEPS = 2
-"""Times that weights are rounded anew behind the first, where they are delivered."""
+SWEEPS = {4: 2, 6: 2}
+"""Bits → times that weights are rounded anew behind the first, where they are delivered; 8 bits err next to nothing."""
 
 _QUICK = (1.0, 0.85)
 """Ranges tried where only the error of a format is asked for."""
@@ -277,7 +277,8 @@ class _Work:
                 self._keep("final", layer, *self._fit_table(layer, formats[layer.name]))
 
         def fit(layer: WeightLayer, read: _Read) -> None:
-            self._keep("final", layer, *self._fitted(layer, formats[layer.name], read, sweeps=SWEEPS))
+            format_ = formats[layer.name]
+            self._keep("final", layer, *self._fitted(layer, format_, read, sweeps=SWEEPS.get(format_.bits, 0)))
 
         for segment, sums in self._segments(lambda x: all(self._is_fitted(layer, formats) for layer in x.products)):
             self._for_each_product(segment, sums, fit)
@@ -446,9 +447,7 @@ def _option(layer: WeightLayer, format_: BlockFormat, kl: float) -> Option:
     return Option(format_, format_.bytes_of(layer.outputs, layer.inputs), kl)
 
 
-def compensated(
-    weight: Floats, scales: BlockScales, factor: Factor, gram: Floats, *, sweeps: int = SWEEPS
-) -> NDArray[np.uint8]:
+def compensated(weight: Floats, scales: BlockScales, factor: Factor, gram: Floats, *, sweeps: int) -> NDArray[np.uint8]:
     """The integers of the least tr(ΔW·H·ΔWᵀ), rounded one input after another, then anew.
 
     Args:
