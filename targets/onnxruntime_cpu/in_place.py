@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from compiler.target import Array, Arrays, DataError, Range, find_decoder, is_decoder, onnx_runtime_errors
-from targets.onnxruntime_cpu.last_logits import LOGITS_FROM
 from targets.onnxruntime_cpu.session import SessionRunner
+
+if TYPE_CHECKING:  # a process that answers prompts needs no graph library
+    import onnx_ir as ir
+
+LOGITS_FROM = "logits_from"
+"""Input of a delivered decoder: the first new token whose logits are computed; -1 is the last one."""
 
 CACHE = "cache in place"
 """Fact of an artifact: how its cache may be held."""

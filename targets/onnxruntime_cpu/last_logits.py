@@ -14,9 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.target import Editor, add_constant, find_decoder
-
-LOGITS_FROM = "logits_from"
-"""Input of a delivered decoder: the first new token whose logits are computed; -1 is the last one."""
+from targets.onnxruntime_cpu.in_place import LOGITS_FROM
 
 _PRODUCTS = ("MatMul", "MatMulNBits")
 _SEQUENCE = 1
