@@ -155,8 +155,12 @@ def _disassembled(block: tuple[int, str], tool: str) -> Block:
 
 
 def _cycles(code: Sequence[str], cpu: str, tool: str) -> float:
-    """Cycles of one iteration when it follows itself many times."""
-    command = [tool, "--mtriple=aarch64", f"--mcpu={MCA_CPU[cpu]}", f"--mattr={FEATURES}", f"--iterations={ITERATIONS}"]
+    return mca_cycles(code, tool, "--mtriple=aarch64", f"--mcpu={MCA_CPU[cpu]}", f"--mattr={FEATURES}")
+
+
+def mca_cycles(code: Sequence[str], tool: str, *options: str) -> float:
+    """Cycles of one iteration when it follows itself many times, by llvm-mca; options say for which core."""
+    command = [tool, *options, f"--iterations={ITERATIONS}"]
     text = subprocess.run(command, input="\n".join(code) + "\n", capture_output=True, text=True, check=True).stdout
     found = re.search(r"^Total Cycles:\s+(\d+)$", text, re.MULTILINE)
     if not found:

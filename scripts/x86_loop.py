@@ -21,12 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arm_loop import find_tool, version
+from arm_loop import find_tool, mca_cycles, version
 from bench_record import Figures
 
 CPU = "icelake-server"
 """The newest server whose ports LLVM knows; Sapphire Rapids has the same two for 512-bit multiply-accumulates."""
-ITERATIONS = 200
 SAMPLES_HZ = 1999
 SHOWN = 4
 ARITHMETIC = re.compile(r"^(vpdpbusds?|vdpbf16ps|vfmadd\d+ps|vpmaddubsw|vpdpwssds?)\s.*%([xyz]mm)\d+$")
@@ -183,14 +182,7 @@ def _disassemble(tool: str, library: Path) -> list[tuple[int, str]]:
 
 
 def _cycles(code: Sequence[str], tool: str) -> float:
-    """Cycles of one iteration when it follows itself many times."""
-    command = [tool, "--mtriple=x86_64", f"--mcpu={CPU}", f"--iterations={ITERATIONS}"]
-    text = "\n".join(JUMP.sub("jne 0", line) for line in code) + "\n"
-    answer = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"^Total Cycles:\s+(\d+)$", answer, re.MULTILINE)
-    if not found:
-        raise RuntimeError(f"llvm-mca gave no cycles: {answer[:300]}")
-    return int(found[1]) / ITERATIONS
+    return mca_cycles([JUMP.sub("jne 0", line) for line in code], tool, "--mtriple=x86_64", f"--mcpu={CPU}")
 
 
 if __name__ == "__main__":

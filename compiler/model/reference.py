@@ -22,7 +22,6 @@ TURNED_BYTES = 512 << 20
 LARGE_BYTES = 1 << 30
 """Of weights and inputs: beyond that nothing is kept from one run for the next, which is as much again."""
 
-
 _M_MMAP_THRESHOLD = -3
 """Of malloc.h."""
 
@@ -118,16 +117,19 @@ def _keep_little() -> None:
 
     Otherwise the C library learns from each that is freed to keep those of its size, up to 32 MiB.
     """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    _tell_allocator("mallopt", _M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _give_back_memory() -> None:
     """Gives freed memory back to the system, where the C library holds on to it (glibc)."""
+    _tell_allocator("malloc_trim", 0)
+
+
+def _tell_allocator(function: str, *arguments: int) -> None:
+    """Calls a function of the C library, where it has it."""
     library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
+    if hasattr(library, function):
+        getattr(library, function)(*arguments)
 
 
 def _bytes_of(model: ir.Model) -> int:

@@ -31,6 +31,13 @@ _LEAST = 2.0**-14
 """The least scale: the smallest normal number of float16."""
 
 
+def some_rows(shape: tuple[int, ...], most: int) -> Iterator[slice]:
+    """All rows of a matrix, so many at a time that they have no more weights than that: one row at least."""
+    rows, columns = shape
+    step = max(1, most // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
 @dataclass(frozen=True)
 class BlockScales:
     """The lattice of a matrix.
@@ -60,7 +67,7 @@ class BlockScales:
     def integers(self, weight: Floats) -> NDArray[np.uint8]:
         """The nearest integers (outputs, inputs)."""
         integers = np.empty(weight.shape, np.uint8)
-        for rows in self._some_rows():
+        for rows in some_rows(weight.shape, _SPREAD):
             scaled = np.rint(weight[rows] / self.spread(self.scale[rows])) + self.spread(self.zero[rows])
             integers[rows] = np.clip(scaled, 0, self.top)
         return integers
@@ -68,7 +75,7 @@ class BlockScales:
     def values(self, integers: NDArray[np.uint8]) -> Floats:
         """The weights that integers stand for."""
         values = np.empty(integers.shape, np.float32)
-        for rows in self._some_rows():
+        for rows in some_rows(integers.shape, _SPREAD):
             moved = integers[rows].astype(np.float32) - self.spread(self.zero[rows])
             np.multiply(moved, self.spread(self.scale[rows]), out=values[rows])
         return values
@@ -76,11 +83,6 @@ class BlockScales:
     def of_rows(self, rows: slice) -> BlockScales:
         """The lattice of some outputs."""
         return BlockScales(self.format, self.scale[rows], self.zero[rows], self.inputs)
-
-    def _some_rows(self) -> Iterator[slice]:
-        """All rows, some at a time: a number for each weight takes as much memory as the weights."""
-        step = max(1, _SPREAD // self.inputs)
-        return (slice(start, start + step) for start in range(0, len(self.scale), step))
 
     def rounded(self, weight: Floats) -> Floats:
         """The nearest weights on the lattice."""
@@ -99,8 +101,7 @@ def fit_blocks(
         shrinks: Factors for the range that are tried.
     """
     tried = shrinks if format_.bits <= _SHRUNK_BITS else (1.0,)
-    rows = max(1, _CHUNK // weight.shape[1])
-    chunks = [weight[start : start + rows] for start in range(0, len(weight), rows)]
+    chunks = [weight[rows] for rows in some_rows(weight.shape, _CHUNK)]
     fitted = [_fitted(_cut(chunk, format_), _cut(squares[None], format_), format_, tried) for chunk in chunks]
     scale, zero = (np.concatenate(arrays) for arrays in zip(*fitted, strict=True))
     return BlockScales(format_, scale, zero, weight.shape[1])

@@ -33,7 +33,7 @@ from compiler.compress.threads import in_parallel, one_blas_thread
 from compiler.compress.weight_only.apply import OPSET, Stored, apply_weights
 from compiler.compress.weight_only.choose import Option
 from compiler.compress.weight_only.divergence import Trials
-from compiler.compress.weight_only.fit import BlockScales, fit_blocks, rounding_loss
+from compiler.compress.weight_only.fit import BlockScales, fit_blocks, rounding_loss, some_rows
 from compiler.compress.weight_only.layers import WeightKind, WeightLayer, find_layers
 from compiler.compress.weight_only.segments import Segment, Stream, cut_segments, sum_squares
 from compiler.errors import DataError, UnsupportedModel
@@ -458,8 +458,7 @@ def compensated(weight: Floats, scales: BlockScales, factor: Factor, gram: Float
         sweeps: Times that they are rounded anew.
     """
     integers = np.empty(weight.shape, np.uint8)
-    step = max(1, TOGETHER // weight.shape[1])
-    for rows in (slice(start, start + step) for start in range(0, len(weight), step)):
+    for rows in some_rows(weight.shape, TOGETHER):
         integers[rows] = _compensated(weight[rows], scales.of_rows(rows), factor, gram, sweeps)
     return integers
 
